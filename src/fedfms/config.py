@@ -1,0 +1,596 @@
+"""What is learnt (Recipe), where the data is (SiteConfig), and what may leave (Policy).
+
+Every default of the product stands in this file, once. Files hold only what differs; an unknown key
+is an error. The environment names machine facts (folders, threads) and is read here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from fedfms.errors import ConfigError
+
+Method = Literal["fedsam", "fedmsa"]
+Backbone = Literal["vit_demo", "vit_b", "vit_l", "vit_h"]
+ImageFormat = Literal["nifti", "dicom", "image", "npy"]
+
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneFile:
+    """A SAM backbone: its token size and the checkpoint that is meant by its name."""
+
+    patch_size: int  # pixels a side of one encoder token
+    file_name: str
+    sha256: str
+
+
+BACKBONES: dict[str, BackboneFile] = {
+    # shipped with the package (fedfms/models/vit_demo.safetensors); tools/train_demo_backbone.py
+    "vit_demo": BackboneFile(8, "vit_demo.safetensors", "0" * 64),
+    # Meta's own files, as linked from the README of facebookresearch/segment-anything
+    "vit_b": BackboneFile(
+        16,
+        "sam_vit_b_01ec64.pth",
+        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+    ),
+    "vit_l": BackboneFile(
+        16,
+        "sam_vit_l_0b3195.pth",
+        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+    ),
+    "vit_h": BackboneFile(
+        16,
+        "sam_vit_h_4b8939.pth",
+        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+    ),
+}
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+
+# ---------------------------------------------------------------------------------------- recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What the federation learns. The same at every site; `recipe.json` in a job."""
+
+    method: Method
+    backbone: Backbone
+    backbone_sha256: str  # of the SAM checkpoint; every party proves that it holds this one
+    classes: tuple[str, ...]  # in the order of the output channels
+    rounds: int
+    image_size: int = 1024  # pixels, square; SAM's own input size
+    resize: Literal["pad", "stretch"] = "pad"  # pad: longest side, as SAM; stretch: as FedFMS
+    normalize: bool = True  # SAM's pixel mean and standard deviation; False: [0, 1], as FedFMS
+    local_epochs: int = 1  # passes over a site's training slices in one round
+    batch_size: int = 4  # slices per optimizer step, whatever the site's micro-batch
+    learning_rate: float = 1e-4  # Adam
+    schedule: Literal["constant", "cosine"] = "constant"  # over all rounds
+    warmup_steps: int = 0  # optimizer steps of linear warm-up in the first round
+    clip_grad_norm: float | None = None  # largest L2 norm of the gradient of one step
+    loss: Literal["bce", "dice_bce"] = "bce"
+    positive_weight: float = 2.0  # of foreground pixels in BCE
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder's arithmetic
+    optimizer_state: Literal["keep", "reset"] = "reset"  # Adam's moments between rounds
+    transfer_precision: Literal["fp32", "fp16"] = "fp32"  # on the wire; averaging is always fp32
+    holdout: tuple[str, ...] = ()  # sites that evaluate and never train
+    max_update_norm: float | None = None  # the server refuses a difference with a larger L2 norm
+    probability_threshold: float = 0.5  # from which a pixel is foreground
+    seed: int = 0
+    paper_compat: bool = False  # FedFMS's own behaviour; docs/protocol.md lists what changes
+
+    def __post_init__(self) -> None:
+        _check_types(self, "recipe.json")
+        _require(
+            re.fullmatch(r"[0-9a-f]{64}", self.backbone_sha256) is not None,
+            f"backbone_sha256 is {self.backbone_sha256!r}",
+            "write the SHA-256 of the SAM checkpoint, 64 hexadecimal digits (sha256sum FILE)",
+        )
+        _require(len(self.classes) > 0, "classes is empty", "name at least one class in recipe.json")
+        for name in self.classes:
+            _require_name(name, "class")
+        _require(
+            len(set(self.classes)) == len(self.classes),
+            f"classes names one class twice: {', '.join(self.classes)}",
+            "name each class once in recipe.json",
+        )
+        for key in ("rounds", "local_epochs", "batch_size"):
+            value = getattr(self, key)
+            _require(value >= 1, f"{key} is {value}", f"set {key} to 1 or more in recipe.json")
+        _require(
+            self.image_size >= self.patch_size and self.image_size % self.patch_size == 0,
+            f"image_size is {self.image_size}",
+            f"use a multiple of the backbone's patch size, {self.patch_size} pixels",
+        )
+        _require(
+            math.isfinite(self.learning_rate) and self.learning_rate > 0,
+            f"learning_rate is {self.learning_rate}",
+            "set a positive number, such as 1e-4",
+        )
+        _require(
+            math.isfinite(self.positive_weight) and self.positive_weight > 0,
+            f"positive_weight is {self.positive_weight}",
+            "set a positive number, such as 2.0",
+        )
+        _require(
+            0.0 < self.probability_threshold < 1.0,
+            f"probability_threshold is {self.probability_threshold}",
+            "set a number between 0 and 1, such as 0.5",
+        )
+        _require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}", "set 0 or more")
+        _require(self.seed >= 0, f"seed is {self.seed}", "set 0 or more")
+        for key in ("clip_grad_norm", "max_update_norm"):
+            value = getattr(self, key)
+            _require(
+                value is None or (math.isfinite(value) and value > 0),
+                f"{key} is {value}",
+                "set a positive number, or null for no limit",
+            )
+        for name in self.holdout:
+            _require_name(name, "holdout site")
+
+    @property
+    def patch_size(self) -> int:
+        """Side of one encoder token in pixels."""
+        return BACKBONES[self.backbone].patch_size
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the decoder's output in pixels: four per encoder token (256 at 1024 pixels)."""
+        return self.image_size // self.patch_size * 4
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "recipe.json") -> Recipe:
+        return _from_dict(cls, values, source)
+
+    @classmethod
+    def from_json(cls, path: Path) -> Recipe:
+        return cls.from_dict(_read_json(path), str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values, defaults included, as JSON types."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 over all values in canonical JSON: equal exactly where the recipes are equal."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def with_overrides(self, overrides: typing.Sequence[str]) -> Recipe:
+        """The recipe with `key=value` texts applied, as `--set rounds=20 --set classes=disc,cup`.
+
+        Another backbone without its own `backbone_sha256` means the official checkpoint.
+        """
+        hints = typing.get_type_hints(Recipe)
+        values = self.to_dict()
+        for text in overrides:
+            key, sign, value = text.partition("=")
+            _require(bool(sign), f"--set {text} has no '='", "write --set NAME=VALUE")
+            _require_known(key, hints, "--set")
+            values[key] = _parse_override(key, value, hints[key])
+            if key == "backbone" and value in BACKBONES:
+                values["backbone_sha256"] = BACKBONES[value].sha256
+        return Recipe.from_dict(values, "--set")
+
+
+# ------------------------------------------------------------------------------------------ site
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intensity:
+    """How stored values become grey levels 0 to 255, over a whole case.
+
+    percentile: `low` and `high` are percentiles (0 to 100) of the case's own values.
+    window: `center` and `width`, as in computed tomography (Hounsfield units).
+    range: `low` and `high` are stored values; for 8-bit pictures 0 and 255.
+    """
+
+    rule: Literal["percentile", "window", "range"] = "percentile"
+    low: float | None = None  # percentile: 0.5 where not given; range: 0
+    high: float | None = None  # percentile: 99.5; range: 255
+    center: float | None = None
+    width: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_types(self, "site.yml, intensity")
+        if self.rule == "window":
+            _require(
+                self.center is not None and self.width is not None and self.width > 0,
+                "intensity rule 'window' needs center and width",
+                "add for example center: 40 and width: 400 under intensity in site.yml",
+            )
+            return
+        low, high = self.bounds
+        _require(
+            low < high,
+            f"intensity low is {low} and high is {high}",
+            "set low below high under intensity in site.yml",
+        )
+        if self.rule == "percentile":
+            _require(
+                0 <= low and high <= 100,
+                f"intensity percentiles are {low} and {high}",
+                "use percentiles between 0 and 100",
+            )
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """(low, high) with the defaults of the rule filled in; stored values, or percentiles."""
+        if self.rule == "window":
+            assert self.center is not None and self.width is not None  # __post_init__ checked it
+            return self.center - self.width / 2, self.center + self.width / 2
+        low, high = (0.5, 99.5) if self.rule == "percentile" else (0.0, 255.0)
+        return (low if self.low is None else self.low, high if self.high is None else self.high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteConfig:
+    """What a site's files mean and how its machine is used; `site.yml`, owned by the site.
+
+    Globs are relative to `data_root`; what their wildcards match must be alike for an image and its
+    label, which is how the two are paired.
+    """
+
+    data_root: Path  # the mounted folder; SITE_DATA in the environment goes before it
+    format: ImageFormat
+    images: str  # glob, such as images/*.nii.gz
+    labels: str  # glob, such as labels/*.nii.gz
+    classes: dict[str, tuple[int, ...]]  # class name -> label values that mean it
+    background: tuple[int, ...] = (0,)  # label values that mean none of the classes
+    not_annotated: tuple[str, ...] = ()  # classes this site never drew: their loss is masked here
+    plane: Literal["axial", "coronal", "sagittal"] = "axial"  # of the slices of a volume
+    channels: Literal["gray", "rgb", "neighbours"] = "gray"  # neighbours: slices i-1, i, i+1
+    keep_empty_every: int = 1  # training: every n-th slice without foreground; 1 all, 0 none
+    intensity: Intensity = field(default_factory=Intensity)
+    patient: str | None = None  # regular expression on the file name; group 1 is the patient
+    validation_fraction: float = 0.2  # of the patients
+    validation_seed: int = 0
+    cache: Path | None = None  # folder for prepared slices; none: prepared anew at each start
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    threads: int | None = None  # CPU threads of torch; none: torch decides
+    workers: int = 0  # data loader processes
+    micro_batch: int | None = None  # largest number of slices in memory at once; none: batch_size
+    min_cases: int = 3  # a metric over fewer cases stays at the site
+    stall_seconds: float = 3600.0  # without progress for so long, the trainer ends itself
+
+    def __post_init__(self) -> None:
+        _check_types(self, "site.yml")
+        _require(
+            len(self.classes) > 0,
+            "classes in site.yml is empty",
+            "map at least one class to its label values, for example nucleus: [255]",
+        )
+        owner: dict[int, str] = {}
+        for name, values in self.classes.items():
+            _require_name(name, "class")
+            _require(
+                len(values) > 0,
+                f"class {name} in site.yml has no label values",
+                f"give its values, as in {name}: [1], or list it under not_annotated",
+            )
+            for value in values:
+                owner[value] = name
+        both = [value for value in self.background if value in owner]
+        _require(
+            not both,
+            f"label value {both[0] if both else ''} is background and class at once",
+            "list each label value under classes or under background in site.yml, not both",
+        )
+        twice = [name for name in self.not_annotated if name in self.classes]
+        _require(
+            not twice,
+            f"class {twice[0] if twice else ''} has label values and is listed as not annotated",
+            "keep it in one of the two places in site.yml",
+        )
+        for key in ("images", "labels"):
+            pattern = getattr(self, key)
+            _require(
+                "*" in pattern and not pattern.startswith("/") and ".." not in Path(pattern).parts,
+                f"{key} in site.yml is {pattern!r}",
+                "write a glob relative to data_root, with a * that stands for the case's name",
+            )
+        _require(
+            self.images != self.labels,
+            f"images and labels in site.yml are the same glob, {self.images}",
+            "point labels at the label files",
+        )
+        _require(
+            0.0 < self.validation_fraction < 1.0,
+            f"validation_fraction is {self.validation_fraction}",
+            "set a number between 0 and 1, such as 0.2",
+        )
+        for key in ("workers", "keep_empty_every", "validation_seed"):
+            value = getattr(self, key)
+            _require(value >= 0, f"{key} is {value}", f"set {key} to 0 or more in site.yml")
+        for key in ("threads", "micro_batch", "min_cases"):
+            value = getattr(self, key)
+            _require(
+                value is None or value >= 1,
+                f"{key} is {value}",
+                f"set {key} to 1 or more in site.yml",
+            )
+        _require(
+            self.stall_seconds > 0, f"stall_seconds is {self.stall_seconds}", "set seconds above 0"
+        )
+        if self.patient is not None:
+            try:
+                groups = re.compile(self.patient).groups
+            except re.error as error:
+                raise ConfigError(
+                    f"patient in site.yml is no regular expression: {error}",
+                    "write one with one group around the patient's part of the file name",
+                ) from None
+            _require(
+                groups == 1,
+                f"patient in site.yml has {groups} groups",
+                "put exactly one pair of parentheses around the patient's part of the file name",
+            )
+        _require(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
+            f"device is {self.device!r}",
+            "use auto, cpu, cuda, or cuda:N in site.yml",
+        )
+
+    @classmethod
+    def from_yaml(cls, path: Path, data_root: Path | None = None) -> SiteConfig:
+        """Read `site.yml`; relative folders in it are relative to the file.
+
+        Args:
+            path: the file.
+            data_root: goes before the file's own `data_root` (the environment's SITE_DATA, or a
+                command's --data); without either the file has to name it.
+        """
+        values = _read_yaml(path)
+        if data_root is not None:
+            values["data_root"] = str(data_root)
+        _require(
+            "data_root" in values,
+            f"{path} does not say where the data is",
+            "set SITE_DATA to the mounted folder, or add data_root to site.yml",
+        )
+        for key in ("data_root", "cache"):
+            if isinstance(values.get(key), str):
+                values[key] = str((path.parent / os.path.expanduser(values[key])).resolve())
+        return _from_dict(cls, values, str(path))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What may leave a site; `policy/privacy.json`, owned by the site. The last word."""
+
+    methods: tuple[Method, ...] = ("fedsam", "fedmsa")  # the jobs that may run here
+    max_rounds: int = 1000
+    clip_norm: float | None = None  # largest L2 norm of a whole difference; longer ones are scaled
+    noise_std: float = 0.0  # Gaussian noise on each value, as a share of clip_norm
+    min_cases: int = 3  # a metric over fewer cases stays; the larger of this and site.yml's counts
+    pictures: bool = False  # prediction overlays of validation cases in the report
+
+    def __post_init__(self) -> None:
+        _check_types(self, "privacy.json")
+        _require(
+            len(self.methods) > 0, "methods in privacy.json is empty", "list fedsam, fedmsa or both"
+        )
+        for key in ("max_rounds", "min_cases"):
+            value = getattr(self, key)
+            _require(value >= 1, f"{key} in privacy.json is {value}", f"set {key} to 1 or more")
+        _require(
+            self.clip_norm is None or (math.isfinite(self.clip_norm) and self.clip_norm > 0),
+            f"clip_norm in privacy.json is {self.clip_norm}",
+            "set a positive number, or null for no clipping",
+        )
+        _require(
+            math.isfinite(self.noise_std) and self.noise_std >= 0,
+            f"noise_std in privacy.json is {self.noise_std}",
+            "set 0 or more",
+        )
+        _require(
+            self.noise_std == 0 or self.clip_norm is not None,
+            "privacy.json asks for noise without a clip_norm",
+            "set clip_norm: noise_std is a share of it",
+        )
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Policy:
+        """Read `privacy.json` in the site's policy folder; a missing file closes the door."""
+        return _from_dict(cls, _read_json(folder / "privacy.json"), str(folder / "privacy.json"))
+
+
+# ----------------------------------------------------------------------------------- environment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Facts of the machine, from the environment; read once."""
+
+    site_data: Path | None  # SITE_DATA: the mounted imaging volume (trainer only)
+    exchange: Path | None  # FEDFMS_EXCHANGE: the folder that trainer and FLARE client share
+    checkpoints: Path | None  # FEDFMS_CHECKPOINTS: folder of SAM checkpoints
+
+    @classmethod
+    def from_environment(cls) -> Machine:
+        def folder(name: str) -> Path | None:
+            value = os.environ.get(name)
+            return Path(value) if value else None
+
+        return cls(
+            site_data=folder("SITE_DATA"),
+            exchange=folder("FEDFMS_EXCHANGE"),
+            checkpoints=folder("FEDFMS_CHECKPOINTS"),
+        )
+
+
+# ---------------------------------------------------------------------------- reading and checks
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, problem: str, fix: str) -> None:
+    if not condition:
+        raise ConfigError(problem, fix)
+
+
+def _require_name(name: str, what: str) -> None:
+    _require(
+        _NAME.fullmatch(name) is not None,
+        f"{what} name {name!r} cannot be used",
+        "use letters, digits, - and _, at most 63 of them",
+    )
+
+
+def _require_known(key: str, known: typing.Iterable[str], source: str) -> None:
+    known = sorted(known)
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1)
+        fix = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+        raise ConfigError(f"{source}: unknown key {key!r}", fix)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no {path}", "check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", "check the file") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is no JSON: {error}", "correct the file at that place") from None
+    _require(isinstance(values, dict), f"{path} holds no JSON object", "write { … } with its keys")
+    return values
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(_read_text(path))
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise ConfigError(f"{path} is no YAML{line}", "correct the file at that place") from None
+    _require(isinstance(values, dict), f"{path} holds no keys", "write one 'key: value' a line")
+    return values
+
+
+def _from_dict(cls: type[T], values: dict[str, Any], source: str) -> T:
+    """Build a config dataclass from plain JSON or YAML values; lists become tuples."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        _require_known(str(key), fields, source)
+        arguments[key] = _convert(value, hints[key], f"{source}, {key}")
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in arguments
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    _require(not missing, f"{source} has no {', '.join(missing)}", "add what is missing")
+    return cls(**arguments)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _convert(value, next(a for a in args if a is not type(None)), where)
+    if origin is tuple:
+        _require(isinstance(value, list | tuple), f"{where} is {value!r}", "write a list, [ … ]")
+        return tuple(_convert(item, args[0], where) for item in value)
+    if origin is dict:
+        _require(isinstance(value, dict), f"{where} is {value!r}", "write 'name: value' lines")
+        return {str(key): _convert(item, args[1], where) for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        _require(isinstance(value, dict), f"{where} is {value!r}", "write 'name: value' lines")
+        return _from_dict(typing.cast(type, hint), value, where)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):
+        try:  # YAML reads 1e-4 as text
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _parse_override(key: str, text: str, hint: Any) -> Any:
+    if typing.get_origin(hint) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if hint is str or (typing.get_origin(hint) is Literal):
+        return text
+    try:
+        return json.loads(text.lower() if text in ("True", "False", "None") else text)
+    except json.JSONDecodeError:
+        raise ConfigError(
+            f"--set {key}={text}: the value is no number, true, false or null",
+            f"look at {key} in the job's recipe.json for an example",
+        ) from None
+
+
+def _check_types(config: Any, source: str) -> None:
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not _fits(value, hint):
+            raise ConfigError(f"{source}: {name} is {value!r}", f"use {_describe(hint)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, arg) for arg in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, args[1]) for item in value.values())
+    if hint is type(None):
+        return value is None
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(str(arg) for arg in args)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_describe(arg) for arg in args)
+    if origin is tuple:
+        return f"a list of {_describe(args[0])}"
+    if hint is type(None):
+        return "null"
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return names.get(hint, f"a {getattr(hint, '__name__', hint)}")

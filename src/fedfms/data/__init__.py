@@ -1,0 +1,1 @@
+"""Files to tensors. Knows nothing of models or rounds."""

@@ -1,0 +1,1 @@
+"""What travels between a site and the server. Knows nothing of NVFLARE or images."""

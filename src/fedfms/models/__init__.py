@@ -1,0 +1,1 @@
+"""Recipe to network, and which of its tensors learn. Knows nothing of data or optimizers."""

@@ -1,0 +1,1 @@
+"""A finished job's records to tables and a page. Never computes a score again."""

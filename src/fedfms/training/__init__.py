@@ -1,0 +1,1 @@
+"""Network and cases to a change and its scores. Knows nothing of NVFLARE or paths."""
