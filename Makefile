@@ -1,0 +1,58 @@
+# make demo   install into .venv, then let three sites learn together on this machine; no Docker
+# make test   install into .venv, then run every test
+# make lint   ruff, mypy, shellcheck
+
+PYTHON ?= python3
+VENV ?= .venv
+# Which build of torch fits is this machine's matter. For a machine without a GPU, PyTorch's own index
+# has a much smaller one: make demo TORCH_INDEX="--index-url <the CPU index that pytorch.org names>"
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+DEMO ?= workspace/demo
+
+BIN := $(VENV)/bin
+SOURCES := $(shell find src -type f -not -name '*.pyc' -not -path '*.egg-info*') pyproject.toml
+
+.PHONY: help demo test lint format clean
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+# Each step leaves a stamp, so that a second call installs nothing.
+$(VENV)/torch.stamp:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_INDEX) $(TORCH)
+	touch $@
+
+$(VENV)/run.stamp: $(VENV)/torch.stamp requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
+	touch $@
+
+$(VENV)/fedfms.stamp: $(VENV)/run.stamp $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
+	touch $@
+
+demo: $(VENV)/fedfms.stamp
+	$(BIN)/fedfms synth $(DEMO)/sites
+	$(BIN)/fedfms simulate jobs/fedmsa --sites $(DEMO)/sites --set holdout=site-4 --workspace $(DEMO)
+
+test: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	@if command -v shellcheck >/dev/null; then shellcheck tools/*.sh .ci/run; \
+	else echo "lint: SKIPPED shellcheck, which is not installed (Debian: apt install shellcheck)"; fi
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Write requirements.lock and requirements-dev.lock: every package with its hashes, for any Python that
+# pyproject.toml allows. torch is left out with what it brings for CUDA: which build of it fits, CPU or
+# CUDA, is the machine's matter, so the Makefile and the Dockerfile install it first, at its own pin.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if ! command -v uv >/dev/null; then
+  echo "lock: there is no uv on the PATH" >&2
+  echo "  fix: pip install uv" >&2
+  exit 69
+fi
+
+lock() {
+  local target=$1
+  shift
+  local compiled
+  compiled=$(uv pip compile pyproject.toml "$@" --quiet --universal --python-version 3.10 \
+    --generate-hashes --no-annotate --no-header)
+  {
+    echo "# Written by tools/lock.sh; do not edit. Install torch first, then this with --no-deps."
+    # a block is a requirement line and the hash lines under it
+    awk '/^[^ ]/ { keep = $0 !~ /^(torch|triton|nvidia-|cuda-)/ } keep' <<<"$compiled"
+  } >"$target"
+}
+
+lock requirements.lock
+lock requirements-dev.lock --extra test --extra lint
