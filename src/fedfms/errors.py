@@ -52,6 +52,12 @@ class CheckpointError(FedfmsError):
     default_code = "checkpoint"
 
 
+class TrainingError(FedfmsError):
+    """A local round or evaluation that cannot go on: no memory, a loss that is no number."""
+
+    default_code = "training"
+
+
 class DoorClosed(FedfmsError):
     """The site's policy does not let this leave (exchange/door.py)."""
 

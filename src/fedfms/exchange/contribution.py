@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fedfms.errors import ContributionRefused
 
 METRICS = ("dice", "iou", "hd95", "dice_slice", "iou_slice")
+PHASES = ("prepare", "evaluate", "train", "exchange")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,7 @@ class Contribution:
     evaluated_cases: int
     metrics: tuple[Metric, ...] = ()
     loss: float | None = None  # mean over the round's steps
-    seconds: dict[str, float] = field(default_factory=dict)  # prepare, evaluate, train, exchange
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase, keys from PHASES
     peak_memory_bytes: int = 0  # of the trainer process, or of its GPU where it has one
     micro_batch: int = 0  # slices in memory at once, after out-of-memory halvings
     update_norm: float | None = None  # L2 norm of the difference as sent
@@ -57,38 +60,104 @@ class Contribution:
         return sum(values) / len(values) if values else None
 
     def to_dict(self) -> dict[str, Any]:
+        """All values as JSON types; the inverse of `from_dict`."""
         values = dataclasses.asdict(self)
         values["metrics"] = [dataclasses.asdict(metric) for metric in self.metrics]
         return values
 
     @classmethod
     def from_dict(cls, values: Any) -> Contribution:
-        """Read what came over a wire; anything unexpected is refused by name."""
-        if not isinstance(values, dict):
-            raise _malformed("it is no JSON object")
-        known = {f.name for f in dataclasses.fields(cls)}
-        required = {f.name for f in dataclasses.fields(cls) if _has_no_default(f)}
-        if strange := sorted(set(values) - known):
-            raise _malformed(f"unknown entry {strange[0]}")
-        if missing := sorted(required - set(values)):
-            raise _malformed(f"entry {missing[0]} is missing")
-        try:
-            metrics = tuple(Metric(**metric) for metric in values.get("metrics", ()))
-        except TypeError as error:
-            raise _malformed(f"a metric cannot be read: {error}") from None
+        """Read what came over a wire; anything unexpected is refused by name.
+
+        Raises:
+            ContributionRefused: code malformed-report; an entry is unknown, missing, or not of its
+                kind. No free text passes: every text is a short name, a version or a hash.
+        """
+        _check_entries(values, cls, _CONTRIBUTION, "the report")
+        metrics = values.get("metrics", ())
         for metric in metrics:
-            if metric.metric not in METRICS or not _finite_or_none(metric.mean, metric.std):
-                raise _malformed(f"metric {metric.metric} has no usable value")
-        for key in ("training_slices", "training_cases", "evaluated_cases", "round"):
-            if not isinstance(values[key], int) or values[key] < 0:
-                raise _malformed(f"{key} is no whole number of 0 or more")
-        return cls(**{**values, "metrics": metrics})
+            _check_entries(metric, Metric, _METRIC, "a metric")
+        return cls(**{**values, "metrics": tuple(Metric(**metric) for metric in metrics)})
 
 
-def _finite_or_none(*values: Any) -> bool:
-    return all(
-        v is None or (isinstance(v, int | float) and math.isfinite(v)) for v in values
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
+def _number_or_none(value: Any) -> bool:
+    return value is None or _number(value)
+
+
+def _text(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def _one_of(*allowed: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in allowed
+
+
+def _seconds(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        key in PHASES and _number(spent) and spent >= 0 for key, spent in value.items()
     )
+
+
+def _list(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) <= 1000
+
+
+_METRIC: dict[str, Callable[[Any], bool]] = {
+    "class_name": _text(_WORD),
+    "metric": _one_of(*METRICS),
+    "mean": _number_or_none,
+    "std": _number_or_none,
+    "cases": _count,
+    "empty": _count,
+}
+
+_CONTRIBUTION: dict[str, Callable[[Any], bool]] = {
+    "site": _text(_WORD),
+    "kind": _one_of("train", "evaluate"),
+    "role": _one_of("train", "holdout"),
+    "round": _count,
+    "model": _one_of("round", "final", "best"),
+    "recipe_sha256": _text(_SHA256),
+    "backbone_sha256": _text(_SHA256),
+    "package_version": _text(_WORD),
+    "training_slices": _count,
+    "training_cases": _count,
+    "evaluated_cases": _count,
+    "metrics": _list,
+    "loss": _number_or_none,
+    "seconds": _seconds,
+    "peak_memory_bytes": _count,
+    "micro_batch": _count,
+    "update_norm": _number_or_none,
+}
+
+
+def _check_entries(
+    values: Any, cls: type, checks: dict[str, Callable[[Any], bool]], what: str
+) -> None:
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise _malformed(f"{what} is no JSON object")
+    if strange := sorted(set(values) - set(checks)):
+        raise _malformed(f"{what} has the unknown entry {strange[0][:64]!r}")
+    required = {f.name for f in dataclasses.fields(cls) if _has_no_default(f)}
+    if missing := sorted(required - set(values)):
+        raise _malformed(f"{what} has no entry {missing[0]}")
+    for key, value in values.items():
+        if not checks[key](value):
+            raise _malformed(f"{key} of {what} cannot be used")
 
 
 def _has_no_default(f: dataclasses.Field[Any]) -> bool:

@@ -29,6 +29,7 @@ class Control:
 
     @property
     def aborted(self) -> bool:
+        """Whether somebody asked to stop."""
         return self._abort.is_set()
 
     def check(self) -> None:
@@ -38,6 +39,11 @@ class Control:
         self.last_sign_of_life = time.monotonic()
 
     def report(self, phase: str, done: int, total: int) -> None:
+        """Check, then tell how far the phase is.
+
+        Raises:
+            TaskAborted: as `check`.
+        """
         self.check()
         if self._on_progress is not None:
             self._on_progress(phase, done, total)

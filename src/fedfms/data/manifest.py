@@ -1,0 +1,277 @@
+"""From `site.yml` to a list of cases: which image belongs to which label, to whom, on which side.
+
+An image and its label are paired by what the wildcards of the two globs match: `images/*.nii.gz`
+and `labels/*_seg.nii.gz` put `images/anna.nii.gz` together with `labels/anna_seg.nii.gz`. Only the
+part below `data_root` is ever matched, so no name in the path before it can matter.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fedfms.config import SiteConfig
+from fedfms.errors import SiteDataError
+
+Split = Literal["train", "validation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One image with its label."""
+
+    key: str  # what the wildcards matched; unique within the site
+    patient: str  # never on both sides of the split
+    image: Path
+    label: Path
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a look at the folders gave: the cases, and all that is wrong with them."""
+
+    cases: list[Case] = field(default_factory=list)  # sorted by key
+    problems: list[SiteDataError] = field(default_factory=list)
+
+
+def find_cases(site: SiteConfig) -> list[Case]:
+    """The cases of a site, sorted by key; no image is opened.
+
+    Raises:
+        SiteDataError: the first thing wrong with folders, names, pairs or patients.
+    """
+    found = scan(site)
+    if found.problems:
+        raise found.problems[0]
+    return found.cases
+
+
+def scan(site: SiteConfig) -> Scan:
+    """Like `find_cases`, but goes on after a problem and reports all of them."""
+    if site.format == "dicom":
+        return _stopped(
+            "site.yml says format: dicom, which this version cannot read yet",
+            "convert the series to NIfTI, for example with dcm2niix, and set format: nifti",
+            "format-not-supported-yet",
+        )
+    if not site.data_root.is_dir():
+        return _stopped(
+            f"there is no folder {site.data_root}",
+            "set SITE_DATA to the folder with your images, or correct data_root in site.yml",
+            "no-data-root",
+        )
+    if _wildcards(site.images) != _wildcards(site.labels):
+        return _stopped(
+            f"the globs {site.images} and {site.labels} have different wildcards",
+            "use the same wildcards in both, in the same order: what they match pairs the files",
+            "globs-differ",
+        )
+    labels = _matches(site.data_root, site.labels)
+    label_files = set(labels.values())
+    images = {
+        key: path
+        for key, path in _matches(site.data_root, site.images).items()
+        if path not in label_files  # images/*.png also matches a label called images/x_seg.png
+    }
+    if not images or not labels:
+        what, pattern = ("images", site.images) if not images else ("labels", site.labels)
+        return _stopped(
+            f"no file under {site.data_root} matches {what}: {pattern}",
+            f"compare with: ls {site.data_root}; the glob is relative to data_root",
+            f"no-{what}",
+        )
+    problems = _unpaired(images, labels)
+    patients, unnamed = _patients(images, site)
+    if unnamed:
+        problems.append(
+            SiteDataError(
+                f"patient: {site.patient} in site.yml does not match {_some(unnamed)}",
+                "correct the regular expression so that group 1 is the patient in every file name",
+                code="patient-not-found",
+            )
+        )
+    keys = sorted(key for key in images.keys() & labels.keys() if key in patients)
+    names = {patients[key] for key in keys}
+    try:
+        validation = validation_patients(names, site.validation_fraction, site.validation_seed)
+    except SiteDataError as error:
+        validation = set()
+        if not problems:  # otherwise it follows from them
+            problems.append(error)
+    if site.patient is not None:
+        problems.extend(_one_patient_in_two_spellings(names, validation))
+    cases = [
+        Case(
+            key=key,
+            patient=patients[key],
+            image=images[key],
+            label=labels[key],
+            split="validation" if patients[key] in validation else "train",
+        )
+        for key in keys
+    ]
+    return Scan(cases, problems)
+
+
+def validation_patients(patients: Iterable[str], fraction: float, seed: int) -> set[str]:
+    """The patients whose cases validate, the same on every machine.
+
+    Patients are ordered by the SHA-256 of `seed:patient` and the first ones are taken, so the
+    share is exact: `fraction` of the patients, rounded to the nearest whole number, halves up, with
+    at least one patient on each side.
+
+    Raises:
+        SiteDataError: fewer than two patients ("too-few-patients").
+    """
+    order = sorted(
+        set(patients), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+    )
+    if len(order) < 2:
+        raise SiteDataError(
+            f"the site has {len(order)} patient{'' if len(order) == 1 else 's'}; at least 2 are "
+            "needed, one to train and one to validate",
+            "add cases, or correct patient in site.yml if it takes several patients for one",
+            code="too-few-patients",
+        )
+    share = math.floor(fraction * len(order) + 0.5)
+    return set(order[: min(max(share, 1), len(order) - 1)])
+
+
+# ------------------------------------------------------------------------------------------ globs
+
+
+_WILDCARD = re.compile(r"\*\*/|\*|\?|\[!?\]?[^\]]*\]")
+
+
+def _wildcards(pattern: str) -> list[str]:
+    return _WILDCARD.findall(pattern)
+
+
+def _matches(root: Path, pattern: str) -> dict[str, Path]:
+    """Files below `root` that match, by what the wildcards matched; hidden files do not count."""
+    expression = _groups(pattern)
+    found: dict[str, Path] = {}
+    # not Path.glob, which takes hidden files and, before Python 3.13, no linked folders under **
+    for name in sorted(glob.glob(pattern, root_dir=root, recursive=True)):  # noqa: PTH207
+        groups = expression.fullmatch(Path(name).as_posix())
+        if groups is not None and not (root / name).is_dir():
+            # one spelling of accents, whatever the file system writes
+            key = unicodedata.normalize(
+                "NFC", "/".join(part.strip("/") for part in groups.groups())
+            )
+            found[key] = root / name
+    return found
+
+
+def _groups(pattern: str) -> re.Pattern[str]:
+    """The glob as a regular expression with one group for each wildcard."""
+    text, end = "", 0
+    for wildcard in _WILDCARD.finditer(pattern):
+        text += re.escape(pattern[end : wildcard.start()])
+        token = wildcard.group()
+        if token == "**/":
+            text += r"((?:[^/]+/)*)"
+        elif token == "*":
+            text += r"([^/]*)"
+        elif token == "?":
+            text += r"([^/])"
+        else:
+            text += f"([{'^' + token[2:-1] if token[1] == '!' else token[1:-1]}])"
+        end = wildcard.end()
+    return re.compile(text + re.escape(pattern[end:]))
+
+
+# --------------------------------------------------------------------------------------- problems
+
+
+def _unpaired(images: Mapping[str, Path], labels: Mapping[str, Path]) -> list[SiteDataError]:
+    alone = [images[key] for key in sorted(images.keys() - labels.keys())]
+    orphans = [labels[key] for key in sorted(labels.keys() - images.keys())]
+    if not alone and not orphans:
+        return []
+    parts = []
+    if alone:
+        parts.append(f"{len(alone)} of {len(images)} images have no label: {_some(alone)}")
+    if orphans:
+        parts.append(f"{len(orphans)} of {len(labels)} labels have no image: {_some(orphans)}")
+    return [
+        SiteDataError(
+            "; ".join(parts),
+            "add the missing files, move the others away, or correct the globs in site.yml: what "
+            "the wildcards match must be alike for an image and its label",
+            code="unpaired-files",
+        )
+    ]
+
+
+def _patients(images: Mapping[str, Path], site: SiteConfig) -> tuple[dict[str, str], list[Path]]:
+    """Patient of each key, and the files in which the site's expression finds none.
+
+    The expression is searched in the file name and, where it is not there, in the path below
+    `data_root`, so that a folder can name the patient.
+    """
+    if site.patient is None:
+        return {key: key for key in images}, []
+    expression = re.compile(site.patient)
+    patients: dict[str, str] = {}
+    unnamed: list[Path] = []
+    for key, path in images.items():
+        below = path.relative_to(site.data_root).as_posix()
+        found = expression.search(path.name) or expression.search(below)
+        if found is None or not found.group(1):
+            unnamed.append(path)
+        else:
+            patients[key] = unicodedata.normalize("NFC", found.group(1))
+    return patients, unnamed
+
+
+def _one_patient_in_two_spellings(
+    patients: Iterable[str], validation: set[str]
+) -> list[SiteDataError]:
+    """P01, p01 and P1 are taken for one patient: an error where the split separates them."""
+    spellings: dict[str, list[str]] = {}
+    for name in sorted(patients):
+        plain = re.sub(r"(?<!\d)0+(?=\d)", "", name).casefold()
+        spellings.setdefault(plain, []).append(name)
+    return [
+        SiteDataError(
+            f"patients {', '.join(names)} look like one patient written in {len(names)} ways, and "
+            "the split puts them on both sides",
+            "rename the files so that one patient has one name",
+            code="patient-on-both-sides",
+        )
+        for names in spellings.values()
+        if len({name in validation for name in names}) == 2
+    ]
+
+
+def several_files_a_patient(keys: Sequence[str]) -> list[str] | None:
+    """Example of keys that look like slices or visits of one patient, as p1_01 and p1_02; or None.
+
+    Names with one stem only, as scan_001 to scan_072, look like one file for each patient.
+    """
+    stems: dict[str, list[str]] = {}
+    for key in keys:
+        numbered = re.fullmatch(r"(.*\d.*?)[-_ .]+[A-Za-z]*\d+", key)
+        stems.setdefault(numbered.group(1) if numbered else key, []).append(key)
+    groups = [group for group in stems.values() if len(group) > 1]
+    if len(stems) < 2 or sum(map(len, groups)) * 2 < len(keys):
+        return None
+    return sorted(groups[0])[:3]
+
+
+def _stopped(problem: str, fix: str, code: str) -> Scan:
+    return Scan(problems=[SiteDataError(problem, fix, code=code)])
+
+
+def _some(paths: list[Path], limit: int = 3) -> str:
+    names = ", ".join(path.name for path in paths[:limit])
+    return names if len(paths) <= limit else f"{names} and {len(paths) - limit} more"

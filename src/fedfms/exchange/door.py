@@ -1,0 +1,248 @@
+"""The door: what may leave a site, by the site's own policy. Closed when in doubt.
+
+Runs in the trainer, on everything that the trainer hands to the process with the network. What is
+not named here does not pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedfms.config import Policy, Recipe, SiteConfig
+from fedfms.errors import ConfigError, ContributionRefused, DoorClosed
+from fedfms.exchange.contribution import Contribution, Metric
+from fedfms.exchange.payload import Shapes, find_fault, to_precision, update_norm
+
+MAX_PICTURES = 32
+MAX_PICTURE_BYTES = 2 * 1024 * 1024
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # pixels; no text, time or profile
+_SLICE_METRICS = {"dice_slice", "iou_slice"}
+
+
+def read_policy(folder: Path) -> Policy:
+    """The site's `privacy.json`.
+
+    Raises:
+        DoorClosed: code no-policy; there is none, it cannot be read, or says something unknown.
+    """
+    fix = "put a correct privacy.json into the site's policy folder; until then nothing leaves"
+    try:
+        return Policy.from_folder(folder)
+    except ConfigError as error:
+        raise DoorClosed(
+            f"the site's policy cannot be used: {error.problem}",
+            f"{error.fix}; {fix}",
+            code="no-policy",
+        ) from None
+    except Exception as error:  # whatever it is: without a policy that was read, nothing leaves
+        raise DoorClosed(
+            f"the site's policy cannot be used: {type(error).__name__}", fix, code="no-policy"
+        ) from error
+
+
+def check_job(policy: Policy, recipe: Recipe) -> None:
+    """Whether the policy lets this recipe run here at all; asked before any computing.
+
+    Raises:
+        DoorClosed: code no-policy, method-not-allowed or too-many-rounds.
+    """
+    if not isinstance(policy, Policy):
+        raise DoorClosed(
+            "there is no policy",
+            "put privacy.json into the site's policy folder",
+            code="no-policy",
+        )
+    if recipe.method not in policy.methods:
+        raise DoorClosed(
+            f"the site's policy allows {' and '.join(policy.methods)}, not {recipe.method}",
+            f"add {recipe.method} to methods in privacy.json, if the site agrees to such jobs",
+            code="method-not-allowed",
+        )
+    if recipe.rounds > policy.max_rounds:
+        raise DoorClosed(
+            f"the job has {recipe.rounds} rounds, the site's policy allows {policy.max_rounds}",
+            "lower rounds in the recipe, or raise max_rounds in privacy.json if the site agrees",
+            code="too-many-rounds",
+        )
+
+
+def pass_door(
+    policy: Policy,
+    site: SiteConfig,
+    recipe: Recipe,
+    expected: Shapes,
+    tensors: Mapping[str, Tensor],
+    contribution: Contribution,
+) -> tuple[dict[str, Tensor], Contribution]:
+    """What leaves the site of one task, exactly as it leaves.
+
+    Args:
+        policy: the site's own.
+        site: its `min_cases` counts where it is larger than the policy's.
+        recipe: the job's.
+        expected: the travelling tensors and their shapes.
+        tensors: the round's difference, fp32 on the CPU; empty for an evaluation or a holdout.
+        contribution: the report about it.
+
+    Returns:
+        The difference, scaled to `policy.clip_norm` and with noise where the policy says so, in the
+        recipe's transfer precision; the report without any figure over too few cases, and with the
+        L2 norm of the difference as sent. The noise is drawn from the operating system's random
+        source, so that nobody who knows the recipe can subtract it. This is no accounting of
+        differential privacy.
+
+    Raises:
+        DoorClosed: anything that is not exactly right; the codes of `check_job` and `find_fault`,
+            tensors-not-asked-for, malformed-report, other-recipe, fp16-overflow.
+    """
+    check_job(policy, recipe)
+    report = _checked_report(recipe, contribution)
+    gives_tensors = report.kind == "train" and report.role == "train"
+    if not gives_tensors and tensors:
+        raise DoorClosed(
+            "an evaluation or a holdout site gives no tensors",
+            "report this as an error in fedfms",
+            code="tensors-not-asked-for",
+        )
+    leaving: dict[str, Tensor] = {}
+    if gives_tensors:
+        _check_tensors(expected, tensors)
+        leaving = to_precision(_clipped_and_noised(policy, tensors), recipe.transfer_precision)
+        _check_tensors(expected, leaving)
+    smallest = max(policy.min_cases, site.min_cases)
+    return leaving, dataclasses.replace(
+        report,
+        metrics=tuple(_without_few_cases(report, metric, smallest) for metric in report.metrics),
+        loss=report.loss if report.training_cases >= smallest else None,
+        update_norm=update_norm(leaving) if gives_tensors else None,
+    )
+
+
+def pass_pictures(policy: Policy, pictures: Sequence[bytes]) -> list[bytes]:
+    """The pictures that may leave: none unless the policy says so, and then pixels only.
+
+    Raises:
+        DoorClosed: code picture; too many, too large, no PNG, or a PNG with more than pixels in it.
+    """
+    if not policy.pictures:
+        return []
+    if len(pictures) > MAX_PICTURES or any(len(p) > MAX_PICTURE_BYTES for p in pictures):
+        raise _bad_picture("there are too many pictures, or one is too large")
+    for picture in pictures:
+        if not is_plain_png(picture):
+            raise _bad_picture("a picture is no PNG, or holds more than pixels")
+    return list(pictures)
+
+
+def is_plain_png(picture: bytes) -> bool:
+    """Whether these bytes are one whole PNG with chunks for pixels only (PNG specification, 5)."""
+    if not picture.startswith(_PNG_SIGNATURE):
+        return False
+    at = len(_PNG_SIGNATURE)
+    while at + 12 <= len(picture):
+        length, kind = struct.unpack(">I4s", picture[at : at + 8])
+        if kind not in _PNG_CHUNKS:
+            return False
+        at += 12 + length  # length, kind and checksum are 4 bytes each
+        if kind == b"IEND":
+            return bool(length == 0 and at == len(picture))
+    return False
+
+
+def random_normal(shape: torch.Size) -> Tensor:
+    """Standard normal fp32 values from the operating system's random source.
+
+    Box and Muller 1958 on 32-bit uniform numbers. Torch's own CPU generator keeps 32 bits of its
+    seed, few enough to try them all.
+    """
+    pairs = (shape.numel() + 1) // 2
+    if pairs == 0:
+        return torch.zeros(shape)
+    raw = torch.frombuffer(bytearray(os.urandom(8 * pairs)), dtype=torch.int32).double()
+    uniform = ((raw + 2.0**31 + 0.5) / 2.0**32).view(2, pairs)  # in (0, 1), both ends excluded
+    radius, angle = torch.sqrt(-2 * torch.log(uniform[0])), 2 * math.pi * uniform[1]
+    values = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])
+    return values[: shape.numel()].float().reshape(shape)
+
+
+def _checked_report(recipe: Recipe, contribution: Contribution) -> Contribution:
+    try:
+        report = Contribution.from_dict(contribution.to_dict())
+    except ContributionRefused as error:
+        raise DoorClosed(
+            error.problem, "report this as an error in fedfms", code="malformed-report"
+        ) from None
+    except Exception as error:
+        raise DoorClosed(
+            f"the report cannot be read: {type(error).__name__}",
+            "report this as an error in fedfms",
+            code="malformed-report",
+        ) from error
+    if any(metric.class_name not in recipe.classes for metric in report.metrics):
+        raise DoorClosed(
+            "the report names a class that the recipe does not have",
+            "report this as an error in fedfms",
+            code="malformed-report",
+        )
+    if (report.recipe_sha256, report.backbone_sha256) != (recipe.sha256, recipe.backbone_sha256):
+        raise DoorClosed(
+            "the report is about another recipe",
+            "report this as an error in fedfms",
+            code="other-recipe",
+        )
+    return report
+
+
+def _check_tensors(expected: Shapes, tensors: Mapping[str, Tensor]) -> None:
+    if fault := find_fault(expected, tensors):
+        code, problem = fault
+        raise DoorClosed(
+            f"the round's result may not leave: {problem}",
+            "if the loss is NaN, lower learning_rate in the recipe",
+            code=code,
+        )
+
+
+def _clipped_and_noised(policy: Policy, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if policy.clip_norm is None:
+        return dict(tensors)
+    norm = update_norm(tensors)
+    scale = min(1.0, policy.clip_norm / norm) if norm > 0 else 1.0
+    clipped = {name: tensor.float() * scale for name, tensor in tensors.items()}
+    if policy.noise_std == 0:
+        return clipped
+    spread = policy.noise_std * policy.clip_norm
+    return {name: t + spread * random_normal(t.shape) for name, t in clipped.items()}
+
+
+def _without_few_cases(report: Contribution, metric: Metric, smallest: int) -> Metric:
+    """The metric, or its name alone where too few cases are behind it.
+
+    The slices of one volume are one case: a slice metric counts the cases of its class's Dice.
+    """
+    if metric.metric in _SLICE_METRICS:
+        cases = sum(
+            m.cases
+            for m in report.metrics
+            if m.class_name == metric.class_name and m.metric == "dice"
+        )
+    else:
+        cases = metric.cases
+    if report.evaluated_cases < smallest:  # then even the number of empty ones is about a case
+        return dataclasses.replace(metric, mean=None, std=None, cases=0, empty=0)
+    if cases < smallest:
+        return dataclasses.replace(metric, mean=None, std=None)
+    return metric
+
+
+def _bad_picture(what: str) -> DoorClosed:
+    return DoorClosed(what, "report this as an error in fedfms", code="picture")

@@ -1,0 +1,76 @@
+"""Adapters of Medical-SAM-Adapter (Wu et al. 2023, arXiv 2304.12620) in SAM's image encoder.
+
+Each block gets two small bottlenecks: one after attention with a skip, one beside the MLP at half
+weight. Written from the paper's description as FedFMS uses it; the depth adapters of 3-D input,
+which a network for slices never runs, are left out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fedfms.models.encoder import EncoderBlock, ImageEncoder
+
+ADAPTER_RATIO = 0.25  # width of the bottleneck over the width of a token
+MLP_ADAPTER_SCALE = 0.5
+
+
+class Adapter(nn.Module):
+    """Bottleneck of two linear layers with GELU between, always in fp32.
+
+    Args:
+        width: C.
+        starts_as_zero: the second layer starts with zeros, so that the adapter first adds nothing.
+    """
+
+    def __init__(self, width: int, *, starts_as_zero: bool) -> None:
+        super().__init__()
+        bottleneck = int(width * ADAPTER_RATIO)
+        self.down = nn.Linear(width, bottleneck)
+        self.act = nn.GELU()
+        self.up = nn.Linear(bottleneck, width)
+        if starts_as_zero:
+            nn.init.zeros_(self.up.weight)
+            nn.init.zeros_(self.up.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., C) of any precision to (..., C) float32."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.up(self.act(self.down(tokens.float())))  # type: ignore[no-any-return]
+
+
+class AdaptedBlock(EncoderBlock):
+    """An encoder block with its two adapters."""
+
+    def __init__(self, block: EncoderBlock, *, starts_as_zero: bool) -> None:
+        super().__init__(block, norm_padding=block.norm_padding)
+        width = self.attn.proj.out_features
+        self.space_adapter = Adapter(width, starts_as_zero=starts_as_zero)
+        self.mlp_adapter = Adapter(width, starts_as_zero=starts_as_zero)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C).
+
+        The adapter works on single tokens, so that running it after the windows are put together
+        gives what Medical-SAM-Adapter has before.
+        """
+        attended = self.attention(tokens)
+        tokens = tokens + attended + self.space_adapter(attended)
+        normed = self.norm2(tokens)
+        return (  # type: ignore[no-any-return]
+            tokens + self.mlp(normed) + MLP_ADAPTER_SCALE * self.mlp_adapter(normed)
+        )
+
+
+def add_adapters(encoder: ImageEncoder, *, starts_as_zero: bool) -> None:
+    """Give every block of the encoder its adapters, drawn from torch's global generator."""
+    blocks = [block for block in encoder.blocks if isinstance(block, EncoderBlock)]
+    encoder.blocks = nn.ModuleList(
+        AdaptedBlock(block, starts_as_zero=starts_as_zero) for block in blocks
+    )
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a tensor's name in the model belongs to an adapter."""
+    return ".space_adapter." in name or ".mlp_adapter." in name

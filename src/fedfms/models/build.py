@@ -1,0 +1,114 @@
+"""Recipe to network: the one place where FedSAM and FedMSA differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fedfms.config import Recipe
+from fedfms.models.adapters import add_adapters, is_adapter
+from fedfms.models.sam import build_parts, load_backbone, load_checkpoint
+
+MASK_TOKENS = 4  # of SAM's decoder; several classes are a mixture of their masks
+
+
+class SamSegmenter(nn.Module):
+    """SAM that segments without prompts: (B, 3, S, S) pictures to (B, K, M, M) logits.
+
+    Tensors of SAM keep their official names. `class_head` exists only with several classes.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.method = recipe.method
+        self.classes = recipe.classes
+        self.encoder_dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+        self.image_encoder, self.prompt_encoder, self.mask_decoder = build_parts(
+            recipe, norm_padding=recipe.paper_compat and recipe.method == "fedmsa"
+        )
+        self.class_head: nn.Conv2d | None = None
+        self.image_position: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of every class, before the sigmoid.
+
+        Args:
+            images: (B, 3, S, S) float, already normalized; S is the recipe's image_size.
+
+        Returns:
+            (B, K, M, M) float32; M is the recipe's mask_size.
+        """
+        with torch.autocast(
+            images.device.type, torch.bfloat16, enabled=self.encoder_dtype == torch.bfloat16
+        ):
+            embeddings = self.image_encoder(images)
+        embeddings = embeddings.float()
+        if self.class_head is None:
+            return self.mask_decoder(embeddings, self.image_position, 1)  # type: ignore[no-any-return]
+        masks = self.mask_decoder(embeddings, self.image_position, MASK_TOKENS)
+        return self.class_head(masks)  # type: ignore[no-any-return]
+
+    def train(self, mode: bool = True) -> SamSegmenter:
+        """Training mode for the modules that hold a learning tensor; the others stay as they are.
+
+        SAM has no layer that minds; a backbone with dropout or batch statistics would.
+        """
+        super().train(False)
+        for module in self.modules():
+            module.training = mode and any(p.requires_grad for p in module.parameters())
+        return self
+
+
+def build_model(recipe: Recipe, checkpoint: Path | None) -> SamSegmenter:
+    """The network of a recipe on the CPU in fp32, with requires_grad where a tensor travels.
+
+    Args:
+        recipe: method, backbone, sizes, classes and seed.
+        checkpoint: from `find_checkpoint`; None for random weights, as tests use them.
+
+    What the checkpoint does not hold (adapters, the head of several classes) is drawn from the
+    recipe's seed and therefore the same on every machine.
+
+    Raises:
+        CheckpointError: the file cannot be read or does not fit the backbone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = SamSegmenter(recipe)
+        if checkpoint is not None:
+            load_backbone(model, load_checkpoint(checkpoint))
+        torch.manual_seed(recipe.seed)
+        if recipe.method == "fedmsa":
+            add_adapters(model.image_encoder, starts_as_zero=not recipe.paper_compat)
+        if len(recipe.classes) > 1:
+            model.class_head = nn.Conv2d(MASK_TOKENS, len(recipe.classes), kernel_size=1)
+    with torch.no_grad():
+        position = model.prompt_encoder.get_dense_pe()
+    model.register_buffer("image_position", position, persistent=False)
+    for name, tensor in model.named_parameters():
+        tensor.requires_grad_(_travels(name, recipe.method, len(recipe.classes)))
+    return model
+
+
+def travelling_names(model: SamSegmenter) -> tuple[str, ...]:
+    """Names of the tensors that leave a site, sorted: exactly those that learn."""
+    names = (name for name, _ in model.named_parameters())
+    return tuple(sorted(n for n in names if _travels(n, model.method, len(model.classes))))
+
+
+def _travels(name: str, method: str, classes: int) -> bool:
+    """Whether a tensor learns and leaves a site, by the method and the number of classes alone."""
+    part, _, rest = name.partition(".")
+    if part == "class_head":
+        return True
+    if part == "mask_decoder":
+        if rest.startswith("iou_prediction_head."):
+            return False  # no loss asks for mask quality
+        if rest.startswith("output_hypernetworks_mlps."):
+            return classes > 1 or rest.startswith("output_hypernetworks_mlps.0.")
+        return True
+    if part == "image_encoder":
+        return method == "fedsam" or is_adapter(name)
+    return False  # the prompt encoder: there are no prompts

@@ -1,0 +1,74 @@
+"""SAM's image encoder: upstream's modules and tensor names, computed in a faster order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedfms.models.attention import attend
+from fedfms.models.upstream import ImageEncoderViT, window_partition, window_unpartition
+
+
+class EncoderBlock(nn.Module):
+    """A transformer block that takes over the parts of an upstream block under their own names.
+
+    Args:
+        block: upstream's Block; its norm1, attn, norm2 and mlp become ours.
+        norm_padding: normalize the zeros that fill up border windows, as Medical-SAM-Adapter does;
+            they then enter attention as the norm's bias. SAM leaves them zero.
+    """
+
+    def __init__(self, block: Any, *, norm_padding: bool = False) -> None:
+        super().__init__()
+        self.norm1 = block.norm1
+        self.attn = block.attn
+        self.norm2 = block.norm2
+        self.mlp = block.mlp
+        self.window_size = block.window_size  # tokens a side; 0: attention over the whole grid
+        self.norm_padding = norm_padding
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        tokens = tokens + self.attention(tokens)
+        return tokens + self.mlp(self.norm2(tokens))  # type: ignore[no-any-return]
+
+    def attention(self, tokens: Tensor) -> Tensor:
+        """Normalization and attention, in windows if the block has them: (B, H, W, C) to the same.
+
+        Projections work on single tokens, so they run on the real ones only, and the padding of
+        border windows is filled with what they would have made of it.
+        """
+        qkv = self.attn.qkv(self.norm1(tokens))
+        if self.window_size == 0:
+            return self.attn.proj(attend(qkv, self.attn))  # type: ignore[no-any-return]
+        grid = (tokens.shape[1], tokens.shape[2])
+        if any(side % self.window_size for side in grid):
+            padding = tokens.new_zeros(tokens.shape[-1])
+            padding = self.attn.qkv(self.norm1(padding) if self.norm_padding else padding)
+            qkv = _pad_to_windows(qkv, padding, self.window_size)
+        windows, padded = window_partition(qkv, self.window_size)
+        attended = attend(windows, self.attn)
+        return self.attn.proj(  # type: ignore[no-any-return]
+            window_unpartition(attended, self.window_size, padded, grid)
+        )
+
+
+class ImageEncoder(ImageEncoderViT):  # type: ignore[misc]
+    """Upstream's ImageEncoderViT with our blocks: (B, 3, S, S) to (B, C, S / patch, S / patch)."""
+
+    def __init__(self, *, norm_padding: bool = False, **upstream: Any) -> None:
+        super().__init__(**upstream)
+        upstream_blocks = self.blocks
+        self.blocks: nn.ModuleList = nn.ModuleList(
+            EncoderBlock(block, norm_padding=norm_padding) for block in upstream_blocks
+        )
+
+
+def _pad_to_windows(values: Tensor, padding: Tensor, window: int) -> Tensor:
+    """Fill (B, H, W, C) at the bottom and right with `padding` (C,) to whole windows."""
+    batch, height, width, channels = values.shape
+    full_height, full_width = (-(-side // window) * window for side in (height, width))
+    filled = padding.to(values.dtype).expand(batch, full_height, full_width, channels).clone()
+    filled[:, :height, :width] = values
+    return filled

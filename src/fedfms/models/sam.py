@@ -1,0 +1,250 @@
+"""Segment Anything by name: its parts from the `segment-anything` package, and its checkpoints.
+
+Modules keep upstream's names, so that an official state dict fits key by key. A checkpoint is never
+downloaded, is recognized by its SHA-256, and is loaded strictly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedfms.config import BACKBONES, Recipe
+from fedfms.errors import CheckpointError
+from fedfms.models.decoder import PromptFreeMaskDecoder
+from fedfms.models.encoder import ImageEncoder
+from fedfms.models.upstream import PromptEncoder, TwoWayTransformer
+
+log = logging.getLogger(__name__)
+
+OFFICIAL_FOLDER = "https://dl.fbaipublicfiles.com/segment_anything"  # upstream's README links there
+CHECKPOINT_SUFFIXES = (".pth", ".safetensors")
+HASH_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sizes of one SAM; those of vit_b, vit_l and vit_h are upstream's `build_sam.py`."""
+
+    width: int  # channels of an encoder token
+    depth: int  # encoder blocks
+    heads: int
+    global_blocks: tuple[int, ...]  # blocks whose attention spans the image
+    window: int = 14  # tokens a side in the other blocks
+    decoder_width: int = 256
+    decoder_mlp: int = 2048
+    decoder_heads: int = 8
+
+
+GEOMETRY = {
+    "vit_demo": Geometry(96, 4, 3, (1, 3), 8, 64, 256, 4),
+    "vit_b": Geometry(768, 12, 12, (2, 5, 8, 11)),
+    "vit_l": Geometry(1024, 24, 16, (5, 11, 17, 23)),
+    "vit_h": Geometry(1280, 32, 16, (7, 15, 23, 31)),
+}
+
+
+def build_parts(
+    recipe: Recipe, *, norm_padding: bool
+) -> tuple[ImageEncoder, Any, PromptFreeMaskDecoder]:
+    """SAM's image encoder, prompt encoder and mask decoder with upstream's random weights."""
+    size = GEOMETRY[recipe.backbone]
+    grid = recipe.image_size // recipe.patch_size
+    encoder = ImageEncoder(
+        norm_padding=norm_padding,
+        img_size=recipe.image_size,
+        patch_size=recipe.patch_size,
+        embed_dim=size.width,
+        depth=size.depth,
+        num_heads=size.heads,
+        mlp_ratio=4,
+        out_chans=size.decoder_width,
+        qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=size.window,
+        global_attn_indexes=size.global_blocks,
+    )
+    prompt_encoder = PromptEncoder(
+        embed_dim=size.decoder_width,
+        image_embedding_size=(grid, grid),
+        input_image_size=(recipe.image_size, recipe.image_size),
+        mask_in_chans=16,
+    )
+    decoder = PromptFreeMaskDecoder(
+        num_multimask_outputs=3,
+        transformer=TwoWayTransformer(
+            depth=2,
+            embedding_dim=size.decoder_width,
+            num_heads=size.decoder_heads,
+            mlp_dim=size.decoder_mlp,
+        ),
+        transformer_dim=size.decoder_width,
+        iou_head_depth=3,
+        iou_head_hidden_dim=size.decoder_width,
+    )
+    return encoder, prompt_encoder, decoder
+
+
+# ----------------------------------------------------------------------------------- checkpoints
+
+
+def find_checkpoint(recipe: Recipe, folder: Path | None) -> Path:
+    """The checkpoint that the recipe means, with its SHA-256 verified.
+
+    Args:
+        recipe: names the backbone and the SHA-256 of its checkpoint.
+        folder: where checkpoints lie. The file may have any name there; vit_demo comes with the
+            package and needs no folder.
+
+    Raises:
+        CheckpointError: "missing-checkpoint" or "wrong-checkpoint", with where to get the file and
+            where to put it.
+    """
+    wanted = BACKBONES[recipe.backbone]
+    here = Path(__file__).parent if recipe.backbone == "vit_demo" else folder
+    named = here / wanted.file_name if here else None
+    if named is not None and named.is_file() and file_sha256(named) == recipe.backbone_sha256:
+        return named
+    if folder is not None and folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if path == named or path.suffix not in CHECKPOINT_SUFFIXES or not path.is_file():
+                continue
+            if file_sha256(path) == recipe.backbone_sha256:
+                return path
+    raise _not_found(recipe, folder, named)
+
+
+def _not_found(recipe: Recipe, folder: Path | None, named: Path | None) -> CheckpointError:
+    wanted = BACKBONES[recipe.backbone]
+    if recipe.backbone == "vit_demo":
+        get = "install this version of fedfms anew: vit_demo comes with the package"
+    elif recipe.backbone_sha256 == wanted.sha256:
+        get = f"get {OFFICIAL_FOLDER}/{wanted.file_name} (linked in segment-anything's README)"
+    else:
+        get = "ask the coordinator for the checkpoint that the recipe was written with"
+    if folder is None:
+        put = "put it into a folder of your choice and set FEDFMS_CHECKPOINTS to that folder"
+    else:
+        put = f"put it at {folder / wanted.file_name}"
+    fix = get if recipe.backbone == "vit_demo" else f"{get} and {put}"
+    if named is not None and named.is_file():
+        return CheckpointError(
+            f"{named} is another file than the recipe asks for: its SHA-256 is "
+            f"{file_sha256(named)}, not {recipe.backbone_sha256}",
+            fix,
+            code="wrong-checkpoint",
+        )
+    where = f"in {folder}" if folder is not None else "here: no folder of checkpoints is set"
+    return CheckpointError(
+        f"the SAM checkpoint of {recipe.backbone} (SHA-256 {recipe.backbone_sha256}) "
+        f"is not {where}",
+        fix,
+        code="missing-checkpoint",
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file of any size, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def load_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Tensors of an official `.pth` state dict or of a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: "missing-checkpoint", or "damaged-checkpoint" if the file cannot be read
+            as what its name says. A `.pth` is read as tensors only: no code in it is run.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)  # type: ignore[no-any-return]
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"there is no {path}", "check the path", code="missing-checkpoint"
+        ) from None
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: {reason}",
+            "copy or download the file again; a .pth must hold tensors only",
+            code="damaged-checkpoint",
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(
+            f"{path} holds something else than named tensors",
+            "use the state dict itself, as in the official SAM files",
+            code="damaged-checkpoint",
+        )
+    return state
+
+
+def load_backbone(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Fill a model that has SAM's tensors and nothing else, strictly.
+
+    Position tables of another input size are resampled to the model's.
+
+    Raises:
+        CheckpointError: "checkpoint-keys" or "checkpoint-shape", naming the tensor.
+    """
+    expected = model.state_dict()
+    _refuse_keys("has no tensor", sorted(expected.keys() - state.keys()))
+    _refuse_keys("has a tensor that SAM does not know:", sorted(state.keys() - expected.keys()))
+    fitted = {}
+    for name, tensor in state.items():
+        target = expected[name].shape
+        fitted[name] = resample_positions(name, tensor, target)
+        if fitted[name].shape != target:
+            raise CheckpointError(
+                f"the checkpoint's {name} has shape {tuple(tensor.shape)}, the backbone's has "
+                f"{tuple(target)}",
+                "use the checkpoint of the backbone that the recipe names",
+                code="checkpoint-shape",
+            )
+    model.load_state_dict(fitted, strict=True)
+
+
+def _refuse_keys(what: str, names: list[str]) -> None:
+    if names:
+        others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        raise CheckpointError(
+            f"the checkpoint {what} {names[0]}{others}",
+            "use the checkpoint of the backbone that the recipe names, in SAM's own layout",
+            code="checkpoint-keys",
+        )
+
+
+def resample_positions(name: str, table: Tensor, shape: torch.Size) -> Tensor:
+    """A position table for another input size; any other tensor, and one that fits, as it is.
+
+    Absolute positions, (1, h, w, C), are interpolated bicubically over the grid. Relative ones,
+    (2 N - 1, C) over the distances of N tokens, linearly over the distances, as upstream's
+    `get_rel_pos` does. Window blocks keep theirs: their N is the window.
+    """
+    if table.shape == shape or table.shape[-1:] != shape[-1:] or table.dim() != len(shape):
+        return table
+    if name.endswith("pos_embed"):
+        grid = table.permute(0, 3, 1, 2).float()
+        grid = F.interpolate(grid, size=shape[1:3], mode="bicubic", antialias=True)
+        return grid.permute(0, 2, 3, 1)
+    if name.endswith((".rel_pos_h", ".rel_pos_w")):
+        distances = table.t().unsqueeze(0).float()
+        return F.interpolate(distances, size=shape[0], mode="linear").squeeze(0).t()
+    return table

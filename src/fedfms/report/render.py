@@ -1,0 +1,632 @@
+"""A results folder to report.html, one page that needs nothing else, and report.md."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from fedfms.exchange.contribution import PHASES
+from fedfms.report import figures, words
+from fedfms.report.collect import (
+    BEST_MODEL,
+    EVALUATION,
+    GLOBAL_MODEL,
+    RECIPE,
+    ROUNDS,
+    SUMMARY,
+    Result,
+    load_result,
+    write_text_atomically,
+)
+from fedfms.report.records import WITHHELD
+from fedfms.report.tables import EvaluationRow
+
+log = logging.getLogger(__name__)
+
+REPORT_HTML, REPORT_MD = "report.html", "report.md"
+
+# The colours of training.overlay, which is not imported for them: it would load torch.
+PICTURE_KEY = [("#56b4e9", "annotation"), ("#e69f00", "prediction")]
+
+LIMITS = [
+    "Research software. Not a medical device, and not for decisions about a patient.",
+    "Each site is scored on its own validation cases. Sites differ in scanners, patients and "
+    "annotators, so a difference between two sites is not a difference of the model alone.",
+    "A score of few cases moves a lot with one case; the spread and the number of cases stand "
+    "beside each mean.",
+    "No image leaves a site, but averaging alone does not prove that nothing about the training "
+    "images can be inferred from what travels. A site's policy can clip its contribution and add "
+    "noise to it.",
+]
+
+
+_ROLES = {"train": "trains", "holdout": "unseen"}
+_MODELS = {"final": "Final model", "best": "Best model"}
+_STATUS = {
+    "completed": "completed",
+    "aborted": "stopped on request",
+    "failed": "failed",
+    "interrupted": "interrupted",
+}
+_METRIC_COLUMNS = {
+    "dice": ("Dice", "over cases"),
+    "iou": ("IoU", "over cases"),
+    "hd95": ("HD95", "mm or pixels"),
+    "dice_slice": ("Dice", "over slices"),
+    "iou_slice": ("IoU", "over slices"),
+}
+
+_BEST_NOTE = (
+    " The best model is the one with the highest validation score during training, so its own "
+    "score here is on the optimistic side."
+)
+_EVALUATION_NOTE = (
+    "Mean ± standard deviation over each site's validation cases, or over their slices, at the "
+    "images' own resolution; over cases in 3-D for volumes. HD95 is the 95th percentile of the "
+    "distances between the two outlines, in millimetres for volumes and pixels for pictures; lower "
+    "is better. n is given where it is not the number of cases. Empty counts cases without "
+    "foreground in both annotation and prediction; they are left out of every mean. Where one of "
+    "the two is empty, Dice and IoU are 0 and HD95 is the diagonal of the image."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A table column: its title, what it measures, and whether it holds numbers."""
+
+    title: str
+    measure: str = ""
+    number: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A table cell; `tag` is a mark beside the text, `small` a remark below it."""
+
+    text: str
+    tag: str = ""
+    small: str = ""
+    span: int = 1  # columns
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of the report, the same in HTML and Markdown."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    total: Sequence[Cell] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure with its caption; the caption says what the picture shows."""
+
+    title: str
+    caption: str
+    svg: Markup
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One number of the summary, with what it measures."""
+
+    label: str
+    value: str
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An overlay, embedded."""
+
+    file: str  # relative to the results folder
+    source: str  # data: address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Everything that the two templates show, already in words."""
+
+    title: str
+    subtitle: str
+    job: str
+    when: str
+    status: str
+    notices: list[str]
+    headline: list[str]
+    measure: str
+    tiles: list[Tile]
+    overview: Table
+    legend: list[figures.Style]
+    curves: list[Figure]
+    evaluations: list[Table]
+    pictures: dict[tuple[str, str], list[Picture]]  # by site and model
+    picture_key: list[tuple[str, str]]
+    costs: list[Table]
+    missed: Table | None
+    recipe: list[tuple[str, str]]
+    versions: list[tuple[str, str]]
+    method: str
+    files: list[str]
+    limits: list[str]
+
+
+def render(results: Path) -> None:
+    """Write report.html and report.md into a results folder, replacing earlier ones.
+
+    Raises:
+        FederationError: `results` is no results folder (`no-results`).
+    """
+    page = _page(load_result(results))
+    for name in (REPORT_HTML, REPORT_MD):
+        text = _environment().get_template(f"{name}.j2").render(page=page)
+        write_text_atomically(results / name, text)
+    log.info("report of %d sites written", len(page.legend))
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fedfms.report"),
+        autoescape=lambda name: name is not None and ".html" in name,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["md"] = _markdown
+    return environment
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown shows as it is, also inside a table."""
+    text = re.sub(r"\s+", " ", text.replace("\u202f", "\u00a0").replace("\u00a0", "&nbsp;"))
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", text.replace("<", "&lt;"))
+
+
+def _page(result: Result) -> Page:
+    summary, recipe = result.summary, result.recipe
+    job = summary["job"]
+    method = str(recipe.get("method", ""))
+    name, explained = words.METHODS.get(method, (method or "Federated training", ""))
+    backbone = words.BACKBONES.get(str(recipe.get("backbone")), str(recipe.get("backbone", "")))
+    classes = words.listing([str(c).replace("_", " ") for c in recipe.get("classes", ())])
+    return Page(
+        title=_title(summary) + (f": {classes}" if classes else ""),
+        subtitle=f"{name} on SAM {backbone}".strip() + (f": {explained}" if explained else ""),
+        job=str(job["name"] or job["id"] or "job"),
+        when=words.moment(job["started"]),
+        status=_STATUS.get(job["status"], str(job["status"])),
+        notices=_notices(summary),
+        headline=words.headline(summary, recipe),
+        measure=summary["measure"],
+        tiles=_tiles(summary),
+        overview=_overview(summary),
+        legend=figures.styles(result),
+        curves=_curves(result),
+        evaluations=_evaluations(result),
+        pictures=_pictures(result),
+        picture_key=PICTURE_KEY,
+        costs=[_communication(result), _training(summary)],
+        missed=_missed(summary),
+        recipe=[(key, _plain(value)) for key, value in recipe.items() if key != "backbone_sha256"],
+        versions=_versions(summary),
+        method=method,
+        files=[
+            name
+            for name in (GLOBAL_MODEL, BEST_MODEL, RECIPE, ROUNDS, EVALUATION, SUMMARY)
+            if (result.folder / name).is_file()
+        ],
+        limits=LIMITS,
+    )
+
+
+def _title(summary: dict[str, Any]) -> str:
+    sites = summary["sites"].values()
+    training = sum(values["role"] == "train" for values in sites)
+    if summary["rounds"]["done"] or any(values["rounds_accepted"] for values in sites):
+        return f"Segment Anything fine-tuned by {words.numerals(training, 'site')}"
+    return f"Segment Anything evaluated at {words.numerals(len(sites), 'site')}"
+
+
+def _notices(summary: dict[str, Any]) -> list[str]:
+    notices = []
+    done, planned = summary["rounds"]["done"], summary["rounds"]["planned"]
+    rounds = f"{done} of {planned} rounds were completed" if planned else f"{done} rounds"
+    if summary["job"]["status"] != "completed":
+        what = {
+            "aborted": "The job was stopped on request",
+            "failed": "The job failed",
+        }.get(summary["job"]["status"], "The records end before the job did")
+        notices.append(f"{what}: {rounds}.")
+    stale = [s for s, v in summary["sites"].items() if v["after_is"] not in (None, "final")]
+    if stale:
+        notices.append(
+            f"There is no final evaluation of {words.listing(stale)}; the scores shown instead are "
+            "of the last round in which each was scored, before that round's training."
+        )
+    if count := summary["unreadable_records"]:
+        notices.append(
+            f"{words.numerals(count, 'record')} of this job could not be read and "
+            f"{'is' if count == 1 else 'are'} left out."
+        )
+    return notices
+
+
+def _tiles(summary: dict[str, Any]) -> list[Tile]:
+    sites = summary["sites"]
+    after, gain = summary["dice"]["after"], summary["dice"]["gain"]
+    tiles = []
+    if after["sites"]:
+        cases = sum(sites[site]["cases"] or 0 for site in after["sites"])
+        before = ""
+        if gain["sites"] == after["sites"]:
+            before = f"{words.score(gain['before'])} before training; "
+        tiles.append(
+            Tile(
+                "Mean Dice, training sites",
+                words.score(after["mean"]),
+                f"{before}{words.numerals(len(after['sites']), 'site')}, "
+                f"{words.numerals(cases, 'validation case')}",
+            )
+        )
+    for site, values in list(summary["unseen"].items())[:2]:
+        if values["after"] is not None:
+            before = f"{words.score(values['round_0'])} before training; "
+            tiles.append(
+                Tile(
+                    "Dice, unseen site",
+                    words.score(values["after"]),
+                    (before if values["round_0"] is not None else "")
+                    + f"{site}, {words.numerals(values['cases'] or 0, 'case')}, never trained",
+                )
+            )
+    if worst := summary["worst_site"]:
+        values = sites[worst["site"]]
+        tiles.append(
+            Tile(
+                "Lowest Dice of a site",
+                words.score(worst["dice"]),
+                f"{worst['site']}, {words.numerals(values['cases'] or 0, 'validation case')}",
+            )
+        )
+    moved = summary["bytes"]
+    if moved["total"]:
+        tiles.append(
+            Tile(
+                "Moved in all rounds",
+                words.size(moved["total"]),
+                f"{words.size(moved['down'])} to the sites, {words.size(moved['up'])} back",
+            )
+        )
+    if summary["job"]["seconds"] is not None:
+        tiles.append(
+            Tile(
+                "Duration",
+                words.duration(summary["job"]["seconds"]),
+                f"{words.numerals(summary['rounds']['done'], 'round')}, "
+                f"{words.numerals(len(sites), 'site')}, start to last record",
+            )
+        )
+    return tiles
+
+
+def _overview(summary: dict[str, Any]) -> Table:
+    worst = (summary["worst_site"] or {}).get("site")
+    stale = any(v["after_is"] not in (None, "final") for v in summary["sites"].values())
+    has_best = any(values["best"] is not None for values in summary["sites"].values())
+    rows = []
+    for site, values in summary["sites"].items():
+        before, after = values["round_0"], values["after"]
+        difference = None if before is None or after is None else after - before
+        remark, shown = "", words.score(after)
+        if after is None and values["note"] == WITHHELD:
+            shown = "withheld"
+        elif after is None:
+            remark = words.plain_reason(values["note"])
+        elif values["after_is"] != "final":
+            remark = str(values["after_is"])
+        rows.append(
+            [
+                Cell(site, tag="lowest" if site == worst else ""),
+                Cell(_ROLES[values["role"]]),
+                Cell(words.count(values["cases"])),
+                Cell(words.score(before)),
+                Cell(shown, small=remark),
+                Cell(words.change(difference)),
+                *([Cell(words.score(values["best"]))] if has_best else []),
+                Cell(words.count(len(values["missed"]))),
+            ]
+        )
+    mean = summary["dice"]
+    gain = mean["gain"]
+    same = gain["sites"] == mean["after"]["sites"]
+    total = [
+        Cell("Mean of the training sites", span=3),
+        Cell(words.score(mean["round_0"]["mean"])),
+        Cell(words.score(mean["after"]["mean"])),
+        Cell(
+            words.change(gain["change"]),
+            small="" if same or not gain["sites"] else f"of {words.listing(gain['sites'])}",
+        ),
+        *([Cell(words.score(mean["best"]["mean"]))] if has_best else []),
+        Cell(""),
+    ]
+    return Table(
+        "Dice by site",
+        [
+            Column("Site", number=False),
+            Column("Role", number=False),
+            Column("Cases", "validation"),
+            Column("Before training", "Dice"),
+            Column("Last known" if stale else "Final model", "Dice"),
+            Column("Change", "Dice"),
+            *([Column("Best model", "Dice")] if has_best else []),
+            Column("Missed", "rounds"),
+        ],
+        rows,
+        total,
+        f"{summary['measure']}. An unseen site evaluates and never trains. Withheld: a site does "
+        "not let out the score of too few cases. The mean counts each site once, whatever its "
+        "number of cases." + (_BEST_NOTE if has_best else ""),
+    )
+
+
+def _curves(result: Result) -> list[Figure]:
+    stale = any(v["after_is"] not in (None, "final") for v in result.summary["sites"].values())
+    drawn = [
+        (
+            "Dice before and after",
+            "Dice of each site's validation cases before training (open) and "
+            f"{'in its last recorded round' if stale else 'with the final model'} (filled). "
+            "Dashed: a site that never trained.",
+            figures.before_and_after(result),
+        ),
+        (
+            "Dice by round",
+            "Dice of each site's validation cases after that many rounds of training"
+            + ("" if stale else "; the last point is the final evaluation")
+            + ". A gap is a round that a site missed.",
+            figures.dice_by_round(result),
+        ),
+        (
+            "Dice by data moved",
+            "The same scores against the tensor bytes that all sites together had received and "
+            "sent until that model existed.",
+            figures.dice_by_bytes(result),
+        ),
+        (
+            "Training loss by round",
+            f"Mean of the {_loss(result.recipe)} over the steps of a round, at each site on "
+            "its own training slices. Rounds are counted from 0.",
+            figures.loss_by_round(result),
+        ),
+    ]
+    return [Figure(title, caption, Markup(svg)) for title, caption, svg in drawn if svg]
+
+
+def _loss(recipe: dict[str, Any]) -> str:
+    return {
+        "bce": "binary cross-entropy",
+        "dice_bce": "sum of Dice loss and binary cross-entropy",
+    }.get(str(recipe.get("loss")), "loss")
+
+
+def _evaluations(result: Result) -> list[Table]:
+    tables = []
+    for model in dict.fromkeys(row.model for row in result.evaluation):
+        rows = [row for row in result.evaluation if row.model == model]
+        tables.append(_evaluation(model, rows))
+    note = _EVALUATION_NOTE
+    if result.recipe.get("paper_compat"):
+        note += " The scores over slices follow FedFMS (paper_compat), where an empty slice counts."
+    if len(tables) == 2 and tables[0].rows == tables[1].rows:
+        del tables[1]
+        note += " The best model has exactly these scores as well."
+    return [*tables[:-1], *(dataclasses.replace(table, note=note) for table in tables[-1:])]
+
+
+def _evaluation(model: str, rows: Sequence[EvaluationRow]) -> Table:
+    metrics = [m for m in _METRIC_COLUMNS if any(row.metric == m for row in rows)]
+    several = len({row.class_name for row in rows if row.class_name}) > 1
+    body = []
+    for site, role in dict.fromkeys((row.site, row.role) for row in rows):
+        own = [row for row in rows if row.site == site]
+        for class_name in dict.fromkeys(row.class_name for row in own):
+            scores = {row.metric: row for row in own if row.class_name == class_name}
+            cells = [Cell(site, tag="unseen" if role != "train" else "")]
+            if several:
+                cells.append(Cell(class_name.replace("_", " ") or words.NONE))
+            if not class_name:
+                cells.append(Cell(words.plain_reason(own[0].note), span=len(metrics) + 2))
+            else:
+                cells += _scores(scores, metrics)
+            body.append(cells)
+    trained = next((row.round for row in rows if row.round is not None), None)
+    columns = [Column("Site", number=False)]
+    if several:
+        columns.append(Column("Class", number=False))
+    columns += [Column("Cases", "with a Dice"), Column("Empty", "no mask")]
+    columns += [Column(*_METRIC_COLUMNS[metric]) for metric in metrics]
+    after = f" after {words.numerals(trained, 'round')} of training" if trained is not None else ""
+    return Table(
+        f"{_MODELS.get(model, model)}{after}",
+        columns,
+        body,
+    )
+
+
+def _scores(scores: dict[str, EvaluationRow], metrics: Sequence[str]) -> list[Cell]:
+    dice = scores.get("dice")
+    cases = dice.cases if dice else None
+    cells = [Cell(words.count(cases)), Cell(words.count(dice.empty if dice else None))]
+    for metric in metrics:
+        row = scores.get(metric)
+        if row is None:
+            cells.append(Cell(words.NONE))
+        elif row.mean is None:
+            cells.append(Cell("withheld" if row.note.startswith("withheld") else "no value"))
+        else:
+            cells.append(
+                Cell(
+                    words.with_spread(row.mean, row.std, metric),
+                    small=", ".join(_remarks(row, cases)),
+                )
+            )
+    return cells
+
+
+def _remarks(row: EvaluationRow, cases: int | None) -> list[str]:
+    remarks = ["worst site"] if row.worst else []
+    return [*remarks, f"n = {words.count(row.cases)}"] if row.cases != cases else remarks
+
+
+def _pictures(result: Result) -> dict[tuple[str, str], list[Picture]]:
+    groups: dict[tuple[str, str], list[Picture]] = {}
+    for entry in result.summary.get("pictures", ()):
+        path = (result.folder / entry["file"]).resolve()
+        if path.is_relative_to(result.folder.resolve()) and path.is_file():
+            data = base64.b64encode(path.read_bytes()).decode()
+            key = entry["site"], _MODELS.get(entry["model"], entry["model"]).lower()
+            picture = Picture(entry["file"], f"data:image/png;base64,{data}")
+            groups.setdefault(key, []).append(picture)
+    return groups
+
+
+def _communication(result: Result) -> Table:
+    summary = result.summary
+    rows = []
+    for site, values in summary["sites"].items():
+        own = [row for row in result.rounds if row.site == site]
+        asked = len(own)
+        rows.append(
+            [
+                Cell(site),
+                Cell(f"{values['rounds_accepted']} of {asked}" if asked else words.NONE),
+                Cell(_range([row.bytes_down for row in own])),
+                Cell(_range([row.bytes_up for row in own])),
+                Cell(words.size(values["bytes_down"])),
+                Cell(words.size(values["bytes_up"])),
+                Cell(words.size(values["bytes_down"] + values["bytes_up"])),
+            ]
+        )
+    moved = summary["bytes"]
+    return Table(
+        "Communication",
+        [
+            Column("Site", number=False),
+            Column("Rounds", "answered"),
+            Column("Received", "per round"),
+            Column("Sent", "per round"),
+            Column("Received", "all rounds"),
+            Column("Sent", "all rounds"),
+            Column("Both", "all rounds"),
+        ],
+        rows,
+        [
+            Cell("All sites", span=4),
+            Cell(words.size(moved["down"])),
+            Cell(words.size(moved["up"])),
+            Cell(words.size(moved["total"])),
+        ],
+        "Bytes of the tensors in the rounds whose answer was recorded, without protocol and "
+        "encryption, and without the evaluations after the last round. 1 MB is 1 000 000 bytes.",
+    )
+
+
+def _range(values: Sequence[int | None]) -> str:
+    present = [value for value in values if value]
+    if not present:
+        return words.NONE
+    low, high = words.size(min(present)), words.size(max(present))
+    return low if low == high else f"{low} to {high}"
+
+
+def _training(summary: dict[str, Any]) -> Table:
+    sites = summary["sites"]
+    phases = [p for p in PHASES if any(v["seconds"].get(p) for v in sites.values())]
+    rows = []
+    for site, values in sites.items():
+        rows.append(
+            [
+                Cell(site),
+                Cell(words.count(values["training_cases"])),
+                Cell(words.count(values["training_slices"])),
+                *(Cell(_phase(values["seconds"].get(phase))) for phase in phases),
+                Cell(words.size(values["peak_memory_bytes"])),
+                Cell(words.count(values["micro_batch"])),
+            ]
+        )
+    return Table(
+        "Training",
+        [
+            Column("Site", number=False),
+            Column("Cases", "for training"),
+            Column("Slices", "per epoch"),
+            *(Column(phase.capitalize(), "all rounds") for phase in phases),
+            Column("Peak memory", "trainer or its GPU"),
+            Column("Micro-batch", "slices"),
+        ],
+        rows,
+        note="Time at the site by phase, added over its rounds: prepare reads and slices the "
+        "images, evaluate scores the received model, exchange reads and writes tensors. Peak "
+        "memory is that of the training process, or of its GPU where it has one.",
+    )
+
+
+def _phase(seconds: float | None) -> str:
+    return words.duration(seconds) if seconds else words.NONE
+
+
+def _missed(summary: dict[str, Any]) -> Table | None:
+    rows = []
+    for site, missed in summary["missed"].items():
+        for entry in missed:
+            plain = words.plain_reason(entry["reason"])
+            recorded = entry["reason"] if entry["reason"] and entry["reason"] != plain else ""
+            rows.append([Cell(str(entry["round"])), Cell(site), Cell(plain, small=recorded or "")])
+    if not rows:
+        return None
+    rows.sort(key=lambda row: int(row[0].text))
+    return Table(
+        "Missed rounds",
+        [Column("Round", number=False), Column("Site", number=False), Column("Why", number=False)],
+        rows,
+        note="Rounds are counted from 0, as in the logs and in rounds.csv. The round was averaged "
+        "without this site's contribution; the site receives the global model again in the next.",
+    )
+
+
+def _versions(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    job = summary["job"]
+    lines = [
+        ("job", str(job["id"] or words.NONE)),
+        ("fedfms", str(job["fedfms_version"] or words.NONE)),
+        ("NVIDIA FLARE", str(job["nvflare_version"] or words.NONE)),
+        ("recipe, SHA-256 of its values", str(job["recipe_sha256"] or words.NONE)),
+        ("SAM checkpoint, SHA-256", str(job["backbone_sha256"] or words.NONE)),
+    ]
+    for name, about in summary.get("files", {}).items():
+        lines.append((f"{name}, {words.size(about['bytes'])}, SHA-256", str(about["sha256"])))
+    return lines
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value) or "none"
+    return str(value)

@@ -1,0 +1,164 @@
+"""Rows of rounds.csv and evaluation.csv, written and read back without loss."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedfms.exchange.contribution import METRICS, PHASES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRow:
+    """One site in one round; a row of rounds.csv.
+
+    The scores are of the model the site received in this round, that is after `round` rounds of
+    training, as means over classes of the means over the site's validation cases.
+    """
+
+    round: int  # from 0
+    site: str
+    role: str  # train, holdout
+    accepted: bool
+    reason: str | None = None  # why not accepted
+    loss: float | None = None  # mean over the round's training steps
+    dice: float | None = None  # [0, 1]
+    iou: float | None = None  # [0, 1]
+    hd95: float | None = None  # millimetres for volumes, pixels for pictures
+    dice_slice: float | None = None  # mean over slices
+    iou_slice: float | None = None
+    evaluated_cases: int | None = None
+    training_slices: int | None = None  # the averaging weight
+    training_cases: int | None = None
+    bytes_down: int | None = None  # tensor bytes that the site received
+    bytes_up: int | None = None  # tensor bytes that the site sent
+    peak_memory_bytes: int | None = None  # of the trainer process, or of its GPU
+    micro_batch: int | None = None  # slices in memory at once
+    update_norm: float | None = None  # L2 norm of the difference as sent
+    time: float | None = None  # seconds since 1970-01-01 UTC, when the answer was recorded
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by phase; columns seconds_<phase>
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRow:
+    """One score of one class at one site; a row of evaluation.csv.
+
+    A site without an evaluation has one row with neither class nor metric, and the note says why.
+    """
+
+    site: str
+    role: str
+    model: str  # final, best
+    round: int | None  # rounds that this model had trained
+    class_name: str
+    metric: str  # one of METRICS
+    mean: float | None
+    std: float | None  # over cases (slices for *_slice)
+    cases: int  # cases (or slices) with a value
+    empty: int  # cases (or slices) without foreground in truth and prediction
+    worst: bool = False  # the worst site of this model, class and metric
+    note: str = ""
+
+
+def write_rounds(path: Path, rows: Sequence[RoundRow]) -> None:
+    """Write rounds.csv; numbers with all their digits, yes or no, empty where there is no value."""
+    names = [f.name for f in dataclasses.fields(RoundRow) if f.name != "seconds"]
+    columns = [*names, *(f"seconds_{phase}" for phase in PHASES)]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            values = [getattr(row, name) for name in names]
+            writer.writerow(map(_cell, [*values, *(row.seconds.get(phase) for phase in PHASES)]))
+
+
+def read_rounds(path: Path) -> tuple[RoundRow, ...]:
+    """Read rounds.csv back.
+
+    Raises:
+        OSError, ValueError, KeyError: the file is missing or damaged.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        return tuple(_round_row(cells) for cells in csv.DictReader(file))
+
+
+def write_evaluation(path: Path, rows: Sequence[EvaluationRow]) -> None:
+    """Write evaluation.csv, in the same manner as rounds.csv."""
+    names = [f.name for f in dataclasses.fields(EvaluationRow)]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow("class" if name == "class_name" else name for name in names)
+        for row in rows:
+            writer.writerow(_cell(getattr(row, name)) for name in names)
+
+
+def read_evaluation(path: Path) -> tuple[EvaluationRow, ...]:
+    """Read evaluation.csv back.
+
+    Raises:
+        OSError, ValueError, KeyError: the file is missing or damaged.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        return tuple(_evaluation_row(cells) for cells in csv.DictReader(file))
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return repr(value) if isinstance(value, float) else value
+
+
+_WHOLE = (
+    "evaluated_cases",
+    "training_slices",
+    "training_cases",
+    "bytes_down",
+    "bytes_up",
+    "peak_memory_bytes",
+    "micro_batch",
+)
+_NUMBERS = ("loss", *METRICS, "update_norm", "time")
+
+
+def _round_row(cells: Mapping[str, str]) -> RoundRow:
+    whole: dict[str, Any] = {name: int(cells[name]) if cells[name] else None for name in _WHOLE}
+    numbers: dict[str, Any] = {
+        name: float(cells[name]) if cells[name] else None for name in _NUMBERS
+    }
+    return RoundRow(
+        round=int(cells["round"]),
+        site=cells["site"],
+        role=cells["role"],
+        accepted=cells["accepted"] == "yes",
+        reason=cells["reason"] or None,
+        seconds={
+            name.removeprefix("seconds_"): float(value)
+            for name, value in cells.items()
+            if name.startswith("seconds_") and value
+        },
+        **whole,
+        **numbers,
+    )
+
+
+def _evaluation_row(cells: Mapping[str, str]) -> EvaluationRow:
+    return EvaluationRow(
+        site=cells["site"],
+        role=cells["role"],
+        model=cells["model"],
+        round=int(cells["round"]) if cells["round"] else None,
+        class_name=cells["class"],
+        metric=cells["metric"],
+        mean=float(cells["mean"]) if cells["mean"] else None,
+        std=float(cells["std"]) if cells["std"] else None,
+        cases=int(cells["cases"]),
+        empty=int(cells["empty"]),
+        worst=cells["worst"] == "yes",
+        note=cells["note"],
+    )

@@ -1,0 +1,197 @@
+"""Numbers and reasons as a reader sees them. Everything shown is rounded here and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from fedfms.report.records import NOTHING_RECORDED
+
+NONE = "–"  # where there is no value
+MINUS = "−"
+
+BACKBONES = {"vit_demo": "demo ViT", "vit_b": "ViT-B", "vit_l": "ViT-L", "vit_h": "ViT-H"}
+METHODS = {
+    "fedmsa": (
+        "FedMSA",
+        "the image encoder is frozen; Medical-SAM-Adapter adapters and the mask decoder train "
+        "and travel",
+    ),
+    "fedsam": ("FedSAM", "every parameter of SAM that is used trains and travels"),
+}
+
+_REFUSED = "The server refused what the site sent: "
+_SERVER = {  # codes of the server's guard
+    "non-finite": _REFUSED + "it held NaN or infinity.",
+    "missing-tensor": _REFUSED + "a tensor was missing.",
+    "unknown-tensor": _REFUSED + "it held a tensor that this method does not send.",
+    "wrong-shape": _REFUSED + "a tensor had the wrong shape.",
+    "other-recipe": _REFUSED + "it was made with another recipe.",
+    "other-backbone": _REFUSED + "the site holds another SAM checkpoint.",
+    "other-version": _REFUSED + "the site runs another version of fedfms.",
+    "too-large": _REFUSED + "the change was larger than the recipe allows.",
+    "malformed-report": _REFUSED + "the report beside the tensors could not be read.",
+}
+_SITE = {  # codes of errors at a site
+    "trainer-died": "The site's training process ended in the middle of the round.",
+    "trainer-hung": "The site's training process was silent for too long.",
+    "no-trainer": "The site's training process was not there.",
+    "nonsense": "The site's training process gave no usable answer.",
+    "exchange-full": "The site's exchange volume was full.",
+    "out-of-memory": "The site's training process ran out of memory.",
+    "non-finite-loss": "Training at the site diverged: the loss was no longer a number.",
+    "no-training-slices": "The site has no slices to train on.",
+    "no-policy": "The site has no usable policy, so nothing may leave it.",
+    "method-not-allowed": "The site's policy does not allow this method.",
+    "too-many-rounds": "The site's policy does not allow so many rounds.",
+}
+_CLASSES = {
+    "TrainerError": "The site's training process died, hung, or gave no usable answer.",
+    "SiteDataError": "The site's images or labels could not be used.",
+    "CheckpointError": "The site's SAM checkpoint is missing or is not the one asked for.",
+    "ConfigError": "The site's configuration could not be used.",
+    "TrainingError": "Training at the site could not go on.",
+    "DoorClosed": "The site's own policy did not let its contribution leave.",
+    "TaskAborted": "The round was stopped on request.",
+    "ContributionRefused": "The server refused what the site sent.",
+}
+_CODED = re.compile(r"\b([A-Z]\w+) \(([a-z0-9-]+)[,)]")
+
+
+def plain_reason(reason: str | None) -> str:
+    """Why a site missed a round, as a sentence; an unknown reason stays as it is.
+
+    Args:
+        reason: as recorded: a public error such as `TrainerError (died); …`, a code of the
+            server's guard such as `non-finite`, or free text.
+    """
+    if not reason or reason == NOTHING_RECORDED:
+        return "No answer from this site was recorded."
+    if reason.strip() in _SERVER:
+        return _SERVER[reason.strip()]
+    coded = _CODED.search(reason)
+    if coded is None:
+        return reason
+    by_code = _SERVER if coded[1] == "ContributionRefused" else _SITE
+    return by_code.get(coded[2]) or _CLASSES.get(coded[1]) or reason
+
+
+def score(value: float | None) -> str:
+    """A score in [0, 1] with three decimals."""
+    return NONE if value is None else f"{value:.3f}"
+
+
+def distance(value: float | None) -> str:
+    """A distance in millimetres or pixels with two decimals, without the unit."""
+    return NONE if value is None else f"{value:.2f}"
+
+
+def with_spread(value: float | None, spread: float | None, metric: str) -> str:
+    """`mean ± standard deviation`, or the mean alone."""
+    show = distance if metric == "hd95" else score
+    return show(value) if value is None or spread is None else f"{show(value)} ± {show(spread)}"
+
+
+def change(value: float | None) -> str:
+    """A difference of scores with its sign and three decimals."""
+    return NONE if value is None else f"{value:+.3f}".replace("-", MINUS)
+
+
+def count(value: int | None) -> str:
+    """A whole number, thousands apart by a narrow space."""
+    return NONE if value is None else f"{value:,}".replace(",", "\u202f")
+
+
+def size(value: float | None) -> str:
+    """Bytes with a decimal unit: 1 MB is 1 000 000 bytes."""
+    if value is None:
+        return NONE
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= 0.9995 * scale:
+            number = value / scale
+            return f"{number:.2f} {unit}" if number < 9.995 else f"{number:.1f} {unit}"
+    return f"{value:.0f} B"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as `8.3 s`, `4 min 12 s` or `2 h 05 min`."""
+    if seconds is None:
+        return NONE
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    if seconds < 3599.5:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{count(hours)} h {minutes:02d} min"
+
+
+def moment(unix: float | None) -> str:
+    """A point in time as date and time in UTC."""
+    if unix is None:
+        return NONE
+    return datetime.fromtimestamp(unix, tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def listing(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def numerals(number: int, one: str, many: str | None = None) -> str:
+    """`1 site`, `3 sites`."""
+    return f"{count(number)} {one if number == 1 else many or one + 's'}"
+
+
+def headline(summary: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
+    """What came out, in sentences: each number with what it measures and over which cases."""
+    sites: dict[str, dict[str, Any]] = summary["sites"]
+    training = [site for site, values in sites.items() if values["role"] == "train"]
+    classes = listing([str(name).replace("_", " ") for name in recipe.get("classes", ())])
+    of_what = f" of {classes}" if classes else ""
+    rounds, planned = summary["rounds"]["done"], summary["rounds"]["planned"]
+    sentences = []
+
+    gain, after = summary["dice"]["gain"], summary["dice"]["after"]
+    final = all(v["after_is"] in ("final", None) for v in sites.values())
+    when = f"after {numerals(rounds, 'round')}" if rounds else "with the model that was handed in"
+    if not final:
+        when = "in the last round that was recorded"
+    having = len(after["sites"])
+    who = f"{having} of {numerals(len(training), 'training site')}"
+    if having == len(training):
+        who = "the training site" if having == 1 else f"the {having} training sites"
+    if gain["sites"] and gain["sites"] == after["sites"]:
+        sentences.append(
+            f"Over the validation cases of {who}, the mean Dice{of_what} went from "
+            f"{score(gain['before'])} before training to {score(gain['after'])} {when}."
+        )
+    elif after["sites"]:
+        sentences.append(
+            f"Over the validation cases of {who}, the mean Dice{of_what} is "
+            f"{score(after['mean'])} {when}."
+        )
+        if gain["sites"]:
+            sentences.append(
+                f"Where it is known from before training as well, at {listing(gain['sites'])}, it "
+                f"went from {score(gain['before'])} to {score(gain['after'])}."
+            )
+    else:
+        sentences.append("No training site reported a Dice after training.")
+    for site, values in summary["unseen"].items():
+        if values["after"] is None:
+            continue
+        cases = numerals(values["cases"] or 0, "case")
+        if values["round_0"] is None:
+            went = f"it is {score(values['after'])}"
+        else:
+            went = f"it went from {score(values['round_0'])} to {score(values['after'])}"
+        sentences.append(f"At {site}, which never trained, {went} ({cases}).")
+    worst = summary["worst_site"]
+    if worst:
+        sentences.append(f"The lowest of all sites is {worst['site']} with {score(worst['dice'])}.")
+    if planned and 0 < rounds < planned:
+        sentences.append(f"{rounds} of {numerals(planned, 'planned round')} were completed.")
+    return sentences

@@ -1,0 +1,377 @@
+"""The trainer process: waits on a Unix socket and runs one task at a time; no network anywhere.
+
+Two threads. The main one listens, speaks about twice a second and watches; the other computes. A
+computation that does not stop when asked, or shows no sign of life, ends the process: whoever
+supervises it (the container engine, `fedfms simulate`) starts it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import logging
+import math
+import os
+import signal
+import socket
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedfms import __version__
+from fedfms.errors import FedfmsError, TaskAborted, TrainerError
+from fedfms.exchange.payload import load_tensors, save_tensors, write_whole
+from fedfms.trainer.messages import (
+    MAX_LINE_BYTES,
+    SOCKET_NAME,
+    AbortRequest,
+    Answer,
+    Failure,
+    Ping,
+    Pong,
+    Progress,
+    Reply,
+    TaskFiles,
+    TaskRequest,
+    decode_request,
+    encode,
+    is_socket,
+    public_code,
+    remove_leftovers,
+    socket_address,
+)
+from fedfms.trainer.tasks import Outcome, SiteFolders, TaskRunner
+from fedfms.training.control import Control
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 0.5  # between two signs of life to the client
+ABORT_GRACE_SECONDS = 4.0  # for a computation to stop by itself
+REQUEST_SECONDS = 10.0  # for a client that connected to say what it wants
+MAX_UNREAD_BYTES = 1024 * 1024  # of signs of life that a client did not take
+
+# exit codes; a supervisor starts the trainer again after any of them but 0
+EXIT_ABORT_IGNORED = 70  # the computation did not stop when asked
+EXIT_STALLED = 71  # the computation showed no sign of life
+
+
+def serve(
+    site_name: str,
+    site_config_path: Path,
+    policy_folder: Path,
+    exchange: Path,
+    *,
+    data_root: Path | None,
+    checkpoints: Path | None,
+    work: Path,
+) -> None:
+    """Answer on `<exchange>/trainer.sock` until SIGTERM or SIGINT.
+
+    Args:
+        site_name: of this site in the federation.
+        site_config_path: its site.yml, read anew for each task.
+        policy_folder: with its privacy.json, read anew for each task.
+        exchange: folder shared with the FLARE client; small, best in memory.
+        data_root: the images; goes before what site.yml says.
+        checkpoints: folder of SAM checkpoints.
+        work: private folder: scores per case, and errors in full with file names.
+
+    Raises:
+        TrainerError: code trainer-running or exchange-folder; the socket could not be made.
+    """
+    folders = SiteFolders(
+        name=site_name,
+        config=site_config_path,
+        policy=policy_folder,
+        data_root=data_root,
+        checkpoints=checkpoints,
+        work=work,
+    )
+    server = TrainerServer(TaskRunner(folders), exchange)
+    asyncio.run(server.run())
+    logging.shutdown()
+
+
+@dataclass(slots=True)
+class _Running:
+    """One task and how far it is; written by the computing thread, read by the main one."""
+
+    control: Control = field(init=False)
+    progress: Progress = field(init=False)
+    started: bool = False
+
+    def __post_init__(self) -> None:
+        self.control = Control(self._note)
+        self.progress = Progress("waiting", 0, 0)
+
+    def start(self) -> None:
+        """Its turn has come: from now on the watchdog looks."""
+        self.progress = Progress("prepare", 0, 0)
+        self.control.last_sign_of_life = time.monotonic()
+        self.started = True
+
+    def _note(self, phase: str, done: int, total: int) -> None:
+        self.progress = Progress(phase, done, total)
+
+
+class TrainerServer:
+    """The main thread's side: connections, signs of life, abort, watchdog."""
+
+    def __init__(self, runner: TaskRunner, exchange: Path) -> None:
+        self._runner = runner
+        self._exchange = exchange
+        self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="task")
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve until a signal; see `serve`."""
+        loop = asyncio.get_running_loop()
+        self._turn = asyncio.Lock()  # one task at a time, in the order of their arrival
+        self._stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        listener = listen(self._exchange)
+        server = await asyncio.start_unix_server(
+            self._connected, sock=listener, limit=MAX_LINE_BYTES
+        )
+        log.info("trainer of %s is ready (fedfms %s)", self._runner.folders.name, __version__)
+        await self._stopping.wait()
+        log.info("trainer stops")
+        server.close()
+        (self._exchange / SOCKET_NAME).unlink(missing_ok=True)
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=ABORT_GRACE_SECONDS + 1)
+        self._compute.shutdown(wait=False, cancel_futures=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        me = asyncio.current_task()
+        assert me is not None  # this coroutine always runs as a task of the server
+        self._connections.add(me)
+        files: TaskFiles | None = None
+        try:
+            request = await _first_request(reader)
+            if isinstance(request, TaskRequest):
+                files = TaskFiles(self._exchange, request.task_id)
+                answer = await self._do(request, files, reader, writer)
+            elif isinstance(request, Ping):
+                answer = Pong(self._runner.folders.name, __version__, self._turn.locked())
+            else:
+                answer = request
+            writer.write(encode(answer))
+            while await reader.read(MAX_LINE_BYTES):  # until the client has taken its files
+                pass
+        except (OSError, ValueError):
+            log.info("a client went away in the middle of a message")
+        finally:
+            if files is not None:
+                files.remove()  # if the client did not live to do it
+            self._connections.discard(me)
+            writer.close()
+
+    async def _do(
+        self,
+        request: TaskRequest,
+        files: TaskFiles,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> Answer:
+        """One task from its turn to its answer."""
+        running = _Running()
+        stop = asyncio.create_task(self._stop_asked(reader))
+        beat = asyncio.create_task(self._beat(running, writer))
+        turn = asyncio.create_task(self._turn.acquire())
+        try:
+            await asyncio.wait({turn, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not turn.done():
+                return self._stopped()
+            running.start()
+            work = asyncio.get_running_loop().run_in_executor(
+                self._compute, self._compute_answer, request, files, running
+            )
+            both: list[asyncio.Future[Any]] = [work, stop]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                log.info("the task is asked to stop")
+                running.control.abort()
+                await asyncio.wait({work}, timeout=ABORT_GRACE_SECONDS)
+                if not work.done():
+                    self._end_hard(EXIT_ABORT_IGNORED, "the task did not stop when asked")
+            answer = work.result()
+            return self._stopped() if running.control.aborted else answer
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            if turn.done():
+                self._turn.release()
+            await _cancelled(stop, beat, turn)
+
+    def _stopped(self) -> Failure:
+        if self._stopping.is_set():
+            return Failure("TrainerError", "trainer-stopped")
+        return Failure("TaskAborted", "aborted")
+
+    async def _stop_asked(self, reader: asyncio.StreamReader) -> None:
+        """Return when the client wants no answer any more, or this process has to stop."""
+        said = asyncio.create_task(reader.readline())
+        signalled = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({said, signalled}, return_when=asyncio.FIRST_COMPLETED)
+            if said.done() and said.exception() is None and said.result():
+                try:
+                    asked = isinstance(decode_request(said.result()), AbortRequest)
+                except FedfmsError:
+                    asked = False
+                log.info("the client %s", "aborts" if asked else "sent nonsense in a task")
+        finally:
+            await _cancelled(said, signalled)
+
+    async def _beat(self, running: _Running, writer: asyncio.StreamWriter) -> None:
+        """Tell the client how far the task is, and watch that it goes on."""
+        timer_set_at = -math.inf
+        while True:
+            if writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+                writer.transport.abort()  # a client that does not listen; ends `_stop_asked` too
+                return
+            writer.write(encode(running.progress))
+            if running.started:
+                silent = time.monotonic() - running.control.last_sign_of_life
+                limit = self._runner.stall_seconds
+                if silent > limit:
+                    writer.write(encode(Failure("TrainerError", "trainer-stalled")))
+                    self._end_hard(EXIT_STALLED, f"no sign of life for {silent:.0f} s")
+                if time.monotonic() - timer_set_at > 10:
+                    # the same for a computation that never lets this thread run, because it keeps
+                    # Python's lock: a timer outside Python, pushed back as long as this runs
+                    faulthandler.dump_traceback_later(limit + 60, exit=True)
+                    timer_set_at = time.monotonic()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    def _compute_answer(self, request: TaskRequest, files: TaskFiles, running: _Running) -> Answer:
+        """The computing thread's side: run the task, write what leaves, say so."""
+
+        def received() -> dict[str, Tensor]:
+            tensors = load_tensors(files.received)
+            files.received.unlink(missing_ok=True)  # room in memory for the result
+            return tensors
+
+        try:
+            outcome = self._runner.run(request.task, received, running.control)
+            return _put(files, outcome)
+        except TaskAborted as error:
+            log.info("the task was stopped")
+            return Failure(type(error).__name__, public_code(error.code))
+        except FedfmsError as error:
+            self._tell_the_site(request, error.public, str(error))
+            return Failure(type(error).__name__, public_code(error.code))
+        except Exception as error:
+            name = type(error).__name__
+            self._tell_the_site(request, f"unexpected {name}", traceback.format_exc())
+            return Failure("TrainerError", "unexpected", name)
+
+    def _tell_the_site(self, request: TaskRequest, public: str, full: str) -> None:
+        """The code into the log, which may be passed on; the full text, with names, beside it."""
+        path = self._runner.folders.work / "errors.log"
+        task = request.task
+        log.error("%s of round %d failed: %s; see %s", task.kind, task.round, public, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} job {task.job} ")
+                file.write(f"round {task.round} {task.kind}: {full}\n")
+        except OSError as error:
+            log.error("%s cannot be written: %s", path, error.strerror)
+
+    def _end_hard(self, code: int, why: str) -> None:
+        log.error("trainer ends itself: %s", why)
+        logging.shutdown()
+        os._exit(code)
+
+
+def listen(exchange: Path) -> socket.socket:
+    """The socket, for this user and group only; a stale one is removed if nobody answers on it.
+
+    Raises:
+        TrainerError: code trainer-running or exchange-folder.
+    """
+    path = exchange / SOCKET_NAME
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        exchange.mkdir(parents=True, exist_ok=True)
+        with socket_address(exchange) as address:
+            if is_socket(path):
+                if _answers(address):
+                    raise TrainerError(
+                        f"another trainer answers on {path}",
+                        "stop it first, or give this one another exchange folder",
+                        code="trainer-running",
+                    )
+                path.unlink()
+            remove_leftovers(exchange)
+            listener.bind(address)
+            path.chmod(0o660)  # before listen: nobody can have connected yet
+            listener.listen(16)
+    except OSError as error:
+        listener.close()
+        raise TrainerError(
+            f"the trainer cannot listen at {path}: {error.strerror or error}",
+            "give the trainer an exchange folder that its user can write to",
+            code="exchange-folder",
+        ) from None
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait until they have ended: then nobody reads the stream any more."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _first_request(reader: asyncio.StreamReader) -> TaskRequest | Ping | Failure:
+    """What a new connection asks for, or the answer to what cannot be understood."""
+    try:
+        request = decode_request(await asyncio.wait_for(reader.readline(), REQUEST_SECONDS))
+    except (asyncio.TimeoutError, ValueError):  # ValueError: a line beyond the limit
+        return Failure("TrainerError", "nonsense")
+    except FedfmsError as error:
+        log.warning("a request was refused: %s", error.public)
+        return Failure(type(error).__name__, public_code(error.code))
+    if isinstance(request, AbortRequest):  # with nothing to abort
+        return Failure("TrainerError", "nonsense")
+    return request
+
+
+def _answers(address: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(2.0)
+        try:
+            probe.connect(address)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # a full queue or a time-out: somebody listens, however slowly
+            return True
+        return True
+
+
+def _put(files: TaskFiles, outcome: Outcome) -> Reply:
+    """Write what leaves into the shared folder, whole or not at all."""
+    try:
+        if outcome.tensors:
+            save_tensors(files.result, outcome.tensors, None)
+        for index, picture in enumerate(outcome.pictures):
+            write_whole(files.picture(index), picture)
+    except OSError as error:
+        files.remove()
+        raise TrainerError(
+            f"the result could not be written: {error.strerror}",
+            "give the exchange volume more room: three times the model's size",
+            code="exchange-full",
+        ) from None
+    return Reply(outcome.contribution, bool(outcome.tensors), len(outcome.pictures))

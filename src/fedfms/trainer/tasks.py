@@ -1,0 +1,259 @@
+"""What the trainer does with one task, from the received tensors to what passes the door."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import logging
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedfms import __version__
+from fedfms.config import Recipe, SiteConfig
+from fedfms.data.dataset import PreparedCase, SliceDataset, prepare_cases
+from fedfms.data.manifest import find_cases
+from fedfms.errors import TrainerError
+from fedfms.exchange.contribution import Contribution
+from fedfms.exchange.door import check_job, pass_door, pass_pictures, read_policy
+from fedfms.exchange.payload import difference, read_travelling, shapes_of, write_travelling
+from fedfms.models.build import SamSegmenter, build_model
+from fedfms.models.sam import find_checkpoint
+from fedfms.trainer.messages import Task
+from fedfms.training.control import Control
+from fedfms.training.device import free_unused_memory, torch_device, use_threads
+from fedfms.training.evaluate import CaseScore, evaluate, summarize
+from fedfms.training.loop import RoundResult, train_round
+from fedfms.training.overlay import site_pictures
+
+log = logging.getLogger(__name__)
+
+Received = Callable[[], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteFolders:
+    """Where a site keeps what its trainer needs."""
+
+    name: str  # of the site in the federation
+    config: Path  # site.yml
+    policy: Path  # folder with privacy.json
+    data_root: Path | None  # goes before site.yml's own
+    checkpoints: Path | None  # folder of SAM checkpoints; none is needed for vit_demo
+    work: Path  # private: scores per case and full error texts, file names included
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What leaves the site of one task; it has passed the door."""
+
+    contribution: Contribution
+    tensors: dict[str, Tensor]
+    pictures: list[bytes]
+
+
+@dataclass(slots=True)
+class _Job:
+    """What is kept between the rounds of one job."""
+
+    name: str
+    recipe: Recipe
+    site: SiteConfig
+    model: SamSegmenter
+    cases: list[PreparedCase] | None = None
+    dataset: SliceDataset | None = None  # of the training cases
+    optimizer: torch.optim.Optimizer | None = None  # with `optimizer_state: keep`
+    micro_batch: int | None = None  # what fitted into memory in the last round
+
+
+@dataclass(slots=True)
+class _Clock:
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        spent = time.perf_counter() - start
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
+
+
+class TaskRunner:
+    """Does one task after the other for one site; remembers the job between its rounds."""
+
+    def __init__(self, folders: SiteFolders) -> None:
+        self.folders = folders
+        self.stall_seconds = 3600.0  # the site's own, from the moment its site.yml was read
+        self._job: _Job | None = None
+
+    def run(self, task: Task, received: Received, control: Control) -> Outcome:
+        """Evaluate the received model, train one round where asked, and pass the door.
+
+        The site's configuration and policy are read anew for each task.
+
+        Args:
+            task: what to do.
+            received: gives the model's travelling tensors; called after the policy agreed.
+            control: checked between micro-batches.
+
+        Raises:
+            FedfmsError: whatever is wrong with the site's files or the task; nothing leaves then.
+        """
+        try:
+            return self._run(task, received, control)
+        except BaseException:
+            self._job = None  # half a round is no state to go on from
+            free_unused_memory()
+            raise
+
+    def _run(self, task: Task, received: Received, control: Control) -> Outcome:
+        recipe, clock = task.recipe, _Clock()
+        site = SiteConfig.from_yaml(self.folders.config, self.folders.data_root)
+        self.stall_seconds = site.stall_seconds
+        policy = read_policy(self.folders.policy)
+        check_job(policy, recipe)
+        _check_task(task, self.folders.name)
+        use_threads(site)
+        _reset_peak_memory(site)
+
+        with clock("prepare"):
+            job = self._job_for(task, site)
+            cases = _prepared(job, control)
+        is_holdout = self.folders.name in recipe.holdout
+        trains = task.kind == "train" and not is_holdout
+        training = [case for case in cases if case.case.split == "train"]
+        scored = cases if is_holdout else [c for c in cases if c.case.split == "validation"]
+        with clock("exchange"):
+            write_travelling(job.model, received())
+            before = read_travelling(job.model)
+        with clock("evaluate"):
+            scores = evaluate(job.model, scored, recipe, site, control)
+            self._keep_scores(task, scores)
+        pictures: list[bytes] = []
+        if task.kind == "evaluate" and policy.pictures:
+            with clock("evaluate"):
+                pictures = site_pictures(job.model, scored, scores, recipe, site, control)
+
+        result: RoundResult | None = None
+        tensors: dict[str, Tensor] = {}
+        slices = 0
+        if trains:
+            with clock("train"):
+                slices, result = _train(job, training, task, control)
+            with clock("exchange"):
+                tensors = difference(read_travelling(job.model), before)
+        control.check()
+        contribution = Contribution(
+            site=self.folders.name,
+            kind=task.kind,
+            role="holdout" if is_holdout else "train",
+            round=task.round,
+            model=task.model,
+            recipe_sha256=recipe.sha256,
+            backbone_sha256=recipe.backbone_sha256,  # find_checkpoint compared it with the file
+            package_version=__version__,
+            training_slices=slices,
+            training_cases=len(training) if trains else 0,
+            evaluated_cases=len(scored),
+            metrics=summarize(scores, max(policy.min_cases, site.min_cases)),
+            loss=result.loss if result else None,
+            seconds=clock.seconds,
+            peak_memory_bytes=_peak_memory_bytes(site),
+            micro_batch=result.micro_batch if result else 0,
+        )
+        leaving, report = pass_door(policy, site, recipe, shapes_of(before), tensors, contribution)
+        return Outcome(report, leaving, pass_pictures(policy, pictures))
+
+    def _job_for(self, task: Task, site: SiteConfig) -> _Job:
+        """The work kept from the last round, or a fresh model for a job that is new here."""
+        job = self._job
+        if job is None or (job.name, job.recipe) != (task.job, task.recipe):
+            self._job = job = None  # frees the last job's memory before the next one's is taken
+            free_unused_memory()
+            checkpoint = find_checkpoint(task.recipe, self.folders.checkpoints)
+            model = build_model(task.recipe, checkpoint).to(torch_device(site))
+            job = _Job(task.job, task.recipe, site, model)
+            log.info("a job that is new here: %s on %s", task.recipe.method, task.recipe.backbone)
+        elif job.site != site:
+            job.site, job.cases, job.dataset = site, None, None
+            job.optimizer, job.micro_batch = None, None  # perhaps on another device
+            job.model.to(torch_device(site))
+        self._job = job
+        return job
+
+    def _keep_scores(self, task: Task, scores: Sequence[CaseScore]) -> None:
+        """Append the scores of each case to the site's own table; it never leaves."""
+        folder = self.folders.work / "scores"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = folder / f"{task.job}.csv"
+        is_new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            if is_new:
+                table.writerow(["round", "model", "case", "class", "dice", "iou", "hd95"])
+            for score in scores:
+                values = (score.dice, score.iou, score.hd95)
+                table.writerow([task.round, task.model, score.key, score.class_name, *values])
+
+
+def _check_task(task: Task, site_name: str) -> None:
+    """A task for another site, or one that its own recipe does not foresee, is a mistake."""
+    if task.site != site_name:
+        raise TrainerError(
+            f"the task is for {task.site}, this trainer works for {site_name}",
+            "give each site's two containers an exchange folder of their own",
+            code="other-site",
+        )
+    last = task.recipe.rounds - 1 if task.kind == "train" else task.recipe.rounds
+    if task.round > last:
+        raise TrainerError(
+            f"round {task.round} is beyond the {task.recipe.rounds} rounds of the recipe",
+            "submit the job again; its server and its recipe disagree",
+            code="round",
+        )
+
+
+def _prepared(job: _Job, control: Control) -> list[PreparedCase]:
+    if job.cases is None:
+        job.cases = prepare_cases(find_cases(job.site), job.site, control)
+    return job.cases
+
+
+def _train(
+    job: _Job, training: Sequence[PreparedCase], task: Task, control: Control
+) -> tuple[int, RoundResult]:
+    """One local round on the job's model, in place; the number of slices and how it went."""
+    if job.dataset is None:
+        job.dataset = SliceDataset(training, job.site, task.recipe)
+    result = train_round(
+        job.model,
+        job.dataset,
+        task.recipe,
+        job.site,
+        round_number=task.round,
+        optimizer=job.optimizer,
+        control=control,
+        micro_batch=job.micro_batch,
+    )
+    job.optimizer = result.optimizer if task.recipe.optimizer_state == "keep" else None
+    job.micro_batch = result.micro_batch
+    return len(job.dataset), result
+
+
+def _reset_peak_memory(site: SiteConfig) -> None:
+    device = torch_device(site)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_memory_bytes(site: SiteConfig) -> int:
+    """Of the task on a GPU; of the whole process so far on a processor."""
+    device = torch_device(site)
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes

@@ -1,0 +1,276 @@
+"""A model and prepared cases to scores per case, and scores to means that may leave."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedfms.config import Recipe, SiteConfig
+from fedfms.data.dataset import (
+    PreparedCase,
+    SliceDataset,
+    annotated,
+    class_masks,
+    network_input,
+    to_native,
+)
+from fedfms.errors import TrainingError
+from fedfms.exchange.contribution import Metric
+from fedfms.training.control import Control
+from fedfms.training.device import free_unused_memory, is_out_of_memory, torch_device, use_threads
+from fedfms.training.interrupt import in_background, interruptible
+from fedfms.training.metrics import PAPER_THRESHOLDS, Mask, count, dice, hd95, iou, paper_scores
+
+log = logging.getLogger(__name__)
+
+_NATIVE_SLICES = 8  # resized to native size at once; bounds the memory of a large volume
+
+
+@dataclass(frozen=True, slots=True)
+class SliceScore:
+    """Scores of one class in one slice; NaN where the slice is empty, unless `paper_compat`."""
+
+    dice: float
+    iou: float
+    empty: bool  # no foreground in truth and prediction
+
+
+@dataclass(frozen=True, slots=True)
+class CaseScore:
+    """Scores of one class in one case, at native size, volumes in 3-D.
+
+    They stay at the site: `key` may come from a file name. `summarize` makes what may leave.
+    """
+
+    key: str  # of the case
+    class_name: str
+    dice: float  # [0, 1]; NaN where empty
+    iou: float  # [0, 1]; NaN where empty
+    hd95: float  # mm for volumes, pixels for pictures; NaN where empty (training.metrics)
+    empty: bool  # no foreground in truth and prediction
+    slices: tuple[SliceScore, ...]  # native size; `paper_compat`: as the paper scores slices
+
+
+def evaluate(
+    model: nn.Module,
+    cases: Sequence[PreparedCase],
+    recipe: Recipe,
+    site: SiteConfig,
+    control: Control,
+) -> list[CaseScore]:
+    """Score the model on each case and each class that this site annotates.
+
+    A pixel is foreground from `recipe.probability_threshold` on, after the logits were resized to
+    native size. Under `paper_compat` the slices' scores are the paper's instead, at mask size, over
+    the slices that `keep_empty_every` keeps, as FedFMS prepares its test data; the cases' scores
+    are the same either way.
+
+    Args:
+        model: images (B, 3, S, S) to logits (B, K, M, M); left in evaluation mode, on the device.
+        control: asked inside every batch; told ("evaluate", slices done, slices).
+
+    Returns:
+        case by case, classes in the recipe's order.
+
+    Raises:
+        TaskAborted: `control.abort()` was called.
+        TrainingError: "out-of-memory" with a single slice in memory; "non-finite-logits".
+    """
+    drawn = annotated(site, recipe).tolist()
+    paper = SliceDataset(cases, site, recipe) if recipe.paper_compat and cases else None
+    scores: list[CaseScore] = []
+    slices = [(case, index) for case in cases for index in range(len(case.images))]
+    stream = predict(model, slices, recipe, site, control)
+    for number, case in enumerate(cases):
+        logits = torch.stack(list(islice(stream, len(case.images))))  # (D, K, M, M)
+        predicted = foreground(logits, case, recipe)
+        truth = class_masks(case, site, recipe).numpy()
+        by_paper = _paper_slices(logits, paper, number) if paper is not None else None
+        for index, name in enumerate(recipe.classes):
+            if drawn[index]:
+                known = by_paper[index] if by_paper is not None else None
+                score = partial(score_case, case, name, predicted[index], truth[index], known)
+                scores.append(in_background(score, control))  # seconds for HD95 of a large volume
+    _log_means(scores, len(cases))
+    return scores
+
+
+def score_case(
+    case: PreparedCase,
+    class_name: str,
+    predicted: Mask,
+    truth: Mask,
+    slices: tuple[SliceScore, ...] | None = None,
+) -> CaseScore:
+    """Scores of one class from its masks at native size, (D, H, W) each; `slices` if known."""
+    by_slice = count(predicted, truth)
+    whole = by_slice.whole()
+    if slices is None:
+        columns = (dice(by_slice), iou(by_slice), by_slice.empty)
+        slices = tuple(
+            SliceScore(*row) for row in zip(*(column.tolist() for column in columns), strict=True)
+        )
+    return CaseScore(
+        key=case.case.key,
+        class_name=class_name,
+        dice=float(dice(whole)[0]),
+        iou=float(iou(whole)[0]),
+        hd95=hd95(predicted, truth, case.spacing),
+        empty=bool(whole.empty[0]),
+        slices=slices,
+    )
+
+
+def predict(
+    model: nn.Module,
+    slices: Sequence[tuple[PreparedCase, int]],
+    recipe: Recipe,
+    site: SiteConfig,
+    control: Control,
+) -> Iterator[Tensor]:
+    """Logits of each slice (case, index) in turn, (K, M, M) fp32 on the processor.
+
+    Batches are filled across cases, so that pictures of one slice each do not go one by one.
+
+    Raises:
+        as `evaluate`.
+    """
+    device = torch_device(site)
+    use_threads(site)
+    model.to(device).eval()
+    limit = min(site.micro_batch or recipe.batch_size, recipe.batch_size)
+    done = 0
+    control.report("evaluate", done, len(slices))
+    while done < len(slices):
+        images = torch.stack(
+            [network_input(case, i, site, recipe) for case, i in slices[done : done + limit]]
+        )
+        logits = _forward(model, images, device, control)
+        if logits is None:
+            limit = _smaller(limit)
+            continue
+        done += len(images)
+        control.report("evaluate", done, len(slices))
+        yield from logits
+
+
+def foreground(logits: Tensor, case: PreparedCase, recipe: Recipe) -> Mask:
+    """Logits (D, K, M, M) of a case to its masks at native size, (K, D, H, W) bool."""
+    height, width = case.images.shape[1:3]
+    parts = [
+        torch.sigmoid(to_native(part, height, width, recipe)) >= recipe.probability_threshold
+        for part in torch.split(logits, _NATIVE_SLICES)
+    ]
+    masks: Mask = torch.cat(parts).transpose(0, 1).numpy()
+    return masks
+
+
+def summarize(scores: Sequence[CaseScore], min_cases: int) -> tuple[Metric, ...]:
+    """Mean and spread of each class and metric, as far as enough cases stand behind them.
+
+    Cases count alike, whatever their size, and so do slices. A mean is withheld (None) where fewer
+    than `min_cases` cases have a value; for the scores of slices too it is cases that count, since
+    a hundred slices of one patient still are one patient.
+
+    Returns:
+        for each class in order of appearance: dice, iou, hd95, dice_slice, iou_slice; `std` is the
+        population standard deviation.
+    """
+    metrics: list[Metric] = []
+    for name in dict.fromkeys(score.class_name for score in scores):
+        rows = [score for score in scores if score.class_name == name]
+        for metric in ("dice", "iou", "hd95"):
+            by_case = [[getattr(row, metric)] for row in rows]
+            empty = sum(row.empty for row in rows)
+            metrics.append(_metric(name, metric, by_case, empty, min_cases))
+        for metric in ("dice", "iou"):
+            by_case = [[getattr(part, metric) for part in row.slices] for row in rows]
+            empty = sum(part.empty for row in rows for part in row.slices)
+            metrics.append(_metric(name, f"{metric}_slice", by_case, empty, min_cases))
+    return tuple(metrics)
+
+
+def _metric(
+    class_name: str, metric: str, by_case: list[list[float]], empty: int, min_cases: int
+) -> Metric:
+    with_value = [[value for value in values if not math.isnan(value)] for values in by_case]
+    with_value = [values for values in with_value if values]
+    values = np.array([value for case in with_value for value in case])
+    shown = len(with_value) >= max(min_cases, 1)
+    return Metric(
+        class_name=class_name,
+        metric=metric,
+        mean=float(values.mean()) if shown else None,
+        std=float(values.std()) if shown else None,
+        cases=len(values),
+        empty=empty,
+    )
+
+
+def _forward(
+    model: nn.Module, images: Tensor, device: torch.device, control: Control
+) -> Tensor | None:
+    """Logits in fp32 on the processor; None where memory ran out."""
+    try:
+        with torch.inference_mode(), interruptible(model, control):
+            logits: Tensor = model(images.to(device)).float().cpu()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    if not bool(logits.isfinite().all()):
+        raise TrainingError(
+            "the model's output is not finite",
+            "lower learning_rate in recipe.json, or set clip_grad_norm to 1.0, and train again",
+            code="non-finite-logits",
+        )
+    return logits
+
+
+def _smaller(slices: int) -> int:
+    if slices == 1:
+        raise TrainingError(
+            "memory ran out while scoring a single slice",
+            "use a smaller image_size or backbone in recipe.json, precision bf16, or a machine "
+            "with more memory; check that nothing else uses this device",
+            code="out-of-memory",
+        )
+    free_unused_memory()
+    log.warning("memory ran out scoring %d slices at once; going on with %d", slices, slices // 2)
+    return slices // 2
+
+
+def _paper_slices(
+    logits: Tensor, dataset: SliceDataset, number: int
+) -> list[tuple[SliceScore, ...]]:
+    """For each class the paper's scores of the slices of case `number` that the dataset keeps."""
+    by_class: list[list[SliceScore]] = [[] for _ in range(logits.shape[1])]
+    for item, (owner, index) in enumerate(dataset.slices):
+        if owner != number:
+            continue
+        target = dataset[item]["target"]
+        dices, ious = paper_scores(logits[index : index + 1], target[None])
+        for position, scores in enumerate(by_class):
+            empty = not bool(target[position].any()) and not bool(
+                (logits[index, position] > min(PAPER_THRESHOLDS)).any()
+            )
+            scores.append(SliceScore(float(dices[0, position]), float(ious[0, position]), empty))
+    return [tuple(scores) for scores in by_class]
+
+
+def _log_means(scores: Sequence[CaseScore], cases: int) -> None:
+    values = [score.dice for score in scores if not score.empty]
+    log.info(
+        "scored %d cases: mean Dice %.3f, %d empty",
+        cases,
+        float(np.mean(values)) if values else float("nan"),
+        sum(score.empty for score in scores),
+    )

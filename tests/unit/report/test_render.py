@@ -1,0 +1,331 @@
+import base64
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import pytest
+from job_writer import BYTES_DOWN, BYTES_UP, RECIPE, Job, dice_of
+
+from fedfms.report import words
+from fedfms.report.collect import collect
+from fedfms.report.render import PICTURE_KEY, render
+
+
+class Page(HTMLParser):
+    """Tables, text, tags and attributes of a page, as a browser would read them."""
+
+    VOID = ("meta", "img", "br", "link", "path", "use")
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.words, self.tags, self.attributes = [], [], [], []
+        self._cell, self._small, self._skip = None, 0, 0
+        self.feed(text)
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._cell = ""
+            self._span = int(dict(attrs).get("colspan", 1))
+        elif tag == "small" or (tag, "class", "tag") in self.attributes[-1:]:
+            self._small += 1
+        elif tag == "style":
+            self._skip += 1
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.tables[-1][-1] += [self._cell.strip()] + [""] * (self._span - 1)
+            self._cell = None
+        elif tag in ("small", "span") and self._small:
+            self._small -= 1
+        elif tag == "style":
+            self._skip -= 1
+
+    def handle_data(self, data):
+        if self._skip:
+            return
+        self.words.append(data)
+        if self._cell is not None and not self._small:
+            self._cell += data
+
+    def table(self, *titles):
+        return next(t for t in self.tables if t[0][: len(titles)] == list(titles))
+
+
+def build(tmp_path, job=None, records=None):
+    results = tmp_path / "results"
+    collect((job or Job()).write(tmp_path / "job", records), results)
+    render(results)
+    return results
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def page(results):
+    return Page((results / "report.html").read_text())
+
+
+def markdown_tables(text):
+    tables, rows = [], []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            rows.append([cell.strip() for cell in line.strip("|").split(" |")])
+        elif rows:
+            tables.append(rows)
+            rows = []
+    return tables
+
+
+# ------------------------------------------------------------------------------- numbers as told
+
+
+def test_the_overview_shows_the_records_numbers_rounded(page):
+    header, *rows = page.table("Site", "Role")
+    assert header[3:7] == ["Before training", "Final model", "Change", "Best model"]
+    by_site = {row[0]: row for row in rows}
+    for site in ("site-1", "site-2", "site-4"):
+        before, after, change, best = by_site[site][3:7]
+        assert float(before) == round(dice_of(site, 0), 3)
+        assert float(after) == round(dice_of(site, 6), 3)
+        assert float(best) == round(dice_of(site, 5), 3)
+        gained = float(change.replace("−", "-"))
+        assert gained == pytest.approx(dice_of(site, 6) - dice_of(site, 0), abs=5e-4)
+    assert by_site["site-3"][3:7] == ["–", "withheld", "–", "–"]
+    mean = by_site["Mean of the training sites"]
+    expected = (dice_of("site-1", 6) + dice_of("site-2", 6)) / 2
+    assert float(mean[4]) == pytest.approx(expected, abs=5e-4)
+
+
+def test_the_evaluation_table_shows_mean_spread_and_cases(page):
+    job = Job()
+    header, *rows = page.table("Site", "Cases", "Empty")
+    assert header[3:] == ["Dice", "IoU", "HD95", "Dice", "IoU"]
+    for row in rows:
+        metrics = job.metrics(row[0], 6)
+        if row[0] == "site-3":
+            assert row[3:] == ["withheld"] * 5
+            continue
+        dice = metrics[0]
+        assert (int(row[1]), int(row[2])) == (dice.cases, dice.empty)
+        for shown, metric in zip(row[3:], metrics, strict=True):
+            digits = 2 if metric.metric == "hd95" else 3
+            assert shown == f"{metric.mean:.{digits}f} ± {metric.std:.{digits}f}"
+
+
+def test_the_cost_tables_show_bytes_time_and_memory(page):
+    rows = {row[0]: row for row in page.table("Site", "Rounds", "Received")[1:]}
+    assert rows["site-1"][1:4] == ["6 of 6", "1.81 MB", "906.2 kB"]
+    assert rows["site-2"][1] == "5 of 6"
+    for shown, exact in zip(
+        rows["All sites"][4:],
+        (23 * BYTES_DOWN, 17 * BYTES_UP, 23 * BYTES_DOWN + 17 * BYTES_UP),
+        strict=True,
+    ):
+        assert float(shown.removesuffix(" MB")) == pytest.approx(exact / 1e6, abs=0.05)
+    training = {row[0]: row for row in page.table("Site", "Cases", "Slices")[1:]}
+    assert training["site-1"][1:3] == ["56", "412"]
+    seconds = sum(0.071 * 412 + 0.4 * r for r in range(6))
+    assert training["site-1"][5] == f"{int(seconds // 60)} min {round(seconds % 60):02d} s"
+    assert training["site-1"][7] == "1.20 GB"
+
+
+def test_markdown_and_page_hold_the_same_tables(results, page):
+    shown = markdown_tables((results / "report.md").read_text())
+    for table in page.tables:
+        first = next(t for t in shown if [c.split(" (")[0] for c in t[0]] == table[0])
+        shown.remove(first)
+        for mine, theirs in zip(first[2:], table[1:], strict=True):
+            plain = [re.sub(r"\\(.)", r"\1", c).replace("**", "").split(" (")[0] for c in mine]
+            assert plain == theirs
+
+
+def test_the_summary_sentence_says_numbers_and_what_they_measure(page):
+    before, after = ((dice_of("site-1", r) + dice_of("site-2", r)) / 2 for r in (0, 6))
+    assert (
+        "Over the validation cases of 2 of 3 training sites, the mean Dice of hippocampus went "
+        f"from {before:.3f} before training to {after:.3f} after 6 rounds." in page.text
+    )
+    assert f"to {dice_of('site-4', 6):.3f} (12 cases)" in page.text
+    assert "Segment Anything" in page.text
+
+
+def test_missed_rounds_are_told_in_plain_words(page):
+    _, row = page.table("Round", "Site", "Why")
+    assert row == ["2", "site-2", "The site's training process ended in the middle of the round."]
+
+
+def test_curves_go_through_every_recorded_dice(results):
+    """The markers of one curve, read back from the drawing, lie on a straight map of the values."""
+    html = (results / "report.html").read_text()
+    figure = html[html.index("Dice by round") :]
+    figure = figure[: figure.index("</svg>")]
+    groups = re.findall(
+        r"<g clip-path[^>]*>(.*?)</g>|<g>\s*((?:<use [^>]*/>\s*)+)</g>", figure, re.S
+    )
+    curves = [re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', "".join(g)) for g in groups]
+    curve = next(c for c in curves if len(c) == 7)  # site-1: rounds 0 to 5 and the final model
+    y = [float(point[1]) for point in curve]
+    dice = [dice_of("site-1", r) for r in range(7)]
+    slope = (y[6] - y[0]) / (dice[6] - dice[0])
+    for value, position in zip(dice, y, strict=True):
+        assert position == pytest.approx(y[0] + slope * (value - dice[0]), abs=0.01)
+
+
+def test_two_classes_have_a_row_each(tmp_path):
+    recipe = dataclasses.replace(RECIPE, classes=("anterior", "posterior"))
+    results = build(tmp_path, Job(recipe=recipe))
+    page = Page((results / "report.html").read_text())
+    rows = page.table("Site", "Class")[1:]
+    assert [row[:2] for row in rows[:2]] == [["site-1", "anterior"], ["site-1", "posterior"]]
+    assert float(rows[1][4].split(" ")[0]) == round(dice_of("site-1", 6, 1), 3)
+
+
+# --------------------------------------------------------------------------------- runs cut short
+
+
+def test_an_interrupted_run_says_so_first(tmp_path):
+    results = build(tmp_path, Job(rounds=3, models=(), status="aborted"))
+    page = Page((results / "report.html").read_text())
+    assert "The job was stopped on request: 3 of 6 rounds were completed." in page.text
+    assert "There is no final evaluation of site-1, site-2 and site-4" in page.text
+    assert page.table("Site", "Role")[0][4] == "Last known"
+    assert "final evaluation; " not in page.text
+
+
+def test_a_run_that_ended_before_its_first_round_has_a_report(tmp_path):
+    results = build(tmp_path, records=Job().records()[:1])
+    page = Page((results / "report.html").read_text())
+    assert "No training site reported a Dice after training." in page.text
+    assert "The records end before the job did" in page.text
+    assert "svg" not in page.tags
+
+
+def test_a_job_that_only_evaluates_has_a_report(tmp_path):
+    job = Job(rounds=0, models=("final",))
+    results = build(tmp_path, job)
+    page = Page((results / "report.html").read_text())
+    assert "Segment Anything evaluated at 4 sites" in page.text
+    assert "with the model that was handed in" in page.text
+
+
+def test_rendering_again_gives_the_same_bytes(results):
+    first = {name: (results / name).read_bytes() for name in ("report.html", "report.md")}
+    render(results)
+    assert first == {name: (results / name).read_bytes() for name in first}
+
+
+# ------------------------------------------------------------------------------ safe and offline
+
+
+def test_the_page_loads_nothing_from_outside_and_runs_nothing(page, results):
+    loading = {"src", "href", "xlink:href", "srcset", "action", "data", "poster"}
+    for tag, name, value in page.attributes:
+        if name in loading:
+            assert value.startswith(("#", "data:image/png;base64,")), (tag, name, value[:60])
+        assert not name.startswith("on")
+    assert not {"script", "iframe", "link", "object", "embed"} & set(page.tags)
+    text = (results / "report.html").read_text()
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
+    policy = [v for t, n, v in page.attributes if t == "meta" and n == "content"]
+    assert any("default-src 'none'" in value for value in policy)
+
+
+def test_the_ids_of_the_figures_do_not_collide(page):
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert ids and len(ids) == len(set(ids))
+
+
+def test_pictures_are_embedded_whole(page, results):
+    sources = [v for t, n, v in page.attributes if t == "img" and n == "src"]
+    embedded = {base64.b64decode(source.split(",", 1)[1]) for source in sources}
+    assert embedded == {p.read_bytes() for p in (results / "pictures").iterdir()}
+
+
+def test_the_key_has_the_colours_of_the_overlays(page):
+    from fedfms.training import overlay
+
+    colours = {what: colour for colour, what in PICTURE_KEY}
+    for what, colour in (
+        ("annotation", overlay.TRUTH_COLOUR),
+        ("prediction", overlay.PREDICTION_COLOUR),
+    ):
+        assert colours[what] == "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def test_names_and_reasons_are_shown_and_never_run(tmp_path):
+    evil = '<script>alert("1")</script>'
+    job = Job(missed={(1, "site-2"): f"{evil} | **bold** ` [x](y)"})
+    records = job.records()
+    records[0]["name"] = f"{evil}"
+    records[0]["sites"].append('site"><img src=x onerror=alert(1)>')
+    results = build(tmp_path, job, records)
+    page = Page((results / "report.html").read_text())
+    assert "script" not in page.tags
+    assert not any(name == "onerror" for _, name, _ in page.attributes)
+    assert evil in page.text and 'site"><img src=x onerror=alert(1)>' in page.text
+    markdown = (results / "report.md").read_text()
+    assert "<script" not in markdown and "<img" not in markdown
+    missed = next(t for t in markdown_tables(markdown) if t[0] == ["Round", "Site", "Why"])
+    row = next(r for r in missed if r[1] == "site-2")
+    assert row[0] == "1" and r"\*\*bold\*\*" in "|".join(row)
+
+
+# ----------------------------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [
+        ("TrainerError (trainer-died); the site's own log has the details", "ended in the middle"),
+        ("SiteDataError (unpaired-files); the site's own log", "images or labels"),
+        ("DoorClosed (non-finite); the site's own log", "own policy"),
+        ("ContributionRefused (non-finite); more", "NaN or infinity"),
+        ("the trainer reports TrainingError (out-of-memory, RuntimeError)", "out of memory"),
+        ("other-backbone", "another SAM checkpoint"),
+        ("no answer within 600 s", "no answer within 600 s"),
+        (None, "No answer"),
+    ],
+)
+def test_reasons_in_plain_words(reason, says):
+    assert says in words.plain_reason(reason)
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (words.score(0.87349), "0.873"),
+        (words.score(1.0), "1.000"),
+        (words.score(None), "–"),
+        (words.change(-0.0125), "−0.013"),
+        (words.with_spread(2.345, 0.5, "hd95"), "2.35 ± 0.50"),
+        (words.size(0), "0 B"),
+        (words.size(999), "999 B"),
+        (words.size(42_428_928), "42.4 MB"),
+        (words.size(9_999_600), "10.0 MB"),
+        (words.size(999_990_000), "1.00 GB"),
+        (words.duration(8.26), "8.3 s"),
+        (words.duration(59.96), "1 min 00 s"),
+        (words.duration(252), "4 min 12 s"),
+        (words.duration(7499), "2 h 05 min"),
+        (words.listing(["a"]), "a"),
+        (words.listing(["a", "b", "c"]), "a, b and c"),
+        (words.numerals(1, "case"), "1 case"),
+        (words.count(93177216), "93\u202f177\u202f216"),
+    ],
+)
+def test_numbers_as_a_reader_sees_them(shown, expected):
+    assert shown == expected

@@ -1,0 +1,338 @@
+"""Abort, death, hang and nonsense: each becomes one error, and the next task works."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import socket
+import stat
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import Place, TaskThread, TrainerProcess  # tests/unit/trainer/conftest.py
+from fedfms.errors import TaskAborted, TrainerError
+from fedfms.exchange.payload import save_tensors
+from fedfms.trainer.client import ping, run_task
+from fedfms.trainer.messages import Task, TaskFiles, TaskRequest, encode
+from fedfms.trainer.server import EXIT_ABORT_IGNORED, EXIT_STALLED
+
+SOME = {"w": torch.zeros(3)}
+
+
+def files_in(place: Place) -> list[str]:
+    return sorted(path.name for path in place.exchange.iterdir())
+
+
+def wait_for_files(place: Place, names: list[str], seconds: float = 3) -> None:
+    deadline = time.monotonic() + seconds
+    while files_in(place) != names:
+        assert time.monotonic() < deadline, files_in(place)
+        time.sleep(0.05)
+
+
+# --------------------------------------------------------------------------------------- abort
+
+
+@pytest.mark.parametrize("phase", ["prepare", "train"])
+def test_an_abort_reaches_a_running_batch_within_five_seconds(
+    shared_trainer: TrainerProcess,
+    shared_place: Place,
+    long_task: Task,
+    train_task: Task,
+    global_model,
+    phase: str,
+) -> None:
+    asked = threading.Event()
+    thread = TaskThread(shared_place, long_task, global_model, aborted=asked.is_set)
+    thread.wait_for_phase(phase)
+    at = time.monotonic()
+    asked.set()
+    thread.wait()
+    assert isinstance(thread.error, TaskAborted)
+    assert thread.ended_at - at < 5
+    shared_trainer.wait_until_idle(max(0.1, 5 - (time.monotonic() - at)))
+    assert shared_trainer.process.poll() is None
+    wait_for_files(shared_place, ["trainer.sock"])
+    assert run_task(shared_place.exchange, train_task, global_model).tensors
+
+
+def test_a_client_that_goes_away_aborts_its_task_and_leaves_no_file(
+    shared_trainer: TrainerProcess, shared_place: Place, long_task: Task, global_model
+) -> None:
+    files = TaskFiles(shared_place.exchange, "00112233445566aa")
+    save_tensors(files.received, global_model, None)
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.connect(str(shared_place.exchange / "trainer.sock"))
+        stream.sendall(encode(TaskRequest(files.task_id, long_task)))
+        lines = stream.makefile("rb")
+        while b'"train"' not in lines.readline():
+            pass
+        lines.close()
+    shared_trainer.wait_until_idle(5)
+    wait_for_files(shared_place, ["trainer.sock"])
+
+
+def test_a_computation_that_ignores_the_abort_ends_with_the_process(
+    place: Place, start, train_task: Task, global_model
+) -> None:
+    (place.policy / "privacy.json").unlink()
+    os.mkfifo(place.policy / "privacy.json")  # to read it blocks, as a dead network share does
+    trainer = start()
+    asked = threading.Event()
+    thread = TaskThread(place, train_task, global_model, aborted=asked.is_set)
+    thread.wait_for_phase("prepare")
+    at = time.monotonic()
+    asked.set()
+    thread.wait()
+    assert isinstance(thread.error, TaskAborted)
+    assert trainer.process.wait(5) == EXIT_ABORT_IGNORED
+    assert time.monotonic() - at < 6
+    (place.policy / "privacy.json").unlink()
+    place.set_policy(min_cases=2)
+    start()  # a supervisor starts it again; the old socket is still there
+    assert run_task(place.exchange, train_task, global_model).tensors
+
+
+def test_an_abort_while_waiting_for_the_trainer_is_heard(place: Place, train_task: Task) -> None:
+    at = time.monotonic()
+    with pytest.raises(TaskAborted):
+        run_task(place.exchange, train_task, SOME, aborted=lambda: time.monotonic() > at + 0.5)
+    assert time.monotonic() - at < 2
+
+
+# --------------------------------------------------------------------------------------- death
+
+
+def test_a_killed_trainer_is_an_error_and_its_successor_works(
+    place: Place, start, long_task: Task, train_task: Task, global_model
+) -> None:
+    trainer = start()
+    thread = TaskThread(place, long_task, global_model)
+    thread.wait_for_phase("train")
+    at = time.monotonic()
+    trainer.kill()
+    thread.wait()
+    assert thread.ended_at - at < 1
+    assert isinstance(thread.error, TrainerError)
+    assert thread.error.code == "trainer-died"
+    assert files_in(place) == ["trainer.sock"]  # stale
+    again = TaskThread(place, train_task, global_model, connect_seconds=120)  # waits for it
+    (place.exchange / "ffeeddccbbaa0099.out.safetensors").write_bytes(b"left by the dead one")
+    start(wait=False)
+    again.wait()
+    assert again.error is None
+    assert again.result is not None
+    assert again.result.tensors
+    wait_for_files(place, ["trainer.sock"])
+
+
+def test_no_trainer_is_an_error_after_the_time_given(place: Place, train_task: Task) -> None:
+    at = time.monotonic()
+    with pytest.raises(TrainerError, match="start the trainer") as caught:
+        run_task(place.exchange, train_task, SOME, connect_seconds=0.5)
+    assert caught.value.code == "no-trainer"
+    assert 0.5 <= time.monotonic() - at < 3
+    assert files_in(place) == []
+
+
+def test_sigterm_in_a_task_ends_in_order(
+    place: Place, start, long_task: Task, global_model
+) -> None:
+    trainer = start()
+    assert stat.S_IMODE((place.exchange / "trainer.sock").stat().st_mode) == 0o660
+    thread = TaskThread(place, long_task, global_model)
+    thread.wait_for_phase("train")
+    trainer.kill(signal.SIGTERM)
+    assert trainer.process.wait(6) == 0
+    thread.wait()
+    assert isinstance(thread.error, TrainerError)
+    assert thread.error.code == "trainer-stopped"
+    assert files_in(place) == []
+
+
+def test_a_second_trainer_leaves_the_first_alone(place: Place, start) -> None:
+    first = start()
+    second = start(wait=False)
+    assert second.process.wait(60) == 2
+    assert "stop it first" in (place.root / "trainer.log").read_text()
+    assert ping(place.exchange).site == "site-1"
+    assert first.process.poll() is None
+
+
+def test_a_file_in_the_sockets_place_is_not_deleted(place: Place, start) -> None:
+    (place.exchange / "trainer.sock").write_text("something else")
+    assert start(wait=False).process.wait(60) == 2
+    assert (place.exchange / "trainer.sock").read_text() == "something else"
+
+
+def test_a_path_too_long_for_a_socket_works_all_the_same(tmp_path: Path) -> None:
+    from fedfms.trainer.server import listen
+
+    exchange = tmp_path / ("long-" * 20) / ("name-" * 20)
+    listener = listen(exchange)
+    try:
+        with pytest.raises(TrainerError) as caught:  # it connects, and nobody reads
+            ping(exchange, 0.3)
+        assert caught.value.code == "trainer-hung"
+    finally:
+        listener.close()
+
+
+# ---------------------------------------------------------------------------------------- hang
+
+
+def test_a_stopped_trainer_counts_as_hung(
+    place: Place, start, long_task: Task, train_task: Task, global_model
+) -> None:
+    trainer = start()
+    thread = TaskThread(place, long_task, global_model, stall_seconds=2.0)
+    thread.wait_for_phase("train")
+    trainer.kill(signal.SIGSTOP)
+    at = time.monotonic()
+    thread.wait()
+    assert isinstance(thread.error, TrainerError)
+    assert thread.error.code == "trainer-hung"
+    assert 1 < thread.ended_at - at < 5
+    with pytest.raises(TrainerError) as caught:  # also with a task that it never saw
+        run_task(place.exchange, train_task, global_model, stall_seconds=1.0)
+    assert caught.value.code == "trainer-hung"
+    trainer.kill(signal.SIGCONT)  # sees that its clients are gone, and is free again
+    assert run_task(place.exchange, train_task, global_model).tensors
+    wait_for_files(place, ["trainer.sock"])
+
+
+def test_a_computation_without_sign_of_life_ends_the_process(
+    place: Place, start, train_task: Task, global_model
+) -> None:
+    place.set_site(stall_seconds=1.5)
+    (place.policy / "privacy.json").unlink()
+    os.mkfifo(place.policy / "privacy.json")
+    trainer = start()
+    with pytest.raises(TrainerError) as caught:
+        run_task(place.exchange, train_task, global_model)
+    assert caught.value.code in ("trainer-stalled", "trainer-died")
+    assert trainer.process.wait(5) == EXIT_STALLED
+
+
+# ------------------------------------------------------------------------------------ nonsense
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"hello\n",
+        b"{}\n",
+        b"[]\n",
+        b'{"type":"dance"}\n',
+        b'{"type":"progress","phase":"train","done":-1,"total":1}\n',
+        b'{"type":"progress","phase":"train","done":1,"total":1,"patient":"x"}\n',
+        b'{"type":"progress","phase":"../x y","done":1,"total":1}\n',
+        b'{"type":"failure","error":"KeyboardInterrupt","code":"x","exception":null}\n',
+        b'{"type":"failure","error":"SiteDataError","code":"Jane Doe.nii","exception":null}\n',
+        b'{"type":"pong","protocol":1,"site":"s","version":"1","busy":false}\n',
+        b'{"type":"reply","contribution":{},"has_tensors":false,"pictures":0}\n',
+        b'{"type":"reply","contribution":{"loss":NaN},"has_tensors":false,"pictures":0}\n',
+        b"\x00" * 300_000,
+        b"[" * 200_000 + b"\n",
+    ],
+)
+def test_nonsense_from_the_trainers_side_is_one_error(
+    tmp_path: Path, train_task: Task, answer: bytes
+) -> None:
+    with pytest.raises(TrainerError, match="same version") as caught:
+        ask_a_server_that_says(answer, tmp_path, train_task)
+    assert caught.value.code == "nonsense"
+    assert "Doe" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["trainer.sock"]
+
+
+def test_a_reply_about_another_task_or_without_its_files_is_nonsense(
+    tmp_path: Path, train_task: Task, shared_trainer, shared_place: Place, global_model
+) -> None:
+    report = run_task(shared_place.exchange, train_task, global_model).contribution
+    from fedfms.trainer.messages import Reply
+
+    other = dataclasses.replace(report, round=2)
+    for reply in (Reply(other, True, 0), Reply(report, False, 0), Reply(report, True, 0)):
+        with pytest.raises(TrainerError) as caught:
+            ask_a_server_that_says(encode(reply), tmp_path, train_task)
+        assert caught.value.code == "nonsense"
+
+
+def test_another_protocol_is_named(tmp_path: Path, train_task: Task) -> None:
+    with pytest.raises(TrainerError, match="protocol") as caught:
+        ask_a_server_that_says(
+            b'{"type":"pong","protocol":2,"site":"s","version":"9","busy":false}\n',
+            tmp_path,
+            train_task,
+        )
+    assert caught.value.code == "other-protocol"
+
+
+def ask_a_server_that_says(answer: bytes, exchange: Path, task: Task) -> None:
+    (exchange / "trainer.sock").unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(exchange / "trainer.sock"))
+        listener.listen()
+
+        def serve() -> None:
+            stream, _ = listener.accept()
+            with stream:
+                stream.recv(65536)
+                try:
+                    stream.sendall(answer)
+                    while stream.recv(65536):
+                        pass
+                except OSError:
+                    pass
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            run_task(exchange, task, SOME, stall_seconds=5.0)
+        finally:
+            thread.join(10)
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b'{"type":"abort"}\n',
+        b'{"type":"task","protocol":1}\n',
+        b'{"type":"task","protocol":1,"task_id":"../../etc/passwd","kind":"train","site":"site-1",'
+        b'"job":"j","round":0,"model":"round","recipe":{}}\n',
+        b'{"type":"task","protocol":1,"task_id":"0123456789abcdef","kind":"train","site":"site-1",'
+        b'"job":"../../x","round":0,"model":"round","recipe":{}}\n',
+        b"x" * 600_000 + b"\n",
+    ],
+)
+def test_nonsense_from_the_clients_side_gets_an_answer_and_harms_nothing(
+    shared_trainer: TrainerProcess, shared_place: Place, request_line: bytes
+) -> None:
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.connect(str(shared_place.exchange / "trainer.sock"))
+        stream.settimeout(10)
+        try:
+            stream.sendall(request_line)
+            line = stream.makefile("rb").readline()
+        except (BrokenPipeError, ConnectionResetError):
+            line = b""
+        assert line == b"" or b'"code":"nonsense"' in line
+    assert not ping(shared_place.exchange).busy
+
+
+def test_a_recipe_that_cannot_be_is_refused_with_its_own_code(
+    shared_trainer, shared_place: Place, train_task: Task
+) -> None:
+    line = encode(TaskRequest("0123456789abcdef", train_task))
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.connect(str(shared_place.exchange / "trainer.sock"))
+        stream.sendall(line.replace(b'"rounds":3', b'"rounds":0'))
+        answer = stream.makefile("rb").readline()
+    assert b'"code":"recipe"' in answer
