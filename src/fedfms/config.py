@@ -1,7 +1,7 @@
 """What is learnt (Recipe), where the data is (SiteConfig), and what may leave (Policy).
 
-Every default of the product stands in this file, once. Files hold only what differs; an unknown key
-is an error. The environment names machine facts (folders, threads) and is read here and nowhere else.
+Every default of the product stands in this file, once. Files hold only what differs; an unknown
+key is an error. The environment names machine facts (folders) and is read here and nowhere else.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from fedfms.errors import ConfigError
 Method = Literal["fedsam", "fedmsa"]
 Backbone = Literal["vit_demo", "vit_b", "vit_l", "vit_h"]
 ImageFormat = Literal["nifti", "dicom", "image", "npy"]
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ class Recipe:
             f"backbone_sha256 is {self.backbone_sha256!r}",
             "write the SHA-256 of the SAM checkpoint, 64 hexadecimal digits (sha256sum FILE)",
         )
-        _require(len(self.classes) > 0, "classes is empty", "name at least one class in recipe.json")
+        _require(bool(self.classes), "classes is empty", "name at least one class in recipe.json")
         for name in self.classes:
             _require_name(name, "class")
         _require(
@@ -156,10 +155,12 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "recipe.json") -> Recipe:
+        """Build from JSON types; `source` says in an error where they stood."""
         return _from_dict(cls, values, source)
 
     @classmethod
     def from_json(cls, path: Path) -> Recipe:
+        """Read a `recipe.json`."""
         return cls.from_dict(_read_json(path), str(path))
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,6 +171,7 @@ class Recipe:
         }
 
     def to_json(self) -> str:
+        """The text of a `recipe.json` with all values."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @property
@@ -230,7 +232,7 @@ class Intensity:
         )
         if self.rule == "percentile":
             _require(
-                0 <= low and high <= 100,
+                low >= 0 and high <= 100,
                 f"intensity percentiles are {low} and {high}",
                 "use percentiles between 0 and 100",
             )
@@ -271,7 +273,8 @@ class SiteConfig:
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     threads: int | None = None  # CPU threads of torch; none: torch decides
     workers: int = 0  # data loader processes
-    micro_batch: int | None = None  # largest number of slices in memory at once; none: batch_size
+    # largest number of slices in memory at once; none: batch_size, but 1 from 512 pixels on the CPU
+    micro_batch: int | None = None
     min_cases: int = 3  # a metric over fewer cases stays at the site
     stall_seconds: float = 3600.0  # without progress for so long, the trainer ends itself
 
@@ -372,7 +375,7 @@ class SiteConfig:
         )
         for key in ("data_root", "cache"):
             if isinstance(values.get(key), str):
-                values[key] = str((path.parent / os.path.expanduser(values[key])).resolve())
+                values[key] = str((path.parent / Path(values[key]).expanduser()).resolve())
         return _from_dict(cls, values, str(path))
 
 
@@ -430,6 +433,8 @@ class Machine:
 
     @classmethod
     def from_environment(cls) -> Machine:
+        """Read what is set; an empty variable counts as not set."""
+
         def folder(name: str) -> Path | None:
             value = os.environ.get(name)
             return Path(value) if value else None
@@ -481,7 +486,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         values = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is no JSON: {error}", "correct the file at that place") from None
-    _require(isinstance(values, dict), f"{path} holds no JSON object", "write { … } with its keys")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no JSON object", "write { … } with its keys")
     return values
 
 
@@ -492,7 +498,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
         raise ConfigError(f"{path} is no YAML{line}", "correct the file at that place") from None
-    _require(isinstance(values, dict), f"{path} holds no keys", "write one 'key: value' a line")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no keys", "write one 'key: value' a line")
     return values
 
 
@@ -548,7 +555,7 @@ def _parse_override(key: str, text: str, hint: Any) -> Any:
     if hint is str or (typing.get_origin(hint) is Literal):
         return text
     try:
-        return json.loads(text.lower() if text in ("True", "False", "None") else text)
+        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
     except json.JSONDecodeError:
         raise ConfigError(
             f"--set {key}={text}: the value is no number, true, false or null",

@@ -110,7 +110,7 @@ def combine(case: Case, image: Stored, label: Stored, site: SiteConfig) -> Prepa
     """An image and its label that were read as one case.
 
     Raises:
-        SiteDataError: "shapes-differ", "geometry-differs", "intensity-flat".
+        SiteDataError: "shapes-differ", "too-small", "geometry-differs", "intensity-flat".
     """
     if image.values.shape[:3] != label.values.shape:
         shapes = [
@@ -120,6 +120,12 @@ def combine(case: Case, image: Stored, label: Stored, site: SiteConfig) -> Prepa
             f"{case.image} is {shapes[0]}, {case.label} is {shapes[1]} (slices x rows x columns)",
             "draw or export the label on the image's own grid",
             code="shapes-differ",
+        )
+    if min(image.values.shape[1:3]) < 2:
+        raise SiteDataError(
+            f"the slices of {case.image} have a side of 1 pixel",
+            "leave the file out; a slice needs at least 2 x 2 pixels",
+            code="too-small",
         )
     if image.grid is not None and label.grid is not None:
         shift = _largest_shift(image.grid[0], label.grid[0], image.grid[1])
@@ -385,8 +391,8 @@ def _covered(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
     if recipe.resize == "stretch":
         return size, size
     longest = max(height, width)
-    rows, columns = (
-        max(1, (2 * side * size + longest) // (2 * longest)) for side in (height, width)
+    rows, columns = (  # at least 2: torch 2.13 returns zeros for an antialiased width of 1
+        max(2, (2 * side * size + longest) // (2 * longest)) for side in (height, width)
     )
     return rows, columns
 
@@ -436,9 +442,9 @@ def _normalised(picture: Tensor, recipe: Recipe) -> Tensor:
 def _target(masks: Tensor, recipe: Recipe) -> Tensor:
     """(K, H, W) bool to (K, M, M) bool, M = `recipe.mask_size`.
 
-    A mask pixel is foreground where the class covers at least half of it; where that would keep
-    less than half of the class's area (vessels, small nuclei), the best covered pixels are taken
-    until the area is kept. `paper_compat`: nearest neighbour, as the paper.
+    A mask pixel is foreground where the class covers at least half of it. Where that would keep
+    less than half of the class's area (thin vessels, small nuclei), half of the best cover is
+    enough, so that what is there stays to be learnt. `paper_compat`: nearest neighbour.
     """
     size = recipe.mask_size
     rows, columns = _covered(masks.shape[1], masks.shape[2], recipe)
@@ -451,11 +457,9 @@ def _target(masks: Tensor, recipe: Recipe) -> Tensor:
         masks[None].float(), size=(rows, columns), mode="bilinear", antialias=True
     )[0]
     kept = cover >= 0.5
-    for index in range(len(masks)):
-        area = float(cover[index].sum())
-        if area > 0 and int(kept[index].sum()) < 0.5 * area:
-            count = max(1, round(area))
-            kept[index] = cover[index] >= cover[index].flatten().topk(count).values[-1]
+    for one_cover, one_kept in zip(cover, kept, strict=True):
+        if one_kept.sum() < 0.5 * one_cover.sum():
+            one_kept |= one_cover >= 0.5 * one_cover.max()
     target[:, :rows, :columns] = kept
     return target
 

@@ -99,7 +99,12 @@ def travelling_names(model: SamSegmenter) -> tuple[str, ...]:
 
 
 def _travels(name: str, method: str, classes: int) -> bool:
-    """Whether a tensor learns and leaves a site, by the method and the number of classes alone."""
+    """Whether a tensor learns and leaves a site, by the method and the number of classes alone.
+
+    The decoder's `k_proj.bias` are among them, though softmax cancels what they add: their gradient
+    is rounding noise (1e-12), and Adam moves them by some 1e-7 a step. They are SAM's, and leaving
+    them out would save 0.01 % of the bytes.
+    """
     part, _, rest = name.partition(".")
     if part == "class_head":
         return True

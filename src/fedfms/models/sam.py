@@ -130,7 +130,9 @@ def find_checkpoint(recipe: Recipe, folder: Path | None) -> Path:
 def _not_found(recipe: Recipe, folder: Path | None, named: Path | None) -> CheckpointError:
     wanted = BACKBONES[recipe.backbone]
     if recipe.backbone == "vit_demo":
-        get = "install this version of fedfms anew: vit_demo comes with the package"
+        get = (
+            "install the version of fedfms that the recipe is from: vit_demo comes with the package"
+        )
     elif recipe.backbone_sha256 == wanted.sha256:
         get = f"get {OFFICIAL_FOLDER}/{wanted.file_name} (linked in segment-anything's README)"
     else:
@@ -157,12 +159,28 @@ def _not_found(recipe: Recipe, folder: Path | None, named: Path | None) -> Check
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file of any size, as 64 hexadecimal digits."""
+    """SHA-256 of a file of any size, as 64 hexadecimal digits.
+
+    Raises:
+        CheckpointError: "damaged-checkpoint" if the file cannot be read.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(HASH_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise _unreadable(path, error) from error
     return digest.hexdigest()
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return CheckpointError(
+        f"{path} cannot be read as a checkpoint: {reason}",
+        "copy or download the file again, readable for this user; a .pth must hold tensors only",
+        code="damaged-checkpoint",
+    )
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -181,12 +199,7 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
             f"there is no {path}", "check the path", code="missing-checkpoint"
         ) from None
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {reason}",
-            "copy or download the file again; a .pth must hold tensors only",
-            code="damaged-checkpoint",
-        ) from error
+        raise _unreadable(path, error) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(
             f"{path} holds something else than named tensors",

@@ -39,6 +39,7 @@ RECIPE, ROUNDS, EVALUATION, SUMMARY = "recipe.json", "rounds.csv", "evaluation.c
 GLOBAL_MODEL, BEST_MODEL = "global_model.safetensors", "best_model.safetensors"
 LOWER_IS_BETTER = ("hd95",)
 
+_FORMAT = 1  # of summary.json; a reader of another number refuses the folder
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LARGEST_PICTURE = 8_000_000  # bytes; they are embedded in the page
 
@@ -121,6 +122,8 @@ def load_result(folder: Path) -> Result:
     """
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        if not isinstance(summary, dict) or summary.get("format") != _FORMAT:
+            raise ValueError(f"{SUMMARY} is of another version of fedfms")
         rounds = read_rounds(folder / ROUNDS)
         evaluation = read_evaluation(folder / EVALUATION)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -218,7 +221,7 @@ def _summarize(
     up = sum(row.bytes_up or 0 for row in rounds)
     timed = history.started is not None and history.ended is not None
     return {
-        "format": 1,
+        "format": _FORMAT,
         "measure": MEASURE,
         "job": {
             "id": history.job.get("job_id"),

@@ -121,8 +121,9 @@ def _dice_points(result: Result, site: str) -> list[tuple[float, float]]:
     points = [(float(row.round), _or_nan(_dice(row))) for row in own]
     final = result.summary["sites"][site]["final"]
     if final is not None:
-        after = [row.round for row in result.evaluation if row.site == site and row.round]
-        points.append((float(max(after, default=result.summary["rounds"]["done"])), final))
+        after = [r.round for r in result.evaluation if r.site == site and r.model == "final"]
+        trained = next((r for r in after if r is not None), result.summary["rounds"]["done"])
+        points.append((float(trained), final))
     return points
 
 

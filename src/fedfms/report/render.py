@@ -427,7 +427,10 @@ def _evaluations(result: Result) -> list[Table]:
     tables = []
     for model in dict.fromkeys(row.model for row in result.evaluation):
         rows = [row for row in result.evaluation if row.model == model]
-        tables.append(_evaluation(model, rows))
+        trained = next((row.round for row in rows if row.round is not None), None)
+        if model != "final" and trained == result.summary["rounds"]["done"]:
+            trained = None  # this says how long the job ran, not when the model was best
+        tables.append(_evaluation(model, rows, trained))
     note = _EVALUATION_NOTE
     if result.recipe.get("paper_compat"):
         note += " The scores over slices follow FedFMS (paper_compat), where an empty slice counts."
@@ -437,7 +440,7 @@ def _evaluations(result: Result) -> list[Table]:
     return [*tables[:-1], *(dataclasses.replace(table, note=note) for table in tables[-1:])]
 
 
-def _evaluation(model: str, rows: Sequence[EvaluationRow]) -> Table:
+def _evaluation(model: str, rows: Sequence[EvaluationRow], trained: int | None) -> Table:
     metrics = [m for m in _METRIC_COLUMNS if any(row.metric == m for row in rows)]
     several = len({row.class_name for row in rows if row.class_name}) > 1
     body = []
@@ -453,13 +456,12 @@ def _evaluation(model: str, rows: Sequence[EvaluationRow]) -> Table:
             else:
                 cells += _scores(scores, metrics)
             body.append(cells)
-    trained = next((row.round for row in rows if row.round is not None), None)
     columns = [Column("Site", number=False)]
     if several:
         columns.append(Column("Class", number=False))
     columns += [Column("Cases", "with a Dice"), Column("Empty", "no mask")]
     columns += [Column(*_METRIC_COLUMNS[metric]) for metric in metrics]
-    after = f" after {words.numerals(trained, 'round')} of training" if trained is not None else ""
+    after = f" after {words.numerals(trained, 'round')} of training" if trained else ""
     return Table(
         f"{_MODELS.get(model, model)}{after}",
         columns,

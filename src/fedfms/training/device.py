@@ -7,7 +7,7 @@ import re
 
 import torch
 
-from fedfms.config import SiteConfig
+from fedfms.config import Recipe, SiteConfig
 from fedfms.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,18 @@ def use_threads(site: SiteConfig) -> None:
     if site.threads is not None and site.threads != torch.get_num_threads():
         torch.set_num_threads(site.threads)
         log.info("torch uses %d CPU threads", site.threads)
+
+
+def slices_at_once(recipe: Recipe, site: SiteConfig, device: torch.device) -> int:
+    """The micro-batch to begin with: `micro_batch` of the site, else the whole batch.
+
+    Without a GPU and from 512 pixels on it is one slice where the site does not say. More gain
+    nothing there; they cost gigabytes on a machine whose kernel kills a process rather than refuse
+    it memory, and they make single operations, which no abort can interrupt, last many seconds.
+    """
+    if site.micro_batch is None and device.type == "cpu" and recipe.image_size >= 512:
+        return 1
+    return min(site.micro_batch or recipe.batch_size, recipe.batch_size)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

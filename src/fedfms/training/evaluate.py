@@ -25,7 +25,13 @@ from fedfms.data.dataset import (
 from fedfms.errors import TrainingError
 from fedfms.exchange.contribution import Metric
 from fedfms.training.control import Control
-from fedfms.training.device import free_unused_memory, is_out_of_memory, torch_device, use_threads
+from fedfms.training.device import (
+    free_unused_memory,
+    is_out_of_memory,
+    slices_at_once,
+    torch_device,
+    use_threads,
+)
 from fedfms.training.interrupt import in_background, interruptible
 from fedfms.training.metrics import PAPER_THRESHOLDS, Mask, count, dice, hd95, iou, paper_scores
 
@@ -146,7 +152,7 @@ def predict(
     device = torch_device(site)
     use_threads(site)
     model.to(device).eval()
-    limit = min(site.micro_batch or recipe.batch_size, recipe.batch_size)
+    limit = slices_at_once(recipe, site, device)
     done = 0
     control.report("evaluate", done, len(slices))
     while done < len(slices):

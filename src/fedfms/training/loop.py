@@ -18,7 +18,13 @@ from fedfms.config import Recipe, SiteConfig
 from fedfms.data.dataset import SliceDataset
 from fedfms.errors import TrainingError
 from fedfms.training.control import Control
-from fedfms.training.device import free_unused_memory, is_out_of_memory, torch_device, use_threads
+from fedfms.training.device import (
+    free_unused_memory,
+    is_out_of_memory,
+    slices_at_once,
+    torch_device,
+    use_threads,
+)
 from fedfms.training.interrupt import interruptible
 from fedfms.training.losses import loss_per_class, masked_sum
 
@@ -73,7 +79,7 @@ def train_round(
     use_threads(site)
     model.to(device).train()
     optimizer = adam(model, recipe) if optimizer is None else _of_this_model(optimizer, model)
-    micro_batch = min(micro_batch or site.micro_batch or recipe.batch_size, recipe.batch_size)
+    micro_batch = min(micro_batch or recipe.batch_size, slices_at_once(recipe, site, device))
 
     seed = round_seed(recipe, round_number)
     batches = shuffled_batches(len(dataset), recipe, seed)

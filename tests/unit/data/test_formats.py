@@ -328,7 +328,7 @@ def test_npy_labels_may_be_bool(tmp_path):
     np.testing.assert_array_equal(label(tmp_path / "m.npy", format="npy").values[0], MASK > 0)
 
 
-# ----------------------------------------------------------------------------------------- bad files
+# ---------------------------------------------------------------------------------------- bad files
 
 
 def good_file(folder: Path, ending: str) -> tuple[Path, str]:

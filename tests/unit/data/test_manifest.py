@@ -128,7 +128,9 @@ def test_no_patient_is_on_both_sides(tmp_path):
 
 def test_a_folder_can_name_the_patient(tmp_path):
     touch(tmp_path, *[f"{part}/p{p}/s{s}.png" for part in "il" for p in range(4) for s in range(3)])
-    site = site_config(tmp_path, "image", images="i/*/*.png", labels="l/*/*.png", patient=r"/(p\d+)/")
+    site = site_config(
+        tmp_path, "image", images="i/*/*.png", labels="l/*/*.png", patient=r"/(p\d+)/"
+    )
     assert {case.patient for case in find_cases(site)} == {"p0", "p1", "p2", "p3"}
 
 

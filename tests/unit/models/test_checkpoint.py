@@ -115,6 +115,12 @@ def test_a_damaged_file_is_named_with_its_fix(demo_state, tmp_path, suffix, cont
     assert refused.value.code == "damaged-checkpoint"
 
 
+def test_a_training_checkpoint_is_no_state_dict(demo_state, tmp_path):
+    torch.save({"model": demo_state, "epoch": 3}, tmp_path / "training.pth")
+    with pytest.raises(CheckpointError, match="use the state dict itself"):
+        load_checkpoint(tmp_path / "training.pth")
+
+
 class RunsCode:
     def __reduce__(self):
         return (print, ("a checkpoint ran code",))

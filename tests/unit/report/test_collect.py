@@ -318,7 +318,15 @@ def test_a_folder_without_records_is_refused_with_a_fix(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_damaged_results_folder_is_named(tmp_path, result):
-    with pytest.raises(FederationError, match="is no results folder") as caught:
-        load_result(tmp_path)
-    assert caught.value.code == "no-results"
+def test_a_damaged_results_folder_is_named(tmp_path, job):
+    results = tmp_path / "results"
+    collect(job.write(tmp_path / "job"), results)
+    for name, text in (
+        ("rounds.csv", "round,site\n1"),
+        ("summary.json", '{"format": 99}'),
+        ("summary.json", '{"for'),
+    ):
+        (results / name).write_text(text)
+        with pytest.raises(FederationError, match="is no results folder") as caught:
+            load_result(results)
+        assert caught.value.code == "no-results"

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from little import little_site
+from little import little_recipe, little_site
 
 from fedfms.errors import ConfigError
-from fedfms.training.device import is_out_of_memory, torch_device, use_threads
+from fedfms.training.device import is_out_of_memory, slices_at_once, torch_device, use_threads
 
 
 def test_the_processor_where_the_site_says_so_or_has_nothing_else():
@@ -33,6 +33,24 @@ def test_threads_are_the_sites_matter():
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "micro_batch", "device", "expected"),
+    [
+        (256, None, "cpu", 4),
+        (256, 2, "cpu", 2),
+        (256, 9, "cpu", 4),  # never more than a batch
+        (512, None, "cpu", 1),
+        (1024, None, "cpu", 1),
+        (1024, 3, "cpu", 3),  # the site has the last word
+        (1024, None, "cuda", 4),
+    ],
+)
+def test_how_many_slices_are_in_memory_at_once(image_size, micro_batch, device, expected):
+    recipe = little_recipe(image_size=image_size, batch_size=4)
+    site = little_site(micro_batch=micro_batch)
+    assert slices_at_once(recipe, site, torch.device(device)) == expected
 
 
 def test_what_running_out_of_memory_looks_like():

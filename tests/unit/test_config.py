@@ -1,0 +1,438 @@
+import dataclasses
+import json
+import random
+import typing
+from pathlib import Path
+
+import pytest
+
+from fedfms.config import BACKBONES, Intensity, Machine, Policy, Recipe, SiteConfig
+from fedfms.errors import ConfigError
+
+MINIMAL = {
+    "method": "fedmsa",
+    "backbone": "vit_b",
+    "backbone_sha256": BACKBONES["vit_b"].sha256,
+    "classes": ["nucleus"],
+    "rounds": 3,
+}
+
+SITE = """
+data_root: images-of-the-hospital
+format: nifti
+images: images/*.nii.gz
+labels: labels/*.nii.gz
+classes:
+  hippocampus: [1, 2]
+"""
+
+
+def recipe(**changes):
+    return Recipe.from_dict({**MINIMAL, **changes})
+
+
+def write_site(folder, text=SITE, **changes):
+    path = folder / "site.yml"
+    path.write_text(text + "".join(f"{key}: {value}\n" for key, value in changes.items()))
+    return path
+
+
+def site(folder, **changes):
+    return SiteConfig.from_yaml(write_site(folder, **changes))
+
+
+def refusal(call, *args, **kwargs):
+    """The error of a call, checked to tell what to do."""
+    with pytest.raises(ConfigError) as caught:
+        call(*args, **kwargs)
+    assert caught.value.problem and caught.value.fix
+    return caught.value
+
+
+# ---------------------------------------------------------------------------------------- recipe
+
+
+def random_recipe(generator: random.Random) -> Recipe:
+    pick = generator.choice
+    backbone = pick(list(BACKBONES))
+    patch = BACKBONES[backbone].patch_size
+    names = ["optic_disc", "optic-cup", "nucleus", "T2", "9mm"]
+    return Recipe(
+        method=pick(["fedsam", "fedmsa"]),
+        backbone=backbone,
+        backbone_sha256=f"{generator.getrandbits(256):064x}",
+        classes=tuple(generator.sample(names, generator.randint(1, 5))),
+        rounds=generator.randint(1, 500),
+        image_size=patch * generator.randint(1, 80),
+        resize=pick(["pad", "stretch"]),
+        normalize=pick([True, False]),
+        local_epochs=generator.randint(1, 9),
+        batch_size=generator.randint(1, 64),
+        learning_rate=pick([1e-4, 3e-05, 0.1, generator.uniform(1e-9, 1)]),
+        schedule=pick(["constant", "cosine"]),
+        warmup_steps=generator.randint(0, 1000),
+        clip_grad_norm=pick([None, 1.0, generator.uniform(1e-3, 9)]),
+        loss=pick(["bce", "dice_bce"]),
+        positive_weight=generator.uniform(0.1, 9),
+        precision=pick(["fp32", "bf16"]),
+        optimizer_state=pick(["keep", "reset"]),
+        transfer_precision=pick(["fp32", "fp16"]),
+        holdout=tuple(generator.sample(["site-1", "site-2", "site-3"], generator.randint(0, 3))),
+        max_update_norm=pick([None, generator.uniform(1e-3, 99)]),
+        probability_threshold=generator.uniform(0.01, 0.99),
+        seed=generator.getrandbits(31),
+        paper_compat=pick([True, False]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_recipe_survives_dict_json_and_file(seed, tmp_path):
+    made = random_recipe(random.Random(seed))
+    assert Recipe.from_dict(made.to_dict()) == made
+    path = tmp_path / "recipe.json"
+    path.write_text(made.to_json())
+    read = Recipe.from_json(path)
+    assert read == made and read.sha256 == made.sha256
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_recipe_survives_being_typed_as_overrides(seed):
+    made = random_recipe(random.Random(1000 + seed))
+
+    def typed(value):
+        if isinstance(value, list):
+            return ",".join(value)
+        return value if isinstance(value, str) else json.dumps(value)
+
+    overrides = [f"{key}={typed(value)}" for key, value in made.to_dict().items()]
+    assert recipe().with_overrides(overrides) == made
+
+
+def test_to_dict_holds_every_field_with_its_default():
+    values = recipe().to_dict()
+    assert list(values) == [f.name for f in dataclasses.fields(Recipe)]
+    assert values["learning_rate"] == 1e-4 and values["image_size"] == 1024
+
+
+def test_the_hash_is_the_same_whatever_the_order_and_spelling():
+    backwards = dict(reversed(MINIMAL.items()))
+    assert Recipe.from_dict(backwards).sha256 == recipe().sha256
+    assert recipe(learning_rate="1e-4").sha256 == recipe(learning_rate=0.0001).sha256
+    assert recipe(image_size=1024, seed=0).sha256 == recipe().sha256
+    assert recipe(positive_weight=2).sha256 == recipe(positive_weight=2.0).sha256
+
+
+def test_the_hash_differs_as_soon_as_one_value_does():
+    base = recipe()
+    others = {
+        "method": "fedsam",
+        "backbone": "vit_l",
+        "backbone_sha256": "1" * 64,
+        "classes": ["nucleus", "cell"],
+        "rounds": 4,
+        "image_size": 512,
+        "resize": "stretch",
+        "normalize": False,
+        "local_epochs": 2,
+        "batch_size": 2,
+        "learning_rate": 2e-4,
+        "schedule": "cosine",
+        "warmup_steps": 1,
+        "clip_grad_norm": 1.0,
+        "loss": "dice_bce",
+        "positive_weight": 1.0,
+        "precision": "bf16",
+        "optimizer_state": "keep",
+        "transfer_precision": "fp16",
+        "holdout": ["site-4"],
+        "max_update_norm": 5.0,
+        "probability_threshold": 0.4,
+        "seed": 1,
+        "paper_compat": True,
+    }
+    assert set(others) == {f.name for f in dataclasses.fields(Recipe)}
+    hashes = {recipe(**{key: value}).sha256 for key, value in others.items()}
+    assert len(hashes | {base.sha256}) == len(others) + 1
+
+
+def test_the_order_of_classes_counts():
+    assert recipe(classes=["a", "b"]).sha256 != recipe(classes=["b", "a"]).sha256
+
+
+@pytest.mark.parametrize(
+    ("values", "problem", "fix"),
+    [
+        ({"learing_rate": 1e-3}, "learing_rate", "did you mean learning_rate?"),
+        ({"batchsize": 2}, "batchsize", "did you mean batch_size?"),
+        ({"qqqq": 1}, "qqqq", "known keys: backbone, "),
+        ({"rounds": 0}, "rounds is 0", "1 or more"),
+        ({"rounds": 2.5}, "rounds is 2.5", "a whole number"),
+        ({"rounds": True}, "rounds is True", "a whole number"),
+        ({"rounds": "3"}, "rounds is '3'", "a whole number"),
+        ({"normalize": "no"}, "normalize is 'no'", "true or false"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'", "a number"),
+        ({"learning_rate": 0}, "learning_rate is 0", "positive"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan", "positive"),
+        ({"positive_weight": -1}, "positive_weight is -1", "positive"),
+        ({"probability_threshold": 1.0}, "probability_threshold is 1.0", "between 0 and 1"),
+        ({"clip_grad_norm": 0.0}, "clip_grad_norm is 0.0", "null for no limit"),
+        ({"max_update_norm": float("inf")}, "max_update_norm is inf", "null for no limit"),
+        ({"method": "fedprox"}, "method is 'fedprox'", "fedsam, fedmsa"),
+        ({"backbone": "vit_g"}, "backbone is 'vit_g'", "vit_demo, vit_b, vit_l, vit_h"),
+        ({"backbone_sha256": "abc"}, "backbone_sha256 is 'abc'", "64 hexadecimal digits"),
+        ({"classes": []}, "classes is empty", "at least one class"),
+        ({"classes": "nucleus"}, "'nucleus'", "write a list"),
+        ({"classes": ["a", "a"]}, "one class twice", "once"),
+        ({"classes": ["../etc"]}, "'../etc'", "letters, digits"),
+        ({"holdout": ["site 4"]}, "'site 4'", "letters, digits"),
+        ({"image_size": 1000}, "image_size is 1000", "multiple of the backbone's patch size, 16"),
+        ({"image_size": 0}, "image_size is 0", "multiple"),
+        ({"seed": -1}, "seed is -1", "0 or more"),
+        ({"warmup_steps": -1}, "warmup_steps is -1", "0 or more"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_is_refused_with_a_fix(values, problem, fix):
+    error = refusal(recipe, **values)
+    assert problem in error.problem and fix in error.fix
+
+
+def test_a_recipe_without_what_it_needs_names_all_of_it():
+    error = refusal(Recipe.from_dict, {"method": "fedsam"}, "jobs/fedsam/recipe.json")
+    for name in ("jobs/fedsam/recipe.json", "backbone", "backbone_sha256", "classes", "rounds"):
+        assert name in error.problem
+
+
+def test_mask_size_is_four_pixels_a_token():
+    assert (recipe().patch_size, recipe().mask_size) == (16, 256)
+    demo = recipe(backbone="vit_demo", image_size=128)
+    assert (demo.patch_size, demo.mask_size) == (8, 64)
+
+
+def test_recipe_files_that_cannot_be_read_are_named(tmp_path):
+    path = tmp_path / "recipe.json"
+    assert str(path) in refusal(Recipe.from_json, path).problem
+    for content in (b'{"rounds": 3', b"[1, 2]", b"\xff\xfe\x00"):
+        path.write_bytes(content)
+        assert str(path) in refusal(Recipe.from_json, path).problem
+
+
+# ------------------------------------------------------------------------------------- overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("rounds=20", "rounds", 20),
+        ("classes=optic_disc,optic_cup", "classes", ("optic_disc", "optic_cup")),
+        ("classes= optic_disc , optic_cup ", "classes", ("optic_disc", "optic_cup")),
+        ("holdout=", "holdout", ()),
+        ("learning_rate=1e-3", "learning_rate", 1e-3),
+        ("learning_rate=1", "learning_rate", 1.0),
+        ("normalize=false", "normalize", False),
+        ("normalize=False", "normalize", False),
+        ("clip_grad_norm=1.5", "clip_grad_norm", 1.5),
+        ("clip_grad_norm=null", "clip_grad_norm", None),
+        ("max_update_norm=None", "max_update_norm", None),
+        ("loss=dice_bce", "loss", "dice_bce"),
+    ],
+)
+def test_overrides_are_read_by_the_type_of_their_key(override, key, value):
+    base = recipe(clip_grad_norm=9.0, max_update_norm=9.0, holdout=["site-4"])
+    changed = base.with_overrides([override])
+    assert getattr(changed, key) == value
+    assert type(getattr(changed, key)) is type(value)
+    same = {k: v for k, v in changed.to_dict().items() if k != key}
+    assert same == {k: v for k, v in base.to_dict().items() if k != key}
+
+
+def test_another_backbone_means_its_official_checkpoint():
+    changed = recipe().with_overrides(["backbone=vit_h"])
+    assert changed.backbone_sha256 == BACKBONES["vit_h"].sha256
+    own = recipe().with_overrides(["backbone=vit_h", f"backbone_sha256={'a' * 64}"])
+    assert own.backbone_sha256 == "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("override", "problem", "fix"),
+    [
+        ("round=20", "unknown key 'round'", "did you mean rounds?"),
+        ("rounds", "has no '='", "--set NAME=VALUE"),
+        ("rounds=many", "rounds=many", "for an example"),
+        ("rounds=2.5", "rounds is 2.5", "a whole number"),
+        ("rounds=0", "rounds is 0", "1 or more"),
+        ("normalize=yes", "normalize=yes", "for an example"),
+        ("loss=focal", "loss is 'focal'", "bce, dice_bce"),
+        ("classes=", "classes is empty", "at least one class"),
+        ("learning_rate=NaN", "learning_rate is nan", "positive"),
+    ],
+)
+def test_an_override_that_cannot_be_meant_is_refused_with_a_fix(override, problem, fix):
+    error = refusal(recipe().with_overrides, [override])
+    assert problem in error.problem and fix in error.fix
+
+
+# ------------------------------------------------------------------------------------------ site
+
+
+def test_a_site_is_read_with_folders_relative_to_its_file(tmp_path):
+    config = site(tmp_path, cache="prepared")
+    assert config.data_root == tmp_path / "images-of-the-hospital"
+    assert config.cache == tmp_path / "prepared"
+    assert config.classes == {"hippocampus": (1, 2)}
+    assert config.background == (0,) and config.min_cases == 3
+
+
+def test_the_mounted_folder_goes_before_the_files_own(tmp_path):
+    path = write_site(tmp_path)
+    assert SiteConfig.from_yaml(path, Path("/data")).data_root == Path("/data")
+    path.write_text(SITE.replace("data_root: images-of-the-hospital\n", ""))
+    assert SiteConfig.from_yaml(path, Path("/data")).data_root == Path("/data")
+    error = refusal(SiteConfig.from_yaml, path)
+    assert "where the data is" in error.problem and "SITE_DATA" in error.fix
+
+
+def test_yaml_reads_1e_4_as_text_and_we_as_a_number(tmp_path):
+    assert site(tmp_path, stall_seconds="1e4").stall_seconds == 10_000.0
+    assert site(tmp_path, validation_fraction="5e-1").validation_fraction == 0.5
+
+
+def test_nested_intensity_is_read_and_its_keys_are_checked(tmp_path):
+    config = site(tmp_path, intensity="{rule: window, center: 40, width: 400}")
+    assert config.intensity == Intensity(rule="window", center=40.0, width=400.0)
+    assert config.intensity.bounds == (-160.0, 240.0)
+    error = refusal(site, tmp_path, intensity="{rule: window, centre: 40, width: 400}")
+    assert "centre" in error.problem and "did you mean center?" in error.fix
+
+
+def test_intensity_bounds_have_the_defaults_of_their_rule():
+    assert Intensity().bounds == (0.5, 99.5)
+    assert Intensity(rule="range").bounds == (0.0, 255.0)
+    assert Intensity(rule="percentile", low=0.0).bounds == (0.0, 99.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem", "fix"),
+    [
+        ({"imges": "x/*"}, "imges", "did you mean images?"),
+        ({"format": "jpeg"}, "format is 'jpeg'", "nifti, dicom, image, npy"),
+        ({"images": "images"}, "images in site.yml", "with a *"),
+        ({"images": "/data/*.nii"}, "images in site.yml", "relative to data_root"),
+        ({"labels": "../labels/*.nii"}, "labels in site.yml", "relative to data_root"),
+        ({"labels": "images/*.nii.gz"}, "the same glob", "label files"),
+        ({"classes": "{}"}, "classes in site.yml is empty", "nucleus: [255]"),
+        ({"classes": "{a: []}"}, "class a in site.yml has no label values", "not_annotated"),
+        ({"classes": "{a: 1}"}, "is 1", "write a list"),
+        ({"classes": "{a: [0]}"}, "label value 0 is background and class", "not both"),
+        ({"classes": "{a b: [1]}"}, "'a b'", "letters, digits"),
+        (
+            {"not_annotated": "[hippocampus]"},
+            "class hippocampus has label values",
+            "one of the two",
+        ),
+        ({"validation_fraction": "1"}, "validation_fraction is 1", "between 0 and 1"),
+        ({"workers": "-1"}, "workers is -1", "0 or more"),
+        ({"micro_batch": "0"}, "micro_batch is 0", "1 or more"),
+        ({"min_cases": "0"}, "min_cases is 0", "1 or more"),
+        ({"stall_seconds": "0"}, "stall_seconds is 0", "above 0"),
+        ({"device": "gpu"}, "device is 'gpu'", "cuda:N"),
+        ({"patient": "'(['"}, "no regular expression", "one group"),
+        ({"patient": "'[a-z]+'"}, "has 0 groups", "exactly one pair of parentheses"),
+        ({"patient": "'(a)(b)'"}, "has 2 groups", "exactly one pair of parentheses"),
+        ({"intensity": "{rule: window}"}, "needs center and width", "center: 40"),
+        ({"intensity": "{low: 60, high: 40}"}, "low is 60", "low below high"),
+        ({"intensity": "{low: 0, high: 255}"}, "percentiles are", "between 0 and 100"),
+    ],
+)
+def test_a_site_that_cannot_be_meant_is_refused_with_a_fix(tmp_path, changes, problem, fix):
+    text = SITE
+    for key in changes:  # replaced, not given twice
+        text = "".join(
+            line
+            for line in text.splitlines(keepends=True)
+            if not line.startswith(f"{key}:") and not (key == "classes" and "hippocampus" in line)
+        )
+    path = write_site(tmp_path, text, **changes)
+    error = refusal(SiteConfig.from_yaml, path)
+    assert problem in error.problem and fix in error.fix
+
+
+def test_a_damaged_site_file_says_where(tmp_path):
+    path = write_site(tmp_path, "data_root: x\nformat: [nifti\n")
+    assert "line 3" in refusal(SiteConfig.from_yaml, path).problem
+    path.write_text("just a sentence")
+    assert "holds no keys" in refusal(SiteConfig.from_yaml, path).problem
+    error = refusal(SiteConfig.from_yaml, tmp_path / "nothing.yml")
+    assert "there is no" in error.problem
+
+
+# ---------------------------------------------------------------------------------------- policy
+
+
+def write_policy(folder, text):
+    (folder / "privacy.json").write_text(text)
+    return folder
+
+
+def test_an_empty_policy_is_the_default_and_lets_no_picture_out(tmp_path):
+    policy = Policy.from_folder(write_policy(tmp_path, "{}"))
+    assert policy == Policy()
+    assert policy.pictures is False and policy.min_cases == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"method": ["fedmsa"]}',
+        '{"clip_nrm": 1.0}',
+        '{"clip_norm": "1,0"}',
+        '{"clip_norm": 0}',
+        '{"clip_norm": NaN}',
+        '{"noise_std": -0.1, "clip_norm": 1.0}',
+        '{"noise_std": Infinity, "clip_norm": 1.0}',
+        '{"noise_std": 0.5}',
+        '{"pictures": "no"}',
+        '{"pictures": 0}',
+        '{"min_cases": 0}',
+        '{"max_rounds": 0}',
+        '{"methods": []}',
+        '{"methods": ["fedavg"]}',
+        '{"methods": "fedmsa"}',
+    ],
+)
+def test_a_policy_that_is_not_exactly_right_closes_the_door(tmp_path, text):
+    refusal(Policy.from_folder, write_policy(tmp_path, text))
+
+
+def test_a_missing_policy_closes_the_door(tmp_path):
+    assert "privacy.json" in refusal(Policy.from_folder, tmp_path).problem
+    (tmp_path / "privacy.json").mkdir()
+    refusal(Policy.from_folder, tmp_path)
+
+
+def test_noise_is_asked_for_together_with_a_clip(tmp_path):
+    text = '{"clip_norm": 1, "noise_std": 0.01, "methods": ["fedmsa"]}'
+    policy = Policy.from_folder(write_policy(tmp_path, text))
+    assert (policy.clip_norm, policy.noise_std, policy.methods) == (1.0, 0.01, ("fedmsa",))
+
+
+# ----------------------------------------------------------------------------------- environment
+
+
+def test_the_environment_names_folders_and_empty_means_none(monkeypatch):
+    monkeypatch.setenv("SITE_DATA", "/data")
+    monkeypatch.setenv("FEDFMS_EXCHANGE", "")
+    monkeypatch.delenv("FEDFMS_CHECKPOINTS", raising=False)
+    machine = Machine.from_environment()
+    assert machine.site_data == Path("/data")
+    assert machine.exchange is None and machine.checkpoints is None
+
+
+def test_configurations_cannot_be_changed_after_they_were_checked(tmp_path):
+    for config in (recipe(), site(tmp_path), Policy(), Intensity()):
+        name = next(iter(typing.get_type_hints(type(config))))
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(config, name, None)
