@@ -273,7 +273,7 @@ class SiteConfig:
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     threads: int | None = None  # CPU threads of torch; none: torch decides
     workers: int = 0  # data loader processes
-    # largest number of slices in memory at once; none: batch_size, but 1 from 512 pixels on the CPU
+    # largest number of slices in memory at once; none: batch_size, but 1 above 512 pixels on a CPU
     micro_batch: int | None = None
     min_cases: int = 3  # a metric over fewer cases stays at the site
     stall_seconds: float = 3600.0  # without progress for so long, the trainer ends itself

@@ -92,18 +92,16 @@ def prepare_cases(
 
 def _prepare(case: Case, site: SiteConfig) -> PreparedCase:
     image, label = read_bytes(case.image, site), read_bytes(case.label, site)
-    if site.cache is None:
-        return combine(
-            case, read_image(case.image, image, site), read_label(case.label, label, site), site
-        )
-    file = site.cache / f"{_cache_key(case, image, label, site)}.npz"
-    cached = _load_cached(case, file)
-    if cached is None:
-        cached = combine(
-            case, read_image(case.image, image, site), read_label(case.label, label, site), site
-        )
-        _save_cached(cached, file)
-    return cached
+    file = site.cache / f"{_cache_key(case, image, label, site)}.npz" if site.cache else None
+    cached = _load_cached(case, file) if file else None
+    if cached is not None:
+        return cached
+    prepared = combine(
+        case, read_image(case.image, image, site), read_label(case.label, label, site), site
+    )
+    if file:
+        _save_cached(prepared, file)
+    return prepared
 
 
 def combine(case: Case, image: Stored, label: Stored, site: SiteConfig) -> PreparedCase:

@@ -54,11 +54,11 @@ def use_threads(site: SiteConfig) -> None:
 def slices_at_once(recipe: Recipe, site: SiteConfig, device: torch.device) -> int:
     """The micro-batch to begin with: `micro_batch` of the site, else the whole batch.
 
-    Without a GPU and from 512 pixels on it is one slice where the site does not say. More gain
+    Without a GPU and above 512 pixels it is one slice where the site does not say. More gain
     nothing there; they cost gigabytes on a machine whose kernel kills a process rather than refuse
     it memory, and they make single operations, which no abort can interrupt, last many seconds.
     """
-    if site.micro_batch is None and device.type == "cpu" and recipe.image_size >= 512:
+    if site.micro_batch is None and device.type == "cpu" and recipe.image_size > 512:
         return 1
     return min(site.micro_batch or recipe.batch_size, recipe.batch_size)
 

@@ -59,8 +59,8 @@ def test_hippocampus_volumes_as_nibabel_reads_them(shared_data):
         np.testing.assert_array_equal(case.labels, drawn.transpose(0, 2, 1)[:, ::-1, ::-1])
         assert case.spacing == pytest.approx((1.0, 1.0, 1.0))
         masks = class_masks(case, site, job)
-        assert masks.sum(dim=(1, 2, 3)).tolist() == [(drawn > 0).sum(), (drawn == 1).sum()] + [
-            (drawn == 2).sum()
+        assert masks.sum(dim=(1, 2, 3)).tolist() == [
+            np.isin(drawn, values).sum() for values in ((1, 2), (1,), (2,))
         ]
 
 
@@ -75,10 +75,13 @@ def test_nuclei_as_pillow_reads_them(shared_data):
 
 @pytest.mark.parametrize(
     ("name", "class_name", "best"),
-    [("hippocampus/scanner-c", "hippocampus", 0.97), ("nuclei/fluorescence-256", "nucleus", 0.88)],
+    [("hippocampus/scanner-c", "hippocampus", 0.97), ("nuclei/fluorescence-256", "nucleus", 0.75)],
 )
 def test_what_a_perfect_network_could_score(name, class_name, best, shared_data):
-    """Dice per case at native resolution of the targets themselves: the ceiling of the demo size."""
+    """Native Dice per case of the targets themselves, whose masks have 64 pixels a side.
+
+    Nuclei are a few of them wide; the mean is 0.86 (nearest neighbour 0.78), at 1024 pixels 1.00.
+    """
     site = example(name, shared_data)
     job = recipe(classes=(class_name,))
     for case in prepare_cases(find_cases(site)[:5], site):

@@ -108,7 +108,7 @@ def test_sites_differ_as_scanners_do():
     assert contrast["inverted"] < -0.1
     assert seen["inverted"]["air"] > 0.9 > 0.1 > seen["bright"]["air"]
     assert seen["noisy"]["noise"] > 2 * seen["bright"]["noise"]
-    assert seen["inverted"]["size"] > 1.2 * seen["unseen"]["size"]
+    assert seen["inverted"]["size"] > 1.2 * seen["noisy"]["size"]
     scales = sorted(style.full_scale for style in STYLES.values())
     assert scales[-1] / scales[0] > 1000
     assert len({style.axes for style in STYLES.values()}) == len(STYLES)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainer_process import Place, TrainerProcess
 
-from conftest import Place, TaskThread, TrainerProcess  # tests/unit/trainer/conftest.py
 from fedfms.errors import TaskAborted, TrainerError
 from fedfms.exchange.payload import save_tensors
 from fedfms.trainer.client import ping, run_task
@@ -38,20 +38,18 @@ def wait_for_files(place: Place, names: list[str], seconds: float = 3) -> None:
 # --------------------------------------------------------------------------------------- abort
 
 
-@pytest.mark.parametrize("phase", ["prepare", "train"])
 def test_an_abort_reaches_a_running_batch_within_five_seconds(
     shared_trainer: TrainerProcess,
     shared_place: Place,
     long_task: Task,
     train_task: Task,
     global_model,
-    phase: str,
+    begin,
 ) -> None:
-    asked = threading.Event()
-    thread = TaskThread(shared_place, long_task, global_model, aborted=asked.is_set)
-    thread.wait_for_phase(phase)
+    thread = begin(shared_place, long_task, global_model)
+    thread.wait_for_phase("train")
     at = time.monotonic()
-    asked.set()
+    thread.abort.set()
     thread.wait()
     assert isinstance(thread.error, TaskAborted)
     assert thread.ended_at - at < 5
@@ -78,16 +76,15 @@ def test_a_client_that_goes_away_aborts_its_task_and_leaves_no_file(
 
 
 def test_a_computation_that_ignores_the_abort_ends_with_the_process(
-    place: Place, start, train_task: Task, global_model
+    place: Place, start, train_task: Task, global_model, begin
 ) -> None:
     (place.policy / "privacy.json").unlink()
     os.mkfifo(place.policy / "privacy.json")  # to read it blocks, as a dead network share does
     trainer = start()
-    asked = threading.Event()
-    thread = TaskThread(place, train_task, global_model, aborted=asked.is_set)
+    thread = begin(place, train_task, global_model)
     thread.wait_for_phase("prepare")
     at = time.monotonic()
-    asked.set()
+    thread.abort.set()
     thread.wait()
     assert isinstance(thread.error, TaskAborted)
     assert trainer.process.wait(5) == EXIT_ABORT_IGNORED
@@ -109,10 +106,10 @@ def test_an_abort_while_waiting_for_the_trainer_is_heard(place: Place, train_tas
 
 
 def test_a_killed_trainer_is_an_error_and_its_successor_works(
-    place: Place, start, long_task: Task, train_task: Task, global_model
+    place: Place, start, long_task: Task, train_task: Task, global_model, begin
 ) -> None:
     trainer = start()
-    thread = TaskThread(place, long_task, global_model)
+    thread = begin(place, long_task, global_model)
     thread.wait_for_phase("train")
     at = time.monotonic()
     trainer.kill()
@@ -121,7 +118,7 @@ def test_a_killed_trainer_is_an_error_and_its_successor_works(
     assert isinstance(thread.error, TrainerError)
     assert thread.error.code == "trainer-died"
     assert files_in(place) == ["trainer.sock"]  # stale
-    again = TaskThread(place, train_task, global_model, connect_seconds=120)  # waits for it
+    again = begin(place, train_task, global_model, connect_seconds=120)  # waits for it
     (place.exchange / "ffeeddccbbaa0099.out.safetensors").write_bytes(b"left by the dead one")
     start(wait=False)
     again.wait()
@@ -141,11 +138,11 @@ def test_no_trainer_is_an_error_after_the_time_given(place: Place, train_task: T
 
 
 def test_sigterm_in_a_task_ends_in_order(
-    place: Place, start, long_task: Task, global_model
+    place: Place, start, long_task: Task, global_model, begin
 ) -> None:
     trainer = start()
     assert stat.S_IMODE((place.exchange / "trainer.sock").stat().st_mode) == 0o660
-    thread = TaskThread(place, long_task, global_model)
+    thread = begin(place, long_task, global_model)
     thread.wait_for_phase("train")
     trainer.kill(signal.SIGTERM)
     assert trainer.process.wait(6) == 0
@@ -187,10 +184,10 @@ def test_a_path_too_long_for_a_socket_works_all_the_same(tmp_path: Path) -> None
 
 
 def test_a_stopped_trainer_counts_as_hung(
-    place: Place, start, long_task: Task, train_task: Task, global_model
+    place: Place, start, long_task: Task, train_task: Task, global_model, begin
 ) -> None:
     trainer = start()
-    thread = TaskThread(place, long_task, global_model, stall_seconds=2.0)
+    thread = begin(place, long_task, global_model, stall_seconds=2.0)
     thread.wait_for_phase("train")
     trainer.kill(signal.SIGSTOP)
     at = time.monotonic()

@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pytest
 import torch
+from trainer_process import SITE, Place, TrainerProcess
 
-from conftest import SITE, Place, TaskThread, TrainerProcess  # tests/unit/trainer/conftest.py
 from fedfms.config import Policy, Recipe, SiteConfig
 from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
@@ -51,13 +52,15 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("method", ["fedmsa", "fedsam"])
 def test_rounds_through_the_process_equal_rounds_by_direct_calls(
     shared_trainer: TrainerProcess,
     shared_place: Place,
     recipe: Recipe,
     checkpoints: Path,
-    global_model,
+    method: Literal["fedmsa", "fedsam"],
 ) -> None:
+    recipe = dataclasses.replace(recipe, method=method)
     site = SiteConfig.from_yaml(shared_place.data / "site.yml")
     cases = prepare_cases(find_cases(site), site, Control())
     training = [case for case in cases if case.case.split == "train"]
@@ -65,7 +68,7 @@ def test_rounds_through_the_process_equal_rounds_by_direct_calls(
     dataset = SliceDataset(training, site, recipe)
     model = build_model(recipe, checkpoints / "random.safetensors")
     optimizer = None
-    sent = global_model
+    sent = {name: tensor * 1.01 for name, tensor in read_travelling(model).items()}
     for number in range(2):
         task = Task(
             kind="train", site=SITE, job="equal", round=number, model="round", recipe=recipe
@@ -207,10 +210,10 @@ def test_a_model_of_another_shape_and_a_task_for_another_site_are_refused(
 
 
 def test_two_clients_at_once_are_served_one_after_the_other(
-    shared_trainer, shared_place: Place, train_task: Task, global_model
+    shared_trainer, shared_place: Place, train_task: Task, global_model, begin
 ) -> None:
     both = [
-        TaskThread(shared_place, dataclasses.replace(train_task, job=job), global_model)
+        begin(shared_place, dataclasses.replace(train_task, job=job), global_model)
         for job in ("one", "two")
     ]
     for thread in both:
@@ -315,18 +318,15 @@ def test_an_unforeseen_exception_crosses_by_its_class_only(
 
 
 def test_a_training_trainer_has_no_network_socket(
-    shared_trainer: TrainerProcess, shared_place: Place, long_task: Task, global_model
+    shared_trainer: TrainerProcess, shared_place: Place, long_task: Task, global_model, begin
 ) -> None:
-    stop = False
-    thread = TaskThread(shared_place, long_task, global_model, aborted=lambda: stop)
+    thread = begin(shared_place, long_task, global_model)
     thread.wait_for_phase("train")
     process = psutil.Process(shared_trainer.pid)
     assert process.net_connections(kind="inet") == []
     assert {c.laddr for c in process.net_connections(kind="unix") if c.laddr} == {
         str(shared_place.exchange / "trainer.sock")
     }
-    stop = True
-    thread.wait()
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_threads_are_the_sites_matter():
         (256, None, "cpu", 4),
         (256, 2, "cpu", 2),
         (256, 9, "cpu", 4),  # never more than a batch
-        (512, None, "cpu", 1),
+        (512, None, "cpu", 4),
         (1024, None, "cpu", 1),
         (1024, 3, "cpu", 3),  # the site has the last word
         (1024, None, "cuda", 4),

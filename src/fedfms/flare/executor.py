@@ -1,0 +1,175 @@
+"""What a site's FLARE client does with a task: hand it to the trainer, pass on what comes back.
+
+The executors take no argument and read no path from a job. Where the trainer listens is the site's
+matter (FEDFMS_EXCHANGE). Whatever happens to the trainer becomes an error reply for this task: the
+job process itself must not die, because that would end the job for all sites.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_opt.pt.decomposers import TensorDecomposer
+from nvflare.fuel.utils import fobs
+from torch import Tensor
+
+from fedfms.config import Machine, Method
+from fedfms.errors import ConfigError, FedfmsError, TaskAborted, TrainerError
+from fedfms.flare.job import (
+    CONTRIBUTION,
+    EVALUATE_TASK,
+    PICTURES,
+    REASON,
+    ROUNDS_TRAINED,
+    TRAIN_TASK,
+    read_recipe,
+)
+from fedfms.trainer.client import TaskResult, run_task
+from fedfms.trainer.messages import ModelName, Task
+
+SERVER_MODELS: dict[str, ModelName] = {"SRV_final": "final", "SRV_best": "best"}  # FLARE's prefix
+
+
+class EvaluationExecutor(Executor):  # type: ignore[misc]
+    """Answers `validate`: the scores of a given model on this site's cases, whatever the method."""
+
+    methods: ClassVar[tuple[Method, ...]] = ("fedsam", "fedmsa")
+    trains: ClassVar[bool] = False
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Teach FLARE to carry tensors as they are."""
+        if event_type == EventType.START_RUN:
+            fobs.register(TensorDecomposer)
+
+    def execute(
+        self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
+    ) -> Shareable:
+        """Do one task; an error reply carries the reason in public words as a header."""
+        try:
+            return self._execute(task_name, shareable, fl_ctx, abort_signal)
+        except TaskAborted as error:
+            return _error(ReturnCode.TASK_ABORTED, error.public)
+        except FedfmsError as error:
+            self.log_error(fl_ctx, f"{task_name}: {error.public}", fire_event=False)
+            return _error(ReturnCode.EXECUTION_EXCEPTION, error.public)
+        except Exception as error:
+            name = type(error).__name__
+            self.log_error(fl_ctx, f"{task_name}: unexpected {name}", fire_event=False)
+            self.logger.debug("unexpected error", exc_info=True)
+            return _error(ReturnCode.EXECUTION_EXCEPTION, f"unexpected {name} in the FLARE client")
+
+    def _execute(
+        self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
+    ) -> Shareable:
+        task, tensors = self._task(task_name, shareable, fl_ctx)
+        exchange = Machine.from_environment().exchange
+        if exchange is None:
+            raise ConfigError(
+                "FEDFMS_EXCHANGE is not set",
+                "set it to the folder that this site's trainer and FLARE client share",
+                code="no-exchange",
+            )
+        phase_told = ""
+
+        def on_progress(phase: str, done: int, total: int) -> None:
+            nonlocal phase_told
+            if phase != phase_told:
+                phase_told = phase
+                self.log_info(fl_ctx, f"{task_name}: {phase}", fire_event=False)
+
+        result = run_task(
+            exchange,
+            task,
+            tensors,
+            aborted=lambda: bool(abort_signal.triggered),
+            on_progress=on_progress,
+        )
+        return _training_reply(result) if task.kind == "train" else _evaluation_reply(result)
+
+    def _task(
+        self, task_name: str, shareable: Shareable, fl_ctx: FLContext
+    ) -> tuple[Task, dict[str, Tensor]]:
+        recipe = read_recipe(fl_ctx)
+        if recipe.method not in self.methods:
+            raise ConfigError(
+                f"{type(self).__name__} was given a recipe of {recipe.method}",
+                "name the executor of the recipe's method in config_fed_client.json",
+                code="other-method",
+            )
+        dxo = from_shareable(shareable)
+        if dxo.data_kind != DataKind.WEIGHTS:
+            raise _bad_task("it holds no weights")
+        if task_name == TRAIN_TASK and self.trains:
+            number = shareable.get_header(AppConstants.CURRENT_ROUND)
+            kind, model = "train", "round"
+        elif task_name == EVALUATE_TASK:
+            number = dxo.get_meta_prop(ROUNDS_TRAINED)
+            kind = "evaluate"
+            model = SERVER_MODELS.get(shareable.get_header(AppConstants.MODEL_OWNER), "")
+        else:
+            raise _bad_task(f"{type(self).__name__} does not do {task_name}")
+        if not isinstance(number, int) or not model:
+            raise _bad_task("it does not say which model or round it is about")
+        task = Task(
+            kind=kind,  # type: ignore[arg-type]
+            site=fl_ctx.get_identity_name(),
+            job=fl_ctx.get_job_id(),
+            round=number,
+            model=model,  # type: ignore[arg-type]
+            recipe=recipe,
+        )
+        return task, dxo.data
+
+
+class FedSAMExecutor(EvaluationExecutor):
+    """Trains all of SAM: answers `train` and `validate` with this site's trainer."""
+
+    methods = ("fedsam",)
+    trains = True
+
+
+class FedMSAExecutor(EvaluationExecutor):
+    """Trains adapters and mask decoder: answers `train` and `validate` with this site's trainer."""
+
+    methods = ("fedmsa",)
+    trains = True
+
+
+def _training_reply(result: TaskResult) -> Shareable:
+    """The difference with its weight; from a holdout no tensor, no weight, no metric to select by.
+
+    Tensors stay in the precision in which they passed the door.
+    """
+    contribution = result.contribution
+    meta = {
+        CONTRIBUTION: contribution.to_dict(),
+        MetaKey.NUM_STEPS_CURRENT_ROUND: float(contribution.training_slices),
+    }
+    if contribution.role == "train" and contribution.mean_dice is not None:
+        meta[MetaKey.INITIAL_METRICS] = {"val_dice": contribution.mean_dice}
+    return DXO(DataKind.WEIGHT_DIFF, data=result.tensors, meta=meta).to_shareable()
+
+
+def _evaluation_reply(result: TaskResult) -> Shareable:
+    data = {CONTRIBUTION: result.contribution.to_dict(), PICTURES: result.pictures}
+    return DXO(DataKind.METRICS, data=data).to_shareable()
+
+
+def _error(code: str, reason: str) -> Shareable:
+    return make_reply(code, {REASON: reason})
+
+
+def _bad_task(what: str) -> TrainerError:
+    return TrainerError(
+        f"the server's task cannot be used: {what}",
+        "run the same version of fedfms at the server and every site",
+        code="bad-task",
+    )

@@ -1,0 +1,66 @@
+"""What the FLARE components of one job share: its files, the words on the wire, and its sizes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from torch import Tensor
+
+from fedfms.config import Recipe
+
+RECIPE_FILE = "recipe.json"  # in the job's app/config, at the server and at every site
+START_MODEL_FILE = "model.safetensors"  # beside it: the model to start from, or to evaluate
+RESULT_FOLDER = "fedfms"  # in the server's run folder: what becomes the result of the job
+
+TRAIN_TASK, EVALUATE_TASK = "train", "validate"  # FLARE's own names
+
+# keys of a DXO's meta and data, and of a Shareable's headers
+CONTRIBUTION, PICTURES, ROUNDS_TRAINED = "fedfms_contribution", "pictures", "fedfms_rounds"
+REASON = "fedfms_reason"  # header of an error reply: why, in public words
+
+LARGEST_REASON = 300  # characters
+
+
+def config_folder(fl_ctx: FLContext) -> Path:
+    """The job's app/config as it was deployed here."""
+    workspace = fl_ctx.get_engine().get_workspace()
+    return Path(workspace.get_app_config_dir(fl_ctx.get_job_id()))
+
+
+def result_folder(fl_ctx: FLContext) -> Path:
+    """Where the server keeps what becomes the job's result; made if it is not there."""
+    workspace = fl_ctx.get_engine().get_workspace()
+    folder = Path(workspace.get_run_dir(fl_ctx.get_job_id())) / RESULT_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def read_recipe(fl_ctx: FLContext) -> Recipe:
+    """The job's recipe.
+
+    Raises:
+        ConfigError: the job has none, or one that cannot be used.
+    """
+    return Recipe.from_json(config_folder(fl_ctx) / RECIPE_FILE)
+
+
+def payload_bytes(tensors: Any) -> int:
+    """Bytes of the values of named tensors, as they travel; 0 for anything else."""
+    if not isinstance(tensors, Mapping):
+        return 0
+    return sum(t.numel() * t.element_size() for t in tensors.values() if isinstance(t, Tensor))
+
+
+def reason_of(reply: Shareable) -> str:
+    """Why a site sent an error instead of an answer, or FLARE's own code for it.
+
+    The text comes from another machine: one line of printable characters, cut short.
+    """
+    said = reply.get_header(REASON)
+    text = said if isinstance(said, str) and said.strip() else str(reply.get_return_code())
+    return re.sub(r"[^\x20-\x7e]+", " ", text).strip()[:LARGEST_REASON]

@@ -1,0 +1,154 @@
+"""A real trainer process and tasks for it, as its supervisor and its client see them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import yaml
+
+from fedfms.errors import TrainerError
+from fedfms.trainer.client import TaskResult, ping, run_task
+from fedfms.trainer.messages import Task
+
+SITE = "site-1"
+
+
+@dataclasses.dataclass
+class Place:
+    """The folders of one site."""
+
+    root: Path
+    checkpoints: Path
+
+    @property
+    def exchange(self) -> Path:
+        return self.root / "exchange"
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "site"
+
+    @property
+    def policy(self) -> Path:
+        return self.data / "policy"
+
+    def set_policy(self, **values: object) -> None:
+        (self.policy / "privacy.json").write_text(json.dumps(values))
+
+    def set_site(self, **values: object) -> None:
+        path = self.data / "site.yml"
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **values}))
+
+
+class TrainerProcess:
+    """`python -m fedfms.trainer` as its supervisor sees it."""
+
+    def __init__(self, place: Place, *, wait: bool = True) -> None:
+        self.place = place
+        self.log = (place.root / "trainer.log").open("ab")
+        arguments = {
+            "--site": SITE,
+            "--config": place.data / "site.yml",
+            "--policy": place.policy,
+            "--exchange": place.exchange,
+            "--checkpoints": place.checkpoints,
+            "--work": place.work,
+        }
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "fedfms.trainer",
+                *(str(x) for p in arguments.items() for x in p),
+            ],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+        )
+        if wait:
+            self.wait_until_ready()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def wait_until_ready(self, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                ping(self.place.exchange, 1.0)
+                return
+            except TrainerError:
+                assert self.process.poll() is None, (self.place.root / "trainer.log").read_text()
+                time.sleep(0.1)
+        raise AssertionError("the trainer did not start")
+
+    def wait_until_idle(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while ping(self.place.exchange, 5.0).busy:
+            assert time.monotonic() < deadline, "the trainer is still busy"
+            time.sleep(0.05)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+
+class TaskThread(threading.Thread):
+    """`run_task` beside the test, until `abort`; keeps its result or its error."""
+
+    def __init__(self, place: Place, task: Task, tensors: dict, **options: object) -> None:
+        super().__init__(daemon=True)
+        self.place, self.task, self.tensors, self.options = place, task, tensors, options
+        self.phases: list[str] = []
+        self.result: TaskResult | None = None
+        self.error: Exception | None = None
+        self.ended_at = 0.0
+        self.abort = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        def note(phase: str, done: int, total: int) -> None:
+            self.phases.append(phase)
+
+        try:
+            self.result = run_task(
+                self.place.exchange,
+                self.task,
+                self.tensors,
+                aborted=self.abort.is_set,
+                on_progress=note,
+                **self.options,
+            )
+        except Exception as error:
+            self.error = error
+        self.ended_at = time.monotonic()
+
+    def wait_for_phase(self, phase: str, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while phase not in self.phases:
+            assert self.is_alive(), f"the task ended before {phase}: {self.error}"
+            assert time.monotonic() < deadline, f"no {phase} yet, but {self.phases[-1:]}"
+            time.sleep(0.02)
+
+    def wait(self, seconds: float = 60) -> None:
+        self.join(seconds)
+        assert not self.is_alive()
