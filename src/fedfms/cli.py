@@ -10,9 +10,10 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -30,6 +31,9 @@ from rich.table import Table
 from fedfms import __version__
 from fedfms.config import Machine, Recipe, SiteConfig
 from fedfms.errors import FedfmsError
+
+if TYPE_CHECKING:
+    from fedfms.flare.progress import Event
 
 app = typer.Typer(
     name="fedfms",
@@ -99,6 +103,53 @@ def synth(
         folder, cases=cases, slices=slices, seed=seed, format="image" if pictures else "nifti"
     )
     out.print(f"{folder}: {', '.join(names)}, {cases} patients each, {slices} slices a patient")
+
+
+@app.command()
+def simulate(
+    job: Annotated[Path, typer.Argument(help="A job folder, such as jobs/fedmsa.")],
+    sites: Annotated[
+        Path, typer.Option(help="Folder with one folder for each site, each with a site.yml.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with each site's images in a folder of the site's name."),
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
+    results: Annotated[
+        Path | None,
+        typer.Option(help="New folder for the results.  [default: WORKSPACE/results/JOB-TIME]"),
+    ] = None,
+    workspace: Annotated[
+        Path, typer.Option(help="For everything else: startup kits, logs.")
+    ] = Path("workspace"),
+    model: Annotated[
+        Path | None, typer.Option(help="A .safetensors model to start from, or to evaluate.")
+    ] = None,
+    checkpoints: Checkpoints = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a whole federation on this machine: provisioning, mutual TLS, two processes a site."""
+    from fedfms.flare.simulate import simulate as run
+
+    folder = results or workspace / "results" / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    started = time.monotonic()
+    with _watching(as_json) as on_event:
+        result = run(
+            job,
+            sites,
+            data=data,
+            overrides=overrides,
+            results=folder,
+            workspace=workspace,
+            checkpoints=checkpoints or Machine.from_environment().checkpoints,
+            model=model,
+            on_event=on_event,
+        )
+    _show_result(folder, as_json)
+    if not as_json:
+        out.print(f"logs: {result.logs}")
+        out.print(f"took {time.monotonic() - started:.0f} s")
 
 
 @app.command("check-data")
@@ -237,16 +288,85 @@ def _progress(quiet: bool) -> Iterator[Any]:
         yield on_progress
 
 
+@contextlib.contextmanager
+def _watching(quiet: bool) -> Iterator[Callable[[Event], None] | None]:
+    """Lines for what has happened, and a bar for what happens now, on standard error."""
+    if quiet:
+        yield None
+        return
+    said = {
+        "provision": "provisioning: keys and certificates for the server and each site",
+        "start": "starting the server, and a FLARE client and a trainer for each site",
+        "submit": "all sites are there; submitting the job",
+        "fetch": "fetching the result",
+    }
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[left]}"),
+        console=err,
+        transient=True,
+    ) as bars:
+        bar = bars.add_task("", total=None, left="")
+        told: set[str] = set()
+        last: Event | None = None
+
+        def once(text: str) -> None:
+            if text and text not in told:
+                told.add(text)
+                bars.print(text)
+
+        def on_event(event: Event) -> None:
+            nonlocal last
+            once(said.get(event.phase, ""))
+            if event.text:
+                bars.print(event.text)
+            if last and last.round is not None and _place(last) != _place(event):
+                once(_round_line(last))
+            if event.phase in ("train", "evaluate"):
+                what = f"round {event.round}" if event.phase == "train" else "final evaluation"
+                left = event.seconds_left
+                bars.update(
+                    bar,
+                    description=f"{what}: {len(event.answered)} of {len(event.sites)} sites in",
+                    total=max(1, event.rounds * len(event.sites)),
+                    completed=(event.round or 0) * len(event.sites) + len(event.answered),
+                    left="" if left is None else f"about {left:.0f} s left",
+                )
+            if event.phase == "evaluate":
+                once("training is done; every site evaluates the final and the best model")
+            last = event
+
+        yield on_event
+
+
+def _place(event: Event) -> tuple[str, int | None]:
+    return event.phase, event.round
+
+
+def _round_line(event: Event) -> str:
+    dice = "withheld" if event.dice is None else f"{event.dice:.3f}"
+    return (
+        f"round {event.round} of {event.rounds}: {len(event.answered)} of {len(event.sites)} sites "
+        f"answered; mean validation Dice of the model they received: {dice}"
+    )
+
+
 def _show_result(folder: Path, as_json: bool) -> None:
     """The last word of a run: a table of Dice by site, and where the report is."""
     from fedfms.report.collect import load_result, summary_table
 
-    rows = summary_table(folder)
+    rows, summary = summary_table(folder), load_result(folder).summary
     if as_json:
-        summary = load_result(folder).summary
         out.print_json(json.dumps({"results": str(folder), "sites": rows, "summary": summary}))
         return
-    table = Table(title="Dice at native resolution, mean over each site's validation cases")
+    table = Table(
+        title="Dice at native resolution: mean over a site's validation cases",
+        caption=(
+            "Round 0 is before training. An unseen site never trained; all its cases are evaluated."
+        ),
+    )
     table.add_column("site")
     table.add_column("role")
     for name in ("cases", "round 0", "final", "change", "best"):
@@ -259,6 +379,8 @@ def _show_result(folder: Path, as_json: bool) -> None:
         cells = [row["site"], role, str(row["cases"] or "–"), *scores, change]
         table.add_row(*map(escape, cells), _score(row["dice_best"]), str(row["missed"]))
     out.print(table)
+    before, after = (summary["dice"][key]["mean"] for key in ("round_0", "after"))
+    out.print(f"mean of the training sites: {_score(before)} before, {_score(after)} after")
     out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 

@@ -39,7 +39,11 @@ class BackboneFile:
 
 BACKBONES: dict[str, BackboneFile] = {
     # shipped with the package (fedfms/models/vit_demo.safetensors); tools/train_demo_backbone.py
-    "vit_demo": BackboneFile(8, "vit_demo.safetensors", "0" * 64),
+    "vit_demo": BackboneFile(
+        8,
+        "vit_demo.safetensors",
+        "eb24a2e61749714e43c8b8c2a2bef9ab5b9873d04ff69ff9c737165194d41ea0",
+    ),
     # Meta's own files, as linked from the README of facebookresearch/segment-anything
     "vit_b": BackboneFile(
         16,

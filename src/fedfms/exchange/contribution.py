@@ -13,6 +13,8 @@ from fedfms.errors import ContributionRefused
 
 METRICS = ("dice", "iou", "hd95", "dice_slice", "iou_slice")
 PHASES = ("prepare", "evaluate", "train", "exchange")
+MAX_PICTURES = 32  # beside one contribution
+MAX_PICTURE_BYTES = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

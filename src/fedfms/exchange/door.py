@@ -18,11 +18,14 @@ from torch import Tensor
 
 from fedfms.config import Policy, Recipe, SiteConfig
 from fedfms.errors import ConfigError, ContributionRefused, DoorClosed
-from fedfms.exchange.contribution import Contribution, Metric
+from fedfms.exchange.contribution import (
+    MAX_PICTURE_BYTES,
+    MAX_PICTURES,
+    Contribution,
+    Metric,
+)
 from fedfms.exchange.payload import Shapes, find_fault, to_precision, update_norm
 
-MAX_PICTURES = 32
-MAX_PICTURE_BYTES = 2 * 1024 * 1024
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # pixels; no text, time or profile
 _SLICE_METRICS = {"dice_slice", "iou_slice"}

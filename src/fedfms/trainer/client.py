@@ -19,6 +19,7 @@ from torch import Tensor
 
 import fedfms.errors
 from fedfms.errors import CheckpointError, FedfmsError, TaskAborted, TrainerError
+from fedfms.exchange.contribution import MAX_PICTURE_BYTES as MAX_PICTURE_BYTES
 from fedfms.exchange.contribution import Contribution
 from fedfms.exchange.payload import load_tensors, read_whole, save_tensors
 from fedfms.trainer.messages import (
@@ -43,7 +44,6 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1  # between two looks at `aborted`
 ABORT_SECONDS = 5.0  # the trainer has this long to confirm that it stopped
-MAX_PICTURE_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

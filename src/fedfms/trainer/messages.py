@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 from fedfms.config import Recipe
 from fedfms.errors import ConfigError, ContributionRefused, TrainerError
+from fedfms.exchange.contribution import MAX_PICTURES as MAX_PICTURES
 from fedfms.exchange.contribution import Contribution
 
 PROTOCOL = 1
 SOCKET_NAME = "trainer.sock"
 MAX_LINE_BYTES = 256 * 1024
-MAX_PICTURES = 32
 
 Kind = Literal["train", "evaluate"]
 ModelName = Literal["round", "final", "best"]

@@ -190,6 +190,7 @@ class TrainerServer:
             if not turn.done():
                 return self._stopped()
             running.start()
+            self._push_back_timer()
             work = asyncio.get_running_loop().run_in_executor(
                 self._compute, self._compute_answer, request, files, running
             )
@@ -244,11 +245,16 @@ class TrainerServer:
                     writer.write(encode(Failure("TrainerError", "trainer-stalled")))
                     self._end_hard(EXIT_STALLED, f"no sign of life for {silent:.0f} s")
                 if time.monotonic() - timer_set_at > 10:
-                    # the same for a computation that never lets this thread run, because it keeps
-                    # Python's lock: a timer outside Python, pushed back as long as this runs
-                    faulthandler.dump_traceback_later(limit + 60, exit=True)
+                    self._push_back_timer()
                     timer_set_at = time.monotonic()
             await asyncio.sleep(BEAT_SECONDS)
+
+    def _push_back_timer(self) -> None:
+        """The watch over a computation that keeps Python's lock, so that `_beat` never runs.
+
+        A timer outside Python ends the process, with exit code 1, unless it is pushed back.
+        """
+        faulthandler.dump_traceback_later(self._runner.stall_seconds + 60, exit=True)
 
     def _compute_answer(self, request: TaskRequest, files: TaskFiles, running: _Running) -> Answer:
         """The computing thread's side: run the task, write what leaves, say so."""

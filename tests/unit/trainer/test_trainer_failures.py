@@ -114,7 +114,7 @@ def test_a_killed_trainer_is_an_error_and_its_successor_works(
     at = time.monotonic()
     trainer.kill()
     thread.wait()
-    assert thread.ended_at - at < 1
+    assert thread.ended_at - at < 10  # and not the 120 s after which it would count as hung
     assert isinstance(thread.error, TrainerError)
     assert thread.error.code == "trainer-died"
     assert files_in(place) == ["trainer.sock"]  # stale

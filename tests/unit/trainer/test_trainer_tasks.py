@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import secrets
 import socket
 import subprocess
 import sys
@@ -265,7 +266,7 @@ def test_no_name_of_a_case_crosses_the_socket_also_not_with_an_error(
 
 def everything_that_crosses(place: Place, task: Task, tensors) -> bytes:
     """All bytes from the trainer: every line on the socket and every file that it put down."""
-    files = TaskFiles(place.exchange, "0123456789abcdef")
+    files = TaskFiles(place.exchange, secrets.token_hex(8))
     save_tensors(files.received, tensors, None)
     crossed = b""
     with socket.socket(socket.AF_UNIX) as stream:

@@ -1,0 +1,496 @@
+"""A whole federation on this machine, without containers: the real thing with processes.
+
+Real provisioning, mutual TLS on a free loopback port, one server, and for each site a FLARE client
+and a trainer, as in the containers. Nothing of it is left behind, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from nvflare.lighter.prov_utils import prepare_builders
+from nvflare.lighter.provision import prepare_project
+from nvflare.lighter.provisioner import Provisioner
+
+from fedfms.config import Recipe
+from fedfms.errors import ConfigError, FederationError
+from fedfms.flare.job import RESULT_FOLDER
+from fedfms.flare.processes import Processes, Supervised
+from fedfms.flare.progress import Event, RecordReader
+from fedfms.flare.recorder import RECORDS_FILE
+from fedfms.flare.session import (
+    Coordinator,
+    check_sites,
+    connect,
+    keep_model_at_server,
+    prepare_job,
+)
+
+log = logging.getLogger(__name__)
+
+PROJECT, SERVER, ADMIN = "fedfms-simulation", "localhost", "coordinator@fedfms.local"
+START_SECONDS = 180.0  # for the server and all sites to find each other
+SCHEDULE_SECONDS = 90.0  # for a submitted job to start
+POLL_SECONDS = 0.5
+STATE_SECONDS = 2.0  # between two questions to FLARE
+
+# How fast a site that is gone is noticed. On one machine nothing can be slow but the machine.
+HEART_BEAT_SECONDS = 5
+SILENCE_SECONDS = 30
+SERVER_SETTINGS = {
+    "NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT": "20",
+    "NVFLARE_DEAD_CLIENT_GRACE_PERIOD": "5",
+    "NVFLARE_DEAD_CLIENT_CHECK_LEAD_TIME": "5",
+}
+
+# of the caller's environment, what no process of a site or the server should see
+_NOT_PASSED_ON = ("SITE_DATA", "FEDFMS_EXCHANGE", "FEDFMS_CHECKPOINTS", "PYTHONPATH")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+
+OnEvent = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationResult:
+    """What a simulation left."""
+
+    results: Path  # folder with models, tables and report
+    logs: Path  # one file for each process
+    job_id: str
+    status: str  # FLARE's own word for how the job ended
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One site folder."""
+
+    name: str
+    folder: Path  # with site.yml and policy/
+    data: Path | None  # its images, where they are not where site.yml says
+
+
+def simulate(
+    job: Path,
+    sites: Path,
+    *,
+    data: Path | None = None,
+    overrides: Sequence[str] = (),
+    results: Path,
+    workspace: Path,
+    checkpoints: Path | None = None,
+    model: Path | None = None,
+    on_event: OnEvent | None = None,
+) -> SimulationResult:
+    """Run a job on a federation of local processes and write its results folder.
+
+    Args:
+        job: job folder, such as jobs/fedmsa; it is not changed.
+        sites: folder with one folder for each site, each with site.yml and policy/.
+        data: folder with the images of each site in a folder of its name; by default they are where
+            each site.yml says.
+        overrides: `name=value` for the recipe, or `min_clients=N`.
+        results: new or empty folder for models, tables and report.
+        workspace: for everything else; a folder for this run is made in it, with a log for each
+            process.
+        checkpoints: folder of SAM checkpoints; none is needed for vit_demo.
+        model: model to start from, or to evaluate; see `session.prepare_job`.
+        on_event: told how far it is.
+
+    Raises:
+        FedfmsError: whatever keeps the federation from coming to its end, with the end of the log
+            that says why.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM; everything has been stopped by then.
+    """
+    tell = on_event or (lambda event: None)
+    if results.is_file() or (results.is_dir() and any(results.iterdir())):
+        raise FederationError(
+            f"{results} holds something already", "name a new folder", code="results-exist"
+        )
+    found = find_sites(sites, data)
+    run = workspace / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    prepared = prepare_job(job, run / job.name, overrides, model)
+    names = [site.name for site in found]
+    check_sites(prepared, names)
+    keep_model_at_server(prepared, names)
+    federation = Federation(run, found, prepared.recipe, checkpoints, tell)
+    with _sigterm_as_interrupt(), federation.running() as coordinator:
+        tell(Event("submit", sites=tuple(names)))
+        job_id = federation.submit(coordinator, prepared.folder)
+        status = federation.wait_for_end(coordinator, job_id)
+        tell(Event("fetch"))
+        downloaded = coordinator.download(job_id, run / "download")
+    from fedfms.report.collect import collect
+    from fedfms.report.render import render
+
+    reader = RecordReader(downloaded / RECORDS_FILE, prepared.recipe.rounds)
+    ends = [record for record in reader.read_new() if record["record"] == "job_done"]
+    collect(downloaded, results)
+    render(results)
+    if not ends or ends[-1]["status"] != "completed":
+        reason = (ends[-1]["reason"] if ends else None) or f"FLARE says {status}"
+        raise FederationError(
+            "\n  ".join([f"the job did not come to its end: {reason}", *reader.trouble()]),
+            f"a site's own words are in {federation.run}/sites/SITE/errors.log, all logs in "
+            f"{federation.logs}; what there is of results lies in {results}",
+            code="job-failed",
+        )
+    federation.forget()
+    tell(Event("done"))
+    return SimulationResult(results, federation.logs, job_id, status)
+
+
+def find_sites(folder: Path, data: Path | None) -> list[Site]:
+    """The sites below a folder, by name.
+
+    Raises:
+        ConfigError: there is none, or one has no images or a name that FLARE cannot use.
+    """
+    found = sorted(path.parent for path in folder.glob("*/site.yml"))
+    if not found:
+        raise ConfigError(
+            f"{folder} holds no site",
+            "name a folder with one folder for each site, each with a site.yml; "
+            "fedfms synth DIR makes such a folder of phantoms",
+            code="no-sites",
+        )
+    sites = []
+    for path in found:
+        images = data / path.name if data is not None else None
+        if images is not None and not images.is_dir():
+            raise ConfigError(
+                f"there is no folder {images} for the images of {path.name}",
+                "give --data a folder that holds one folder for each site, of the site's name",
+                code="no-data",
+            )
+        if not path.name.replace("-", "").replace("_", "").isalnum() or path.name == SERVER:
+            raise ConfigError(
+                f"a site cannot be called {path.name}", "use letters, digits, - and _"
+            )
+        sites.append(Site(path.name, path.resolve(), images.resolve() if images else None))
+    return sites
+
+
+class Federation:
+    """Server, FLARE clients and trainers of one run."""
+
+    def __init__(
+        self,
+        run: Path,
+        sites: Sequence[Site],
+        recipe: Recipe,
+        checkpoints: Path | None,
+        tell: OnEvent,
+    ) -> None:
+        self.run = run.resolve()
+        self.logs = self.run / "logs"
+        self.sites = sites
+        self.recipe = recipe
+        self.checkpoints = checkpoints.resolve() if checkpoints is not None else None
+        self._tell = tell
+        self._kits = self.run / "kits"
+        self._gone: set[str] = set()
+        self._processes = Processes()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Coordinator]:
+        """Provision, start, and wait until everybody is there; stop everything at the end."""
+        self._tell(Event("provision", sites=tuple(site.name for site in self.sites)))
+        port = free_port()
+        kits = provision(self._kits, [site.name for site in self.sites], port)
+        with self._processes, _no_proxy():
+            self._tell(Event("start", sites=tuple(site.name for site in self.sites)))
+            server = self._start_server(kits / SERVER)
+            _wait_for_port(server, port)
+            for site in self.sites:
+                self._start_site(site, kits / site.name)
+            with self._connected(kits / ADMIN, server) as coordinator:
+                self._wait_for_sites(coordinator)
+                yield coordinator
+
+    def submit(self, coordinator: Coordinator, job: Path) -> str:
+        """Submit a prepared job and wait until it runs."""
+        job_id = coordinator.submit_prepared(job)
+        deadline = time.monotonic() + SCHEDULE_SECONDS
+        while (state := coordinator.state(job_id)).status in ("SUBMITTED", "APPROVED"):
+            self._look()
+            if time.monotonic() > deadline:
+                raise self._failure("FLARE did not start the job", state.detail)
+            time.sleep(POLL_SECONDS)
+        if state.detail:
+            self._tell(Event("submit", text=f"FLARE says: {state.detail}"))
+        return job_id
+
+    def wait_for_end(self, coordinator: Coordinator, job_id: str) -> str:
+        """Tell how far the job is until it has ended; FLARE's status of it."""
+        folder = self.kit(SERVER) / job_id / RESULT_FOLDER
+        reader = RecordReader(folder / RECORDS_FILE, self.recipe.rounds)
+        next_state = 0.0
+        while True:
+            for name in self._look():
+                self._tell(reader.event(text=name))
+            if reader.read_new():
+                self._tell(reader.event())
+            if time.monotonic() >= next_state:
+                state = coordinator.state(job_id)
+                if state.is_finished:
+                    return state.status
+                next_state = time.monotonic() + STATE_SECONDS
+            time.sleep(POLL_SECONDS)
+
+    def forget(self) -> None:
+        """Remove keys, FLARE's folders and the exchange after a run that went well; logs stay."""
+        for folder in (self._kits, self.run / "exchange", self.run / "download"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    # ------------------------------------------------------------------------------ processes
+
+    def _start_server(self, kit: Path) -> Supervised:
+        settings: dict[str, str] = {**SERVER_SETTINGS, "OMP_NUM_THREADS": "1"}
+        if self.checkpoints is not None:
+            settings["FEDFMS_CHECKPOINTS"] = str(self.checkpoints)
+        return self._processes.start(
+            "the server",
+            _flare_command("server.server_train", kit, "fed_server.json"),
+            folder=kit,
+            log_file=self.logs / "server.log",
+            environment=_environment(settings),
+        )
+
+    def _start_site(self, site: Site, kit: Path) -> None:
+        exchange = self.run / "exchange" / site.name
+        exchange.mkdir(parents=True, mode=0o700)
+        training = max(1, len(self.sites) - len(self.recipe.holdout))
+        threads = max(1, (os.cpu_count() or 1) // training)
+        self._processes.start(
+            f"{site.name}'s trainer",
+            self.trainer_command(site, exchange),
+            folder=self.run / "sites" / site.name,
+            log_file=self.logs / f"{site.name}.trainer.log",
+            environment=_environment({"OMP_NUM_THREADS": str(threads)}),
+            restarts=True,
+        )
+        self._processes.start(
+            f"{site.name}'s FLARE client",
+            _flare_command(
+                "client.client_train",
+                kit,
+                "fed_client.json",
+                f"uid={site.name}",
+                f"heart_beat_interval={HEART_BEAT_SECONDS}",
+            ),
+            folder=kit,
+            log_file=self.logs / f"{site.name}.flare.log",
+            environment=_environment({"FEDFMS_EXCHANGE": str(exchange), "OMP_NUM_THREADS": "1"}),
+        )
+
+    def trainer_command(self, site: Site, exchange: Path) -> list[str]:
+        """How a site's trainer is started; it alone is told where the images are."""
+        arguments = [
+            *(sys.executable, "-m", "fedfms.trainer", "--site", site.name),
+            *("--config", str(site.folder / "site.yml"), "--policy", str(site.folder / "policy")),
+            *("--exchange", str(exchange), "--work", str(self.run / "sites" / site.name)),
+        ]
+        if site.data is not None:
+            arguments += ["--data", str(site.data)]
+        if self.checkpoints is not None:
+            arguments += ["--checkpoints", str(self.checkpoints)]
+        return arguments
+
+    def _look(self) -> list[str]:
+        """What ended since the last look, as sentences; the server's end is the end."""
+        told = []
+        for one in self._processes.look():
+            if one.name == "the server":
+                raise self._failure("the server ended")
+            if one.restarts:
+                told.append(f"{one.name} ended and is started again")
+            else:
+                told.append(f"{one.name} ended; the job goes on without the site")
+        return told
+
+    # ------------------------------------------------------------------------------- waiting
+
+    @contextlib.contextmanager
+    def _connected(self, kit: Path, server: Supervised) -> Iterator[Coordinator]:
+        deadline = time.monotonic() + START_SECONDS
+        with contextlib.ExitStack() as stack:
+            while True:
+                if not server.is_running:
+                    raise self._failure("the server ended while it started")
+                try:
+                    coordinator = stack.enter_context(connect(kit))
+                    break
+                except FederationError:
+                    if time.monotonic() > deadline:
+                        raise
+            yield coordinator
+
+    def _wait_for_sites(self, coordinator: Coordinator) -> None:
+        wanted = {site.name for site in self.sites}
+        deadline = time.monotonic() + START_SECONDS
+        before: set[str] = set()
+        while missing := wanted - (there := set(coordinator.sites())):
+            if there != before:
+                before = there
+                self._tell(Event("start", answered=tuple(sorted(there)), sites=tuple(wanted)))
+            for text in self._look():
+                if "FLARE client" in text:
+                    raise self._failure(text.partition(";")[0], name=text.partition("'")[0])
+            if time.monotonic() > deadline:
+                name = sorted(missing)[0]
+                raise self._failure(f"{name} did not reach the server", name=name)
+            time.sleep(POLL_SECONDS)
+
+    def _failure(self, problem: str, detail: str = "", name: str = "") -> FederationError:
+        path = self.logs / (f"{name}.flare.log" if name else "server.log")
+        lines: list[str] = []
+        with contextlib.suppress(OSError):
+            lines = path.read_text(errors="replace").splitlines()[-12:]
+        said = f": {detail}" if detail else ""
+        return FederationError(
+            f"{problem}{said}", "\n".join([f"read {path}, which ends with", *lines])
+        )
+
+    def kit(self, name: str) -> Path:
+        """The startup kit of a participant, which is also its FLARE workspace."""
+        return self._kits / PROJECT / "prod_00" / name
+
+
+def provision(folder: Path, sites: Sequence[str], port: int) -> Path:
+    """Startup kits for a server on this machine, these sites and one admin, by FLARE's provisioner.
+
+    The folder holds private keys and is for this user only.
+
+    Returns:
+        the folder with one folder for each participant.
+    """
+    folder.mkdir(parents=True, mode=0o700)
+    folder.chmod(0o700)
+    participants: list[dict[str, Any]] = [
+        {
+            "name": SERVER,
+            "type": "server",
+            "org": "coordinator",
+            "fed_learn_port": port,
+            "admin_port": port,
+        },
+        {"name": ADMIN, "type": "admin", "org": "coordinator", "role": "project_admin"},
+    ]
+    participants += [
+        {"name": name, "type": "client", "org": name.replace("-", "_")} for name in sites
+    ]
+    project: dict[str, Any] = {
+        "api_version": 3,
+        "name": PROJECT,
+        "participants": participants,
+        "builders": [
+            {"path": "nvflare.lighter.impl.workspace.WorkspaceBuilder"},
+            {
+                "path": "nvflare.lighter.impl.static_file.StaticFileBuilder",
+                "args": {"config_folder": "config", "scheme": "grpc"},
+            },
+            {
+                "path": "fedfms.flare.kit.FedfmsKitBuilder",
+                "args": {
+                    "server_storage": str(folder / "storage"),
+                    "heart_beat_timeout": SILENCE_SECONDS,
+                },
+            },
+            {"path": "nvflare.lighter.impl.cert.CertBuilder"},
+        ],
+    }
+    said = io.StringIO()
+    before = os.umask(0o077)
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            Provisioner(str(folder), prepare_builders(project)).provision(prepare_project(project))
+    finally:
+        os.umask(before)
+    kits = folder / PROJECT / "prod_00"
+    if not kits.is_dir():
+        raise FederationError(
+            "the startup kits could not be made", said.getvalue().strip() or "no reason was given"
+        )
+    return kits
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _flare_command(module: str, kit: Path, config: str, *settings: str) -> list[str]:
+    return [
+        *(sys.executable, "-u", "-m", f"nvflare.private.fed.app.{module}"),
+        *("-m", str(kit), "-s", config, "--set"),
+        *("secure_train=true", "config_folder=config", *settings),
+    ]
+
+
+def _environment(settings: dict[str, str]) -> dict[str, str]:
+    """The caller's environment without what is a site's own, and without proxies: all is local."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _NOT_PASSED_ON and name.lower() not in _PROXIES
+    }
+    return {**kept, **settings}
+
+
+@contextlib.contextmanager
+def _no_proxy() -> Iterator[None]:
+    """The admin session of this process reaches the loopback interface directly."""
+    before = os.environ.get("no_proxy")
+    os.environ["no_proxy"] = "localhost,127.0.0.1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["no_proxy"]
+        else:
+            os.environ["no_proxy"] = before
+
+
+def _wait_for_port(server: Supervised, port: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+            return
+        if not server.is_running or time.monotonic() > deadline:
+            raise FederationError(
+                "the server did not start", f"read {server.log}:\n{server.last_lines()}"
+            )
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the run in order, like Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,69 @@
+"""Federated averaging in a plain loop, without FLARE, trainer or exchange: what a run must equal.
+
+McMahan et al. 2017, Algorithm 1, arXiv 1602.05629, with every site in every round. In fp32, as a run
+averages: Adam turns a difference in the last bit, where a gradient is next to nothing, into one of
+1e-5 a round later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedfms.config import Recipe, SiteConfig
+from fedfms.data.dataset import SliceDataset, prepare_cases
+from fedfms.data.manifest import find_cases
+from fedfms.models.build import build_model
+from fedfms.models.sam import find_checkpoint
+from fedfms.training.control import Control
+from fedfms.training.loop import train_round
+
+
+def federated_average(
+    recipe: Recipe, sites: Path, names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The travelling tensors after the recipe's rounds, and each site's number of slices."""
+    torch.set_num_threads(1)  # as the phantoms' site.yml says
+    model = build_model(recipe, find_checkpoint(recipe, None))
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    datasets = {}
+    for name in names:
+        site = SiteConfig.from_yaml(sites / name / "site.yml")
+        cases = prepare_cases(find_cases(site), site, Control())
+        training = [case for case in cases if case.case.split == "train"]
+        datasets[name] = (SliceDataset(training, site, recipe), site)
+    slices = {name: len(dataset) for name, (dataset, _) in datasets.items()}
+    average = {key: p.detach().numpy().copy() for key, p in learning.items()}
+    for number in range(recipe.rounds):
+        total = {key: np.zeros_like(value) for key, value in average.items()}
+        for name in names:
+            for key, parameter in learning.items():
+                parameter.data.copy_(torch.from_numpy(average[key]))
+            dataset, site = datasets[name]
+            train_round(
+                model,
+                dataset,
+                recipe,
+                site,
+                round_number=number,
+                optimizer=None,
+                control=Control(),
+            )
+            for key, parameter in learning.items():
+                change = parameter.detach().numpy() - average[key]
+                total[key] += np.float32(slices[name]) * change
+        for key in average:
+            average[key] = average[key] + total[key] / np.float32(sum(slices.values()))
+    return average, slices
+
+
+def largest_difference(path: Path, expected: dict[str, np.ndarray]) -> float:
+    """Between a model file and named arrays; they must have the same names."""
+    from safetensors.numpy import load_file
+
+    found = load_file(path)
+    assert set(found) == set(expected)
+    return max(float(np.abs(found[key] - expected[key]).max()) for key in expected)

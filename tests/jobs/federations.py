@@ -1,0 +1,53 @@
+"""Small federations for the tests of jobs: a few phantoms a site, two or three rounds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+import yaml
+
+from fedfms.data.synthetic import write_phantom_site
+from fedfms.flare.processes import MARK
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+JOBS = REPOSITORY / "jobs"
+# Cases of two slices, three in ten of them for validation: 8 and 4 training slices in site-1 and
+# site-2. Averaging weights that are powers of two are exact, whichever site answers first.
+STYLES = {"site-1": ("bright", 6), "site-2": ("noisy", 3), "site-3": ("inverted", 5)}
+
+
+def write_sites(folder: Path, names: Iterable[str]) -> Path:
+    """Site folders whose metrics leave from the first case on, with unequal numbers of images."""
+    for number, name in enumerate(names):
+        style, cases = STYLES[name]
+        site = folder / name
+        write_phantom_site(site, style, cases=cases, slices=2, seed=number)
+        settings = yaml.safe_load((site / "site.yml").read_text())
+        (site / "site.yml").write_text(yaml.safe_dump({**settings, "min_cases": 1}))
+        policy = {"min_cases": 1, "pictures": True}
+        (site / "policy" / "privacy.json").write_text(json.dumps(policy))
+    return folder
+
+
+def read_records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def of_kind(records: list[dict], kind: str) -> list[dict]:
+    return [record for record in records if record["record"] == kind]
+
+
+def simulation_processes(mark: str | None = None) -> list[psutil.Process]:
+    """Processes of simulations, zombies not counted."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            value = process.environ().get(MARK)
+            if value and mark in (None, value) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found

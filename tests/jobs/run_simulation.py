@@ -1,0 +1,26 @@
+"""Runs one simulation in a process of its own, for the tests that trace it or stop it.
+
+Arguments: job, sites, results, workspace, then overrides. Prints a line for each event, the phase
+first.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fedfms.flare.simulate import simulate
+
+if __name__ == "__main__":
+    job, sites, results, workspace = map(Path, sys.argv[1:5])
+    try:
+        simulate(
+            job,
+            sites,
+            overrides=sys.argv[5:],
+            results=results,
+            workspace=workspace,
+            on_event=lambda event: print(event.phase, event.round, flush=True),
+        )
+    except KeyboardInterrupt:
+        sys.exit(130)

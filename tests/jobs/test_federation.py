@@ -1,0 +1,243 @@
+"""FedMSA and FedSAM through FLARE: real provisioning, mutual TLS, two processes a site."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from averaging import federated_average, largest_difference
+from federations import JOBS, REPOSITORY, of_kind, read_records, simulation_processes, write_sites
+
+from fedfms.config import Recipe
+from fedfms.flare.session import prepare_job
+from fedfms.flare.simulate import Federation, Site, find_sites, simulate
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+SYSTEM_CALLS = (
+    "execve,clone,clone3,fork,vfork,socket,open,openat,openat2,stat,lstat,newfstatat,statx"
+)
+HELPERS = Path(__file__).parent
+
+
+@dataclass
+class TracedProcess:
+    """A program as strace saw it: its first arguments, and the calls of all its threads."""
+
+    program: str
+    calls: list[str]
+
+
+def traced_processes(folder: Path) -> list[TracedProcess]:
+    """Join the files of `strace -ff`, one for each thread, to programs.
+
+    A thread or a fork belongs to the program it came from until it executes another one.
+    """
+    parents: dict[str, str] = {}
+    lines = {path.suffix[1:]: path.read_text().splitlines() for path in folder.glob("trace.*")}
+    for pid, calls in lines.items():
+        for call in calls:
+            if made := re.match(r"(?:clone3?|v?fork)\(.*= (\d+)$", call):
+                parents[made[1]] = pid
+    programs: dict[str, TracedProcess] = {}
+
+    def program_of(pid: str) -> str:
+        executed = [c for c in lines.get(pid, []) if c.startswith("execve(") and c.endswith("= 0")]
+        if executed:
+            programs.setdefault(pid, TracedProcess(executed[-1], []))
+            return pid
+        return program_of(parents[pid]) if pid in parents else ""
+
+    for pid, calls in lines.items():
+        if root := program_of(pid):
+            programs[root].calls += calls
+    return list(programs.values())
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sites that train with unequal numbers of images, and one that only evaluates."""
+    return write_sites(tmp_path_factory.mktemp("sites"), ("site-1", "site-2", "site-3"))
+
+
+@pytest.fixture(scope="module")
+def fedmsa(sites: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two rounds of FedMSA with site-3 as holdout, every process under strace."""
+    folder = tmp_path_factory.mktemp("fedmsa")
+    (folder / "trace").mkdir()
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed (Debian: apt install strace)")
+    command = [
+        *(strace, "-ff", "--seccomp-bpf", "-qq", "-s", "400", "-e", f"trace={SYSTEM_CALLS}"),
+        *("-o", str(folder / "trace" / "trace"), sys.executable),
+        *(str(HELPERS / "run_simulation.py"), str(JOBS / "fedmsa"), str(sites)),
+        *(str(folder / "results"), str(folder / "workspace")),
+        *("rounds=2", "batch_size=4", "holdout=site-3"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {
+        "results": folder / "results",
+        "trace": folder / "trace",
+        "workspace": folder / "workspace",
+    }
+
+
+def test_fedmsa_equals_plain_averaging_with_unequal_sites(
+    fedmsa: dict[str, Path], sites: Path
+) -> None:
+    recipe = Recipe.from_json(fedmsa["results"] / "recipe.json")
+    expected, slices = federated_average(recipe, sites, ("site-1", "site-2"))
+    assert slices["site-1"] != slices["site-2"]
+    assert largest_difference(fedmsa["results"] / "global_model.safetensors", expected) < 1e-6
+
+
+def test_a_holdout_evaluates_and_never_enters_the_average(fedmsa: dict[str, Path]) -> None:
+    records = read_records(fedmsa["results"])
+    answers = [r for r in of_kind(records, "contribution") if r["site"] == "site-3"]
+    assert [(r["round"], r["accepted"], r["bytes_up"]) for r in answers] == [
+        (0, True, 0),
+        (1, True, 0),
+    ]
+    said = answers[0]["contribution"]
+    assert (said["role"], said["training_slices"]) == ("holdout", 0)
+    assert said["evaluated_cases"] == 5  # all its cases, not only the validation split
+    assert any(metric["metric"] == "dice" and metric["mean"] > 0 for metric in said["metrics"])
+
+
+def test_the_best_model_is_chosen_by_the_training_sites(fedmsa: dict[str, Path]) -> None:
+    """With two rounds only the model received in round 1 can be the best one before the end."""
+    evaluations = of_kind(read_records(fedmsa["results"]), "evaluation")
+    found = {(r["site"], r["model"]): r["contribution"]["round"] for r in evaluations}
+    names = ("site-1", "site-2", "site-3")
+    assert found == {(s, "final"): 2 for s in names} | {(s, "best"): 1 for s in names}
+    assert (fedmsa["results"] / "best_model.safetensors").is_file()
+
+
+def test_bytes_on_the_wire_are_values_times_width(fedmsa: dict[str, Path]) -> None:
+    from safetensors.numpy import load_file
+
+    values = sum(a.size for a in load_file(fedmsa["results"] / "global_model.safetensors").values())
+    for record in of_kind(read_records(fedmsa["results"]), "contribution"):
+        assert record["bytes_down"] == 4 * values
+        assert record["bytes_up"] == (0 if record["site"] == "site-3" else 4 * values)
+
+
+def test_the_result_is_a_report_with_pictures(fedmsa: dict[str, Path]) -> None:
+    folder = fedmsa["results"]
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert {path.name.rsplit("-", 2)[0] for path in (folder / "pictures").glob("*.png")} == {
+        "site-1",
+        "site-2",
+        "site-3",
+    }
+
+
+def test_the_trainer_opens_unix_sockets_only(fedmsa: dict[str, Path]) -> None:
+    programs = traced_processes(fedmsa["trace"])
+    trainers = [p for p in programs if '"fedfms.trainer"' in p.program]
+    assert len(trainers) == 3
+    for trainer in trainers:
+        sockets = [call for call in trainer.calls if call.startswith("socket(")]
+        assert sockets
+        assert [call for call in sockets if not call.startswith("socket(AF_UNIX,")] == []
+    # the same trace sees network sockets where there are some
+    clients = [p for p in programs if "client.client_train" in p.program]
+    assert any("socket(AF_INET" in call for p in clients for call in p.calls)
+
+
+def test_the_flare_client_opens_no_file_of_the_site(fedmsa: dict[str, Path], sites: Path) -> None:
+    programs = traced_processes(fedmsa["trace"])
+    clients = [p for p in programs if "nvflare.private.fed.app.client" in p.program]
+    assert sum("client.client_train" in p.program for p in clients) == 3
+    assert len(clients) == 6  # and a job process for each of them
+    assert [call for p in clients for call in p.calls if str(sites) in call] == []
+    # the same trace sees the trainers open images
+    trainers = [p for p in programs if '"fedfms.trainer"' in p.program]
+    opened = [call for p in trainers for call in p.calls if f"{sites}/site-1/images/" in call]
+    assert any(call.startswith("openat(") for call in opened)
+
+
+def test_nothing_is_left_behind_but_logs_and_results(fedmsa: dict[str, Path]) -> None:
+    assert simulation_processes() == []
+    left = {path.name for path in fedmsa["workspace"].glob("*/*")}
+    assert left == {"logs", "sites", "fedmsa"}
+    assert list(fedmsa["workspace"].rglob("*.key")) == []
+
+
+# ------------------------------------------------------------------------------------- the guard
+
+
+class WithRogue(Federation):
+    """site-3's trainer is replaced by one that sends something else in each round."""
+
+    def trainer_command(self, site: Site, exchange: Path) -> list[str]:
+        if site.name != "site-3":
+            return super().trainer_command(site, exchange)
+        work, kit = self.run / "sites" / site.name, self.kit(site.name)
+        script = HELPERS / "rogue_trainer.py"
+        return [sys.executable, *map(str, (script, site.name, site.folder, exchange, work, kit))]
+
+
+@pytest.fixture(scope="module")
+def fedsam(sites: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four rounds of FedSAM, to which site-3 contributes nothing that can be used."""
+    folder = tmp_path_factory.mktemp("fedsam")
+    overrides = ["rounds=4", "batch_size=4", "local_epochs=1"]
+    job = prepare_job(JOBS / "fedsam", folder / "fedsam", overrides)
+    federation = WithRogue(folder / "run", find_sites(sites, None), job.recipe, None, print)
+    with federation.running() as coordinator:
+        job_id = federation.submit(coordinator, job.folder)
+        federation.wait_for_end(coordinator, job_id)
+        return coordinator.download(job_id, folder / "download")
+
+
+def test_contributions_that_cannot_be_used_are_refused_with_site_and_reason(fedsam: Path) -> None:
+    records = read_records(fedsam)
+    refused = [r for r in of_kind(records, "contribution") if r["site"] == "site-3"]
+    codes = {r["round"]: re.search(r"\(([a-z-]+)\)", r["reason"])[1] for r in refused}
+    assert codes == {0: "non-finite", 1: "missing-tensor", 2: "other-recipe", 3: "other-backbone"}
+    assert all("site-3" in r["reason"] and not r["accepted"] for r in refused)
+    for done in of_kind(records, "round_done"):
+        assert done["sites"] == ["site-1", "site-2"]
+        assert list(done["missed"]) == ["site-3"]
+    assert of_kind(records, "job_done")[0]["status"] == "completed"
+
+
+def test_fedsam_equals_plain_averaging_of_those_who_were_not_refused(
+    fedsam: Path, sites: Path
+) -> None:
+    recipe = Recipe.from_json(fedsam / "recipe.json")
+    expected, _ = federated_average(recipe, sites, ("site-1", "site-2"))
+    assert largest_difference(fedsam / "global_model.safetensors", expected) < 1e-6
+
+
+# ----------------------------------------------------------------------------------- evaluation
+
+
+def test_evaluate_scores_a_given_model_at_every_site(
+    fedsam: Path, sites: Path, tmp_path: Path
+) -> None:
+    result = simulate(
+        JOBS / "evaluate",
+        sites,
+        model=fedsam / "global_model.safetensors",
+        results=tmp_path / "results",
+        workspace=tmp_path / "workspace",
+    )
+    again = of_kind(read_records(result.results), "evaluation")
+    before = [r for r in of_kind(read_records(fedsam), "evaluation") if r["model"] == "final"]
+    assert {r["site"] for r in again} == {"site-1", "site-2", "site-3"}
+    dice = {r["site"]: r["contribution"]["metrics"] for r in again}
+    honest = {r["site"]: r["contribution"]["metrics"] for r in before}
+    assert dice == honest
+    recipe = json.loads((result.results / "recipe.json").read_text())
+    assert recipe["method"] == "fedsam"
+    assert REPOSITORY not in result.results.parents
