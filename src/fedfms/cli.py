@@ -33,7 +33,7 @@ from fedfms.config import Machine, Recipe, SiteConfig
 from fedfms.errors import FedfmsError
 
 if TYPE_CHECKING:
-    from fedfms.flare.progress import Event
+    from fedfms.flare.progress import Event, FinishedRound
 
 app = typer.Typer(
     name="fedfms",
@@ -310,7 +310,6 @@ def _watching(quiet: bool) -> Iterator[Callable[[Event], None] | None]:
     ) as bars:
         bar = bars.add_task("", total=None, left="")
         told: set[str] = set()
-        last: Event | None = None
 
         def once(text: str) -> None:
             if text and text not in told:
@@ -318,12 +317,11 @@ def _watching(quiet: bool) -> Iterator[Callable[[Event], None] | None]:
                 bars.print(text)
 
         def on_event(event: Event) -> None:
-            nonlocal last
             once(said.get(event.phase, ""))
             if event.text:
                 bars.print(event.text)
-            if last and last.round is not None and _place(last) != _place(event):
-                once(_round_line(last))
+            for finished in event.finished:
+                once(_round_line(finished, event))
             if event.phase in ("train", "evaluate"):
                 what = f"round {event.round}" if event.phase == "train" else "final evaluation"
                 left = event.seconds_left
@@ -336,20 +334,15 @@ def _watching(quiet: bool) -> Iterator[Callable[[Event], None] | None]:
                 )
             if event.phase == "evaluate":
                 once("training is done; every site evaluates the final and the best model")
-            last = event
 
         yield on_event
 
 
-def _place(event: Event) -> tuple[str, int | None]:
-    return event.phase, event.round
-
-
-def _round_line(event: Event) -> str:
-    dice = "withheld" if event.dice is None else f"{event.dice:.3f}"
+def _round_line(done: FinishedRound, event: Event) -> str:
+    dice = "withheld" if done.dice is None else f"{done.dice:.3f}"
     return (
-        f"round {event.round} of {event.rounds}: {len(event.answered)} of {len(event.sites)} sites "
-        f"answered; mean validation Dice of the model they received: {dice}"
+        f"round {done.number} of {event.rounds}: {done.answered} of {len(event.sites)} sites; "
+        f"validation Dice of the model they received, mean of the training sites: {dice}"
     )
 
 
@@ -379,8 +372,9 @@ def _show_result(folder: Path, as_json: bool) -> None:
         cells = [row["site"], role, str(row["cases"] or "–"), *scores, change]
         table.add_row(*map(escape, cells), _score(row["dice_best"]), str(row["missed"]))
     out.print(table)
-    before, after = (summary["dice"][key]["mean"] for key in ("round_0", "after"))
-    out.print(f"mean of the training sites: {_score(before)} before, {_score(after)} after")
+    gain = summary["dice"]["gain"]  # over the training sites that have both
+    before, after = _score(gain["before"]), _score(gain["after"])
+    out.print(f"mean of the training sites: {before} before, {after} after")
     out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 

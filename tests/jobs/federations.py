@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
@@ -40,14 +41,22 @@ def of_kind(records: list[dict], kind: str) -> list[dict]:
     return [record for record in records if record["record"] == kind]
 
 
-def simulation_processes(mark: str | None = None) -> list[psutil.Process]:
-    """Processes of simulations, zombies not counted."""
+def processes_below(folder: Path) -> list[psutil.Process]:
+    """Processes of a simulation that has its workspace in this folder, zombies not counted."""
     found = []
     for process in psutil.process_iter():
         try:
-            value = process.environ().get(MARK)
-            if value and mark in (None, value) and process.status() != psutil.STATUS_ZOMBIE:
+            marked = MARK in process.environ()
+            about = f"{process.cwd()} {' '.join(process.cmdline())}"
+            if marked and str(folder) in about and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.Error:
             continue
     return found
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.1)

@@ -12,6 +12,15 @@ Phase = Literal["provision", "start", "submit", "train", "evaluate", "fetch", "d
 
 
 @dataclass(frozen=True, slots=True)
+class FinishedRound:
+    """A round that is over."""
+
+    number: int  # from 0
+    answered: int  # sites whose answers were accepted
+    dice: float | None  # of the model that the sites received; mean over those that let it out
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something to tell the person who waits."""
 
@@ -21,7 +30,7 @@ class Event:
     rounds: int = 0
     answered: tuple[str, ...] = ()  # sites, in this round or of the final model
     sites: tuple[str, ...] = ()
-    dice: float | None = None  # mean over the training sites that let it out
+    finished: tuple[FinishedRound, ...] = ()  # all rounds that are over
     seconds_left: float | None = None
 
 
@@ -68,6 +77,7 @@ class RecordReader:
         evaluated: set[str] = set()
         started = now
         ends: list[float] = []
+        finished: list[FinishedRound] = []
         phase: Phase = "train"
         for record in self.records:
             kind = record["record"]
@@ -80,6 +90,9 @@ class RecordReader:
                 answers[record["site"]] = _dice(record["contribution"])
             elif kind == "round_done":
                 ends.append(record["time"])
+                dice = [value for value in answers.values() if value is not None]
+                mean = sum(dice) / len(dice) if dice else None
+                finished.append(FinishedRound(record["round"], len(answers), mean))
             elif kind == "evaluation":
                 phase = "evaluate"
                 evaluated.add(record["site"])
@@ -87,7 +100,6 @@ class RecordReader:
                 phase = "done"
         if phase == "train" and ends and len(ends) == self.rounds:
             phase = "evaluate"
-        dice = [value for value in answers.values() if value is not None]
         return Event(
             phase=phase,
             text=text,
@@ -95,7 +107,7 @@ class RecordReader:
             rounds=self.rounds,
             answered=tuple(sorted(evaluated if phase == "evaluate" else answers)),
             sites=sites,
-            dice=sum(dice) / len(dice) if dice else None,
+            finished=tuple(finished),
             seconds_left=self._seconds_left(now, started, ends) if phase == "train" else None,
         )
 

@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import argparse
 import logging
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fedfms.config import Machine
 from fedfms.errors import FedfmsError
-from fedfms.trainer.server import serve
+
+
+def refuse_networks() -> None:
+    """From now on this process cannot make a socket other than a Unix socket; for good.
+
+    A container without network says the same from outside. Here it also keeps libraries from trying:
+    pydicom's import, for one, ends in urllib3 opening a socket to see whether there is IPv6.
+    """
+
+    def only_unix(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "socket.__new__" and arguments[1] not in (-1, socket.AF_UNIX):
+            raise PermissionError("the trainer makes no network sockets")
+        if event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
+            raise PermissionError("the trainer looks up no names")
+
+    sys.addaudithook(only_unix)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments and serve; the exit code is 2 for a mistake in what was given."""
+    refuse_networks()
+    from fedfms.trainer.server import serve
+
     machine = Machine.from_environment()
     parser = argparse.ArgumentParser(
         prog="fedfms trainer",

@@ -135,7 +135,7 @@ class TaskRunner:
             scores = evaluate(job.model, scored, recipe, site, control)
             self._keep_scores(task, scores)
         pictures: list[bytes] = []
-        if task.kind == "evaluate" and policy.pictures:
+        if task.model == "final" and policy.pictures:  # of one model only: fewer leave the site
             with clock("evaluate"):
                 pictures = site_pictures(job.model, scored, scores, recipe, site, control)
 

@@ -125,10 +125,10 @@ def test_a_holdout_is_scored_on_all_cases_and_returns_no_tensors(
 def test_an_evaluation_gives_scores_and_pictures_where_the_policy_allows_them(
     shared_trainer, shared_place: Place, recipe: Recipe, global_model
 ) -> None:
-    task = Task(kind="evaluate", site=SITE, job="eval", round=3, model="best", recipe=recipe)
+    task = Task(kind="evaluate", site=SITE, job="eval", round=3, model="final", recipe=recipe)
     got = run_task(shared_place.exchange, task, global_model)
     assert got.tensors == {}
-    assert (got.contribution.model, got.contribution.round) == ("best", 3)
+    assert (got.contribution.model, got.contribution.round) == ("final", 3)
     assert got.contribution.evaluated_cases == 2
     assert got.pictures
     assert all(is_plain_png(picture) for picture in got.pictures)
