@@ -1,8 +1,8 @@
 """Federated averaging in a plain loop, without FLARE, trainer or exchange: what a run must equal.
 
-McMahan et al. 2017, Algorithm 1, arXiv 1602.05629, with every site in every round. In fp32, as a run
-averages: Adam turns a difference in the last bit, where a gradient is next to nothing, into one of
-1e-5 a round later.
+McMahan et al. 2017, Algorithm 1, arXiv 1602.05629, with every site in every round. In fp32, as a
+run averages: Adam turns a difference in the last bit, where a gradient is next to nothing, into one
+of 1e-5 a round later.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ CLASSES = (
     "fedfms.flare.persistor.SafeTensorsLocator",
     "fedfms.flare.persistor.SafeTensorsPersistor",
     "fedfms.flare.persistor.TravellingModelGenerator",
+    "fedfms.flare.presence.Presence",
     "fedfms.flare.recorder.Recorder",
     "fedfms.flare.result_guard.ResultGuard",
 )

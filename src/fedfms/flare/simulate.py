@@ -51,8 +51,8 @@ STATE_SECONDS = 2.0  # between two questions to FLARE
 HEART_BEAT_SECONDS = 5
 SILENCE_SECONDS = 30
 SERVER_SETTINGS = {
-    "NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT": "20",
-    "NVFLARE_DEAD_CLIENT_GRACE_PERIOD": "5",
+    "NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT": "10",
+    "NVFLARE_DEAD_CLIENT_GRACE_PERIOD": "15",  # longer than the 10 s between a job's heart beats
     "NVFLARE_DEAD_CLIENT_CHECK_LEAD_TIME": "5",
 }
 
@@ -245,6 +245,9 @@ class Federation:
                 self._tell(reader.event())
             if time.monotonic() >= next_state:
                 state = coordinator.state(job_id)
+                reader.read_new()
+                if state.is_finished and not reader.records and not folder.is_dir():
+                    raise self._failure(f"FLARE ended the job as {state.status}", state.detail)
                 if state.is_finished:
                     return state.status
                 next_state = time.monotonic() + STATE_SECONDS

@@ -17,8 +17,8 @@ from fedfms.errors import FedfmsError
 def refuse_networks() -> None:
     """From now on this process cannot make a socket other than a Unix socket; for good.
 
-    A container without network says the same from outside. Here it also keeps libraries from trying:
-    pydicom's import, for one, ends in urllib3 opening a socket to see whether there is IPv6.
+    A container without network says the same from outside. Here it also keeps libraries from
+    trying: pydicom's import ends in urllib3 opening a socket to see whether there is IPv6.
     """
 
     def only_unix(event: str, arguments: tuple[Any, ...]) -> None:
