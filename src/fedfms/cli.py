@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -341,8 +342,8 @@ def _watching(quiet: bool) -> Iterator[Callable[[Event], None] | None]:
 def _round_line(done: FinishedRound, event: Event) -> str:
     dice = "withheld" if done.dice is None else f"{done.dice:.3f}"
     return (
-        f"round {done.number} of {event.rounds}: {done.answered} of {len(event.sites)} sites; "
-        f"validation Dice of the model they received, mean of the training sites: {dice}"
+        f"round {done.number} ({done.number + 1} of {event.rounds}): {done.answered} of "
+        f"{len(event.sites)} sites; mean validation Dice of the model that it started from: {dice}"
     )
 
 
@@ -355,16 +356,20 @@ def _show_result(folder: Path, as_json: bool) -> None:
         out.print_json(json.dumps({"results": str(folder), "sites": rows, "summary": summary}))
         return
     table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
         title="Dice at native resolution: mean over a site's validation cases",
         caption=(
-            "Round 0 is before training. An unseen site never trained; all its cases are evaluated."
+            "Round 0 is before training; missed counts rounds. "
+            "An unseen site never trained; all its cases are evaluated."
         ),
     )
-    table.add_column("site")
+    table.add_column("site", overflow="fold")
     table.add_column("role")
     for name in ("cases", "round 0", "final", "change", "best"):
         table.add_column(name, justify="right")
-    table.add_column("rounds missed", justify="right")
+    table.add_column("missed", justify="right")
     for row in rows:
         scores = [_score(row[key]) for key in ("dice_before", "dice_after")]
         change = "–" if row["change"] is None else f"{row['change']:+.3f}"

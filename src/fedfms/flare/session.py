@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nvflare.fuel.flare_api.api_spec import JobNotFound, JobNotRunning
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from fedfms.config import Recipe
@@ -55,6 +56,11 @@ class JobState:
     def is_finished(self) -> bool:
         """Whether nothing more will happen."""
         return self.status.startswith("FINISHED")
+
+    @property
+    def is_completed(self) -> bool:
+        """Whether FLARE calls it a success; the job's own records have the last word."""
+        return self.status == "FINISHED:COMPLETED"
 
 
 def prepare_job(
@@ -209,7 +215,10 @@ class Coordinator:
     def progress(self, job_id: str) -> dict[str, Any]:
         """What the job's recorder counts: round, rounds, sites, answered, evaluating."""
         with _as_our_error("ask for the progress"):
-            stats = self._session.show_stats(job_id, "server")
+            try:
+                stats = self._session.show_stats(job_id, "server")
+            except (JobNotFound, JobNotRunning):  # its process is starting, or has ended
+                return {}
         for groups in stats.values() if isinstance(stats, dict) else ():
             if isinstance(groups, dict) and isinstance(groups.get(PROGRESS_GROUP), dict):
                 return dict(groups[PROGRESS_GROUP])

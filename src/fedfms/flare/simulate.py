@@ -245,8 +245,7 @@ class Federation:
                 self._tell(reader.event())
             if time.monotonic() >= next_state:
                 state = coordinator.state(job_id)
-                reader.read_new()
-                if state.is_finished and not reader.records and not folder.is_dir():
+                if state.is_finished and not reader.records and not state.is_completed:
                     raise self._failure(f"FLARE ended the job as {state.status}", state.detail)
                 if state.is_finished:
                     return state.status

@@ -121,7 +121,7 @@ def ping(exchange: Path, timeout_seconds: float = 5.0) -> Pong:
     return answer
 
 
-class _Abort(Exception):  # noqa: N818
+class _Abort(Exception):
     """`aborted` said so."""
 
 

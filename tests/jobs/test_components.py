@@ -1,0 +1,249 @@
+"""FLARE components one at a time: what an executor answers, and what the server's hooks let pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from federations import JOBS
+from flare_context import Engine
+from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.fl_constant import ReturnCode, ServerCommandKey
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable
+from nvflare.apis.signal import Signal
+from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.app_event_type import AppEventType
+
+from fedfms import __version__
+from fedfms.config import Recipe
+from fedfms.exchange.contribution import Contribution, Metric
+from fedfms.flare.executor import EvaluationExecutor, FedMSAExecutor, FedSAMExecutor
+from fedfms.flare.job import CONTRIBUTION, PICTURES, REASON
+from fedfms.flare.persistor import SafeTensorsPersistor
+from fedfms.flare.progress import RecordReader
+from fedfms.flare.result_guard import ResultGuard
+
+FEDMSA = Recipe.from_json(JOBS / "fedmsa/app/config/recipe.json")
+
+
+def task(recipe: Recipe, tensors: dict[str, torch.Tensor] | None = None) -> Shareable:
+    shareable = DXO(DataKind.WEIGHTS, data=tensors or {"w": torch.zeros(2)}).to_shareable()
+    shareable.set_header(AppConstants.CURRENT_ROUND, 0)
+    return shareable
+
+
+def site_engine(folder: Path, recipe: Recipe) -> Engine:
+    engine = Engine(folder, "site-1", {})
+    (engine.config_folder() / "recipe.json").write_text(recipe.to_json())
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("executor", "reason"),
+    [
+        (FedSAMExecutor, "ConfigError (other-method)"),
+        (FedMSAExecutor, "ConfigError (no-exchange)"),
+        (EvaluationExecutor, "TrainerError (bad-task)"),
+    ],
+)
+def test_an_executor_answers_with_the_reason_and_lives_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: type, reason: str
+) -> None:
+    monkeypatch.delenv("FEDFMS_EXCHANGE", raising=False)
+    engine = site_engine(tmp_path, FEDMSA)
+    with engine.new_context() as fl_ctx:
+        reply = executor().execute("train", task(FEDMSA), fl_ctx, Signal())
+    assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
+    assert reply.get_header(REASON).startswith(reason)
+    assert str(tmp_path) not in reply.get_header(REASON)
+
+
+def test_an_abort_while_there_is_no_trainer_is_answered_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDFMS_EXCHANGE", str(tmp_path))
+    engine = site_engine(tmp_path / "flare", FEDMSA)
+    signal = Signal()
+    signal.trigger(True)
+    started = time.monotonic()
+    with engine.new_context() as fl_ctx:
+        reply = FedMSAExecutor().execute("train", task(FEDMSA), fl_ctx, signal)
+    assert reply.get_return_code() == ReturnCode.TASK_ABORTED
+    assert time.monotonic() - started < 5
+
+
+def test_a_job_without_a_recipe_is_an_error_reply(tmp_path: Path) -> None:
+    engine = Engine(tmp_path, "site-1", {})
+    with engine.new_context() as fl_ctx:
+        reply = FedMSAExecutor().execute("train", task(FEDMSA), fl_ctx, Signal())
+    assert reply.get_header(REASON).startswith("ConfigError (config)")
+
+
+# ---------------------------------------------------------------------------------------- guard
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    recipe = dataclasses.replace(FEDMSA, holdout=("site-3",))
+    components = {"persistor": SafeTensorsPersistor(), "guard": ResultGuard(min_contributions=2)}
+    engine = Engine(tmp_path_factory.mktemp("server"), "server", components)
+    (engine.config_folder() / "recipe.json").write_text(recipe.to_json())
+    return engine
+
+
+def report(engine: Engine, site: str, **changes) -> Contribution:
+    recipe = Recipe.from_json(engine.config_folder() / "recipe.json")
+    holdout = site in recipe.holdout
+    values = {
+        "site": site,
+        "kind": "train",
+        "role": "holdout" if holdout else "train",
+        "round": 0,
+        "model": "round",
+        "recipe_sha256": recipe.sha256,
+        "backbone_sha256": recipe.backbone_sha256,
+        "package_version": __version__,
+        "training_slices": 0 if holdout else 7,
+        "training_cases": 0 if holdout else 3,
+        "evaluated_cases": 4,
+        "metrics": (
+            Metric(class_name="lesion", metric="dice", mean=0.5, std=0.1, cases=4, empty=0),
+        ),
+    }
+    return Contribution(**{**values, **changes})
+
+
+def answer(engine: Engine, site: str, contribution: Contribution, *, zeros: bool) -> Shareable:
+    """What a site sends for a round: a difference of zeros, or none."""
+    with engine.new_context() as fl_ctx:
+        shapes = engine.components["persistor"].shapes(fl_ctx)
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()} if zeros else {}
+    meta = {CONTRIBUTION: contribution.to_dict(), MetaKey.NUM_STEPS_CURRENT_ROUND: 1e9}
+    meta[MetaKey.INITIAL_METRICS] = {"val_dice": 1.0}
+    shareable = DXO(DataKind.WEIGHT_DIFF, data=tensors, meta=meta).to_shareable()
+    return sent(shareable, site, "train")
+
+
+def sent(shareable: Shareable, site: str, task_name: str) -> Shareable:
+    shareable.set_header(ServerCommandKey.FL_CLIENT, SimpleNamespace(name=site))
+    shareable.set_header(ReservedHeaderKey.TASK_NAME, task_name)
+    shareable.set_cookie_jar({AppConstants.CONTRIBUTION_ROUND: 0})
+    return shareable
+
+
+def checked(engine: Engine, shareable: Shareable) -> Shareable:
+    with engine.new_context() as fl_ctx:
+        return engine.components["guard"].process(shareable, fl_ctx)
+
+
+def test_weight_and_metric_come_from_the_checked_report_and_nowhere_else(server: Engine) -> None:
+    came = answer(server, "site-1", report(server, "site-1"), zeros=True)
+    meta = from_shareable(checked(server, came)).meta
+    assert meta[MetaKey.NUM_STEPS_CURRENT_ROUND] == 7.0
+    assert meta[MetaKey.INITIAL_METRICS] == {"val_dice": 0.5}
+    # the model selector reads the object that came
+    assert from_shareable(came).meta == meta
+
+
+def test_a_holdout_has_no_weight_and_no_metric_to_select_by(server: Engine) -> None:
+    came = answer(server, "site-3", report(server, "site-3"), zeros=False)
+    dxo = from_shareable(checked(server, came))
+    assert dxo.data == {}
+    assert dxo.meta[MetaKey.NUM_STEPS_CURRENT_ROUND] == 0.0
+    assert MetaKey.INITIAL_METRICS not in dxo.meta
+
+
+@pytest.mark.parametrize(
+    ("site", "changes", "zeros", "code"),
+    [
+        ("site-2", {"site": "site-1"}, True, "other-site"),
+        ("site-1", {"round": 1}, True, "other-task"),
+        ("site-1", {"package_version": "0.0.9"}, True, "other-version"),
+        ("site-1", {}, False, "missing-tensor"),
+        ("site-3", {}, True, "unknown-tensor"),
+        ("site-1", {"training_slices": 0}, True, "no-training-slices"),
+    ],
+)
+def test_what_does_not_fit_becomes_an_error_reply_with_its_code(
+    server: Engine, site: str, changes: dict, zeros: bool, code: str
+) -> None:
+    contribution = report(server, changes.get("site", site))
+    contribution = dataclasses.replace(contribution, **changes)
+    reply = checked(server, answer(server, site, contribution, zeros=zeros))
+    assert reply.get_return_code() == ReturnCode.EXECUTION_RESULT_ERROR
+    assert reply.get_header(REASON).startswith(f"ContributionRefused ({code}): {site} ")
+    assert reply.get_cookie(AppConstants.CONTRIBUTION_ROUND) == 0
+
+
+def test_nonsense_is_refused_and_never_raises(server: Engine) -> None:
+    for data in ({}, {"DXO": 3}, {"DXO": {"kind": "WEIGHT_DIFF", "data": {}, "meta": {}}}):
+        shareable = Shareable(data)
+        shareable.set_header(ReservedHeaderKey.CONTENT_TYPE, "DXO")
+        for name in ("train", "validate"):
+            reply = checked(server, sent(shareable, "site-1", name))
+            assert "malformed-report" in reply.get_header(REASON)
+
+
+@pytest.mark.parametrize(
+    "pictures", [[b"no picture"], ["text"], [b"\x89PNG\r\n\x1a\n" + b"x" * 10**7], [b""] * 33]
+)
+def test_only_small_png_pictures_come_in(server: Engine, pictures: list) -> None:
+    said = report(server, "site-1", kind="evaluate", model="final", training_slices=0)
+    data = {CONTRIBUTION: said.to_dict(), PICTURES: pictures}
+    shareable = sent(DXO(DataKind.METRICS, data=data).to_shareable(), "site-1", "validate")
+    shareable.add_cookie(AppConstants.MODEL_OWNER, "SRV_final")
+    assert "picture" in checked(server, shareable).get_header(REASON)
+
+
+def test_a_round_with_too_few_contributions_ends_the_job_and_says_why(server: Engine) -> None:
+    server.panics.clear()
+    guard = server.components["guard"]
+    with server.new_context() as fl_ctx:
+        fl_ctx.set_prop(AppConstants.CURRENT_ROUND, 0, private=True)
+        guard.handle_event(AppEventType.ROUND_STARTED, fl_ctx)
+        for site, zeros in (("site-1", True), ("site-3", False)):
+            passed = guard.process(answer(server, site, report(server, site), zeros=zeros), fl_ctx)
+            fl_ctx.set_prop(AppConstants.TRAINING_RESULT, passed, private=True)
+            fl_ctx.set_prop(AppConstants.AGGREGATION_ACCEPTED, True, private=True)
+            guard.handle_event(AppEventType.AFTER_CONTRIBUTION_ACCEPT, fl_ctx)
+        guard.process(answer(server, "site-2", report(server, "site-2"), zeros=False), fl_ctx)
+        guard.handle_event(AppEventType.BEFORE_AGGREGATION, fl_ctx)
+    assert len(server.panics) == 1
+    assert "round 0 has 1 usable contributions of training sites, it needs 2" in server.panics[0]
+    assert "site-2 (missing-tensor)" in server.panics[0]
+
+
+def test_the_server_refuses_to_run_other_rounds_than_the_recipe(server: Engine) -> None:
+    server.panics.clear()
+    with server.new_context() as fl_ctx:
+        fl_ctx.set_prop(AppConstants.NUM_ROUNDS, 5, private=True)
+        assert server.components["persistor"].load(fl_ctx).is_empty()
+    assert "runs 5 rounds, the recipe says 6" in server.panics[0]
+
+
+# ------------------------------------------------------------------------------------- progress
+
+
+def test_a_line_that_is_half_written_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    reader = RecordReader(path, rounds=4)
+    assert reader.read_new() == []
+    lines = [
+        {"record": "job", "time": 0.0, "sites": ["a", "b"]},
+        {"record": "round_started", "time": 10.0, "round": 0},
+        {"record": "round_done", "time": 20.0, "round": 0, "sites": ["a", "b"], "missed": {}},
+        {"record": "round_started", "time": 20.0, "round": 1},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    path.write_text(text[:-10])
+    assert len(reader.read_new()) == 3
+    path.write_text(text)
+    assert reader.read_new() == [lines[-1]]
+    event = reader.event(now=22.0)
+    assert (event.phase, event.round, event.sites) == ("train", 1, ("a", "b"))
+    assert event.seconds_left == pytest.approx(3.5 * 10 - 2)  # three rounds and the evaluation
