@@ -37,7 +37,7 @@ $(VENV)/fedfms.stamp: $(VENV)/run.stamp $(SOURCES)
 	touch $@
 
 demo: $(VENV)/fedfms.stamp
-	$(BIN)/fedfms synth $(DEMO)/sites
+	test -d $(DEMO)/sites || $(BIN)/fedfms synth $(DEMO)/sites
 	$(BIN)/fedfms simulate jobs/fedmsa --sites $(DEMO)/sites --set holdout=site-4 --workspace $(DEMO)
 
 test: $(VENV)/fedfms.stamp $(VENV)/dev.stamp

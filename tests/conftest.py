@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder with real images beside the checkout; a test that needs it skips where it is absent."""
+    """Folder with real images beside the checkout; where it is absent the test skips."""
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("the real images (../shared/data) are not on this machine")
@@ -23,7 +23,8 @@ def shared_data() -> Path:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     outcome = yield
     report = outcome.get_result()
-    if report.skipped and os.environ.get("FEDFMS_SKIPS_FAIL") and not item.get_closest_marker("gpu"):
+    strict = os.environ.get("FEDFMS_SKIPS_FAIL") and not item.get_closest_marker("gpu")
+    if report.skipped and strict:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         report.outcome = "failed"
         report.longrepr = f"skipped, which counts as a failure with FEDFMS_SKIPS_FAIL: {reason}"
