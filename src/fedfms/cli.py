@@ -165,8 +165,8 @@ def check_data(
     as_json: AsJson = False,
 ) -> None:
     """Check a site's images and labels; name every problem with its fix. Changes nothing."""
+    from fedfms.control import Control
     from fedfms.data.check import check_data as check
-    from fedfms.training.control import Control
 
     config = _site(site, data)
     names = [name.strip() for name in classes.split(",")] if classes else None
@@ -201,9 +201,9 @@ def train_local(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Train a job's recipe on one site alone, without FLARE; print its validation scores."""
+    from fedfms.control import Control
     from fedfms.trainer.local import LocalRound
     from fedfms.trainer.local import train_local as train
-    from fedfms.training.control import Control
 
     recipe = Recipe.from_json(job / "app/config/recipe.json").with_overrides(overrides)
     out.print(

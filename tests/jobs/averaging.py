@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from fedfms.config import Recipe, SiteConfig
+from fedfms.control import Control
 from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
-from fedfms.training.control import Control
 from fedfms.training.loop import train_round
 
 

@@ -39,7 +39,6 @@ class RogueRunner(TaskRunner):
     def set_learning_rate(self, rate: float) -> None:
         for path in self.kit.glob("*/app_*/config/recipe.json"):
             recipe = json.loads(path.read_text())
-            recipe.setdefault("seed", 0)
             original = path.with_name("original.json")
             if not original.exists():
                 original.write_text(path.read_text())

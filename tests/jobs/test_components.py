@@ -1,4 +1,4 @@
-"""FLARE components one at a time: what an executor answers, and what the server's hooks let pass."""
+"""FLARE components one at a time: what an executor answers, what the server lets pass."""
 
 from __future__ import annotations
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from fedfms.config import SiteConfig
+from fedfms.control import Control
 from fedfms.data.dataset import (
     PreparedCase,
     Summary,
@@ -25,9 +26,6 @@ from fedfms.data.dataset import (
 from fedfms.data.formats import Stored, read_bytes, read_image, read_label
 from fedfms.data.manifest import Case, scan, several_files_a_patient
 from fedfms.errors import SiteDataError
-
-if TYPE_CHECKING:  # training imports data, not the other way round
-    from fedfms.training.control import Control
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,12 +29,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedfms.config import Recipe, SiteConfig
+from fedfms.control import Control
 from fedfms.data.formats import Stored, read_bytes, read_image, read_label
 from fedfms.data.manifest import Case
 from fedfms.errors import SiteDataError
-
-if TYPE_CHECKING:  # training imports data, not the other way round
-    from fedfms.training.control import Control
 
 log = logging.getLogger(__name__)
 

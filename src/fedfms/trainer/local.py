@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedfms.config import Recipe, SiteConfig
+from fedfms.control import Control
 from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
 from fedfms.exchange.contribution import Metric
 from fedfms.exchange.payload import read_travelling, save_tensors
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
-from fedfms.training.control import Control
 from fedfms.training.device import torch_device
 from fedfms.training.evaluate import evaluate, summarize
 from fedfms.training.loop import train_round

@@ -24,6 +24,7 @@ from typing import Any
 from torch import Tensor
 
 from fedfms import __version__
+from fedfms.control import Control
 from fedfms.errors import FedfmsError, TaskAborted, TrainerError
 from fedfms.exchange.payload import load_tensors, save_tensors, write_whole
 from fedfms.trainer.messages import (
@@ -46,7 +47,6 @@ from fedfms.trainer.messages import (
     socket_address,
 )
 from fedfms.trainer.tasks import Outcome, SiteFolders, TaskRunner
-from fedfms.training.control import Control
 
 log = logging.getLogger(__name__)
 

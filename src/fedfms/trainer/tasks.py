@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedfms import __version__
 from fedfms.config import Recipe, SiteConfig
+from fedfms.control import Control
 from fedfms.data.dataset import PreparedCase, SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
 from fedfms.errors import TrainerError
@@ -25,7 +26,6 @@ from fedfms.exchange.payload import difference, read_travelling, shapes_of, writ
 from fedfms.models.build import SamSegmenter, build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.trainer.messages import Task
-from fedfms.training.control import Control
 from fedfms.training.device import free_unused_memory, torch_device, use_threads
 from fedfms.training.evaluate import CaseScore, evaluate, summarize
 from fedfms.training.loop import RoundResult, train_round

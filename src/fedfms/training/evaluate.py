@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedfms.config import Recipe, SiteConfig
+from fedfms.control import Control
 from fedfms.data.dataset import (
     PreparedCase,
     SliceDataset,
@@ -24,7 +25,6 @@ from fedfms.data.dataset import (
 )
 from fedfms.errors import TrainingError
 from fedfms.exchange.contribution import Metric
-from fedfms.training.control import Control
 from fedfms.training.device import (
     free_unused_memory,
     is_out_of_memory,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from fedfms.training.control import Control
+from fedfms.control import Control
 
 T = TypeVar("T")
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fedfms.config import Recipe, SiteConfig
+from fedfms.control import Control
 from fedfms.data.dataset import SliceDataset
 from fedfms.errors import TrainingError
-from fedfms.training.control import Control
 from fedfms.training.device import (
     free_unused_memory,
     is_out_of_memory,

@@ -13,8 +13,8 @@ from scipy.ndimage import binary_dilation, binary_erosion
 from torch import nn
 
 from fedfms.config import Recipe, SiteConfig
+from fedfms.control import Control
 from fedfms.data.dataset import PreparedCase, class_masks
-from fedfms.training.control import Control
 from fedfms.training.evaluate import CaseScore, foreground, predict
 from fedfms.training.metrics import Mask
 

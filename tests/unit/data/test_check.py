@@ -9,11 +9,11 @@ from PIL import Image
 from site_files import cut, disk, picture, site_config, write_case, write_site, write_volume
 
 from fedfms.config import Intensity, SiteConfig
+from fedfms.control import Control
 from fedfms.data.check import check_data
 from fedfms.data.dataset import annotated, prepare_cases
 from fedfms.data.manifest import find_cases, scan
 from fedfms.errors import SiteDataError, TaskAborted
-from fedfms.training.control import Control
 
 
 def image_of(root, name="c03", ending="nii.gz"):

@@ -12,6 +12,7 @@ from scipy.ndimage import zoom
 from site_files import disk, picture, recipe, site_config, write_case, write_site, write_volume
 
 from fedfms.config import Intensity
+from fedfms.control import Control
 from fedfms.data.dataset import (
     PIXEL_MEAN,
     PIXEL_STD,
@@ -26,7 +27,6 @@ from fedfms.data.dataset import (
 )
 from fedfms.data.manifest import Case, find_cases
 from fedfms.errors import SiteDataError, TaskAborted
-from fedfms.training.control import Control
 
 
 def prepared(images, labels=None, **changes) -> PreparedCase:

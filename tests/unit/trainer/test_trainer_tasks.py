@@ -18,6 +18,7 @@ import torch
 from trainer_process import SITE, Place, TrainerProcess
 
 from fedfms.config import Policy, Recipe, SiteConfig
+from fedfms.control import Control
 from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
 from fedfms.errors import (
@@ -40,7 +41,6 @@ from fedfms.exchange.payload import (
 from fedfms.models.build import build_model
 from fedfms.trainer.client import run_task
 from fedfms.trainer.messages import Task, TaskFiles, TaskRequest, decode_answer, encode
-from fedfms.training.control import Control
 from fedfms.training.evaluate import evaluate, summarize
 from fedfms.training.loop import train_round
 

@@ -9,10 +9,10 @@ from little import disc_case, little_case, little_recipe, little_site
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
 from torch import Tensor, nn
 
+from fedfms.control import Control
 from fedfms.data.dataset import PreparedCase, class_masks, network_input, to_native
 from fedfms.errors import TaskAborted, TrainingError
 from fedfms.models.build import build_model
-from fedfms.training.control import Control
 from fedfms.training.evaluate import CaseScore, SliceScore, evaluate, summarize
 
 

@@ -16,9 +16,9 @@ from little import (
 )
 from torch import Tensor, nn
 
+from fedfms.control import Control
 from fedfms.errors import TaskAborted
 from fedfms.models.build import build_model
-from fedfms.training.control import Control
 from fedfms.training.evaluate import evaluate
 from fedfms.training.interrupt import in_background, interruptible
 from fedfms.training.loop import train_round

@@ -19,10 +19,10 @@ from little import (
 )
 from torch import nn
 
+from fedfms.control import Control
 from fedfms.data.dataset import SliceDataset
 from fedfms.errors import TaskAborted, TrainingError
 from fedfms.models.build import build_model, travelling_names
-from fedfms.training.control import Control
 from fedfms.training.loop import (
     accumulate_gradients,
     learning_rate,
@@ -333,7 +333,7 @@ def test_a_real_allocation_failure_is_survived():
         import resource, sys
         import torch
         from little import LittleNet, disc_dataset, little_recipe, little_site
-        from fedfms.training.control import Control
+        from fedfms.control import Control
         from fedfms.training.loop import train_round
 
         class Wasteful(LittleNet):

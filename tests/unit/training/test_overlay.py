@@ -10,8 +10,8 @@ from little import disc_case, little_case, little_recipe, little_site
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
+from fedfms.control import Control
 from fedfms.models.build import build_model
-from fedfms.training.control import Control
 from fedfms.training.evaluate import CaseScore, evaluate
 from fedfms.training.overlay import (
     PREDICTION_COLOUR,
