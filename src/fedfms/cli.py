@@ -244,7 +244,11 @@ def report(
 
 
 @app.command(
-    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_extra_args": True,
+        "help_option_names": [],
+    },
     add_help_option=False,
 )
 def trainer(context: typer.Context) -> None:

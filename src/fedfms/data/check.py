@@ -164,7 +164,7 @@ def _warnings(
         findings.append(
             Finding(
                 "few-validation-cases",
-                f"{validation} cases validate, fewer than min_cases: {site.min_cases}, so no score "
+                f"the validation split has {validation} of the cases, fewer than min_cases ({site.min_cases}), so no score "
                 "of this site will be sent",
                 "raise validation_fraction in site.yml, or add cases",
                 "warning",

@@ -1,0 +1,170 @@
+"""The command line as a person or a script meets it: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedfms.cli import main
+from fedfms.data.synthetic import write_phantom_site
+
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Exit code, standard output and standard error of `fedfms ARGUMENTS`."""
+    monkeypatch.setattr("fedfms.cli.out.width", 200, raising=False)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedfms", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    write_phantom_site(tmp_path / "site", "bright", cases=10, slices=1, seed=3)
+    return tmp_path / "site"
+
+
+def test_help_names_every_command_with_a_sentence(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for command in ("synth", "simulate", "check-data", "train-local", "report", "trainer"):
+        assert re.search(rf"{command} +\w.*", out), command
+
+
+def test_a_good_site_passes(run: Run, site: Path) -> None:
+    code, out, _ = run("check-data", site / "site.yml", "--classes", "lesion")
+    assert code == 0
+    assert "PASS" in out
+    assert "0 errors, 0 warnings" in out
+
+
+def test_a_broken_site_fails_with_the_problem_and_its_fix(run: Run, site: Path) -> None:
+    next((site / "labels").iterdir()).unlink()
+    code, out, _ = run("check-data", site / "site.yml")
+    assert code == 1
+    assert "1 of 10 images have no label" in out
+    assert "fix:" in out
+    assert "FAIL" in out
+
+
+def test_findings_as_json_for_scripts(run: Run, site: Path) -> None:
+    next((site / "images").iterdir()).write_bytes(b"")
+    code, out, _ = run("check-data", site / "site.yml", "--json")
+    assert code == 1
+    (finding,) = json.loads(out)
+    assert finding["severity"] == "error"
+    assert set(finding) == {"severity", "code", "problem", "fix"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem", "fix"),
+    [
+        (["check-data", "nowhere/site.yml"], "there is no nowhere/site.yml", "check the path"),
+        (["report", "nowhere"], "nowhere is no results folder", "name the folder"),
+        (
+            ["simulate", JOBS / "fedmsa", "--sites", "nowhere"],
+            "nowhere holds no site",
+            "fedfms synth",
+        ),
+        (["simulate", "nowhere", "--sites", "SITES"], "nowhere is no job folder", "jobs/fedmsa"),
+        (
+            ["simulate", JOBS / "fedmsa", "--sites", "SITES", "--set", "round=3"],
+            "unknown key 'round'",
+            "did you mean rounds?",
+        ),
+        (
+            ["simulate", JOBS / "fedmsa", "--sites", "SITES", "--set", "holdout=site-9"],
+            "site-9, which is not connected",
+            "name connected sites",
+        ),
+        (
+            ["train-local", JOBS / "fedmsa", "--site", "SITE", "--set", "classes=cyst"],
+            "class cyst is not in site.yml",
+            "not_annotated",
+        ),
+        (
+            ["train-local", JOBS / "fedmsa", "--site", "SITE", "--set", "backbone=vit_b"],
+            "checkpoint",
+            "segment-anything",
+        ),
+    ],
+)
+def test_a_mistake_ends_with_one_message_and_no_traceback(
+    run: Run, site: Path, tmp_path: Path, arguments: list, problem: str, fix: str
+) -> None:
+    places = {"SITES": tmp_path, "SITE": site / "site.yml"}
+    workspace = ["--workspace", tmp_path / "w"] if arguments[0] == "simulate" else []
+    code, out, err = run(*(places.get(str(a), a) for a in arguments), *workspace)
+    assert code == 1
+    assert problem in err
+    assert fix in err.partition("fix:")[2]
+    assert "Traceback" not in out + err
+
+
+def test_an_unknown_option_is_a_mistake_of_the_command_line(run: Run) -> None:
+    code, _, err = run("synth", "--colour")
+    assert code == 2
+    assert "--colour" in err
+
+
+def test_phantoms_are_not_written_over_something(run: Run, tmp_path: Path) -> None:
+    assert run("synth", tmp_path / "sites", "--cases", "2", "--slices", "1")[0] == 0
+    before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file())
+    code, _, err = run("synth", tmp_path / "sites", "--cases", "2", "--slices", "1")
+    assert code == 1
+    assert "is not empty" in err
+    assert before == sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file())
+
+
+def test_local_training_learns_and_writes_what_would_travel(
+    run: Run, site: Path, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file
+
+    model = tmp_path / "model.safetensors"
+    code, out, _ = run(
+        *("train-local", JOBS / "fedmsa", "--site", site / "site.yml"),
+        *("--set", "rounds=2", "--set", "batch_size=2", "--output", model),
+    )
+    assert code == 0
+    assert len(re.findall(r"round \d: .*lesion dice \d\.\d+", out)) == 3
+    first, second = (float(value) for value in re.findall(r"loss (\d\.\d+)", out))
+    assert second < first
+    assert sum(array.size for array in load_file(model).values()) == 194_016
+
+
+def test_the_trainer_command_explains_itself_and_refuses_a_mistake(run: Run) -> None:
+    code, out, _ = run("trainer", "--help")
+    assert code == 0
+    assert "--policy" in out
+    code, _, err = run("trainer", "--site", "a")
+    assert code == 2
+    assert "--config" in err
+
+
+def test_no_command_needs_the_checkout(run: Run, tmp_path: Path) -> None:
+    """A job folder may be copied anywhere."""
+    shutil.copytree(JOBS / "fedsam", tmp_path / "job")
+    write_phantom_site(tmp_path / "site", "noisy", cases=3, slices=1, seed=1)
+    code, out, _ = run(
+        *("train-local", tmp_path / "job", "--site", tmp_path / "site" / "site.yml"),
+        *("--set", "rounds=1", "--set", "batch_size=2", "--set", "local_epochs=1"),
+    )
+    assert code == 0
+    assert "round 1: loss" in out
