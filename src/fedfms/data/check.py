@@ -164,8 +164,8 @@ def _warnings(
         findings.append(
             Finding(
                 "few-validation-cases",
-                f"the validation split has {validation} of the cases, fewer than min_cases ({site.min_cases}), so no score "
-                "of this site will be sent",
+                f"the validation split has {validation} of the cases, fewer than min_cases "
+                f"({site.min_cases}), so no score of this site will be sent",
                 "raise validation_fraction in site.yml, or add cases",
                 "warning",
             )
