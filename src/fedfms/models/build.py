@@ -80,10 +80,10 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> SamSegmenter:
         if checkpoint is not None:
             load_backbone(model, load_checkpoint(checkpoint))
         torch.manual_seed(recipe.seed)
+        if len(recipe.classes) > 1:  # drawn first, so that both methods start with the same head
+            model.class_head = nn.Conv2d(MASK_TOKENS, len(recipe.classes), kernel_size=1)
         if recipe.method == "fedmsa":
             add_adapters(model.image_encoder, starts_as_zero=not recipe.paper_compat)
-        if len(recipe.classes) > 1:
-            model.class_head = nn.Conv2d(MASK_TOKENS, len(recipe.classes), kernel_size=1)
     with torch.no_grad():
         position = model.prompt_encoder.get_dense_pe()
     model.register_buffer("image_position", position, persistent=False)

@@ -63,11 +63,12 @@ def test_gradients_equal_upstream_at_1024_pixels(upstream_encoder):
     assert max(differences.values()) <= 1e-5, max(differences, key=differences.get)
 
 
-def test_fedmsa_starts_as_fedsam(make_recipe):
-    """Identity adapters: step 0 is SAM itself."""
+@pytest.mark.parametrize("classes", [("one",), ("one", "two")])
+def test_fedmsa_starts_as_fedsam(make_recipe, classes):
+    """Identity adapters, and the same head where there are several classes."""
     images = torch.randn(2, 3, 128, 128)
-    fedsam = build_model(make_recipe(method="fedsam"), None)
-    fedmsa = build_model(make_recipe(method="fedmsa"), None)
+    fedsam = build_model(make_recipe(method="fedsam", classes=classes), None)
+    fedmsa = build_model(make_recipe(method="fedmsa", classes=classes), None)
     assert torch.equal(fedmsa(images), fedsam(images))
 
 
