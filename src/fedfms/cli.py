@@ -55,7 +55,7 @@ Checkpoints = Annotated[
     Path | None,
     typer.Option(
         "--checkpoints",
-        help="Folder with Meta's SAM checkpoints; not for vit_demo.  [env: FEDFMS_CHECKPOINTS]",
+        help="Folder with Meta's SAM checkpoints; not for vit_demo. Or set FEDFMS_CHECKPOINTS.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -119,7 +119,7 @@ def simulate(
     overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
     results: Annotated[
         Path | None,
-        typer.Option(help="New folder for the results.  [default: WORKSPACE/results/JOB-TIME]"),
+        typer.Option(help="New folder for the results. Otherwise WORKSPACE/results/JOB-TIME."),
     ] = None,
     workspace: Annotated[
         Path, typer.Option(help="For everything else: startup kits, logs.")
@@ -157,7 +157,7 @@ def simulate(
 def check_data(
     site: Annotated[Path, typer.Argument(help="The site's site.yml.")],
     data: Annotated[
-        Path | None, typer.Option(help="The folder with the images.  [env: SITE_DATA]")
+        Path | None, typer.Option(help="The folder with the images. Or set SITE_DATA.")
     ] = None,
     classes: Annotated[
         str | None, typer.Option(help="Classes of the job that is to run, such as disc,cup.")
@@ -192,7 +192,7 @@ def train_local(
     job: Annotated[Path, typer.Argument(help="A job folder, such as jobs/fedmsa.")],
     site: Annotated[Path, typer.Option(help="The site's site.yml.")],
     data: Annotated[
-        Path | None, typer.Option(help="The folder with the images.  [env: SITE_DATA]")
+        Path | None, typer.Option(help="The folder with the images. Or set SITE_DATA.")
     ] = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
     output: Annotated[
