@@ -12,6 +12,7 @@ from typing import Any, Literal
 from fedfms.errors import ContributionRefused
 
 METRICS = ("dice", "iou", "hd95", "dice_slice", "iou_slice")
+UNITS = ("mm", "px")
 PHASES = ("prepare", "evaluate", "train", "exchange")
 MAX_PICTURES = 32  # beside one contribution
 MAX_PICTURE_BYTES = 2 * 1024 * 1024
@@ -21,8 +22,8 @@ MAX_PICTURE_BYTES = 2 * 1024 * 1024
 class Metric:
     """One score of one class over a site's cases.
 
-    dice, iou: per case at native resolution (3-D for volumes), in [0, 1]. hd95: millimetres for
-    volumes, pixels for pictures. dice_slice, iou_slice: per slice at native resolution.
+    dice, iou: per case at native resolution (3-D for volumes), in [0, 1]. hd95: in the
+    contribution's `distance_unit`. dice_slice, iou_slice: per slice at native resolution.
     """
 
     class_name: str
@@ -49,6 +50,7 @@ class Contribution:
     training_cases: int
     evaluated_cases: int
     metrics: tuple[Metric, ...] = ()
+    distance_unit: Literal["mm", "px"] = "px"  # of hd95; files without a voxel size count pixels
     loss: float | None = None  # mean over the round's steps
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, keys from PHASES
     peak_memory_bytes: int = 0  # of the trainer process, or of its GPU where it has one
@@ -139,6 +141,7 @@ _CONTRIBUTION: dict[str, Callable[[Any], bool]] = {
     "training_cases": _count,
     "evaluated_cases": _count,
     "metrics": _list,
+    "distance_unit": _one_of(*UNITS),
     "loss": _number_or_none,
     "seconds": _seconds,
     "peak_memory_bytes": _count,

@@ -228,6 +228,7 @@ class History:
                 std=metric.std,
                 cases=metric.cases,
                 empty=metric.empty,
+                unit=said.distance_unit if metric.metric == "hd95" else "",
                 note="" if metric.mean is not None else _why_none(said.metrics, metric),
             )
             for metric in said.metrics

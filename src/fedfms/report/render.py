@@ -60,7 +60,7 @@ _STATUS = {
 _METRIC_COLUMNS = {
     "dice": ("Dice", "over cases"),
     "iou": ("IoU", "over cases"),
-    "hd95": ("HD95", "mm or pixels"),
+    "hd95": ("HD95", "over cases"),
     "dice_slice": ("Dice", "over slices"),
     "iou_slice": ("IoU", "over slices"),
 }
@@ -72,9 +72,9 @@ _BEST_NOTE = (
 _EVALUATION_NOTE = (
     "Mean ± standard deviation over each site's validation cases, or over their slices, at the "
     "images' own resolution; over cases in 3-D for volumes. HD95 is the 95th percentile of the "
-    "distances between the two outlines, in millimetres for volumes and pixels for pictures; lower "
-    "is better. n is given where it is not the number of cases. Empty counts cases without "
-    "foreground in both annotation and prediction; they are left out of every mean. Where one of "
+    "distances between the two outlines (mm; px where files have no voxel size), lower is better. "
+    "n is given where it is not the number of cases. Empty counts cases without foreground in both "
+    "annotation and prediction; they are left out of every mean. Where one of "
     "the two is empty, Dice and IoU are 0 and HD95 is the diagonal of the image."
 )
 
@@ -482,7 +482,7 @@ def _scores(scores: dict[str, EvaluationRow], metrics: Sequence[str]) -> list[Ce
         else:
             cells.append(
                 Cell(
-                    words.with_spread(row.mean, row.std, metric),
+                    words.with_spread(row.mean, row.std, metric, row.unit),
                     small=", ".join(_remarks(row, cases)),
                 )
             )

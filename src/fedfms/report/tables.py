@@ -28,7 +28,7 @@ class RoundRow:
     loss: float | None = None  # mean over the round's training steps
     dice: float | None = None  # [0, 1]
     iou: float | None = None  # [0, 1]
-    hd95: float | None = None  # millimetres for volumes, pixels for pictures
+    hd95: float | None = None  # in the unit that evaluation.csv names
     dice_slice: float | None = None  # mean over slices
     iou_slice: float | None = None
     evaluated_cases: int | None = None
@@ -60,6 +60,7 @@ class EvaluationRow:
     std: float | None  # over cases (slices for *_slice)
     cases: int  # cases (or slices) with a value
     empty: int  # cases (or slices) without foreground in truth and prediction
+    unit: str = ""  # of mean and std: mm or px for hd95, empty for shares in [0, 1]
     worst: bool = False  # the worst site of this model, class and metric
     note: str = ""
 
@@ -159,6 +160,7 @@ def _evaluation_row(cells: Mapping[str, str]) -> EvaluationRow:
         std=float(cells["std"]) if cells["std"] else None,
         cases=int(cells["cases"]),
         empty=int(cells["empty"]),
+        unit=cells["unit"],
         worst=cells["worst"] == "yes",
         note=cells["note"],
     )

@@ -88,10 +88,11 @@ def distance(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f}"
 
 
-def with_spread(value: float | None, spread: float | None, metric: str) -> str:
-    """`mean ± standard deviation`, or the mean alone."""
+def with_spread(value: float | None, spread: float | None, metric: str, unit: str = "") -> str:
+    """`mean ± standard deviation unit`, or the mean alone."""
     show = distance if metric == "hd95" else score
-    return show(value) if value is None or spread is None else f"{show(value)} ± {show(spread)}"
+    both = show(value) if value is None or spread is None else f"{show(value)} ± {show(spread)}"
+    return f"{both} {unit}" if unit and value is not None else both
 
 
 def change(value: float | None) -> str:

@@ -112,6 +112,7 @@ class Job:
             training_cases=CASES[site] * 4 if trains else 0,
             evaluated_cases=CASES[site],
             metrics=self.metrics(site, rounds),
+            distance_unit="mm",
             loss=0.83 * float(np.exp(-0.5 * rounds)) + 0.11 + 0.02 * at if trains else None,
             seconds=seconds,
             peak_memory_bytes=1_204_000_000 + 86_000_000 * at,

@@ -123,7 +123,8 @@ def test_the_evaluation_table_shows_mean_spread_and_cases(page):
         assert (int(row[1]), int(row[2])) == (dice.cases, dice.empty)
         for shown, metric in zip(row[3:], metrics, strict=True):
             digits = 2 if metric.metric == "hd95" else 3
-            assert shown == f"{metric.mean:.{digits}f} ± {metric.std:.{digits}f}"
+            unit = " mm" if metric.metric == "hd95" else ""
+            assert shown == f"{metric.mean:.{digits}f} ± {metric.std:.{digits}f}{unit}"
 
 
 def test_the_cost_tables_show_bytes_time_and_memory(page):
@@ -312,6 +313,7 @@ def test_reasons_in_plain_words(reason, says):
         (words.score(None), "–"),
         (words.change(-0.0125), "−0.013"),
         (words.with_spread(2.345, 0.5, "hd95"), "2.35 ± 0.50"),
+        (words.with_spread(2.345, 0.5, "hd95", "px"), "2.35 ± 0.50 px"),
         (words.size(0), "0 B"),
         (words.size(999), "999 B"),
         (words.size(42_428_928), "42.4 MB"),
