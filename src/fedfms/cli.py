@@ -321,23 +321,26 @@ def _watching(quiet: bool) -> Iterator[Callable[[Event], None] | None]:
                 told.add(text)
                 bars.print(text)
 
+        def show(event: Event, what: str, done: int, of: int) -> None:
+            sites, left = len(event.sites), event.seconds_left
+            bars.update(
+                bar,
+                description=f"{what}: {len(event.answered)} of {sites} sites in",
+                total=of * sites,
+                completed=done * sites + len(event.answered),
+                left="" if left is None else f"about {left:.0f} s left",
+            )
+
         def on_event(event: Event) -> None:
             once(said.get(event.phase, ""))
             if event.text:
                 bars.print(event.text)
             for finished in event.finished:
                 once(_round_line(finished, event))
-            if event.phase in ("train", "evaluate"):
-                what = f"round {event.round}" if event.phase == "train" else "final evaluation"
-                left = event.seconds_left
-                bars.update(
-                    bar,
-                    description=f"{what}: {len(event.answered)} of {len(event.sites)} sites in",
-                    total=max(1, event.rounds * len(event.sites)),
-                    completed=(event.round or 0) * len(event.sites) + len(event.answered),
-                    left="" if left is None else f"about {left:.0f} s left",
-                )
+            if event.phase == "train" and event.round is not None:
+                show(event, f"round {event.round}", event.round, event.rounds)
             if event.phase == "evaluate":
+                show(event, "final evaluation", 0, 1)
                 once("training is done; every site evaluates the final and the best model")
 
         yield on_event
