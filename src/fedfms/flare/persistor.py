@@ -195,7 +195,7 @@ def _check_rounds(recipe: Recipe, num_rounds: int) -> None:
         raise ConfigError(
             f"ScatterAndGather runs {num_rounds} rounds, the recipe says {recipe.rounds}",
             "set num_rounds in config_fed_server.json to the recipe's rounds; "
-            "fedfms submit --set rounds=N sets both",
+            "fedfms simulate --set rounds=N sets both",
             code="rounds-differ",
         )
 

@@ -47,7 +47,7 @@ from fedfms.flare.job import (
 from fedfms.flare.result_guard import sender_of
 
 RECORDS_FILE, PICTURES_FOLDER = "records.jsonl", "pictures"
-PROGRESS_GROUP = "fedfms"  # of FLARE's statistics, where `fedfms submit` asks how far a job is
+PROGRESS_GROUP = "fedfms"  # of FLARE's statistics, where a coordinator asks how far a job is
 
 LATE = "the answer came after the round had ended"
 GONE = "the site is gone"

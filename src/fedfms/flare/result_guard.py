@@ -106,7 +106,7 @@ class ResultGuard(Filter):  # type: ignore[misc]
         self.system_panic(
             f"round {number} has {len(self._accepted)} usable contributions of training sites, "
             f"it needs {self.min_contributions}; refused: {refused or 'none'}; "
-            "fix: look at these sites, or submit with --set min_clients=N",
+            "fix: look at these sites, or run the job with --set min_clients=N",
             fl_ctx,
         )
 
