@@ -121,7 +121,7 @@ def test_the_best_model_is_chosen_by_the_training_sites(fedmsa: dict[str, Path])
     assert (fedmsa["results"] / "best_model.safetensors").is_file()
 
 
-def test_bytes_on_the_wire_are_values_times_width(fedmsa: dict[str, Path]) -> None:
+def test_records_count_the_bytes_of_the_tensors(fedmsa: dict[str, Path]) -> None:
     from safetensors.numpy import load_file
 
     values = sum(a.size for a in load_file(fedmsa["results"] / "global_model.safetensors").values())
