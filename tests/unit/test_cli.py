@@ -22,7 +22,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Exit code, standard output and standard error of `fedfms ARGUMENTS`."""
-    monkeypatch.setattr("fedfms.cli.out.width", 200, raising=False)
+    monkeypatch.setattr("fedfms.cli.common.out.width", 200, raising=False)
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fedfms", *map(str, arguments)])

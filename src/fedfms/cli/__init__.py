@@ -1,0 +1,58 @@
+"""The `fedfms` command: arguments in, one call, exit code out.
+
+Exit codes: 0 done, 1 something is wrong and the message says what, 2 the command line, 130 Ctrl-C.
+Heavy imports stand inside the commands, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from fedfms import __version__
+from fedfms.cli import jobs, kits, local, site
+from fedfms.cli.common import err, out
+from fedfms.errors import FedfmsError
+
+app = typer.Typer(
+    name="fedfms",
+    help="Hospitals fine-tune Segment Anything (SAM) together, without moving an image.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (local, kits, site, jobs):
+    app.add_typer(module.commands)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with one message and no traceback."""
+    try:
+        app()
+    except FedfmsError as error:
+        err.print(
+            f"[bold red]error:[/] {escape(error.problem)}\n  [bold]fix:[/] {escape(error.fix)}"
+        )
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("stopped")
+        sys.exit(130)
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+    )
+    if version:
+        out.print(f"fedfms {__version__}")
+        raise typer.Exit

@@ -1,0 +1,171 @@
+"""What the commands share: how they print, their common options, progress, the last table."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fedfms.flare.progress import Event, FinishedRound
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="NAME=VALUE", help="Set a value of the recipe; may be repeated."),
+]
+Checkpoints = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoints",
+        help="Folder with Meta's SAM checkpoints; not for vit_demo. Or set FEDFMS_CHECKPOINTS.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+@contextlib.contextmanager
+def progress(quiet: bool) -> Iterator[Any]:
+    """A progress bar on standard error for (phase, done, total)."""
+    if quiet:
+        yield None
+        return
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+    ) as bars:
+        task = bars.add_task("start", total=None)
+        phase_shown = ""
+
+        def on_progress(phase: str, done: int, total: int) -> None:
+            nonlocal phase_shown
+            if phase != phase_shown:
+                bars.reset(task, description=phase, total=total)
+                phase_shown = phase
+            bars.update(task, completed=done, total=total)
+
+        yield on_progress
+
+
+@contextlib.contextmanager
+def watching(quiet: bool) -> Iterator[Callable[[Event], None] | None]:
+    """Lines for what has happened, and a bar for what happens now, on standard error."""
+    if quiet:
+        yield None
+        return
+    said = {
+        "provision": "provisioning: keys and certificates for the server and each site",
+        "start": "starting the server, and a FLARE client and a trainer for each site",
+        "submit": "all sites are there; submitting the job",
+        "fetch": "fetching the result",
+    }
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[left]}"),
+        console=err,
+        transient=True,
+    ) as bars:
+        bar = bars.add_task("", total=None, left="")
+        told: set[str] = set()
+
+        def once(text: str) -> None:
+            if text and text not in told:
+                told.add(text)
+                bars.print(text)
+
+        def show(event: Event, what: str, done: int, of: int) -> None:
+            sites, left = len(event.sites), event.seconds_left
+            bars.update(
+                bar,
+                description=f"{what}: {len(event.answered)} of {sites} sites in",
+                total=of * sites,
+                completed=done * sites + len(event.answered),
+                left="" if left is None else f"about {left:.0f} s left",
+            )
+
+        def on_event(event: Event) -> None:
+            once(said.get(event.phase, ""))
+            if event.text:
+                bars.print(event.text)
+            for finished in event.finished:
+                once(_round_line(finished, event))
+            if event.phase == "train" and event.round is not None:
+                show(event, f"round {event.round}", event.round, event.rounds)
+            if event.phase == "evaluate":
+                show(event, "final evaluation", 0, 1)
+                once("training is done; every site evaluates the final and the best model")
+
+        yield on_event
+
+
+def _round_line(done: FinishedRound, event: Event) -> str:
+    dice = "withheld" if done.dice is None else f"{done.dice:.3f}"
+    return (
+        f"round {done.number} ({done.number + 1} of {event.rounds}): {done.answered} of "
+        f"{len(event.sites)} sites; mean validation Dice of the model that it started from: {dice}"
+    )
+
+
+def show_result(folder: Path, as_json: bool) -> None:
+    """The last word of a run: a table of Dice by site, and where the report is."""
+    from fedfms.report.collect import load_result, summary_table
+
+    rows, summary = summary_table(folder), load_result(folder).summary
+    if as_json:
+        out.print_json(json.dumps({"results": str(folder), "sites": rows, "summary": summary}))
+        return
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+        title="Dice at native resolution: mean over a site's validation cases",
+        caption=(
+            "Round 0 is before training; missed counts rounds. "
+            "An unseen site never trained; all its cases are evaluated."
+        ),
+    )
+    table.add_column("site", overflow="fold")
+    table.add_column("role")
+    for name in ("cases", "round 0", "final", "change", "best"):
+        table.add_column(name, justify="right")
+    table.add_column("missed", justify="right")
+    for row in rows:
+        scores = [_score(row[key]) for key in ("dice_before", "dice_after")]
+        change = "–" if row["change"] is None else f"{row['change']:+.3f}"
+        role = "trains" if row["role"] == "train" else "unseen"
+        cells = [row["site"], role, str(row["cases"] or "–"), *scores, change]
+        table.add_row(*map(escape, cells), _score(row["dice_best"]), str(row["missed"]))
+    out.print(table)
+    gain = summary["dice"]["gain"]  # over the training sites that have both
+    before, after = _score(gain["before"]), _score(gain["after"])
+    out.print(f"mean of the training sites: {before} before, {after} after")
+    out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
