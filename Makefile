@@ -1,5 +1,6 @@
 # make demo   install into .venv, then let three sites learn together on this machine; no Docker
-# make test   install into .venv, then run every test
+# make test   install into .venv, then run every test that needs no Docker
+# make test-docker   the same with real containers; where no Docker engine is, it installs one (Debian)
 # make lint   ruff, mypy, shellcheck
 
 PYTHON ?= python3
@@ -13,10 +14,10 @@ DEMO ?= workspace/demo
 BIN := $(VENV)/bin
 SOURCES := $(shell find src -type f -not -name '*.pyc' -not -path '*.egg-info*') pyproject.toml
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-docker lint format clean
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 # Each step leaves a stamp, so that a second call installs nothing.
 $(VENV)/torch.stamp:
@@ -43,11 +44,15 @@ demo: $(VENV)/fedfms.stamp
 test: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(BIN)/python -m pytest
 
+test-docker: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
+	$(BIN)/python -m pytest tests/docker
+
 lint: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	@if command -v shellcheck >/dev/null; then shellcheck tools/*.sh .ci/run; \
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run tools/*.sh docker/entrypoint tests/docker/*.sh \
+		src/fedfms/kits/templates/site/check-site src/fedfms/kits/templates/archive/load.sh; \
 	else echo "lint: SKIPPED shellcheck, which is not installed (Debian: apt install shellcheck)"; fi
 
 format: $(VENV)/dev.stamp

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Write requirements.lock and requirements-dev.lock: every package with its hashes, for any Python that
 # pyproject.toml allows. torch is left out with what it brings for CUDA: which build of it fits, CPU or
-# CUDA, is the machine's matter, so the Makefile and the Dockerfile install it first, at its own pin.
+# CUDA, is the machine's matter, so the Makefile installs it first, at its own pin. The image is for one
+# Python on one platform: docker/torch-cuda.lock is written here, docker/torch-cpu.lock by hand, since
+# its hash stands on PyTorch's own index.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -26,3 +28,11 @@ lock() {
 
 lock requirements.lock
 lock requirements-dev.lock --extra test --extra lint
+
+torch=$(sed -n 's/^TORCH ?= //p' Makefile)
+{
+  echo "# PyTorch for NVIDIA GPUs, with what it brings for CUDA, from PyPI. Written by tools/lock.sh; do not edit."
+  uv pip compile - <<<"$torch" --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+    --generate-hashes --no-annotate --no-header |
+    awk '/^[^ ]/ { keep = /^(torch|triton|nvidia-|cuda-)/ } keep'
+} >docker/torch-cuda.lock

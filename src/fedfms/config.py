@@ -95,6 +95,7 @@ class Recipe:
     max_update_norm: float | None = None  # the server refuses a difference with a larger L2 norm
     probability_threshold: float = 0.5  # from which a pixel is foreground
     seed: int = 0
+    require_gpu: bool = False  # a site without CUDA refuses, rather than take days on a processor
     paper_compat: bool = False  # FedFMS's own behaviour; docs/protocol.md lists what changes
 
     def __post_init__(self) -> None:
@@ -434,6 +435,7 @@ class Machine:
     site_data: Path | None  # SITE_DATA: the mounted imaging volume (trainer only)
     exchange: Path | None  # FEDFMS_EXCHANGE: the folder that trainer and FLARE client share
     checkpoints: Path | None  # FEDFMS_CHECKPOINTS: folder of SAM checkpoints
+    log_level: str | None = None  # FEDFMS_LOG_LEVEL: of what FLARE logs in a container; info
 
     @classmethod
     def from_environment(cls) -> Machine:
@@ -447,6 +449,7 @@ class Machine:
             site_data=folder("SITE_DATA"),
             exchange=folder("FEDFMS_EXCHANGE"),
             checkpoints=folder("FEDFMS_CHECKPOINTS"),
+            log_level=os.environ.get("FEDFMS_LOG_LEVEL") or None,
         )
 
 

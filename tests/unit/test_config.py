@@ -148,6 +148,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "max_update_norm": 5.0,
         "probability_threshold": 0.4,
         "seed": 1,
+        "require_gpu": True,
         "paper_compat": True,
     }
     assert set(others) == {f.name for f in dataclasses.fields(Recipe)}

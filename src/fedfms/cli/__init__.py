@@ -44,15 +44,21 @@ def main() -> None:
         sys.exit(130)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"fedfms {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version),
+    ] = False,
 ) -> None:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
-    if version:
-        out.print(f"fedfms {__version__}")
-        raise typer.Exit

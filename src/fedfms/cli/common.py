@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,18 +70,27 @@ def progress(quiet: bool) -> Iterator[Any]:
         yield on_progress
 
 
+SIMULATION = {
+    "provision": "provisioning: keys and certificates for the server and each site",
+    "start": "starting the server, and a FLARE client and a trainer for each site",
+    "submit": "all sites are there; submitting the job",
+    "fetch": "fetching the result",
+}
+
+
 @contextlib.contextmanager
-def watching(quiet: bool) -> Iterator[Callable[[Event], None] | None]:
-    """Lines for what has happened, and a bar for what happens now, on standard error."""
+def watching(
+    quiet: bool, said: Mapping[str, str] = SIMULATION
+) -> Iterator[Callable[[Event], None] | None]:
+    """Lines for what has happened, and a bar for what happens now, on standard error.
+
+    Args:
+        quiet: show nothing.
+        said: a line for each phase that is worth one.
+    """
     if quiet:
         yield None
         return
-    said = {
-        "provision": "provisioning: keys and certificates for the server and each site",
-        "start": "starting the server, and a FLARE client and a trainer for each site",
-        "submit": "all sites are there; submitting the job",
-        "fetch": "fetching the result",
-    }
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -91,36 +100,93 @@ def watching(quiet: bool) -> Iterator[Callable[[Event], None] | None]:
         transient=True,
     ) as bars:
         bar = bars.add_task("", total=None, left="")
-        told: set[str] = set()
-
-        def once(text: str) -> None:
-            if text and text not in told:
-                told.add(text)
-                bars.print(text)
-
-        def show(event: Event, what: str, done: int, of: int) -> None:
-            sites, left = len(event.sites), event.seconds_left
-            bars.update(
-                bar,
-                description=f"{what}: {len(event.answered)} of {sites} sites in",
-                total=of * sites,
-                completed=done * sites + len(event.answered),
-                left="" if left is None else f"about {left:.0f} s left",
-            )
+        tell = _teller(lambda text: bars.print(escape(text)), said)
 
         def on_event(event: Event) -> None:
-            once(said.get(event.phase, ""))
-            if event.text:
-                bars.print(event.text)
-            for finished in event.finished:
-                once(_round_line(finished, event))
-            if event.phase == "train" and event.round is not None:
-                show(event, f"round {event.round}", event.round, event.rounds)
-            if event.phase == "evaluate":
-                show(event, "final evaluation", 0, 1)
-                once("training is done; every site evaluates the final and the best model")
+            tell(event)
+            if (now := _now(event)) is None:
+                return
+            sites = len(event.sites)
+            rounds = event.rounds if event.phase == "train" else 1
+            done = (event.round or 0) if event.phase == "train" else 0
+            bars.update(
+                bar,
+                description=f"{now}: {len(event.answered)} of {sites} sites in",
+                total=rounds * sites,
+                completed=done * sites + len(event.answered),
+                left=_left(event),
+            )
 
         yield on_event
+
+
+@contextlib.contextmanager
+def logging_progress(
+    quiet: bool, said: Mapping[str, str]
+) -> Iterator[Callable[[Event], None] | None]:
+    """As `watching`, in lines alone: for a log, where nobody sees a bar."""
+    if quiet:
+        yield None
+        return
+    tell = _teller(lambda text: err.print(escape(text)), said)
+    before = ("", -1)
+
+    def on_event(event: Event) -> None:
+        nonlocal before
+        tell(event)
+        now = _now(event)
+        if now is not None and event.answered and (now, len(event.answered)) != before:
+            before = (now, len(event.answered))
+            left = f"; {text}" if (text := _left(event)) else ""
+            err.print(
+                f"{now}: {len(event.answered)} of {len(event.sites)} sites in "
+                f"({escape(', '.join(event.answered))}){left}"
+            )
+
+    yield on_event
+
+
+def _teller(print_line: Callable[[str], None], said: Mapping[str, str]) -> Callable[[Event], None]:
+    """Prints what has happened, each thing once."""
+    told: set[str] = set()
+
+    def once(text: str) -> None:
+        if text and text not in told:
+            told.add(text)
+            print_line(text)
+
+    def tell(event: Event) -> None:
+        once(said.get(event.phase, ""))
+        if event.text:
+            print_line(event.text)
+        for finished in event.finished:
+            once(_round_line(finished, event))
+        for text in event.missed:
+            once(text)
+        if event.phase == "evaluate":
+            once("training is done; every site evaluates the final and the best model")
+
+    return tell
+
+
+def _now(event: Event) -> str | None:
+    """What the sites are at."""
+    if event.phase == "evaluate":
+        return "final evaluation"
+    return f"round {event.round}" if event.phase == "train" and event.round is not None else None
+
+
+def _left(event: Event) -> str:
+    seconds = event.seconds_left
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f"about {seconds:.0f} s left"
+    return (
+        f"about {seconds / 60:.0f} min left"
+        if seconds < 6000
+        else f"about {seconds / 3600:.1f} h left"
+    )
 
 
 def _round_line(done: FinishedRound, event: Event) -> str:

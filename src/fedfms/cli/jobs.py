@@ -1,7 +1,496 @@
-"""Commands of a coordinator with an admin kit: submit, watch and fetch jobs."""
+"""Commands of a coordinator with an admin kit: submit, watch, fetch, abort; shut a site out.
+
+Exit codes as everywhere; besides, 1 from `submit --watch` and `watch` where the job failed. Ctrl-C
+ends the command, not the job.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from fedfms.cli.common import AsJson, Overrides, err, logging_progress, out, show_result, watching
+from fedfms.errors import FederationError, FedfmsError
+
+if TYPE_CHECKING:
+    from fedfms.flare.announce import Announcement
+    from fedfms.flare.progress import Event
+    from fedfms.flare.session import Coordinator, JobState, PreparedJob
 
 commands = typer.Typer()
+
+POLL_SECONDS = 2.0
+WAIT_SECONDS = 600.0  # with --wait-for, where --wait-seconds does not say
+TOLD_SECONDS = 30.0  # between two lines about what is waited for
+
+Kit = Annotated[
+    Path,
+    typer.Option(
+        "--kit", envvar="FEDFMS_KIT", help="Where the coordinator's kit (an admin's) was unpacked."
+    ),
+]
+JobId = Annotated[
+    str, typer.Argument(metavar="JOB_ID", help="FLARE's id; its beginning is enough.")
+]
+Results = Annotated[
+    Path | None,
+    typer.Option(
+        help="New folder for the results; in a mounted volume, a new folder JOB-TIME is made. "
+        "Otherwise WORKSPACE/results/JOB-TIME."
+    ),
+]
+Workspace = Annotated[Path, typer.Option(help="For copies of jobs and for results.")]
+WORKSPACE = Path("workspace")
+
+
+@commands.command()
+def submit(
+    job: Annotated[Path, typer.Argument(help="A job folder, such as jobs/fedmsa.")],
+    kit: Kit,
+    overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
+    model: Annotated[
+        Path | None, typer.Option(help="A .safetensors model to start from, or to evaluate.")
+    ] = None,
+    without: Annotated[
+        list[str], typer.Option(metavar="SITE", help="Leave a site out; may be repeated.")
+    ] = [],  # noqa: B006
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Refuse sites without a GPU; sets require_gpu=true.")
+    ] = False,
+    wait_for: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Wait until N sites are connected and ready."),
+    ] = None,
+    wait_seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="S",
+            help="Wait at most so long: for N sites (600 by default), or until the job fits.",
+        ),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Stay until its end and write the results folder.")
+    ] = False,
+    results: Results = None,
+    workspace: Workspace = WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Check a job against what the sites announce, and submit it."""
+    from fedfms.flare.follow import check_results_folder
+    from fedfms.flare.session import new_copy, prepare_job
+
+    folder = _new_results(results if watch else None, workspace, job.resolve().name)
+    if watch:
+        check_results_folder(folder)
+    prepared = prepare_job(
+        job,
+        new_copy(job, workspace),
+        [*overrides, *(["require_gpu=true"] if gpu else [])],
+        model,
+    )
+    started = time.monotonic()
+    with _session(kit, workspace, wait_for, wait_seconds, as_json) as coordinator:
+        sites = _wait_for_sites(coordinator, prepared, without, wait_for, wait_seconds, as_json)
+        job_id = coordinator.submit_to(prepared, sites, leaves_out=bool(without))
+        if not watch:
+            if as_json:
+                out.print_json(json.dumps({"job_id": job_id, "sites": sites}))
+            else:
+                out.print(f"submitted {escape(prepared.folder.name)} as {job_id}")
+                out.print(f"  to {escape(', '.join(sites))}")
+                out.print(f"  fedfms watch {job_id[:8]}; fedfms fetch {job_id[:8]}")
+            return
+        _say(as_json, f"submitted as {job_id} to {', '.join(sites)}")
+        state = _follow(coordinator, job_id, as_json)
+        completed = _fetch(coordinator, state, folder, workspace, as_json)
+    if completed and not as_json:
+        out.print(f"took {time.monotonic() - started:.0f} s")
+    if not completed:
+        raise typer.Exit(1)
+
+
+@commands.command()
+def status(
+    kit: Kit,
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB_ID]", help="One job in more detail.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the sites that are connected and what they can do, and the last jobs."""
+    from fedfms.flare.session import connect
+
+    with connect(kit) as coordinator:
+        if job is not None:
+            state = coordinator.state(coordinator.find_job(job))
+            event = coordinator.event(state.job_id) if state.status == "RUNNING" else None
+            _show_job(state, event, as_json)
+            return
+        told, jobs = coordinator.announcements(), coordinator.jobs()
+        # FLARE's list does not say why a site is missing, or why a job waits
+        jobs = [j if j.is_completed else coordinator.state(j.job_id) for j in jobs[:10]] + jobs[10:]
+    if as_json:
+        values = {
+            "sites": [one.to_dict() for one in told],
+            "jobs": [_job_values(one) for one in jobs],
+        }
+        out.print_json(json.dumps(values))
+        return
+    out.print(_sites_table(told))
+    out.print(_jobs_table(jobs) if jobs else "no jobs yet")
+
+
+@commands.command()
+def watch(job: JobId, kit: Kit, as_json: AsJson = False) -> None:
+    """Follow a job to its end. Ctrl-C ends the watching, not the job."""
+    from fedfms.flare.session import connect
+
+    with connect(kit) as coordinator:
+        state = _follow(coordinator, coordinator.find_job(job), as_json)
+        if as_json:
+            out.print_json(json.dumps(_job_values(state)))
+        elif state.is_completed:
+            out.print(f"{state.job_id} has finished; fetch it: fedfms fetch {state.job_id[:8]}")
+        if not state.is_completed:
+            raise _failed(coordinator, state)
+
+
+@commands.command()
+def fetch(
+    job: JobId,
+    kit: Kit,
+    results: Results = None,
+    workspace: Workspace = WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a finished job and write its results folder: models, tables, report."""
+    from fedfms.flare.follow import check_results_folder
+    from fedfms.flare.session import connect
+
+    with connect(kit, scratch=_scratch(workspace)) as coordinator:
+        state = coordinator.state(coordinator.find_job(job))
+        if not state.is_finished:
+            raise FederationError(
+                f"{state.job_id} has not finished: {state.status}",
+                f"wait for it with fedfms watch {state.job_id[:8]}",
+                code="still-running",
+            )
+        folder = _new_results(results, workspace, state.name or "job")
+        check_results_folder(folder)
+        completed = _fetch(coordinator, state, folder, workspace, as_json)
+    raise typer.Exit(0 if completed else 1)
+
+
+@commands.command()
+def abort(job: JobId, kit: Kit) -> None:
+    """Stop a job that runs or waits."""
+    from fedfms.flare.session import connect
+
+    with connect(kit) as coordinator:
+        job_id = coordinator.find_job(job)
+        if (state := coordinator.state(job_id)).is_finished:
+            raise FederationError(
+                f"{job_id} has finished already: {state.status}", "nothing", code="not-running"
+            )
+        coordinator.abort(job_id)
+    out.print(f"{job_id} is being stopped; fedfms status {job_id[:8]} shows when it has ended")
+
+
+@commands.command()
+def revoke(site: Annotated[str, typer.Argument(help="Name of the site.")], kit: Kit) -> None:
+    """Shut a site out: the server ends its connection and lets it in no more. See readmit."""
+    from fedfms.flare.session import connect
+
+    with connect(kit) as coordinator:
+        is_there = site in coordinator.sites()
+        coordinator.revoke(site)
+    if not is_there:  # FLARE notes any name
+        out.print(f"{escape(site)} was not connected; is the name right?")
+    out.print(f"{escape(site)} is shut out; the others go on. Undo: fedfms readmit {escape(site)}")
+
+
+@commands.command()
+def readmit(site: Annotated[str, typer.Argument(help="Name of the site.")], kit: Kit) -> None:
+    """Let a site in again that was shut out."""
+    from fedfms.flare.session import connect
+
+    with connect(kit) as coordinator:
+        coordinator.readmit(site)
+    out.print(f"{escape(site)} may connect again; a running client of it does so by itself")
+
+
+# ---------------------------------------------------------------------------------- waiting
+
+
+@contextlib.contextmanager
+def _session(
+    kit: Path, workspace: Path, wait_for: int | None, wait_seconds: float | None, quiet: bool
+) -> Iterator[Coordinator]:
+    """A session; where sites are waited for, the server may be starting as well."""
+    from fedfms.flare.session import connect
+
+    deadline = time.monotonic() + _patience(wait_for, wait_seconds)
+    said = False
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                coordinator = stack.enter_context(connect(kit, scratch=_scratch(workspace)))
+                break
+            except FederationError as error:
+                if error.code != "no-server" or time.monotonic() > deadline:
+                    raise
+                if not said:
+                    _say(quiet, "waiting for the server")
+                    said = True
+                time.sleep(POLL_SECONDS)
+        yield coordinator
+
+
+def _wait_for_sites(
+    coordinator: Coordinator,
+    job: PreparedJob,
+    without: Sequence[str],
+    wait_for: int | None,
+    wait_seconds: float | None,
+    quiet: bool,
+) -> list[str]:
+    """The sites that take part, once there are enough of them and the job fits what they say."""
+    from fedfms.flare.session import check_announcements
+
+    deadline = time.monotonic() + _patience(wait_for, wait_seconds)
+    before, told_at = "", 0.0
+    while True:
+        told = coordinator.announcements()
+        ready = [one.site for one in told if one.ready and one.site not in without]
+        enough = wait_for is None or len(ready) >= wait_for
+        late = time.monotonic() >= deadline
+        try:
+            sites = check_announcements(job, told, without)
+            if enough:
+                return sites
+        except FedfmsError:
+            if late or (wait_for is not None and enough):  # all are there; waiting changes nothing
+                raise
+        if late:
+            raise FederationError(
+                f"{len(ready)} of the {wait_for} sites that were waited for are ready",
+                "start the others, or wait for fewer; fedfms status shows who is there",
+                code="too-few-sites",
+            )
+        line = _waiting_line(told, ready, wait_for)
+        if line != before or time.monotonic() > told_at + TOLD_SECONDS:
+            before, told_at = line, time.monotonic()
+            _say(quiet, line)
+        time.sleep(POLL_SECONDS)
+
+
+def _patience(wait_for: int | None, wait_seconds: float | None) -> float:
+    if wait_seconds is not None:
+        return wait_seconds
+    return WAIT_SECONDS if wait_for is not None else 0.0
+
+
+def _waiting_line(told: Sequence[Announcement], ready: Sequence[str], wait_for: int | None) -> str:
+    wanted = f" of {wait_for}" if wait_for is not None else ""
+    line = f"waiting for sites: {len(ready)}{wanted} ready ({', '.join(ready) or 'none'})"
+    others = [f"{one.site}: {one.fault}" for one in told if not one.ready]
+    return f"{line}; not ready: {', '.join(others)}" if others else line
+
+
+def _say(quiet: bool, text: str) -> None:
+    if not quiet:
+        err.print(escape(text))
+
+
+# --------------------------------------------------------------------------------- following
+
+
+def _follow(coordinator: Coordinator, job_id: str, quiet: bool) -> JobState:
+    """Show how far a job is until FLARE calls it finished."""
+    from fedfms.flare.follow import follow, news_from, wait_for_start
+
+    waits = ""
+
+    def on_wait(state: JobState) -> None:
+        nonlocal waits
+        text = f"FLARE has not started it yet: {state.detail}"
+        if state.detail and text != waits:
+            waits = text
+            _say(quiet, text)
+
+    try:
+        showing = watching if err.is_terminal else logging_progress
+        with showing(quiet, _SAID) as on_event:
+            state = wait_for_start(coordinator, job_id, on_wait=on_wait)
+            if state.detail:
+                _say(quiet, f"FLARE says: {state.detail}")
+            return follow(
+                coordinator,
+                job_id,
+                news=news_from(coordinator, job_id),
+                tell=on_event or (lambda event: None),
+            )
+    except KeyboardInterrupt:
+        short = job_id[:8]
+        err.print(f"the job goes on: fedfms watch {short}, or stop it: fedfms abort {short}")
+        raise typer.Exit(130) from None
+
+
+_SAID = {"fetch": "fetching the result"}
+
+
+def _fetch(
+    coordinator: Coordinator, state: JobState, folder: Path, workspace: Path, as_json: bool
+) -> bool:
+    """Fetch, write the results folder, show it; whether the job completed."""
+    from fedfms.flare.follow import read_end, write_results
+
+    _say(as_json, "fetching the result")
+    scratch = Path(tempfile.mkdtemp(prefix="fetch-", dir=_scratch(workspace)))
+    try:
+        downloaded = coordinator.download(state.job_id, scratch)
+        end = read_end(downloaded, state.status)
+        write_results(downloaded, folder)
+    except FederationError as error:
+        if state.is_completed:
+            raise
+        raise FederationError(
+            f"FLARE ended the job as {state.status}"
+            f"{f': {state.detail}' if state.detail else ''}; {error.problem}",
+            error.fix,
+            code="job-failed",
+        ) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    show_result(folder, as_json)
+    if not end.completed:
+        err.print(f"[bold red]error:[/] {escape(end.problem)}")
+        err.print(
+            "  [bold]fix:[/] a site's own words are in its trainer's log and errors.log; what "
+            f"there is of results lies in {escape(str(folder))}"
+        )
+    return end.completed
+
+
+def _failed(coordinator: Coordinator, state: JobState) -> FederationError:
+    """Why a watched job failed, from its records if they can be had."""
+    from fedfms.flare.follow import read_end
+
+    problem = f"FLARE ended the job as {state.status}"
+    if state.detail:
+        problem += f": {state.detail}"
+    with (
+        contextlib.suppress(FedfmsError, OSError),
+        tempfile.TemporaryDirectory(prefix="fedfms-") as scratch,
+    ):
+        end = read_end(coordinator.download(state.job_id, Path(scratch)), state.status)
+        problem = end.problem if not end.completed else f"{problem}; its records are complete"
+    return FederationError(
+        problem,
+        f"see what there is with fedfms fetch {state.job_id[:8]}; a site's own words are in its "
+        "trainer's log and errors.log",
+        code="job-failed",
+    )
+
+
+def _new_results(asked: Path | None, workspace: Path, name: str) -> Path:
+    """The results folder: what was asked for, or a new one in the workspace or a mounted volume.
+
+    A volume that this user cannot write, such as root's folder in a container of another user, must
+    not cost the run: then results stay in the workspace, and how to get them is said.
+    """
+    if asked is not None and not asked.is_mount():
+        return asked
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)  # a job's name was chosen by its submitter
+    folder = f"{plain}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if asked is not None and os.access(asked, os.W_OK):
+        return asked / folder
+    kept = workspace / "results"
+    if asked is not None:
+        err.print(
+            f"{asked} cannot be written by user {os.getuid()}, so results go to {kept}. Out of a "
+            f"container they come with: docker compose cp coordinator:{kept}/. results"
+        )
+    return kept / folder
+
+
+def _scratch(workspace: Path) -> Path:
+    """Where results come to before they are a results folder; it needs room for models."""
+    folder = workspace / "scratch"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+# ------------------------------------------------------------------------------------ tables
+
+
+def _sites_table(told: Sequence[Announcement]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title="connected sites")
+    for name in ("site", "ready", "version", "device", "classes", "methods", "rounds"):
+        table.add_column(name, overflow="fold")
+    for one in told:
+        ready = "[green]yes[/]" if one.ready else f"[red]no[/]: {escape(one.fault or '')}"
+        classes = ", ".join([*one.classes, *(f"({name})" for name in one.not_annotated)])
+        table.add_row(
+            escape(one.site),
+            f"{ready}, busy" if one.busy else ready,
+            one.version or "–",
+            one.device or "–",
+            escape(classes) or "–",
+            ", ".join(one.methods) or "–",
+            f"≤ {one.max_rounds}" if one.max_rounds else "–",
+        )
+    if any(one.not_annotated for one in told):
+        table.caption = "(class): known there and not annotated"
+    return table
+
+
+def _jobs_table(jobs: Sequence[JobState]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title="jobs, newest first")
+    for name in ("id", "name", "status", "submitted", "detail"):
+        table.add_column(name, overflow="fold")
+    for one in jobs:
+        cells = (one.job_id[:8], one.name, one.status, one.submitted[:19], one.detail)
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def _job_values(state: JobState) -> dict[str, str]:
+    return {
+        "job_id": state.job_id,
+        "name": state.name,
+        "status": state.status,
+        "submitted": state.submitted,
+        "detail": state.detail,
+    }
+
+
+def _show_job(state: JobState, event: Event | None, as_json: bool) -> None:
+    if as_json:
+        progress = event.to_dict() if event is not None else None
+        out.print_json(json.dumps({**_job_values(state), "progress": progress}))
+        return
+    out.print(f"{state.job_id} {escape(state.name)}: {state.status}")
+    out.print(f"  submitted {state.submitted[:19]} by {escape(state.submitter)}")
+    if state.detail:
+        out.print(f"  FLARE says: {escape(state.detail)}")
+    if event is not None:
+        phase = "final evaluation" if event.phase == "evaluate" else f"round {event.round}"
+        answered = ", ".join(event.answered) or "none"
+        out.print(f"  {phase} of {event.rounds} rounds; sites that have answered: {answered}")
+        for text in event.missed:
+            out.print(f"  {escape(text)}")

@@ -2,6 +2,170 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from fedfms.cli.common import err, out
+
+if TYPE_CHECKING:
+    from fedfms.kits.provision import Provisioned
 
 commands = typer.Typer()
+
+ProjectFile = Annotated[
+    Path, typer.Argument(metavar="PROJECT.yml", help="Such as provisioning/project.yml.")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        help="For the zips, the CA and all keys: kept, backed up, for you only. "
+        "Otherwise workspace/PROJECT."
+    ),
+]
+
+
+@commands.command()
+def provision(
+    project: ProjectFile,
+    output: Output = None,
+    renew: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME", help="New key and certificate for this participant; repeatable."
+        ),
+    ] = [],  # noqa: B006 - typer reads it and does not change it
+    revoke: Annotated[
+        list[str],
+        typer.Option(metavar="NAME", help="No kit for this participant any more; repeatable."),
+    ] = [],  # noqa: B006
+    unpack: Annotated[
+        Path | None,
+        typer.Option(help="Also lay out each kit here, for containers on this machine."),
+    ] = None,
+) -> None:
+    """Make one zip for each participant of project.yml; again changes only what must change."""
+    from fedfms.kits.provision import provision as run
+
+    _show(run(project, output, renew=renew, revoke=revoke, unpack=unpack))
+
+
+@commands.command("new-site")
+def new_site(
+    name: Annotated[str, typer.Argument(help="The site's name, as in project.yml.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder for its files.")],
+) -> None:
+    """Write the files that a site owns: site.yml, policy/, .env, compose files."""
+    from fedfms.kits.render import new_site as write
+
+    write(name, folder)
+    out.print(f"{escape(str(folder))}: edit .env and site.yml, then look at your data:")
+    out.print(f"  fedfms check-data {escape(str(folder / 'site.yml'))} --data /path/to/your/images")
+
+
+@commands.command()
+def request(
+    name: Annotated[str, typer.Argument(help="The site's name, as in project.yml.")],
+    org: Annotated[str, typer.Option(help="Its organisation, as in project.yml.")],
+    project: Annotated[str, typer.Option(help="The project's name, as in project.yml.")],
+    output: Annotated[
+        Path | None, typer.Option(help="New folder for the key. Otherwise NAME-request.")
+    ] = None,
+) -> None:
+    """At a site: make a key that stays here, and a request for a certificate, to be sent."""
+    from fedfms.kits.own_key import request as make
+
+    made = make(name, org, project, output or Path(f"{name}-request"))
+    out.print(f"send {escape(str(made.file))} to the coordinator")
+    out.print(f"tell the coordinator, by another way such as the telephone: {made.key}")
+    out.print(f"keep {escape(str(made.folder))}: its {escape(name)}.key is private")
+
+
+@commands.command()
+def approve(
+    request_file: Annotated[Path, typer.Argument(metavar="REQUEST.zip", help="From the site.")],
+    project: ProjectFile,
+    fingerprint: Annotated[str, typer.Option(help="The key's fingerprint, as the site told it.")],
+    output: Output = None,
+    renew: Annotated[bool, typer.Option("--renew", help="In the place of an older key.")] = False,
+) -> None:
+    """At the coordinator: sign a site's request under the project's CA, and make its kit."""
+    from fedfms.kits.own_key import approve as run
+
+    _show(run(request_file, project, fingerprint, output, renew))
+    out.print("tell the site the fingerprint of the certificate authority, by another way")
+
+
+@commands.command()
+def install(
+    kit: Annotated[Path, typer.Argument(metavar="SITE.zip", help="From the coordinator.")],
+    request_folder: Annotated[
+        Path, typer.Option("--request", help="The folder that fedfms request made.")
+    ],
+    fingerprint: Annotated[
+        str, typer.Option(help="The certificate authority's, as the coordinator told it.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The site's folder. Otherwise beside the zip, by the site's name."),
+    ] = None,
+) -> None:
+    """At a site: check the kit that came back, and put the site's own key into it."""
+    from fedfms.kits.own_key import install as run
+
+    folder = run(kit, request_folder, fingerprint, output)
+    out.print(f"{escape(str(folder))}: edit .env and site.yml, then ./check-site")
+
+
+@commands.command()
+def archive(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", help="New folder.")],
+    image: Annotated[
+        list[str], typer.Option(help="Docker image, such as fedfms:0.1.0; repeatable.")
+    ],
+    kit: Annotated[
+        list[Path], typer.Option(metavar="ZIP", help="A participant's zip; repeatable.")
+    ] = [],  # noqa: B006 - typer reads it and does not change it
+    checkpoint: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="A SAM checkpoint; repeatable.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Pack image, kits and checkpoints for a site without internet, with a script that loads it."""
+    from fedfms.kits.archive import archive as pack
+
+    read = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal read
+        read += count
+        status.update(f"packing: {read / 1e6:.0f} MB of images")
+
+    with err.status("packing") as status:
+        pack(output, image, kit, checkpoint, on_bytes)
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    out.print(f"{escape(str(output))}: {size / 1e6:.0f} MB; at the site: sh load.sh")
+
+
+def _show(made: Provisioned) -> None:
+    from fedfms.kits.project import ZIPS
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for heading in ("participant", "type", "zip", "valid until", "kit"):
+        table.add_column(heading, overflow="fold")
+    for kit in made.kits:
+        table.add_row(
+            escape(kit.participant.name),
+            "site" if kit.participant.type == "client" else kit.participant.type,
+            escape(kit.zip.name) if kit.zip else "–",
+            f"{kit.valid_until:%Y-%m-%d}" if kit.valid_until else "–",
+            kit.state,
+        )
+    out.print(table)
+    out.print(f"in {escape(str(made.output / ZIPS))}: send each zip to its participant alone")
+    out.print(f"certificate authority {made.fingerprint}")
+    for note in made.notes:
+        err.print(f"[bold yellow]note:[/] {escape(note)}")

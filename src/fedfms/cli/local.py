@@ -23,12 +23,18 @@ def synth(
     slices: Annotated[int, typer.Option(help="Slices of each volume.")] = 4,
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
     pictures: Annotated[bool, typer.Option("--pictures", help="PNG instead of NIfTI.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave sites that are there.")] = False,
 ) -> None:
     """Make phantoms: four synthetic sites that differ as scanners do."""
     from fedfms.data.synthetic import write_phantom_federation
 
     names = write_phantom_federation(
-        folder, cases=cases, slices=slices, seed=seed, format="image" if pictures else "nifti"
+        folder,
+        cases=cases,
+        slices=slices,
+        seed=seed,
+        format="image" if pictures else "nifti",
+        keep=keep,
     )
     out.print(f"{folder}: {', '.join(names)}, {cases} patients each, {slices} slices a patient")
 

@@ -2,6 +2,163 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+from rich.markup import escape
+
+from fedfms.cli.common import AsJson, Checkpoints, out, progress
+from fedfms.config import Machine
+
+if TYPE_CHECKING:
+    from fedfms.preflight.items import Item
 
 commands = typer.Typer()
+
+KIT, POLICY, SITE_YML = Path("/kit"), Path("/policy"), Path("/site/site.yml")
+WORKSPACE, EXCHANGE, WORK = Path("/workspace"), Path("/exchange"), Path("/work")
+JOB = Path("/opt/fedfms/jobs/fedmsa")
+
+KitFolder = Annotated[
+    Path, typer.Option("--kit", help="The kit's folder with startup/ and local/; not changed.")
+]
+PolicyFolder = Annotated[Path, typer.Option("--policy", help="The site's policy folder.")]
+Workspace = Annotated[
+    Path, typer.Option("--workspace", help="FLARE's workspace; kept between starts.")
+]
+Exchange = Annotated[
+    Path | None, typer.Option(help="Shared by trainer and FLARE client. Or set FEDFMS_EXCHANGE.")
+]
+
+
+@commands.command()
+def server(kit: KitFolder = KIT, workspace: Workspace = WORKSPACE) -> None:
+    """Run the project's FLARE server from its kit."""
+    # gRPC reads it when it is imported; it says a word of each health probe otherwise
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from fedfms.flare.start import run_server
+
+    raise typer.Exit(run_server(kit, workspace))
+
+
+@commands.command()
+def flare(
+    kit: KitFolder = KIT, policy: PolicyFolder = POLICY, workspace: Workspace = WORKSPACE
+) -> None:
+    """Run a site's FLARE client from its kit, under the site's own policy."""
+    from fedfms.flare.start import run_client
+
+    raise typer.Exit(run_client(kit, policy, workspace))
+
+
+@commands.command(
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_extra_args": True,
+        "help_option_names": [],
+    },
+    add_help_option=False,
+)
+def health(context: typer.Context) -> None:
+    """Ask a role's process in this container whether it is well: server, flare or trainer."""
+    from fedfms.preflight.health import main as probe
+
+    raise typer.Exit(probe(context.args))
+
+
+@commands.command("check-site")
+def check_site(
+    role: Annotated[
+        str | None,
+        typer.Option(help="trainer or flare: what this container is; by default by what is there."),
+    ] = None,
+    kit: KitFolder = KIT,
+    policy: PolicyFolder = POLICY,
+    workspace: Workspace = WORKSPACE,
+    exchange: Exchange = None,
+    config: Annotated[Path, typer.Option(help="The site's site.yml.")] = SITE_YML,
+    data: Annotated[
+        Path | None, typer.Option(help="The folder with the images. Or set SITE_DATA.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Classes of the job that is to run, such as disc,cup.")
+    ] = None,
+    checkpoints: Checkpoints = None,
+    work: Annotated[Path, typer.Option(help="The trainer's private folder.")] = WORK,
+    as_json: AsJson = False,
+) -> None:
+    """Check all that this container sees of a site; one line each, with the fix. Changes nothing.
+
+    Exit code 1 if a line says FAIL.
+    """
+    from fedfms.preflight import site as checks
+
+    here = Machine.from_environment()
+    folder = exchange or here.exchange or EXCHANGE
+    show = None if as_json else _show_item
+    if role is None:
+        role = "flare" if (kit / "startup").is_dir() or not config.exists() else "trainer"
+    if role == "flare":
+        items = checks.check_flare_side(
+            checks.FlarePlaces(kit=kit, policy=policy, workspace=workspace, exchange=folder), show
+        )
+    elif role == "trainer":
+        places = checks.TrainerPlaces(
+            config=config,
+            policy=policy,
+            data=data or here.site_data,
+            checkpoints=checkpoints or here.checkpoints,
+            exchange=folder,
+            work=work,
+            classes=[name.strip() for name in classes.split(",")] if classes else (),
+        )
+        items = checks.check_trainer_side(places, show)
+    else:
+        raise typer.BadParameter(f"{role} is no container of a site: use trainer or flare")
+    failed = [item for item in items if item.status == "FAIL"]
+    if as_json:
+        out.print_json(json.dumps([dataclasses.asdict(item) for item in items]))
+    elif failed:
+        out.print(f"[bold red]FAIL[/] the {role} side: {len(failed)} to correct")
+    else:
+        out.print(f"[bold green]PASS[/] the {role} side of this site is ready")
+    raise typer.Exit(1 if failed else 0)
+
+
+@commands.command("gpu-check")
+def gpu_check() -> None:
+    """Say whether this host has NVIDIA's driver; for a container without a GPU, before one with."""
+    from fedfms.preflight.machine import check_driver
+
+    out.print(escape(check_driver()))
+
+
+@commands.command("dry-run")
+def dry_run(
+    job: Annotated[Path, typer.Argument(help="A job folder.")] = JOB,
+    checkpoints: Checkpoints = None,
+) -> None:
+    """Train a job's recipe for one round on phantoms: everything of a site but its images."""
+    from fedfms.preflight.dry_run import dry_run as run
+
+    out.print(f"one round of {escape(job.name)} on phantoms, in a temporary folder")
+    with progress(False) as on_progress:
+        result = run(job, checkpoints or Machine.from_environment().checkpoints, on_progress)
+    out.print(
+        f"{result.cases} phantoms made and read, {escape(result.recipe.method)} on "
+        f"{result.recipe.backbone} trained for a round on {result.device}: loss {result.loss:.4f}, "
+        f"validation Dice {result.dice_before:.3f} before and {result.dice_after:.3f} after; "
+        f"{result.seconds:.0f} s"
+    )
+    out.print("[bold green]PASS[/] this container can train; nothing of it was kept or sent")
+
+
+def _show_item(item: Item) -> None:
+    colour = {"PASS": "green", "FAIL": "red", "WARN": "yellow", "SKIP": "dim"}[item.status]
+    out.print(f"[{colour}]{item.status}[/] [bold]{item.code}[/]: {escape(item.text)}")
+    if item.fix:
+        out.print(f"     [bold]fix:[/] {escape(item.fix)}")

@@ -229,12 +229,16 @@ def write_phantom_federation(
     slices: int = 4,
     seed: int = 0,
     format: Literal["nifti", "image"] = "nifti",
+    keep: bool = False,
 ) -> list[str]:
     """Write the sites of FEDERATION below `folder`; returns their names in order.
 
-    Three sites differ from each other; the fourth, "unseen", differs from all of them.
+    Three sites differ from each other; the fourth, "unseen", differs from all of them. With `keep`
+    a site that is there already stays as it is.
     """
     for number, (name, style) in enumerate(FEDERATION.items()):
+        if keep and (folder / name / "site.yml").is_file():
+            continue
         write_phantom_site(
             folder / name,
             style,

@@ -1,9 +1,11 @@
 """What this project adds to a startup kit of `nvflare provision`.
 
 List `fedfms.flare.kit.FedfmsKitBuilder` under `builders` in project.yml, after FLARE's
-StaticFileBuilder. Each kit then gets `local/resources.json` and `local/authorization.json`, which
-go before FLARE's own `*.default` files beside them: jobs bring no code, only FLARE's default
-classes and ours may be named in a job, and no site streams its log.
+StaticFileBuilder, and `fedfms.flare.kit.FedfmsCertBuilder` in the place of FLARE's CertBuilder.
+Each kit then gets `local/resources.json` and `local/authorization.json`, which go before FLARE's
+own `*.default` files beside them: jobs bring no code, only FLARE's default classes and ours may be
+named in a job, and no site streams its log. `fedfms.json` says whose kit it is; `SHA256SUMS` lists
+its files and is signed by the project's certificate authority, since FLARE signs no startup kit.
 """
 
 from __future__ import annotations
@@ -12,10 +14,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nvflare
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
+from nvflare.lighter.constants import CtxKey, PropKey
 from nvflare.lighter.ctx import ProvisionContext
 from nvflare.lighter.entity import Participant, Project
+from nvflare.lighter.impl.cert import CertBuilder
 from nvflare.lighter.spec import Builder
+
+from fedfms import __version__
+from fedfms.kits.about import KitAbout
+from fedfms.kits.checksums import write_sums
 
 # exactly what jobs may name of ours; each is safe to construct with whatever a job says
 CLASSES = (
@@ -33,6 +42,8 @@ CLASSES = (
 # a project admin may do everything that runs a federation, and nothing that reads a site's files
 _NO_SHELL_NO_CODE = {"shell_commands": "o:site", "byoc": "none", "server-predeployed-flwr": "none"}
 _OWN_JOBS = {"manage_job": "n:submitter", "download_job": "n:submitter"}
+# report_resources is what a site announces of itself (flare/announce.py). FLARE counts it as
+# operating a site; here everybody who may look sees it, since a job is checked against it.
 AUTHORIZATION: dict[str, Any] = {
     "format_version": "1.0",
     "permissions": {
@@ -53,6 +64,7 @@ AUTHORIZATION: dict[str, Any] = {
             "download_job": "o:submitter",
             "view": "any",
             "operate": "o:site",
+            "report_resources": "any",
             **_NO_SHELL_NO_CODE,
         },
         "lead": {
@@ -61,16 +73,21 @@ AUTHORIZATION: dict[str, Any] = {
             **_OWN_JOBS,
             "view": "any",
             "operate": "o:site",
+            "report_resources": "any",
             "get_job_log": "n:submitter",
             **_NO_SHELL_NO_CODE,
         },
-        "member": {"view": "any"},
+        "member": {"view": "any", "report_resources": "any"},
     },
 }
 
 
+# in project.yml: this site makes its own key; only its request and its certificate travel
+OWN_KEY = "own_key"
+
+
 class FedfmsKitBuilder(Builder):  # type: ignore[misc]
-    """Writes the policies of each kit.
+    """Writes the policies of each kit, what the kit says of itself, and its signed checksums.
 
     Args:
         server_storage: folder for jobs and their results at the server, absolute there; FLARE's own
@@ -93,6 +110,27 @@ class FedfmsKitBuilder(Builder):  # type: ignore[misc]
         """Write the files; FLARE calls it once for all participants."""
         for participant in [project.get_server(), *project.get_clients()]:
             self._write_policies(participant, Path(ctx.get_local_dir(participant)))
+        server = project.get_server()
+        for participant in project.get_all_participants():
+            KitAbout(
+                project=project.name,
+                participant=participant.name,
+                type=participant.type,
+                server_host=server.get_default_host(),
+                server_port=ctx[CtxKey.FED_LEARN_PORT],
+                version=__version__,
+                nvflare=nvflare.__version__,
+            ).write(Path(ctx.get_ws_dir(participant)))
+
+    def finalize(self, project: Project, ctx: ProvisionContext) -> None:
+        """Write the checksums; FLARE finalizes in reverse order, so the certificates are there."""
+        for participant in project.get_all_participants():
+            if participant.get_prop(PropKey.COMM_CONFIG_ARGS):  # FLARE writes it after this
+                raise ValueError(
+                    f"{participant.name} has a connection of its own (listening_host or "
+                    "connect_to), which these kits do not have"
+                )
+            write_sums(Path(ctx.get_ws_dir(participant)), ctx[CtxKey.ROOT_PRI_KEY])
 
     def _write_policies(self, participant: Participant, local: Path) -> None:
         resources = json.loads((local / "resources.json.default").read_text())
@@ -101,8 +139,7 @@ class FedfmsKitBuilder(Builder):  # type: ignore[misc]
         if participant.type == "server":
             self._set_up_server(resources)
         else:
-            resources["allow_log_streaming"] = False
-            resources["components"] = _without(resources["components"], "site_log_streamer")
+            self._set_up_site(resources)
         _write_json(local / "resources.json", resources)
         _write_json(local / "authorization.json", AUTHORIZATION)
 
@@ -116,6 +153,44 @@ class FedfmsKitBuilder(Builder):  # type: ignore[misc]
                 component["args"]["uri_root"] = f"{self.server_storage}/jobs"
             elif component["id"] == "job_scheduler":
                 component["args"]["max_jobs"] = self.max_jobs
+        resources["components"] += [
+            {"id": "greeting", "path": "fedfms.flare.greeting.Greeting", "args": {}},
+            {"id": "reconciler", "path": "fedfms.flare.reconcile.JobReconciler", "args": {}},
+        ]
+
+    def _set_up_site(self, resources: dict[str, Any]) -> None:
+        resources["allow_log_streaming"] = False
+        resources["components"] = _without(resources["components"], "site_log_streamer")
+        for component in resources["components"]:
+            if component["id"] == "resource_manager":
+                component.update(path="fedfms.flare.announce.SiteResources", args={})
+
+
+class FedfmsCertBuilder(CertBuilder):  # type: ignore[misc]
+    """FLARE's CertBuilder, but for sites that make their own key.
+
+    Their kit has the certificate that was approved (`fedfms approve`), if there is one yet, and no
+    private key; no key is made for them here.
+
+    Args:
+        root_valid_days: how long a new certificate authority is valid; participants' certificates
+            are valid for 360 days and can be renewed under it.
+    """
+
+    def __init__(self, root_valid_days: int = 3650) -> None:
+        super().__init__(root_valid_days)
+
+    def _build_write_cert_pair(
+        self, participant: Participant, base_name: str, ctx: ProvisionContext
+    ) -> None:
+        if not participant.get_prop(OWN_KEY):
+            super()._build_write_cert_pair(participant, base_name, ctx)
+            return
+        startup = Path(ctx.get_kit_dir(participant))
+        (startup / "rootCA.pem").write_bytes(self.serialized_cert)
+        certificate = self.persistent_state.get_subject_cert(participant.subject)
+        if certificate is not None:
+            (startup / f"{base_name}.crt").write_text(certificate)
 
 
 def _without(components: list[dict[str, Any]], component_id: str) -> list[dict[str, Any]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Phase = Literal["provision", "start", "submit", "train", "evaluate", "fetch", "done"]
 
@@ -32,6 +33,44 @@ class Event:
     sites: tuple[str, ...] = ()
     finished: tuple[FinishedRound, ...] = ()  # all rounds that are over
     seconds_left: float | None = None
+    missed: tuple[str, ...] = ()  # all rounds and evaluations that a site missed, and why
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, for a coordinator on another machine; without the text."""
+        return {
+            "phase": self.phase,
+            "round": self.round,
+            "rounds": self.rounds,
+            "answered": list(self.answered),
+            "sites": list(self.sites),
+            "finished": [[one.number, one.answered, one.dice] for one in self.finished],
+            "seconds_left": self.seconds_left,
+            "missed": list(self.missed),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Event:
+        """The other way round.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        if values["phase"] not in get_args(Phase):
+            raise ValueError(values["phase"])
+        left = values["seconds_left"]
+        return cls(
+            phase=values["phase"],
+            round=None if values["round"] is None else int(values["round"]),
+            rounds=int(values["rounds"]),
+            answered=tuple(map(str, values["answered"])),
+            sites=tuple(map(str, values["sites"])),
+            finished=tuple(
+                FinishedRound(int(number), int(answered), None if dice is None else float(dice))
+                for number, answered, dice in values["finished"]
+            ),
+            seconds_left=None if left is None else float(left),
+            missed=tuple(map(str, values["missed"])),
+        )
 
 
 @dataclass(slots=True)
@@ -78,6 +117,7 @@ class RecordReader:
         started = now
         ends: list[float] = []
         finished: list[FinishedRound] = []
+        missed: list[str] = []
         phase: Phase = "train"
         for record in self.records:
             kind = record["record"]
@@ -93,9 +133,15 @@ class RecordReader:
                 dice = [value for value in answers.values() if value is not None]
                 mean = sum(dice) / len(dice) if dice else None
                 finished.append(FinishedRound(record["round"], len(answers), mean))
+                missed += [
+                    f"{site} missed round {record['round']}: {reason}"
+                    for site, reason in sorted(record.get("missed", {}).items())
+                ]
             elif kind == "evaluation":
                 phase = "evaluate"
                 evaluated.add(record["site"])
+                if record.get("reason"):
+                    missed.append(f"{record['site']} did not evaluate: {record['reason']}")
             elif kind == "job_done":
                 phase = "done"
         if phase == "train" and ends and len(ends) == self.rounds:
@@ -108,6 +154,7 @@ class RecordReader:
             answered=tuple(sorted(evaluated if phase == "evaluate" else answers)),
             sites=sites,
             finished=tuple(finished),
+            missed=tuple(missed),
             seconds_left=self._seconds_left(now, started, ends) if phase == "train" else None,
         )
 

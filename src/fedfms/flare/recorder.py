@@ -44,6 +44,7 @@ from fedfms.flare.job import (
     reason_of,
     result_folder,
 )
+from fedfms.flare.progress import RecordReader
 from fedfms.flare.result_guard import sender_of
 
 RECORDS_FILE, PICTURES_FOLDER = "records.jsonl", "pictures"
@@ -63,10 +64,10 @@ class Recorder(Widget):  # type: ignore[misc]
         super().__init__()
         self._lock = threading.RLock()
         self._file: Path | None = None
+        self._reader: RecordReader | None = None  # of what was written, for who asks how far it is
         self._sites: list[str] = []
         self._gone: set[str] = set()
         self._round: int | None = None
-        self._rounds = 0
         self._answers: dict[
             str, str | None
         ] = {}  # of this round: site -> None, or why not accepted
@@ -104,7 +105,7 @@ class Recorder(Widget):  # type: ignore[misc]
         except FedfmsError as error:
             self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
             return
-        self._rounds = recipe.rounds
+        self._reader = RecordReader(self._file, recipe.rounds)
         self._write(
             "job",
             job_id=fl_ctx.get_job_id(),
@@ -236,16 +237,11 @@ class Recorder(Widget):  # type: ignore[misc]
 
     def _tell_progress(self, fl_ctx: FLContext) -> None:
         collector = fl_ctx.get_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR)
-        if isinstance(collector, GroupInfoCollector):
+        if isinstance(collector, GroupInfoCollector) and self._reader is not None:
+            self._reader.read_new()
             collector.add_info(
                 group_name=PROGRESS_GROUP,
-                info={
-                    "round": self._round,
-                    "rounds": self._rounds,
-                    "sites": self._sites,
-                    "answered": sorted(self._answers),
-                    "evaluating": sorted(self._evaluated),
-                },
+                info=self._reader.event().to_dict(),
             )
 
     def _write(self, record: str, **values: Any) -> None:

@@ -6,23 +6,47 @@ Submitting signs a job folder in place, so what is submitted is a copy.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import logging
 import os
+import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nvflare.fuel.flare_api.api_spec import JobNotFound, JobNotRunning
+from cryptography import x509
+from nvflare.fuel.flare_api.api_spec import (
+    AuthenticationError,
+    AuthorizationError,
+    InvalidJobDefinition,
+    JobNotDone,
+    JobNotFound,
+    JobNotRunning,
+    NoClientsAvailable,
+)
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from fedfms.config import Recipe
-from fedfms.errors import ConfigError, FederationError
+from fedfms.errors import ConfigError, FederationError, FedfmsError
+from fedfms.flare.announce import Announcement, read_announcement
 from fedfms.flare.job import RECIPE_FILE, RESULT_FOLDER, START_MODEL_FILE
+from fedfms.flare.kit import AUTHORIZATION
+from fedfms.flare.lint import (
+    SERVER,
+    Problem,
+    announced_problems,
+    flare_problems,
+    refuse,
+    site_problems,
+    taking_part,
+)
+from fedfms.flare.progress import Event
 from fedfms.flare.recorder import PROGRESS_GROUP
 
 log = logging.getLogger(__name__)
@@ -44,13 +68,27 @@ class PreparedJob:
     min_clients: int
     trains: bool
 
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Its meta.json."""
+        return _read(self.folder / "meta.json")
+
 
 @dataclass(frozen=True, slots=True)
 class JobState:
     """What FLARE says of a job."""
 
     status: str  # SUBMITTED, DISPATCHED, RUNNING, FINISHED:…
-    detail: str  # why a site does not take part, as far as FLARE says
+    detail: str  # why a site does not take part, or why the job waits, as far as FLARE says
+    job_id: str = ""
+    name: str = ""
+    submitted: str = ""  # time, ISO 8601
+    submitter: str = ""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether FLARE has not started it yet."""
+        return self.status in ("SUBMITTED", "APPROVED")
 
     @property
     def is_finished(self) -> bool:
@@ -88,7 +126,7 @@ def prepare_job(
         )
     if destination.exists():
         raise ConfigError(f"{destination} exists already", "name a new folder for the job's copy")
-    shutil.copytree(job, destination)
+    shutil.copytree(job, destination, ignore=shutil.ignore_patterns(".__nvfl*"))  # signatures
     recipe_file = destination / _CONFIG / RECIPE_FILE
     if model is not None:
         if not model.is_file():
@@ -125,23 +163,68 @@ def check_sites(job: PreparedJob, sites: Sequence[str]) -> None:
         sites: those that are connected.
 
     Raises:
-        ConfigError: code unknown-site or too-few-sites.
+        ConfigError: code unknown-site or too-few-sites, or job-not-runnable for several problems.
     """
-    connected = ", ".join(sites) or "none"
-    if unknown := sorted(set(job.recipe.holdout) - set(sites)):
+    refuse(_by_name(job, sites, taking_part(job.meta, sites, ()), ()))
+
+
+def check_announcements(
+    job: PreparedJob, told: Sequence[Announcement], without: Sequence[str] = ()
+) -> list[str]:
+    """Refuse a job that does not fit what the connected sites say of themselves.
+
+    Args:
+        job: from `prepare_job`.
+        told: from every connected site.
+        without: sites to leave out.
+
+    Returns:
+        the sites that take part.
+
+    Raises:
+        ConfigError: names every problem with its fix; the code of a single one, else
+            job-not-runnable.
+    """
+    connected = [one.site for one in told]
+    sites = taking_part(job.meta, connected, without)
+    announced = [one for one in told if one.site in sites]
+    refuse(
+        [
+            *_by_name(job, connected, sites, without),
+            *announced_problems(job.recipe, announced, job.trains),
+        ]
+    )
+    return sites
+
+
+def _by_name(
+    job: PreparedJob, connected: Sequence[str], sites: Sequence[str], without: Sequence[str]
+) -> list[Problem]:
+    return [
+        *flare_problems(job.meta, connected, without),
+        *site_problems(
+            job.recipe,
+            sites,
+            connected=connected,
+            min_clients=job.min_clients,
+            trains=job.trains,
+            without=without,
+        ),
+    ]
+
+
+def deploy_to(job: PreparedJob, sites: Sequence[str]) -> None:
+    """Give the job to these sites only, whoever else is connected when it starts."""
+    meta = job.meta
+    apps = list(meta["deploy_map"])
+    if len(apps) != 1:
         raise ConfigError(
-            f"the recipe's holdout names {unknown[0]}, which is not connected",
-            f"name connected sites: {connected}",
-            code="unknown-site",
+            "a job with several apps cannot leave a site out",
+            "take the site out of deploy_map in meta.json",
+            code="deploy-map",
         )
-    training = sorted(set(sites) - set(job.recipe.holdout)) if job.trains else list(sites)
-    if len(training) < job.min_clients:
-        raise ConfigError(
-            f"the job needs {job.min_clients} {'training ' if job.trains else ''}sites, "
-            f"and {len(training)} can take part",
-            f"connect more sites, or allow fewer with --set min_clients={max(1, len(training))}",
-            code="too-few-sites",
-        )
+    meta["deploy_map"] = {apps[0]: [SERVER, *sites]}
+    _write(job.folder / "meta.json", meta)
 
 
 def keep_model_at_server(job: PreparedJob, sites: Sequence[str]) -> None:
@@ -156,16 +239,60 @@ def keep_model_at_server(job: PreparedJob, sites: Sequence[str]) -> None:
     _write(job.folder / "meta.json", meta)
 
 
+@dataclass(frozen=True, slots=True)
+class Admin:
+    """Whose kit a session was opened with."""
+
+    name: str
+    organization: str
+    role: str  # project_admin, org_admin, lead, member; or one of the project's own
+
+
 class Coordinator:
     """An open session with a FLARE server; `connect` makes one."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, admin: Admin) -> None:
         self._session = session
+        self.admin = admin
+
+    # --------------------------------------------------------------------------------- sites
 
     def sites(self) -> list[str]:
         """Names of the connected sites."""
-        with _as_our_error("list the sites"):
+        with self._asking("list the sites"):
             return sorted(client.name for client in self._session.get_system_info().client_info)
+
+    def announcements(self) -> list[Announcement]:
+        """What each connected site says of itself, by name."""
+        sites = self.sites()
+        with self._asking("ask the sites what they can do", "report_resources"):
+            try:
+                said = self._session.report_resources("client") if sites else {}
+            except NoClientsAvailable:  # they went in the meantime
+                said = {}
+            except RuntimeError as error:
+                if "no responses" not in str(error):
+                    raise
+                said = {}
+        return [read_announcement(site, said.get(site)) for site in sites]
+
+    def revoke(self, site: str) -> None:
+        """Let a site no longer connect, whatever certificate it has; ends its connection.
+
+        Raises:
+            FederationError: not for this admin, or the server does not know such a site.
+        """
+        with self._asking(f"revoke {site}", "operate"):
+            said = self._session.disable_client(site)
+        _check_site_change(said, site, "disabled")
+
+    def readmit(self, site: str) -> None:
+        """Let a revoked site connect again."""
+        with self._asking(f"readmit {site}", "operate"):
+            said = self._session.enable_client(site)
+        _check_site_change(said, site, "enabled")
+
+    # ---------------------------------------------------------------------------------- jobs
 
     def submit(
         self,
@@ -173,48 +300,117 @@ class Coordinator:
         workspace: Path,
         overrides: Sequence[str] = (),
         model: Path | None = None,
+        without: Sequence[str] = (),
     ) -> tuple[str, PreparedJob]:
-        """Check a job against the connected sites and submit a copy of it.
+        """Check a job against what the connected sites announce, and submit a copy of it.
 
         Args:
             job: a job folder; it is not changed.
             workspace: where the copy is made.
             overrides: as `prepare_job`.
             model: as `prepare_job`.
+            without: sites that do not take part.
 
         Returns:
             FLARE's id of the job, and what was submitted.
 
         Raises:
-            ConfigError: as `prepare_job` and `check_sites`.
+            ConfigError: as `prepare_job` and `check_announcements`.
             FederationError: the server does not take it.
         """
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        prepared = prepare_job(job, workspace / f"{job.name}-{stamp}", overrides, model)
-        sites = self.sites()
-        check_sites(prepared, sites)
-        keep_model_at_server(prepared, sites)
-        return self.submit_prepared(prepared.folder), prepared
+        prepared = prepare_job(job, new_copy(job, workspace), overrides, model)
+        sites = check_announcements(prepared, self.announcements(), without)
+        return self.submit_to(prepared, sites, leaves_out=bool(without)), prepared
+
+    def submit_to(self, job: PreparedJob, sites: Sequence[str], leaves_out: bool) -> str:
+        """Submit a checked job to these sites; FLARE's id of the job.
+
+        Args:
+            job: from `prepare_job`.
+            sites: from `check_announcements`.
+            leaves_out: whether another site must not take part even if it connects.
+        """
+        if leaves_out:
+            deploy_to(job, sites)
+        keep_model_at_server(job, sites)
+        return self.submit_prepared(job.folder)
 
     def submit_prepared(self, folder: Path) -> str:
         """Submit a folder of `prepare_job` as it is; FLARE's id of the job."""
-        with _as_our_error("submit the job"):
+        with self._asking("submit the job", "submit_job"):
             job_id = str(self._session.submit_job(str(folder.resolve())))
         log.info("submitted %s as %s", folder.name, job_id)
         return job_id
 
+    def jobs(self, largest: int = 20) -> list[JobState]:
+        """The last jobs of the server, newest first; without detail."""
+        with self._asking("list the jobs"):
+            listed = self._session.list_jobs(limit=largest, reverse=True)
+        return [
+            JobState(
+                status=str(one.get("status", "")),
+                detail="",
+                job_id=str(one.get("job_id", "")),
+                name=str(one.get("job_name", "")),
+                submitted=str(one.get("submit_time", "")),
+            )
+            for one in listed
+        ]
+
+    def find_job(self, beginning: str) -> str:
+        """The id of the only job that begins so.
+
+        Raises:
+            FederationError: code no-such-job or ambiguous-job.
+        """
+        if not re.fullmatch(r"[0-9a-fA-F-]{1,36}", beginning):
+            raise FederationError(
+                f"{beginning} is no id of a job",
+                "give the id, or how it begins, as fedfms status shows it",
+                code="no-such-job",
+            )
+        with self._asking("look for the job"):
+            listed = self._session.list_jobs(id_prefix=beginning.lower())
+        found = sorted(str(one.get("job_id", "")) for one in listed)
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise FederationError(
+                f"the server has no job {beginning}", "look at fedfms status", code="no-such-job"
+            )
+        raise FederationError(
+            f"{len(found)} jobs begin with {beginning}: {', '.join(found[:5])}",
+            "give more of the id",
+            code="ambiguous-job",
+        )
+
     def state(self, job_id: str) -> JobState:
         """What FLARE says of the job now."""
-        with _as_our_error("ask for the job"):
+        with self._asking("ask for the job"):
             meta = self._session.get_job_meta(job_id)
         detail = meta.get("job_deploy_detail") or ""
         texts = detail if isinstance(detail, list) else [detail]
         trouble = [str(text) for text in texts if text and not str(text).endswith("OK")]
-        return JobState(str(meta.get("status", "")), "; ".join(trouble))
+        state = JobState(
+            status=str(meta.get("status", "")),
+            detail="; ".join(trouble),
+            job_id=job_id,
+            name=str(meta.get("name", "")),
+            submitted=str(meta.get("submit_time_iso", "")),
+            submitter=str(meta.get("submitter_name", "")),
+        )
+        history = meta.get("schedule_history")
+        if state.is_waiting and isinstance(history, list) and history:
+            last = str(history[-1]).partition(": ")[2]  # after the time
+            state = dataclasses.replace(state, detail=last)
+        return state
 
     def progress(self, job_id: str) -> dict[str, Any]:
-        """What the job's recorder counts: round, rounds, sites, answered, evaluating."""
-        with _as_our_error("ask for the progress"):
+        """How far a running job is, from its recorder; empty before and after it runs.
+
+        The keys are those of `Event.to_dict`.
+        """
+        with self._asking("ask for the progress"):
             try:
                 stats = self._session.show_stats(job_id, "server")
             except (JobNotFound, JobNotRunning):  # its process is starting, or has ended
@@ -223,6 +419,13 @@ class Coordinator:
             if isinstance(groups, dict) and isinstance(groups.get(PROGRESS_GROUP), dict):
                 return dict(groups[PROGRESS_GROUP])
         return {}
+
+    def event(self, job_id: str) -> Event | None:
+        """`progress` as an event, if there is one."""
+        try:
+            return Event.from_dict(self.progress(job_id))
+        except (KeyError, TypeError, ValueError):  # it is starting, or of another version
+            return None
 
     def watch(
         self, job_id: str, poll_seconds: float = 3.0
@@ -242,7 +445,7 @@ class Coordinator:
         Raises:
             FederationError: it cannot be fetched, or holds no records.
         """
-        with _as_our_error("fetch the result"):
+        with self._asking("fetch the result", "download_job"):
             place = self._session.download_job_result(job_id, str(folder.resolve()))
         result = Path(place) / "workspace" / RESULT_FOLDER
         if not result.is_dir():
@@ -255,54 +458,167 @@ class Coordinator:
 
     def abort(self, job_id: str) -> None:
         """Stop a running job."""
-        with _as_our_error("abort the job"):
+        with self._asking("abort the job", "manage_job"):
             self._session.abort_job(job_id)
+
+    @contextlib.contextmanager
+    def _asking(self, what: str, right: str = "view") -> Iterator[None]:
+        """Turn what FLARE raises into an error with its fix; `right` is FLARE's name for it."""
+        try:
+            yield
+        except AuthorizationError as error:
+            raise FederationError(
+                f"cannot {what}: {self.admin.name} has the role {self.admin.role}, which does not "
+                "allow it here",
+                f"ask somebody who may: {who_may(right)}; roles stand in the project's project.yml",
+                code="not-authorized",
+            ) from error
+        except Exception as error:
+            raise _as_our_error(what, error) from error
 
 
 @contextlib.contextmanager
-def connect(kit: Path, seconds: float = CONNECT_SECONDS) -> Iterator[Coordinator]:
-    """Log in with an admin's startup kit.
+def connect(
+    kit: Path, seconds: float = CONNECT_SECONDS, scratch: Path | None = None
+) -> Iterator[Coordinator]:
+    """Log in with an admin's startup kit, which may be read-only.
 
     Args:
-        kit: the folder that holds `startup/` of an admin.
+        kit: where an admin's kit was unpacked: the folder that holds `kit/` or `startup/`, or
+            `startup/` itself.
         seconds: how long to try.
+        scratch: where results are kept while they come, in a folder of this session; a temporary
+            folder by default. It needs room for two models.
 
     Raises:
         ConfigError: no admin kit.
-        FederationError: the server does not answer, or does not let this admin in.
+        FederationError: the server does not answer (code no-server), or does not let this admin in.
     """
-    settings = kit / "startup" / "fed_admin.json"
-    if not settings.is_file():
-        raise ConfigError(
-            f"{kit} is no startup kit of an admin",
-            "name the folder that the coordinator's kit was unpacked to",
-            code="no-admin-kit",
-        )
-    name = _read(settings)["admin"]["username"]
-    with _as_our_error("connect to the server"), contextlib.redirect_stdout(io.StringIO()):
-        session = new_secure_session(name, str(kit.resolve()), timeout=seconds)
-    try:
-        yield Coordinator(session)
-    finally:
+    kit = admin_kit(kit)
+    admin = read_admin(kit)
+    if scratch is not None:
+        scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix="fedfms-session-", dir=scratch, ignore_cleanup_errors=True
+    ) as own:
+        for name in ("startup", "local"):
+            if (kit / name).is_dir():
+                (Path(own) / name).symlink_to((kit / name).resolve())
+        (Path(own) / "transfer").mkdir()  # where FLARE puts what it fetches
         try:
-            session.close()
+            with contextlib.redirect_stdout(io.StringIO()):
+                session = new_secure_session(admin.name, own, timeout=seconds)
         except Exception as error:
-            log.debug("the session could not be closed: %s", error)
+            raise _as_our_error("connect to the server", error) from error
+        try:
+            yield Coordinator(session, admin)
+        finally:
+            try:
+                session.close()
+            except Exception as error:
+                log.debug("the session could not be closed: %s", error)
 
 
-@contextlib.contextmanager
-def _as_our_error(what: str) -> Iterator[None]:
+def admin_kit(folder: Path) -> Path:
+    """The folder with an admin's `startup/`, given that folder, the one above, or startup itself.
+
+    Raises:
+        ConfigError: code no-admin-kit.
+    """
+    for place in (folder, folder / "kit", folder.parent):
+        if (place / "startup" / "fed_admin.json").is_file():
+            return place
+    raise ConfigError(
+        f"{folder} is no startup kit of an admin",
+        "name the folder that the coordinator's kit was unpacked to (--kit, or FEDFMS_KIT)",
+        code="no-admin-kit",
+    )
+
+
+def read_admin(kit: Path) -> Admin:
+    """Who the kit is for, by its certificate.
+
+    Raises:
+        ConfigError: code no-admin-kit; the certificate cannot be read.
+    """
+    path = kit / "startup" / "client.crt"
     try:
-        yield
-    except FederationError:
-        raise
-    except Exception as error:
-        text = (str(error) or type(error).__name__).splitlines()[0]
-        raise FederationError(
-            f"cannot {what}: {text}",
-            "look whether the server runs and this machine can reach it; its log says more",
-            code="no-server",
-        ) from error
+        subject = x509.load_pem_x509_certificate(path.read_bytes()).subject
+        values = [
+            str(subject.get_attributes_for_oid(oid)[0].value)
+            for oid in (
+                x509.NameOID.COMMON_NAME,
+                x509.NameOID.ORGANIZATION_NAME,
+                x509.NameOID.UNSTRUCTURED_NAME,  # where FLARE keeps the role
+            )
+        ]
+    except (OSError, ValueError, IndexError):
+        raise ConfigError(
+            f"{path} cannot be read as the certificate of an admin",
+            "unpack the coordinator's kit again, or ask for a new one",
+            code="no-admin-kit",
+        ) from None
+    return Admin(*values)
+
+
+def who_may(right: str) -> str:
+    """The roles with a right, as the kits of `fedfms provision` give it, in words."""
+    limits = {"any": "", "n:submitter": " for their own jobs"}
+    limits |= {
+        "o:submitter": " for jobs of their organization",
+        "o:site": " of the server's organization",
+    }
+    words = []
+    for role, rights in AUTHORIZATION["permissions"].items():
+        limit = limits.get(str(rights.get(right, "none")))
+        if limit is not None:
+            words.append(f"{role}{limit}")
+    return ", ".join(words)
+
+
+def new_copy(job: Path, workspace: Path) -> Path:
+    """A name for a job's copy below the workspace that nobody has taken."""
+    name = f"{job.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    place, number = workspace / "submitted" / name, 1
+    while place.exists():
+        number += 1
+        place = place.with_name(f"{name}-{number}")
+    return place
+
+
+def _check_site_change(said: Any, site: str, wanted: str) -> None:
+    results = said.get("clients") if isinstance(said, dict) else None
+    for one in results or ():
+        if isinstance(one, dict) and one.get("client_name") == site and not one.get("error"):
+            return
+    raise FederationError(
+        f"the server does not say that {site} is {wanted} now",
+        "check the name with fedfms status, and the server's log",
+        code="site-not-changed",
+    )
+
+
+_MEANINGS: tuple[tuple[type[Exception], str, str], ...] = (
+    (AuthenticationError, "not-let-in", "ask for a new kit: the server does not accept this one"),
+    (InvalidJobDefinition, "invalid-job", "correct the job folder"),
+    (JobNotFound, "no-such-job", "look at fedfms status for the jobs that there are"),
+    (JobNotRunning, "not-running", "nothing; fedfms status shows how it ended"),
+    (JobNotDone, "still-running", "wait for its end with fedfms watch, or stop it: fedfms abort"),
+)
+
+
+def _as_our_error(what: str, error: Exception) -> FedfmsError:
+    if isinstance(error, FedfmsError):
+        return error
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    for kind, code, fix in _MEANINGS:
+        if isinstance(error, kind):
+            return FederationError(f"cannot {what}: {text}", fix, code=code)
+    return FederationError(
+        f"cannot {what}: {text}",
+        "look whether the server runs and this machine can reach it; its log says more",
+        code="no-server",
+    )
 
 
 def _min_clients(overrides: Sequence[str], meta: dict[str, Any]) -> int:

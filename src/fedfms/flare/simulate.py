@@ -7,7 +7,6 @@ and a trainer, as in the containers. Nothing of it is left behind, however it en
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import shutil
@@ -15,24 +14,30 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from nvflare.lighter.prov_utils import prepare_builders
-from nvflare.lighter.provision import prepare_project
-from nvflare.lighter.provisioner import Provisioner
-
 from fedfms.config import Recipe
 from fedfms.errors import ConfigError, FederationError
+from fedfms.flare.follow import (
+    OnEvent,
+    check_results_folder,
+    follow,
+    read_end,
+    wait_for_start,
+    write_results,
+)
 from fedfms.flare.job import RESULT_FOLDER
 from fedfms.flare.processes import Processes, Supervised
 from fedfms.flare.progress import Event, RecordReader
+from fedfms.flare.provision import run_provisioner
 from fedfms.flare.recorder import RECORDS_FILE
 from fedfms.flare.session import (
     Coordinator,
+    JobState,
     check_sites,
     connect,
     keep_model_at_server,
@@ -42,10 +47,10 @@ from fedfms.flare.session import (
 log = logging.getLogger(__name__)
 
 PROJECT, SERVER, ADMIN = "fedfms-simulation", "localhost", "coordinator@fedfms.local"
+ADMINS = {ADMIN: "project_admin"}  # name -> role
 START_SECONDS = 180.0  # for the server and all sites to find each other
 SCHEDULE_SECONDS = 90.0  # for a submitted job to start
 POLL_SECONDS = 0.5
-STATE_SECONDS = 2.0  # between two questions to FLARE
 
 # How fast a site that is gone is noticed. On one machine nothing can be slow but the machine.
 HEART_BEAT_SECONDS = 5
@@ -59,8 +64,6 @@ SERVER_SETTINGS = {
 # of the caller's environment, what no process of a site or the server should see
 _NOT_PASSED_ON = ("SITE_DATA", "FEDFMS_EXCHANGE", "FEDFMS_CHECKPOINTS", "PYTHONPATH")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
-
-OnEvent = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +118,7 @@ def simulate(
         KeyboardInterrupt: Ctrl-C, or SIGTERM; everything has been stopped by then.
     """
     tell = on_event or (lambda event: None)
-    if results.is_file() or (results.is_dir() and any(results.iterdir())):
-        raise FederationError(
-            f"{results} holds something already", "name a new folder", code="results-exist"
-        )
+    check_results_folder(results)
     found = find_sites(sites, data)
     run = workspace / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     prepared = prepare_job(job, run / job.name, overrides, model)
@@ -132,17 +132,11 @@ def simulate(
         status = federation.wait_for_end(coordinator, job_id)
         tell(Event("fetch"))
         downloaded = coordinator.download(job_id, run / "download")
-    from fedfms.report.collect import collect
-    from fedfms.report.render import render
-
-    reader = RecordReader(downloaded / RECORDS_FILE, prepared.recipe.rounds)
-    ends = [record for record in reader.read_new() if record["record"] == "job_done"]
-    collect(downloaded, results)
-    render(results)
-    if not ends or ends[-1]["status"] != "completed":
-        reason = (ends[-1]["reason"] if ends else None) or f"FLARE says {status}"
+    end = read_end(downloaded, status)
+    write_results(downloaded, results)
+    if not end.completed:
         raise FederationError(
-            "\n  ".join([f"the job did not come to its end: {reason}", *reader.trouble()]),
+            end.problem,
             f"a site's own words are in {federation.run}/sites/SITE/errors.log, all logs in "
             f"{federation.logs}; what there is of results lies in {results}",
             code="job-failed",
@@ -193,12 +187,14 @@ class Federation:
         recipe: Recipe,
         checkpoints: Path | None,
         tell: OnEvent,
+        admins: Mapping[str, str] = ADMINS,
     ) -> None:
         self.run = run.resolve()
         self.logs = self.run / "logs"
         self.sites = sites
         self.recipe = recipe
         self.checkpoints = checkpoints.resolve() if checkpoints is not None else None
+        self.admins = admins
         self._tell = tell
         self._kits = self.run / "kits"
         self._gone: set[str] = set()
@@ -209,7 +205,7 @@ class Federation:
         """Provision, start, and wait until everybody is there; stop everything at the end."""
         self._tell(Event("provision", sites=tuple(site.name for site in self.sites)))
         port = free_port()
-        kits = provision(self._kits, [site.name for site in self.sites], port)
+        kits = provision(self._kits, [site.name for site in self.sites], port, self.admins)
         with self._processes, _no_proxy():
             self._tell(Event("start", sites=tuple(site.name for site in self.sites)))
             server = self._start_server(kits / SERVER)
@@ -224,11 +220,18 @@ class Federation:
         """Submit a prepared job and wait until it runs."""
         job_id = coordinator.submit_prepared(job)
         deadline = time.monotonic() + SCHEDULE_SECONDS
-        while (state := coordinator.state(job_id)).status in ("SUBMITTED", "APPROVED"):
-            self._look()
+
+        def give_up_in_time(state: JobState) -> None:
             if time.monotonic() > deadline:
                 raise self._failure("FLARE did not start the job", state.detail)
-            time.sleep(POLL_SECONDS)
+
+        state = wait_for_start(
+            coordinator,
+            job_id,
+            look=self._look,
+            on_wait=give_up_in_time,
+            poll_seconds=POLL_SECONDS,
+        )
         if state.detail:
             self._tell(Event("submit", text=f"FLARE says: {state.detail}"))
         return job_id
@@ -237,20 +240,22 @@ class Federation:
         """Tell how far the job is until it has ended; FLARE's status of it."""
         folder = self.kit(SERVER) / job_id / RESULT_FOLDER
         reader = RecordReader(folder / RECORDS_FILE, self.recipe.rounds)
-        next_state = 0.0
-        while True:
+
+        def look() -> None:
             for name in self._look():
                 self._tell(reader.event(text=name))
-            if reader.read_new():
-                self._tell(reader.event())
-            if time.monotonic() >= next_state:
-                state = coordinator.state(job_id)
-                if state.is_finished and not reader.records and not state.is_completed:
-                    raise self._failure(f"FLARE ended the job as {state.status}", state.detail)
-                if state.is_finished:
-                    return state.status
-                next_state = time.monotonic() + STATE_SECONDS
-            time.sleep(POLL_SECONDS)
+
+        state = follow(
+            coordinator,
+            job_id,
+            news=lambda: reader.event() if reader.read_new() else None,
+            tell=self._tell,
+            look=look,
+            poll_seconds=POLL_SECONDS,
+        )
+        if not reader.records and not state.is_completed:
+            raise self._failure(f"FLARE ended the job as {state.status}", state.detail)
+        return state.status
 
     def forget(self) -> None:
         """Remove keys, FLARE's folders and the exchange after a run that went well; logs stay."""
@@ -333,7 +338,7 @@ class Federation:
                 if not server.is_running:
                     raise self._failure("the server ended while it started")
                 try:
-                    coordinator = stack.enter_context(connect(kit))
+                    coordinator = stack.enter_context(connect(kit, scratch=self.run))
                     break
                 except FederationError:
                     if time.monotonic() > deadline:
@@ -371,8 +376,10 @@ class Federation:
         return self._kits / PROJECT / "prod_00" / name
 
 
-def provision(folder: Path, sites: Sequence[str], port: int) -> Path:
-    """Startup kits for a server on this machine, these sites and one admin, by FLARE's provisioner.
+def provision(
+    folder: Path, sites: Sequence[str], port: int, admins: Mapping[str, str] = ADMINS
+) -> Path:
+    """Startup kits for a server on this machine, these sites and admins, by FLARE's provisioner.
 
     The folder holds private keys and is for this user only.
 
@@ -389,7 +396,10 @@ def provision(folder: Path, sites: Sequence[str], port: int) -> Path:
             "fed_learn_port": port,
             "admin_port": port,
         },
-        {"name": ADMIN, "type": "admin", "org": "coordinator", "role": "project_admin"},
+    ]
+    participants += [
+        {"name": name, "type": "admin", "org": "coordinator", "role": role}
+        for name, role in admins.items()
     ]
     participants += [
         {"name": name, "type": "client", "org": name.replace("-", "_")} for name in sites
@@ -414,19 +424,7 @@ def provision(folder: Path, sites: Sequence[str], port: int) -> Path:
             {"path": "nvflare.lighter.impl.cert.CertBuilder"},
         ],
     }
-    said = io.StringIO()
-    before = os.umask(0o077)
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            Provisioner(str(folder), prepare_builders(project)).provision(prepare_project(project))
-    finally:
-        os.umask(before)
-    kits = folder / PROJECT / "prod_00"
-    if not kits.is_dir():
-        raise FederationError(
-            "the startup kits could not be made", said.getvalue().strip() or "no reason was given"
-        )
-    return kits
+    return run_provisioner(project, folder)
 
 
 def free_port() -> int:

@@ -33,6 +33,7 @@ def refuse_networks() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments and serve; the exit code is 2 for a mistake in what was given."""
     refuse_networks()
+    from fedfms.preflight.machine import require_gpu
     from fedfms.trainer.server import serve
 
     machine = Machine.from_environment()
@@ -63,8 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--work", required=True, type=Path, metavar="FOLDER", help="private; scores per case")
     given = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
+    )
     try:
+        require_gpu()
         serve(
             given.site,
             given.config,

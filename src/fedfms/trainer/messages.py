@@ -15,19 +15,20 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from fedfms.config import Recipe
+from fedfms.config import Method, Recipe
 from fedfms.errors import ConfigError, ContributionRefused, TrainerError
 from fedfms.exchange.contribution import MAX_PICTURES as MAX_PICTURES
 from fedfms.exchange.contribution import Contribution
 
-PROTOCOL = 1
+PROTOCOL = 2  # 2: a Pong says what the site can do
 SOCKET_NAME = "trainer.sock"
 MAX_LINE_BYTES = 256 * 1024
 
 Kind = Literal["train", "evaluate"]
 ModelName = Literal["round", "final", "best"]
+Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +63,25 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """Trainer: I am."""
+    """Trainer: I am, and this is what the site can do, by its site.yml and policy as they are now.
+
+    It goes on to the server. Where one of the two files cannot be used, all it would say is empty.
+    """
 
     site: str
     version: str  # of the package
     busy: bool  # with a task
+    fault: str | None = None  # code of what keeps this site from taking part
+    classes: tuple[str, ...] = ()  # that the site annotates
+    not_annotated: tuple[str, ...] = ()  # that it knows and never drew
+    methods: tuple[Method, ...] = ()  # that its policy allows
+    max_rounds: int = 0  # that its policy allows
+    device: Device | None = None  # what torch computes on here
+
+    @property
+    def ready(self) -> bool:
+        """Whether a task can begin."""
+        return self.fault is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +178,19 @@ def encode(message: Request | Answer) -> bytes:
             values = {"type": "abort"}
         case Ping():
             values = {"type": "ping", "protocol": PROTOCOL}
-        case Pong(site, version, busy):
+        case Pong():
             values = {
                 "type": "pong",
                 "protocol": PROTOCOL,
-                "site": site,
-                "version": version,
-                "busy": busy,
+                "site": message.site,
+                "version": message.version,
+                "busy": message.busy,
+                "fault": message.fault,
+                "classes": list(message.classes),
+                "not_annotated": list(message.not_annotated),
+                "methods": list(message.methods),
+                "max_rounds": message.max_rounds,
+                "device": message.device,
             }
         case Progress(phase, done, total):
             values = {"type": "progress", "phase": phase, "done": done, "total": total}
@@ -242,8 +263,11 @@ def decode_answer(line: bytes) -> Answer:
         _check(values, {"error": _word, "code": _code, "exception": _word_or_none})
         return Failure(**values)
     if kind == "pong":
-        _check(values, {"protocol": _count, "site": _name, "version": _name, "busy": _flag})
-        return Pong(values["site"], values["version"], values["busy"])
+        _check(values, _PONG)
+        del values["protocol"]
+        for key in ("classes", "not_annotated", "methods"):
+            values[key] = tuple(values[key])
+        return Pong(**values)
     raise _nonsense("a message of an unknown type")
 
 
@@ -302,6 +326,10 @@ def _name(value: Any) -> bool:
     return _text(value, _NAME)
 
 
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= MAX_CLASSES and all(map(_name, value))
+
+
 def _code(value: Any) -> bool:
     return _text(value, _CODE)
 
@@ -322,6 +350,21 @@ _TASK: dict[str, Callable[[Any], bool]] = {
     "round": _count,
     "model": lambda value: value in ("round", "final", "best"),
     "recipe": lambda value: isinstance(value, dict),
+}
+
+MAX_CLASSES = 1000
+
+_PONG: dict[str, Callable[[Any], bool]] = {
+    "protocol": _count,
+    "site": _name,
+    "version": _name,
+    "busy": _flag,
+    "fault": lambda value: value is None or _code(value),
+    "classes": lambda value: _names(value),
+    "not_annotated": lambda value: _names(value),
+    "methods": lambda value: _names(value) and set(value) <= set(get_args(Method)),
+    "max_rounds": _count,
+    "device": lambda value: value is None or value in get_args(Device),
 }
 
 

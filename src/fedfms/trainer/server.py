@@ -27,6 +27,7 @@ from fedfms import __version__
 from fedfms.control import Control
 from fedfms.errors import FedfmsError, TaskAborted, TrainerError
 from fedfms.exchange.payload import load_tensors, save_tensors, write_whole
+from fedfms.trainer.announce import Announcer
 from fedfms.trainer.messages import (
     MAX_LINE_BYTES,
     SOCKET_NAME,
@@ -34,7 +35,6 @@ from fedfms.trainer.messages import (
     Answer,
     Failure,
     Ping,
-    Pong,
     Progress,
     Reply,
     TaskFiles,
@@ -125,6 +125,7 @@ class TrainerServer:
     def __init__(self, runner: TaskRunner, exchange: Path) -> None:
         self._runner = runner
         self._exchange = exchange
+        self._announcer = Announcer(runner.folders)
         self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="task")
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -159,7 +160,7 @@ class TrainerServer:
                 files = TaskFiles(self._exchange, request.task_id)
                 answer = await self._do(request, files, reader, writer)
             elif isinstance(request, Ping):
-                answer = Pong(self._runner.folders.name, __version__, self._turn.locked())
+                answer = await self._announcer.pong(self._turn.locked)
             else:
                 answer = request
             writer.write(encode(answer))

@@ -19,7 +19,7 @@ from fedfms.config import Recipe, SiteConfig
 from fedfms.control import Control
 from fedfms.data.dataset import PreparedCase, SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
-from fedfms.errors import TrainerError
+from fedfms.errors import TrainerError, TrainingError
 from fedfms.exchange.contribution import Contribution
 from fedfms.exchange.door import check_job, pass_door, pass_pictures, read_policy
 from fedfms.exchange.payload import difference, read_travelling, shapes_of, write_travelling
@@ -118,6 +118,7 @@ class TaskRunner:
         policy = read_policy(self.folders.policy)
         check_job(policy, recipe)
         _check_task(task, self.folders.name)
+        _check_device(recipe, site)
         use_threads(site)
         _reset_peak_memory(site)
 
@@ -216,6 +217,17 @@ def _check_task(task: Task, site_name: str) -> None:
             f"round {task.round} is beyond the {task.recipe.rounds} rounds of the recipe",
             "submit the job again; its server and its recipe disagree",
             code="round",
+        )
+
+
+def _check_device(recipe: Recipe, site: SiteConfig) -> None:
+    """A job that asks for a GPU never runs on a processor, not even to evaluate."""
+    if torch_device(site).type != "cuda" and recipe.require_gpu:
+        raise TrainingError(
+            f"the job requires a GPU, and this site computes on the CPU (device: {site.device})",
+            "check the driver with nvidia-smi, start the trainer with the GPU overlay, or ask the "
+            "coordinator to submit the job without --gpu",
+            code="no-gpu",
         )
 
 

@@ -2,14 +2,14 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 
 from fedfms.config import Policy, SiteConfig
+from fedfms.kits.render import TEMPLATES
 
-TEMPLATE = Path(__file__).resolve().parents[3] / "sites" / "_template"
+TEMPLATE = TEMPLATES / "site"
 TEXT = (TEMPLATE / "site.yml").read_text()
 FIELDS = {field.name: field for field in dataclasses.fields(SiteConfig)}
 

@@ -165,3 +165,16 @@ def test_privacy_json_is_what_the_demo_needs(tmp_path):
     write_phantom_site(tmp_path, "unseen", cases=2, slices=1)
     policy = json.loads((tmp_path / "policy" / "privacy.json").read_text())
     assert policy == {"min_cases": 3, "pictures": True}
+
+
+def test_keep_adds_the_sites_that_are_missing_and_leaves_the_others(tmp_path: Path) -> None:
+    write_phantom_federation(tmp_path, cases=2, slices=1)
+    marked = tmp_path / "site-2" / "site.yml"
+    marked.write_text("# mine\n")
+    for path in sorted((tmp_path / "site-3").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+    write_phantom_federation(tmp_path, cases=2, slices=1, keep=True)
+
+    assert marked.read_text() == "# mine\n"
+    assert len(list((tmp_path / "site-3" / "images").iterdir())) == 2

@@ -1,0 +1,140 @@
+"""What a site announces: what its trainer says of itself, asked for through FLARE.
+
+A site's FLARE client answers FLARE's `report_resources` with it. A coordinator compares a job with
+the announcements before it submits, since FLARE leaves a job that cannot run waiting in silence.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nvflare.apis.fl_context import FLContext
+from nvflare.app_common.resource_managers.passthrough_resource_manager import (
+    PassthroughResourceManager,
+)
+
+from fedfms.config import Machine
+from fedfms.errors import FedfmsError
+from fedfms.preflight.health import ping_trainer  # the same question without torch
+from fedfms.trainer.messages import PROTOCOL, Pong, decode_answer, public_code
+
+KEY = "fedfms"  # of what report_resources returns
+PING_SECONDS = 3.0
+
+NOT_TOLD = "not-told"  # code: the site's FLARE client said nothing that can be understood
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What a connected site says of itself."""
+
+    site: str
+    version: str = ""  # of fedfms in its trainer; empty where nothing is known
+    classes: tuple[str, ...] = ()
+    not_annotated: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    max_rounds: int = 0
+    device: str | None = None
+    fault: str | None = None  # code of what keeps it from taking part
+    busy: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether a task can begin there."""
+        return self.fault is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, `ready` included."""
+        return {
+            "site": self.site,
+            "version": self.version,
+            "classes": list(self.classes),
+            "not_annotated": list(self.not_annotated),
+            "methods": list(self.methods),
+            "max_rounds": self.max_rounds,
+            "device": self.device,
+            "ready": self.ready,
+            "fault": self.fault,
+            "busy": self.busy,
+        }
+
+
+class SiteResources(PassthroughResourceManager):  # type: ignore[misc]
+    """FLARE's resource manager of a site: agrees to every job, and reports what the trainer says.
+
+    The GPU is the trainer's, and the FLARE client sees none to count.
+    """
+
+    def report_resources(self, fl_ctx: FLContext) -> dict[str, Any]:
+        """The announcement of this site; never raises, since FLARE would not answer then."""
+        try:
+            exchange = Machine.from_environment().exchange
+            if exchange is None:
+                return _faulty("no-exchange")
+            pong = ping_trainer(exchange, PING_SECONDS)
+        except FedfmsError as error:
+            return _faulty(public_code(error.code))
+        except Exception as error:
+            self.logger.debug("no announcement: %s", type(error).__name__)
+            return _faulty("unexpected")
+        return {KEY: said_by(pong)}
+
+
+def said_by(pong: Pong) -> dict[str, Any]:
+    """A trainer's answer as it goes to the coordinator."""
+    return {
+        "version": pong.version,
+        "classes": list(pong.classes),
+        "not_annotated": list(pong.not_annotated),
+        "methods": list(pong.methods),
+        "max_rounds": pong.max_rounds,
+        "device": pong.device,
+        "ready": pong.ready,
+        "fault": pong.fault,
+        "busy": pong.busy,
+    }
+
+
+def read_announcement(site: str, reported: Any) -> Announcement:
+    """What a site's FLARE client reported, or that it cannot be understood; never raises.
+
+    Args:
+        site: FLARE's name of the site.
+        reported: its cell of FLARE's table, which is Python's text of a dict.
+    """
+    try:
+        values = ast.literal_eval(reported) if isinstance(reported, str) else reported
+        said = values[KEY]
+        if not said["ready"] and "version" not in said:
+            return Announcement(site, fault=public_code(said["fault"]))
+        pong = _checked(site, said)
+    except (FedfmsError, ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError):
+        return Announcement(site, fault=NOT_TOLD)
+    return Announcement(
+        site,
+        version=pong.version,
+        classes=pong.classes,
+        not_annotated=pong.not_annotated,
+        methods=pong.methods,
+        max_rounds=pong.max_rounds,
+        device=pong.device,
+        fault=pong.fault,
+        busy=pong.busy,
+    )
+
+
+def _checked(site: str, said: Mapping[str, Any]) -> Pong:
+    """What another machine says, through the same checks as between the site's two processes."""
+    values = {key: value for key, value in said.items() if key != "ready"}
+    line = json.dumps({**values, "type": "pong", "protocol": PROTOCOL, "site": site})
+    answer = decode_answer(line.encode())
+    assert isinstance(answer, Pong)  # by its type
+    return answer
+
+
+def _faulty(code: str) -> dict[str, Any]:
+    return {KEY: {"ready": False, "fault": code}}

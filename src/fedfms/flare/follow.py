@@ -1,0 +1,186 @@
+"""From a submitted job to its results folder: what a simulation and a coordinator share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedfms.config import Recipe
+from fedfms.errors import ConfigError, FederationError
+from fedfms.flare.job import RECIPE_FILE
+from fedfms.flare.progress import Event, RecordReader
+from fedfms.flare.recorder import RECORDS_FILE
+from fedfms.flare.session import Coordinator, JobState
+
+STATE_SECONDS = 2.0  # between two questions to FLARE
+LOST_SECONDS = 60.0  # a job of days outlasts a short break of the line
+NEWS_SECONDS = 2.0  # between two looks at how far the job is
+
+OnEvent = Callable[[Event], None]
+News = Callable[[], Event | None]  # how far the job is, where that has changed
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnd:
+    """How a job ended, by its own records; FLARE's word is not enough.
+
+    FLARE calls a job abnormal in which a site was started again, whatever it came to.
+    """
+
+    completed: bool
+    reason: str  # why not
+    trouble: tuple[str, ...]  # why sites did not contribute to the last round
+    event: Event  # everything that was worth telling
+
+    @property
+    def problem(self) -> str:
+        """All of it as the first part of an error."""
+        return "\n  ".join([f"the job did not come to its end: {self.reason}", *self.trouble])
+
+
+def wait_for_start(
+    coordinator: Coordinator,
+    job_id: str,
+    *,
+    look: Callable[[], object] = lambda: None,
+    on_wait: Callable[[JobState], None] = lambda state: None,
+    poll_seconds: float = STATE_SECONDS,
+) -> JobState:
+    """Wait until FLARE has started a submitted job, or ended it.
+
+    Args:
+        coordinator: an open session.
+        job_id: FLARE's id.
+        look: called between two questions.
+        on_wait: told the state as long as it waits; may raise to give up.
+        poll_seconds: between two questions.
+    """
+    while (state := coordinator.state(job_id)).is_waiting:
+        look()
+        on_wait(state)
+        time.sleep(poll_seconds)
+    return state
+
+
+def follow(
+    coordinator: Coordinator,
+    job_id: str,
+    *,
+    news: News,
+    tell: OnEvent,
+    look: Callable[[], None] = lambda: None,
+    poll_seconds: float = NEWS_SECONDS,
+) -> JobState:
+    """Tell how far a job is until FLARE calls it finished; FLARE's last word.
+
+    Args:
+        coordinator: an open session.
+        job_id: FLARE's id of a job that has started.
+        news: see `News`.
+        tell: gets the news.
+        look: called between two looks.
+        poll_seconds: between two looks.
+    """
+    next_state = 0.0
+    last_answer = time.monotonic()
+    while True:
+        look()
+        try:
+            if (event := news()) is not None:
+                tell(event)
+            if time.monotonic() >= next_state:
+                state = coordinator.state(job_id)
+                if state.is_finished:
+                    return state
+                next_state = last_answer = time.monotonic() + STATE_SECONDS
+        except FederationError as error:
+            if error.code != "no-server" or time.monotonic() > last_answer + LOST_SECONDS:
+                raise
+        time.sleep(poll_seconds)
+
+
+def news_from(coordinator: Coordinator, job_id: str) -> News:
+    """Asks the job's recorder at the server, for somebody on another machine."""
+    before: Event | None = None
+
+    def news() -> Event | None:
+        nonlocal before
+        event = coordinator.event(job_id)
+        if event is None or event == before:
+            return None
+        before = event
+        return event
+
+    return news
+
+
+def check_results_folder(results: Path) -> None:
+    """Whether a results folder can be written there; asked before a job begins.
+
+    Raises:
+        FederationError: code results-exist.
+        ConfigError: code results-not-writable.
+    """
+    if results.is_file() or (results.is_dir() and any(results.iterdir())):
+        raise FederationError(
+            f"{results} holds something already", "name a new folder", code="results-exist"
+        )
+    if results.is_mount():
+        raise ConfigError(
+            f"{results} is a volume of its own, and results appear there as a whole or not at all",
+            f"name a new folder in it, such as {results / 'run-1'}",
+            code="results-not-writable",
+        )
+    try:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=results.parent, prefix=f".{results.name}."):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{results.parent} cannot be written: {error.strerror}",
+            "name another folder with --results, or give this user the right to write there",
+            code="results-not-writable",
+        ) from None
+
+
+def read_end(downloaded: Path, status: str) -> JobEnd:
+    """How a fetched job ended.
+
+    Args:
+        downloaded: from `Coordinator.download`.
+        status: FLARE's word, for a job that could not write its own.
+    """
+    try:
+        rounds = Recipe.from_json(downloaded / RECIPE_FILE).rounds
+    except ConfigError:  # it ended before it wrote one
+        rounds = 0
+    reader = RecordReader(downloaded / RECORDS_FILE, rounds)
+    ends = [record for record in reader.read_new() if record["record"] == "job_done"]
+    completed = bool(ends) and ends[-1]["status"] == "completed"
+    reason = (ends[-1].get("reason") if ends else None) or f"FLARE says {status}"
+    return JobEnd(completed, str(reason), tuple(reader.trouble()), reader.event())
+
+
+def write_results(downloaded: Path, results: Path) -> None:
+    """Models, tables and report of a fetched job, as a whole or not at all.
+
+    Raises:
+        FederationError: code results-exist, or no-records.
+    """
+    from fedfms.report.collect import collect
+    from fedfms.report.render import render
+
+    check_results_folder(results)
+    scratch = results.with_name(f".{results.name}.{os.getpid()}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        collect(downloaded, scratch)
+        render(scratch)
+        scratch.rename(results)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,61 @@
+"""What a server says of itself to whoever may connect: its version, its clock, who is disabled.
+
+FLARE's registration begins with a challenge, the one question that a participant may ask before it
+is registered. The reply gets three more headers, so that `fedfms check-site` learns over the one
+port, with mutual TLS, whether a site could join.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.fuel.f3.cellnet.defs import CellChannel, CellChannelTopic, IdentityChallengeKey
+
+from fedfms import __version__
+
+log = logging.getLogger(__name__)
+
+VERSION, TIME, REVOKED = "fedfms_version", "fedfms_time", "fedfms_revoked"
+
+
+class Greeting(FLComponent):  # type: ignore[misc]
+    """Adds its headers to the server's answers to the challenge of a registration.
+
+    A site's component list does not name it, jobs cannot, and it takes no arguments.
+    """
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Take the place of FLARE's callback as soon as the server listens."""
+        if event_type != EventType.SYSTEM_START:
+            return
+        try:
+            server = fl_ctx.get_prop(FLContextKey.SITE_OBJ)
+            server.cell.register_request_cb(
+                channel=CellChannel.SERVER_MAIN,
+                topic=CellChannelTopic.Challenge,
+                cb=_greeting(server, server.client_challenge),
+            )
+        except Exception:  # a federation without greetings is better than none
+            log.exception("the server will not greet: sites cannot check version and clock")
+
+
+def _greeting(server: Any, answer: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def challenge(request: Any) -> Any:
+        reply = answer(request)
+        try:
+            name = request.get_header(IdentityChallengeKey.COMMON_NAME) or ""
+            reply.set_header(VERSION, __version__)
+            reply.set_header(TIME, time.time())
+            reply.set_header(REVOKED, bool(server.client_manager.is_client_disabled(name)))
+        except Exception:  # never in the way of a registration
+            log.exception("a greeting failed")
+        return reply
+
+    return challenge

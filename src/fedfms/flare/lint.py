@@ -1,0 +1,224 @@
+"""What keeps a job from running, found before it is submitted.
+
+FLARE takes a job that no site can run and leaves it waiting, or lets it fail in its first round
+after everybody has loaded a model. Here it is compared with what the sites announce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nvflare.private.fed.utils.fed_utils import extract_participants
+
+from fedfms import __version__
+from fedfms.config import Recipe
+from fedfms.errors import ConfigError
+from fedfms.flare.announce import Announcement
+
+EVERYBODY, SERVER = "@ALL", "server"  # FLARE's names in a deploy_map
+
+# what the codes mean that a trainer or a FLARE client answers with; others are shown as they are
+_FAULTS = {
+    "no-trainer": "no trainer answers there",
+    "trainer-hung": "its trainer does not answer",
+    "other-protocol": "its two containers run different versions of fedfms",
+    "config": "its site.yml cannot be used",
+    "no-policy": "its policy cannot be used",
+    "no-gpu": "its site.yml asks for a GPU that torch does not find",
+    "no-data-root": "its folder of images is not there",
+    "site-files-slow": "its site.yml or policy cannot be read",
+    "not-told": "it does not say what it can do",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that keeps a job from running."""
+
+    text: str
+    fix: str
+    code: str
+
+
+def site_problems(
+    recipe: Recipe,
+    sites: Sequence[str],
+    *,
+    connected: Sequence[str],
+    min_clients: int,
+    trains: bool,
+    without: Iterable[str] = (),
+) -> list[Problem]:
+    """Whether enough sites are there, by their names alone.
+
+    Args:
+        recipe: of the job.
+        sites: those that would take part.
+        connected: all that are there.
+        min_clients: the job's.
+        trains: whether the job trains; then holdouts do not count.
+        without: sites that were left out on purpose.
+    """
+    problems = []
+    for name in sorted(set(recipe.holdout) - set(connected) - set(without)):
+        problems.append(
+            Problem(
+                f"the recipe's holdout names {name}, which is not connected",
+                f"name connected sites: {_list(connected)}",
+                "unknown-site",
+            )
+        )
+    training = set(sites) - set(recipe.holdout) if trains else set(sites)
+    if len(training) < min_clients:
+        problems.append(
+            Problem(
+                f"the job needs {min_clients} {'training ' if trains else ''}sites, "
+                f"and {len(training)} can take part",
+                "connect more sites, or allow fewer with "
+                f"--set min_clients={max(1, len(training))}",
+                "too-few-sites",
+            )
+        )
+    return problems
+
+
+def taking_part(
+    meta: Mapping[str, Any], connected: Sequence[str], without: Iterable[str]
+) -> list[str]:
+    """The sites that FLARE would give the job to."""
+    named = _deployed_to(meta)
+    return [
+        site
+        for site in sorted(connected)
+        if (EVERYBODY in named or site in named) and site not in set(without)
+    ]
+
+
+def flare_problems(
+    meta: Mapping[str, Any], connected: Sequence[str], without: Iterable[str] = ()
+) -> list[Problem]:
+    """What FLARE would leave waiting without a word: names that nobody has."""
+    problems = []
+    left_out = set(without)
+    for name in sorted(_deployed_to(meta) - {EVERYBODY, SERVER} - set(connected) - left_out):
+        problems.append(
+            Problem(
+                f"the job's deploy_map names {name}, which is not connected",
+                f"connect it, leave it out with --without {name}, or name connected sites in "
+                f"meta.json: {_list(connected)}",
+                "unknown-site",
+            )
+        )
+    present = set(taking_part(meta, connected, without))
+    for name in sorted(set(meta.get("mandatory_clients") or ()) - present):
+        left = name in left_out
+        problems.append(
+            Problem(
+                f"the job's mandatory_clients names {name}, which "
+                f"{'is left out' if left else 'does not take part'}",
+                f"connect it, or take {name} out of mandatory_clients in meta.json",
+                "mandatory-site-missing",
+            )
+        )
+    return problems
+
+
+def announced_problems(recipe: Recipe, told: Sequence[Announcement], trains: bool) -> list[Problem]:
+    """Where what the sites that take part say of themselves does not fit the recipe."""
+    problems = []
+    for one in told:
+        leave_out = f"or leave it out with --without {one.site}"
+        if not one.ready:
+            what = _FAULTS.get(one.fault or "")
+            problems.append(
+                Problem(
+                    f"{one.site} is not ready ({one.fault}){f': {what}' if what else ''}",
+                    f"look at its trainer's log and run fedfms check-site at {one.site}, "
+                    f"{leave_out}",
+                    "site-not-ready",
+                )
+            )
+            continue
+        problems += [
+            Problem(f"{one.site} {text}", f"{fix}, {leave_out}", code)
+            for text, fix, code in _misfits(recipe, one, trains)
+        ]
+    return problems
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """Raise one error that names all problems, one line each with its fix.
+
+    Raises:
+        ConfigError: there is a problem; the code of a single one, else job-not-runnable.
+    """
+    if not problems:
+        return
+    if len(problems) == 1:
+        raise ConfigError(problems[0].text, problems[0].fix, code=problems[0].code)
+    lines = [f"- {problem.text}; fix: {problem.fix}" for problem in problems]
+    raise ConfigError(
+        "\n  ".join([f"{len(problems)} things keep this job from running:", *lines]),
+        "put each right as its line says, then submit again",
+        code="job-not-runnable",
+    )
+
+
+def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple[str, str, str]]:
+    if site.version != __version__:
+        yield (
+            f"runs fedfms {site.version}, here is {__version__}",
+            "use the same version everywhere",
+            "other-version",
+        )
+    if recipe.method not in site.methods:
+        yield (
+            f"does not allow {recipe.method}: its policy says {_list(site.methods)}",
+            "ask the site to add the method to its policy/privacy.json",
+            "method-not-allowed",
+        )
+    if recipe.rounds > site.max_rounds:
+        yield (
+            f"allows {site.max_rounds} rounds, the recipe has {recipe.rounds}",
+            f"submit with --set rounds={site.max_rounds}",
+            "too-many-rounds",
+        )
+    known = {*site.classes, *site.not_annotated}
+    if unknown := [name for name in recipe.classes if name not in known]:
+        yield (
+            f"does not know {'class' if len(unknown) == 1 else 'classes'} {_list(unknown)}; "
+            f"it has {_list(site.classes)}",
+            "ask the site to map the class in site.yml or to list it under not_annotated",
+            "unknown-class",
+        )
+    elif trains and site.site not in recipe.holdout and not set(recipe.classes) & set(site.classes):
+        yield (
+            f"annotates none of {_list(recipe.classes)}, so that it cannot train",
+            f"make it a holdout with --set holdout={site.site}",
+            "nothing-annotated",
+        )
+    if recipe.require_gpu and site.device != "cuda":
+        yield (
+            "has no GPU, and the job requires one",
+            "start its trainer with the GPU overlay, submit without --gpu",
+            "no-gpu",
+        )
+
+
+def _deployed_to(meta: Mapping[str, Any]) -> set[str]:
+    """Names in the job's deploy_map, as FLARE reads them."""
+    try:
+        named = [str(x) for v in meta["deploy_map"].values() for x in extract_participants(v)]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ConfigError(
+            "the deploy_map in the job's meta.json cannot be used",
+            'write "deploy_map": {"app": ["@ALL"]}',
+            code="deploy-map",
+        ) from None
+    return {EVERYBODY if name.upper() == EVERYBODY else name for name in named}
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"

@@ -1,0 +1,123 @@
+"""FLARE's `nvflare cert`: a site makes its key and a request, the coordinator signs the request.
+
+FLARE signs with a CA folder of its own kind. The one it gets here is made of the provisioner's CA
+(`state/cert.json`), for the moment of signing: so both kinds of kits work with one server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedfms.errors import FederationError
+
+VALID_DAYS = 360  # as FLARE's provisioner
+REQUEST_FILE = "request.json"
+
+
+def make_request(name: str, org: str, project: str, folder: Path) -> Path:
+    """Make a private key and a request for a certificate, in a new folder.
+
+    Returns:
+        the file to send; the key stays in the folder, as `<name>.key`, mode 0600.
+    """
+    participant = {"name": name, "type": "client", "org": org}
+    definition = folder / "participant.yml"
+    definition.write_text(yaml.safe_dump({"name": project, "participants": [participant]}))
+    said = _nvflare_cert("request", "-p", str(definition), "--out", str(folder), home=folder)
+    definition.unlink()
+    return Path(said["request_zip"])
+
+
+def read_request(request: Path) -> dict[str, Any]:
+    """What a request says; nothing of it is verified yet.
+
+    Raises:
+        FederationError: it is no request.
+    """
+    try:
+        with zipfile.ZipFile(request) as archive:
+            said = json.loads(archive.read(REQUEST_FILE))
+        return {key: str(said[key]) for key in ("name", "org", "project", "public_key_sha256")}
+    except FileNotFoundError:
+        raise FederationError(f"there is no {request}", "check the path") from None
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+        raise FederationError(
+            f"{request} is no request: {error}",
+            "let the site send the SITE.request.zip that fedfms request made",
+            code="bad-request",
+        ) from None
+
+
+def sign_request(
+    request: Path, root: bytes, root_key: bytes, server: Mapping[str, Any], scratch: Path
+) -> bytes:
+    """Let FLARE check a request and sign it.
+
+    Args:
+        request: the request's zip.
+        root: the CA's certificate, PEM.
+        root_key: its private key, PEM.
+        server: `project`, `host` and `port`.
+        scratch: private folder; the CA's key lies in it until this returns.
+
+    Returns:
+        the certificate, PEM.
+
+    Raises:
+        FederationError: FLARE refuses the request, with its reason.
+    """
+    authority, profile = scratch / "ca", scratch / "profile.yml"
+    authority.mkdir(mode=0o700)
+    (authority / "rootCA.pem").write_bytes(root)
+    (authority / "rootCA.key").write_bytes(root_key)
+    (authority / "ca.json").write_text(json.dumps({"project": server["project"]}))
+    content = {
+        "name": server["project"],
+        "scheme": "grpc",
+        "connection_security": "mtls",
+        "server": {"host": server["host"], "fed_learn_port": server["port"]},
+    }
+    profile.write_text(yaml.safe_dump(content))
+    signed = scratch / "signed.zip"
+    try:
+        said = _nvflare_cert(
+            *("approve", str(request.absolute()), "--ca-dir", str(authority)),
+            *("--profile", str(profile), "--valid-days", str(VALID_DAYS), "--out", str(signed)),
+            home=scratch,
+        )
+    finally:
+        (authority / "rootCA.key").unlink()
+    with zipfile.ZipFile(signed) as archive:
+        return archive.read(f"{said['name']}.crt")
+
+
+def _nvflare_cert(*arguments: str, home: Path) -> dict[str, Any]:
+    """Run `nvflare cert`; a process of its own, because it prints, exits, and writes into HOME."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nvflare.cli", "cert", *arguments, "--format", "json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HOME": str(home)},
+    )
+    try:
+        said = json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        said = {"message": done.stderr.strip() or "no reason was given"}
+    if done.returncode != 0 or said.get("status") != "ok":
+        detail = said.get("detail") or said.get("data", {}).get("detail") or ""
+        raise FederationError(
+            f"FLARE refuses: {said.get('message')} {detail}".strip(),
+            str(said.get("hint") or "make a new request: fedfms request"),
+            code="request-refused",
+        )
+    return dict(said["data"])

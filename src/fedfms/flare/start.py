@@ -1,0 +1,352 @@
+"""The roles `fedfms server` and `fedfms flare`: check the kit, lay it out, run FLARE in order.
+
+FLARE's main function runs in this process, so that a container's signals arrive. Before it starts,
+everything is checked that FLARE would meet with silence: it retries an expired certificate or
+another project's CA for ever without a word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+from nvflare.fuel.f3.mpm import MainProcessMonitor
+from nvflare.private.admin_defs import Message, error_reply
+from nvflare.private.defs import SysCommandTopic, TrainingTopic
+from nvflare.private.fed.client.admin import RequestProcessor
+from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
+
+from fedfms import __version__
+from fedfms.config import Machine
+from fedfms.errors import ConfigError, FedfmsError
+from fedfms.preflight.health import note_process
+from fedfms.preflight.kit import (
+    RENEW_DAYS,
+    Kit,
+    check_kit,
+    days_left,
+    site_name_of_environment,
+)
+from fedfms.preflight.network import proxy_for, reach
+from fedfms.preflight.policy import AUTHORIZATION_FILE, check_authorization
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 5.0  # from SIGTERM until this process is gone, whatever FLARE does
+UNREGISTERED_SECONDS = 30.0  # a site that is not registered by then hears why
+REMINDER_SECONDS = 60.0  # and again after each of these
+
+# what FLARE's start scripts leave; a container's process ids mean nothing to the next one
+_STALE = ("pid.fl", "daemon_pid.fl", "shutdown.fl", "restart.fl", "_process_rc.txt")
+_LOG_SETTINGS_OF_FLARE, _LOG_SETTINGS = "log_config.json.default", "log_config.json"
+_SHUT_DOWN, _RESTART = "shutdown.fl", "restart.fl"  # FLARE's notes of how it was told to end
+_EXIT_RESTART = 75  # EX_TEMPFAIL: start me again
+
+# what the server may not do at a site, whoever it says asks; topic -> what the asker reads
+REFUSED = {
+    SysCommandTopic.SHELL: "shell commands are refused at this site",
+    SysCommandTopic.CONFIGURE_SITE_LOG: "this site sets its log level itself",
+    TrainingTopic.CONFIGURE_JOB_LOG: "this site sets its log level itself",
+}
+
+
+def run_server(kit_folder: Path, workspace: Path) -> int:
+    """Run the project's FLARE server until it is told to stop; the exit code.
+
+    Args:
+        kit_folder: the server's kit, with startup/ and local/; it is not changed.
+        workspace: FLARE's workspace; kept between starts.
+
+    Raises:
+        FedfmsError: the kit cannot be used, or the workspace cannot be written.
+    """
+    kit = check_kit(kit_folder, "server")
+    lay_out(kit, workspace)
+    module: Any = importlib.import_module("nvflare.private.fed.app.server.server_train")
+    leave = _Leave()
+    create = module.create_admin_server
+
+    def create_admin_server(server: Any, *args: Any, **kwargs: Any) -> Any:
+        leave.in_order = lambda: _stop_server(server)
+        return create(server, *args, **kwargs)
+
+    module.create_admin_server = create_admin_server
+    _say_hello(kit)
+    return _run(module.main, "fed_server", workspace, [f"org={kit.organisation}"], leave)
+
+
+def run_client(kit_folder: Path, policy: Path, workspace: Path) -> int:
+    """Run a site's FLARE client until it is told to stop; the exit code.
+
+    Args:
+        kit_folder: the site's kit, with startup/ and local/; it is not changed.
+        policy: the site's own policy folder; its authorization.json goes before the kit's.
+        workspace: FLARE's workspace; kept between starts.
+
+    Raises:
+        FedfmsError: the kit or the policy cannot be used, or the workspace cannot be written.
+    """
+    kit = check_kit(kit_folder, "client", site_name_of_environment())
+    authorization = check_authorization(policy, kit.organisation)
+    lay_out(kit, workspace, authorization)
+    refuse_requests()
+    module: Any = importlib.import_module("nvflare.private.fed.app.client.client_train")
+    registered = threading.Event()
+    leave = _Leave()
+    create = module.create_admin_agent
+
+    def create_admin_agent(processors: Any, client: Any, engine: Any) -> Any:
+        registered.set()
+        leave.in_order = lambda: _leave_federation(client, engine)
+        return create(processors, client, engine)
+
+    module.create_admin_agent = create_admin_agent
+    _say_hello(kit)
+    threading.Thread(target=_explain_silence, args=(kit, registered), daemon=True).start()
+
+    def main(args: argparse.Namespace) -> None:
+        try:
+            module.main(args)
+        finally:
+            if not registered.is_set():
+                log.error("never registered at the server: %s", why_not_registered(kit))
+
+    options = [f"uid={kit.about.participant}", f"org={kit.organisation}"]
+    return _run(main, "fed_client", workspace, options, leave)
+
+
+def lay_out(kit: Kit, workspace: Path, authorization: bytes | None = None) -> None:
+    """Copy a checked kit to where FLARE looks for it, anew at every start.
+
+    Args:
+        kit: stays as it is; it may be mounted read-only.
+        workspace: gets startup/ and local/; whatever else FLARE keeps there stays.
+        authorization: content for local/authorization.json instead of the kit's.
+
+    Raises:
+        ConfigError: code workspace.
+    """
+    os.umask(0o007)  # the volume stays writable for its group, should the user's id change
+    try:
+        workspace.mkdir(parents=True, exist_ok=True)
+        for name in ("startup", "local"):
+            target = workspace / name
+            if target.is_symlink():
+                target.unlink()
+            elif target.exists():
+                shutil.rmtree(target)
+            _copy(kit.folder / name, target)
+        if authorization is not None:
+            (workspace / "local" / AUTHORIZATION_FILE).write_bytes(authorization)
+        _set_log_level(workspace / "local")
+        for name in _STALE:
+            (workspace / name).unlink(missing_ok=True)
+        note_process(workspace)
+    except OSError as error:
+        raise ConfigError(
+            f"the workspace {workspace} cannot be set up: {error}",
+            "mount a volume there that this container's user may write (group 10001); a volume "
+            "that an older version filled may be removed, it holds no images",
+            code="workspace",
+        ) from None
+
+
+def refuse_requests() -> None:
+    """Let FLARE's client answer certain requests with a refusal; to be called before it starts.
+
+    A site believes what the server says of who asks and whether that must be authorized. What is
+    refused here is refused whatever the server says.
+    """
+    kept = [
+        processor
+        for processor in ClientRequestProcessors.request_processors
+        if not set(processor.get_topics()) & set(REFUSED)
+    ]
+    ClientRequestProcessors.request_processors[:] = [*kept, RefusedRequests()]
+
+
+class RefusedRequests(RequestProcessor):  # type: ignore[misc]
+    """Answers with what the site says about such a request, and does nothing."""
+
+    def get_topics(self) -> list[str]:
+        """What it answers."""
+        return list(REFUSED)
+
+    def process(self, req: Message, app_ctx: object) -> Message:
+        """Refuse; the log says so, without what was asked."""
+        log.warning("refused a request of the server: %s", req.topic)
+        return error_reply(REFUSED[req.topic])
+
+
+class _Leave:
+    """What SIGTERM and Ctrl-C mean: leave in order, soon, in any case."""
+
+    def __init__(self) -> None:
+        # none: FLARE is not that far, and there is nothing to leave
+        self.in_order: Callable[[], Any] | None = None
+        self._told = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.in_order is None or self._told:
+            log.info("told to stop: ending at once")
+            _end(0)
+        self._told = True
+        log.info("told to stop (%s): leaving in order", signal.Signals(number).name)
+        hard = threading.Timer(STOP_SECONDS, _end, (0,))
+        hard.daemon = True
+        hard.start()
+        # not in this thread: FLARE's main may hold a lock at this very moment
+        threading.Thread(target=self._leave, daemon=True).start()
+
+    def _leave(self) -> None:
+        assert self.in_order is not None  # it was there when the signal came
+        try:
+            self.in_order()
+        except Exception:  # whatever it is, we leave
+            log.exception("could not leave in order")
+            _end(1)
+
+
+def _leave_federation(client: Any, engine: Any) -> None:
+    """End this site's part of running jobs, deregister, and let FLARE's main end.
+
+    In this order the server counts the site as gone, and the job goes on without it. A job process
+    that lives on takes the site off the list of the dead again, and then everybody waits for it;
+    one whose end is reported ends the job for all sites.
+    """
+    client.communicator.heartbeat_done = True  # nothing is reported any more
+    jobs = psutil.Process().children(recursive=True)
+    for process in jobs:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(jobs, timeout=1.0)
+    engine.shutdown()
+
+
+def _stop_server(server: Any) -> None:
+    # FLARE waits so long for its clients to leave; they find the server again by themselves
+    server.shutdown_period = 1.0
+    server.engine.shutdown_server()
+
+
+def _end(code: int) -> None:
+    """End now: FLARE's threads would keep this process alive."""
+    logging.shutdown()
+    os._exit(code)
+
+
+def _run(
+    main: Callable[..., Any],
+    config: str,
+    workspace: Path,
+    options: Sequence[str],
+    leave: _Leave,
+) -> int:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
+    arguments = argparse.Namespace(
+        workspace=str(workspace.resolve()),
+        set=["secure_train=true", "config_folder=config", *options],
+        local_rank=0,
+        **{config: f"{config}.json"},
+    )
+
+    def flare(args: argparse.Namespace) -> int:
+        main(args)
+        return _exit_code(workspace)
+
+    code = MainProcessMonitor.run(
+        main_func=flare,
+        run_dir=arguments.workspace,
+        shutdown_grace_time=0.5,
+        cleanup_grace_time=2.0,
+        args=arguments,
+    )
+    return code if isinstance(code, int) else 1
+
+
+def _exit_code(workspace: Path) -> int:
+    """0 where FLARE ended because it was told to, also from the console; 75 for a restart."""
+    if (workspace / _RESTART).exists():
+        return _EXIT_RESTART
+    return 0 if (workspace / _SHUT_DOWN).exists() else 1
+
+
+def _set_log_level(local: Path) -> None:
+    """FEDFMS_LOG_LEVEL, such as debug, for all that FLARE and its job processes log here."""
+    level = (Machine.from_environment().log_level or "info").upper()
+    if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ConfigError(
+            f"FEDFMS_LOG_LEVEL is {level.lower()}",
+            "set debug, info, warning or error",
+            code="log-level",
+        )
+    settings = json.loads((local / _LOG_SETTINGS_OF_FLARE).read_text())
+    settings["loggers"]["root"]["level"] = level
+    (local / _LOG_SETTINGS).write_text(json.dumps(settings, indent=2))
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder's plain files: contents alone, private keys for this user alone."""
+    target.mkdir(mode=0o770)
+    for path in sorted(source.rglob("*")):
+        copy = target / path.relative_to(source)
+        if path.is_dir():
+            copy.mkdir(mode=0o770)
+            continue
+        copy.touch(mode=0o600)
+        copy.write_bytes(path.read_bytes())
+        if copy.suffix != ".key":
+            copy.chmod(0o640)
+
+
+def _say_hello(kit: Kit) -> None:
+    # FLARE sets logging up for itself a moment later; until then nobody would hear this
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger().setLevel(logging.INFO)
+    log.info(
+        "fedfms %s, %s of project %s; the server is %s:%d",
+        __version__,
+        kit.about.participant,
+        kit.about.project,
+        kit.about.server_host,
+        kit.about.server_port,
+    )
+    if (left := days_left(kit)) < RENEW_DAYS:
+        log.warning("the certificate ends in %d days: ask the coordinator to renew this kit", left)
+
+
+def _explain_silence(kit: Kit, registered: threading.Event) -> None:
+    """Say once a minute why this site is not in the federation, as long as it is not."""
+    wait = UNREGISTERED_SECONDS
+    while not registered.wait(wait):
+        log.warning("not registered at the server yet: %s", why_not_registered(kit))
+        wait = REMINDER_SECONDS
+
+
+def why_not_registered(kit: Kit) -> str:
+    """The likely cause, as one line with what to do."""
+    try:
+        check_kit(kit.folder, kit.about.type, site_name_of_environment())
+        reach(kit)
+    except FedfmsError as error:
+        return f"{error.problem}; fix: {error.fix}"
+    host = kit.about.server_host
+    if proxy := proxy_for(host):
+        return f"{proxy} is set, and gRPC uses it for {host}; fix: add {host} to no_proxy"
+    return (
+        "name, port and certificates are in order; the server may be starting, or may have "
+        "disabled this site; fix: ask the coordinator"
+    )

@@ -1,0 +1,78 @@
+"""What a kit says of itself: `fedfms.json` in the kit's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fedfms.errors import ConfigError
+
+ABOUT_FILE = "fedfms.json"
+ParticipantType = Literal["server", "client", "admin"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KitAbout:
+    """Whose kit it is, and which server it belongs to."""
+
+    project: str
+    participant: str
+    type: ParticipantType
+    server_host: str  # the name that sites connect to
+    server_port: int
+    version: str  # of fedfms, when the kit was made
+    nvflare: str  # its version, when the kit was made
+
+    def write(self, kit: Path) -> None:
+        """Write `fedfms.json` into a kit's folder."""
+        text = json.dumps(dataclasses.asdict(self), indent=2)
+        (kit / ABOUT_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_about(kit: Path) -> KitAbout:
+    """Read `fedfms.json` of a kit.
+
+    Args:
+        kit: the folder with startup/ and local/.
+
+    Raises:
+        ConfigError: there is no kit (no-kit), or its fedfms.json is none (kit-changed).
+    """
+    path = kit / ABOUT_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"there is no {path}",
+            "name the folder kit/ of an unzipped kit, with startup/ and local/ in it",
+            code="no-kit",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise _changed(path, str(error)) from None
+    if not isinstance(values, dict) or not all(_fits(values, f) for f in _FIELDS):
+        raise _changed(path, "it does not say what a kit says of itself")
+    return KitAbout(**{name: values[name] for name, _ in _FIELDS})
+
+
+_FIELDS = tuple(
+    (field.name, int if field.name == "server_port" else str)
+    for field in dataclasses.fields(KitAbout)
+)
+
+
+def _fits(values: dict[str, Any], field: tuple[str, type]) -> bool:
+    name, kind = field
+    if name == "type" and values.get(name) not in ("server", "client", "admin"):
+        return False
+    return isinstance(values.get(name), kind)
+
+
+def _changed(path: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"{path} cannot be used: {why}",
+        "unzip the kit again; if that does not help, ask the coordinator for a new one",
+        code="kit-changed",
+    )

@@ -1,0 +1,163 @@
+"""Whether a kit is as it was made: `SHA256SUMS` in the kit's folder, signed by the project's CA.
+
+FLARE does not sign startup kits: whoever changes a file in one goes unnoticed. Every kit of ours
+therefore lists the SHA-256 of each file of its `startup/` and `local/` and of `fedfms.json`, in the
+format of `sha256sum -c`, and `SHA256SUMS.sig` holds the CA's signature of that list:
+
+    openssl x509 -in startup/rootCA.pem -noout -pubkey > ca.pub
+    base64 -d SHA256SUMS.sig > sums.sig
+    openssl dgst -sha256 -verify ca.pub -signature sums.sig SHA256SUMS
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+from fedfms.errors import ConfigError
+from fedfms.kits.about import ABOUT_FILE
+
+SUMS_FILE, SIGNATURE_FILE = "SHA256SUMS", "SHA256SUMS.sig"
+ROOT_CERTIFICATE = "startup/rootCA.pem"
+
+_AGAIN = "unzip the kit again; if that does not help, ask the coordinator for a new one"
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_sums(kit: Path, ca_key: rsa.RSAPrivateKey) -> None:
+    """List the SHA-256 of a kit's files and sign the list.
+
+    Args:
+        kit: the folder with startup/ and local/.
+        ca_key: private key of the certificate in startup/rootCA.pem.
+    """
+    lines = [f"{sha256(kit / name)}  {name}\n" for name in kit_files(kit)]
+    content = "".join(lines).encode()
+    (kit / SUMS_FILE).write_bytes(content)
+    (kit / SIGNATURE_FILE).write_bytes(sign(content, ca_key))
+
+
+def check_sums(kit: Path) -> None:
+    """Check that a kit is what the coordinator made.
+
+    A private key that the site made itself is in no list: it must fit the certificate beside it,
+    which is.
+
+    Args:
+        kit: the folder with startup/ and local/.
+
+    Raises:
+        ConfigError: the list is not there or not signed by the kit's CA (kit-unsigned), a file is
+            missing (kit-incomplete), or one was changed or added (kit-changed); the first such file
+            is named.
+    """
+    try:
+        content = (kit / SUMS_FILE).read_bytes()
+        signature = (kit / SIGNATURE_FILE).read_bytes()
+        root = x509.load_pem_x509_certificate((kit / ROOT_CERTIFICATE).read_bytes())
+    except (OSError, ValueError) as error:
+        why = f"there is no {error.filename}" if isinstance(error, FileNotFoundError) else error
+        raise ConfigError(
+            f"the kit has no signed checksums: {why}", _AGAIN, code="kit-unsigned"
+        ) from None
+    key = root.public_key()
+    if not isinstance(key, rsa.RSAPublicKey) or not is_signed(content, signature, key):
+        raise ConfigError(
+            f"{kit / SUMS_FILE} is not signed by the certificate authority of this kit",
+            _AGAIN,
+            code="kit-unsigned",
+        )
+    listed = _parse(content, kit)
+    for name, expected in listed.items():
+        path = kit / name
+        if not path.is_file():
+            raise ConfigError(f"the kit has no {path}", _AGAIN, code="kit-incomplete")
+        if sha256(path) != expected:
+            raise ConfigError(
+                f"{path} is not as the coordinator made it", _AGAIN, code="kit-changed"
+            )
+    for name in kit_files(kit):
+        if name not in listed and not _is_own_key(kit, name, listed):
+            raise ConfigError(
+                f"{kit / name} does not belong to the kit",
+                f"remove it, or {_AGAIN}",
+                code="kit-changed",
+            )
+
+
+def kit_files(kit: Path) -> list[str]:
+    """The files that make a kit, relative to it and sorted; not what FLARE writes beside them."""
+    return sorted(path.relative_to(kit).as_posix() for path in _files(kit))
+
+
+def sign(content: bytes, key: rsa.RSAPrivateKey) -> bytes:
+    """Signature in base64; the same content gives the same bytes (PKCS #1 v1.5, SHA-256)."""
+    return base64.encodebytes(key.sign(content, padding.PKCS1v15(), hashes.SHA256()))
+
+
+def is_signed(content: bytes, signature: bytes, key: rsa.RSAPublicKey) -> bool:
+    """Whether a signature of `sign` belongs to this content and key."""
+    try:
+        decoded = base64.b64decode(b"".join(signature.split()), validate=True)
+        key.verify(decoded, content, padding.PKCS1v15(), hashes.SHA256())
+    except (InvalidSignature, binascii.Error):
+        return False
+    return True
+
+
+def _files(kit: Path) -> Iterator[Path]:
+    for folder in ("startup", "local"):
+        # links too: one that leads out of the kit would be read by FLARE and listed by nobody
+        yield from (path for path in (kit / folder).rglob("*") if not path.is_dir())
+    if (kit / ABOUT_FILE).is_file():
+        yield kit / ABOUT_FILE
+
+
+def _parse(content: bytes, kit: Path) -> dict[str, str]:
+    listed = {}
+    for line in content.decode(errors="replace").splitlines():
+        expected, separator, name = line.partition("  ")
+        parts = Path(name).parts
+        if not separator or Path(name).is_absolute() or ".." in parts:
+            raise ConfigError(
+                f"{kit / SUMS_FILE} holds a line that is none", _AGAIN, code="kit-changed"
+            )
+        listed[name] = expected
+    return listed
+
+
+def _is_own_key(kit: Path, name: str, listed: dict[str, str]) -> bool:
+    """Whether an unlisted file is the private key of a certificate that is listed."""
+    certificate = name.removesuffix(".key") + ".crt"
+    if not name.endswith(".key") or certificate not in listed:
+        return False
+    try:
+        key = serialization.load_pem_private_key((kit / name).read_bytes(), password=None)
+        public = x509.load_pem_x509_certificate((kit / certificate).read_bytes()).public_key()
+    except (OSError, ValueError, TypeError):
+        return False
+    return _encoded(key.public_key()) == _encoded(public)
+
+
+def _encoded(key: object) -> bytes:
+    if not isinstance(key, rsa.RSAPublicKey):
+        return b""
+    return key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )

@@ -1,0 +1,74 @@
+"""The files of a kit that are plain text: read from templates/, placeholders filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from fedfms import __version__
+from fedfms.errors import ConfigError
+from fedfms.kits.project import check_site_name
+
+TEMPLATES = Path(__file__).parent / "templates"
+EXAMPLE_HOST, EXAMPLE_PORT = "server.example.org", 8002
+
+# what a site owns, and may have before there is a kit for it
+SITE_FILES = (
+    *("env", "compose.yml", "compose.gpu.yml", "site.yml", "checkpoints/README.md"),
+    *("policy/privacy.json", "policy/authorization.json"),
+)
+
+
+def placeholders(
+    *, site: str, server_host: str, server_port: int, project: str, role: str = ""
+) -> dict[str, str]:
+    """What stands for each placeholder."""
+    return {
+        "__SITE__": site,
+        "__SERVER_HOST__": server_host,
+        "__SERVER_PORT__": str(server_port),
+        "__PROJECT__": project,
+        "__VERSION__": __version__,
+        "__ROLE__": role,
+    }
+
+
+def write_templates(
+    kind: Literal["site", "server", "admin", "archive"],
+    folder: Path,
+    values: Mapping[str, str],
+    only: tuple[str, ...] | None = None,
+) -> None:
+    """Write the templates of a kind of kit into a folder; a script can be run."""
+    root = TEMPLATES / kind
+    for source in sorted(path for path in root.rglob("*") if path.is_file()):
+        name = source.relative_to(root).as_posix()
+        if only is not None and name not in only:
+            continue
+        text = source.read_text(encoding="utf-8")
+        for placeholder, value in values.items():
+            text = text.replace(placeholder, value)
+        # a file that begins with a dot is easily lost on its way into a package
+        target = folder / (".env" if name == "env" else name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        if text.startswith("#!"):
+            target.chmod(target.stat().st_mode | 0o100)
+
+
+def new_site(name: str, folder: Path) -> None:
+    """Write the files that a site owns, into a new folder.
+
+    Raises:
+        ConfigError: the folder is there already, or the name cannot be used.
+    """
+    check_site_name(name)
+    if folder.exists():
+        raise ConfigError(
+            f"{folder} is there already", "name a new folder; no file is overwritten", code="exists"
+        )
+    values = placeholders(
+        site=name, server_host=EXAMPLE_HOST, server_port=EXAMPLE_PORT, project="fedfms"
+    )
+    write_templates("site", folder, values, SITE_FILES)

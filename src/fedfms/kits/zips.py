@@ -1,0 +1,90 @@
+"""Zip archives that are the same bytes for the same content, and unpacking that stays inside."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from fedfms.errors import ConfigError
+
+_TIME = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
+_UNIX = 3
+MAX_BYTES = 64 << 20  # of a kit or request, unpacked; a kit has less than 100 kB
+
+
+def write_zip(folder: Path, path: Path) -> None:
+    """Pack a folder, by its own name, into a new file for this user only.
+
+    Names are sorted, times fixed, modes 0644, 0755 (can be run) or 0600 (private keys), and nothing
+    is compressed: the bytes depend on the content alone, not on the machine or a library's version.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+        for source in sorted(p for p in folder.rglob("*") if p.is_file()):
+            name = (PurePosixPath(folder.name) / source.relative_to(folder).as_posix()).as_posix()
+            info = zipfile.ZipInfo(name, _TIME)
+            info.create_system = _UNIX
+            info.external_attr = (stat.S_IFREG | kit_mode(source)) << 16
+            archive.writestr(info, source.read_bytes())
+
+
+def kit_mode(path: Path) -> int:
+    """The mode of a file in a kit, whatever it is on this machine."""
+    if path.suffix == ".key":
+        return 0o600
+    return 0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644
+
+
+def unpack_zip(path: Path, folder: Path) -> Path:
+    """Unpack an archive that holds one folder, with the modes of its files.
+
+    Returns:
+        the one folder, below `folder`.
+
+    Raises:
+        ConfigError: it is no zip, is too large, or names anything outside the one folder.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [info for info in archive.infolist() if not info.is_dir()]
+            _check_members(path, members)
+            for info in members:
+                target = folder / info.filename
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.read(info))
+                target.chmod(info.external_attr >> 16 & 0o755 or 0o644)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no {path}", "check the path") from None
+    except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+        raise _no_kit(path, str(error)) from None
+    return folder / PurePosixPath(members[0].filename).parts[0]
+
+
+def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    if not members:
+        raise _no_kit(path, "it is empty")
+    if sum(info.file_size for info in members) > MAX_BYTES:
+        raise _no_kit(path, "it is far larger than a kit")
+    tops = set()
+    for info in members:
+        name = PurePosixPath(info.filename)
+        mode = info.external_attr >> 16
+        if name.is_absolute() or ".." in name.parts or "\\" in info.filename:
+            raise _no_kit(path, f"it would write to {info.filename}")
+        if mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode):
+            raise _no_kit(path, f"{info.filename} is no plain file")
+        if len(name.parts) < 2:
+            raise _no_kit(path, f"{info.filename} is in no folder")
+        tops.add(name.parts[0])
+    if len(tops) != 1 or len({info.filename for info in members}) != len(members):
+        raise _no_kit(path, "it does not hold one folder")
+
+
+def _no_kit(path: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"{path} cannot be unpacked: {why}",
+        "ask the sender for the file again, and compare its SHA-256",
+        code="bad-zip",
+    )

@@ -1,0 +1,166 @@
+"""Is a role of this container well? Asks its process; cheap enough for once every few seconds.
+
+Nothing here imports torch or FLARE: a probe costs a fraction of a second of one core, and half as
+much as `python -m fedfms.preflight.health ROLE` as it does as `fedfms health ROLE`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fedfms.config import Machine
+from fedfms.errors import FedfmsError
+from fedfms.preflight.kit import Kit, read_kit
+from fedfms.preflight.network import connect, shake_hands
+from fedfms.trainer.messages import Ping, Pong, decode_answer, encode, socket_address
+
+PROCESS_FILE = "fedfms.pid"  # in the workspace: process id and its start, of the role's process
+TIMEOUT_SECONDS = 5.0
+
+
+class NotHealthy(FedfmsError):
+    """The role's process is not there, or does not do its work."""
+
+    default_code = "not-healthy"
+
+
+def note_process(workspace: Path) -> None:
+    """Write down which process runs the role in this workspace."""
+    me = psutil.Process()
+    note = {"pid": me.pid, "started": me.create_time()}
+    (workspace / PROCESS_FILE).write_text(json.dumps(note))
+
+
+def check_server(kit_folder: Path) -> str:
+    """A TLS handshake on the server's own port, against the kit's CA; what was seen.
+
+    Raises:
+        FedfmsError: with why the server is not well.
+    """
+    kit = read_kit(kit_folder)
+    port = kit.about.server_port
+    # the role listens at every address; where the kit's host is this machine alone, on loopback
+    stream = connect("127.0.0.1", port, TIMEOUT_SECONDS)
+    # without the kit's own certificate, which is a server's and none of a client
+    shake_hands(stream, kit, identify=False).close()
+    return f"the server answers on port {port} with the kit's certificate"
+
+
+def check_flare(kit_folder: Path, workspace: Path) -> str:
+    """The FLARE client's process holds a connection to the server; what was seen.
+
+    Raises:
+        FedfmsError: with why the client is not well.
+    """
+    kit = read_kit(kit_folder)
+    process = _noted_process(workspace)
+    try:
+        connections = process.net_connections(kind="tcp")
+    except psutil.Error as error:
+        raise NotHealthy(
+            f"the FLARE client's process cannot be looked at ({type(error).__name__})",
+            "run the probe as the same user as the role",
+        ) from None
+    if not any(_is_to(connection, kit) for connection in connections):
+        host, port = kit.about.server_host, kit.about.server_port
+        raise NotHealthy(
+            f"the FLARE client has no connection to {host}:{port}",
+            "its log says why once a minute; or run: fedfms check-site",
+        )
+    return f"the FLARE client is connected to port {kit.about.server_port}"
+
+
+def check_trainer(exchange: Path) -> str:
+    """The trainer answers on its socket; what it says.
+
+    Raises:
+        FedfmsError: with why the trainer is not well.
+    """
+    pong = ping_trainer(exchange)
+    return f"the trainer of {pong.site} answers, {'busy' if pong.busy else 'waiting'}"
+
+
+def ping_trainer(exchange: Path, timeout_seconds: float = TIMEOUT_SECONDS) -> Pong:
+    """Ask the trainer whether it is there.
+
+    Raises:
+        NotHealthy: code no-trainer.
+    """
+    fix = "start the trainer, or look in its log for why it does not start"
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    stream.settimeout(timeout_seconds)
+    try:
+        with stream, socket_address(exchange) as address:
+            stream.connect(address)
+            stream.sendall(encode(Ping()))
+            line = stream.makefile("rb").readline(1 << 20)
+    except OSError as error:
+        raise NotHealthy(
+            f"no trainer answers in {exchange} ({error.strerror or type(error).__name__})",
+            fix,
+            code="no-trainer",
+        ) from None
+    answer = decode_answer(line.rstrip(b"\n")) if line else None
+    if not isinstance(answer, Pong):
+        raise NotHealthy(f"whoever answers in {exchange} is no trainer", fix, code="no-trainer")
+    return answer
+
+
+def _noted_process(workspace: Path) -> psutil.Process:
+    try:
+        note = json.loads((workspace / PROCESS_FILE).read_text())
+        process = psutil.Process(note["pid"])
+        if abs(process.create_time() - note["started"]) < 1.0:
+            return process
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        pass
+    raise NotHealthy(
+        f"no FLARE client runs in {workspace}", "read the end of its log: docker compose logs"
+    )
+
+
+def _is_to(connection: Any, kit: Kit) -> bool:
+    return (
+        connection.status == psutil.CONN_ESTABLISHED
+        and bool(connection.raddr)
+        and connection.raddr.port == kit.about.server_port
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Probe one role; the exit code is 0 or 1, and one line says what was seen or what to do."""
+    parser = argparse.ArgumentParser(
+        prog="fedfms health",
+        description="Ask a role's process in this container whether it is well; exit code 0 or 1.",
+    )
+    add = parser.add_argument
+    add("role", choices=["server", "flare", "trainer"])
+    add("--kit", type=Path, metavar="FOLDER", default=Path("/kit"))
+    add("--workspace", type=Path, metavar="FOLDER", default=Path("/workspace"))
+    exchange = Machine.from_environment().exchange or Path("/exchange")
+    add("--exchange", type=Path, metavar="FOLDER", default=exchange, help="FEDFMS_EXCHANGE")
+    given = parser.parse_args(argv)
+    try:
+        if given.role == "server":
+            said = check_server(given.kit)
+        elif given.role == "flare":
+            said = check_flare(given.kit, given.workspace)
+        else:
+            said = check_trainer(given.exchange)
+    except FedfmsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"{said}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,297 @@
+"""What a container was given: memory, room on its volumes, a GPU, no network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import psutil
+
+from fedfms.config import BACKBONES
+from fedfms.errors import CheckpointError, ConfigError, FedfmsError
+from fedfms.kits.checksums import sha256
+from fedfms.preflight.items import NotHere, Worry
+
+GIB = 1024**3
+MIN_DISK_BYTES = GIB  # for job logs, scores and prepared slices
+MIN_EXCHANGE_BYTES = 3 * 45 * 1000**2  # a round of FedMSA on ViT-B: model, result, one to spare
+FEDSAM_EXCHANGE_BYTES = 3 * 375 * 1000**2  # the same of FedSAM on ViT-B
+BASE_MEMORY_BYTES = GIB  # Python, torch and a batch of slices
+
+_V2_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_V1_LIMIT = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+class MachineError(FedfmsError):
+    """This container lacks something that it needs."""
+
+    default_code = "machine"
+
+
+def check_writable(folder: Path, variable: str) -> str:
+    """Whether files can be made in a folder; what was seen.
+
+    Raises:
+        MachineError: code not-writable.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return f"{folder} can be written"
+    except OSError as error:
+        raise MachineError(
+            f"{folder} cannot be written by this container's user, {os.getuid()}:{os.getgid()} "
+            f"({error.strerror})",
+            f"mount {variable} there, for a user of group 10001; set FEDFMS_UID to your own id",
+            code="not-writable",
+        ) from None
+
+
+def check_disk(folder: Path, minimum: int = MIN_DISK_BYTES) -> str:
+    """Whether there is room on a folder's disk; how much.
+
+    Raises:
+        MachineError: code disk-full.
+    """
+    free = shutil.disk_usage(folder).free
+    if free >= minimum:
+        return f"{_size(free)} free in {folder}"
+    raise MachineError(
+        f"only {_size(free)} are free in {folder}; at least {_size(minimum)} are needed",
+        "free room on the disk that holds Docker's volumes",
+        code="disk-full",
+    )
+
+
+def check_exchange(folder: Path, checkpoints: Path | None = None) -> str:
+    """Whether a round fits into the volume that trainer and FLARE client share; its size.
+
+    Args:
+        checkpoints: folder of SAM checkpoints; the largest says what a round of FedSAM needs.
+
+    Raises:
+        MachineError: code exchange-small.
+        Worry: enough for FedMSA alone, or not in memory.
+    """
+    total = shutil.disk_usage(folder).total
+    if total < MIN_EXCHANGE_BYTES:
+        raise MachineError(
+            f"the exchange volume {folder} holds {_size(total)}; a round of FedMSA needs "
+            f"{_size(MIN_EXCHANGE_BYTES)}",
+            "set EXCHANGE_SIZE=2g in .env and make the volume anew: docker compose down -v, up -d",
+            code="exchange-small",
+        )
+    wanted = max(FEDSAM_EXCHANGE_BYTES, 3 * _largest(checkpoints))
+    if total < wanted:
+        raise Worry(
+            f"{_size(total)} in {folder}: enough for FedMSA, not for FedSAM ({_size(wanted)})",
+            f"set EXCHANGE_SIZE={-(-wanted // GIB)}g in .env, if FedSAM is to run here",
+        )
+    if _file_system(folder) not in ("tmpfs", "ramfs"):
+        raise Worry(
+            f"{folder} is no volume in memory: models on their way are written to a disk",
+            "use the volumes of the kit's own compose.yml",
+        )
+    return f"{_size(total)} in {folder}, in memory"
+
+
+def check_memory(checkpoints: Path | None, on_gpu: bool) -> str:
+    """Whether this container may use the memory that the largest backbone here needs.
+
+    Raises:
+        MachineError: code memory.
+        Worry: the limit is enough, but others use the memory now.
+    """
+    limit = min(psutil.virtual_memory().total, _cgroup_limit())
+    # on the CPU: weights, gradients, Adam's two moments and a copy; else loading and sending
+    needed = BASE_MEMORY_BYTES + (2 if on_gpu else 5) * _largest(checkpoints)
+    if limit < needed:
+        raise MachineError(
+            f"this container may use {_size(limit)} of memory; the largest backbone here needs "
+            f"{_size(needed)}",
+            f"set TRAINER_MEMORY={-(-needed // GIB)}g in .env, on a machine that has it",
+            code="memory",
+        )
+    free = psutil.virtual_memory().available
+    if free < needed:
+        raise Worry(
+            f"{_size(limit)} allowed, but only {_size(free)} free now; {_size(needed)} are needed",
+            "end what else uses memory on this machine",
+        )
+    return f"{_size(limit)} allowed, {_size(free)} free, {_size(needed)} needed"
+
+
+def check_read_only(folder: Path) -> str:
+    """Whether the images are mounted read-only.
+
+    Raises:
+        MachineError: code data-writable or no-data.
+    """
+    try:
+        flags = os.statvfs(folder).f_flag
+    except OSError as error:
+        raise MachineError(
+            f"there is no folder {folder} ({error.strerror})",
+            "set SITE_DATA in .env to the folder that holds your images",
+            code="no-data",
+        ) from None
+    if flags & os.ST_RDONLY:
+        return f"{folder} is mounted read-only"
+    raise MachineError(
+        f"{folder} is not mounted read-only",
+        "mount it as the kit's own compose.yml does, with :ro at the end",
+        code="data-writable",
+    )
+
+
+def check_no_network() -> str:
+    """Whether this container is without a network.
+
+    Raises:
+        MachineError: code network.
+    """
+    found = sorted(
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if name != "lo" and any(address.family.name.startswith("AF_INET") for address in addresses)
+    )
+    if not found:
+        return "this container has no network"
+    raise MachineError(
+        f"this container has a network ({', '.join(found)}); who sees the images must have none",
+        "start the trainer with network_mode: none, as the kit's own compose.yml does",
+        code="network",
+    )
+
+
+def check_checkpoints(folder: Path | None) -> str:
+    """Whether each SAM checkpoint that is here is the one that its name says; which are here.
+
+    Raises:
+        CheckpointError: code wrong-checkpoint, or missing-checkpoint for the package's own.
+    """
+    here = []
+    for name, backbone in BACKBONES.items():
+        own = name == "vit_demo"
+        place = Path(__file__).parents[1] / "models" if own else folder
+        path = place / backbone.file_name if place is not None else None
+        if path is None or not path.is_file():
+            if own:
+                raise CheckpointError(
+                    f"{path}, which comes with the package, is not there",
+                    "install fedfms again",
+                    code="missing-checkpoint",
+                )
+            continue
+        found = sha256(path)
+        if found != backbone.sha256:
+            raise CheckpointError(
+                f"{path} is not the checkpoint of {name}: its SHA-256 is {found}, not "
+                f"{backbone.sha256}",
+                "get it again and compare: sha256sum; it is linked in segment-anything's README",
+                code="wrong-checkpoint",
+            )
+        here.append(name)
+    return f"{', '.join(here)}; the SHA-256 is right"
+
+
+def gpu_is_required() -> bool:
+    """FEDFMS_REQUIRE_GPU: this trainer was started with the GPU overlay."""
+    return os.environ.get("FEDFMS_REQUIRE_GPU", "") not in ("", "0")
+
+
+def require_gpu() -> None:
+    """Refuse to compute on the processor where a GPU was asked for.
+
+    Raises:
+        ConfigError: code no-gpu.
+    """
+    if not gpu_is_required():
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "this trainer was started with the GPU overlay (FEDFMS_REQUIRE_GPU), and torch finds "
+            "no CUDA device here",
+            "check the driver with nvidia-smi on the host, and that the image is one for GPUs; to "
+            "compute on the processor, take compose.gpu.yml out of COMPOSE_FILE in .env",
+            code="no-gpu",
+        )
+
+
+def check_gpu(device: str) -> str:
+    """Whether torch sees the GPU that was asked for.
+
+    Args:
+        device: as in site.yml.
+
+    Raises:
+        ConfigError: code no-gpu.
+        NotHere: nobody asked for one.
+    """
+    require_gpu()
+    if not gpu_is_required() and not device.startswith("cuda"):
+        raise NotHere(f"no GPU is asked for (device: {device})")
+    import torch
+
+    index = int(device.partition(":")[2] or 0) if device.startswith("cuda") else 0
+    if index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {device} is asked for, and torch finds {torch.cuda.device_count()} CUDA "
+            "device(s) here",
+            "check the driver with nvidia-smi, start the trainer with the GPU overlay "
+            "(COMPOSE_FILE in .env), or set device: cpu in site.yml",
+            code="no-gpu",
+        )
+    return f"torch {torch.__version__} sees {torch.cuda.get_device_name(index)}"
+
+
+def check_driver(version: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """Whether this host has NVIDIA's driver, which any container of it can see; its version.
+
+    Raises:
+        MachineError: code no-driver.
+    """
+    try:
+        return version.read_text().splitlines()[0].strip()
+    except (OSError, IndexError):
+        raise MachineError(
+            "this host has no NVIDIA driver, so that no container of it can use a GPU",
+            "install the driver (nvidia-smi must work on the host) and the NVIDIA Container "
+            "Toolkit, or take compose.gpu.yml out of COMPOSE_FILE in .env to compute on the "
+            "processor",
+            code="no-driver",
+        ) from None
+
+
+def _largest(checkpoints: Path | None) -> int:
+    """Bytes of the largest known checkpoint in a folder; 0 if none is there."""
+    if checkpoints is None:
+        return 0
+    paths = [checkpoints / backbone.file_name for backbone in BACKBONES.values()]
+    return max((path.stat().st_size for path in paths if path.is_file()), default=0)
+
+
+def _cgroup_limit() -> int:
+    for path in (_V2_LIMIT, _V1_LIMIT):
+        try:
+            return int(path.read_text())
+        except (OSError, ValueError):  # another version, or "max"
+            continue
+    return psutil.virtual_memory().total
+
+
+def _file_system(folder: Path) -> str:
+    resolved = str(folder.resolve())
+    inside = [
+        partition
+        for partition in psutil.disk_partitions(all=True)
+        if Path(resolved).is_relative_to(partition.mountpoint)
+    ]
+    return max(inside, key=lambda p: len(p.mountpoint)).fstype if inside else ""
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 1024**2:.0f} MiB"

@@ -1,0 +1,320 @@
+"""Everything that can be checked at a site before it joins; each container checks what it sees."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedfms import __version__
+from fedfms.config import Policy, SiteConfig
+from fedfms.errors import ConfigError
+from fedfms.preflight import machine, network
+from fedfms.preflight.health import ping_trainer
+from fedfms.preflight.items import Checklist, Item, Worry
+from fedfms.preflight.kit import (
+    RENEW_DAYS,
+    Kit,
+    check_dates,
+    check_files,
+    check_issuer,
+    check_names,
+    check_role,
+    days_left,
+    read_kit,
+    site_name_of_environment,
+)
+from fedfms.preflight.policy import check_authorization
+
+if TYPE_CHECKING:
+    from fedfms.flare.challenge import ServerGreeting
+
+MAX_CLOCK_SECONDS = 60.0
+
+OnItem = Callable[[Item], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlarePlaces:
+    """Where the flare container has what."""
+
+    kit: Path
+    policy: Path
+    workspace: Path
+    exchange: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerPlaces:
+    """Where the trainer container has what."""
+
+    config: Path  # site.yml
+    policy: Path
+    data: Path | None  # None: site.yml says where
+    checkpoints: Path | None
+    exchange: Path
+    work: Path
+    classes: Sequence[str] = field(default=())  # of the job that is to run; () for the site's own
+
+
+def check_flare_side(places: FlarePlaces, on_item: OnItem | None = None) -> list[Item]:
+    """The checks of the container that has the network and no images."""
+    checks = Checklist(on_item)
+    found: dict[str, Kit] = {}
+
+    def kit() -> Kit:
+        return found["kit"]
+
+    def whole() -> str:
+        found["kit"] = read_kit(places.kit)
+        check_files(places.kit)
+        check_role(kit(), "client")
+        about = kit().about
+        return f"{about.participant} of project {about.project}, as the coordinator made it"
+
+    checks.check("kit", whole)
+    if not found:  # it cannot be read at all; a changed one can
+        for code in ("certificate-dates", "certificate-name", "certificate-ca"):
+            checks.check(code, str, needs=["kit"])
+    else:
+        checks.check("certificate-dates", lambda: _dates(kit()))
+        checks.check("certificate-name", lambda: _names(kit()))
+        checks.check("certificate-ca", lambda: _issuer(kit()))
+    _check_server(checks, found.get("kit"))
+    _check_policy(checks, places.policy, found.get("kit"))
+    checks.check("workspace", lambda: machine.check_writable(places.workspace, "a volume"))
+    checks.check("workspace-disk", lambda: machine.check_disk(places.workspace), ["workspace"])
+    checks.check("exchange", lambda: machine.check_writable(places.exchange, "a volume"))
+    checks.check("exchange-size", lambda: machine.check_exchange(places.exchange), ["exchange"])
+    checks.check("trainer", lambda: _trainer(places.exchange), ["exchange"])
+    return checks.items
+
+
+def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> list[Item]:
+    """The checks of the container that has the images and no network."""
+    checks = Checklist(on_item)
+    found: dict[str, SiteConfig] = {}
+
+    def site_yml() -> str:
+        _require_file(places.config, "SITE_CONFIG in .env", "site.yml")
+        found["site"] = SiteConfig.from_yaml(places.config, places.data)
+        return f"{places.config} is in order; classes: {', '.join(found['site'].classes)}"
+
+    def data() -> str | list[Item]:
+        return _data(found["site"], places.classes)
+
+    def gpu() -> str:
+        return machine.check_gpu(found["site"].device if found else "auto")
+
+    checks.check("version", lambda: f"fedfms {__version__}")
+    checks.check("site-yml", site_yml)
+    checks.check("privacy", lambda: _privacy(places.policy))
+    checks.check(
+        "data-read-only",
+        lambda: machine.check_read_only(places.data or found["site"].data_root),
+        () if places.data else ["site-yml"],
+    )
+    checks.check("data", data, ["site-yml"])
+    checks.check("network", machine.check_no_network)
+    checks.check("gpu", gpu, () if machine.gpu_is_required() else ["site-yml"])
+    checks.check("checkpoints", lambda: machine.check_checkpoints(places.checkpoints))
+    on_gpu = machine.gpu_is_required() or (bool(found) and found["site"].device.startswith("cuda"))
+    checks.check("memory", lambda: machine.check_memory(places.checkpoints, on_gpu))
+    checks.check("work", lambda: machine.check_writable(places.work, "a volume"))
+    checks.check("work-disk", lambda: machine.check_disk(places.work), ["work"])
+    checks.check("exchange", lambda: machine.check_writable(places.exchange, "a volume"))
+    checks.check(
+        "exchange-size",
+        lambda: machine.check_exchange(places.exchange, places.checkpoints),
+        ["exchange"],
+    )
+    return checks.items
+
+
+# ------------------------------------------------------------------------------------- the server
+
+
+def _check_server(checks: Checklist, kit: Kit | None) -> None:
+    if kit is None:
+        for code in ("server-name", "proxy", "server-tcp", "server-tls", "server-flare"):
+            checks.check(code, str, needs=["kit"])
+        for code in ("clock", "version", "revoked"):
+            checks.check(code, str, needs=["kit"])
+        return
+    host, port = kit.about.server_host, kit.about.server_port
+    greeted: list[ServerGreeting] = []
+
+    def name() -> str:
+        return f"{host} is {', '.join(network.resolve(host, port))}"
+
+    def tcp() -> str:
+        network.connect(host, port).close()
+        return f"{host}:{port} answers"
+
+    def tls() -> str:
+        network.shake_hands(network.connect(host, port), kit).close()
+        return "the server's certificate is of this kit's CA, and the server accepts this kit's"
+
+    def flare() -> str:
+        from fedfms.flare.challenge import ask_server
+
+        greeted.append(ask_server(kit))
+        return "FLARE's server answers"
+
+    certificate = ["certificate-dates", "certificate-ca"]
+    checks.check("server-name", name)
+    checks.check("proxy", lambda: _proxy(host))
+    checks.check("server-tcp", tcp, ["server-name"])
+    checks.check("server-tls", tls, [*certificate, "server-tcp"])
+    checks.check("server-flare", flare, ["proxy", "certificate-name", "server-tls"])
+    checks.check("clock", lambda: _clock(greeted[0].clock_ahead), ["server-flare"])
+    checks.check("version", lambda: _version(greeted[0].version), ["server-flare"])
+    checks.check("revoked", lambda: _revoked(greeted[0].revoked, kit), ["server-flare"])
+
+
+def _proxy(host: str) -> str:
+    found = network.proxy_for(host)
+    if found is None:
+        return f"no proxy stands between here and {host}"
+    raise network.NetworkError(
+        f"{found.partition('=')[0]} is set, and gRPC would connect to {host} through that proxy",
+        f"add {host} to no_proxy (SITE_NO_PROXY in .env)",
+        code="proxy",
+    )
+
+
+def _clock(ahead: float | None) -> str:
+    if ahead is None:
+        raise Worry(*_no_greeting("clock"))
+    if abs(ahead) <= MAX_CLOCK_SECONDS:
+        return f"the server's clock and this one differ by {abs(ahead):.0f} s"
+    raise network.NetworkError(
+        f"this machine's clock is {abs(ahead):.0f} s {'behind' if ahead > 0 else 'ahead of'} the "
+        f"server's; at most {MAX_CLOCK_SECONDS:.0f} s are allowed",
+        "let this machine set its clock by the network (chrony or systemd-timesyncd)",
+        code="clock",
+    )
+
+
+def _version(there: str | None) -> str:
+    if there is None:
+        raise Worry(*_no_greeting("version"))
+    if there == __version__:
+        return f"fedfms {__version__} here and at the server"
+    raise ConfigError(
+        f"this image has fedfms {__version__}, the server has {there}; it refuses what another "
+        "version sends",
+        f"set FEDFMS_IMAGE in .env to the image of version {there}",
+        code="other-version",
+    )
+
+
+def _revoked(revoked: bool | None, kit: Kit) -> str:
+    if revoked is None:
+        raise Worry(*_no_greeting("list of disabled sites"))
+    if not revoked:
+        return f"the server knows nothing against {kit.about.participant}"
+    raise ConfigError(
+        f"the coordinator has disabled {kit.about.participant}; the server refuses it",
+        "ask the coordinator",
+        code="revoked",
+    )
+
+
+def _no_greeting(what: str) -> tuple[str, str]:
+    return f"the server does not tell its {what}", "ask the coordinator which version it runs"
+
+
+# ---------------------------------------------------------------------------------- kit and policy
+
+
+def _dates(kit: Kit) -> str:
+    check_dates(kit)
+    left = days_left(kit)
+    ends = min(kit.certificate.not_valid_after_utc, kit.root.not_valid_after_utc)
+    if left < RENEW_DAYS:
+        raise Worry(
+            f"the certificate ends in {left} days, on {ends:%Y-%m-%d}",
+            "ask the coordinator to renew this kit",
+        )
+    now = datetime.datetime.now(datetime.UTC)
+    return f"valid until {ends:%Y-%m-%d}; today is {now:%Y-%m-%d}"
+
+
+def _names(kit: Kit) -> str:
+    check_names(kit, site_name_of_environment())
+    return f"the certificate is {kit.about.participant}'s"
+
+
+def _issuer(kit: Kit) -> str:
+    check_issuer(kit)
+    return f"the project's CA ({kit.about.project}) signed the certificate"
+
+
+def _check_policy(checks: Checklist, policy: Path, kit: Kit | None) -> None:
+    def closed() -> str:
+        assert kit is not None  # or the check is skipped
+        check_authorization(policy, kit.organisation)
+        return "no code in jobs, no shell commands from outside"
+
+    checks.check("authorization", closed, () if kit is not None else ["kit"])
+
+
+def _trainer(exchange: Path) -> str:
+    from fedfms.preflight.health import NotHealthy
+
+    try:
+        pong = ping_trainer(exchange)
+    except NotHealthy as error:
+        raise Worry("the trainer does not run yet, or does not answer", error.fix) from None
+    if pong.version != __version__:
+        raise ConfigError(
+            f"the trainer has fedfms {pong.version}, this container has {__version__}",
+            "use one FEDFMS_IMAGE for both",
+            code="other-version",
+        )
+    return f"the trainer of {pong.site} answers"
+
+
+# ---------------------------------------------------------------------------------------- trainer
+
+
+def _require_file(path: Path, where: str, name: str) -> None:
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no {path}",
+            f"put the kit's {name} back where {where} says, and fill it in",
+            code="missing-file",
+        )
+
+
+def _privacy(folder: Path) -> str:
+    _require_file(folder / "privacy.json", "SITE_POLICY in .env", "policy/privacy.json")
+    policy = Policy.from_folder(folder)
+    noise = f", noise {policy.noise_std}" if policy.noise_std else ""
+    clip = f"clipped at {policy.clip_norm}" if policy.clip_norm else "not clipped"
+    return (
+        f"{', '.join(policy.methods)}; at most {policy.max_rounds} rounds; changes {clip}{noise}; "
+        f"scores of at least {policy.min_cases} cases"
+    )
+
+
+def _data(site: SiteConfig, classes: Sequence[str]) -> str | list[Item]:
+    from fedfms.data.check import check_data
+    from fedfms.data.manifest import scan
+
+    findings = check_data(site, classes or None)
+    if not findings:
+        return f"{len(scan(site).cases)} cases in {site.data_root}, nothing to complain of"
+    return [
+        Item(
+            "data",
+            "FAIL" if finding.severity == "error" else "WARN",
+            finding.problem,
+            finding.fix,
+            finding.code,
+        )
+        for finding in findings
+    ]

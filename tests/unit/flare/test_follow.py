@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedfms.cli.common import logging_progress
+from fedfms.errors import ConfigError, FederationError
+from fedfms.flare.follow import check_results_folder, read_end, write_results
+from fedfms.flare.progress import Event, RecordReader
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
+from job_writer import Job
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A fetched job that completed, with one round that a site missed."""
+    return Job().write(tmp_path / "job")
+
+
+def records(job: Path) -> Path:
+    return next(job.rglob("records.jsonl"))
+
+
+def test_the_results_folder_appears_with_its_report(job: Path, tmp_path: Path) -> None:
+    results = tmp_path / "place" / "results"
+    write_results(records(job).parent, results)
+    assert (results / "report.html").is_file()
+    assert [path.name for path in results.parent.iterdir()] == ["results"]
+    with pytest.raises(FederationError) as error:
+        write_results(records(job).parent, results)
+    assert error.value.code == "results-exist"
+
+
+def test_what_cannot_be_written_whole_leaves_nothing(job: Path, tmp_path: Path) -> None:
+    records(job).write_text("no record\n")
+    with pytest.raises(FederationError):
+        write_results(records(job).parent, tmp_path / "place" / "results")
+    assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_a_place_where_nothing_can_be_written_is_found_before_the_job(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError) as error:
+        check_results_folder(tmp_path / "file" / "results")
+    assert error.value.code == "results-not-writable"
+    with pytest.raises(FederationError):
+        check_results_folder(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    check_results_folder(tmp_path / "empty")
+
+
+def test_a_jobs_own_records_say_how_it_ended(job: Path) -> None:
+    folder = records(job).parent
+    assert read_end(folder, "FINISHED:ABNORMAL").completed
+    lines = [json.loads(line) for line in records(job).read_text().splitlines()]
+    kept = [line for line in lines if line["record"] != "job_done"]
+    records(job).write_text("".join(json.dumps(line) + "\n" for line in kept))
+    end = read_end(folder, "FINISHED:ABANDONED")
+    assert (end.completed, end.reason) == (False, "FLARE says FINISHED:ABANDONED")
+    assert end.problem.startswith("the job did not come to its end: FLARE says FINISHED:ABANDONED")
+
+
+def test_progress_comes_to_another_machine_as_it_was(job: Path) -> None:
+    reader = RecordReader(records(job), rounds=5)
+    reader.read_new()
+    event = reader.event()
+    assert event.finished
+    assert event.missed
+    assert Event.from_dict(json.loads(json.dumps(event.to_dict()))) == event
+
+
+@pytest.mark.parametrize("values", [{}, {"phase": "train"}, {"phase": "lunch"}])
+def test_progress_of_another_version_is_none(values: dict[str, object]) -> None:
+    with pytest.raises((KeyError, ValueError)):
+        Event.from_dict(values)
+
+
+def test_a_log_shows_each_step_once_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    sites = ("site-1", "site-2")
+    first = Event("train", round=0, rounds=2, answered=("site-2",), sites=sites)
+    left = Event("train", round=0, rounds=2, answered=sites, sites=sites, seconds_left=5400)
+    with logging_progress(False, {}) as on_event:
+        assert on_event is not None
+        for event in (first, first, left, Event("train", missed=("site-1 missed round 0: late",))):
+            on_event(event)
+    assert capsys.readouterr().err.splitlines() == [
+        "round 0: 1 of 2 sites in (site-2)",
+        "round 0: 2 of 2 sites in (site-1, site-2); about 90 min left",
+        "site-1 missed round 0: late",
+    ]

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from fedfms import __version__
+from fedfms.config import Recipe
+from fedfms.errors import ConfigError
+from fedfms.flare.announce import Announcement
+from fedfms.flare.session import (
+    PreparedJob,
+    check_announcements,
+    deploy_to,
+    keep_model_at_server,
+    prepare_job,
+)
+
+JOBS = Path(__file__).resolve().parents[3] / "jobs"
+
+
+def site(name: str, **changes: object) -> Announcement:
+    """A site that fits every job on lesions."""
+    fits = Announcement(
+        site=name,
+        version=__version__,
+        classes=("lesion",),
+        methods=("fedsam", "fedmsa"),
+        max_rounds=100,
+        device="cpu",
+    )
+    return dataclasses.replace(fits, **changes)  # type: ignore[arg-type]
+
+
+THREE = [site("site-1"), site("site-2"), site("site-3")]
+
+
+@pytest.fixture
+def prepare(tmp_path: Path):
+    def one(*overrides: str, **meta: object) -> PreparedJob:
+        job = prepare_job(JOBS / "fedmsa", tmp_path / "job", overrides)
+        path = job.folder / "meta.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **meta}))
+        return job
+
+    return one
+
+
+def refusal(job: PreparedJob, told: list[Announcement], *without: str) -> ConfigError:
+    with pytest.raises(ConfigError) as error:
+        check_announcements(job, told, without)
+    return error.value
+
+
+def test_a_job_that_fits_goes_to_every_connected_site(prepare) -> None:
+    assert check_announcements(prepare("holdout=site-3"), THREE) == ["site-1", "site-2", "site-3"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "problem", "fix"),
+    [
+        (
+            {"fault": "no-trainer"},
+            "site-not-ready",
+            "site-2 is not ready (no-trainer)",
+            "--without site-2",
+        ),
+        (
+            {"fault": "strange-code"},
+            "site-not-ready",
+            "(strange-code)",
+            "fedfms check-site at site-2",
+        ),
+        (
+            {"version": "0.0.9"},
+            "other-version",
+            f"site-2 runs fedfms 0.0.9, here is {__version__}",
+            "same version",
+        ),
+        (
+            {"methods": ("fedsam",)},
+            "method-not-allowed",
+            "site-2 does not allow fedmsa",
+            "privacy.json",
+        ),
+        (
+            {"max_rounds": 5},
+            "too-many-rounds",
+            "site-2 allows 5 rounds, the recipe has 6",
+            "--set rounds=5",
+        ),
+        (
+            {"classes": ("disc",)},
+            "unknown-class",
+            "site-2 does not know class lesion; it has disc",
+            "not_annotated",
+        ),
+        (
+            {"classes": ("disc",), "not_annotated": ("lesion",)},
+            "nothing-annotated",
+            "site-2 annotates none of lesion",
+            "--set holdout=site-2",
+        ),
+    ],
+)
+def test_a_site_that_does_not_fit_is_named_with_the_fix(
+    prepare, changes: dict[str, object], code: str, problem: str, fix: str
+) -> None:
+    error = refusal(prepare(), [THREE[0], site("site-2", **changes), THREE[2]])
+    assert error.code == code
+    assert problem in error.problem
+    assert fix in error.fix
+
+
+def test_a_class_that_a_site_knows_and_never_drew_is_fine_beside_one_that_it_drew(prepare) -> None:
+    two = site("site-2", classes=("disc",), not_annotated=("lesion",))
+    one = site("site-1", classes=("lesion", "disc"))
+    assert check_announcements(prepare("classes=lesion,disc"), [one, two]) == ["site-1", "site-2"]
+
+
+def test_a_holdout_needs_no_class_of_its_own_annotated(prepare) -> None:
+    told = [*THREE[:2], site("site-3", classes=("disc",), not_annotated=("lesion",))]
+    assert len(check_announcements(prepare("holdout=site-3"), told)) == 3
+
+
+def test_a_gpu_that_is_required_must_be_at_every_site(prepare) -> None:
+    told = [site("site-1", device="cuda"), site("site-2")]
+    error = refusal(prepare("require_gpu=true"), told)
+    assert (error.code, error.problem) == (
+        "no-gpu",
+        "site-2 has no GPU, and the job requires one",
+    )
+
+
+def test_a_site_left_out_need_not_fit_and_does_not_count(prepare) -> None:
+    told = [*THREE[:2], site("site-3", fault="no-trainer")]
+    job = prepare()
+    assert check_announcements(job, told, ["site-3"]) == ["site-1", "site-2"]
+    error = refusal(job, told, "site-3", "site-2")
+    assert "needs 2 training sites, and 1 can take part" in error.problem
+
+
+@pytest.mark.parametrize("named", [["server", "site-1", "site-7"], {"sites": ["site-1", "site-7"]}])
+def test_a_name_in_the_deploy_map_that_nobody_has_is_refused(prepare, named: object) -> None:
+    error = refusal(prepare("min_clients=1", deploy_map={"app": named}), THREE)
+    assert error.code == "unknown-site"
+    assert "deploy_map names site-7" in error.problem
+
+
+@pytest.mark.parametrize("deploy_map", [None, {}, {"app": {"there": []}}, {"app": 3}, "@ALL"])
+def test_a_deploy_map_that_reaches_nobody_is_refused(prepare, deploy_map: object) -> None:
+    refusal(prepare(deploy_map=deploy_map), THREE)
+
+
+def test_a_mandatory_site_must_take_part(prepare) -> None:
+    job = prepare(mandatory_clients=["site-1", "site-8"])
+    error = refusal(job, THREE)
+    assert error.code == "mandatory-site-missing"
+    assert "site-8" in error.problem
+    error = refusal(job, THREE, "site-1")
+    assert "mandatory_clients names site-1, which is left out" in error.problem
+
+
+def test_several_problems_come_in_one_error_a_line_each(prepare) -> None:
+    error = refusal(
+        prepare("holdout=site-9", "min_clients=4"), [THREE[0], site("site-2", max_rounds=1)]
+    )
+    assert error.code == "job-not-runnable"
+    lines = error.problem.splitlines()
+    assert lines[0] == "3 things keep this job from running:"
+    assert len(lines) == 4
+    assert all("; fix: " in line for line in lines[1:])
+
+
+def test_leaving_a_site_out_holds_even_if_more_sites_connect(prepare) -> None:
+    job = prepare()
+    deploy_to(job, ["site-1", "site-2"])
+    assert job.meta["deploy_map"] == {"app": ["server", "site-1", "site-2"]}
+    (job.folder / "app/config/model.safetensors").write_bytes(b"model")
+    keep_model_at_server(job, ["site-1", "site-2"])
+    assert job.meta["deploy_map"] == {"app": ["server"], "app_site": ["site-1", "site-2"]}
+
+
+def test_signatures_of_an_earlier_submission_are_not_copied(tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(JOBS / "fedmsa", tmp_path / "signed")
+    (tmp_path / "signed" / "app" / ".__nvfl_sig.json").write_text("{}")
+    job = prepare_job(tmp_path / "signed", tmp_path / "copy")
+    assert not list(job.folder.rglob(".__nvfl*"))
+
+
+def test_requiring_a_gpu_makes_another_recipe() -> None:
+    recipe = Recipe.from_json(JOBS / "fedmsa/app/config/recipe.json")
+    assert recipe.require_gpu is False
+    assert recipe.with_overrides(["require_gpu=true"]).sha256 != recipe.sha256

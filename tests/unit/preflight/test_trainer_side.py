@@ -1,0 +1,261 @@
+"""`fedfms check-site` in the container with the images: whatever is broken, that line fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from site_kits import FEDFMS, in_namespace
+
+from fedfms.config import BACKBONES
+from fedfms.data.synthetic import STYLES, write_phantom_site
+from fedfms.errors import FedfmsError
+from fedfms.preflight.items import Item, Worry
+from fedfms.preflight.machine import check_driver, check_memory
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms") / "site"
+    write_phantom_site(folder, next(iter(STYLES)), cases=18, slices=1)
+    return folder
+
+
+@pytest.fixture
+def site(phantoms: Path, tmp_path: Path) -> Path:
+    """A folder with data/, site.yml, policy/, checkpoints/, work/ and exchange/."""
+    shutil.copytree(phantoms, tmp_path / "data")
+    shutil.move(tmp_path / "data" / "site.yml", tmp_path / "site.yml")
+    shutil.move(tmp_path / "data" / "policy", tmp_path / "policy")
+    for name in ("checkpoints", "work", "exchange"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+Check = Callable[..., list[Item]]
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[subprocess.Popen[str]]:
+    """Runs the command as often as told, in user, mount and network namespaces of its own."""
+    if subprocess.run(["unshare", "-rmn", "true"], capture_output=True).returncode != 0:
+        pytest.skip("this machine makes no namespaces for this user")
+    with subprocess.Popen(
+        ["unshare", "-rmn", sys.executable, str(Path(__file__).parent / "many_checks.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def check(site: Path, runner: subprocess.Popen[str]) -> Check:
+    """The check in a place like the trainer's container: no network, images read-only."""
+
+    def run(*more: str, mounts: Sequence[str] = (), **environment: str) -> list[Item]:
+        case = {
+            "mounts": [*usual_mounts(site), *mounts],
+            "arguments": [*arguments(site), *more],
+            "environment": environment,
+        }
+        runner.stdin.write(json.dumps(case) + "\n")
+        runner.stdin.flush()
+        answer = json.loads(runner.stdout.readline())
+        items = [Item(**values) for values in json.loads(answer["output"])]
+        assert answer["code"] == int(any(item.status == "FAIL" for item in items))
+        return items
+
+    return run
+
+
+def usual_mounts(site: Path) -> list[str]:
+    return [
+        f"mount --bind {site / 'data'} {site / 'data'}",
+        f"mount -o remount,bind,ro {site / 'data'}",
+        f"mount -t tmpfs -o size=2g none {site / 'exchange'}",
+    ]
+
+
+def arguments(site: Path) -> list[str]:
+    return [
+        *("check-site", "--role", "trainer", "--json", "--config", str(site / "site.yml")),
+        *("--policy", str(site / "policy"), "--data", str(site / "data")),
+        *("--checkpoints", str(site / "checkpoints"), "--work", str(site / "work")),
+        *("--exchange", str(site / "exchange")),
+    ]
+
+
+def fails(items: list[Item], code: str, fix: str) -> list[Item]:
+    failed = [item for item in items if item.status == "FAIL"]
+    assert {item.code for item in failed} == {code}, failed
+    assert re.search(fix, failed[0].fix), failed[0].fix
+    return failed
+
+
+def test_a_site_in_order_passes_every_line(site, check):
+    items = check()
+    statuses = {item.code: item.status for item in items}
+    assert statuses.pop("gpu") == "SKIP"  # nobody asked for one
+    assert set(statuses.values()) == {"PASS"}, items
+
+
+def test_no_site_yml(site, check):
+    (site / "site.yml").unlink()
+    items = check()
+    fails(items, "site-yml", "SITE_CONFIG")
+    assert {item.code for item in items if item.status == "SKIP"} == {"data", "gpu"}
+
+
+def test_a_site_yml_with_a_mistake(site, check):
+    path = site / "site.yml"
+    path.write_text(path.read_text().replace("images:", "image:"))
+    fails(check(), "site-yml", "did you mean images")
+
+
+def test_no_policy(site, check):
+    (site / "policy" / "privacy.json").unlink()
+    fails(check(), "privacy", "SITE_POLICY")
+
+
+def test_every_problem_of_the_data_has_its_line(site, check):
+    next(iter(sorted((site / "data" / "labels").iterdir()))).unlink()
+    next(iter(sorted((site / "data" / "images").iterdir(), reverse=True))).write_bytes(b"")
+    failed = fails(check(), "data", "")
+    assert len({item.reason for item in failed}) == 2
+
+
+def test_a_class_of_the_job_that_the_site_does_not_have(site, check):
+    fails(check("--classes", "lesion,vessel"), "data", "vessel|not_annotated")
+
+
+def test_data_that_can_be_written(site, check):
+    remount = f"mount -o remount,bind,rw {site / 'data'}"
+    fails(check(mounts=(remount,)), "data-read-only", ":ro")
+
+
+def test_a_container_with_a_network(site):
+    items = in_namespace("-rm", usual_mounts(site), arguments(site))
+    if not [name for name in os.listdir("/sys/class/net") if name != "lo"]:  # noqa: PTH208
+        pytest.skip("this machine has no network")
+    fails(items, "network", "network_mode: none")
+
+
+def test_a_gpu_that_is_not_there(site, check):
+    fails(check(FEDFMS_REQUIRE_GPU="1", CUDA_VISIBLE_DEVICES=""), "gpu", "nvidia-smi")
+    path = site / "site.yml"
+    path.write_text(path.read_text() + "device: cuda\n")
+    fails(check(CUDA_VISIBLE_DEVICES=""), "gpu", "device: cpu")
+
+
+def test_a_checkpoint_that_is_another_file(site, check):
+    (site / "checkpoints" / BACKBONES["vit_b"].file_name).write_bytes(b"not SAM")
+    [item] = fails(check(), "checkpoints", "sha256sum")
+    assert hashlib.sha256(b"not SAM").hexdigest() in item.text
+
+
+@pytest.mark.parametrize(
+    ("folder", "code", "fix"),
+    [("work", "work-disk", "free room"), ("exchange", "exchange-size", "EXCHANGE_SIZE")],
+)
+def test_a_small_volume(site, folder, code, fix, check):
+    fails(check(mounts=(f"mount -t tmpfs -o size=10m none {site / folder}",)), code, fix)
+
+
+@pytest.mark.parametrize("folder", ["work", "exchange"])
+def test_a_volume_that_cannot_be_written(site, folder, check):
+    read_only = f"mount -t tmpfs -o ro none {site / folder}"
+    items = check(mounts=(read_only,))
+    fails(items, folder, "FEDFMS_UID")
+
+
+def test_memory_for_the_largest_backbone(tmp_path):
+    assert "needed" in check_memory(None, on_gpu=False)
+    with (tmp_path / BACKBONES["vit_h"].file_name).open("wb") as file:
+        file.truncate(2**43)  # a hole: no machine has so much memory
+    with pytest.raises(FedfmsError, match="may use") as caught:
+        check_memory(tmp_path, on_gpu=True)
+    assert "TRAINER_MEMORY=" in caught.value.fix
+
+
+def test_an_exchange_for_the_largest_backbone(site, check):
+    """With ViT-H's checkpoint there, FedSAM needs more than the usual volume; FedMSA does not."""
+    with (site / "checkpoints" / BACKBONES["vit_h"].file_name).open("wb") as file:
+        file.truncate(2**30)
+    items = {item.code: item for item in check()}
+    assert items["exchange-size"].status == "WARN"
+    assert "EXCHANGE_SIZE=3g" in items["exchange-size"].fix
+
+
+def test_a_host_without_a_driver(tmp_path):
+    done = subprocess.run([*FEDFMS, "gpu-check"], capture_output=True, text=True, timeout=60)
+    if Path("/proc/driver/nvidia/version").exists():
+        assert done.returncode == 0 and "NVRM" in done.stdout
+    else:
+        assert done.returncode == 1
+        assert "no NVIDIA driver" in done.stderr and "fix:" in done.stderr
+    version = tmp_path / "version"
+    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15\nGCC\n")
+    assert check_driver(version).endswith("550.54.15")
+
+
+def test_a_trainer_that_must_have_a_gpu_does_not_start_without(site):
+    done = subprocess.run(
+        [
+            *(*FEDFMS, "trainer", "--site", "site-1", "--config", str(site / "site.yml")),
+            *("--policy", str(site / "policy"), "--exchange", str(site / "exchange")),
+            *("--work", str(site / "work")),
+        ],
+        env={**os.environ, "FEDFMS_REQUIRE_GPU": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "started with the GPU overlay" in done.stderr and "COMPOSE_FILE" in done.stderr
+
+
+def test_a_dry_run_trains_on_phantoms_and_leaves_nothing(tmp_path):
+    job = Path(__file__).parents[3] / "jobs" / "fedmsa"
+    done = subprocess.run(
+        [*FEDFMS, "dry-run", str(job)],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = map(float, re.findall(r"Dice (\d\.\d+) before and (\d\.\d+)", done.stdout)[0])
+    assert after > before > 0.1
+    assert [path.name for path in tmp_path.iterdir() if "fedfms" in path.name] == []
+
+
+def test_a_line_without_a_traceback_for_what_nobody_foresaw(check):
+    from fedfms.preflight.items import Checklist, NotHere
+
+    def broken() -> str:
+        return json.loads("{")
+
+    def worry() -> str:
+        raise Worry("hm", "look")
+
+    def absent() -> str:
+        raise NotHere("not asked for")
+
+    checks = Checklist()
+    checks.check("a", broken)
+    checks.check("b", lambda: "fine", needs=["a"])
+    checks.check("c", worry)
+    checks.check("d", lambda: "fine", needs=["c"])
+    checks.check("e", absent)
+    assert [item.status for item in checks.items] == ["FAIL", "SKIP", "WARN", "PASS", "SKIP"]
+    assert checks.items[0].reason == "unexpected" and "JSONDecodeError" in checks.items[0].text

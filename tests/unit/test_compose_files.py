@@ -1,0 +1,61 @@
+"""The demo starts the very files that a kit holds; what differs is set beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedfms import __version__
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TEMPLATES = REPOSITORY / "src/fedfms/kits/templates"
+SITES = ("site-1", "site-2", "site-3", "site-4")
+
+
+def filled(template: str, **values: str) -> str:
+    text = (TEMPLATES / template).read_text()
+    for name, value in {"version": __version__, **values}.items():
+        text = text.replace(f"__{name.upper()}__", value)
+    return text
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_site_of_the_demo_is_a_hospitals_site(site: str) -> None:
+    expected = filled("site/compose.yml", site=site)
+    assert (REPOSITORY / "sites" / site / "compose.yml").read_text() == expected
+
+
+def test_the_server_of_the_demo_is_a_coordinators_server() -> None:
+    expected = filled("server/compose.yml", server_host="server", server_port="8002")
+    assert (REPOSITORY / "provisioning/server/compose.yml").read_text() == expected
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_what_the_demo_adds_is_volumes_and_an_order_of_starts(site: str) -> None:
+    added = yaml.safe_load((REPOSITORY / "sites" / site / "demo.yml").read_text())
+    assert set(added) == {"services", "volumes"}
+    assert {key for service in added["services"].values() for key in service} == {
+        "attach",
+        "depends_on",
+    }
+
+
+def test_the_gpu_overlay_of_the_demo_is_that_of_each_site() -> None:
+    overlay = yaml.safe_load((REPOSITORY / "docker/compose.gpu.yml").read_text())
+    expected = {}
+    for number, site in enumerate(SITES, start=1):
+        text = filled("site/compose.gpu.yml", site=site)
+        text = text.replace("${GPU_DEVICE:-0}", f"${{SITE_{number}_GPU:-0}}")
+        expected.update(yaml.safe_load(text)["services"])
+    assert overlay["services"] == expected
+
+
+def test_a_site_opens_no_port_and_sees_no_socket_of_the_engine() -> None:
+    text = filled("site/compose.yml", site="a")
+    services = yaml.safe_load(text)["services"]
+    assert not [name for name, service in services.items() if "ports" in service]
+    assert "docker.sock" not in text
+    assert services["a-trainer"]["network_mode"] == "none"
+    assert not [volume for volume in services["a-flare"]["volumes"] if "SITE_DATA" in volume]
