@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,16 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def docker(*arguments: object, check: bool = True, seconds: float = 600) -> str:
+def docker(
+    *arguments: object,
+    check: bool = True,
+    seconds: float = 600,
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Standard output of a docker command; its words, when it fails."""
     done = subprocess.run(
         ["docker", *map(str, arguments)],
+        env={**os.environ, **(environment or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -83,30 +89,34 @@ class Project:
 
     def containers(self) -> dict[str, dict[str, Any]]:
         """`docker inspect` of all its containers, by service."""
-        ids = docker(
-            "ps", "-aq", "--filter", f"label=com.docker.compose.project={self.name}"
-        ).split()
-        found = json.loads(docker("inspect", *ids)) if ids else []
+        of_it = ("--filter", f"label=com.docker.compose.project={self.name}")
+        ids = self._docker("ps", "-aq", *of_it).split()
+        found = json.loads(self._docker("inspect", *ids)) if ids else []
         return {one["Config"]["Labels"]["com.docker.compose.service"]: one for one in found}
 
     def left(self) -> list[str]:
         """What the engine still holds of it."""
         of_it = ("--filter", f"label=com.docker.compose.project={self.name}")
         return [
-            *docker("ps", "-aq", *of_it).split(),
-            *docker("volume", "ls", "-q", *of_it).split(),
-            *docker("network", "ls", "-q", *of_it).split(),
+            *self._docker("ps", "-aq", *of_it).split(),
+            *self._docker("volume", "ls", "-q", *of_it).split(),
+            *self._docker("network", "ls", "-q", *of_it).split(),
         ]
 
     def volume(self, name: str) -> Path:
         """Where a named volume lies on this machine."""
         return Path(
-            docker("volume", "inspect", "-f", "{{.Mountpoint}}", f"{self.name}_{name}").strip()
+            self._docker(
+                "volume", "inspect", "-f", "{{.Mountpoint}}", f"{self.name}_{name}"
+            ).strip()
         )
 
     def logs(self, service: str) -> str:
         """What a service's container wrote to its output."""
         return self.run("logs", "--no-log-prefix", service).stdout
+
+    def _docker(self, *arguments: object) -> str:
+        return docker(*arguments, environment=self.environment)  # DOCKER_HOST may be in it
 
 
 def checkout(destination: Path) -> Path:

@@ -55,7 +55,7 @@ class Hospitals:
     def __post_init__(self) -> None:
         # this machine's address as seen from a network that no participant is in
         self.outside = f"{self.name}-outside"
-        docker("network", "rm", self.outside, check=False)
+        self._remove_outside()
         docker("network", "create", self.outside)
         gateway = "{{(index .IPAM.Config 0).Gateway}}"
         self.address = docker("network", "inspect", "-f", gateway, self.outside).strip()
@@ -80,7 +80,8 @@ class Hospitals:
     def provision(self, *arguments: object) -> str:
         """Run `fedfms provision`; what it said."""
         self.write_project()
-        return fedfms("provision", self.project_file, "--output", self.output, *arguments).stdout
+        done = fedfms("provision", self.project_file, "--output", self.output, *arguments)
+        return done.stdout + done.stderr
 
     def unzip(self, participant: str) -> Path:
         """Unpack a participant's zip into its own folder, as its owner does."""
@@ -137,6 +138,13 @@ class Hospitals:
         """Leave nothing."""
         for project in self.projects.values():
             project.down()
+        self._remove_outside()
+
+    def _remove_outside(self) -> None:
+        """The network, and a command in it that was not waited for."""
+        left = docker("ps", "-aq", "--filter", f"network={self.outside}").split()
+        if left:
+            docker("rm", "-f", "-v", *left)
         docker("network", "rm", self.outside, check=False)
 
 

@@ -154,18 +154,18 @@ def _show(made: Provisioned) -> None:
     from fedfms.kits.project import ZIPS
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for heading in ("participant", "type", "zip", "valid until", "kit"):
+    for heading in ("participant", "type", "kit", "certificate until"):
         table.add_column(heading, overflow="fold")
     for kit in made.kits:
         table.add_row(
             escape(kit.participant.name),
             "site" if kit.participant.type == "client" else kit.participant.type,
-            escape(kit.zip.name) if kit.zip else "–",
+            kit.state if kit.zip else f"{kit.state}, no zip",
             f"{kit.valid_until:%Y-%m-%d}" if kit.valid_until else "–",
-            kit.state,
         )
     out.print(table)
-    out.print(f"in {escape(str(made.output / ZIPS))}: send each zip to its participant alone")
+    zips = escape(str(made.output / ZIPS))
+    out.print(f"{zips}/PARTICIPANT.zip: send each to its participant alone")
     out.print(f"certificate authority {made.fingerprint}")
     for note in made.notes:
         err.print(f"[bold yellow]note:[/] {escape(note)}")

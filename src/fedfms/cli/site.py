@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from fedfms.cli.common import AsJson, Checkpoints, out, progress
 from fedfms.config import Machine
@@ -22,6 +23,17 @@ commands = typer.Typer()
 KIT, POLICY, SITE_YML = Path("/kit"), Path("/policy"), Path("/site/site.yml")
 WORKSPACE, EXCHANGE, WORK = Path("/workspace"), Path("/exchange"), Path("/work")
 JOB = Path("/opt/fedfms/jobs/fedmsa")
+# which container, and what its paths are on the host
+_SIDES = {
+    "trainer": (
+        "The trainer's container, which sees the images and has no network",
+        "/data is SITE_DATA in .env, /site/site.yml is site.yml, /policy is policy/",
+    ),
+    "flare": (
+        "The FLARE container, which speaks with the server and sees no image",
+        "/kit is kit/, /policy is policy/; /workspace and /exchange are volumes",
+    ),
+}
 
 KitFolder = Annotated[
     Path, typer.Option("--kit", help="The kit's folder with startup/ and local/; not changed.")
@@ -102,11 +114,18 @@ def check_site(
     show = None if as_json else _show_item
     if role is None:
         role = "flare" if (kit / "startup").is_dir() or not config.exists() else "trainer"
+    if role not in _SIDES:
+        raise typer.BadParameter(f"{role} is no container of a site: use trainer or flare")
+    if not as_json:
+        title, paths = _SIDES[role]
+        out.print(f"[bold]{title}[/]")
+        if (kit, config) == (KIT, SITE_YML):  # as compose mounts them
+            out.print(f"[dim]{paths}[/]")
     if role == "flare":
         items = checks.check_flare_side(
             checks.FlarePlaces(kit=kit, policy=policy, workspace=workspace, exchange=folder), show
         )
-    elif role == "trainer":
+    else:
         places = checks.TrainerPlaces(
             config=config,
             policy=policy,
@@ -117,16 +136,11 @@ def check_site(
             classes=[name.strip() for name in classes.split(",")] if classes else (),
         )
         items = checks.check_trainer_side(places, show)
-    else:
-        raise typer.BadParameter(f"{role} is no container of a site: use trainer or flare")
-    failed = [item for item in items if item.status == "FAIL"]
     if as_json:
         out.print_json(json.dumps([dataclasses.asdict(item) for item in items]))
-    elif failed:
-        out.print(f"[bold red]FAIL[/] the {role} side: {len(failed)} to correct")
     else:
-        out.print(f"[bold green]PASS[/] the {role} side of this site is ready")
-    raise typer.Exit(1 if failed else 0)
+        _show_end(role, items)
+    raise typer.Exit(1 if any(item.status == "FAIL" for item in items) else 0)
 
 
 @commands.command("gpu-check")
@@ -159,6 +173,27 @@ def dry_run(
 
 def _show_item(item: Item) -> None:
     colour = {"PASS": "green", "FAIL": "red", "WARN": "yellow", "SKIP": "dim"}[item.status]
-    out.print(f"[{colour}]{item.status}[/] [bold]{item.code}[/]: {escape(item.text)}")
-    if item.fix:
-        out.print(f"     [bold]fix:[/] {escape(item.fix)}")
+    status, text = f"[{colour}]{item.status}[/]", f"[bold]{item.code}[/]: {escape(item.text)}"
+    fix = f"[bold]fix:[/] {escape(item.fix)}" if item.fix else None
+    if out.is_terminal:
+        lines = Table.grid(padding=(0, 1, 0, 0))
+        lines.add_column(width=4)
+        lines.add_column(overflow="fold")
+        lines.add_row(status, text)
+        if fix:
+            lines.add_row("", fix)
+        out.print(lines, soft_wrap=False)
+    else:  # a file or another program: one line each
+        out.print(f"{status} {text}")
+        if fix:
+            out.print(f"     {fix}")
+
+
+def _show_end(role: str, items: list[Item]) -> None:
+    failed = sum(item.status == "FAIL" for item in items)
+    worries = sum(item.status == "WARN" for item in items)
+    look = f"; {worries} to look at" if worries else ""
+    if failed:
+        out.print(f"[bold red]FAIL[/] the {role} side: {failed} to correct{look}\n")
+    else:
+        out.print(f"[bold green]PASS[/] the {role} side of this site is ready{look}\n")

@@ -39,7 +39,7 @@ from fedfms.preflight.kit import (
     days_left,
     site_name_of_environment,
 )
-from fedfms.preflight.network import proxy_for, reach
+from fedfms.preflight.network import reach
 from fedfms.preflight.policy import AUTHORIZATION_FILE, check_authorization
 
 log = logging.getLogger(__name__)
@@ -343,9 +343,6 @@ def why_not_registered(kit: Kit) -> str:
         reach(kit)
     except FedfmsError as error:
         return f"{error.problem}; fix: {error.fix}"
-    host = kit.about.server_host
-    if proxy := proxy_for(host):
-        return f"{proxy} is set, and gRPC uses it for {host}; fix: add {host} to no_proxy"
     return (
         "name, port and certificates are in order; the server may be starting, or may have "
         "disabled this site; fix: ask the coordinator"

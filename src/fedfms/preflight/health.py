@@ -7,6 +7,7 @@ much as `python -m fedfms.preflight.health ROLE` as it does as `fedfms health RO
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import socket
 import sys
@@ -18,8 +19,8 @@ import psutil
 
 from fedfms.config import Machine
 from fedfms.errors import FedfmsError
-from fedfms.preflight.kit import Kit, read_kit
-from fedfms.preflight.network import connect, shake_hands
+from fedfms.preflight.kit import read_kit
+from fedfms.preflight.network import NetworkError, connect, proxy_for, shake_hands
 from fedfms.trainer.messages import Ping, Pong, decode_answer, encode, socket_address
 
 PROCESS_FILE = "fedfms.pid"  # in the workspace: process id and its start, of the role's process
@@ -69,13 +70,21 @@ def check_flare(kit_folder: Path, workspace: Path) -> str:
             f"the FLARE client's process cannot be looked at ({type(error).__name__})",
             "run the probe as the same user as the role",
         ) from None
-    if not any(_is_to(connection, kit) for connection in connections):
-        host, port = kit.about.server_host, kit.about.server_port
+    host, port = kit.about.server_host, kit.about.server_port
+    way, through = f"port {port}", ""
+    with contextlib.suppress(NetworkError):  # such a proxy, gRPC leaves aside
+        if proxy := proxy_for(host):
+            way, through, port = (
+                f"{host} through the proxy {proxy}",
+                f" through {proxy}",
+                proxy.port,
+            )
+    if not any(_is_to(connection, port) for connection in connections):
         raise NotHealthy(
-            f"the FLARE client has no connection to {host}:{port}",
+            f"the FLARE client has no connection to {host}:{kit.about.server_port}{through}",
             "its log says why once a minute; or run: fedfms check-site",
         )
-    return f"the FLARE client is connected to port {kit.about.server_port}"
+    return f"the FLARE client is connected to {way}"
 
 
 def check_trainer(exchange: Path) -> str:
@@ -127,11 +136,11 @@ def _noted_process(workspace: Path) -> psutil.Process:
     )
 
 
-def _is_to(connection: Any, kit: Kit) -> bool:
+def _is_to(connection: Any, port: int) -> bool:
     return (
         connection.status == psutil.CONN_ESTABLISHED
         and bool(connection.raddr)
-        and connection.raddr.port == kit.about.server_port
+        and connection.raddr.port == port
     )
 
 

@@ -62,7 +62,8 @@ class Checklist:
         """
         missing = [need for need in needs if not self._holds(need)]
         if missing:
-            self._add(Item(code, "SKIP", f"needs: {', '.join(missing)}"))
+            waits = f"not looked at before {' and '.join(missing)} passed"
+            self._add(Item(code, "SKIP", waits))
             return
         for item in self._look(code, look):
             self._add(item)

@@ -19,6 +19,13 @@ MIN_DISK_BYTES = GIB  # for job logs, scores and prepared slices
 MIN_EXCHANGE_BYTES = 3 * 45 * 1000**2  # a round of FedMSA on ViT-B: model, result, one to spare
 FEDSAM_EXCHANGE_BYTES = 3 * 375 * 1000**2  # the same of FedSAM on ViT-B
 BASE_MEMORY_BYTES = GIB  # Python, torch and a batch of slices
+# what a worker process keeps ready: two batches of four slices of SAM's size, float32
+WORKER_SHM_BYTES = 2 * 4 * 3 * 1024**2 * 4
+
+_NEW_EXCHANGE = (
+    "set EXCHANGE_SIZE={size}g in .env and make the volume anew: docker compose down, then docker "
+    "volume rm the one whose name ends in -exchange (docker volume ls), then docker compose up -d"
+)
 
 _V2_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _V1_LIMIT = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -79,14 +86,14 @@ def check_exchange(folder: Path, checkpoints: Path | None = None) -> str:
         raise MachineError(
             f"the exchange volume {folder} holds {_size(total)}; a round of FedMSA needs "
             f"{_size(MIN_EXCHANGE_BYTES)}",
-            "set EXCHANGE_SIZE=2g in .env and make the volume anew: docker compose down -v, up -d",
+            _NEW_EXCHANGE.format(size=2),
             code="exchange-small",
         )
     wanted = max(FEDSAM_EXCHANGE_BYTES, 3 * _largest(checkpoints))
     if total < wanted:
         raise Worry(
             f"{_size(total)} in {folder}: enough for FedMSA, not for FedSAM ({_size(wanted)})",
-            f"set EXCHANGE_SIZE={-(-wanted // GIB)}g in .env, if FedSAM is to run here",
+            "if FedSAM is to run here: " + _NEW_EXCHANGE.format(size=-(-wanted // GIB)),
         )
     if _file_system(folder) not in ("tmpfs", "ramfs"):
         raise Worry(
@@ -120,6 +127,25 @@ def check_memory(checkpoints: Path | None, on_gpu: bool) -> str:
             "end what else uses memory on this machine",
         )
     return f"{_size(limit)} allowed, {_size(free)} free, {_size(needed)} needed"
+
+
+def check_shared_memory(workers: int, folder: Path = Path("/dev/shm")) -> str:
+    """Whether the worker processes can pass slices on; the size of shared memory.
+
+    Args:
+        workers: as in site.yml.
+
+    Raises:
+        MachineError: code shm-small.
+    """
+    total, needed = shutil.disk_usage(folder).total, workers * WORKER_SHM_BYTES
+    if total < needed:
+        raise MachineError(
+            f"{folder} holds {_size(total)}; {workers} worker processes need {_size(needed)}",
+            f"set TRAINER_SHM={-(-needed // GIB)}g in .env, or workers: 0 in site.yml",
+            code="shm-small",
+        )
+    return f"{_size(total)} in {folder}, {_size(needed)} needed (workers: {workers})"
 
 
 def check_read_only(folder: Path) -> str:

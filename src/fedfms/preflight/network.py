@@ -1,16 +1,22 @@
 """Reaching the server, one step after another, without FLARE; only connections that go out.
 
 Each step raises NetworkError with its likely cause, so that a check and a log line say the
-same.
+same. FLARE's own connection is gRPC's, which goes through an HTTP proxy where the environment names
+one; so do these steps, by gRPC's rules.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import ipaddress
 import os
+import re
 import socket
 import ssl
-import urllib.request
-from collections.abc import Mapping
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from fedfms.errors import FedfmsError
 from fedfms.preflight.kit import Kit
@@ -124,31 +130,180 @@ def _wait_until_accepted(secured: ssl.SSLSocket, address: str) -> None:
 
 
 def reach(kit: Kit) -> None:
-    """All steps in turn: name, TCP, TLS.
+    """All steps in turn: name, proxy, TCP, TLS.
 
     Raises:
         NetworkError: the first step that fails.
     """
+    if proxy_for(kit.about.server_host) is None:
+        resolve(kit.about.server_host, kit.about.server_port)
+    shake_hands(connect_to_server(kit), kit).close()
+
+
+def connect_to_server(kit: Kit) -> socket.socket:
+    """A TCP connection to the kit's server, the way that gRPC takes: direct or through a proxy.
+
+    Raises:
+        NetworkError: code tcp, or proxy.
+    """
     host, port = kit.about.server_host, kit.about.server_port
-    resolve(host, port)
-    shake_hands(connect(host, port), kit).close()
+    proxy = proxy_for(host)
+    return connect(host, port) if proxy is None else connect_through(proxy, host, port)
 
 
-def proxy_for(host: str, environment: Mapping[str, str] | None = None) -> str | None:
-    """The proxy variable through which gRPC would connect to this host, as NAME=VALUE; else None.
+# -------------------------------------------------------------------------------------- the proxy
 
-    gRPC reads grpc_proxy, https_proxy and http_proxy, in lower case, and no_grpc_proxy or no_proxy.
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy that opens a way to other machines (CONNECT)."""
+
+    variable: str  # of the environment, that names it
+    host: str
+    port: int
+    login: str | None = None  # user:password
+
+    def __str__(self) -> str:  # without the password: it is printed
+        return f"http://{self.host}:{self.port}"
+
+
+def proxy_for(host: str, environment: Mapping[str, str] | None = None) -> Proxy | None:
+    """The proxy through which gRPC connects to this host; None where it connects directly.
+
+    gRPC takes the first of grpc_proxy, https_proxy and http_proxy that is set, and of no_grpc_proxy
+    and no_proxy, all in lower case; an empty one counts as set.
+
+    Raises:
+        NetworkError: code proxy; the variable is set to what gRPC cannot use, and it would connect
+            directly without a word.
     """
     values = os.environ if environment is None else environment
-    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
-        if values.get(name):
+    variable = next((n for n in ("grpc_proxy", "https_proxy", "http_proxy") if n in values), None)
+    if variable is None or not values[variable]:
+        return None
+    around = next((values[n] for n in ("no_grpc_proxy", "no_proxy") if n in values), "")
+    if any(_is_meant(host, entry.strip().lower()) for entry in around.split(",")):
+        return None
+    with contextlib.suppress(ValueError):
+        found = urllib.parse.urlsplit(values[variable])
+        if found.scheme == "http" and found.hostname and found.port:
+            login, at, _ = found.netloc.rpartition("@")
+            return Proxy(
+                variable, found.hostname, found.port, urllib.parse.unquote(login) if at else None
+            )
+    raise NetworkError(
+        f"{variable} names a proxy in a way that gRPC does not understand",
+        f"write it as http://HOST:PORT (SITE_PROXY in .env), or add {host} to SITE_NO_PROXY",
+        code="proxy",
+    )
+
+
+def proxy_applies(host: str) -> bool:
+    """Whether a proxy is named for this host, rightly or not."""
+    try:
+        return proxy_for(host) is not None
+    except NetworkError:
+        return True
+
+
+def connect_through(
+    proxy: Proxy, host: str, port: int, timeout: float = TIMEOUT_SECONDS
+) -> socket.socket:
+    """A connection to the server that a proxy made.
+
+    Raises:
+        NetworkError: code proxy where the proxy is not there or refuses, tcp where it cannot reach
+            the server either.
+    """
+    try:
+        stream = socket.create_connection((proxy.host, proxy.port), timeout)
+    except OSError as error:
+        raise NetworkError(
+            f"the proxy {proxy} cannot be reached ({error.strerror or 'no answer in time'})",
+            "correct SITE_PROXY in .env, or ask your network's administrators",
+            code="proxy",
+        ) from None
+    try:
+        stream.sendall(_connect_request(proxy, host, port))
+        status = _status_line(stream)
+    except TimeoutError:
+        stream.close()
+        raise _not_through(proxy, host, port, f"no answer within {timeout:.0f} s") from None
+    except OSError as error:
+        stream.close()
+        raise NetworkError(
+            f"the proxy {proxy} ended the connection when it was asked for {host}:{port} "
+            f"({_reason(error)})",
+            "ask your network's administrators whether SITE_PROXY is an HTTP proxy",
+            code="proxy",
+        ) from None
+    if re.match(r"HTTP/1\.[01] 2\d\d\b", status):
+        return stream
+    stream.close()
+    raise _refusal(proxy, host, port, status)
+
+
+def _is_meant(host: str, entry: str) -> bool:
+    """Whether an entry of no_proxy means a host, as gRPC has it: `*` has no meaning."""
+    name = host.lower()
+    if not entry:
+        return False
+    with contextlib.suppress(ValueError):  # a host given by its address, in a block of addresses
+        return ipaddress.ip_address(name) in ipaddress.ip_network(entry, strict=False)
+    entry = entry.removeprefix(".")
+    return name == entry or name.endswith(f".{entry}")
+
+
+def _connect_request(proxy: Proxy, host: str, port: int) -> bytes:
+    lines = [f"CONNECT {host}:{port} HTTP/1.1", f"Host: {host}:{port}"]
+    if proxy.login is not None:
+        lines.append(
+            f"Proxy-Authorization: Basic {base64.b64encode(proxy.login.encode()).decode()}"
+        )
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def _status_line(stream: socket.socket) -> str:
+    """The first line of an answer; all its headers are read, and nothing behind them."""
+    head = b""
+    for byte in _bytes(stream):
+        head += byte
+        if head.endswith(b"\r\n\r\n") or len(head) > 1 << 14:
             break
-    else:
-        return None
-    exceptions = values.get("no_grpc_proxy") or values.get("no_proxy") or ""
-    if urllib.request.proxy_bypass_environment(host, {"no": exceptions}):  # type: ignore[attr-defined]
-        return None
-    return f"{name}={values[name]}"
+    return head.partition(b"\r\n")[0].decode("latin-1")
+
+
+def _bytes(stream: socket.socket) -> Iterator[bytes]:
+    while byte := stream.recv(1):
+        yield byte
+
+
+def _refusal(proxy: Proxy, host: str, port: int, status: str) -> NetworkError:
+    found = re.match(r"HTTP/1\.[01] (\d\d\d)\b *([ -~]*)$", status)
+    if found is None:
+        return NetworkError(
+            f"who answers at {proxy} is no HTTP proxy",
+            "correct SITE_PROXY in .env, or ask your network's administrators",
+            code="proxy",
+        )
+    code, words = int(found[1]), f"{found[1]} {found[2]}".strip()
+    if code >= 500:
+        return _not_through(proxy, host, port, words)
+    fix = f"ask your network's administrators to let CONNECT to {host}:{port} through"
+    if code == 407:
+        fix = "write user and password into SITE_PROXY in .env: http://USER:PASSWORD@HOST:PORT"
+    return NetworkError(
+        f"the proxy {proxy} refuses to connect to {host}:{port} ({words})", fix, code="proxy"
+    )
+
+
+def _not_through(proxy: Proxy, host: str, port: int, why: str) -> NetworkError:
+    return NetworkError(
+        f"the proxy {proxy} does not reach {host}:{port} ({why})",
+        "ask the coordinator whether the server runs and on which port; ask your network's "
+        f"administrators whether the proxy finds {host}",
+        code="tcp",
+    )
 
 
 def _reason(error: BaseException) -> str:

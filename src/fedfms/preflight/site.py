@@ -122,6 +122,9 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
     checks.check("checkpoints", lambda: machine.check_checkpoints(places.checkpoints))
     on_gpu = machine.gpu_is_required() or (bool(found) and found["site"].device.startswith("cuda"))
     checks.check("memory", lambda: machine.check_memory(places.checkpoints, on_gpu))
+    checks.check(
+        "shared-memory", lambda: machine.check_shared_memory(found["site"].workers), ["site-yml"]
+    )
     checks.check("work", lambda: machine.check_writable(places.work, "a volume"))
     checks.check("work-disk", lambda: machine.check_disk(places.work), ["work"])
     checks.check("exchange", lambda: machine.check_writable(places.exchange, "a volume"))
@@ -147,14 +150,16 @@ def _check_server(checks: Checklist, kit: Kit | None) -> None:
     greeted: list[ServerGreeting] = []
 
     def name() -> str:
+        if network.proxy_applies(host):
+            return f"the proxy looks up {host}"
         return f"{host} is {', '.join(network.resolve(host, port))}"
 
     def tcp() -> str:
-        network.connect(host, port).close()
+        network.connect_to_server(kit).close()
         return f"{host}:{port} answers"
 
     def tls() -> str:
-        network.shake_hands(network.connect(host, port), kit).close()
+        network.shake_hands(network.connect_to_server(kit), kit).close()
         return "the server's certificate is of this kit's CA, and the server accepts this kit's"
 
     def flare() -> str:
@@ -165,24 +170,25 @@ def _check_server(checks: Checklist, kit: Kit | None) -> None:
 
     certificate = ["certificate-dates", "certificate-ca"]
     checks.check("server-name", name)
-    checks.check("proxy", lambda: _proxy(host))
-    checks.check("server-tcp", tcp, ["server-name"])
+    checks.check("proxy", lambda: _proxy(host, port))
+    checks.check("server-tcp", tcp, ["server-name", "proxy"])
     checks.check("server-tls", tls, [*certificate, "server-tcp"])
-    checks.check("server-flare", flare, ["proxy", "certificate-name", "server-tls"])
+    checks.check("server-flare", flare, ["certificate-name", "server-tls"])
     checks.check("clock", lambda: _clock(greeted[0].clock_ahead), ["server-flare"])
     checks.check("version", lambda: _version(greeted[0].version), ["server-flare"])
     checks.check("revoked", lambda: _revoked(greeted[0].revoked, kit), ["server-flare"])
 
 
-def _proxy(host: str) -> str:
-    found = network.proxy_for(host)
-    if found is None:
+def _proxy(host: str, port: int) -> str:
+    proxy = network.proxy_for(host)
+    if proxy is None:
         return f"no proxy stands between here and {host}"
-    raise network.NetworkError(
-        f"{found.partition('=')[0]} is set, and gRPC would connect to {host} through that proxy",
-        f"add {host} to no_proxy (SITE_NO_PROXY in .env)",
-        code="proxy",
-    )
+    try:
+        network.connect_through(proxy, host, port).close()
+    except network.NetworkError as error:
+        if error.code != "tcp":  # that the server does not answer the proxy is the next item's
+            raise
+    return f"through {proxy} ({proxy.variable})"
 
 
 def _clock(ahead: float | None) -> str:

@@ -141,7 +141,8 @@ def test_a_host_without_a_name(places, made):
     items = check_flare_side(places)
     fails(items, "server-name", "SERVER_EXTRA_HOST=fedfms-no-such-host.invalid")
     assert codes(items, "SKIP") == {"server-tcp", "server-tls", *AFTER_TLS}
-    assert next(item for item in items if item.code == "server-tcp").text == "needs: server-name"
+    [tcp] = [item for item in items if item.code == "server-tcp"]
+    assert tcp.text == "not looked at before server-name passed"
 
 
 def test_a_closed_port(places, made):
@@ -253,15 +254,6 @@ def test_a_server_without_greetings_fails_nothing(server, places, made, tmp_path
     items = check_flare_side(copy_places(made, "no-greeting", tmp_path / "site"))
     assert codes(items, "FAIL") == set()
     assert codes(items, "WARN") >= {"clock", "version", "revoked"}
-
-
-def test_a_proxy_in_the_way(server, places, monkeypatch):
-    monkeypatch.setenv("https_proxy", "http://proxy.hospital:3128")
-    items = check_flare_side(places)
-    fails(items, "proxy", "localhost to no_proxy")
-    assert codes(items, "SKIP") == AFTER_TLS
-    monkeypatch.setenv("no_proxy", "intranet,localhost")
-    assert codes(check_flare_side(places), "FAIL") == set()
 
 
 # ---------------------------------------------------------------------------- policy and machine

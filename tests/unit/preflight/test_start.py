@@ -191,8 +191,8 @@ def test_silence_of_a_server_that_has_another_ca(server, places, foreign):
 def test_silence_of_a_server_that_answers(server, places, monkeypatch):
     kit = check_kit(places.kit, "client")
     assert "disabled this site" in why_not_registered(kit)
-    monkeypatch.setenv("http_proxy", "http://proxy:1")
-    assert "http_proxy=http://proxy:1 is set" in why_not_registered(kit)
+    monkeypatch.setenv("http_proxy", "http://proxy.invalid:1")
+    assert "the proxy http://proxy.invalid:1 cannot be reached" in why_not_registered(kit)
 
 
 # ----------------------------------------------------------------------------------------- health

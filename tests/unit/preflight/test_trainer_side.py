@@ -113,7 +113,9 @@ def test_no_site_yml(site, check):
     (site / "site.yml").unlink()
     items = check()
     fails(items, "site-yml", "SITE_CONFIG")
-    assert {item.code for item in items if item.status == "SKIP"} == {"data", "gpu"}
+    assert {item.code for item in items if item.status == "SKIP"} == {
+        *("data", "gpu", "shared-memory")
+    }
 
 
 def test_a_site_yml_with_a_mistake(site, check):
@@ -185,6 +187,16 @@ def test_memory_for_the_largest_backbone(tmp_path):
     with pytest.raises(FedfmsError, match="may use") as caught:
         check_memory(tmp_path, on_gpu=True)
     assert "TRAINER_MEMORY=" in caught.value.fix
+
+
+def test_shared_memory_for_worker_processes(site, check):
+    small = ("mount -t tmpfs -o size=64m none /dev/shm",)
+    items = {item.code: item for item in check(mounts=small)}
+    assert items["shared-memory"].status == "PASS"  # without workers nothing passes through it
+    path = site / "site.yml"
+    path.write_text(path.read_text() + "workers: 2\n")
+    fails(check(mounts=small), "shared-memory", "TRAINER_SHM=1g in .env, or workers: 0")
+    assert "FAIL" not in {item.status for item in check()}
 
 
 def test_an_exchange_for_the_largest_backbone(site, check):

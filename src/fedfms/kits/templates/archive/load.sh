@@ -17,6 +17,15 @@ if ! sha256sum --quiet -c SHA256SUMS; then
 fi
 
 for image in images/*.tar.gz; do
+  # sha256sum looks at the files that the list names, and at no other
+  if ! grep -qxE "[0-9a-f]{64}  $image" SHA256SUMS; then
+    echo "load: SHA256SUMS does not name $image; nothing was loaded" >&2
+    echo "  fix: delete it if it is yours, or ask the sender" >&2
+    exit 65
+  fi
+done
+
+for image in images/*.tar.gz; do
   docker load -i "$image"
 done
 
