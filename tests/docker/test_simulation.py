@@ -166,6 +166,7 @@ def test_no_file_name_of_any_site_is_outside_its_trainer(first: Run) -> None:
 def test_up_once_more_works_and_down_leaves_nothing(first: Run, tmp_path: Path) -> None:
     project = first.project
     (project.folder / "results").chmod(0o755)  # as git leaves it; then they stay in the volume
+    project.environment["FEDFMS_ARGS"] = "--set rounds=1"
     process = project.start("up", "--exit-code-from", "coordinator", log=tmp_path / "up.log")
     assert process.wait(timeout=LONGEST_SECONDS) == 0
     said = (tmp_path / "up.log").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -90,9 +91,11 @@ def follow(
     last_answer = time.monotonic()
     while True:
         look()
-        try:
+        # the job's process ends before FLARE calls the job finished, and then nobody has news
+        with contextlib.suppress(FederationError):
             if (event := news()) is not None:
                 tell(event)
+        try:
             if time.monotonic() >= next_state:
                 state = coordinator.state(job_id)
                 if state.is_finished:

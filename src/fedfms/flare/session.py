@@ -496,6 +496,8 @@ def connect(
     """
     kit = admin_kit(kit)
     admin = read_admin(kit)
+    # FLARE warns of every answer that comes after its question has timed out
+    logging.getLogger("nvflare.fuel.f3.cellnet").setLevel(logging.ERROR)
     if scratch is not None:
         scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(

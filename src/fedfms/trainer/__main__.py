@@ -32,10 +32,6 @@ def refuse_networks() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments and serve; the exit code is 2 for a mistake in what was given."""
-    refuse_networks()
-    from fedfms.preflight.machine import require_gpu
-    from fedfms.trainer.server import serve
-
     machine = Machine.from_environment()
     parser = argparse.ArgumentParser(
         prog="fedfms trainer",
@@ -64,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--work", required=True, type=Path, metavar="FOLDER", help="private; scores per case")
     given = parser.parse_args(argv)
+    refuse_networks()  # before the libraries are imported that would try
+    from fedfms.preflight.machine import require_gpu
+    from fedfms.trainer.server import serve
+
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
     )
