@@ -52,7 +52,7 @@ lint: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	@if command -v shellcheck >/dev/null; then shellcheck .ci/run tools/*.sh docker/entrypoint tests/docker/*.sh \
-		src/fedfms/kits/templates/site/check-site src/fedfms/kits/templates/archive/load.sh; \
+		src/fedfms/provisioning/templates/site/check-site src/fedfms/provisioning/templates/archive/load.sh; \
 	else echo "lint: SKIPPED shellcheck, which is not installed (Debian: apt install shellcheck)"; fi
 
 format: $(VENV)/dev.stamp

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from project_files import PROJECT, Made, write_project
 
-from fedfms.kits.provision import provision
+from fedfms.provisioning.provision import provision
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from cryptography import x509
 
-from fedfms.kits.provision import Provisioned
+from fedfms.provisioning.provision import Provisioned
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = REPOSITORY / "provisioning" / "project.yml"

@@ -13,7 +13,7 @@ import pytest
 from project_files import Made, hashes
 
 from fedfms.errors import ConfigError, FederationError
-from fedfms.kits.archive import archive
+from fedfms.provisioning.archive import archive
 
 IMAGE = b"the image" * 500_000
 

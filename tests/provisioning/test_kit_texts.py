@@ -19,7 +19,7 @@ from fedfms.cli import app
 from fedfms.config import Policy
 from fedfms.errors import ConfigError
 from fedfms.flare.kit import AUTHORIZATION
-from fedfms.kits.render import TEMPLATES, new_site
+from fedfms.provisioning.render import TEMPLATES, new_site
 
 SCRIPTS = [TEMPLATES / "site/check-site", TEMPLATES / "archive/load.sh"]
 
@@ -52,7 +52,7 @@ def test_the_sites_authorization_is_the_one_of_the_kits() -> None:
 
 def test_templates_are_part_of_the_package() -> None:
     files = [p.relative_to(TEMPLATES.parents[1]) for p in TEMPLATES.rglob("*") if p.is_file()]
-    pattern = "kits/templates/**/*"
+    pattern = "provisioning/templates/**/*"
     assert pattern in (REPOSITORY / "pyproject.toml").read_text()
     # a name that begins with a dot is not matched by a star
     assert not [path for path in files if path.name.startswith(".")]
@@ -118,9 +118,8 @@ def test_the_command_prints_a_table_and_says_what_to_do(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     row = next(line.split() for line in done.output.splitlines() if "site-1 " in line)
-    assert row[:3] == ["site-1", "site", "site-1.zip"]
+    assert row[:3] == ["site-1", "site", "new"]
     assert re.fullmatch(r"20\d\d-\d\d-\d\d", row[3])
-    assert row[4] == "new"
     assert "certificate authority SHA256:" in done.output
     done = CliRunner().invoke(app, [*command, "--revoke", "site-2"])
     assert "fedfms revoke site-2 --kit ADMINKIT" in done.output

@@ -15,8 +15,8 @@ from fedfms.errors import FederationError
 from fedfms.flare.processes import Processes, Supervised
 from fedfms.flare.session import Coordinator, connect
 from fedfms.flare.simulate import free_port
-from fedfms.kits.own_key import approve, install, request
-from fedfms.kits.provision import provision
+from fedfms.provisioning.own_key import approve, install, request
+from fedfms.provisioning.provision import provision
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -26,8 +26,8 @@ from project_files import (
 
 from fedfms.errors import ConfigError, FederationError
 from fedfms.kits.checksums import check_sums
-from fedfms.kits.own_key import Request, approve, install, request
-from fedfms.kits.provision import provision
+from fedfms.provisioning.own_key import Request, approve, install, request
+from fedfms.provisioning.provision import provision
 
 
 @dataclass(frozen=True)

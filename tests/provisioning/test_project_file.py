@@ -10,7 +10,7 @@ import pytest
 from project_files import COORDINATOR, PROJECT, SERVER, entry, site, write_project
 
 from fedfms.errors import ConfigError
-from fedfms.kits.project import read_project
+from fedfms.provisioning.project import read_project
 
 
 def test_the_project_files_of_the_repository_can_be_used() -> None:

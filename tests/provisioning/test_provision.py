@@ -37,7 +37,7 @@ from project_files import (
 
 from fedfms.errors import ConfigError, FederationError
 from fedfms.kits.checksums import check_sums
-from fedfms.kits.provision import Provisioned, provision
+from fedfms.provisioning.provision import Provisioned, provision
 
 Run = Callable[..., Provisioned]
 

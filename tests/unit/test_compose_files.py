@@ -10,7 +10,7 @@ import yaml
 from fedfms import __version__
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TEMPLATES = REPOSITORY / "src/fedfms/kits/templates"
+TEMPLATES = REPOSITORY / "src/fedfms/provisioning/templates"
 SITES = ("site-1", "site-2", "site-3", "site-4")
 
 

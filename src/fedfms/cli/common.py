@@ -164,7 +164,9 @@ def _teller(print_line: Callable[[str], None], said: Mapping[str, str]) -> Calla
         for text in event.missed:
             once(text)
         if event.phase == "evaluate":
-            once("training is done; every site evaluates the final and the best model")
+            trained = event.round is not None
+            models = "training is done; every site evaluates the final and the best model"
+            once(models if trained else "every site evaluates the model")
 
     return tell
 
@@ -228,8 +230,9 @@ def show_result(folder: Path, as_json: bool) -> None:
         table.add_row(*map(escape, cells), _score(row["dice_best"]), str(row["missed"]))
     out.print(table)
     gain = summary["dice"]["gain"]  # over the training sites that have both
-    before, after = _score(gain["before"]), _score(gain["after"])
-    out.print(f"mean of the training sites: {before} before, {after} after")
+    if gain["before"] is not None and gain["after"] is not None:  # not of an evaluation alone
+        before, after = _score(gain["before"]), _score(gain["after"])
+        out.print(f"mean of the training sites: {before} before, {after} after")
     out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 

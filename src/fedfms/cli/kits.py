@@ -13,7 +13,7 @@ from rich.table import Table
 from fedfms.cli.common import err, out
 
 if TYPE_CHECKING:
-    from fedfms.kits.provision import Provisioned
+    from fedfms.provisioning.provision import Provisioned
 
 commands = typer.Typer()
 
@@ -49,7 +49,7 @@ def provision(
     ] = None,
 ) -> None:
     """Make one zip for each participant of project.yml; again changes only what must change."""
-    from fedfms.kits.provision import provision as run
+    from fedfms.provisioning.provision import provision as run
 
     _show(run(project, output, renew=renew, revoke=revoke, unpack=unpack))
 
@@ -60,7 +60,7 @@ def new_site(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder for its files.")],
 ) -> None:
     """Write the files that a site owns: site.yml, policy/, .env, compose files."""
-    from fedfms.kits.render import new_site as write
+    from fedfms.provisioning.render import new_site as write
 
     write(name, folder)
     out.print(f"{escape(str(folder))}: edit .env and site.yml, then look at your data:")
@@ -77,7 +77,7 @@ def request(
     ] = None,
 ) -> None:
     """At a site: make a key that stays here, and a request for a certificate, to be sent."""
-    from fedfms.kits.own_key import request as make
+    from fedfms.provisioning.own_key import request as make
 
     made = make(name, org, project, output or Path(f"{name}-request"))
     out.print(f"send {escape(str(made.file))} to the coordinator")
@@ -94,7 +94,7 @@ def approve(
     renew: Annotated[bool, typer.Option("--renew", help="In the place of an older key.")] = False,
 ) -> None:
     """At the coordinator: sign a site's request under the project's CA, and make its kit."""
-    from fedfms.kits.own_key import approve as run
+    from fedfms.provisioning.own_key import approve as run
 
     _show(run(request_file, project, fingerprint, output, renew))
     out.print("tell the site the fingerprint of the certificate authority, by another way")
@@ -115,7 +115,7 @@ def install(
     ] = None,
 ) -> None:
     """At a site: check the kit that came back, and put the site's own key into it."""
-    from fedfms.kits.own_key import install as run
+    from fedfms.provisioning.own_key import install as run
 
     folder = run(kit, request_folder, fingerprint, output)
     out.print(f"{escape(str(folder))}: edit .env and site.yml, then ./check-site")
@@ -135,7 +135,7 @@ def archive(
     ] = [],  # noqa: B006
 ) -> None:
     """Pack image, kits and checkpoints for a site without internet, with a script that loads it."""
-    from fedfms.kits.archive import archive as pack
+    from fedfms.provisioning.archive import archive as pack
 
     read = 0
 
@@ -151,7 +151,7 @@ def archive(
 
 
 def _show(made: Provisioned) -> None:
-    from fedfms.kits.project import ZIPS
+    from fedfms.provisioning.project import ZIPS
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for heading in ("participant", "type", "kit", "certificate until"):

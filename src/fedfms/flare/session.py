@@ -451,7 +451,8 @@ class Coordinator:
         if not result.is_dir():
             raise FederationError(
                 "the job left no records at the server",
-                "look at the server's log: the job ended before it began",
+                "it ended before it began, or the server was started again: see the server's log; "
+                "a model that was saved by then is in the server's workspace, JOB_ID/fedfms",
                 code="no-records",
             )
         return result
@@ -567,8 +568,8 @@ def who_may(right: str) -> str:
     """The roles with a right, as the kits of `fedfms provision` give it, in words."""
     limits = {"any": "", "n:submitter": " for their own jobs"}
     limits |= {
-        "o:submitter": " for jobs of their organization",
-        "o:site": " of the server's organization",
+        "o:submitter": " for jobs of their organisation",
+        "o:site": " of the server's organisation",
     }
     words = []
     for role, rights in AUTHORIZATION["permissions"].items():

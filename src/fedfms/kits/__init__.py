@@ -1,1 +1,1 @@
-"""Kits: what each participant of a federation gets, and how it is made, renewed and checked."""
+"""What a kit says of itself, and whether it is as it was made."""

@@ -152,7 +152,7 @@ def check_issuer(kit: Kit) -> None:
 
 def check_dates(kit: Kit, now: datetime.datetime | None = None) -> None:
     """Raise ConfigError (kit-expired, kit-not-yet-valid) unless both certificates are valid now."""
-    now = now or datetime.datetime.now(datetime.UTC)
+    now = now or datetime.datetime.now(datetime.timezone.utc)
     for certificate, path in (
         (kit.certificate, kit.certificate_file),
         (kit.root, kit.root_file),
@@ -161,8 +161,8 @@ def check_dates(kit: Kit, now: datetime.datetime | None = None) -> None:
             raise ConfigError(
                 f"the certificate {path} expired on {_day(certificate.not_valid_after_utc)}; "
                 f"the clock here says {_day(now)}",
-                "ask the coordinator to renew this kit (fedfms renew), then put it in place of "
-                "the old one",
+                "ask the coordinator to renew it (fedfms provision --renew), then put the new kit/ "
+                "in the place of this one",
                 code="kit-expired",
             )
         if now < certificate.not_valid_before_utc:
@@ -177,7 +177,7 @@ def check_dates(kit: Kit, now: datetime.datetime | None = None) -> None:
 def days_left(kit: Kit) -> int:
     """Whole days until the first of the kit's certificates expires."""
     ends = min(kit.certificate.not_valid_after_utc, kit.root.not_valid_after_utc)
-    return (ends - datetime.datetime.now(datetime.UTC)).days
+    return (ends - datetime.datetime.now(datetime.timezone.utc)).days
 
 
 def site_name_of_environment() -> str | None:

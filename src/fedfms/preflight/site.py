@@ -245,7 +245,7 @@ def _dates(kit: Kit) -> str:
             f"the certificate ends in {left} days, on {ends:%Y-%m-%d}",
             "ask the coordinator to renew this kit",
         )
-    now = datetime.datetime.now(datetime.UTC)
+    now = datetime.datetime.now(datetime.timezone.utc)
     return f"valid until {ends:%Y-%m-%d}; today is {now:%Y-%m-%d}"
 
 

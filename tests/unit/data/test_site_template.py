@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from fedfms.config import Policy, SiteConfig
-from fedfms.kits.render import TEMPLATES
+from fedfms.provisioning.render import TEMPLATES
 
 TEMPLATE = TEMPLATES / "site"
 TEXT = (TEMPLATE / "site.yml").read_text()

@@ -92,7 +92,7 @@ def change_certificate(
     """
     startup = kit / "startup"
     old = x509.load_pem_x509_certificate((startup / "client.crt").read_bytes())
-    now = datetime.datetime.now(datetime.UTC)
+    now = datetime.datetime.now(datetime.timezone.utc)
     attributes = [
         x509.NameAttribute(NameOID.COMMON_NAME, name)
         if name and attribute.oid == NameOID.COMMON_NAME

@@ -8,7 +8,7 @@ from typing import Literal
 
 from fedfms import __version__
 from fedfms.errors import ConfigError
-from fedfms.kits.project import check_site_name
+from fedfms.provisioning.project import check_site_name
 
 TEMPLATES = Path(__file__).parent / "templates"
 EXAMPLE_HOST, EXAMPLE_PORT = "server.example.org", 8002

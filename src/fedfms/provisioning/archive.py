@@ -15,7 +15,7 @@ from typing import IO, cast
 from fedfms.errors import ConfigError, FederationError
 from fedfms.flare.provision import private_files
 from fedfms.kits.checksums import SUMS_FILE, sha256
-from fedfms.kits.render import write_templates
+from fedfms.provisioning.render import write_templates
 
 # level 6 makes the CPU image 12 % smaller (365 MB instead of 414) in three times as long
 GZIP_LEVEL = 1

@@ -26,16 +26,16 @@ from fedfms.errors import ConfigError
 from fedfms.flare.own_keys import REQUEST_FILE, make_request, read_request, sign_request
 from fedfms.flare.provision import private_files
 from fedfms.kits.about import read_about
-from fedfms.kits.certificates import (
+from fedfms.kits.checksums import ROOT_CERTIFICATE, check_sums
+from fedfms.provisioning.certificates import (
     CertificateState,
     fingerprint,
     kit_certificate,
     load_certificate,
 )
-from fedfms.kits.checksums import ROOT_CERTIFICATE, check_sums
-from fedfms.kits.project import check_org, check_project_name, check_site_name, read_project
-from fedfms.kits.provision import Provisioned, make_kits, working_folder
-from fedfms.kits.zips import unpack_zip
+from fedfms.provisioning.project import check_org, check_project_name, check_site_name, read_project
+from fedfms.provisioning.provision import Provisioned, make_kits, working_folder
+from fedfms.provisioning.zips import unpack_zip
 
 
 @dataclass(frozen=True, slots=True)
