@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from fedfms.config import Policy, SiteConfig
 from fedfms.errors import ConfigError
 from fedfms.preflight import machine, network
 from fedfms.preflight.health import ping_trainer
-from fedfms.preflight.items import Checklist, Item, Worry
+from fedfms.preflight.items import Checklist, Item, NotHere, Worry
 from fedfms.preflight.kit import (
     RENEW_DAYS,
     Kit,
@@ -159,6 +160,8 @@ def _check_server(checks: Checklist, kit: Kit | None) -> None:
         return f"{host}:{port} answers"
 
     def tls() -> str:
+        if not os.access(kit.key_file, os.R_OK):  # which fails the kit's own line
+            raise NotHere(f"not looked at: {kit.key_file} cannot be read")
         network.shake_hands(network.connect_to_server(kit), kit).close()
         return "the server's certificate is of this kit's CA, and the server accepts this kit's"
 
