@@ -436,6 +436,7 @@ class Machine:
     exchange: Path | None  # FEDFMS_EXCHANGE: the folder that trainer and FLARE client share
     checkpoints: Path | None  # FEDFMS_CHECKPOINTS: folder of SAM checkpoints
     log_level: str | None = None  # FEDFMS_LOG_LEVEL: of what FLARE logs in a container; info
+    require_gpu: bool = False  # FEDFMS_REQUIRE_GPU: the trainer was started with the GPU overlay
 
     @classmethod
     def from_environment(cls) -> Machine:
@@ -450,6 +451,7 @@ class Machine:
             exchange=folder("FEDFMS_EXCHANGE"),
             checkpoints=folder("FEDFMS_CHECKPOINTS"),
             log_level=os.environ.get("FEDFMS_LOG_LEVEL") or None,
+            require_gpu=os.environ.get("FEDFMS_REQUIRE_GPU", "") not in ("", "0"),
         )
 
 

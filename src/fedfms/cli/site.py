@@ -122,9 +122,10 @@ def check_site(
         if (kit, config) == (KIT, SITE_YML):  # as compose mounts them
             out.print(f"[dim]{paths}[/]")
     if role == "flare":
-        items = checks.check_flare_side(
-            checks.FlarePlaces(kit=kit, policy=policy, workspace=workspace, exchange=folder), show
-        )
+        from fedfms.flare.challenge import ask_server
+
+        there = checks.FlarePlaces(kit=kit, policy=policy, workspace=workspace, exchange=folder)
+        items = checks.check_flare_side(there, ask_server, show)
     else:
         places = checks.TrainerPlaces(
             config=config,

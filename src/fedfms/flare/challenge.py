@@ -6,7 +6,6 @@ import json
 import secrets
 import time
 import uuid
-from dataclasses import dataclass
 
 from nvflare.apis.utils.decomposers import flare_decomposers
 from nvflare.fuel.f3.cellnet.cell import Cell
@@ -23,19 +22,10 @@ from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
 from fedfms.flare.greeting import REVOKED, TIME, VERSION
 from fedfms.preflight.kit import Kit
-from fedfms.preflight.network import NetworkError
+from fedfms.preflight.network import NetworkError, ServerGreeting
 
 ASK_SECONDS = 5.0  # for one answer; a connection is made meanwhile
 ATTEMPTS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class ServerGreeting:
-    """What the server says of itself; None where it runs no greeting."""
-
-    version: str | None  # of fedfms there
-    clock_ahead: float | None  # seconds by which the server's clock is ahead of this machine's
-    revoked: bool | None  # whether this participant is disabled there
 
 
 def ask_server(kit: Kit) -> ServerGreeting:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from fedfms.config import BACKBONES
+from fedfms.config import BACKBONES, Machine
 from fedfms.errors import CheckpointError, ConfigError, FedfmsError
 from fedfms.kits.checksums import sha256
 from fedfms.preflight.items import NotHere, Worry
@@ -222,31 +222,6 @@ def check_checkpoints(folder: Path | None) -> str:
     return f"{', '.join(here)}; the SHA-256 is right"
 
 
-def gpu_is_required() -> bool:
-    """FEDFMS_REQUIRE_GPU: this trainer was started with the GPU overlay."""
-    return os.environ.get("FEDFMS_REQUIRE_GPU", "") not in ("", "0")
-
-
-def require_gpu() -> None:
-    """Refuse to compute on the processor where a GPU was asked for.
-
-    Raises:
-        ConfigError: code no-gpu.
-    """
-    if not gpu_is_required():
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            "this trainer was started with the GPU overlay (FEDFMS_REQUIRE_GPU), and torch finds "
-            "no CUDA device here",
-            "check the driver with nvidia-smi on the host, and that the image is one for GPUs; to "
-            "compute on the processor, take compose.gpu.yml out of COMPOSE_FILE in .env",
-            code="no-gpu",
-        )
-
-
 def check_gpu(device: str) -> str:
     """Whether torch sees the GPU that was asked for.
 
@@ -257,10 +232,13 @@ def check_gpu(device: str) -> str:
         ConfigError: code no-gpu.
         NotHere: nobody asked for one.
     """
-    require_gpu()
-    if not gpu_is_required() and not device.startswith("cuda"):
+    if not Machine.from_environment().require_gpu and not device.startswith("cuda"):
         raise NotHere(f"no GPU is asked for (device: {device})")
     import torch
+
+    from fedfms.training.device import require_gpu
+
+    require_gpu()
 
     index = int(device.partition(":")[2] or 0) if device.startswith("cuda") else 0
     if index >= torch.cuda.device_count():

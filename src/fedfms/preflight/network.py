@@ -25,6 +25,15 @@ TIMEOUT_SECONDS = 5.0
 _ALPN = ["h2"]  # what gRPC speaks
 
 
+@dataclass(frozen=True, slots=True)
+class ServerGreeting:
+    """What the server says of itself; None where it runs no greeting."""
+
+    version: str | None  # of fedfms there
+    clock_ahead: float | None  # seconds by which the server's clock is ahead of this machine's
+    revoked: bool | None  # whether this participant is disabled there
+
+
 class NetworkError(FedfmsError):
     """The server cannot be reached, or is not the one that it should be."""
 

@@ -7,10 +7,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedfms import __version__
-from fedfms.config import Policy, SiteConfig
+from fedfms.config import Machine, Policy, SiteConfig
 from fedfms.errors import ConfigError
 from fedfms.preflight import machine, network
 from fedfms.preflight.health import ping_trainer
@@ -29,12 +28,10 @@ from fedfms.preflight.kit import (
 )
 from fedfms.preflight.policy import check_authorization
 
-if TYPE_CHECKING:
-    from fedfms.flare.challenge import ServerGreeting
-
 MAX_CLOCK_SECONDS = 60.0
 
 OnItem = Callable[[Item], None]
+AskServer = Callable[[Kit], network.ServerGreeting]  # raises NetworkError, code flare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +57,16 @@ class TrainerPlaces:
     classes: Sequence[str] = field(default=())  # of the job that is to run; () for the site's own
 
 
-def check_flare_side(places: FlarePlaces, on_item: OnItem | None = None) -> list[Item]:
-    """The checks of the container that has the network and no images."""
+def check_flare_side(
+    places: FlarePlaces, ask_server: AskServer, on_item: OnItem | None = None
+) -> list[Item]:
+    """The checks of the container that has the network and no images.
+
+    Args:
+        places: where what is.
+        ask_server: how to ask the server for its greeting, in FLARE's own words.
+        on_item: told each item as it is known.
+    """
     checks = Checklist(on_item)
     found: dict[str, Kit] = {}
 
@@ -83,7 +88,7 @@ def check_flare_side(places: FlarePlaces, on_item: OnItem | None = None) -> list
         checks.check("certificate-dates", lambda: _dates(kit()))
         checks.check("certificate-name", lambda: _names(kit()))
         checks.check("certificate-ca", lambda: _issuer(kit()))
-    _check_server(checks, found.get("kit"))
+    _check_server(checks, found.get("kit"), ask_server)
     _check_policy(checks, places.policy, found.get("kit"))
     checks.check("workspace", lambda: machine.check_writable(places.workspace, "a volume"))
     checks.check("workspace-disk", lambda: machine.check_disk(places.workspace), ["workspace"])
@@ -106,6 +111,8 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
     def data() -> str | list[Item]:
         return _data(found["site"], places.classes)
 
+    must_have_gpu = Machine.from_environment().require_gpu
+
     def gpu() -> str:
         return machine.check_gpu(found["site"].device if found else "auto")
 
@@ -119,9 +126,9 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
     )
     checks.check("data", data, ["site-yml"])
     checks.check("network", machine.check_no_network)
-    checks.check("gpu", gpu, () if machine.gpu_is_required() else ["site-yml"])
+    checks.check("gpu", gpu, () if must_have_gpu else ["site-yml"])
     checks.check("checkpoints", lambda: machine.check_checkpoints(places.checkpoints))
-    on_gpu = machine.gpu_is_required() or (bool(found) and found["site"].device.startswith("cuda"))
+    on_gpu = must_have_gpu or (bool(found) and found["site"].device.startswith("cuda"))
     checks.check("memory", lambda: machine.check_memory(places.checkpoints, on_gpu))
     checks.check(
         "shared-memory", lambda: machine.check_shared_memory(found["site"].workers), ["site-yml"]
@@ -140,7 +147,7 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
 # ------------------------------------------------------------------------------------- the server
 
 
-def _check_server(checks: Checklist, kit: Kit | None) -> None:
+def _check_server(checks: Checklist, kit: Kit | None, ask_server: AskServer) -> None:
     if kit is None:
         for code in ("server-name", "proxy", "server-tcp", "server-tls", "server-flare"):
             checks.check(code, str, needs=["kit"])
@@ -148,7 +155,7 @@ def _check_server(checks: Checklist, kit: Kit | None) -> None:
             checks.check(code, str, needs=["kit"])
         return
     host, port = kit.about.server_host, kit.about.server_port
-    greeted: list[ServerGreeting] = []
+    greeted: list[network.ServerGreeting] = []
 
     def name() -> str:
         if network.proxy_applies(host):
@@ -166,8 +173,6 @@ def _check_server(checks: Checklist, kit: Kit | None) -> None:
         return "the server's certificate is of this kit's CA, and the server accepts this kit's"
 
     def flare() -> str:
-        from fedfms.flare.challenge import ask_server
-
         greeted.append(ask_server(kit))
         return "FLARE's server answers"
 

@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--work", required=True, type=Path, metavar="FOLDER", help="private; scores per case")
     given = parser.parse_args(argv)
     refuse_networks()  # before the libraries are imported that would try
-    from fedfms.preflight.machine import require_gpu
     from fedfms.trainer.server import serve
+    from fedfms.training.device import require_gpu
 
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True

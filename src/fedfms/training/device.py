@@ -7,7 +7,7 @@ import re
 
 import torch
 
-from fedfms.config import Recipe, SiteConfig
+from fedfms.config import Machine, Recipe, SiteConfig
 from fedfms.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,22 @@ def torch_device(site: SiteConfig) -> torch.device:
             code="no-gpu",
         )
     return device
+
+
+def require_gpu() -> None:
+    """Refuse to compute on the processor where the trainer was started to have a GPU.
+
+    Raises:
+        ConfigError: code no-gpu.
+    """
+    if Machine.from_environment().require_gpu and not torch.cuda.is_available():
+        raise ConfigError(
+            "this trainer was started with the GPU overlay (FEDFMS_REQUIRE_GPU), and torch finds "
+            "no CUDA device here",
+            "check the driver with nvidia-smi on the host, and that the image is one for GPUs; to "
+            "compute on the processor, take compose.gpu.yml out of COMPOSE_FILE in .env",
+            code="no-gpu",
+        )
 
 
 def use_threads(site: SiteConfig) -> None:

@@ -20,13 +20,20 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
 import fedfms
+from fedfms.flare.challenge import ask_server
 from fedfms.flare.simulate import PROJECT, SERVER, provision
 from fedfms.kits.about import KitAbout, read_about
 from fedfms.kits.checksums import write_sums
+from fedfms.preflight import site
 from fedfms.preflight.items import Item
 from fedfms.preflight.site import FlarePlaces
 
 FEDFMS = [sys.executable, "-c", "from fedfms.cli import main; main()"]
+
+
+def check_flare_side(places: FlarePlaces) -> list[Item]:
+    """The checks with FLARE's own question, as `fedfms check-site` makes them."""
+    return site.check_flare_side(places, ask_server)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from site_kits import FEDFMS, change_about, change_certificate, copy_places, in_namespace
+from site_kits import (
+    FEDFMS,
+    change_about,
+    change_certificate,
+    check_flare_side,
+    copy_places,
+    in_namespace,
+)
 
 from fedfms.flare.simulate import SERVER, free_port
 from fedfms.preflight.items import Item
-from fedfms.preflight.site import FlarePlaces, check_flare_side
+from fedfms.preflight.site import FlarePlaces
 from fedfms.trainer.messages import SOCKET_NAME, Pong, encode
 
 SERVER_ITEMS = [

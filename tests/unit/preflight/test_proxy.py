@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 from little_proxy import LittleProxy, little_proxy
-from site_kits import FEDFMS, change_about
+from site_kits import FEDFMS, change_about, check_flare_side
 
 from fedfms.errors import FedfmsError
 from fedfms.flare.simulate import free_port
@@ -22,7 +22,6 @@ from fedfms.preflight.health import check_flare
 from fedfms.preflight.items import Item
 from fedfms.preflight.kit import check_kit
 from fedfms.preflight.network import NetworkError, proxy_for
-from fedfms.preflight.site import check_flare_side
 
 # host, no_proxy, whether gRPC goes around the proxy
 AROUND = [
