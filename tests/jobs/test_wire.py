@@ -95,9 +95,11 @@ def test_bytes_of_a_round_on_the_wire_are_values_times_width(
     forwarders: list[CountingForwarder] = []
     provision = fedfms.flare.simulate.provision
 
-    def provision_through_forwarder(folder: Path, names: list[str], port: int) -> Path:
+    def provision_through_forwarder(
+        folder: Path, names: list[str], port: int, admins: dict[str, str]
+    ) -> Path:
         """The same kits, but the sites reach the server through the forwarder."""
-        kits = provision(folder, names, port)
+        kits = provision(folder, names, port, admins)
         forwarder = CountingForwarder(port)
         forwarder.start()
         forwarders.append(forwarder)
