@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from containers import Project, checkout
+from hospitals import fedfms
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 
@@ -55,6 +56,20 @@ def test_the_overlay_reserves_each_sites_own_gpu(demo: Project) -> None:
     demo.run("create")
     asked = demo.containers()["site-2-trainer"]["HostConfig"]["DeviceRequests"]
     assert [(one["Driver"], one["DeviceIDs"]) for one in asked] == [("nvidia", ["GPU-7f3a"])]
+
+
+def test_a_kit_reserves_the_device_that_its_env_names(engine: None, tmp_path: Path) -> None:
+    fedfms("new-site", "clinic", tmp_path / "clinic")
+    kit = Project(tmp_path / "clinic", "fedfms-gpu-kit")
+    with (kit.folder / ".env").open("a") as env:
+        env.write(f"SITE_DATA={tmp_path}\n")
+    assert reserved(kit.run("config").stdout) == {}
+    with (kit.folder / ".env").open("a") as env:
+        env.write("COMPOSE_FILE=compose.yml:compose.gpu.yml\nGPU_DEVICE=3\n")
+    config = kit.run("config").stdout
+    assert reserved(config) == {"clinic-trainer": ["3"]}
+    trainer = yaml.safe_load(config)["services"]["clinic-trainer"]
+    assert trainer["environment"]["FEDFMS_REQUIRE_GPU"] == "1"
 
 
 def test_without_a_gpu_the_start_fails_and_says_what_is_missing(demo: Project) -> None:

@@ -53,6 +53,8 @@ def write_templates(
         target = folder / (".env" if name == "env" else name)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
+        if target.name == ".env":
+            target.chmod(0o600)  # a proxy's password may come to stand in it
         if text.startswith("#!"):
             target.chmod(target.stat().st_mode | 0o100)
 
