@@ -26,7 +26,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (local, kits, site, jobs):
+for title, module in {
+    "On one machine": local,
+    "Kits: who takes part": kits,
+    "A coordinator's jobs, with an admin's kit": jobs,
+    "In the containers of a kit": site,
+}.items():
+    for command in module.commands.registered_commands:
+        command.rich_help_panel = title
     app.add_typer(module.commands)
 
 

@@ -176,20 +176,5 @@ def report(
     show_result(run, as_json)
 
 
-@commands.command(
-    context_settings={
-        "ignore_unknown_options": True,
-        "allow_extra_args": True,
-        "help_option_names": [],
-    },
-    add_help_option=False,
-)
-def trainer(context: typer.Context) -> None:
-    """Run a site's trainer: the process that sees the images and no network."""
-    from fedfms.trainer.__main__ import main as run_trainer
-
-    raise typer.Exit(run_trainer(context.args))
-
-
 def _site(path: Path, data: Path | None) -> SiteConfig:
     return SiteConfig.from_yaml(path, data or Machine.from_environment().site_data)

@@ -75,6 +75,21 @@ def flare(
     },
     add_help_option=False,
 )
+def trainer(context: typer.Context) -> None:
+    """Run a site's trainer: the process that sees the images and no network."""
+    from fedfms.trainer.__main__ import main as run_trainer
+
+    raise typer.Exit(run_trainer(context.args))
+
+
+@commands.command(
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_extra_args": True,
+        "help_option_names": [],
+    },
+    add_help_option=False,
+)
 def health(context: typer.Context) -> None:
     """Ask a role's process in this container whether it is well: server, flare or trainer."""
     from fedfms.preflight.health import main as probe
