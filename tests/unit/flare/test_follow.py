@@ -8,8 +8,9 @@ import pytest
 
 from fedfms.cli.common import logging_progress
 from fedfms.errors import ConfigError, FederationError
-from fedfms.flare.follow import check_results_folder, read_end, write_results
+from fedfms.flare.follow import check_results_folder, follow, read_end, write_results
 from fedfms.flare.progress import Event, RecordReader
+from fedfms.flare.session import Admin, Coordinator
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 from job_writer import Job
@@ -92,3 +93,21 @@ def test_a_log_shows_each_step_once_in_plain_lines(capsys: pytest.CaptureFixture
         "round 0: 2 of 2 sites in (site-1, site-2); about 90 min left",
         "site-1 missed round 0: late",
     ]
+
+
+class FinishedJob:
+    """FLARE's session, when a job has finished."""
+
+    def get_job_meta(self, job_id: str) -> dict[str, str]:
+        return {"status": "FINISHED:COMPLETED", "name": "fedmsa"}
+
+
+def test_a_job_whose_process_has_gone_is_followed_to_its_end() -> None:
+    """FLARE answers no question about progress then, and each takes seconds to fail."""
+
+    def news() -> Event | None:
+        raise FederationError("cannot ask for the progress", "wait", code="no-server")
+
+    coordinator = Coordinator(FinishedJob(), Admin("coordinator@a.org", "a", "project_admin"))
+    state = follow(coordinator, "job", news=news, tell=print)
+    assert state.is_completed
