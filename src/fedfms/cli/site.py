@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -47,6 +47,17 @@ Exchange = Annotated[
 ]
 
 
+# all arguments go on to a parser of the role's own, --help included
+_PASSED_ON: dict[str, Any] = {
+    "context_settings": {
+        "ignore_unknown_options": True,
+        "allow_extra_args": True,
+        "help_option_names": [],
+    },
+    "add_help_option": False,
+}
+
+
 @commands.command()
 def server(kit: KitFolder = KIT, workspace: Workspace = WORKSPACE) -> None:
     """Run the project's FLARE server from its kit."""
@@ -67,14 +78,7 @@ def flare(
     raise typer.Exit(run_client(kit, policy, workspace))
 
 
-@commands.command(
-    context_settings={
-        "ignore_unknown_options": True,
-        "allow_extra_args": True,
-        "help_option_names": [],
-    },
-    add_help_option=False,
-)
+@commands.command(**_PASSED_ON)
 def trainer(context: typer.Context) -> None:
     """Run a site's trainer: the process that sees the images and no network."""
     from fedfms.trainer.__main__ import main as run_trainer
@@ -82,14 +86,7 @@ def trainer(context: typer.Context) -> None:
     raise typer.Exit(run_trainer(context.args))
 
 
-@commands.command(
-    context_settings={
-        "ignore_unknown_options": True,
-        "allow_extra_args": True,
-        "help_option_names": [],
-    },
-    add_help_option=False,
-)
+@commands.command(**_PASSED_ON)
 def health(context: typer.Context) -> None:
     """Ask a role's process in this container whether it is well: server, flare or trainer."""
     from fedfms.preflight.health import main as probe

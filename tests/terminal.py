@@ -5,30 +5,39 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class Console:
     """Starts a command on a terminal of its own; use as a context."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> None:
         self._command = command
+        self._environment = {**os.environ, **(environment or {})}
         self._unread = ""
         self.text = ""  # everything it has shown
 
     def __enter__(self) -> Console:
         self._terminal, theirs = os.openpty()
         self._process = subprocess.Popen(
-            self._command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+            self._command,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=self._environment,
+            start_new_session=True,
         )
         os.close(theirs)
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._process.poll() is None:
-            self._process.terminate()
+            os.killpg(self._process.pid, signal.SIGTERM)
             self._process.wait(timeout=30)
         os.close(self._terminal)
 
