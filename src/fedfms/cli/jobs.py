@@ -334,7 +334,7 @@ def _follow(coordinator: Coordinator, job_id: str, quiet: bool) -> JobState:
 
     try:
         showing = watching if err.is_terminal else logging_progress
-        with showing(quiet, _SAID) as on_event:
+        with showing(quiet, {}) as on_event:
             state = wait_for_start(coordinator, job_id, on_wait=on_wait)
             if state.detail:
                 _say(quiet, f"FLARE says: {state.detail}")
@@ -348,9 +348,6 @@ def _follow(coordinator: Coordinator, job_id: str, quiet: bool) -> JobState:
         short = job_id[:8]
         err.print(f"the job goes on: fedfms watch {short}, or stop it: fedfms abort {short}")
         raise typer.Exit(130) from None
-
-
-_SAID = {"fetch": "fetching the result"}
 
 
 def _fetch(

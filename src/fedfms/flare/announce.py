@@ -19,7 +19,7 @@ from nvflare.app_common.resource_managers.passthrough_resource_manager import (
 
 from fedfms.config import Machine
 from fedfms.errors import FedfmsError
-from fedfms.preflight.health import ping_trainer  # the same question without torch
+from fedfms.trainer.connection import ping
 from fedfms.trainer.messages import PROTOCOL, Pong, decode_answer, public_code
 
 KEY = "fedfms"  # of what report_resources returns
@@ -75,7 +75,7 @@ class SiteResources(PassthroughResourceManager):  # type: ignore[misc]
             exchange = Machine.from_environment().exchange
             if exchange is None:
                 return _faulty("no-exchange")
-            pong = ping_trainer(exchange, PING_SECONDS)
+            pong = ping(exchange, PING_SECONDS)
         except FedfmsError as error:
             return _faulty(public_code(error.code))
         except Exception as error:

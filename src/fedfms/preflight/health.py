@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from fedfms.config import Machine
 from fedfms.errors import FedfmsError
 from fedfms.preflight.kit import read_kit
 from fedfms.preflight.network import NetworkError, connect, proxy_for, shake_hands
-from fedfms.trainer.messages import Ping, Pong, decode_answer, encode, socket_address
+from fedfms.trainer.connection import ping
 
 PROCESS_FILE = "fedfms.pid"  # in the workspace: process id and its start, of the role's process
 TIMEOUT_SECONDS = 5.0
@@ -93,34 +92,8 @@ def check_trainer(exchange: Path) -> str:
     Raises:
         FedfmsError: with why the trainer is not well.
     """
-    pong = ping_trainer(exchange)
+    pong = ping(exchange, TIMEOUT_SECONDS)
     return f"the trainer of {pong.site} answers, {'busy' if pong.busy else 'waiting'}"
-
-
-def ping_trainer(exchange: Path, timeout_seconds: float = TIMEOUT_SECONDS) -> Pong:
-    """Ask the trainer whether it is there.
-
-    Raises:
-        NotHealthy: code no-trainer.
-    """
-    fix = "start the trainer, or look in its log for why it does not start"
-    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    stream.settimeout(timeout_seconds)
-    try:
-        with stream, socket_address(exchange) as address:
-            stream.connect(address)
-            stream.sendall(encode(Ping()))
-            line = stream.makefile("rb").readline(1 << 20)
-    except OSError as error:
-        raise NotHealthy(
-            f"no trainer answers in {exchange} ({error.strerror or type(error).__name__})",
-            fix,
-            code="no-trainer",
-        ) from None
-    answer = decode_answer(line.rstrip(b"\n")) if line else None
-    if not isinstance(answer, Pong):
-        raise NotHealthy(f"whoever answers in {exchange} is no trainer", fix, code="no-trainer")
-    return answer
 
 
 def _noted_process(workspace: Path) -> psutil.Process:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from fedfms import __version__
 from fedfms.config import Machine, Policy, SiteConfig
-from fedfms.errors import ConfigError
+from fedfms.errors import ConfigError, TrainerError
 from fedfms.preflight import machine, network
-from fedfms.preflight.health import ping_trainer
 from fedfms.preflight.items import Checklist, Item, NotHere, Worry
 from fedfms.preflight.kit import (
     RENEW_DAYS,
@@ -27,6 +26,7 @@ from fedfms.preflight.kit import (
     site_name_of_environment,
 )
 from fedfms.preflight.policy import check_authorization
+from fedfms.trainer.connection import ping
 
 MAX_CLOCK_SECONDS = 60.0
 
@@ -277,11 +277,9 @@ def _check_policy(checks: Checklist, policy: Path, kit: Kit | None) -> None:
 
 
 def _trainer(exchange: Path) -> str:
-    from fedfms.preflight.health import NotHealthy
-
     try:
-        pong = ping_trainer(exchange)
-    except NotHealthy as error:
+        pong = ping(exchange)
+    except TrainerError as error:
         raise Worry("the trainer does not run yet, or does not answer", error.fix) from None
     if pong.version != __version__:
         raise ConfigError(

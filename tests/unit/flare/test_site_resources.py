@@ -67,7 +67,7 @@ def test_what_the_trainer_says_reaches_the_coordinator(
         (encode(Pong("site-1", "0.1.0", False, "no-policy")), "no-policy"),
         (b'{"type":"pong","protocol":1,"site":"s","version":"1","busy":false}\n', "other-protocol"),
         (b"who are you?\n", "nonsense"),
-        (b"", "no-trainer"),
+        (b"", "trainer-died"),
     ],
 )
 def test_whatever_is_wrong_with_the_trainer_is_told_as_a_code(

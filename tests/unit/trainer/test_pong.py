@@ -12,7 +12,8 @@ from trainer_process import Place, TrainerProcess
 from fedfms import __version__
 from fedfms.errors import TrainerError
 from fedfms.trainer.announce import SLOW_FILES
-from fedfms.trainer.client import ping, run_task
+from fedfms.trainer.client import run_task
+from fedfms.trainer.connection import ping
 from fedfms.trainer.messages import Pong, Task, decode_answer, encode
 
 

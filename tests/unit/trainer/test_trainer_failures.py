@@ -17,7 +17,8 @@ from trainer_process import Place, TrainerProcess
 
 from fedfms.errors import TaskAborted, TrainerError
 from fedfms.exchange.payload import save_tensors
-from fedfms.trainer.client import ping, run_task
+from fedfms.trainer.client import run_task
+from fedfms.trainer.connection import ping
 from fedfms.trainer.messages import Task, TaskFiles, TaskRequest, encode
 from fedfms.trainer.server import EXIT_ABORT_IGNORED, EXIT_STALLED
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import yaml
 
 from fedfms.errors import TrainerError
-from fedfms.trainer.client import TaskResult, ping, run_task
+from fedfms.trainer.client import TaskResult, run_task
+from fedfms.trainer.connection import ping
 from fedfms.trainer.messages import Task
 
 SITE = "site-1"
