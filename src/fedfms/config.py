@@ -432,6 +432,7 @@ class Policy:
 class Machine:
     """Facts of the machine, from the environment; read once."""
 
+    site_name: str | None = None  # SITE_NAME: who this site believes it is
     site_data: Path | None  # SITE_DATA: the mounted imaging volume (trainer only)
     exchange: Path | None  # FEDFMS_EXCHANGE: the folder that trainer and FLARE client share
     checkpoints: Path | None  # FEDFMS_CHECKPOINTS: folder of SAM checkpoints
@@ -447,6 +448,7 @@ class Machine:
             return Path(value) if value else None
 
         return cls(
+            site_name=os.environ.get("SITE_NAME") or None,
             site_data=folder("SITE_DATA"),
             exchange=folder("FEDFMS_EXCHANGE"),
             checkpoints=folder("FEDFMS_CHECKPOINTS"),

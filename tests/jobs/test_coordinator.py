@@ -27,7 +27,13 @@ from federations import JOBS, of_kind, processes_below, read_records, wait_until
 from fedfms.errors import ConfigError, FederationError
 from fedfms.flare.announce import Announcement
 from fedfms.flare.processes import Processes
-from fedfms.flare.session import Coordinator, connect, prepare_job
+from fedfms.flare.session import (
+    Coordinator,
+    check_announcements,
+    connect,
+    new_copy,
+    prepare_job,
+)
 from fedfms.flare.simulate import (
     ADMIN,
     HEART_BEAT_SECONDS,
@@ -183,7 +189,8 @@ def test_everything_that_keeps_a_job_from_running_is_said_at_once(running: Runni
 def test_a_site_that_is_not_ready_is_named_and_can_be_left_out(running: Running) -> None:
     with running.site_file("site-2", "policy/privacy.json", "{"):
         with pytest.raises(ConfigError) as error:
-            running.coordinator.submit(JOBS / "fedmsa", running.root / "workspace")
+            job = prepare_job(JOBS / "fedmsa", new_copy(JOBS / "fedmsa", running.root))
+            check_announcements(job, running.coordinator.announcements())
         assert "site-2 is not ready (no-policy): its policy cannot be used" in error.value.problem
         assert "--without site-2" in error.value.fix
         refused = running.run("submit", JOBS / "fedmsa", "--without", "site-2", code=1).stderr

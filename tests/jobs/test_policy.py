@@ -13,7 +13,9 @@ from nvflare.fuel.sec.authz import AuthzContext, Person, parse_policy_config
 from nvflare.security.security import COMMAND_CATEGORIES
 
 from fedfms.errors import FederationError
+from fedfms.flare.follow import follow, news_from
 from fedfms.flare.kit import AUTHORIZATION, CLASSES
+from fedfms.flare.progress import Event
 from fedfms.flare.session import prepare_job
 from fedfms.flare.simulate import Federation, find_sites, provision
 
@@ -105,9 +107,15 @@ def test_code_and_foreign_classes_are_refused_and_a_job_can_be_aborted(tmp_path:
         assert "'torch.load' at config path 'components.#1' is not in allow_list" in log
 
         job_id = federation.submit(coordinator, job.folder)
-        for _state, progress in coordinator.watch(job_id, poll_seconds=1.0):
-            if progress.get("round") == 0:
+        began: list[Event] = []
+
+        def abort_at_the_first_round(event: Event) -> None:
+            if event.round == 0 and not began:
+                began.append(event)
                 coordinator.abort(job_id)
-        assert coordinator.state(job_id).status == "FINISHED:ABORTED"
+
+        news = news_from(coordinator, job_id)
+        ended = follow(coordinator, job_id, news=news, tell=abort_at_the_first_round)
+        assert ended.status == "FINISHED:ABORTED"
         records = read_records(coordinator.download(job_id, tmp_path / "download"))
     assert of_kind(records, "job_done")[0]["status"] == "aborted"

@@ -39,6 +39,10 @@ Checkpoints = Annotated[
         help="Folder with Meta's SAM checkpoints; not for vit_demo. Or set FEDFMS_CHECKPOINTS.",
     ),
 ]
+Data = Annotated[Path | None, typer.Option(help="The folder with the images. Or set SITE_DATA.")]
+Classes = Annotated[
+    str | None, typer.Option(help="Classes of the job that is to run, such as disc,cup.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 

@@ -10,7 +10,17 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fedfms.cli.common import AsJson, Checkpoints, Overrides, out, progress, show_result, watching
+from fedfms.cli.common import (
+    AsJson,
+    Checkpoints,
+    Classes,
+    Data,
+    Overrides,
+    out,
+    progress,
+    show_result,
+    watching,
+)
 from fedfms.config import Machine, Recipe, SiteConfig
 
 commands = typer.Typer()
@@ -89,12 +99,8 @@ def simulate(
 @commands.command("check-data")
 def check_data(
     site: Annotated[Path, typer.Argument(help="The site's site.yml.")],
-    data: Annotated[
-        Path | None, typer.Option(help="The folder with the images. Or set SITE_DATA.")
-    ] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="Classes of the job that is to run, such as disc,cup.")
-    ] = None,
+    data: Data = None,
+    classes: Classes = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a site's images and labels; name every problem with its fix. Changes nothing."""
@@ -124,9 +130,7 @@ def check_data(
 def train_local(
     job: Annotated[Path, typer.Argument(help="A job folder, such as jobs/fedmsa.")],
     site: Annotated[Path, typer.Option(help="The site's site.yml.")],
-    data: Annotated[
-        Path | None, typer.Option(help="The folder with the images. Or set SITE_DATA.")
-    ] = None,
+    data: Data = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
     output: Annotated[
         Path | None, typer.Option(help="Write the trained tensors to this .safetensors file.")

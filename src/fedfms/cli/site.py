@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fedfms.cli.common import AsJson, Checkpoints, out, progress
+from fedfms.cli.common import AsJson, Checkpoints, Classes, Data, out, progress
 from fedfms.config import Machine
 
 if TYPE_CHECKING:
@@ -105,12 +105,8 @@ def check_site(
     workspace: Workspace = WORKSPACE,
     exchange: Exchange = None,
     config: Annotated[Path, typer.Option(help="The site's site.yml.")] = SITE_YML,
-    data: Annotated[
-        Path | None, typer.Option(help="The folder with the images. Or set SITE_DATA.")
-    ] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="Classes of the job that is to run, such as disc,cup.")
-    ] = None,
+    data: Data = None,
+    classes: Classes = None,
     checkpoints: Checkpoints = None,
     work: Annotated[Path, typer.Option(help="The trainer's private folder.")] = WORK,
     as_json: AsJson = False,

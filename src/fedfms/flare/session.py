@@ -294,34 +294,6 @@ class Coordinator:
 
     # ---------------------------------------------------------------------------------- jobs
 
-    def submit(
-        self,
-        job: Path,
-        workspace: Path,
-        overrides: Sequence[str] = (),
-        model: Path | None = None,
-        without: Sequence[str] = (),
-    ) -> tuple[str, PreparedJob]:
-        """Check a job against what the connected sites announce, and submit a copy of it.
-
-        Args:
-            job: a job folder; it is not changed.
-            workspace: where the copy is made.
-            overrides: as `prepare_job`.
-            model: as `prepare_job`.
-            without: sites that do not take part.
-
-        Returns:
-            FLARE's id of the job, and what was submitted.
-
-        Raises:
-            ConfigError: as `prepare_job` and `check_announcements`.
-            FederationError: the server does not take it.
-        """
-        prepared = prepare_job(job, new_copy(job, workspace), overrides, model)
-        sites = check_announcements(prepared, self.announcements(), without)
-        return self.submit_to(prepared, sites, leaves_out=bool(without)), prepared
-
     def submit_to(self, job: PreparedJob, sites: Sequence[str], leaves_out: bool) -> str:
         """Submit a checked job to these sites; FLARE's id of the job.
 
@@ -426,18 +398,6 @@ class Coordinator:
             return Event.from_dict(self.progress(job_id))
         except (KeyError, TypeError, ValueError):  # it is starting, or of another version
             return None
-
-    def watch(
-        self, job_id: str, poll_seconds: float = 3.0
-    ) -> Iterator[tuple[JobState, dict[str, Any]]]:
-        """State and progress again and again, the last time when the job has finished."""
-        while True:
-            state = self.state(job_id)
-            progress = self.progress(job_id) if state.status == "RUNNING" else {}
-            yield state, progress
-            if state.is_finished:
-                return
-            time.sleep(poll_seconds)
 
     def download(self, job_id: str, folder: Path) -> Path:
         """Fetch a finished job; the folder with its records and models.

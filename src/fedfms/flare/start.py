@@ -37,7 +37,6 @@ from fedfms.preflight.kit import (
     Kit,
     check_kit,
     days_left,
-    site_name_of_environment,
 )
 from fedfms.preflight.network import reach
 from fedfms.preflight.policy import AUTHORIZATION_FILE, check_authorization
@@ -98,7 +97,7 @@ def run_client(kit_folder: Path, policy: Path, workspace: Path) -> int:
     Raises:
         FedfmsError: the kit or the policy cannot be used, or the workspace cannot be written.
     """
-    kit = check_kit(kit_folder, "client", site_name_of_environment())
+    kit = check_kit(kit_folder, "client", Machine.from_environment().site_name)
     authorization = check_authorization(policy, kit.organisation)
     lay_out(kit, workspace, authorization)
     refuse_requests()
@@ -339,7 +338,7 @@ def _explain_silence(kit: Kit, registered: threading.Event) -> None:
 def why_not_registered(kit: Kit) -> str:
     """The likely cause, as one line with what to do."""
     try:
-        check_kit(kit.folder, kit.about.type, site_name_of_environment())
+        check_kit(kit.folder, kit.about.type, Machine.from_environment().site_name)
         reach(kit)
     except FedfmsError as error:
         return f"{error.problem}; fix: {error.fix}"

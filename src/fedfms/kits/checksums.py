@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,21 +22,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from fedfms.errors import ConfigError
+from fedfms.files import file_sha256
 from fedfms.kits.about import ABOUT_FILE
 
 SUMS_FILE, SIGNATURE_FILE = "SHA256SUMS", "SHA256SUMS.sig"
 ROOT_CERTIFICATE = "startup/rootCA.pem"
 
 _AGAIN = "unzip the kit again; if that does not help, ask the coordinator for a new one"
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_sums(kit: Path, ca_key: rsa.RSAPrivateKey) -> None:
@@ -47,7 +38,7 @@ def write_sums(kit: Path, ca_key: rsa.RSAPrivateKey) -> None:
         kit: the folder with startup/ and local/.
         ca_key: private key of the certificate in startup/rootCA.pem.
     """
-    lines = [f"{sha256(kit / name)}  {name}\n" for name in kit_files(kit)]
+    lines = [f"{file_sha256(kit / name)}  {name}\n" for name in kit_files(kit)]
     content = "".join(lines).encode()
     (kit / SUMS_FILE).write_bytes(content)
     (kit / SIGNATURE_FILE).write_bytes(sign(content, ca_key))
@@ -88,7 +79,7 @@ def check_sums(kit: Path) -> None:
         path = kit / name
         if not path.is_file():
             raise ConfigError(f"the kit has no {path}", _AGAIN, code="kit-incomplete")
-        if sha256(path) != expected:
+        if file_sha256(path) != expected:
             raise ConfigError(
                 f"{path} is not as the coordinator made it", _AGAIN, code="kit-changed"
             )

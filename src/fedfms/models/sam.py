@@ -6,7 +6,6 @@ downloaded, is recognized by its SHA-256, and is loaded strictly.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import pickle
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 
 from fedfms.config import BACKBONES, Recipe
 from fedfms.errors import CheckpointError
+from fedfms.files import file_sha256
 from fedfms.models.decoder import PromptFreeMaskDecoder
 from fedfms.models.encoder import ImageEncoder
 from fedfms.models.upstream import PromptEncoder, TwoWayTransformer
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 OFFICIAL_FOLDER = "https://dl.fbaipublicfiles.com/segment_anything"  # upstream's README links there
 CHECKPOINT_SUFFIXES = (".pth", ".safetensors")
-HASH_CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +115,13 @@ def find_checkpoint(recipe: Recipe, folder: Path | None) -> Path:
     wanted = BACKBONES[recipe.backbone]
     here = Path(__file__).parent if recipe.backbone == "vit_demo" else folder
     named = here / wanted.file_name if here else None
-    if named is not None and named.is_file() and file_sha256(named) == recipe.backbone_sha256:
+    if named is not None and named.is_file() and checkpoint_sha256(named) == recipe.backbone_sha256:
         return named
     if folder is not None and folder.is_dir():
         for path in sorted(folder.iterdir()):
             if path == named or path.suffix not in CHECKPOINT_SUFFIXES or not path.is_file():
                 continue
-            if file_sha256(path) == recipe.backbone_sha256:
+            if checkpoint_sha256(path) == recipe.backbone_sha256:
                 return path
     raise _not_found(recipe, folder, named)
 
@@ -145,7 +144,7 @@ def _not_found(recipe: Recipe, folder: Path | None, named: Path | None) -> Check
     if named is not None and named.is_file():
         return CheckpointError(
             f"{named} is another file than the recipe asks for: its SHA-256 is "
-            f"{file_sha256(named)}, not {recipe.backbone_sha256}",
+            f"{checkpoint_sha256(named)}, not {recipe.backbone_sha256}",
             fix,
             code="wrong-checkpoint",
         )
@@ -158,20 +157,16 @@ def _not_found(recipe: Recipe, folder: Path | None, named: Path | None) -> Check
     )
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file of any size, as 64 hexadecimal digits.
+def checkpoint_sha256(path: Path) -> str:
+    """SHA-256 of a checkpoint, as 64 hexadecimal digits.
 
     Raises:
         CheckpointError: "damaged-checkpoint" if the file cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(HASH_CHUNK_BYTES):
-                digest.update(chunk)
+        return file_sha256(path)
     except OSError as error:
         raise _unreadable(path, error) from error
-    return digest.hexdigest()
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

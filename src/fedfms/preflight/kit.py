@@ -180,11 +180,6 @@ def days_left(kit: Kit) -> int:
     return (ends - datetime.datetime.now(datetime.timezone.utc)).days
 
 
-def site_name_of_environment() -> str | None:
-    """SITE_NAME, or None where it is not set or empty."""
-    return os.environ.get("SITE_NAME") or None
-
-
 def _key_name(kind: ParticipantType) -> str:
     return "server" if kind == "server" else "client"
 

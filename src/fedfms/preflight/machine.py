@@ -9,9 +9,9 @@ from pathlib import Path
 
 import psutil
 
-from fedfms.config import BACKBONES, Machine
+from fedfms.config import BACKBONES, Machine, SiteConfig
 from fedfms.errors import CheckpointError, ConfigError, FedfmsError
-from fedfms.kits.checksums import sha256
+from fedfms.files import file_sha256
 from fedfms.preflight.items import NotHere, Worry
 
 GIB = 1024**3
@@ -210,7 +210,7 @@ def check_checkpoints(folder: Path | None) -> str:
                     code="missing-checkpoint",
                 )
             continue
-        found = sha256(path)
+        found = file_sha256(path)
         if found != backbone.sha256:
             raise CheckpointError(
                 f"{path} is not the checkpoint of {name}: its SHA-256 is {found}, not "
@@ -222,34 +222,32 @@ def check_checkpoints(folder: Path | None) -> str:
     return f"{', '.join(here)}; the SHA-256 is right"
 
 
-def check_gpu(device: str) -> str:
+def check_gpu(site: SiteConfig | None) -> str:
     """Whether torch sees the GPU that was asked for.
 
     Args:
-        device: as in site.yml.
+        site: the site's configuration; None where it cannot be read.
 
     Raises:
         ConfigError: code no-gpu.
         NotHere: nobody asked for one.
     """
-    if not Machine.from_environment().require_gpu and not device.startswith("cuda"):
-        raise NotHere(f"no GPU is asked for (device: {device})")
+    wanted = site.device if site is not None else "auto"
+    if not Machine.from_environment().require_gpu and not wanted.startswith("cuda"):
+        raise NotHere(f"no GPU is asked for (device: {wanted})")
     import torch
 
-    from fedfms.training.device import require_gpu
+    from fedfms.training.device import require_gpu, torch_device
 
     require_gpu()
-
-    index = int(device.partition(":")[2] or 0) if device.startswith("cuda") else 0
-    if index >= torch.cuda.device_count():
+    device = torch_device(site) if site is not None else torch.device("cuda", 0)
+    if device.type != "cuda":
         raise ConfigError(
-            f"device {device} is asked for, and torch finds {torch.cuda.device_count()} CUDA "
-            "device(s) here",
-            "check the driver with nvidia-smi, start the trainer with the GPU overlay "
-            "(COMPOSE_FILE in .env), or set device: cpu in site.yml",
+            f"this trainer was started with the GPU overlay, and site.yml says device: {wanted}",
+            "set device: auto in site.yml, or take compose.gpu.yml out of COMPOSE_FILE in .env",
             code="no-gpu",
         )
-    return f"torch {torch.__version__} sees {torch.cuda.get_device_name(index)}"
+    return f"torch {torch.__version__} sees {torch.cuda.get_device_name(device)}"
 
 
 def check_driver(version: Path = Path("/proc/driver/nvidia/version")) -> str:

@@ -23,7 +23,6 @@ from fedfms.preflight.kit import (
     check_role,
     days_left,
     read_kit,
-    site_name_of_environment,
 )
 from fedfms.preflight.policy import check_authorization
 from fedfms.trainer.connection import ping
@@ -114,7 +113,7 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
     must_have_gpu = Machine.from_environment().require_gpu
 
     def gpu() -> str:
-        return machine.check_gpu(found["site"].device if found else "auto")
+        return machine.check_gpu(found.get("site"))
 
     checks.check("version", lambda: f"fedfms {__version__}")
     checks.check("site-yml", site_yml)
@@ -258,7 +257,7 @@ def _dates(kit: Kit) -> str:
 
 
 def _names(kit: Kit) -> str:
-    check_names(kit, site_name_of_environment())
+    check_names(kit, Machine.from_environment().site_name)
     return f"the certificate is {kit.about.participant}'s"
 
 

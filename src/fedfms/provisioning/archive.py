@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import IO, cast
 
 from fedfms.errors import ConfigError, FederationError
+from fedfms.files import file_sha256
 from fedfms.flare.provision import private_files
-from fedfms.kits.checksums import SUMS_FILE, sha256
+from fedfms.kits.checksums import SUMS_FILE
 from fedfms.provisioning.render import write_templates
 
 # level 6 makes the CPU image 12 % smaller (365 MB instead of 414) in three times as long
@@ -144,5 +145,5 @@ def _last_line(text: str) -> str:
 
 def _write_sums(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    lines = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / SUMS_FILE).write_text("".join(lines))

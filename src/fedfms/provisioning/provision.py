@@ -30,9 +30,10 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from fedfms.errors import ConfigError, FederationError
+from fedfms.files import file_sha256
 from fedfms.flare.provision import STATE_FILE, private_files, run_provisioner
 from fedfms.kits.about import ABOUT_FILE
-from fedfms.kits.checksums import SIGNATURE_FILE, SUMS_FILE, sha256
+from fedfms.kits.checksums import SIGNATURE_FILE, SUMS_FILE
 from fedfms.provisioning.certificates import (
     WARN_DAYS,
     CertificateState,
@@ -449,7 +450,7 @@ def _take_away(name: str, folder: WorkingFolder, scratch: Path) -> None:
 
 
 def _write_zip_sums(folder: WorkingFolder) -> None:
-    lines = [f"{sha256(path)}  {path.name}\n" for path in sorted(folder.zips.glob("*.zip"))]
+    lines = [f"{file_sha256(path)}  {path.name}\n" for path in sorted(folder.zips.glob("*.zip"))]
     target, content = folder.zips / SUMS_FILE, "".join(lines)
     if not target.is_file() or target.read_text() != content:
         scratch = folder.home / f"{SUMS_FILE}.new"

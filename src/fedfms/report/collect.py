@@ -9,7 +9,6 @@ means.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -23,6 +22,7 @@ from typing import Any
 
 from fedfms.errors import FederationError
 from fedfms.exchange.contribution import PHASES
+from fedfms.files import file_sha256
 from fedfms.report.records import NO_VALUE, RECORDS, WITHHELD, History, mean, read_records
 from fedfms.report.tables import (
     EvaluationRow,
@@ -343,11 +343,7 @@ def _copy_pictures(
 
 
 def _describe_file(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -11,8 +11,9 @@ from torch import nn
 
 from fedfms.config import BACKBONES
 from fedfms.errors import CheckpointError
+from fedfms.files import file_sha256
 from fedfms.models.build import build_model
-from fedfms.models.sam import file_sha256, find_checkpoint, load_checkpoint
+from fedfms.models.sam import find_checkpoint, load_checkpoint
 from fedfms.models.upstream import ImageEncoderViT
 
 

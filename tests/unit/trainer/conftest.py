@@ -14,8 +14,8 @@ from trainer_process import SITE, Place, TaskThread, TrainerProcess
 from fedfms.config import Recipe
 from fedfms.data.synthetic import write_phantom_site
 from fedfms.exchange.payload import read_travelling, save_tensors
+from fedfms.files import file_sha256
 from fedfms.models.build import build_model
-from fedfms.models.sam import file_sha256
 from fedfms.trainer.messages import Task
 
 
