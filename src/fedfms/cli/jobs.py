@@ -27,6 +27,7 @@ from fedfms.errors import FederationError, FedfmsError
 
 if TYPE_CHECKING:
     from fedfms.flare.announce import Announcement
+    from fedfms.flare.follow import OnEvent
     from fedfms.flare.progress import Event
     from fedfms.flare.session import Coordinator, JobState, PreparedJob
 
@@ -115,8 +116,8 @@ def submit(
                 out.print(f"  fedfms watch {job_id[:8]}; fedfms fetch {job_id[:8]}")
             return
         _say(as_json, f"submitted as {job_id} to {', '.join(sites)}")
-        state = _follow(coordinator, job_id, as_json)
-        completed = _fetch(coordinator, state, folder, workspace, as_json)
+        state, tell = _follow(coordinator, job_id, as_json)
+        completed = _fetch(coordinator, state, folder, workspace, as_json, tell)
     if completed and not as_json:
         out.print(f"took {time.monotonic() - started:.0f} s")
     if not completed:
@@ -160,7 +161,7 @@ def watch(job: JobId, kit: Kit, as_json: AsJson = False) -> None:
     from fedfms.flare.session import connect
 
     with connect(kit) as coordinator:
-        state = _follow(coordinator, coordinator.find_job(job), as_json)
+        state, _ = _follow(coordinator, coordinator.find_job(job), as_json)
         if as_json:
             out.print_json(json.dumps(_job_values(state)))
         elif state.is_completed:
@@ -319,8 +320,12 @@ def _say(quiet: bool, text: str) -> None:
 # --------------------------------------------------------------------------------- following
 
 
-def _follow(coordinator: Coordinator, job_id: str, quiet: bool) -> JobState:
-    """Show how far a job is until FLARE calls it finished."""
+def _follow(coordinator: Coordinator, job_id: str, quiet: bool) -> tuple[JobState, OnEvent]:
+    """Show how far a job is until FLARE calls it finished.
+
+    Returns:
+        FLARE's last word, and what showed the news: it says nothing twice.
+    """
     from fedfms.flare.follow import follow, news_from, wait_for_start
 
     waits = ""
@@ -335,25 +340,34 @@ def _follow(coordinator: Coordinator, job_id: str, quiet: bool) -> JobState:
     try:
         showing = watching if err.is_terminal else logging_progress
         with showing(quiet, {}) as on_event:
+            tell = on_event or _say_nothing
             state = wait_for_start(coordinator, job_id, on_wait=on_wait)
             if state.detail:
                 _say(quiet, f"FLARE says: {state.detail}")
-            return follow(
-                coordinator,
-                job_id,
-                news=news_from(coordinator, job_id),
-                tell=on_event or (lambda event: None),
-            )
+            news = news_from(coordinator, job_id)
+            return follow(coordinator, job_id, news=news, tell=tell), tell
     except KeyboardInterrupt:
         short = job_id[:8]
         err.print(f"the job goes on: fedfms watch {short}, or stop it: fedfms abort {short}")
         raise typer.Exit(130) from None
 
 
+def _say_nothing(event: Event) -> None:
+    pass
+
+
 def _fetch(
-    coordinator: Coordinator, state: JobState, folder: Path, workspace: Path, as_json: bool
+    coordinator: Coordinator,
+    state: JobState,
+    folder: Path,
+    workspace: Path,
+    as_json: bool,
+    tell: OnEvent = _say_nothing,
 ) -> bool:
-    """Fetch, write the results folder, show it; whether the job completed."""
+    """Fetch, write the results folder, show it; whether the job completed.
+
+    `tell` gets what the records say, since nobody answers about progress in a job's last seconds.
+    """
     from fedfms.flare.follow import read_end, write_results
 
     _say(as_json, "fetching the result")
@@ -361,6 +375,7 @@ def _fetch(
     try:
         downloaded = coordinator.download(state.job_id, scratch)
         end = read_end(downloaded, state.status)
+        tell(end.event)
         write_results(downloaded, folder)
     except FederationError as error:
         if state.is_completed:

@@ -111,3 +111,17 @@ def test_a_job_whose_process_has_gone_is_followed_to_its_end() -> None:
     coordinator = Coordinator(FinishedJob(), Admin("coordinator@a.org", "a", "project_admin"))
     state = follow(coordinator, "job", news=news, tell=print)
     assert state.is_completed
+
+
+def test_the_records_tell_what_nobody_said_while_the_job_ran(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    event = read_end(records(job).parent, "FINISHED:COMPLETED").event
+    with logging_progress(False, {}) as on_event:
+        assert on_event is not None
+        on_event(event)
+        on_event(event)  # and nothing twice
+    lines = capsys.readouterr().err.splitlines()
+    told = [line for line in lines if line.startswith("round ")]
+    assert len(told) == len(event.finished) > 0
+    assert set(event.missed) <= set(lines)
