@@ -48,8 +48,8 @@ test-docker: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/docker
 
 lint: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/ruff check --no-cache
+	$(BIN)/ruff format --check --no-cache
 	$(BIN)/mypy
 	@if command -v shellcheck >/dev/null; then shellcheck .ci/run tools/*.sh docker/entrypoint tests/docker/*.sh \
 		src/fedfms/provisioning/templates/site/check-site src/fedfms/provisioning/templates/archive/load.sh; \

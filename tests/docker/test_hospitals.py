@@ -29,9 +29,9 @@ from hospitals import (
     write_site,
     zips,
 )
-from terminal import Console
 
 from fedfms.flare.session import prepare_job
+from terminal import Console
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
 
