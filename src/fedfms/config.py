@@ -168,6 +168,11 @@ class Recipe:
         """Read a `recipe.json`."""
         return cls.from_dict(_read_json(path), str(path))
 
+    @classmethod
+    def from_text(cls, text: str, source: str) -> Recipe:
+        """Read the text of a `recipe.json`; `source` says in an error where it stood."""
+        return cls.from_dict(_parse_json(text, source), source)
+
     def to_dict(self) -> dict[str, Any]:
         """All values, defaults included, as JSON types."""
         return {
@@ -493,12 +498,18 @@ def _read_text(path: Path) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    return _parse_json(_read_text(path), str(path))
+
+
+def _parse_json(text: str, source: str) -> dict[str, Any]:
     try:
-        values = json.loads(_read_text(path))
+        values = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is no JSON: {error}", "correct the file at that place") from None
+        raise ConfigError(
+            f"{source} is no JSON: {error}", "correct the file at that place"
+        ) from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no JSON object", "write { … } with its keys")
+        raise ConfigError(f"{source} holds no JSON object", "write { … } with its keys")
     return values
 
 

@@ -50,6 +50,12 @@ class SamSegmenter(nn.Module):
         masks = self.mask_decoder(embeddings, self.image_position, MASK_TOKENS)
         return self.class_head(masks)  # type: ignore[no-any-return]
 
+    def locate(self) -> None:
+        """Work out the pixels' positions, (1, C, h, w); again after the prompt encoder changed."""
+        with torch.no_grad():
+            position = self.prompt_encoder.get_dense_pe()
+        self.register_buffer("image_position", position, persistent=False)
+
     def train(self, mode: bool = True) -> SamSegmenter:
         """Training mode for the modules that hold a learning tensor; the others stay as they are.
 
@@ -84,9 +90,7 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> SamSegmenter:
             model.class_head = nn.Conv2d(MASK_TOKENS, len(recipe.classes), kernel_size=1)
         if recipe.method == "fedmsa":
             add_adapters(model.image_encoder, starts_as_zero=not recipe.paper_compat)
-    with torch.no_grad():
-        position = model.prompt_encoder.get_dense_pe()
-    model.register_buffer("image_position", position, persistent=False)
+    model.locate()
     for name, tensor in model.named_parameters():
         tensor.requires_grad_(_travels(name, recipe.method, len(recipe.classes)))
     return model
