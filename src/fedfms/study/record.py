@@ -1,0 +1,236 @@
+"""A study's folder and its runs: what is written, and read back without loss.
+
+    STUDY/
+      study.json              what was asked: the study file with every default filled in
+      runs/NAME/              one finished run; it appears whole or not at all
+        run.json              what ran, on what, how long, and the hash of every other file
+        recipe.json           the recipe with all values
+        model.safetensors     the trained tensors, fp32
+        scores.csv            a row for each case that this run did not train on, and each class
+        rounds.csv            a row for each site and round (report.tables.RoundRow)
+        pictures/SITE-N.png   overlays of sites whose policy lets pictures out
+        job/                  federated runs: the job's own results folder with its report
+      study.html, study.md, study.csv, study.tex
+
+`scores.csv` names cases and patients as the sites do. It stays on the machine of the study; the
+page and the tables hold means.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fedfms.errors import FederationError
+from fedfms.report.tables import RoundRow, read_rounds
+
+Regime = Literal["federated", "central", "local"]
+Engine = Literal["flare", "loop"]
+REGIMES: tuple[Regime, ...] = get_args(Regime)
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+
+STUDY_FILE, RUNS_FOLDER = "study.json", "runs"
+RUN_FILE, RECIPE_FILE, MODEL_FILE = "run.json", "recipe.json", "model.safetensors"
+SCORES_FILE, ROUNDS_FILE, PICTURES_FOLDER, JOB_FOLDER = (
+    "scores.csv",
+    "rounds.csv",
+    "pictures",
+    "job",
+)
+
+_FORMAT = 1  # of run.json and study.json; another number is refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunKey:
+    """Which run of a study: the question that it answers."""
+
+    method: str  # the study's name for it, such as fedmsa
+    regime: Regime
+    holdout: str | None  # the site that is unseen in this fold; None: no fold, or a local run
+    trained_on: tuple[str, ...]  # sorted; a single site for a local run
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Folder name, such as fedmsa-federated-without-site-4-seed-0."""
+        if self.regime == "local":
+            where = f"at-{self.trained_on[0]}"
+        else:
+            where = "all" if self.holdout is None else f"without-{self.holdout}"
+        return f"{self.method}-{self.regime}-{where}-seed-{self.seed}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteFacts:
+    """One site's data as a run found it."""
+
+    manifest_sha256: str  # over the names and SHA-256 of all image and label files (study.data)
+    config_sha256: str  # of site.yml as it was read
+    cases: int
+    validation_cases: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """What one phase of a run cost, all sites together."""
+
+    seconds: float  # summed over the processes that did it
+    peak_memory_bytes: int  # largest of one process, or of its GPU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """run.json."""
+
+    study: str
+    key: RunKey
+    engine: Engine | None  # of a federated run
+    recipe_sha256: str
+    backbone_sha256: str
+    versions: Mapping[str, str]  # fedfms, nvflare, torch, monai, numpy, python
+    machine: Mapping[str, Any]  # device, threads: of the training processes
+    sites: Mapping[str, SiteFacts]  # all that the run touched, those it only scored included
+    started: float  # seconds since 1970-01-01 UTC
+    seconds: float  # wall clock, scoring included
+    phases: Mapping[str, Phase]  # prepare, train, evaluate, exchange; and score, the last one
+    bytes_down: int  # tensor bytes to all sites in all rounds; 0 where nothing travels
+    bytes_up: int
+    opened: Mapping[str, int]  # files below each site's folder that the training processes opened
+    files: Mapping[str, str]  # relative path -> SHA-256, of everything else in the run's folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRow:
+    """One class of one case, scored by the run's final model; a row of scores.csv.
+
+    Scores are at native resolution, volumes in 3-D; None where truth and prediction are empty.
+    """
+
+    site: str
+    role: Literal["train", "unseen"]  # whether this run trained at the site (on other cases)
+    split: Literal["train", "validation"]  # of the case at its site; unseen sites score all cases
+    case: str
+    patient: str
+    class_name: str
+    dice: float | None  # [0, 1]
+    iou: float | None  # [0, 1]
+    hd95: float | None
+    unit: Literal["mm", "px"]  # of hd95
+    empty: bool  # no foreground in truth and prediction
+    dice_slice: float | None  # mean over this case's slices with a value
+    iou_slice: float | None
+    slices: int  # with a value
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run's folder in memory."""
+
+    folder: Path
+    record: RunRecord
+    recipe: Mapping[str, Any]
+    scores: tuple[ScoreRow, ...]
+    rounds: tuple[RoundRow, ...]
+
+
+# --------------------------------------------------------------------------------------- reading
+
+
+def read_run(folder: Path) -> Run:
+    """Read a finished run.
+
+    Raises:
+        FederationError: it is no run, or one of its files is damaged ("no-run").
+    """
+    try:
+        values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        recipe = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+        record = record_from_dict(values)
+        scores = read_scores(folder / SCORES_FILE)
+        rounds = read_rounds(folder / ROUNDS_FILE)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = error.strerror if isinstance(error, OSError) else str(error)
+        raise FederationError(
+            f"{folder} is no finished run of a study: {what}",
+            "name a folder below runs/ in a study's folder; if a file in it was damaged, remove "
+            "the whole folder and start the study again, which repeats this run alone",
+            code="no-run",
+        ) from None
+    return Run(folder, record, recipe, scores, rounds)
+
+
+def read_runs(study: Path) -> list[Run]:
+    """All finished runs of a study, by name; unfinished ones lie elsewhere."""
+    return [read_run(path.parent) for path in sorted((study / RUNS_FOLDER).glob(f"*/{RUN_FILE}"))]
+
+
+def record_from_dict(values: dict[str, Any]) -> RunRecord:
+    """run.json's content.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not as `record_to_dict` writes it.
+    """
+    values = dict(values)
+    if values.pop("format", None) != _FORMAT:
+        raise ValueError("run.json is of another version of fedfms")
+    key = dict(values.pop("key"))
+    key["trained_on"] = tuple(key["trained_on"])
+    sites = {name: SiteFacts(**facts) for name, facts in values.pop("sites").items()}
+    phases = {name: Phase(**phase) for name, phase in values.pop("phases").items()}
+    return RunRecord(key=RunKey(**key), sites=sites, phases=phases, **values)
+
+
+def record_to_dict(record: RunRecord) -> dict[str, Any]:
+    """run.json's content as JSON types."""
+    return {"format": _FORMAT, **dataclasses.asdict(record)}
+
+
+# ---------------------------------------------------------------------------------------- scores
+
+_NUMBERS = ("dice", "iou", "hd95", "dice_slice", "iou_slice")
+
+
+def write_scores(path: Path, rows: Sequence[ScoreRow]) -> None:
+    """Write scores.csv; numbers with all their digits, empty where there is no value."""
+    names = [f.name for f in dataclasses.fields(ScoreRow)]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow("class" if name == "class_name" else name for name in names)
+        for row in rows:
+            writer.writerow(_cell(getattr(row, name)) for name in names)
+
+
+def read_scores(path: Path) -> tuple[ScoreRow, ...]:
+    """Read scores.csv back.
+
+    Raises:
+        OSError, ValueError, KeyError: the file is missing or damaged.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        return tuple(_score_row(cells) for cells in csv.DictReader(file))
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return repr(value) if isinstance(value, float) else value
+
+
+def _score_row(cells: Mapping[str, str]) -> ScoreRow:
+    values: dict[str, Any] = {name: value for name, value in cells.items() if name != "class"}
+    values |= {name: float(cells[name]) if cells[name] else None for name in _NUMBERS}
+    values |= {
+        "class_name": cells["class"],
+        "slices": int(cells["slices"]),
+        "empty": cells["empty"] == "yes",
+    }
+    return ScoreRow(**values)
