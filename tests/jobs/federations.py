@@ -11,7 +11,7 @@ import psutil
 import yaml
 
 from fedfms.data.synthetic import write_phantom_site
-from fedfms.flare.processes import MARK
+from fedfms.processes import MARK
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 JOBS = REPOSITORY / "jobs"

@@ -26,7 +26,6 @@ from federations import JOBS, of_kind, processes_below, read_records, wait_until
 
 from fedfms.errors import ConfigError, FederationError
 from fedfms.flare.announce import Announcement
-from fedfms.flare.processes import Processes
 from fedfms.flare.session import (
     Coordinator,
     check_announcements,
@@ -39,8 +38,9 @@ from fedfms.flare.simulate import (
     HEART_BEAT_SECONDS,
     SERVER,
     Federation,
-    find_sites,
 )
+from fedfms.processes import Processes
+from fedfms.sites import find_sites
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

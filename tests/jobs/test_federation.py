@@ -16,7 +16,8 @@ from federations import JOBS, of_kind, processes_below, read_records, write_site
 
 from fedfms.config import Recipe
 from fedfms.flare.session import prepare_job
-from fedfms.flare.simulate import Federation, Site, find_sites, simulate
+from fedfms.flare.simulate import Federation, simulate
+from fedfms.sites import Site, find_sites
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -17,7 +17,8 @@ from fedfms.flare.follow import follow, news_from
 from fedfms.flare.kit import AUTHORIZATION, CLASSES
 from fedfms.flare.progress import Event
 from fedfms.flare.session import prepare_job
-from fedfms.flare.simulate import Federation, find_sites, provision
+from fedfms.flare.simulate import Federation, provision
+from fedfms.sites import find_sites
 
 
 @pytest.fixture(scope="module")

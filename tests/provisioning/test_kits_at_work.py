@@ -12,9 +12,9 @@ import pytest
 from project_files import COORDINATOR, NAME, Made, certificate, entry, site, write_project
 
 from fedfms.errors import FederationError
-from fedfms.flare.processes import Processes, Supervised
 from fedfms.flare.session import Coordinator, connect
 from fedfms.flare.simulate import free_port
+from fedfms.processes import Processes, Supervised
 from fedfms.provisioning.own_key import approve, install, request
 from fedfms.provisioning.provision import provision
 

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from fedfms.config import Recipe
-from fedfms.errors import ConfigError, FederationError
+from fedfms.errors import FederationError
 from fedfms.flare.follow import (
     OnEvent,
     check_results_folder,
@@ -31,7 +31,6 @@ from fedfms.flare.follow import (
     write_results,
 )
 from fedfms.flare.job import RESULT_FOLDER
-from fedfms.flare.processes import Processes, Supervised
 from fedfms.flare.progress import Event, RecordReader
 from fedfms.flare.provision import run_provisioner
 from fedfms.flare.recorder import RECORDS_FILE
@@ -42,6 +41,15 @@ from fedfms.flare.session import (
     connect,
     keep_model_at_server,
     prepare_job,
+)
+from fedfms.processes import Processes, Supervised
+from fedfms.sites import (
+    Site,
+    child_environment,
+    find_sites,
+    start_trainer,
+    threads_of_a_trainer,
+    trainer_command,
 )
 
 log = logging.getLogger(__name__)
@@ -61,10 +69,6 @@ SERVER_SETTINGS = {
     "NVFLARE_DEAD_CLIENT_CHECK_LEAD_TIME": "5",
 }
 
-# of the caller's environment, what no process of a site or the server should see
-_NOT_PASSED_ON = ("SITE_DATA", "FEDFMS_EXCHANGE", "FEDFMS_CHECKPOINTS", "PYTHONPATH")
-_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
-
 
 @dataclass(frozen=True, slots=True)
 class SimulationResult:
@@ -74,15 +78,6 @@ class SimulationResult:
     logs: Path  # one file for each process
     job_id: str
     status: str  # FLARE's own word for how the job ended
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """One site folder."""
-
-    name: str
-    folder: Path  # with site.yml and policy/
-    data: Path | None  # its images, where they are not where site.yml says
 
 
 def simulate(
@@ -144,37 +139,6 @@ def simulate(
     federation.forget()
     tell(Event("done"))
     return SimulationResult(results, federation.logs, job_id, status)
-
-
-def find_sites(folder: Path, data: Path | None) -> list[Site]:
-    """The sites below a folder, by name.
-
-    Raises:
-        ConfigError: there is none, or one has no images or a name that FLARE cannot use.
-    """
-    found = sorted(path.parent for path in folder.glob("*/site.yml"))
-    if not found:
-        raise ConfigError(
-            f"{folder} holds no site",
-            "name a folder with one folder for each site, each with a site.yml; "
-            "fedfms synth DIR makes such a folder of phantoms",
-            code="no-sites",
-        )
-    sites = []
-    for path in found:
-        images = data / path.name if data is not None else None
-        if images is not None and not images.is_dir():
-            raise ConfigError(
-                f"there is no folder {images} for the images of {path.name}",
-                "give --data a folder that holds one folder for each site, of the site's name",
-                code="no-data",
-            )
-        if not path.name.replace("-", "").replace("_", "").isalnum() or path.name == SERVER:
-            raise ConfigError(
-                f"a site cannot be called {path.name}", "use letters, digits, - and _"
-            )
-        sites.append(Site(path.name, path.resolve(), images.resolve() if images else None))
-    return sites
 
 
 class Federation:
@@ -273,21 +237,20 @@ class Federation:
             _flare_command("server.server_train", kit, "fed_server.json"),
             folder=kit,
             log_file=self.logs / "server.log",
-            environment=_environment(settings),
+            environment=child_environment(settings),
         )
 
     def _start_site(self, site: Site, kit: Path) -> None:
         exchange = self.run / "exchange" / site.name
         exchange.mkdir(parents=True, mode=0o700)
-        training = max(1, len(self.sites) - len(self.recipe.holdout))
-        threads = max(1, (os.cpu_count() or 1) // training)
-        self._processes.start(
-            f"{site.name}'s trainer",
+        threads = threads_of_a_trainer(len(self.sites) - len(self.recipe.holdout))
+        start_trainer(
+            self._processes,
+            site,
             self.trainer_command(site, exchange),
-            folder=self.run / "sites" / site.name,
+            work=self.run / "sites" / site.name,
             log_file=self.logs / f"{site.name}.trainer.log",
-            environment=_environment({"OMP_NUM_THREADS": str(threads)}),
-            restarts=True,
+            settings={"OMP_NUM_THREADS": str(threads)},
         )
         self._processes.start(
             f"{site.name}'s FLARE client",
@@ -300,21 +263,14 @@ class Federation:
             ),
             folder=kit,
             log_file=self.logs / f"{site.name}.flare.log",
-            environment=_environment({"FEDFMS_EXCHANGE": str(exchange), "OMP_NUM_THREADS": "1"}),
+            environment=child_environment(
+                {"FEDFMS_EXCHANGE": str(exchange), "OMP_NUM_THREADS": "1"}
+            ),
         )
 
     def trainer_command(self, site: Site, exchange: Path) -> list[str]:
-        """How a site's trainer is started; it alone is told where the images are."""
-        arguments = [
-            *(sys.executable, "-m", "fedfms.trainer", "--site", site.name),
-            *("--config", str(site.folder / "site.yml"), "--policy", str(site.folder / "policy")),
-            *("--exchange", str(exchange), "--work", str(self.run / "sites" / site.name)),
-        ]
-        if site.data is not None:
-            arguments += ["--data", str(site.data)]
-        if self.checkpoints is not None:
-            arguments += ["--checkpoints", str(self.checkpoints)]
-        return arguments
+        """How a site's trainer is started."""
+        return trainer_command(site, exchange, self.run / "sites" / site.name, self.checkpoints)
 
     def _look(self) -> list[str]:
         """What ended since the last look, as sentences; the server's end is the end."""
@@ -440,16 +396,6 @@ def _flare_command(module: str, kit: Path, config: str, *settings: str) -> list[
         *("-m", str(kit), "-s", config, "--set"),
         *("secure_train=true", "config_folder=config", *settings),
     ]
-
-
-def _environment(settings: dict[str, str]) -> dict[str, str]:
-    """The caller's environment without what is a site's own, and without proxies: all is local."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in _NOT_PASSED_ON and name.lower() not in _PROXIES
-    }
-    return {**kept, **settings}
 
 
 @contextlib.contextmanager

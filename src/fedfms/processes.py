@@ -3,7 +3,8 @@
 All of them, and whatever they start, carry one mark in their environment. To stop means to end
 every process of this user that carries it, so that FLARE's job processes are found wherever they
 hang in the process tree. A watchdog process does the same as soon as the simulation itself is gone,
-however it went.
+however it went. A simulation that is itself such a process, as in a study, adds its mark to the
+one that it carries, so that the outer end ends the inner one too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import psutil
 
 log = logging.getLogger(__name__)
 
-MARK = "FEDFMS_SIMULATION"  # in the environment of every process of a simulation
+MARK = "FEDFMS_SIMULATION"  # in the environment: the marks of all simulations it belongs to
 STOP_SECONDS = 4.0  # after SIGTERM, before SIGKILL
 RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # waits before one start after another
 STEADY_SECONDS = 60.0  # a process that ran for so long starts again without a long wait
@@ -106,7 +107,7 @@ class Processes:
     def __enter__(self) -> Processes:
         _adopt_orphans(True)
         self._watchdog = subprocess.Popen(
-            [sys.executable, "-m", "fedfms.flare.processes", self.mark],
+            [sys.executable, "-m", "fedfms.processes", self.mark],
             stdin=subprocess.PIPE,  # closed by the kernel when this process is gone
             start_new_session=True,
         )
@@ -139,7 +140,7 @@ class Processes:
         one = Supervised(
             name=name,
             arguments=arguments,
-            environment={**environment, MARK: self.mark},
+            environment={**environment, MARK: f"{os.environ.get(MARK, '')} {self.mark}".strip()},
             folder=folder,
             log=log_file,
             restarts=restarts,
@@ -175,7 +176,7 @@ def _marked(mark: str) -> list[psutil.Process]:
     me = os.getpid()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.pid != me and process.environ().get(MARK) == mark:
+            if process.pid != me and mark in process.environ().get(MARK, "").split():
                 found.append(process)
     return found
 
