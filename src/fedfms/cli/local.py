@@ -139,8 +139,8 @@ def train_local(
 ) -> None:
     """Train a job's recipe on one site alone, without FLARE; print its validation scores."""
     from fedfms.control import Control
-    from fedfms.trainer.local import LocalRound
-    from fedfms.trainer.local import train_local as train
+    from fedfms.exchange.payload import save_tensors
+    from fedfms.trainer.pooled import PooledRound, train_pooled
 
     recipe = Recipe.from_json(job / "app/config/recipe.json").with_overrides(overrides)
     out.print(
@@ -148,24 +148,26 @@ def train_local(
         "(3-D for volumes), before training and after each round."
     )
 
-    def show(result: LocalRound) -> None:
+    def show(result: PooledRound) -> None:
         scores = "  ".join(
             f"{m.class_name} {m.metric} {'–' if m.mean is None else f'{m.mean:.3f}'}"
-            for m in result.metrics
+            for m in result.metrics["site"]
             if m.metric in ("dice", "hd95")
         )
         loss = "" if result.loss is None else f"loss {result.loss:.4f}  "
-        out.print(f"round {result.rounds_trained}: {loss}{escape(scores)}  {result.seconds:.1f} s")
+        seconds = result.seconds["train"] + result.seconds["evaluate"]
+        out.print(f"round {result.rounds_trained}: {loss}{escape(scores)}  {seconds:.1f} s")
 
     with progress(False) as on_progress:
-        train(
+        trained = train_pooled(
             recipe,
-            _site(site, data),
+            {"site": _site(site, data)},
             checkpoints=checkpoints or Machine.from_environment().checkpoints,
-            output=output,
             control=Control(on_progress),
             on_round=show,
         )
+    if output is not None:
+        save_tensors(output, trained, "fp32")
 
 
 @commands.command()

@@ -11,7 +11,7 @@ from fedfms.config import Recipe, SiteConfig
 from fedfms.control import Control, Progress
 from fedfms.data.manifest import find_cases
 from fedfms.data.synthetic import CLASS_NAME, STYLES, write_phantom_site
-from fedfms.trainer.local import LocalRound, train_local
+from fedfms.trainer.pooled import PooledRound, train_pooled
 from fedfms.training.device import torch_device
 
 CASES, SLICES = 6, 3  # phantoms; enough for a batch and a validation case
@@ -44,17 +44,16 @@ def dry_run(job: Path, checkpoints: Path | None, on_progress: Progress | None = 
     recipe = Recipe.from_json(job / "app/config/recipe.json").with_overrides(
         ["rounds=1", f"classes={CLASS_NAME}"]
     )
-    rounds: list[LocalRound] = []
+    rounds: list[PooledRound] = []
     with tempfile.TemporaryDirectory(prefix="fedfms-dry-run-") as folder:
         place = Path(folder) / "site"
         write_phantom_site(place, next(iter(STYLES)), cases=CASES, slices=SLICES)
         site = SiteConfig.from_yaml(place / "site.yml")
         device = torch_device(site)
-        train_local(
+        train_pooled(
             recipe,
-            site,
+            {"phantoms": site},
             checkpoints=checkpoints,
-            output=None,
             control=Control(on_progress),
             on_round=rounds.append,
         )
@@ -72,6 +71,7 @@ def dry_run(job: Path, checkpoints: Path | None, on_progress: Progress | None = 
     )
 
 
-def _dice(result: LocalRound) -> float:
-    means = [m.mean for m in result.metrics if m.metric == "dice" and m.mean is not None]
+def _dice(result: PooledRound) -> float:
+    (metrics,) = result.metrics.values()
+    means = [m.mean for m in metrics if m.metric == "dice" and m.mean is not None]
     return means[0] if means else float("nan")

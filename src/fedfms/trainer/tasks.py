@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import logging
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,13 @@ from fedfms.exchange.payload import difference, read_travelling, shapes_of, writ
 from fedfms.models.build import SamSegmenter, build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.trainer.messages import Task
-from fedfms.training.device import free_unused_memory, torch_device, use_threads
+from fedfms.training.device import (
+    free_unused_memory,
+    peak_memory_bytes,
+    reset_peak_memory,
+    torch_device,
+    use_threads,
+)
 from fedfms.training.evaluate import CaseScore, evaluate, summarize
 from fedfms.training.loop import RoundResult, train_round
 from fedfms.training.overlay import site_pictures
@@ -120,7 +125,7 @@ class TaskRunner:
         _check_task(task, self.folders.name)
         _check_device(recipe, site)
         use_threads(site)
-        _reset_peak_memory(site)
+        reset_peak_memory(site)
 
         with clock("prepare"):
             job = self._job_for(task, site)
@@ -165,7 +170,7 @@ class TaskRunner:
             metrics=summarize(scores, max(policy.min_cases, site.min_cases)),
             loss=result.loss if result else None,
             seconds=clock.seconds,
-            peak_memory_bytes=_peak_memory_bytes(site),
+            peak_memory_bytes=peak_memory_bytes(site),
             micro_batch=result.micro_batch if result else 0,
         )
         leaving, report = pass_door(policy, site, recipe, shapes_of(before), tensors, contribution)
@@ -256,17 +261,3 @@ def _train(
     job.optimizer = result.optimizer if task.recipe.optimizer_state == "keep" else None
     job.micro_batch = result.micro_batch
     return len(job.dataset), result
-
-
-def _reset_peak_memory(site: SiteConfig) -> None:
-    device = torch_device(site)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak_memory_bytes(site: SiteConfig) -> int:
-    """Of the task on a GPU; of the whole process so far on a processor."""
-    device = torch_device(site)
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes

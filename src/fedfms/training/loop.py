@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
 from fedfms.config import Recipe, SiteConfig
 from fedfms.control import Control
@@ -46,7 +46,7 @@ class RoundResult:
 
 def train_round(
     model: nn.Module,
-    dataset: SliceDataset,
+    dataset: SliceDataset | ConcatDataset[dict[str, Tensor]],
     recipe: Recipe,
     site: SiteConfig,
     *,
@@ -63,7 +63,8 @@ def train_round(
 
     Args:
         model: images (B, 3, S, S) to logits (B, K, M, M).
-        dataset: the site's training slices.
+        dataset: the training slices, of one site or of several together.
+        site: for its device, threads, workers and micro-batch.
         round_number: from 0.
         optimizer: of the round before on this same model, to keep its moments; None for a new one.
         control: asked inside every step; told ("train", steps done, steps).
