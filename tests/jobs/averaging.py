@@ -1,8 +1,8 @@
 """Federated averaging in a plain loop, without FLARE, trainer or exchange: what a run must equal.
 
-McMahan et al. 2017, Algorithm 1, arXiv 1602.05629, with every site in every round. In fp32, as a
-run averages: Adam turns a difference in the last bit, where a gradient is next to nothing, into one
-of 1e-5 a round later.
+McMahan et al. 2017, Algorithm 1, arXiv 1602.05629, with every site in every round. In numpy, and in
+the same arithmetic as a run, so that both agree to the last bit: Adam turns a difference in the
+last bit, where a gradient is next to nothing, into one of 1e-5 a round later.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def federated_average(
     slices = {name: len(dataset) for name, (dataset, _) in datasets.items()}
     average = {key: p.detach().numpy().copy() for key, p in learning.items()}
     for number in range(recipe.rounds):
-        total = {key: np.zeros_like(value) for key, value in average.items()}
-        for name in names:
+        total = {key: np.zeros(value.shape) for key, value in average.items()}  # fp64
+        for name in sorted(names):
             for key, parameter in learning.items():
                 parameter.data.copy_(torch.from_numpy(average[key]))
             dataset, site = datasets[name]
@@ -54,9 +54,9 @@ def federated_average(
             )
             for key, parameter in learning.items():
                 change = parameter.detach().numpy() - average[key]
-                total[key] += np.float32(slices[name]) * change
+                total[key] += slices[name] / sum(slices.values()) * change.astype(np.float64)
         for key in average:
-            average[key] = average[key] + total[key] / np.float32(sum(slices.values()))
+            average[key] = average[key] + total[key].astype(np.float32)
     return average, slices
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from federations import JOBS
 from flare_context import Engine
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
-from nvflare.apis.fl_constant import ReturnCode, ServerCommandKey
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import ReservedKey, ReturnCode, ServerCommandKey
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
@@ -21,7 +23,9 @@ from nvflare.app_common.app_event_type import AppEventType
 
 from fedfms import __version__
 from fedfms.config import Recipe
+from fedfms.exchange.averaging import average
 from fedfms.exchange.contribution import Contribution, Metric
+from fedfms.flare.aggregator import OrderedAggregator
 from fedfms.flare.executor import EvaluationExecutor, FedMSAExecutor, FedSAMExecutor
 from fedfms.flare.job import CONTRIBUTION, PICTURES, REASON
 from fedfms.flare.persistor import SafeTensorsPersistor
@@ -224,6 +228,77 @@ def test_the_server_refuses_to_run_other_rounds_than_the_recipe(server: Engine) 
         fl_ctx.set_prop(AppConstants.NUM_ROUNDS, 5, private=True)
         assert server.components["persistor"].load(fl_ctx).is_empty()
     assert "runs 5 rounds, the recipe says 6" in server.panics[0]
+
+
+# ----------------------------------------------------------------------------------- aggregator
+
+
+def accepted(aggregator: OrderedAggregator, fl_ctx, site: str, slices: int, tensors, number=0):
+    """Hand the aggregator an answer as it is after the guard; whether it was taken."""
+    meta = {MetaKey.NUM_STEPS_CURRENT_ROUND: float(slices)}
+    shareable = DXO(DataKind.WEIGHT_DIFF, data=tensors, meta=meta).to_shareable()
+    shareable.set_peer_props({ReservedKey.IDENTITY_NAME: site})
+    shareable.add_cookie(AppConstants.CONTRIBUTION_ROUND, number)
+    return aggregator.accept(shareable, fl_ctx)
+
+
+def started(folder: Path, recipe: Recipe) -> tuple[OrderedAggregator, Engine]:
+    aggregator = OrderedAggregator()
+    engine = Engine(folder, "server", {"aggregator": aggregator})
+    (engine.config_folder() / "recipe.json").write_text(recipe.to_json())
+    with engine.new_context() as fl_ctx:
+        aggregator.handle_event(EventType.START_RUN, fl_ctx)
+    return aggregator, engine
+
+
+@pytest.mark.parametrize(
+    ("paper", "weights"),
+    [
+        (False, {"site-1": 20 / 6020, "site-2": 4000 / 6020, "site-4": 2000 / 6020}),
+        (True, {"site-1": 0.0, "site-2": 0.66, "site-4": 1 - 0.66}),
+    ],
+)
+def test_the_aggregator_averages_alike_in_whatever_order_sites_answer(
+    tmp_path: Path, paper: bool, weights: dict[str, float]
+) -> None:
+    recipe = dataclasses.replace(FEDMSA, holdout=("site-3",), paper_compat=paper)
+    aggregator, engine = started(tmp_path, recipe)
+    generator = torch.Generator().manual_seed(4)
+    slices = {"site-1": 20, "site-2": 4000, "site-3": 0, "site-4": 2000}
+    given = {
+        site: {"w": torch.randn(9973, generator=generator)} if count else {}
+        for site, count in slices.items()
+    }
+    expected = average(given, weights)["w"]
+    for number, order in enumerate(itertools.permutations(slices)):
+        with engine.new_context() as fl_ctx:
+            fl_ctx.set_prop(AppConstants.CURRENT_ROUND, number, private=True)
+            for site in order:
+                assert accepted(aggregator, fl_ctx, site, slices[site], given[site], number)
+                assert not accepted(aggregator, fl_ctx, site, 10**6, given[site], number)  # again
+            assert not accepted(aggregator, fl_ctx, "late", 9, {"w": torch.ones(9973)}, number - 1)
+            result = from_shareable(aggregator.aggregate(fl_ctx))
+            stats = fl_ctx.get_prop(AppConstants.AGGREGATION_STATS)
+        assert result.data_kind == DataKind.WEIGHT_DIFF
+        assert torch.equal(result.data["w"], expected)
+        assert stats["contributors"] == sorted(slices)
+        assert (stats["accepted_contributions"], stats["keys_aggregated"]) == (4, 1)
+
+
+def test_the_aggregator_gives_nothing_for_a_round_without_training_sites(tmp_path: Path) -> None:
+    aggregator, engine = started(tmp_path, dataclasses.replace(FEDMSA, holdout=("site-3",)))
+    with engine.new_context() as fl_ctx:
+        fl_ctx.set_prop(AppConstants.CURRENT_ROUND, 0, private=True)
+        assert accepted(aggregator, fl_ctx, "site-3", 0, {})
+        assert from_shareable(aggregator.aggregate(fl_ctx)).data == {}
+
+
+def test_an_aggregator_without_a_recipe_ends_the_job_and_says_why(tmp_path: Path) -> None:
+    aggregator = OrderedAggregator()
+    engine = Engine(tmp_path, "server", {"aggregator": aggregator})
+    with engine.new_context() as fl_ctx:
+        aggregator.handle_event(EventType.START_RUN, fl_ctx)
+    assert any("recipe.json" in text for text in engine.panics)
 
 
 # ------------------------------------------------------------------------------------- progress

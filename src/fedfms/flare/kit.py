@@ -28,6 +28,7 @@ from fedfms.kits.checksums import write_sums
 
 # exactly what jobs may name of ours; each is safe to construct with whatever a job says
 CLASSES = (
+    "fedfms.flare.aggregator.OrderedAggregator",
     "fedfms.flare.executor.EvaluationExecutor",
     "fedfms.flare.executor.FedMSAExecutor",
     "fedfms.flare.executor.FedSAMExecutor",

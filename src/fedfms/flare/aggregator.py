@@ -1,0 +1,97 @@
+"""FLARE's weighted aggregator, made independent of the order in which sites answer.
+
+FLARE adds each contribution in fp32 as it arrives, so that two runs may differ in the last bit. And
+weights that were rounded as in the paper need every site's count before the first addition. Here
+FLARE still decides what it accepts (kind, round, one answer a site); the accepted differences wait
+until the round is over, and are then averaged by `exchange.averaging`. That holds one model for
+each site in the server's memory, 4 bytes a value: 0.37 GB a site for FedSAM on ViT-B, 0.04 GB for
+FedMSA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nvflare.apis.dxo import DataKind
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_context import FLContext
+from nvflare.app_common.aggregators.intime_accumulate_model_aggregator import (
+    InTimeAccumulateWeightedAggregator,
+)
+from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
+from torch import Tensor
+
+from fedfms.config import Recipe
+from fedfms.errors import FedfmsError
+from fedfms.exchange.averaging import average, averaging_weights
+from fedfms.flare.job import read_recipe
+
+
+class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[misc]
+    """Averages the differences of a round in the order of the sites' names; takes no argument."""
+
+    def __init__(self) -> None:
+        super().__init__(expected_data_kind=DataKind.WEIGHT_DIFF)
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Put this project's sums into the aggregator that FLARE makes at the start of a job."""
+        super().handle_event(event_type, fl_ctx)
+        if event_type == EventType.START_RUN:
+            try:
+                recipe = read_recipe(fl_ctx)
+            except FedfmsError as error:
+                self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
+                return
+            for aggregator in self.dxo_aggregators.values():
+                aggregator.aggregation_helper = _OrderedSums(recipe)
+
+
+class _OrderedSums(WeightedAggregationHelper):  # type: ignore[misc]
+    """Keeps what FLARE accepted in a round, and averages it when the round is over."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self._recipe = recipe
+        self._differences: dict[str, Mapping[str, Tensor]] = {}
+
+    def add(
+        self,
+        data: Mapping[str, Tensor],
+        weight: float,
+        contributor_name: str,
+        contribution_round: int,
+    ) -> None:
+        """Keep one accepted difference.
+
+        Args:
+            data: fp32 tensors, as the guard let them pass; none of a holdout.
+            weight: its number of training slices, which the guard wrote into the answer.
+            contributor_name: the site.
+            contribution_round: the round it was made in.
+        """
+        with self.lock:
+            self._differences[contributor_name] = data
+            for name in data:
+                self.key_contribution_counts[name] = self.key_contribution_counts.get(name, 0) + 1
+            self.history.append(
+                {
+                    "contributor_name": contributor_name,
+                    "round": contribution_round,
+                    "weight": weight,
+                }
+            )
+
+    def get_result(self) -> dict[str, Tensor]:
+        """What to add to the global model; nothing where no training site answered."""
+        with self.lock:
+            slices = {one["contributor_name"]: round(one["weight"]) for one in self.history}
+            self.total = average(self._differences, averaging_weights(self._recipe, slices))
+            result: dict[str, Tensor] = self.total  # FLARE's figures of the round count its names
+            self.last_aggregation_stats = self._compute_aggregation_stats()
+            self.reset_stats()
+            return result
+
+    def reset_stats(self) -> None:
+        """Forget the round."""
+        super().reset_stats()
+        self._differences = {}

@@ -1,0 +1,181 @@
+"""How much each site counts, and that its average does not hang on who answered first."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from decimal import ROUND_HALF_EVEN, Decimal
+
+import numpy as np
+import pytest
+import torch
+
+from fedfms.config import Recipe
+from fedfms.exchange.averaging import average, averaging_weights
+
+RECIPE = Recipe(
+    method="fedmsa",
+    backbone="vit_demo",
+    backbone_sha256="a" * 64,
+    classes=("disc",),
+    rounds=5,
+    holdout=("site-9",),
+)
+PAPER = dataclasses.replace(RECIPE, paper_compat=True)
+
+
+def differences(sites: int, seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
+    """Differences of very unlike sizes, so that the order of a sum shows in its last bits."""
+    rng = np.random.default_rng(seed)
+    shapes = {"a.weight": (37, 53), "b.bias": (101,), "c": ()}
+    return {
+        f"site-{number}": {
+            name: torch.tensor(
+                rng.normal(0, 10.0 ** rng.uniform(-7, 1, shape)), dtype=torch.float32
+            )
+            for name, shape in shapes.items()
+        }
+        for number in range(1, sites + 1)
+    }
+
+
+# -------------------------------------------------------------------------------------- weights
+
+
+def test_weights_are_exact_shares_of_the_training_slices() -> None:
+    slices = {"site-2": 30, "site-1": 11_979, "site-3": 20, "site-9": 500}
+    weights = averaging_weights(RECIPE, slices)
+    assert weights == {
+        "site-1": 11_979 / 12_029,
+        "site-2": 30 / 12_029,
+        "site-3": 20 / 12_029,
+        "site-9": 0.0,
+    }
+    assert list(weights) == sorted(slices)
+
+
+def by_decimals(slices: dict[str, int]) -> dict[str, float]:
+    """The paper's weights in decimal arithmetic: two places, the last site gets the rest."""
+    *others, last = sorted(slices)
+    total = Decimal(sum(slices.values()))
+    weights = {
+        site: (Decimal(slices[site]) / total).quantize(Decimal("0.01"), ROUND_HALF_EVEN)
+        for site in others
+    }
+    weights[last] = 1 - sum(weights.values(), Decimal(0))
+    return {site: float(weight) for site, weight in weights.items()}
+
+
+def test_the_papers_weights_are_rounded_to_two_decimals_and_the_last_site_gets_the_rest() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        sites = [f"site-{n}" for n in range(1, rng.integers(2, 9))]
+        slices = {site: int(rng.integers(1, 10 ** rng.integers(1, 5))) for site in sites}
+        got = averaging_weights(PAPER, {**slices, "site-9": 77})
+        assert got.pop("site-9") == 0.0
+        assert got == pytest.approx(by_decimals(slices), abs=1e-12)
+        assert sum(got.values()) == pytest.approx(1.0, abs=1e-15)
+
+
+def test_the_papers_weights_worked_out_by_hand() -> None:
+    # 2/3 is 0.67, so the last of two gets 0.33 and not 1/3
+    assert averaging_weights(PAPER, {"site-2": 1, "site-1": 2}) == {
+        "site-1": 0.67,
+        "site-2": pytest.approx(0.33, abs=1e-15),
+    }
+    # 20 of 12 029 slices are 0.0017: the site trains, travels, and counts for nothing
+    small = averaging_weights(PAPER, {"site-1": 20, "site-2": 6000, "site-3": 6009})
+    assert small == {"site-1": 0.0, "site-2": 0.5, "site-3": 0.5}
+    # six sites of 0.1665 are rounded up to 0.17 each; the last one pays for it
+    many = {**{f"site-{n}": 1665 for n in range(1, 7)}, "site-7": 10}
+    assert averaging_weights(PAPER, many)["site-7"] == pytest.approx(-0.02, abs=1e-15)
+    assert averaging_weights(PAPER, {"site-1": 5}) == {"site-1": 1.0}
+
+
+def test_a_weight_that_the_paper_rounds_away_is_told_at_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    averaging_weights(PAPER, {"site-1": 20, "site-2": 6000, "site-3": 6009})
+    assert "site-1 0.00" in caplog.text and "site-2" not in caplog.text
+    caplog.clear()
+    averaging_weights(RECIPE, {"site-1": 20, "site-2": 6000, "site-3": 6009})
+    assert caplog.text == ""
+
+
+def test_a_round_without_a_training_site_has_no_weight_and_no_average() -> None:
+    weights = averaging_weights(PAPER, {"site-9": 0})
+    assert weights == {"site-9": 0.0}
+    assert average({"site-9": {}}, weights) == {}
+
+
+def test_a_training_site_without_slices_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="site-1 trained on 0 slices"):
+        averaging_weights(RECIPE, {"site-1": 0, "site-2": 3})
+
+
+# -------------------------------------------------------------------------------------- average
+
+
+def test_the_average_equals_numpy() -> None:
+    given, slices = differences(3), {"site-1": 10, "site-2": 30, "site-3": 60}
+    got = average(given, averaging_weights(RECIPE, slices))
+    assert list(got) == sorted(given["site-1"])
+    for name, tensor in got.items():
+        values = np.stack([given[site][name].numpy().astype(np.float64) for site in slices])
+        expected = np.average(values, axis=0, weights=list(slices.values()))
+        assert tensor.dtype == torch.float32
+        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, PAPER], ids=["exact", "paper"])
+def test_the_average_is_the_same_to_the_last_bit_in_whatever_order_sites_answer(
+    recipe: Recipe,
+) -> None:
+    given, slices = differences(4, seed=5), {f"site-{n}": 7 * n + 1 for n in range(1, 5)}
+    expected = average(given, averaging_weights(recipe, slices))
+    in_fp32 = set()
+    for order in itertools.permutations(slices):
+        counts = {site: slices[site] for site in order}
+        got = average({site: given[site] for site in order}, averaging_weights(recipe, counts))
+        assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+        # FLARE's own way, in fp32 as they come, does hang on the order
+        total = sum(slices[site] * given[site]["a.weight"] for site in order)
+        in_fp32.add((total / sum(slices.values())).numpy().tobytes())
+    assert len(in_fp32) > 1
+
+
+def test_the_average_does_not_hang_on_the_number_of_threads() -> None:
+    rng = np.random.default_rng(11)
+    given = {
+        f"site-{n}": {"w": torch.tensor(rng.normal(size=200_003), dtype=torch.float32)}
+        for n in (1, 2, 3)
+    }
+    weights = averaging_weights(RECIPE, {"site-1": 3, "site-2": 5, "site-3": 11})
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(average(given, weights)["w"])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    parts = [given[site]["w"].numpy().astype(np.float64) * weights[site] for site in sorted(given)]
+    np.testing.assert_array_equal(
+        found[0].numpy(), ((parts[0] + parts[1]) + parts[2]).astype(np.float32)
+    )
+
+
+def test_what_the_sites_sent_is_left_as_it_was() -> None:
+    given = differences(2)
+    given["site-2"] = {name: tensor.double() for name, tensor in given["site-2"].items()}
+    before = {s: {n: t.clone() for n, t in tensors.items()} for s, tensors in given.items()}
+    average(given, averaging_weights(RECIPE, {"site-1": 1, "site-2": 2}))
+    for site, tensors in before.items():
+        assert all(torch.equal(given[site][name], tensor) for name, tensor in tensors.items())
+
+
+def test_sites_with_other_tensors_are_never_averaged() -> None:
+    given = differences(2)
+    del given["site-2"]["b.bias"]
+    with pytest.raises(ValueError, match=r"site-2 has no b\.bias"):
+        average(given, {"site-1": 0.5, "site-2": 0.5})
