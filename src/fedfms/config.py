@@ -99,7 +99,7 @@ class Recipe:
     paper_compat: bool = False  # FedFMS's own behaviour; docs/protocol.md lists what changes
 
     def __post_init__(self) -> None:
-        _check_types(self, "recipe.json")
+        check_types(self, "recipe.json")
         _require(
             re.fullmatch(r"[0-9a-f]{64}", self.backbone_sha256) is not None,
             f"backbone_sha256 is {self.backbone_sha256!r}",
@@ -161,7 +161,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "recipe.json") -> Recipe:
         """Build from JSON types; `source` says in an error where they stood."""
-        return _from_dict(cls, values, source)
+        return from_dict(cls, values, source)
 
     @classmethod
     def from_json(cls, path: Path) -> Recipe:
@@ -226,7 +226,7 @@ class Intensity:
     width: float | None = None
 
     def __post_init__(self) -> None:
-        _check_types(self, "site.yml, intensity")
+        check_types(self, "site.yml, intensity")
         if self.rule == "window":
             _require(
                 self.center is not None and self.width is not None and self.width > 0,
@@ -289,7 +289,7 @@ class SiteConfig:
     stall_seconds: float = 3600.0  # without progress for so long, the trainer ends itself
 
     def __post_init__(self) -> None:
-        _check_types(self, "site.yml")
+        check_types(self, "site.yml")
         _require(
             len(self.classes) > 0,
             "classes in site.yml is empty",
@@ -366,6 +366,11 @@ class SiteConfig:
             "use auto, cpu, cuda, or cuda:N in site.yml",
         )
 
+    @property
+    def distance_unit(self) -> Literal["mm", "px"]:
+        """Unit of distances in this site's images; files without a voxel size count pixels."""
+        return "mm" if self.format in ("nifti", "dicom") else "px"
+
     @classmethod
     def from_yaml(cls, path: Path, data_root: Path | None = None) -> SiteConfig:
         """Read `site.yml`; relative folders in it are relative to the file.
@@ -375,7 +380,7 @@ class SiteConfig:
             data_root: goes before the file's own `data_root` (the environment's SITE_DATA, or a
                 command's --data); without either the file has to name it.
         """
-        values = _read_yaml(path)
+        values = read_yaml(path)
         if data_root is not None:
             values["data_root"] = str(data_root)
         _require(
@@ -386,7 +391,7 @@ class SiteConfig:
         for key in ("data_root", "cache"):
             if isinstance(values.get(key), str):
                 values[key] = str((path.parent / Path(values[key]).expanduser()).resolve())
-        return _from_dict(cls, values, str(path))
+        return from_dict(cls, values, str(path))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -401,7 +406,7 @@ class Policy:
     pictures: bool = False  # prediction overlays of validation cases in the report
 
     def __post_init__(self) -> None:
-        _check_types(self, "privacy.json")
+        check_types(self, "privacy.json")
         _require(
             len(self.methods) > 0, "methods in privacy.json is empty", "list fedsam, fedmsa or both"
         )
@@ -427,7 +432,7 @@ class Policy:
     @classmethod
     def from_folder(cls, folder: Path) -> Policy:
         """Read `privacy.json` in the site's policy folder; a missing file closes the door."""
-        return _from_dict(cls, _read_json(folder / "privacy.json"), str(folder / "privacy.json"))
+        return from_dict(cls, _read_json(folder / "privacy.json"), str(folder / "privacy.json"))
 
 
 # ----------------------------------------------------------------------------------- environment
@@ -443,6 +448,7 @@ class Machine:
     checkpoints: Path | None  # FEDFMS_CHECKPOINTS: folder of SAM checkpoints
     log_level: str | None = None  # FEDFMS_LOG_LEVEL: of what FLARE logs in a container; info
     require_gpu: bool = False  # FEDFMS_REQUIRE_GPU: the trainer was started with the GPU overlay
+    watch: Path | None = None  # FEDFMS_WATCH: which files this process may open (fedfms.watch)
 
     @classmethod
     def from_environment(cls) -> Machine:
@@ -459,6 +465,7 @@ class Machine:
             checkpoints=folder("FEDFMS_CHECKPOINTS"),
             log_level=os.environ.get("FEDFMS_LOG_LEVEL") or None,
             require_gpu=os.environ.get("FEDFMS_REQUIRE_GPU", "") not in ("", "0"),
+            watch=folder("FEDFMS_WATCH"),
         )
 
 
@@ -513,7 +520,12 @@ def _parse_json(text: str, source: str) -> dict[str, Any]:
     return values
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        ConfigError: there is no such file, or it is no YAML with keys.
+    """
     try:
         values = yaml.safe_load(_read_text(path))
     except yaml.YAMLError as error:
@@ -525,7 +537,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _from_dict(cls: type[T], values: dict[str, Any], source: str) -> T:
+def from_dict(cls: type[T], values: dict[str, Any], source: str) -> T:
     """Build a config dataclass from plain JSON or YAML values; lists become tuples."""
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -558,7 +570,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return {str(key): _convert(item, args[1], where) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         _require(isinstance(value, dict), f"{where} is {value!r}", "write 'name: value' lines")
-        return _from_dict(typing.cast(type, hint), value, where)
+        return from_dict(typing.cast(type, hint), value, where)
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -585,7 +597,12 @@ def _parse_override(key: str, text: str, hint: Any) -> Any:
         ) from None
 
 
-def _check_types(config: Any, source: str) -> None:
+def check_types(config: Any, source: str) -> None:
+    """Refuse a config dataclass with a value that is not of its field's type; for __post_init__.
+
+    Raises:
+        ConfigError: naming the field and what it takes.
+    """
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
         if not _fits(value, hint):
@@ -594,6 +611,8 @@ def _check_types(config: Any, source: str) -> None:
 
 def _fits(value: Any, hint: Any) -> bool:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
     if origin is Literal:
         return value in args
     if origin in (types.UnionType, typing.Union):

@@ -91,8 +91,8 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Check a job against what the sites announce, and submit it."""
-    from fedfms.flare.follow import check_results_folder
     from fedfms.flare.session import new_copy, prepare_job
+    from fedfms.report.write import check_results_folder
 
     folder = _new_results(results if watch else None, workspace, job.resolve().name)
     if watch:
@@ -179,8 +179,8 @@ def fetch(
     as_json: AsJson = False,
 ) -> None:
     """Fetch a finished job and write its results folder: models, tables, report."""
-    from fedfms.flare.follow import check_results_folder
     from fedfms.flare.session import connect
+    from fedfms.report.write import check_results_folder
 
     with connect(kit, scratch=_scratch(workspace)) as coordinator:
         state = coordinator.state(coordinator.find_job(job))
@@ -368,7 +368,8 @@ def _fetch(
 
     `tell` gets what the records say, since nobody answers about progress in a job's last seconds.
     """
-    from fedfms.flare.follow import read_end, write_results
+    from fedfms.flare.follow import read_end
+    from fedfms.report.write import write_results
 
     _say(as_json, "fetching the result")
     scratch = Path(tempfile.mkdtemp(prefix="fetch-", dir=_scratch(workspace)))

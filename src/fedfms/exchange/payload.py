@@ -8,7 +8,7 @@ import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -73,6 +73,13 @@ def update_norm(tensors: Mapping[str, Tensor]) -> float:
     return math.sqrt(
         sum(float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in tensors.values())
     )
+
+
+def payload_bytes(tensors: Any) -> int:
+    """Bytes of the values of named tensors, as they travel; 0 for anything else."""
+    if not isinstance(tensors, Mapping):
+        return 0
+    return sum(t.numel() * t.element_size() for t in tensors.values() if isinstance(t, Tensor))
 
 
 def find_fault(expected: Shapes, tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
-from torch import Tensor
 
 from fedfms.config import Recipe
 
@@ -47,13 +44,6 @@ def read_recipe(fl_ctx: FLContext) -> Recipe:
         ConfigError: the job has none, or one that cannot be used.
     """
     return Recipe.from_json(config_folder(fl_ctx) / RECIPE_FILE)
-
-
-def payload_bytes(tensors: Any) -> int:
-    """Bytes of the values of named tensors, as they travel; 0 for anything else."""
-    if not isinstance(tensors, Mapping):
-        return 0
-    return sum(t.numel() * t.element_size() for t in tensors.values() if isinstance(t, Tensor))
 
 
 def reason_of(reply: Shareable) -> str:

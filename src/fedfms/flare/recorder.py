@@ -33,13 +33,12 @@ from nvflare.widgets.widget import Widget
 from fedfms import __version__
 from fedfms.errors import ContributionRefused, FedfmsError
 from fedfms.exchange.contribution import Contribution
-from fedfms.exchange.payload import write_whole
+from fedfms.exchange.payload import payload_bytes, write_whole
 from fedfms.flare.executor import SERVER_MODELS
 from fedfms.flare.job import (
     CONTRIBUTION,
     PICTURES,
     TRAIN_TASK,
-    payload_bytes,
     read_recipe,
     reason_of,
     result_folder,

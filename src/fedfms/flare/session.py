@@ -102,7 +102,11 @@ class JobState:
 
 
 def prepare_job(
-    job: Path, destination: Path, overrides: Sequence[str] = (), model: Path | None = None
+    job: Path,
+    destination: Path,
+    overrides: Sequence[str] = (),
+    model: Path | None = None,
+    recipe: Path | None = None,
 ) -> PreparedJob:
     """Copy a job folder and write the overrides into the copy.
 
@@ -137,14 +141,14 @@ def prepare_job(
         if (model.parent / RECIPE_FILE).is_file():
             shutil.copyfile(model.parent / RECIPE_FILE, recipe_file)
     of_recipe = [text for text in overrides if not text.startswith(f"{MIN_CLIENTS}=")]
-    recipe = Recipe.from_json(recipe_file).with_overrides(of_recipe)
-    recipe_file.write_text(recipe.to_json())
+    chosen = Recipe.from_json(recipe or recipe_file).with_overrides(of_recipe)
+    recipe_file.write_text(chosen.to_json())
     meta = _read(destination / "meta.json")
     server = _read(destination / _SERVER)
     min_clients = _min_clients(overrides, meta)
     training = [w["args"] for w in server["workflows"] if w["path"] == _TRAINING]
     for arguments in training:
-        arguments.update(num_rounds=recipe.rounds, min_clients=min_clients)
+        arguments.update(num_rounds=chosen.rounds, min_clients=min_clients)
     for chain in server["task_result_filters"]:
         for one in chain["filters"]:
             if "min_contributions" in one["args"]:
@@ -152,7 +156,7 @@ def prepare_job(
     meta["min_clients"] = min_clients
     _write(destination / "meta.json", meta)
     _write(destination / _SERVER, server)
-    return PreparedJob(destination, recipe, min_clients, bool(training))
+    return PreparedJob(destination, chosen, min_clients, bool(training))
 
 
 def check_sites(job: PreparedJob, sites: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,11 +24,9 @@ from fedfms.config import Recipe
 from fedfms.errors import FederationError
 from fedfms.flare.follow import (
     OnEvent,
-    check_results_folder,
     follow,
     read_end,
     wait_for_start,
-    write_results,
 )
 from fedfms.flare.job import RESULT_FOLDER
 from fedfms.flare.progress import Event, RecordReader
@@ -43,6 +41,7 @@ from fedfms.flare.session import (
     prepare_job,
 )
 from fedfms.processes import Processes, Supervised
+from fedfms.report.write import check_results_folder, write_results
 from fedfms.sites import (
     Site,
     child_environment,
@@ -112,15 +111,46 @@ def simulate(
             that says why.
         KeyboardInterrupt: Ctrl-C, or SIGTERM; everything has been stopped by then.
     """
+    check_results_folder(results)
+    return simulate_sites(
+        job,
+        find_sites(sites, data),
+        overrides=overrides,
+        results=results,
+        workspace=workspace,
+        checkpoints=checkpoints,
+        model=model,
+        on_event=on_event,
+    )
+
+
+def simulate_sites(
+    job: Path,
+    sites: Sequence[Site],
+    *,
+    overrides: Sequence[str] = (),
+    recipe: Path | None = None,
+    results: Path,
+    workspace: Path,
+    checkpoints: Path | None = None,
+    model: Path | None = None,
+    settings: Callable[[Site], Mapping[str, str]] = lambda site: {},
+    on_event: OnEvent | None = None,
+) -> SimulationResult:
+    """As `simulate`, for sites that are known.
+
+    Args:
+        recipe: goes before the job's own.
+        settings: for the environment of a site's trainer.
+    """
     tell = on_event or (lambda event: None)
     check_results_folder(results)
-    found = find_sites(sites, data)
     run = workspace / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    prepared = prepare_job(job, run / job.name, overrides, model)
-    names = [site.name for site in found]
+    prepared = prepare_job(job, run / job.name, overrides, model, recipe)
+    names = [site.name for site in sites]
     check_sites(prepared, names)
     keep_model_at_server(prepared, names)
-    federation = Federation(run, found, prepared.recipe, checkpoints, tell)
+    federation = Federation(run, sites, prepared.recipe, checkpoints, tell, settings=settings)
     with _sigterm_as_interrupt(), federation.running() as coordinator:
         tell(Event("submit", sites=tuple(names)))
         job_id = federation.submit(coordinator, prepared.folder)
@@ -152,6 +182,7 @@ class Federation:
         checkpoints: Path | None,
         tell: OnEvent,
         admins: Mapping[str, str] = ADMINS,
+        settings: Callable[[Site], Mapping[str, str]] = lambda site: {},
     ) -> None:
         self.run = run.resolve()
         self.logs = self.run / "logs"
@@ -159,6 +190,7 @@ class Federation:
         self.recipe = recipe
         self.checkpoints = checkpoints.resolve() if checkpoints is not None else None
         self.admins = admins
+        self._settings = settings
         self._tell = tell
         self._kits = self.run / "kits"
         self._gone: set[str] = set()
@@ -250,7 +282,7 @@ class Federation:
             self.trainer_command(site, exchange),
             work=self.run / "sites" / site.name,
             log_file=self.logs / f"{site.name}.trainer.log",
-            settings={"OMP_NUM_THREADS": str(threads)},
+            settings={"OMP_NUM_THREADS": str(threads), **self._settings(site)},
         )
         self._processes.start(
             f"{site.name}'s FLARE client",

@@ -8,6 +8,7 @@
         model.safetensors     the trained tensors, fp32
         scores.csv            a row for each case that this run did not train on, and each class
         rounds.csv            a row for each site and round (report.tables.RoundRow)
+        manifest.csv          a row for each case of each site, with the SHA-256 of its files
         pictures/SITE-N.png   overlays of sites whose policy lets pictures out
         job/                  federated runs: the job's own results folder with its report
       study.html, study.md, study.csv, study.tex
@@ -20,10 +21,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -37,12 +39,8 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 STUDY_FILE, RUNS_FOLDER = "study.json", "runs"
 RUN_FILE, RECIPE_FILE, MODEL_FILE = "run.json", "recipe.json", "model.safetensors"
-SCORES_FILE, ROUNDS_FILE, PICTURES_FOLDER, JOB_FOLDER = (
-    "scores.csv",
-    "rounds.csv",
-    "pictures",
-    "job",
-)
+SCORES_FILE, ROUNDS_FILE, MANIFEST_FILE = "scores.csv", "rounds.csv", "manifest.csv"
+PICTURES_FOLDER, JOB_FOLDER = "pictures", "job"
 
 _FORMAT = 1  # of run.json and study.json; another number is refused
 
@@ -104,6 +102,7 @@ class RunRecord:
     bytes_up: int
     opened: Mapping[str, int]  # files below each site's folder that the training processes opened
     files: Mapping[str, str]  # relative path -> SHA-256, of everything else in the run's folder
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # again, to tell which value changed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +177,7 @@ def record_from_dict(values: dict[str, Any]) -> RunRecord:
         ValueError, KeyError, TypeError: it is not as `record_to_dict` writes it.
     """
     values = dict(values)
+    values.pop("seal", None)
     if values.pop("format", None) != _FORMAT:
         raise ValueError("run.json is of another version of fedfms")
     key = dict(values.pop("key"))
@@ -188,8 +188,15 @@ def record_from_dict(values: dict[str, Any]) -> RunRecord:
 
 
 def record_to_dict(record: RunRecord) -> dict[str, Any]:
-    """run.json's content as JSON types."""
-    return {"format": _FORMAT, **dataclasses.asdict(record)}
+    """run.json's content as JSON types, with its own seal."""
+    values = {"format": _FORMAT, **dataclasses.asdict(record)}
+    return {**values, "seal": seal_of(values)}
+
+
+def seal_of(values: Mapping[str, Any]) -> str:
+    """SHA-256 over run.json's other values: shows a change that nothing else would."""
+    sealed = {key: value for key, value in values.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------- scores

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedfms.config import Machine
 from fedfms.errors import FedfmsError
+from fedfms.watch import watch_files
 
 
 def refuse_networks() -> None:
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--work", required=True, type=Path, metavar="FOLDER", help="private; scores per case")
     given = parser.parse_args(argv)
     refuse_networks()  # before the libraries are imported that would try
+    if machine.watch is not None:
+        watch_files(machine.watch)
     from fedfms.trainer.server import serve
     from fedfms.training.device import require_gpu
 

@@ -166,7 +166,7 @@ class TaskRunner:
             training_slices=slices,
             training_cases=len(training) if trains else 0,
             evaluated_cases=len(scored),
-            distance_unit="mm" if site.format in ("nifti", "dicom") else "px",
+            distance_unit=site.distance_unit,
             metrics=summarize(scores, max(policy.min_cases, site.min_cases)),
             loss=result.loss if result else None,
             seconds=clock.seconds,

@@ -8,9 +8,10 @@ import pytest
 
 from fedfms.cli.common import logging_progress
 from fedfms.errors import ConfigError, FederationError
-from fedfms.flare.follow import check_results_folder, follow, read_end, write_results
+from fedfms.flare.follow import follow, read_end
 from fedfms.flare.progress import Event, RecordReader
 from fedfms.flare.session import Admin, Coordinator
+from fedfms.report.write import check_results_folder, write_results
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 from job_writer import Job
