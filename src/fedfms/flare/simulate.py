@@ -95,6 +95,7 @@ def simulate(
     workspace: Path,
     checkpoints: Path | None = None,
     model: Path | None = None,
+    recipe: Path | None = None,
     on_event: OnEvent | None = None,
 ) -> SimulationResult:
     """Run a job on a federation of local processes and write its results folder.
@@ -110,6 +111,7 @@ def simulate(
             process.
         checkpoints: folder of SAM checkpoints; none is needed for vit_demo.
         model: model to start from, or to evaluate; see `session.prepare_job`.
+        recipe: goes before the job's own recipe; see there.
         on_event: told how far it is.
 
     Raises:
@@ -121,7 +123,7 @@ def simulate(
     check_results_folder(results)
     found = find_sites(sites, data)
     run = workspace / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    prepared = prepare_job(job, run / job.name, overrides, model)
+    prepared = prepare_job(job, run / job.name, overrides, model, recipe)
     names = [site.name for site in found]
     check_sites(prepared, names)
     keep_model_at_server(prepared, names)

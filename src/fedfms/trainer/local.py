@@ -27,7 +27,7 @@ class LocalRound:
 
     rounds_trained: int
     loss: float | None  # mean over the steps of the round that led here
-    metrics: tuple[Metric, ...]  # over the validation cases, shown on this machine only
+    metrics: tuple[Metric, ...]  # over the validation cases; none where `evaluate_every` skips them
     seconds: float
 
 
@@ -48,7 +48,7 @@ def train_local(
         checkpoints: folder of SAM checkpoints; not needed for vit_demo.
         output: file for the trained tensors (safetensors, fp32), or None.
         control: progress and abort.
-        on_round: called before training and after each round.
+        on_round: called before training and after each round, with scores where they are due.
 
     Raises:
         FedfmsError: whatever is wrong with the files, the checkpoint or the training.
@@ -73,7 +73,9 @@ def train_local(
             )
             loss, micro_batch = result.loss, result.micro_batch
             optimizer = result.optimizer if recipe.optimizer_state == "keep" else None
-        metrics = summarize(evaluate(model, validation, recipe, site, control), 1)
+        is_due = recipe.evaluates(rounds_trained) or rounds_trained == recipe.rounds
+        scores = evaluate(model, validation, recipe, site, control) if is_due else []
+        metrics = summarize(scores, 1)  # shown on this machine only
         on_round(LocalRound(rounds_trained, loss, metrics, time.monotonic() - started))
     if output is not None:
         save_tensors(output, read_travelling(model), "fp32")
