@@ -62,6 +62,8 @@ BACKBONES: dict[str, BackboneFile] = {
     ),
 }
 
+JOB_RECIPE = Path("app/config/recipe.json")  # in a job folder
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
@@ -94,6 +96,7 @@ class Recipe:
     holdout: tuple[str, ...] = ()  # sites that evaluate and never train
     max_update_norm: float | None = None  # the server refuses a difference with a larger L2 norm
     probability_threshold: float = 0.5  # from which a pixel is foreground
+    evaluate_every: int = 1  # rounds; before training, then every so many; the final model always
     seed: int = 0
     require_gpu: bool = False  # a site without CUDA refuses, rather than take days on a processor
     paper_compat: bool = False  # FedFMS's own behaviour; docs/protocol.md lists what changes
@@ -113,7 +116,7 @@ class Recipe:
             f"classes names one class twice: {', '.join(self.classes)}",
             "name each class once in recipe.json",
         )
-        for key in ("rounds", "local_epochs", "batch_size"):
+        for key in ("rounds", "local_epochs", "batch_size", "evaluate_every"):
             value = getattr(self, key)
             _require(value >= 1, f"{key} is {value}", f"set {key} to 1 or more in recipe.json")
         _require(
@@ -157,6 +160,14 @@ class Recipe:
     def mask_size(self) -> int:
         """Side of the decoder's output in pixels: four per encoder token (256 at 1024 pixels)."""
         return self.image_size // self.patch_size * 4
+
+    def evaluates(self, rounds_trained: int) -> bool:
+        """Whether the model is scored after so many rounds of training, before it goes on.
+
+        In a federation that is the model that they receive in the round of this number, counted
+        from 0. The final model is scored after the last round whatever this says.
+        """
+        return rounds_trained % self.evaluate_every == 0
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "recipe.json") -> Recipe:
@@ -205,6 +216,38 @@ class Recipe:
             if key == "backbone" and value in BACKBONES:
                 values["backbone_sha256"] = BACKBONES[value].sha256
         return Recipe.from_dict(values, "--set")
+
+
+def read_job_recipe(
+    job: Path,
+    instead: Path | None = None,
+    overrides: typing.Sequence[str] = (),
+    *,
+    any_method: bool = False,
+) -> Recipe:
+    """The recipe of a job folder with `key=value` overrides.
+
+    Args:
+        job: job folder, such as jobs/fedmsa.
+        instead: a recipe in the place of the job's own; the overrides are applied to it.
+        overrides: see `Recipe.with_overrides`.
+        any_method: whether the recipe may be of another method than the job's own, as for a job
+            that only evaluates.
+
+    Raises:
+        ConfigError: a recipe or an override that cannot be used; code other-method.
+    """
+    own = Recipe.from_json(job / JOB_RECIPE)
+    recipe = own if instead is None else Recipe.from_json(instead)
+    recipe = recipe.with_overrides(overrides)
+    if recipe.method != own.method and not any_method:
+        where = f"{instead} is" if instead is not None else "--set asks for"
+        raise ConfigError(
+            f"{where} a recipe of {recipe.method}, and {job} is a job of {own.method}",
+            f"name jobs/{recipe.method}, or a recipe of {own.method}",
+            code="other-method",
+        )
+    return recipe
 
 
 # ------------------------------------------------------------------------------------------ site

@@ -36,6 +36,11 @@ def federated_average(
         training = [case for case in cases if case.case.split == "train"]
         datasets[name] = (SliceDataset(training, site, recipe), site)
     slices = {name: len(dataset) for name, (dataset, _) in datasets.items()}
+    weights = {name: slices[name] / sum(slices.values()) for name in sorted(names)}
+    if recipe.paper_compat:  # two decimals, and the rest for the last site
+        *others, last = weights
+        weights = {name: round(weights[name], 2) for name in others}
+        weights[last] = 1 - sum(weights.values())
     average = {key: p.detach().numpy().copy() for key, p in learning.items()}
     for number in range(recipe.rounds):
         total = {key: np.zeros(value.shape) for key, value in average.items()}  # fp64
@@ -54,7 +59,7 @@ def federated_average(
             )
             for key, parameter in learning.items():
                 change = parameter.detach().numpy() - average[key]
-                total[key] += slices[name] / sum(slices.values()) * change.astype(np.float64)
+                total[key] += weights[name] * change.astype(np.float64)
         for key in average:
             average[key] = average[key] + total[key].astype(np.float32)
     return average, slices

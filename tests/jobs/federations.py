@@ -15,9 +15,9 @@ from fedfms.processes import MARK
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 JOBS = REPOSITORY / "jobs"
-# Cases of two slices, three in ten of them for validation: 8 and 4 training slices in site-1 and
-# site-2. Averaging weights that are powers of two are exact, whichever site answers first.
-STYLES = {"site-1": ("bright", 6), "site-2": ("noisy", 3), "site-3": ("inverted", 5)}
+# Cases of two slices, three in ten of them for validation: 10 and 4 training slices in site-1 and
+# site-2. Their shares are no finite binary numbers, and rounded to two decimals they are others.
+STYLES = {"site-1": ("bright", 7), "site-2": ("noisy", 3), "site-3": ("inverted", 5)}
 
 
 def write_sites(folder: Path, names: Iterable[str]) -> Path:

@@ -15,19 +15,23 @@ from federations import JOBS
 from flare_context import Engine
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.event_type import EventType
-from nvflare.apis.fl_constant import ReservedKey, ReturnCode, ServerCommandKey
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ReturnCode, ServerCommandKey
+from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.apis.signal import Signal
+from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
+from nvflare.app_common.widgets.intime_model_selector import IntimeModelSelector
 
 from fedfms import __version__
 from fedfms.config import Recipe
 from fedfms.exchange.averaging import average
 from fedfms.exchange.contribution import Contribution, Metric
+from fedfms.exchange.payload import load_tensors
 from fedfms.flare.aggregator import OrderedAggregator
 from fedfms.flare.executor import EvaluationExecutor, FedMSAExecutor, FedSAMExecutor
-from fedfms.flare.job import CONTRIBUTION, PICTURES, REASON
+from fedfms.flare.job import CONTRIBUTION, PICTURES, REASON, result_folder
 from fedfms.flare.persistor import SafeTensorsPersistor
 from fedfms.flare.progress import RecordReader
 from fedfms.flare.result_guard import ResultGuard
@@ -228,6 +232,70 @@ def test_the_server_refuses_to_run_other_rounds_than_the_recipe(server: Engine) 
         fl_ctx.set_prop(AppConstants.NUM_ROUNDS, 5, private=True)
         assert server.components["persistor"].load(fl_ctx).is_empty()
     assert "runs 5 rounds, the recipe says 6" in server.panics[0]
+
+
+# ------------------------------------------------------------------------------------- selector
+
+
+class Heard:
+    """What the selector calls the best model so far, by round."""
+
+    def __init__(self) -> None:
+        self.rounds: list[int] = []
+
+    def handle_event(self, event_type: str, fl_ctx) -> None:
+        if event_type == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
+            self.rounds.append(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
+
+
+def test_flares_selector_passes_over_rounds_in_which_no_site_evaluates(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(FEDMSA, rounds=20, evaluate_every=5)
+    heard, guard = Heard(), ResultGuard(min_contributions=2)
+    selector = IntimeModelSelector(key_metric="val_dice")
+    components = {"persistor": SafeTensorsPersistor(), "selector": selector, "heard": heard}
+    engine = Engine(tmp_path, "server", {**components, "guard": guard})
+    (engine.config_folder() / "recipe.json").write_text(recipe.to_json())
+    dice = {0: 0.9, 5: 0.4, 10: 0.3, 15: 0.5}  # of the model received; that of round 0 is no result
+    for number in range(20):
+        with engine.new_context() as fl_ctx:
+            fl_ctx.set_prop(AppConstants.CURRENT_ROUND, number, private=True)
+            received = make_model_learnable({"w": torch.full((2,), float(number))}, {})
+            fl_ctx.set_prop(AppConstants.GLOBAL_MODEL, received, private=True)
+            engine.fire_event(AppEventType.ROUND_STARTED, fl_ctx)
+            for site in ("site-1", "site-2"):
+                scored = number in dice
+                metric = Metric(
+                    class_name="lesion",
+                    metric="dice",
+                    mean=dice.get(number),
+                    std=0.1,
+                    cases=4,
+                    empty=0,
+                )
+                said = report(
+                    engine,
+                    site,
+                    round=number,
+                    metrics=(metric,) if scored else (),
+                    evaluated_cases=4 if scored else 0,
+                )
+                came = answer(engine, site, said, zeros=True)
+                came.set_cookie_jar({AppConstants.CONTRIBUTION_ROUND: number})
+                if not scored:  # a site may claim what it likes: the report alone counts
+                    assert from_shareable(came).get_meta_prop(MetaKey.INITIAL_METRICS)
+                passed = guard.process(came, fl_ctx)
+                assert passed.get_return_code() in (None, ReturnCode.OK)
+                peer = FLContext()
+                peer.set_prop(ReservedKey.IDENTITY_NAME, site, private=True)
+                peer.set_prop(FLContextKey.SHAREABLE, came, private=True)
+                fl_ctx.set_peer_context(peer)
+                selector.handle_event(AppEventType.BEFORE_CONTRIBUTION_ACCEPT, fl_ctx)
+            selector.handle_event(AppEventType.BEFORE_AGGREGATION, fl_ctx)
+    assert heard.rounds == [5, 15]
+    assert selector.best_val_metric == 0.5
+    with engine.new_context() as fl_ctx:
+        best = load_tensors(result_folder(fl_ctx) / "best_model.safetensors")
+    assert best["w"].tolist() == [15.0, 15.0]
 
 
 # ----------------------------------------------------------------------------------- aggregator

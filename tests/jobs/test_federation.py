@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,11 +11,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from averaging import federated_average, largest_difference
 from federations import JOBS, of_kind, processes_below, read_records, write_sites
 
 from fedfms.config import Recipe
+from fedfms.flare.progress import RecordReader
 from fedfms.flare.session import prepare_job
 from fedfms.flare.simulate import Federation, simulate
 from fedfms.sites import Site, find_sites
@@ -189,9 +192,13 @@ class WithRogue(Federation):
 
 @pytest.fixture(scope="module")
 def fedsam(sites: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four rounds of FedSAM, to which site-3 contributes nothing that can be used."""
+    """Four rounds of FedSAM, to which site-3 contributes nothing that can be used.
+
+    With the paper's averaging weights, and scores of every second model only.
+    """
     folder = tmp_path_factory.mktemp("fedsam")
     overrides = ["rounds=4", "batch_size=4", "local_epochs=1"]
+    overrides += ["paper_compat=true", "evaluate_every=2"]
     job = prepare_job(JOBS / "fedsam", folder / "fedsam", overrides)
     federation = WithRogue(folder / "run", find_sites(sites, None), job.recipe, None, print)
     with federation.running() as coordinator:
@@ -218,6 +225,30 @@ def test_fedsam_equals_plain_averaging_of_those_who_were_not_refused(
     recipe = Recipe.from_json(fedsam / "recipe.json")
     expected, _ = federated_average(recipe, sites, ("site-1", "site-2"))
     assert largest_difference(fedsam / "global_model.safetensors", expected) == 0.0
+    exact = dataclasses.replace(recipe, rounds=1, paper_compat=False)
+    rounded = dataclasses.replace(recipe, rounds=1)
+    one, other = (federated_average(r, sites, ("site-1", "site-2"))[0] for r in (exact, rounded))
+    assert any(not np.array_equal(one[name], other[name]) for name in one)  # 10/14 is not 0.71
+
+
+def test_between_the_evaluated_rounds_sites_train_and_say_nothing_of_scores(fedsam: Path) -> None:
+    records = read_records(fedsam)
+    for record in of_kind(records, "contribution"):
+        said, due = record["contribution"], record["round"] in (0, 2)
+        if record["site"] != "site-3":
+            assert record["accepted"] and said["loss"] > 0
+            assert (bool(said["metrics"]), said["evaluated_cases"] > 0) == (due, due)
+    # the best model is one that was scored: the one that sites received in round 2
+    evaluations = {(r["site"], r["model"]): r for r in of_kind(records, "evaluation")}
+    rounds = {key: r["contribution"]["round"] for key, r in evaluations.items()}
+    names = ("site-1", "site-2", "site-3")
+    assert rounds == {(s, "final"): 4 for s in names} | {(s, "best"): 2 for s in names}
+    assert all(r["contribution"]["metrics"] for r in evaluations.values())
+    reader = RecordReader(fedsam / "records.jsonl", rounds=4)
+    reader.read_new()
+    finished = reader.event().finished
+    assert [one.evaluated for one in finished] == [True, False, True, False]
+    assert [one.dice is not None for one in finished] == [True, False, True, False]
 
 
 # ----------------------------------------------------------------------------------- evaluation

@@ -139,6 +139,28 @@ def test_a_given_model_brings_its_recipe_and_goes_to_the_server_only(tmp_path: P
     assert (prepared.folder / "app_site/config/recipe.json").is_file()
 
 
+def test_a_recipe_takes_the_place_of_the_jobs_own_and_overrides_apply_on_top(
+    tmp_path: Path,
+) -> None:
+    paper = JOBS / "recipes" / "fedmsa-paper.json"
+    prepared = prepare_job(
+        JOBS / "fedmsa", tmp_path / "a", ["seed=3", "min_clients=1"], None, paper
+    )
+    assert prepared.recipe == Recipe.from_json(paper).with_overrides(["seed=3"])
+    assert Recipe.from_json(prepared.folder / "app/config/recipe.json") == prepared.recipe
+    assert workflow(prepared.folder)["num_rounds"] == 100
+    with pytest.raises(ConfigError, match=r"fedmsa-paper\.json is a recipe of fedmsa") as error:
+        prepare_job(JOBS / "fedsam", tmp_path / "b", recipe=paper)
+    assert error.value.code == "other-method"
+    # it also goes before the recipe beside a model, and a job that only evaluates takes any method
+    (tmp_path / "global_model.safetensors").write_bytes(b"model")
+    (tmp_path / "recipe.json").write_text((JOBS / "fedmsa/app/config/recipe.json").read_text())
+    model = tmp_path / "global_model.safetensors"
+    given = JOBS / "recipes" / "fedsam-paper.json"
+    evaluated = prepare_job(JOBS / "evaluate", tmp_path / "c", model=model, recipe=given)
+    assert evaluated.recipe == Recipe.from_json(given)
+
+
 def test_a_job_that_flare_would_never_start_is_refused_with_the_reason(tmp_path: Path) -> None:
     prepared = prepare_job(JOBS / "fedmsa", tmp_path / "a", ["holdout=site-4"])
     with pytest.raises(ConfigError, match="site-4, which is not connected") as error:

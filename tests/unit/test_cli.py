@@ -94,6 +94,26 @@ def test_findings_as_json_for_scripts(run: Run, site: Path) -> None:
             "name connected sites",
         ),
         (
+            ["simulate", JOBS / "fedmsa", "--sites", "SITES", "--recipe", "FEDSAM"],
+            "fedsam-paper.json is a recipe of fedsam, and",
+            "name jobs/fedsam",
+        ),
+        (
+            ["submit", JOBS / "fedmsa", "--kit", "nowhere", "--recipe", "FEDSAM"],
+            "fedsam-paper.json is a recipe of fedsam, and",
+            "name jobs/fedsam",
+        ),
+        (
+            ["train-local", JOBS / "fedmsa", "--site", "SITE", "--recipe", "FEDSAM"],
+            "fedsam-paper.json is a recipe of fedsam, and",
+            "name jobs/fedsam",
+        ),
+        (
+            ["train-local", JOBS / "fedmsa", "--site", "SITE", "--recipe", "nowhere.json"],
+            "there is no nowhere.json",
+            "check the path",
+        ),
+        (
             ["train-local", JOBS / "fedmsa", "--site", "SITE", "--set", "classes=cyst"],
             "class cyst is not in site.yml",
             "not_annotated",
@@ -108,8 +128,9 @@ def test_findings_as_json_for_scripts(run: Run, site: Path) -> None:
 def test_a_mistake_ends_with_one_message_and_no_traceback(
     run: Run, site: Path, tmp_path: Path, arguments: list, problem: str, fix: str
 ) -> None:
-    places = {"SITES": tmp_path, "SITE": site / "site.yml"}
-    workspace = ["--workspace", tmp_path / "w"] if arguments[0] == "simulate" else []
+    fedsam = JOBS / "recipes" / "fedsam-paper.json"
+    places = {"SITES": tmp_path, "SITE": site / "site.yml", "FEDSAM": fedsam}
+    workspace = ["--workspace", tmp_path / "w"] if arguments[0] in ("simulate", "submit") else []
     code, out, err = run(*(places.get(str(a), a) for a in arguments), *workspace)
     assert code == 1
     assert problem in err
@@ -147,6 +168,20 @@ def test_local_training_learns_and_writes_what_would_travel(
     first, second = (float(value) for value in re.findall(r"loss (\d\.\d+)", out))
     assert second < first
     assert sum(array.size for array in load_file(model).values()) == 194_016
+
+
+def test_local_training_takes_a_recipe_in_the_place_of_the_jobs_own(run: Run, site: Path) -> None:
+    code, out, _ = run(
+        *("train-local", JOBS / "fedmsa", "--site", site / "site.yml"),
+        *("--recipe", JOBS / "recipes" / "fedmsa-paper.json", "--set", "rounds=3"),
+        *("--set", "evaluate_every=2", "--set", "classes=lesion"),
+        *("--set", "backbone=vit_demo", "--set", "image_size=128"),
+    )
+    assert code == 0
+    assert "before training and after every 2 rounds" in re.sub(r"\s+", " ", out)
+    lines = re.findall(r"round (\d): (.*)", out)
+    assert [number for number, _ in lines] == ["0", "1", "2", "3"]
+    assert ["lesion dice" in text for _, text in lines] == [True, False, True, True]
 
 
 def test_the_trainer_command_explains_itself_and_refuses_a_mistake(run: Run) -> None:

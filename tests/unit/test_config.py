@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from fedfms.config import BACKBONES, Intensity, Machine, Policy, Recipe, SiteConfig
+from fedfms.config import (
+    BACKBONES,
+    JOB_RECIPE,
+    Intensity,
+    Machine,
+    Policy,
+    Recipe,
+    SiteConfig,
+    read_job_recipe,
+)
 from fedfms.errors import ConfigError
 
 MINIMAL = {
@@ -80,6 +89,7 @@ def random_recipe(generator: random.Random) -> Recipe:
         holdout=tuple(generator.sample(["site-1", "site-2", "site-3"], generator.randint(0, 3))),
         max_update_norm=pick([None, generator.uniform(1e-3, 99)]),
         probability_threshold=generator.uniform(0.01, 0.99),
+        evaluate_every=generator.randint(1, 30),
         seed=generator.getrandbits(31),
         paper_compat=pick([True, False]),
     )
@@ -147,6 +157,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "holdout": ["site-4"],
         "max_update_norm": 5.0,
         "probability_threshold": 0.4,
+        "evaluate_every": 5,
         "seed": 1,
         "require_gpu": True,
         "paper_compat": True,
@@ -154,6 +165,54 @@ def test_the_hash_differs_as_soon_as_one_value_does():
     assert set(others) == {f.name for f in dataclasses.fields(Recipe)}
     hashes = {recipe(**{key: value}).sha256 for key, value in others.items()}
     assert len(hashes | {base.sha256}) == len(others) + 1
+
+
+def test_every_nth_model_is_scored_from_before_training_on():
+    due = [
+        number for number in range(101) if recipe(rounds=100, evaluate_every=5).evaluates(number)
+    ]
+    assert due == [
+        0,
+        5,
+        10,
+        15,
+        20,
+        25,
+        30,
+        35,
+        40,
+        45,
+        50,
+        55,
+        60,
+        65,
+        70,
+        75,
+        80,
+        85,
+        90,
+        95,
+        100,
+    ]
+    assert all(recipe().evaluates(number) for number in range(4))
+    assert "evaluate_every is 0" in refusal(recipe, evaluate_every=0).problem
+
+
+def test_a_recipe_may_stand_in_for_that_of_a_job_of_the_same_method(tmp_path):
+    (tmp_path / "job" / JOB_RECIPE).parent.mkdir(parents=True)
+    (tmp_path / "job" / JOB_RECIPE).write_text(json.dumps(MINIMAL))
+    for method in ("fedmsa", "fedsam"):
+        other = recipe(method=method, rounds=9)
+        (tmp_path / f"{method}.json").write_text(other.to_json())
+    job, given = tmp_path / "job", tmp_path / "fedmsa.json"
+    assert read_job_recipe(job) == recipe()
+    assert read_job_recipe(job, given, ["seed=4"]) == recipe(rounds=9, seed=4)
+    error = refusal(read_job_recipe, job, tmp_path / "fedsam.json")
+    assert error.code == "other-method" and "fedsam.json is a recipe of fedsam" in error.problem
+    assert "name jobs/fedsam" in error.fix
+    assert refusal(read_job_recipe, job, None, ["method=fedsam"]).code == "other-method"
+    evaluated = read_job_recipe(job, tmp_path / "fedsam.json", any_method=True)
+    assert evaluated.method == "fedsam"
 
 
 def test_the_order_of_classes_counts():

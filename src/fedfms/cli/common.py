@@ -32,6 +32,15 @@ Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="NAME=VALUE", help="Set a value of the recipe; may be repeated."),
 ]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        metavar="FILE",
+        help="A recipe in the place of the job's own, such as jobs/recipes/fedmsa-paper.json; "
+        "--set applies on top.",
+    ),
+]
 Checkpoints = Annotated[
     Path | None,
     typer.Option(
@@ -196,11 +205,14 @@ def _left(event: Event) -> str:
 
 
 def _round_line(done: FinishedRound, event: Event) -> str:
-    dice = "withheld" if done.dice is None else f"{done.dice:.3f}"
-    return (
+    answered = (
         f"round {done.number} ({done.number + 1} of {event.rounds}): {done.answered} of "
-        f"{len(event.sites)} sites; mean validation Dice of the model that it started from: {dice}"
+        f"{len(event.sites)} sites"
     )
+    if not done.evaluated:
+        return f"{answered}; not evaluated"
+    dice = "withheld" if done.dice is None else f"{done.dice:.3f}"
+    return f"{answered}; mean validation Dice of the model that it started from: {dice}"
 
 
 def show_result(folder: Path, as_json: bool) -> None:

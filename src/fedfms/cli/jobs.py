@@ -22,7 +22,16 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from fedfms.cli.common import AsJson, Overrides, err, logging_progress, out, show_result, watching
+from fedfms.cli.common import (
+    AsJson,
+    Overrides,
+    RecipeFile,
+    err,
+    logging_progress,
+    out,
+    show_result,
+    watching,
+)
 from fedfms.errors import FederationError, FedfmsError
 
 if TYPE_CHECKING:
@@ -62,6 +71,7 @@ def submit(
     job: Annotated[Path, typer.Argument(help="A job folder, such as jobs/fedmsa.")],
     kit: Kit,
     overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
+    recipe: RecipeFile = None,
     model: Annotated[
         Path | None, typer.Option(help="A .safetensors model to start from, or to evaluate.")
     ] = None,
@@ -102,6 +112,7 @@ def submit(
         new_copy(job, workspace),
         [*overrides, *(["require_gpu=true"] if gpu else [])],
         model,
+        recipe,
     )
     started = time.monotonic()
     with _session(kit, workspace, wait_for, wait_seconds, as_json) as coordinator:

@@ -16,12 +16,13 @@ from fedfms.cli.common import (
     Classes,
     Data,
     Overrides,
+    RecipeFile,
     out,
     progress,
     show_result,
     watching,
 )
-from fedfms.config import Machine, Recipe, SiteConfig
+from fedfms.config import Machine, SiteConfig, read_job_recipe
 
 commands = typer.Typer()
 
@@ -60,6 +61,7 @@ def simulate(
         typer.Option(help="Folder with each site's images in a folder of the site's name."),
     ] = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
+    recipe: RecipeFile = None,
     results: Annotated[
         Path | None,
         typer.Option(help="New folder for the results. Otherwise WORKSPACE/results/JOB-TIME."),
@@ -88,6 +90,7 @@ def simulate(
             workspace=workspace,
             checkpoints=checkpoints or Machine.from_environment().checkpoints,
             model=model,
+            recipe=recipe,
             on_event=on_event,
         )
     show_result(folder, as_json)
@@ -132,6 +135,7 @@ def train_local(
     site: Annotated[Path, typer.Option(help="The site's site.yml.")],
     data: Data = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
+    recipe: RecipeFile = None,
     output: Annotated[
         Path | None, typer.Option(help="Write the trained tensors to this .safetensors file.")
     ] = None,
@@ -142,10 +146,11 @@ def train_local(
     from fedfms.exchange.payload import save_tensors
     from fedfms.trainer.pooled import PooledRound, train_pooled
 
-    recipe = Recipe.from_json(job / "app/config/recipe.json").with_overrides(overrides)
+    chosen = read_job_recipe(job, recipe, overrides)
+    every = "each round" if chosen.evaluate_every == 1 else f"every {chosen.evaluate_every} rounds"
     out.print(
         "Scores are means over this site's validation cases, at native resolution "
-        "(3-D for volumes), before training and after each round."
+        f"(3-D for volumes), before training and after {every}."
     )
 
     def show(result: PooledRound) -> None:
@@ -160,7 +165,7 @@ def train_local(
 
     with progress(False) as on_progress:
         trained = train_pooled(
-            recipe,
+            chosen,
             {"site": _site(site, data)},
             checkpoints=checkpoints or Machine.from_environment().checkpoints,
             control=Control(on_progress),

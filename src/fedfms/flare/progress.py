@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ class FinishedRound:
     number: int  # from 0
     answered: int  # sites whose answers were accepted
     dice: float | None  # of the model that the sites received; mean over those that let it out
+    evaluated: bool  # whether any of them scored it; the recipe's evaluate_every
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Event:
             "rounds": self.rounds,
             "answered": list(self.answered),
             "sites": list(self.sites),
-            "finished": [[one.number, one.answered, one.dice] for one in self.finished],
+            "finished": [list(dataclasses.astuple(one)) for one in self.finished],
             "seconds_left": self.seconds_left,
             "missed": list(self.missed),
         }
@@ -65,8 +67,10 @@ class Event:
             answered=tuple(map(str, values["answered"])),
             sites=tuple(map(str, values["sites"])),
             finished=tuple(
-                FinishedRound(int(number), int(answered), None if dice is None else float(dice))
-                for number, answered, dice in values["finished"]
+                FinishedRound(
+                    int(number), int(answered), None if dice is None else float(dice), bool(scored)
+                )
+                for number, answered, dice, scored in values["finished"]
             ),
             seconds_left=None if left is None else float(left),
             missed=tuple(map(str, values["missed"])),
@@ -113,6 +117,7 @@ class RecordReader:
         sites: tuple[str, ...] = ()
         number: int | None = None
         answers: dict[str, float | None] = {}
+        scored = False
         evaluated: set[str] = set()
         started = now
         ends: list[float] = []
@@ -124,15 +129,16 @@ class RecordReader:
             if kind == "job":
                 sites = tuple(record["sites"])
             elif kind == "round_started":
-                number, answers = record["round"], {}
+                number, answers, scored = record["round"], {}, False
                 started = started if ends else record["time"]
             elif kind == "contribution" and record["accepted"] and record["round"] == number:
                 answers[record["site"]] = _dice(record["contribution"])
+                scored = scored or _evaluated(record["contribution"])
             elif kind == "round_done":
                 ends.append(record["time"])
                 dice = [value for value in answers.values() if value is not None]
                 mean = sum(dice) / len(dice) if dice else None
-                finished.append(FinishedRound(record["round"], len(answers), mean))
+                finished.append(FinishedRound(record["round"], len(answers), mean, scored))
                 missed += [
                     f"{site} missed round {record['round']}: {reason}"
                     for site, reason in sorted(record.get("missed", {}).items())
@@ -164,6 +170,11 @@ class RecordReader:
             return None
         pace = (ends[-1] - started) / len(ends)
         return max(0.0, (self.rounds - len(ends) + 0.5) * pace - (now - ends[-1]))
+
+
+def _evaluated(contribution: dict[str, Any] | None) -> bool:
+    """Whether a site scored any case in a round."""
+    return contribution is not None and contribution["evaluated_cases"] > 0
 
 
 def _dice(contribution: dict[str, Any] | None) -> float | None:

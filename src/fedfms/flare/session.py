@@ -32,7 +32,7 @@ from nvflare.fuel.flare_api.api_spec import (
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
-from fedfms.config import Recipe
+from fedfms.config import JOB_RECIPE, Recipe, read_job_recipe
 from fedfms.errors import ConfigError, FederationError, FedfmsError
 from fedfms.flare.announce import Announcement, read_announcement
 from fedfms.flare.job import RECIPE_FILE, RESULT_FOLDER, START_MODEL_FILE
@@ -116,9 +116,11 @@ def prepare_job(
         overrides: `name=value` for the recipe, or `min_clients=N`.
         model: safetensors of travelling tensors to start from, or to evaluate. A recipe.json beside
             it, as in a results folder, goes before the job's own.
+        recipe: a recipe.json that goes before both; of the job's method, if the job trains.
 
     Raises:
-        ConfigError: no job folder, a recipe or an override that cannot be used, a job with code.
+        ConfigError: no job folder, a recipe or an override that cannot be used, a job with code, a
+            recipe of another method (code other-method).
     """
     if not (job / "meta.json").is_file() or not (job / _SERVER).is_file():
         raise ConfigError(f"{job} is no job folder", "name a folder such as jobs/fedmsa")
@@ -131,24 +133,23 @@ def prepare_job(
     if destination.exists():
         raise ConfigError(f"{destination} exists already", "name a new folder for the job's copy")
     shutil.copytree(job, destination, ignore=shutil.ignore_patterns(".__nvfl*"))  # signatures
-    recipe_file = destination / _CONFIG / RECIPE_FILE
     if model is not None:
         if not model.is_file():
             raise ConfigError(
                 f"there is no {model}", "name a .safetensors file of a results folder"
             )
         shutil.copyfile(model, destination / _CONFIG / START_MODEL_FILE)
-        if (model.parent / RECIPE_FILE).is_file():
-            shutil.copyfile(model.parent / RECIPE_FILE, recipe_file)
-    of_recipe = [text for text in overrides if not text.startswith(f"{MIN_CLIENTS}=")]
-    chosen = Recipe.from_json(recipe or recipe_file).with_overrides(of_recipe)
-    recipe_file.write_text(chosen.to_json())
+        if recipe is None and (model.parent / RECIPE_FILE).is_file():
+            recipe = model.parent / RECIPE_FILE
     meta = _read(destination / "meta.json")
     server = _read(destination / _SERVER)
     min_clients = _min_clients(overrides, meta)
     training = [w["args"] for w in server["workflows"] if w["path"] == _TRAINING]
+    of_recipe = [text for text in overrides if not text.startswith(f"{MIN_CLIENTS}=")]
+    what = read_job_recipe(job, recipe, of_recipe, any_method=not training)
+    (destination / JOB_RECIPE).write_text(what.to_json())
     for arguments in training:
-        arguments.update(num_rounds=chosen.rounds, min_clients=min_clients)
+        arguments.update(num_rounds=what.rounds, min_clients=min_clients)
     for chain in server["task_result_filters"]:
         for one in chain["filters"]:
             if "min_contributions" in one["args"]:
@@ -156,7 +157,7 @@ def prepare_job(
     meta["min_clients"] = min_clients
     _write(destination / "meta.json", meta)
     _write(destination / _SERVER, server)
-    return PreparedJob(destination, chosen, min_clients, bool(training))
+    return PreparedJob(destination, what, min_clients, bool(training))
 
 
 def check_sites(job: PreparedJob, sites: Sequence[str]) -> None:

@@ -89,6 +89,7 @@ def simulate(
     workspace: Path,
     checkpoints: Path | None = None,
     model: Path | None = None,
+    recipe: Path | None = None,
     on_event: OnEvent | None = None,
 ) -> SimulationResult:
     """Run a job on a federation of local processes and write its results folder.
@@ -104,6 +105,7 @@ def simulate(
             process.
         checkpoints: folder of SAM checkpoints; none is needed for vit_demo.
         model: model to start from, or to evaluate; see `session.prepare_job`.
+        recipe: goes before the job's own recipe; see there.
         on_event: told how far it is.
 
     Raises:
@@ -120,6 +122,7 @@ def simulate(
         workspace=workspace,
         checkpoints=checkpoints,
         model=model,
+        recipe=recipe,
         on_event=on_event,
     )
 

@@ -265,7 +265,8 @@ def _site_summary(
     if final is None and "final" not in by_model and scored:
         after, after_is = scored[-1].dice, f"round {scored[-1].round}"
     said = history.evaluations.get((site, "final"), {}).get("parsed")
-    cases = said.evaluated_cases if said else (accepted[-1].evaluated_cases if accepted else None)
+    in_rounds = [row.evaluated_cases for row in accepted if row.evaluated_cases is not None]
+    cases = said.evaluated_cases if said else max(in_rounds, default=None)
     return {
         "role": history.role(site),
         "cases": cases,

@@ -115,9 +115,19 @@ def loss_by_round(result: Result) -> str:
     return _draw(curves, "Round", "Training loss", "loss-by-round", whole=True)
 
 
+def evaluate_every(recipe: dict[str, Any]) -> int:
+    """Rounds from one evaluation to the next; 1 where an older recipe does not say."""
+    every = recipe.get("evaluate_every")
+    return every if isinstance(every, int) and every > 0 else 1
+
+
 def _dice_points(result: Result, site: str) -> list[tuple[float, float]]:
-    """(rounds of training, Dice) of one site; NaN where the round was missed or withheld."""
-    own = [row for row in result.rounds if row.site == site]
+    """(rounds of training, Dice) of one site; NaN where the round was missed or withheld.
+
+    Rounds in which no site evaluates have no point, so that the line goes on over them.
+    """
+    every = evaluate_every(result.recipe)
+    own = [row for row in result.rounds if row.site == site and row.round % every == 0]
     points = [(float(row.round), _or_nan(_dice(row))) for row in own]
     final = result.summary["sites"][site]["final"]
     if final is not None:

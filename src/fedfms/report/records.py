@@ -96,11 +96,11 @@ class History:
         return sorted({model for _, model in self.evaluations}, key=lambda m: (m != "final", m))
 
     def withholds(self, site: str) -> bool:
-        """Whether the site's last answer names scores and lets none of them out."""
+        """Whether the last answer in which the site names scores lets none of them out."""
         said = [answer["parsed"] for (_, s), answer in sorted(self.answers.items()) if s == site]
-        metrics = said[-1].metrics if said and said[-1] is not None else ()
-        return bool(metrics) and all(
-            m.mean is None and _why_none(metrics, m) == WITHHELD for m in metrics
+        scored = [one.metrics for one in said if one is not None and one.metrics]
+        return bool(scored) and all(
+            m.mean is None and _why_none(scored[-1], m) == WITHHELD for m in scored[-1]
         )
 
     def role(self, site: str) -> str:

@@ -397,7 +397,7 @@ def _curves(result: Result) -> list[Figure]:
             "Dice by round",
             "Dice of each site's validation cases after that many rounds of training"
             + ("" if stale else "; the last point is the final evaluation")
-            + ". A gap is a round that a site missed.",
+            + f". A gap is a round that a site missed.{_evaluated(result.recipe)}",
             figures.dice_by_round(result),
         ),
         (
@@ -414,6 +414,12 @@ def _curves(result: Result) -> list[Figure]:
         ),
     ]
     return [Figure(title, caption, Markup(svg)) for title, caption, svg in drawn if svg]
+
+
+def _evaluated(recipe: dict[str, Any]) -> str:
+    """In which rounds sites evaluate, where these are not all."""
+    every = figures.evaluate_every(recipe)
+    return "" if every == 1 else f" Sites evaluate before training and every {every} rounds."
 
 
 def _loss(recipe: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ class PooledRound:
 
     rounds_trained: int
     loss: float | None  # mean over the steps of the round that led here
-    metrics: Mapping[str, tuple[Metric, ...]]  # of each site's validation cases
+    metrics: Mapping[str, tuple[Metric, ...]]  # of each site's validation cases; none if not due
     seconds: Mapping[str, float]  # wall clock by phase: prepare (before the first), train, evaluate
     training_slices: Mapping[str, int]  # of each site
     peak_memory_bytes: int  # of this process so far, or of its GPU
@@ -59,7 +59,7 @@ def train_pooled(
             one's.
         checkpoints: folder of SAM checkpoints; not needed for vit_demo.
         control: progress and abort.
-        on_round: called before training and after each round.
+        on_round: called before training and after each round, with scores where they are due.
 
     Returns:
         the trained tensors, fp32 on the processor: those that would travel.
@@ -100,8 +100,11 @@ def train_pooled(
             )
         seconds["train"] = result.seconds if result is not None else 0.0
         started = time.monotonic()
+        is_due = recipe.evaluates(rounds_trained) or rounds_trained == recipe.rounds
         metrics = {
-            name: summarize(evaluate(model, validation[name], recipe, site, control), 1)
+            name: summarize(
+                evaluate(model, validation[name], recipe, site, control) if is_due else [], 1
+            )
             for name, site in sites.items()
         }
         seconds["evaluate"] = time.monotonic() - started

@@ -97,7 +97,7 @@ class TaskRunner:
         self._job: _Job | None = None
 
     def run(self, task: Task, received: Received, control: Control) -> Outcome:
-        """Evaluate the received model, train one round where asked, and pass the door.
+        """Evaluate the received model where it is due, train one round where asked, pass the door.
 
         The site's configuration and policy are read anew for each task.
 
@@ -133,13 +133,16 @@ class TaskRunner:
         is_holdout = self.folders.name in recipe.holdout
         trains = task.kind == "train" and not is_holdout
         training = [case for case in cases if case.case.split == "train"]
+        is_due = task.kind == "evaluate" or recipe.evaluates(task.round)
         scored = cases if is_holdout else [c for c in cases if c.case.split == "validation"]
         with clock("exchange"):
             write_travelling(job.model, received())
             before = read_travelling(job.model)
-        with clock("evaluate"):
-            scores = evaluate(job.model, scored, recipe, site, control)
-            self._keep_scores(task, scores)
+        scores: list[CaseScore] = []
+        if is_due:
+            with clock("evaluate"):
+                scores = evaluate(job.model, scored, recipe, site, control)
+                self._keep_scores(task, scores)
         pictures: list[bytes] = []
         if task.model == "final" and policy.pictures:  # of one model only: fewer leave the site
             with clock("evaluate"):
@@ -165,7 +168,7 @@ class TaskRunner:
             package_version=__version__,
             training_slices=slices,
             training_cases=len(training) if trains else 0,
-            evaluated_cases=len(scored),
+            evaluated_cases=len(scored) if is_due else 0,
             distance_unit=site.distance_unit,
             metrics=summarize(scores, max(policy.min_cases, site.min_cases)),
             loss=result.loss if result else None,

@@ -139,11 +139,11 @@ def paper_scores(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """
     truth = target > 0.5
     true = truth.sum(dim=(-2, -1)).double()
-    dices, ious = [], []
+    dices, ious = torch.zeros_like(true), torch.zeros_like(true)
     for threshold in PAPER_THRESHOLDS:
         predicted = logits > threshold
         size = predicted.sum(dim=(-2, -1)).double() + true
         both = (predicted & truth).sum(dim=(-2, -1)).double()
-        dices.append((2 * both + _PAPER_DICE_EPSILON) / (size + _PAPER_DICE_EPSILON))
-        ious.append((both + _PAPER_IOU_SMOOTH) / (size - both + _PAPER_IOU_SMOOTH))
-    return torch.stack(dices).mean(dim=0), torch.stack(ious).mean(dim=0)
+        dices += (2 * both + _PAPER_DICE_EPSILON) / (size + _PAPER_DICE_EPSILON)
+        ious += (both + _PAPER_IOU_SMOOTH) / (size - both + _PAPER_IOU_SMOOTH)
+    return dices / len(PAPER_THRESHOLDS), ious / len(PAPER_THRESHOLDS)

@@ -225,6 +225,24 @@ def test_classes_may_overlap_and_a_class_nobody_drew_is_masked():
     assert annotated(site, job).tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize(
+    ("mapping", "share"), [((1,), 1 - 20**2 / 44**2), ((1, 2), 1.0)], ids=["ring", "full"]
+)
+def test_the_optic_disc_is_the_papers_ring_or_the_whole_disc_by_its_values(mapping, share):
+    """Labels as REFUGE's: 1 the disc around the cup, 2 the cup; the cup lies inside the disc."""
+    labels = np.zeros((1, 64, 64))
+    labels[0, 10:54, 10:54] = 1
+    labels[0, 22:42, 22:42] = 2
+    site = site_config(".", classes={"optic_disc": mapping, "optic_cup": (2,)})
+    job = recipe(classes=("optic_disc", "optic_cup"), resize="stretch", paper_compat=True)
+    case = prepared(picture(9, (1, 64, 64)), labels)
+    disc, cup = SliceDataset([case], site, job)[0]["target"].bool().numpy()
+    assert disc.sum() == share * 44**2 and cup.sum() == 20**2
+    assert (disc & cup).sum() == (20**2 if 2 in mapping else 0)
+    np.testing.assert_array_equal(disc | cup, labels[0] > 0)
+    np.testing.assert_array_equal(class_masks(case, site, job)[0, 0].numpy(), disc)
+
+
 def test_a_class_that_site_yml_does_not_know_is_refused_with_the_nearest_name():
     site = site_config(".", classes={"nucleus": (255,)})
     with pytest.raises(SiteDataError, match="did you mean nucleus") as caught:
@@ -285,6 +303,25 @@ def test_the_papers_resizing_is_nearest_and_without_antialiasing():
     rows_in = square[0][low] + (at - low)[:, None] * (square[0][low + 1] * 1.0 - square[0][low])
     wanted = rows_in[:, low] + (at - low) * (rows_in[:, low + 1] - rows_in[:, low])
     assert np.abs(got - wanted).max() < 1.5
+
+
+def test_the_papers_input_is_the_grey_value_over_255_and_nothing_else():
+    job = recipe(resize="stretch", normalize=False, paper_compat=True)
+    whole = picture(10, (1, 128, 128))  # as large as the input: nothing is resized
+    got = network_input(prepared(whole), 0, site_config("."), job).numpy()
+    assert got.shape == (3, 128, 128)
+    for channel in got:
+        np.testing.assert_array_equal(channel, whole[0].astype(np.float32) / np.float32(255))
+    colours = picture(11, (1, 128, 128, 3))
+    site = site_config(".", "image", channels="rgb")
+    got = network_input(prepared(colours), 0, site, job).numpy().transpose(1, 2, 0)
+    np.testing.assert_array_equal(got, colours[0].astype(np.float32) / np.float32(255))
+    # both sides are stretched: no padding, and every corner of the picture is in its corner
+    corners = np.zeros((1, 40, 100), np.uint8)
+    for number, (row, column) in enumerate([(0, 0), (0, -1), (-1, 0), (-1, -1)], start=1):
+        corners[0, row, column] = 60 * number
+    wide = network_input(prepared(corners), 0, site_config("."), job)[0].numpy() * 255
+    np.testing.assert_allclose(wide[[0, 0, -1, -1], [0, -1, 0, -1]], [60, 120, 180, 240], atol=1e-3)
 
 
 # ------------------------------------------------------------------------------ preparing and cache

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from fedfms.flare.session import Admin, Coordinator
 from fedfms.report.write import check_results_folder, write_results
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
-from job_writer import Job
+from job_writer import RECIPE, Job
 
 
 @pytest.fixture
@@ -126,3 +127,20 @@ def test_the_records_tell_what_nobody_said_while_the_job_ran(
     told = [line for line in lines if line.startswith("round ")]
     assert len(told) == len(event.finished) > 0
     assert set(event.missed) <= set(lines)
+
+
+def test_a_round_that_nobody_evaluates_is_told_apart_from_a_withheld_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = dataclasses.replace(RECIPE, evaluate_every=2, rounds=3)
+    withheld = ("site-1", "site-2", "site-3", "site-4")
+    for name, job in {"open": Job(recipe), "shut": Job(recipe, withheld=withheld)}.items():
+        event = read_end(job.write(tmp_path / name), "FINISHED:COMPLETED").event
+        assert Event.from_dict(json.loads(json.dumps(event.to_dict()))) == event
+        with logging_progress(False, {}) as on_event:
+            assert on_event is not None
+            on_event(event)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("round ")]
+    ends = [line.partition("sites")[2] for line in told]
+    assert [end.endswith("not evaluated") for end in ends] == [False, True, False] * 2
+    assert [end.endswith("withheld") for end in ends] == [False] * 3 + [True, False, True]

@@ -230,6 +230,24 @@ def test_without_final_evaluation_the_last_scored_round_stands_in_and_says_so(tm
     assert result.summary["dice"]["final"]["mean"] is None
 
 
+def test_rounds_without_an_evaluation_are_neither_withheld_nor_missing(tmp_path):
+    recipe = dataclasses.replace(RECIPE, evaluate_every=3)
+    result = collect(Job(recipe=recipe).write(tmp_path / "job"), tmp_path / "results")
+    own = [row for row in result.rounds if row.site == "site-1"]
+    assert [row.dice is not None for row in own] == [True, False, False, True, False, False]
+    assert [row.evaluated_cases for row in own] == [14, 0, 0, 14, 0, 0]
+    assert all(row.accepted and row.loss is not None for row in own)
+    site = result.summary["sites"]["site-1"]
+    assert (site["round_0"], site["final"]) == (dice_of("site-1", 0), dice_of("site-1", 6))
+    assert site["missed"] == [] and site["note"] == ""
+    # without the final evaluation: the last round that was scored, and who withholds still does
+    job = Job(recipe=recipe, models=(), status="aborted", missed={})
+    cut = collect(job.write(tmp_path / "cut"), tmp_path / "cut-results").summary["sites"]
+    assert (cut["site-1"]["after"], cut["site-1"]["after_is"]) == (dice_of("site-1", 3), "round 3")
+    assert cut["site-1"]["cases"] == 14
+    assert cut["site-3"]["after"] is None and cut["site-3"]["note"] == WITHHELD
+
+
 def test_a_round_that_never_ended_is_no_missed_round(tmp_path, job):
     records = [r for r in job.records() if r["record"] in ("job", "round_started")][:2]
     result = collect(job.write(tmp_path / "job", records), tmp_path / "results")

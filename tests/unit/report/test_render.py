@@ -186,6 +186,19 @@ def test_curves_go_through_every_recorded_dice(results):
         assert position == pytest.approx(y[0] + slope * (value - dice[0]), abs=0.01)
 
 
+def test_a_curve_goes_on_over_rounds_in_which_nobody_evaluates(tmp_path):
+    recipe = dataclasses.replace(RECIPE, evaluate_every=3)
+    html = (build(tmp_path, Job(recipe=recipe, missed={})) / "report.html").read_text()
+    figure = html[html.index("Dice by round") :]
+    figure = figure[: figure.index("</svg>")]
+    lines = re.findall(r'<path d="(M[^"]*)" style="fill: none;[^"]*stroke-width: 1\.8', figure)
+    curves = [line for line in lines if line.count("L") == 2]  # rounds 0, 3 and the final model
+    assert len(lines) == len(curves) == 3 and all(line.count("M") == 1 for line in curves)
+    page = Page(html)
+    assert "evaluate_every" in page.text
+    assert "Sites evaluate before training and every 3 rounds." in page.text
+
+
 def test_two_classes_have_a_row_each(tmp_path):
     recipe = dataclasses.replace(RECIPE, classes=("anterior", "posterior"))
     results = build(tmp_path, Job(recipe=recipe))

@@ -19,16 +19,16 @@ def blob(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> np.n
 
 
 def mask_pairs() -> list[tuple[np.ndarray, np.ndarray, tuple[float, float, float]]]:
-    """120 pairs, 2-D and 3-D; 24 of them edge cases."""
+    """200 pairs, 2-D and 3-D; 42 of them edge cases, each in isotropic and anisotropic spacing."""
     rng = np.random.default_rng(7)
     pairs = []
-    for number in range(96):
+    for number in range(158):
         shape = (1, 23, 17) if number % 2 else (6, 14, 19)
         one, other = (blob(rng, shape, rng.uniform(0.02, 0.6)) for _ in range(2))
         pairs.append((one, other, SPACINGS[number % 3]))
     for shape in ((1, 23, 17), (6, 14, 19)):
         for spacing in SPACINGS:
-            pixel, corner, full = (np.zeros(shape, bool) for _ in range(3))
+            pixel, corner, full, empty = (np.zeros(shape, bool) for _ in range(4))
             pixel[shape[0] // 2, 4, 5] = True
             corner[-1, -1, -1] = True
             full[:] = True
@@ -39,11 +39,15 @@ def mask_pairs() -> list[tuple[np.ndarray, np.ndarray, tuple[float, float, float
                 (pixel, pixel, spacing),
                 (full, border, spacing),
                 (border, np.roll(border, 3, axis=1), spacing),
+                (pixel, empty, spacing),
+                (empty, border, spacing),
+                (empty, empty, spacing),
             ]
     return pairs
 
 
-PAIRS = mask_pairs()
+ALL_PAIRS = mask_pairs()
+PAIRS = [(one, other, spacing) for one, other, spacing in ALL_PAIRS if one.any() and other.any()]
 
 
 def hd95_by_distance_maps(one: np.ndarray, other: np.ndarray, spacing: tuple[float, ...]) -> float:
@@ -72,7 +76,30 @@ def tensors(*masks: np.ndarray) -> list[torch.Tensor]:
 
 
 def test_there_are_enough_pairs():
-    assert len(PAIRS) == 120
+    assert len(ALL_PAIRS) == 200
+    sizes = [(int(one.sum()), int(other.sum())) for one, other, _ in ALL_PAIRS]
+    assert sizes.count((0, 0)) == 6  # both empty
+    assert sum((a == 0) != (b == 0) for a, b in sizes) == 12  # one empty
+    assert sum(1 in pair for pair in sizes) >= 12  # one pixel
+    touching = [one for one, _, _ in ALL_PAIRS if one[:, 0].any() or one[:, :, -1].any()]
+    assert len(touching) > 100
+    assert sum(len(set(spacing)) > 1 for _, _, spacing in ALL_PAIRS) > 100  # anisotropic
+
+
+def test_empty_masks_have_the_values_that_are_promised_and_monai_agrees_where_it_has_any():
+    for one, other, spacing in ALL_PAIRS:
+        if one.any() and other.any():
+            continue
+        whole = count(one, other).whole()
+        got = dice(whole)[0], iou(whole)[0], hd95(one, other, spacing)
+        if not one.any() and not other.any():
+            assert np.isnan(got).all()
+            assert np.isnan(compute_dice(*tensors(one, other), ignore_empty=True).item())
+            continue
+        extent = [(size - 1) * step for size, step in zip(one.shape, spacing, strict=True)]
+        assert got == (0.0, 0.0, pytest.approx(math.hypot(*extent), abs=1e-6))
+        assert compute_dice(*tensors(one, other), ignore_empty=False).item() == 0.0
+        assert compute_iou(*tensors(one, other), ignore_empty=False).item() == 0.0
 
 
 def test_dice_and_iou_equal_sets_of_pixels_and_monai():
@@ -97,7 +124,7 @@ def test_scores_per_slice_are_those_of_each_slice_alone():
 def test_hd95_equals_distance_maps_and_monai_in_both_directions():
     for one, other, spacing in PAIRS:
         got = hd95(one, other, spacing)
-        assert got == pytest.approx(hd95_by_distance_maps(one, other, spacing), abs=1e-4)
+        assert got == pytest.approx(hd95_by_distance_maps(one, other, spacing), rel=1e-6)
         assert got == hd95(other, one, spacing)
         flat = len(one) == 1
         monai = compute_hausdorff_distance(
@@ -106,7 +133,7 @@ def test_hd95_equals_distance_maps_and_monai_in_both_directions():
             percentile=95,
             spacing=list(spacing[1:] if flat else spacing),
         )
-        assert got == pytest.approx(monai.item(), abs=1e-4)
+        assert got == pytest.approx(monai.item(), rel=1e-6)  # both answer in fp32
 
 
 def test_hd95_of_masks_whose_distance_is_known():
@@ -168,11 +195,12 @@ def test_paper_scores_equal_a_straight_walk_through_the_thresholds():
     logits[5:10, :, :6] = -4.0
     logits[10:13], target[10:13] = -4.0, 0.0  # empty and empty
     logits[13:15] = 4.0
+    steps = np.array([0.1, 0.3, 0.5, 0.7, 0.9], np.float32)  # exactly at a threshold: not found
+    logits[15:20] = torch.from_numpy(rng.choice(steps, (5, 2, 12, 12)))
     dices, ious = paper_scores(logits, target)
-    for b, k in np.ndindex(60, 2):
+    for b, k in np.ndindex(60, 2):  # to the last bit
         expected = paper_by_hand(logits[b, k].numpy(), target[b, k].numpy() > 0)
-        assert dices[b, k].item() == pytest.approx(expected[0], abs=1e-12)
-        assert ious[b, k].item() == pytest.approx(expected[1], abs=1e-12)
+        assert (dices[b, k].item(), ious[b, k].item()) == expected
     assert dices[10:13].min() == ious[10:13].min() == 1.0
     assert dices[0].max() < 1e-4
 
