@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedfms.config import Recipe, check_types, from_dict, read_yaml
+from fedfms.config import JOB_RECIPE, Recipe, check_types, from_dict, read_job_recipe, read_yaml
 from fedfms.errors import ConfigError
 from fedfms.sites import Site, find_sites
 from fedfms.study.record import REGIMES, Engine, Regime, RunKey
 
-RECIPE_IN_JOB = Path("app/config/recipe.json")
 NO_HOLDOUT = "none"
 
 
@@ -40,9 +39,9 @@ class MethodEntry:
 
     def __post_init__(self) -> None:
         check_types(self, "the study file, methods")
-        if not (self.job / RECIPE_IN_JOB).is_file():
+        if not (self.job / JOB_RECIPE).is_file():
             raise ConfigError(
-                f"{self.job} is no job folder: it has no {RECIPE_IN_JOB}",
+                f"{self.job} is no job folder: it has no {JOB_RECIPE}",
                 "name a folder such as ../jobs/fedmsa in the study file, relative to that file",
             )
 
@@ -144,7 +143,7 @@ class Study:
             ConfigError: a value cannot be used.
         """
         entry = self.methods[key.method]
-        recipe = Recipe.from_json(entry.recipe or entry.job / RECIPE_IN_JOB)
+        recipe = read_job_recipe(entry.job, entry.recipe)
         values = {**recipe.to_dict(), **self.set, **entry.set, "seed": key.seed, "holdout": []}
         if key.regime == "federated":
             values["holdout"] = [] if key.holdout is None else [key.holdout]

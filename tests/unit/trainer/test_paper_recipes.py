@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from fedfms.trainer.local import LocalRound, train_local
 from torch import Tensor, nn
 
 from fedfms.config import BACKBONES, Recipe, SiteConfig
@@ -21,6 +20,7 @@ from fedfms.exchange.payload import read_travelling
 from fedfms.models.build import build_model, travelling_names
 from fedfms.models.sam import find_checkpoint
 from fedfms.trainer.messages import Task
+from fedfms.trainer.pooled import PooledRound, train_pooled
 from fedfms.trainer.tasks import Outcome, SiteFolders, TaskRunner
 from fedfms.training.loop import round_seed
 
@@ -200,15 +200,14 @@ def test_a_site_scores_every_fifth_model_and_always_the_final_one(
 
 def test_training_alone_scores_as_often_as_the_recipe_says_and_at_the_end(site: Path) -> None:
     recipe = paper("fedmsa", *SMALL, "rounds=3", "evaluate_every=2")
-    told: list[LocalRound] = []
-    train_local(
+    told: list[PooledRound] = []
+    train_pooled(
         recipe,
-        SiteConfig.from_yaml(site / "site.yml"),
+        {"here": SiteConfig.from_yaml(site / "site.yml")},
         checkpoints=None,
-        output=None,
         control=Control(),
         on_round=told.append,
     )
     assert [one.rounds_trained for one in told] == [0, 1, 2, 3]
-    assert [bool(one.metrics) for one in told] == [True, False, True, True]
+    assert [bool(one.metrics["here"]) for one in told] == [True, False, True, True]
     assert [one.loss is not None for one in told] == [False, True, True, True]
