@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shutil
-import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from averaging import federated_average, largest_difference
 from federations import JOBS, of_kind, processes_below, read_records, write_sites
+from strace import traced, traced_processes
 
 from fedfms.config import Recipe
 from fedfms.flare.progress import RecordReader
@@ -24,44 +22,7 @@ from fedfms.sites import Site, find_sites
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-SYSTEM_CALLS = (
-    "execve,clone,clone3,fork,vfork,socket,open,openat,openat2,stat,lstat,newfstatat,statx"
-)
 HELPERS = Path(__file__).parent
-
-
-@dataclass
-class TracedProcess:
-    """A program as strace saw it: its first arguments, and the calls of all its threads."""
-
-    program: str
-    calls: list[str]
-
-
-def traced_processes(folder: Path) -> list[TracedProcess]:
-    """Join the files of `strace -ff`, one for each thread, to programs.
-
-    A thread or a fork belongs to the program it came from until it executes another one.
-    """
-    parents: dict[str, str] = {}
-    lines = {path.suffix[1:]: path.read_text().splitlines() for path in folder.glob("trace.*")}
-    for pid, calls in lines.items():
-        for call in calls:
-            if made := re.match(r"(?:clone3?|v?fork)\(.*= (\d+)$", call):
-                parents[made[1]] = pid
-    programs: dict[str, TracedProcess] = {}
-
-    def program_of(pid: str) -> str:
-        executed = [c for c in lines.get(pid, []) if c.startswith("execve(") and c.endswith("= 0")]
-        if executed:
-            programs.setdefault(pid, TracedProcess(executed[-1], []))
-            return pid
-        return program_of(parents[pid]) if pid in parents else ""
-
-    for pid, calls in lines.items():
-        if root := program_of(pid):
-            programs[root].calls += calls
-    return list(programs.values())
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +35,13 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fedmsa(sites: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two rounds of FedMSA with site-3 as holdout, every process under strace."""
     folder = tmp_path_factory.mktemp("fedmsa")
-    (folder / "trace").mkdir()
-    strace = shutil.which("strace")
-    if strace is None:
-        pytest.skip("strace is not installed (Debian: apt install strace)")
     command = [
-        *(strace, "-ff", "--seccomp-bpf", "-qq", "-s", "400", "-e", f"trace={SYSTEM_CALLS}"),
-        *("-o", str(folder / "trace" / "trace"), sys.executable),
+        sys.executable,
         *(str(HELPERS / "run_simulation.py"), str(JOBS / "fedmsa"), str(sites)),
         *(str(folder / "results"), str(folder / "workspace")),
         *("rounds=2", "batch_size=4", "holdout=site-3"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    traced(command, folder / "trace")
     return {
         "results": folder / "results",
         "trace": folder / "trace",

@@ -145,6 +145,7 @@ def run_study(
         ]
         rows = {name: its_rows for name, (_, its_rows) in data.items()}
         work.do(specs, rows, parallel)
+        shutil.rmtree(folder / UNFINISHED_FOLDER, ignore_errors=True)
         return StudyResult(folder, len(wanted), len(wanted) - len(missing), work.now, work.failed)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfms.config import Recipe
-from fedfms.errors import ConfigError, FedfmsError
+from fedfms.errors import CheckpointError, ConfigError, FedfmsError
 from fedfms.files import file_sha256
 from fedfms.models.trained import load_trained
 from fedfms.report.records import RECORDS, History, read_records
@@ -219,19 +219,18 @@ def _score_problems(
     tolerance: float,
     on_progress: Callable[[str, int, int], None] | None,
 ) -> list[str]:
-    trained = load_trained(run.folder, checkpoints)
     again: list[ScoreRow] = []
     ours = [site for site in sites if site.name in run.record.sites]
-    for number, site in enumerate(ours):
-        if on_progress is not None:
-            on_progress("score", number, len(ours))
-        trained_here = site.name in run.record.key.trained_on
-        _, _, rows = score_site(
-            trained.model,
-            trained.recipe,
-            site.name,
-            site_config(site),
-            trained_here=trained_here,
-        )
-        again += rows
+    try:
+        trained = load_trained(run.folder, checkpoints)
+        for number, site in enumerate(ours):
+            if on_progress is not None:
+                on_progress("score", number, len(ours))
+            trained_here = site.name in run.record.key.trained_on
+            config = site_config(site)
+            again += score_site(
+                trained.model, trained.recipe, site.name, config, trained_here=trained_here
+            )[2]
+    except CheckpointError as error:
+        return [error.problem]
     return differing_scores(run.scores, again, tolerance)
