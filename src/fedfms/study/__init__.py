@@ -1,1 +1,1 @@
-"""Many runs that answer one question: what was trained where, scored on which cases, and compared."""
+"""Many runs that answer one question: trained where, scored on which cases, and compared."""
