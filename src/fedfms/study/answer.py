@@ -149,6 +149,24 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Saving:
+    """What one method needs less of than another, in federated runs."""
+
+    method: str  # the one that moves less in a round
+    other: str
+    what: str
+    unit: Literal["B", "s", "rounds"]
+    needs: float
+    other_needs: float
+    runs: tuple[str, ...]
+
+    @property
+    def share(self) -> float | None:
+        """Share of what the other needs that is saved; below 0: it needs more."""
+        return 1 - self.needs / self.other_needs if self.other_needs else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
     """Mean validation Dice of the training sites after some rounds of training."""
 
@@ -194,6 +212,7 @@ class Answer:
     local: tuple[LocalCell, ...]
     communication: tuple[Communication, ...]
     training: tuple[Training, ...]
+    savings: tuple[Saving, ...]
     curves: tuple[Curve, ...]
 
     def line(

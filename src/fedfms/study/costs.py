@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from fedfms.study.answer import (
     ALL,
@@ -12,6 +14,7 @@ from fedfms.study.answer import (
     Communication,
     Curve,
     CurvePoint,
+    Saving,
     Spread,
     Study,
     Training,
@@ -160,6 +163,56 @@ def training(study: Study, runs: Sequence[Run]) -> Iterator[Training]:
                 wall_seconds=wall,
                 runs=tuple(sorted(record.key.name for record in records)),
             )
+
+
+_Unit = Literal["B", "s", "rounds"]
+_BYTES: _Unit = "B"
+_SECONDS: _Unit = "s"
+_ROUNDS: _Unit = "rounds"
+
+
+def savings(moved: Sequence[Communication], costs: Sequence[Training]) -> Iterator[Saving]:
+    """Method against method, wherever both have the number: bytes, seconds, memory, rounds."""
+    trained = {cost.method: cost for cost in costs if cost.regime == "federated"}
+    for pair in itertools.combinations(moved, 2):
+        if any(m.down is None or m.up is None for m in pair):
+            continue
+        mine, other = sorted(pair, key=_bytes_a_round)
+        runs = tuple(sorted({*mine.runs, *other.runs}))
+        needs: list[tuple[str, _Unit, float | None, float | None]] = []
+        for what, unit, need in (
+            ("bytes a site and round, both ways", _BYTES, _bytes_a_round),
+            ("bytes to the target Dice", _BYTES, lambda moved: _mean(moved.bytes_to_target)),
+            ("rounds to the target Dice", _ROUNDS, lambda moved: _mean(moved.rounds_to_target)),
+        ):
+            needs.append((what, unit, need(mine), need(other)))
+        if mine.method in trained and other.method in trained:
+            a, b = trained[mine.method], trained[other.method]
+            for phase in (phase for phase in a.seconds if phase in b.seconds):
+                seconds = a.seconds[phase].mean, b.seconds[phase].mean
+                needs.append((f"seconds of {phase}", _SECONDS, *seconds))
+            for phase in (phase for phase in a.peak_memory_bytes if phase in b.peak_memory_bytes):
+                peaks = a.peak_memory_bytes[phase], b.peak_memory_bytes[phase]
+                needs.append((f"peak memory of {phase}", _BYTES, *peaks))
+        for what, unit, here, there in needs:
+            if here is not None and there is not None:
+                yield Saving(
+                    method=mine.method,
+                    other=other.method,
+                    what=what,
+                    unit=unit,
+                    needs=here,
+                    other_needs=there,
+                    runs=runs,
+                )
+
+
+def _bytes_a_round(moved: Communication) -> float:
+    return (_mean(moved.down) or 0) + (_mean(moved.up) or 0)
+
+
+def _mean(spread: Spread | None) -> float | None:
+    return None if spread is None else spread.mean
 
 
 def curves(

@@ -15,6 +15,7 @@ from fedfms.study.answer import (
     Curve,
     Gap,
     LocalCell,
+    Saving,
     ScoreLine,
     Spread,
     Training,
@@ -112,6 +113,8 @@ def numbers(answer: Answer) -> Iterator[Number]:
         yield from _communication_numbers(moved)
     for cost in answer.training:
         yield from _training_numbers(cost)
+    for saving in answer.savings:
+        yield from _saving_numbers(saving)
     for curve in answer.curves:
         yield from _curve_numbers(curve)
     for run in answer.runs:
@@ -323,6 +326,25 @@ def _training_numbers(cost: Training) -> Iterator[Number]:
             **where,  # type: ignore[arg-type]
         )
     yield from _spread_numbers(cost.wall_seconds, "wall seconds", "s", cost.runs, **where)
+
+
+def _saving_numbers(saving: Saving) -> Iterator[Number]:
+    for regime, statistic, value, unit in (
+        ("federated", "needs", saving.needs, saving.unit),
+        (f"federated {saving.other}", "needs", saving.other_needs, saving.unit),
+        (f"federated - federated {saving.other}", "share saved", saving.share, ""),
+    ):
+        if value is not None:
+            yield Number(
+                table="savings",
+                method=saving.method,
+                regime=regime,
+                metric=saving.what,
+                statistic=statistic,
+                value=value,
+                unit=unit,
+                runs=saving.runs,
+            )
 
 
 def _curve_numbers(curve: Curve) -> Iterator[Number]:

@@ -49,6 +49,8 @@ def answer(study: Study, runs: Sequence[Run]) -> Answer:
     classes = tuple(dict.fromkeys(row.class_name for run in ours for row in run.scores))
     best = _best_local(study, ours)
     learnt = {run.record.key.name: costs.learning(run) for run in ours}
+    moved = tuple(costs.communication(study, ours, learnt))
+    trained = tuple(costs.training(study, ours))
     return Answer(
         study=study,
         runs=ours,
@@ -59,8 +61,9 @@ def answer(study: Study, runs: Sequence[Run]) -> Answer:
         scores=tuple(_score_lines(study, ours, classes, best)),
         gaps=tuple(_gaps(study, ours, best)),
         local=tuple(_local_cells(study, ours)),
-        communication=tuple(costs.communication(study, ours, learnt)),
-        training=tuple(costs.training(study, ours)),
+        communication=moved,
+        training=trained,
+        savings=tuple(costs.savings(moved, trained)),
         curves=tuple(costs.curves(study, ours, learnt)),
     )
 
