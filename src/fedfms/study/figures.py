@@ -25,11 +25,16 @@ from fedfms.study.answer import ALL, Answer, Curve, Gap
 from fedfms.study.record import REGIMES as REGIME_ORDER
 from fedfms.study.words import REGIMES, method
 
+_BYTE_TICKS = 5  # at most; their labels are wide
 _LOGARITHMIC = 10  # largest over smallest number of bytes from which a log axis reads better
 
 
-def forest(answer: Answer, gaps: Sequence[Gap], salt: str) -> str:
-    """Differences of federated training with their 95 % intervals, one a row; "" without any."""
+def forest(answer: Answer, gaps: Sequence[Gap], better: str, salt: str) -> str:
+    """Differences of federated training with their 95 % intervals, one a row; "" without any.
+
+    Args:
+        better: what is better right of 0.
+    """
     if not gaps:
         return ""
     with mpl.rc_context({**SETTINGS, "svg.hashsalt": salt}):
@@ -55,7 +60,7 @@ def forest(answer: Answer, gaps: Sequence[Gap], salt: str) -> str:
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, min_n_ticks=3, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(lambda value, _: _signed(value))
-        axes.set_xlabel("Difference of Dice; right of 0: federated is better")
+        axes.set_xlabel(f"Difference of Dice; right of 0: {better}")
         plain_axes(axes, "x")
         return for_page(figure)
 
@@ -167,14 +172,15 @@ def _bytes_axis(axes: Any, values: Sequence[float]) -> None:
     if low > 0 and high / low >= _LOGARITHMIC:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
-        ticks = [
-            step * 10.0**power
-            for power in range(15)
-            for step in (1, 2, 5)
-            if low <= step * 10.0**power <= high
-        ]
-        while len(ticks) > 5:
-            ticks = ticks[::2]
+        for steps in ((1, 2, 5), (1, 3), (1,)):
+            ticks = [
+                step * 10.0**power
+                for power in range(15)
+                for step in steps
+                if low <= step * 10.0**power <= high
+            ]
+            if len(ticks) <= _BYTE_TICKS:
+                break
         axes.xaxis.set_major_locator(FixedLocator(ticks))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))

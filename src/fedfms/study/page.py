@@ -5,6 +5,7 @@ study.html is one page that needs nothing else; its links lead to the runs' fold
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -15,7 +16,6 @@ from pathlib import Path
 from markupsafe import Markup
 
 from fedfms.report import words as shown
-from fedfms.report.collect import MEASURE
 from fedfms.report.parts import (
     PICTURE_KEY,
     SHADES,
@@ -70,6 +70,10 @@ LIMITS = [
     "proof that each had its best.",
 ]
 
+_MEASURE = (
+    "A site's score is the mean over its cases, then over the classes; 3-D for volumes, at the "
+    "images' own resolution; Dice and IoU in [0, 1]."
+)
 _SCORES_NOTE = (
     "Mean over folds, then mean ± sample standard deviation over seeds. The last columns take each "
     "site once. Number of cases below a site's name. "
@@ -91,7 +95,7 @@ class Page:
     subtitle: str
     meta: str
     notices: list[str]
-    verdicts: list[str]
+    verdicts: dict[str, list[str]]
     tiles: list[Tile]
     measure: str
     scores: list[Table]
@@ -157,7 +161,7 @@ def _page(found: Answer) -> Page:
         notices=list(_notices(found)),
         verdicts=words.verdicts(found),
         tiles=_tiles(found),
-        measure=MEASURE,
+        measure=_MEASURE,
         scores=[t for role in ("train", "unseen") if (t := _scores(found, role, "dice"))],
         gaps=_gap_tables(found),
         forests=_forests(found),
@@ -268,12 +272,12 @@ def _tiles(found: Answer) -> list[Tile]:
                 )
                 break
     for saving in found.savings[:1]:
-        other = words.quantity(saving.other_needs, saving.unit)
+        there = words.quantity(saving.other_needs, saving.unit)
         tiles.append(
             Tile(
                 f"{words.method(saving.method)}, a site and round",
                 words.quantity(saving.needs, saving.unit),
-                f"{words.method(saving.other)} {other}; both ways",
+                f"{words.method(saving.other)} {there}; both ways",
             )
         )
     if not found.savings and found.communication:
@@ -302,8 +306,9 @@ def _ways(found: Answer, role: Role) -> list[tuple[str, str, bool]]:
     return [way for way in ways if not way[2] or (way[1] == "local" and role == "unseen")]
 
 
-def _way(method: str, regime: str, best: bool) -> str:
-    return f"{words.method(method)}, {words.REGIMES.get(regime, regime)}{', best' if best else ''}"
+def _way(method: str, regime: str, best: bool) -> Cell:
+    how = words.REGIMES.get(regime, regime)
+    return Cell(words.method(method), small=f"{how}, best" if best else how)
 
 
 def _lines(found: Answer, role: Role, metric: Metric, class_name: str) -> list[ScoreLine]:
@@ -332,23 +337,24 @@ def _scores(found: Answer, role: Role, metric: Metric) -> Table | None:
         worst = line.sites[line.worst] if line.worst else None
         rows.append(
             [
-                Cell(_way(line.method, line.regime, line.best)),
+                _way(line.method, line.regime, line.best),
                 *(_score(found, score, metric, line.unit) for score in scores),
                 _mean(found, line, len(sites)),
                 Cell(_plain_score(worst, metric, line.unit), small=line.worst or ""),
             ]
         )
-    note = _SCORES_NOTE + _ROLE_NOTES[role]
-    if metric == "hd95":
-        note += (
-            " 95th percentile of the distances between the two outlines, lower is better; mm and "
-            "px are never averaged together. Where one of annotation and prediction is empty it is "
-            "the diagonal of the image."
+    note = _SCORES_NOTE + _ROLE_NOTES[role] if metric == "dice" else ""
+    if metric == "hd95" and role == "unseen":
+        note = (
+            "Scores, cases and spread as in the tables of Dice. HD95 is the 95th percentile of the "
+            "distances between the two outlines, lower is better; mm and px are never averaged "
+            "together. Where one of annotation and prediction is empty it is the diagonal of the "
+            "image."
         )
     empty = [
         f"{entry.without_value} at {entry.site}" for entry in cases.values() if entry.without_value
     ]
-    if empty:
+    if empty and metric == "dice":
         note += (
             " Without a score, because nothing was drawn and nothing found: "
             f"{shown.listing(empty)}."
@@ -356,10 +362,10 @@ def _scores(found: Answer, role: Role, metric: Metric) -> Table | None:
     return Table(
         f"{_METRICS[metric]} at {words.ROLES[role]}",
         [
-            Column("Method, trained", number=False),
+            Column("Method", "trained", number=False),
             *(Column(site, shown.numerals(cases[site].cases, "case")) for site in sites),
             Column("Mean", "of sites"),
-            Column("Worst", "site"),
+            Column("Worst site"),
         ],
         rows,
         note=note,
@@ -407,20 +413,22 @@ def _classes(found: Answer) -> list[Table]:
                 line = next((x for x in lines if (x.method, x.regime, x.best) == way), None)
                 cells.append(Cell(shown.NONE) if line is None else _mean(found, line, sites))
             if any(cell.text != shown.NONE for cell in cells):
-                rows.append([Cell(_way(*way)), *cells])
+                rows.append([_way(*way), *cells])
         tables.append(
             Table(
                 f"Dice of each class, {words.ROLES[role]}",
                 [
-                    Column("Method, trained", number=False),
+                    Column("Method", "trained", number=False),
                     *(Column(name.replace("_", " "), "mean of sites") for name in found.classes),
                 ],
                 rows,
-                note="Mean over sites, each once, ± sample standard deviation over seeds. Each "
-                "site's value is in study.csv.",
             )
         )
-    return tables
+    return _with_note(
+        tables,
+        "Mean over sites, each once, ± sample standard deviation over seeds. Each site's value is "
+        "in study.csv.",
+    )
 
 
 # ------------------------------------------------------------------------------------------- gaps
@@ -474,11 +482,12 @@ def _gap_tables(found: Answer) -> list[Table]:
             f"the {tested} tests of this table.",
         )
     ]
-    for method in found.study.methods:
-        table = _gaps_by_site(found, method)
-        if table is not None:
-            tables.append(table)
-    return tables
+    by_site = [t for m in found.study.methods if (t := _gaps_by_site(found, m)) is not None]
+    return tables + _with_note(
+        by_site,
+        "Difference of Dice with its 95 % interval; not tested. A star: the interval excludes 0. "
+        "Other sites alone: mean over their models.",
+    )
 
 
 def _gaps_by_site(found: Answer, method: str) -> Table | None:
@@ -487,7 +496,10 @@ def _gaps_by_site(found: Answer, method: str) -> Table | None:
     if not columns:
         return None
     by_place = {((gap.against, gap.other, gap.role), gap.site): gap for gap in own}
-    heads = [words.against(next(g for g in own if _column(g) == column)) for column in columns]
+    heads = [
+        words.against(next(g for g in own if _column(g) == column)).removeprefix("federated ")
+        for column in columns
+    ]
     rows = []
     for site in found.study.sites:
         gaps = [by_place.get((column, site)) for column in columns]
@@ -498,14 +510,17 @@ def _gaps_by_site(found: Answer, method: str) -> Table | None:
         [
             Column("Site", number=False),
             *(
-                Column(f"− {head}", "trained there" if column[2] == "train" else "unseen")
+                Column(f"− {head}", "trained there" if column[2] == "train" else "unseen there")
                 for head, column in zip(heads, columns, strict=True)
             ),
         ],
         rows,
-        note="Difference of Dice with its 95 % interval; not tested. A star: the interval excludes "
-        "0.",
     )
+
+
+def _with_note(tables: Sequence[Table], note: str) -> list[Table]:
+    """The same tables, the note below the last."""
+    return [*tables[:-1], *(dataclasses.replace(table, note=note) for table in tables[-1:])]
 
 
 def _column(gap: Gap) -> tuple[str, str, Role]:
@@ -523,14 +538,14 @@ def _gap_cell(gap: Gap | None) -> Cell:
 def _forests(found: Answer) -> list[Figure]:
     overall = [gap for gap in found.gaps if gap.site == ALL]
     groups = (
-        ("Federated minus centralized", ("central",), "forest-central"),
-        ("Federated minus one site alone", ("local", "local-best"), "forest-local"),
-        ("Method against method, federated", ("method",), "forest-methods"),
+        ("Federated minus centralized", ("central",), "federated is better"),
+        ("Federated minus one site alone", ("local", "local-best"), "federated is better"),
+        ("Federated, method minus method", ("method",), "the first is better"),
     )
     drawn = []
-    for title, kinds, salt in groups:
+    for title, kinds, better in groups:
         gaps = [gap for gap in overall if gap.against in kinds]
-        svg = figures.forest(found, gaps, salt)
+        svg = figures.forest(found, gaps, better, f"forest-{kinds[0]}")
         if svg:
             caption = (
                 "Mean difference of Dice over sites and its 95 % interval. Circle: at sites that "
@@ -607,14 +622,15 @@ def _local(found: Answer) -> list[Table]:
                     *(Column(site, "scored there") for site in scored),
                 ],
                 rows,
-                note="Mean Dice over seeds: validation cases at the model's own site, all cases "
-                "elsewhere. Below it how far federated training is ahead (+) or behind (−) on the "
-                "same cases, in runs where that site is unseen if there are any, and at the own "
-                f"site where it trained. Fails: federated is more than {FAILS_BELOW:.2f} ahead at "
-                "another site.",
             )
         )
-    return tables
+    return _with_note(
+        tables,
+        "Mean Dice over seeds: validation cases at the model's own site, all cases elsewhere. "
+        "Below it how far federated training is ahead (+) or behind (−) on the same cases: at the own "
+        "site where it trained, elsewhere in runs where that site is unseen if there are any. "
+        f"Fails: federated is more than {FAILS_BELOW:.2f} ahead at another site.",
+    )
 
 
 def _local_cell(cell: LocalCell | None, values: Sequence[float]) -> Cell:
@@ -647,7 +663,7 @@ def _costs(found: Answer) -> list[Table]:
     if found.communication:
         tables.append(_communication(found))
     if found.savings:
-        tables.append(_savings(found))
+        tables += _savings(found)
     if found.training:
         tables.append(_training(found.training))
     return tables
@@ -660,9 +676,7 @@ def _communication(found: Answer) -> Table:
             Column("Method", number=False),
             Column("To a site", "a round"),
             Column("From a site", "a round"),
-            Column("To all sites", "a run"),
-            Column("From all sites", "a run"),
-            Column("Both ways", "a run"),
+            Column("All sites", "both ways, a run"),
             Column("Rounds", "a run"),
             Column("Target", "Dice"),
             Column("Reached", "runs"),
@@ -689,9 +703,10 @@ def _communication_row(moved: Communication) -> list[Cell]:
         Cell(words.method(moved.method)),
         ranged(words.ranged(moved.down, "B")),
         ranged(words.ranged(moved.up, "B")),
-        ranged(words.ranged(moved.total_down, "B")),
-        ranged(words.ranged(moved.total_up, "B")),
-        Cell(shown.size(total)),
+        Cell(
+            shown.size(total),
+            small=f"{shown.size(moved.total_down.mean)} to, {shown.size(moved.total_up.mean)} from",
+        ),
         ranged(words.ranged(moved.rounds, "rounds")),
         Cell(
             shown.score(aims.mean if aims else None),
@@ -703,32 +718,36 @@ def _communication_row(moved: Communication) -> list[Cell]:
     ]
 
 
-def _savings(found: Answer) -> Table:
-    rows = []
-    for saving in found.savings:
-        rows.append(
+def _savings(found: Answer) -> list[Table]:
+    tables = []
+    for pair in dict.fromkeys((saving.method, saving.other) for saving in found.savings):
+        name, other = (words.method(method) for method in pair)
+        rows = [
             [
                 Cell(_capital(saving.what)),
-                Cell(words.method(saving.method)),
                 Cell(words.quantity(saving.needs, saving.unit)),
-                Cell(words.method(saving.other)),
                 Cell(words.quantity(saving.other_needs, saving.unit)),
                 Cell(words.share(saving.share)),
             ]
+            for saving in found.savings
+            if (saving.method, saving.other) == pair
+        ]
+        tables.append(
+            Table(
+                f"What federated {name} saves against {other}",
+                [
+                    Column("What", number=False),
+                    Column(name),
+                    Column(other),
+                    Column("Saved", "share"),
+                ],
+                rows,
+            )
         )
-    return Table(
-        "What the smaller method saves in federated runs",
-        [
-            Column("What", number=False),
-            Column("Method", number=False),
-            Column("needs"),
-            Column("Against", number=False),
-            Column("needs"),
-            Column("Saved", "share of the other"),
-        ],
-        rows,
-        note="Means over runs; to the target Dice over the runs that reached it. Below 0: it needs "
-        "more.",
+    return _with_note(
+        tables,
+        "Means over runs; to the target Dice over the runs that reached it. Below 0: it needs "
+        "more. Memory: the largest of any run.",
     )
 
 
@@ -741,13 +760,13 @@ def _training(costs: Sequence[Training]) -> Table:
             seconds, peak = cost.seconds.get(phase), cost.peak_memory_bytes.get(phase)
             text = shown.duration(seconds.mean) if seconds else shown.NONE
             cells.append(Cell(text, small=shown.size(peak) if peak else ""))
-        name = _way(cost.method, cost.regime, False)
         wall = shown.duration(cost.wall_seconds.mean)
-        rows.append([Cell(name), *cells, Cell(wall), Cell(shown.count(cost.wall_seconds.n))])
+        name = _way(cost.method, cost.regime, False)
+        rows.append([name, *cells, Cell(wall), Cell(shown.count(cost.wall_seconds.n))])
     return Table(
         "Time and peak memory of a run",
         [
-            Column("Method, trained", number=False),
+            Column("Method", "trained", number=False),
             *(Column(_capital(phase), "time, memory") for phase in phases),
             Column("Wall clock", "a run"),
             Column("Runs", "n"),

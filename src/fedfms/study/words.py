@@ -56,7 +56,9 @@ def quantity(value: float | None, unit: str) -> str:
         return NONE
     if unit == "B":
         return words.size(value)
-    return words.duration(value) if unit == "s" else f"{value:.1f}"
+    if unit == "s":
+        return words.duration(value)
+    return f"{value:.0f}" if value == round(value) else f"{value:.1f}"
 
 
 def ranged(spread: Spread | None, unit: str) -> tuple[str, str]:
@@ -71,8 +73,8 @@ def against(gap: Gap) -> str:
     """What federated training is compared with."""
     return {
         "central": "centralized",
-        "local": "own site alone" if gap.role == "train" else "other sites alone, mean",
-        "local-best": "other sites alone, best",
+        "local": "own site alone" if gap.role == "train" else "other sites alone",
+        "local-best": "best other site alone",
         "method": f"federated {method(gap.other)}",
     }[gap.against]
 
@@ -94,17 +96,18 @@ def question(study: Study) -> str:
     return "; ".join(parts)
 
 
-def verdicts(answer: Answer) -> list[str]:
-    """What came out, each sentence with its numbers and what they are over."""
-    return [
-        sentence
-        for name in answer.study.methods
-        for sentence in (
+def verdicts(answer: Answer) -> dict[str, list[str]]:
+    """What came out, sentences under headings; each with its numbers and what they are over."""
+    found = {
+        method(name): [
             *_reached(answer, name),
             *_against_central(answer, name),
             *_against_local(answer, name),
-        )
-    ] + list(_between_methods(answer))
+        ]
+        for name in answer.study.methods
+    }
+    found["Method against method"] = list(_between_methods(answer))
+    return {title: sentences for title, sentences in found.items() if sentences}
 
 
 def _reached(answer: Answer, name: str) -> Iterator[str]:
@@ -119,15 +122,10 @@ def _reached(answer: Answer, name: str) -> Iterator[str]:
                     where = "at its own site" if role == "train" else "at the other sites"
                 scores.append(f"{words.score(line.mean.value)} {where}")
         if scores:
-            how = {
-                "federated": "Federated",
-                "central": "centralized",
-                "local": "trained at one site alone",
-            }.get(regime, regime)
-            parts.append(f"{how} {' and '.join(scores)}")
+            parts.append(f"{REGIMES.get(regime, regime)}: {' and '.join(scores)}")
     if parts:
         text = "; ".join(parts)
-        yield f"Mean Dice of {method(name)}: {text[0].lower()}{text[1:]}."
+        yield f"Mean Dice, {text}."
 
 
 def _against_central(answer: Answer, name: str) -> Iterator[str]:
@@ -140,30 +138,30 @@ def _against_central(answer: Answer, name: str) -> Iterator[str]:
         f"({_evidence(gap)})"
         for gap in overall
     ]
-    yield f"Federated {method(name)} minus centralized: {'; '.join(parts)}."
+    yield f"Federated minus centralized: {'; '.join(parts)}."
     below = [gap for gap in mine if gap.site != ALL and gap.difference < 0]
     clear = [gap for gap in below if gap.interval is not None and gap.interval.excludes_zero]
     if clear:
         yield (
-            f"It is below centralized training, with an interval that excludes 0, at "
+            f"Federated is below centralized training, with an interval that excludes 0, at "
             f"{_sites(clear)}."
         )
     unclear = len(below) - len(clear)
     if unclear:
-        other = " other" if clear else ""
+        times = words.numerals(unclear, "more time" if clear else "time")
         yield (
-            f"At {words.numerals(unclear, f'{other} site and role'.strip(), 'sites and roles')} "
-            "it is below as well, with an interval that includes 0 or without one."
+            f"At a single site it is below {times}, with an interval that includes 0, or without "
+            "one."
         )
     if not below:
-        yield "At no site is it below centralized training."
+        yield "At no site is federated below centralized training."
 
 
 def _against_local(answer: Answer, name: str) -> Iterator[str]:
     for gap in answer.gaps:
         if (gap.method, gap.against, gap.role, gap.site) == (name, "local", "train", ALL):
             yield (
-                f"Federated {method(name)} minus a model of the own site alone, at that site: "
+                "Federated minus a model of the own site alone, at that site: "
                 f"{_difference(gap)} ({_evidence(gap)})."
             )
     away = [
@@ -178,14 +176,14 @@ def _against_local(answer: Answer, name: str) -> Iterator[str]:
     pairs = words.numerals(len(away), "pair")
     if not fails:
         yield (
-            f"Trained at one site alone and scored at another, {method(name)} fails ({means}) in "
-            f"none of {pairs} of sites."
+            f"Trained at one site alone and scored at another, a model fails ({means}) in none of "
+            f"{pairs} of sites."
         )
         return
     worst = max(fails, key=_behind)
     at = [site for site in answer.study.sites if any(cell.scored_at == site for cell in fails)]
     yield (
-        f"Trained at one site alone and scored at another, {method(name)} fails ({means}) in "
+        f"Trained at one site alone and scored at another, a model fails ({means}) in "
         f"{len(fails)} of {pairs} of sites, at {words.listing(at)}; worst: trained at "
         f"{worst.trained_at} and scored at {worst.scored_at}, {words.score(worst.dice.value)}, "
         f"which is {words.score(_behind(worst))} below."
