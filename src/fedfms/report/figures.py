@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,38 +13,20 @@ from matplotlib.ticker import MaxNLocator
 
 from fedfms.report import words
 from fedfms.report.collect import Result
+from fedfms.report.svg import (
+    COLOURS,
+    DASHED,
+    MARKER_PATHS,
+    MARKERS,
+    PAPER,
+    SETTINGS,
+    dice_range,
+    for_page,
+    plain_axes,
+    stand_in,
+    tenths,
+)
 from fedfms.report.tables import RoundRow
-
-COLOURS = 8  # --c0 … --c7 in the page's style sheet
-_MARKERS = ("o", "s", "^", "D", "v")
-
-# matplotlib wants colours; these stand for the page's variables and are replaced in the SVG.
-_INK, _MUTED, _GRID, _PAPER = "#010203", "#010204", "#010205", "#010206"
-_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--line", _PAPER: "--paper"}
-_VARIABLES |= {f"#0101{i:02x}": f"--c{i}" for i in range(COLOURS)}
-
-_DASHED = (0, (4, 2.5))
-_SETTINGS: dict[str, Any] = {
-    "svg.fonttype": "none",  # text stays text, in the page's font
-    "font.size": 10.5,
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _GRID,
-    "axes.linewidth": 1.0,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
-}
-
-# The same markers as small paths for the legend, centred on 0, 0.
-MARKER_PATHS = {
-    "o": "M-3.2 0a3.2 3.2 0 1 0 6.4 0a3.2 3.2 0 1 0 -6.4 0z",
-    "s": "M-3-3h6v6h-6z",
-    "^": "M0-3.6 3.6 3H-3.6z",
-    "D": "M0-3.9 3.9 0 0 3.9-3.9 0z",
-    "v": "M0 3.6 3.6-3H-3.6z",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +50,11 @@ def styles(result: Result) -> list[Style]:
     trained = unseen = 0
     for site, values in result.summary["sites"].items():
         if values["role"] == "train":
-            marker = _MARKERS[trained % len(_MARKERS)]
+            marker = MARKERS[trained % len(MARKERS)]
             found.append(Style(site, False, f"--c{trained % COLOURS}", marker))
             trained += 1
         else:
-            found.append(Style(site, True, "--ink", _MARKERS[(unseen + 3) % len(_MARKERS)]))
+            found.append(Style(site, True, "--ink", MARKERS[(unseen + 3) % len(MARKERS)]))
             unseen += 1
     return found
 
@@ -154,28 +134,28 @@ def before_and_after(result: Result) -> str:
     ]
     if not sites:
         return ""
-    with mpl.rc_context({**_SETTINGS, "svg.hashsalt": "before-and-after"}):
+    with mpl.rc_context({**SETTINGS, "svg.hashsalt": "before-and-after"}):
         figure = Figure(figsize=(5.4, max(3.3, 0.9 + 0.3 * len(sites))), layout="constrained")
         axes = figure.add_subplot()
         for row, (style, values) in enumerate(sites):
-            colour = _stand_in(style.variable)
+            colour = stand_in(style.variable)
             before, after = values["round_0"], values["after"]
             if before is not None:
-                dash = _DASHED if style.unseen else "-"
+                dash = DASHED if style.unseen else "-"
                 axes.plot([before, after], [row, row], color=colour, linewidth=1.8, linestyle=dash)
-                axes.plot(before, row, "o", markerfacecolor=_PAPER, **_marker(colour))
+                axes.plot(before, row, "o", markerfacecolor=PAPER, **_marker(colour))
                 _label(axes, before, row, "left" if before <= after else "right")
             axes.plot(after, row, "o", markerfacecolor=colour, **_marker(colour))
             _label(axes, after, row, "left" if before is not None and after < before else "right")
         axes.set_yticks(range(len(sites)), [style.site for style, _ in sites])
         axes.set_ylim(-0.6, len(sites) - 0.4)
-        low, high = _dice_range([v[k] for _, v in sites for k in ("round_0", "after")])
+        low, high = dice_range([v[k] for _, v in sites for k in ("round_0", "after")])
         room = 0.12 * (high - low)  # for the labels
         axes.set_xlim(low - room, high + room)
-        axes.set_xticks([tick / 10 for tick in _tenths(low, high)])
+        axes.set_xticks([tick / 10 for tick in tenths(low, high)])
         axes.set_xlabel("Dice")
-        _plain_axes(axes, "x")
-        return _for_page(figure)
+        plain_axes(axes, "x")
+        return for_page(figure)
 
 
 def _label(axes: Any, value: float, row: int, side: str) -> None:
@@ -206,76 +186,32 @@ def _draw(
     values = [y for _, points in curves for _, y in points if math.isfinite(y)]
     if not values:
         return ""
-    with mpl.rc_context({**_SETTINGS, "svg.hashsalt": salt}):
+    with mpl.rc_context({**SETTINGS, "svg.hashsalt": salt}):
         figure = Figure(figsize=(5.4, 3.3), layout="constrained")
         axes = figure.add_subplot()
         for style, points in curves:
-            colour = _stand_in(style.variable)
+            colour = stand_in(style.variable)
             axes.plot(
                 [x for x, _ in points],
                 [y for _, y in points],
                 color=colour,
                 linewidth=1.8,
-                linestyle=_DASHED if style.unseen else "-",
+                linestyle=DASHED if style.unseen else "-",
                 marker=style.marker,
                 markersize=5.5,
                 markeredgewidth=1.5,
-                markerfacecolor=_PAPER if style.unseen else colour,
+                markerfacecolor=PAPER if style.unseen else colour,
                 markeredgecolor=colour,
                 clip_on=False,
                 zorder=4 if style.unseen else 3,
             )
         if y_label == "Dice":
-            axes.set_ylim(*_dice_range(values))
+            axes.set_ylim(*dice_range(values))
         else:
             axes.set_ylim(bottom=min(0.0, *values), top=max(values) * 1.06 or 1)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=whole, min_n_ticks=2))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        _plain_axes(axes, "y")
-        return _for_page(figure)
-
-
-def _stand_in(variable: str) -> str:
-    return next(colour for colour, name in _VARIABLES.items() if name == variable)
-
-
-def _dice_range(values: Sequence[float | None]) -> tuple[float, float]:
-    """Axis limits in tenths around the values, within [0, 1]."""
-    present = [value for value in values if value is not None]
-    low, high = min(present) * 10, max(present) * 10
-    return max(0.0, math.floor(low - 0.3) / 10), min(1.0, math.ceil(high + 0.3) / 10)
-
-
-def _tenths(low: float, high: float) -> range:
-    first, last = round(low * 10), round(high * 10)
-    return range(first, last + 1, 1 if last - first <= 5 else 2)
-
-
-def _plain_axes(axes: Any, grid: str) -> None:
-    axes.grid(axis=grid, color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, pad=6)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-
-
-def _for_page(figure: Figure) -> str:
-    """The <svg> element alone, sized by the page, with the page's font and colours."""
-    text = io.StringIO()
-    nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
-    figure.savefig(text, format="svg", transparent=True, metadata=nothing)
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would rule the whole page
-    svg = re.sub(r'<g id="[^"]*"/>', "", svg)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    svg = re.sub(r"font-family: [^;\"]*;?", "", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    return svg.replace("<svg ", '<svg aria-hidden="true" ', 1).strip()
+        plain_axes(axes, "y")
+        return for_page(figure)

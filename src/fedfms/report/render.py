@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from fedfms.exchange.contribution import PHASES
@@ -27,15 +24,23 @@ from fedfms.report.collect import (
     load_result,
     write_text_atomically,
 )
+from fedfms.report.parts import (
+    PICTURE_KEY,
+    Cell,
+    Column,
+    Figure,
+    Picture,
+    Table,
+    Tile,
+    embed_png,
+    environment,
+)
 from fedfms.report.records import WITHHELD
 from fedfms.report.tables import EvaluationRow
 
 log = logging.getLogger(__name__)
 
 REPORT_HTML, REPORT_MD = "report.html", "report.md"
-
-# The colours of training.overlay, which is not imported for them: it would load torch.
-PICTURE_KEY = [("#56b4e9", "annotation"), ("#e69f00", "prediction")]
 
 LIMITS = [
     "Research software. Not a medical device, and not for decisions about a patient.",
@@ -79,62 +84,6 @@ _EVALUATION_NOTE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A table column: its title, what it measures, and whether it holds numbers."""
-
-    title: str
-    measure: str = ""
-    number: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A table cell; `tag` is a mark beside the text, `small` a remark below it."""
-
-    text: str
-    tag: str = ""
-    small: str = ""
-    span: int = 1  # columns
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of the report, the same in HTML and Markdown."""
-
-    title: str
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]]
-    total: Sequence[Cell] = ()
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A figure with its caption; the caption says what the picture shows."""
-
-    title: str
-    caption: str
-    svg: Markup
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One number of the summary, with what it measures."""
-
-    label: str
-    value: str
-    caption: str
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """An overlay, embedded."""
-
-    file: str  # relative to the results folder
-    source: str  # data: address
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """Everything that the two templates show, already in words."""
@@ -171,28 +120,9 @@ def render(results: Path) -> None:
     """
     page = _page(load_result(results))
     for name in (REPORT_HTML, REPORT_MD):
-        text = _environment().get_template(f"{name}.j2").render(page=page)
+        text = environment("fedfms.report").get_template(f"{name}.j2").render(page=page)
         write_text_atomically(results / name, text)
     log.info("report of %d sites written", len(page.legend))
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fedfms.report"),
-        autoescape=lambda name: name is not None and ".html" in name,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["md"] = _markdown
-    return environment
-
-
-def _markdown(text: str) -> str:
-    """Text that Markdown shows as it is, also inside a table."""
-    text = re.sub(r"\s+", " ", text.replace("\u202f", "\u00a0").replace("\u00a0", "&nbsp;"))
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", text.replace("<", "&lt;"))
 
 
 def _page(result: Result) -> Page:
@@ -505,9 +435,8 @@ def _pictures(result: Result) -> dict[tuple[str, str], list[Picture]]:
     for entry in result.summary.get("pictures", ()):
         path = (result.folder / entry["file"]).resolve()
         if path.is_relative_to(result.folder.resolve()) and path.is_file():
-            data = base64.b64encode(path.read_bytes()).decode()
             key = entry["site"], _MODELS.get(entry["model"], entry["model"]).lower()
-            picture = Picture(entry["file"], f"data:image/png;base64,{data}")
+            picture = Picture(entry["file"], embed_png(path))
             groups.setdefault(key, []).append(picture)
     return groups
 
