@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -250,7 +251,8 @@ def read_study(folder: Path) -> Study:
             raise ValueError(f"{STUDY_FILE} is of another version of fedfms")
         for name in ("sites", "methods", "regimes", "holdouts", "seeds", "planned"):
             values[name] = tuple(values[name])
-        return Study(**values)
+        # "asked" is for who goes on with the study, and for verify
+        return Study(**{one.name: values[one.name] for one in dataclasses.fields(Study)})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = error.strerror if isinstance(error, OSError) else str(error)
         raise FederationError(
