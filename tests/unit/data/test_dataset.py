@@ -55,6 +55,13 @@ def test_percentiles_of_the_case_become_black_and_white():
     assert np.abs(got - wanted).max() <= 0.51
 
 
+def test_the_papers_grey_levels_are_cut_at_the_99th_percentile_from_the_minimum_on():
+    values = np.random.default_rng(1).gamma(2.0, 300.0, (5, 24, 24)).astype(np.float32)
+    cut = np.minimum(values, np.percentile(values, 99))
+    wanted = (cut - cut.min()) / (cut.max() - cut.min()) * 255
+    assert np.abs(grey(values, low=0.0, high=99.0) - wanted).max() <= 0.51
+
+
 def test_a_window_in_hounsfield_units():
     got = grey([[[-1000, -160, 40, 240, 3000]]], rule="window", center=40.0, width=400.0)
     np.testing.assert_array_equal(got, [[[0, 0, 128, 255, 255]]])
