@@ -62,9 +62,8 @@ def learning(run: Run) -> list[LearningPoint]:
 
 
 def _spread(values: Sequence[float]) -> Spread | None:
-    if not values:
-        return None
-    return Spread(sum(values) / len(values), min(values), max(values), len(values))
+    middle = mean(values)
+    return None if middle is None else Spread(middle, min(values), max(values), len(values))
 
 
 def _targets(

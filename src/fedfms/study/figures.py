@@ -60,22 +60,20 @@ def forest(answer: Answer, gaps: Sequence[Gap], better: str, salt: str) -> str:
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, min_n_ticks=3, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(lambda value, _: _signed(value))
-        axes.set_xlabel(f"Difference of Dice; right of 0: {better}")
+        axes.set_xlabel(f"Dice; right of 0: {better}")
         plain_axes(axes, "x")
         return for_page(figure)
 
 
 def _label(gap: Gap) -> str:
-    if gap.against == "method":
-        other = f" − {method(gap.other)}"
-    elif gap.against == "local-best":
-        other = ", best"
-    elif gap.against == "local" and gap.role == "unseen":
-        other = ", mean"
-    else:
-        other = ""
     where = "trained" if gap.role == "train" else "unseen"
-    return f"{method(gap.method)}{other}, {where}"
+    if gap.against == "method":
+        return f"{method(gap.method)} − {method(gap.other)}, {where}"
+    if gap.against == "local-best":
+        where = "best other site"
+    elif gap.against == "local":
+        where = "own site" if gap.role == "train" else "other sites"
+    return f"{method(gap.method)}, {where}"
 
 
 def _signed(value: float) -> str:

@@ -482,7 +482,12 @@ def _gap_tables(found: Answer) -> list[Table]:
             f"the {tested} tests of this table.",
         )
     ]
-    by_site = [t for m in found.study.methods if (t := _gaps_by_site(found, m)) is not None]
+    by_site = [
+        table
+        for method in found.study.methods
+        for kinds in (("central", "local", "local-best"), ("method",))
+        if (table := _gaps_by_site(found, method, kinds)) is not None
+    ]
     return tables + _with_note(
         by_site,
         "Difference of Dice with its 95 % interval; not tested. A star: the interval excludes 0. "
@@ -490,8 +495,12 @@ def _gap_tables(found: Answer) -> list[Table]:
     )
 
 
-def _gaps_by_site(found: Answer, method: str) -> Table | None:
-    own = [gap for gap in found.gaps if gap.method == method and gap.site != ALL]
+def _gaps_by_site(found: Answer, method: str, kinds: Sequence[str]) -> Table | None:
+    own = [
+        gap
+        for gap in found.gaps
+        if gap.method == method and gap.site != ALL and gap.against in kinds
+    ]
     columns = list(dict.fromkeys((gap.against, gap.other, gap.role) for gap in own))
     if not columns:
         return None
@@ -506,7 +515,8 @@ def _gaps_by_site(found: Answer, method: str) -> Table | None:
         if any(gaps):
             rows.append([Cell(site), *(_gap_cell(gap) for gap in gaps)])
     return Table(
-        f"Federated {words.method(method)} minus other training, site by site",
+        f"Federated {words.method(method)} minus other "
+        f"{'methods' if 'method' in kinds else 'training'}, site by site",
         [
             Column("Site", number=False),
             *(
@@ -627,8 +637,8 @@ def _local(found: Answer) -> list[Table]:
     return _with_note(
         tables,
         "Mean Dice over seeds: validation cases at the model's own site, all cases elsewhere. "
-        "Below it how far federated training is ahead (+) or behind (−) on the same cases: at the own "
-        "site where it trained, elsewhere in runs where that site is unseen if there are any. "
+        "Below it how far federated training is ahead (+) or behind (−) on the same cases: at the "
+        "own site where it trained, elsewhere in runs where that site is unseen if there are any. "
         f"Fails: federated is more than {FAILS_BELOW:.2f} ahead at another site.",
     )
 

@@ -70,8 +70,10 @@ class StudyFolder:
     empty_sites: tuple[str, ...] = ()  # nothing drawn and nothing found there
     unfinished: Callable[[RunKey], bool] = lambda key: False
     pictures: tuple[str, ...] = SITES[:3]
+    picture_side: int = 192  # pixels
+    _written: dict[RunKey, list[ScoreRow]] = field(default_factory=dict)
 
-    def keys(self) -> list[RunKey]:
+    def run_keys(self) -> list[RunKey]:
         keys = []
         for method in self.methods:
             for seed in self.seeds:
@@ -120,6 +122,8 @@ class StudyFolder:
         return found
 
     def scores(self, key: RunKey) -> list[ScoreRow]:
+        if key in self._written:
+            return self._written[key]
         rows = []
         for site in self.sites:
             trained = site in key.trained_on
@@ -128,6 +132,7 @@ class StudyFolder:
                     continue
                 for index, name in enumerate(self.classes):
                     rows.append(self.row(key, site, trained, case, patient, split, name, index))
+        self._written[key] = rows
         return rows
 
     def row(self, key, site, trained, case, patient, split, name, index) -> ScoreRow:
@@ -251,7 +256,7 @@ class StudyFolder:
 
     def write(self, folder: Path) -> Path:
         """Write the folder and return it."""
-        for key in self.keys():
+        for key in self.run_keys():
             if not self.unfinished(key):
                 self.write_run(folder / RUNS_FOLDER / key.name, key)
         self.write_question(folder)
@@ -270,7 +275,7 @@ class StudyFolder:
             "seeds": list(self.seeds),
             "engine": "flare",
             "target_dice": self.target_dice,
-            "planned": [key.name for key in self.keys()],
+            "planned": [key.name for key in self.run_keys()],
         }
         (folder / STUDY_FILE).write_text(json.dumps(values, indent=2))
 
@@ -295,7 +300,9 @@ class StudyFolder:
             for site in self.pictures:
                 for number, word in enumerate(("best", "median", "worst"), start=1):
                     name = f"{site}-{number}.png"
-                    picture = draw(f"{key.name} {name}", f"case {number} of 3 ({word})")
+                    picture = draw(
+                        f"{key.name} {name}", f"case {number} of 3 ({word})", self.picture_side
+                    )
                     (run / PICTURES_FOLDER / name).write_bytes(picture)
             (run / "job").mkdir()
             (run / "job" / "report.html").write_text("<!doctype html><title>job</title>")
@@ -322,7 +329,7 @@ def with_facts(record: RunRecord, site: str, **changes: object) -> RunRecord:
     return dataclasses.replace(record, sites={**record.sites, site: facts})
 
 
-def draw(name: str, caption: str, side: int = 192) -> bytes:
+def draw(name: str, caption: str, side: int) -> bytes:
     """A grey blob with two outlines, as an overlay looks like."""
     generator = random("picture", name)
     rows, columns = np.mgrid[:side, :side] / side - 0.5
@@ -330,7 +337,7 @@ def draw(name: str, caption: str, side: int = 192) -> bytes:
     noisy = np.clip(shade + generator.normal(0, 9, (side, side)), 0, 255)
     image = Image.fromarray(noisy.astype(np.uint8)).convert("RGB")
     pen = ImageDraw.Draw(image)
-    x, y = (int(v) for v in generator.integers(40, 90, 2))
+    x, y = (int(v) for v in generator.integers(side // 5, side // 2, 2))
     pen.ellipse((x, y, x + 60, y + 38), outline=(86, 180, 233), width=2)
     pen.ellipse((x + 3, y - 2, x + 64, y + 36), outline=(230, 159, 0), width=2)
     pen.text((4, side - 14), caption, fill=(255, 255, 255))
