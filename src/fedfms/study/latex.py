@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def escape(text: str) -> str:
     text = re.sub(r"[ \t\r\n\f\v]+", " ", text)
     escaped = "".join(
         "-{}" if (character, following) == ("-", "-") else _escape(character)  # no dash of two
-        for character, following in zip(text, f"{text[1:]} ", strict=True)
+        for character, following in itertools.pairwise(f"{text} ")
     )
     # at the start of a row the \\ before would take these as its own
     return f"{{}}{escaped}" if text.lstrip(" ")[:1] in ("[", "*") else escaped

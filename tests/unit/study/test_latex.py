@@ -54,7 +54,7 @@ def test_a_command_in_a_name_is_printed_and_not_run():
 def test_nothing_is_joined_or_taken_by_the_end_of_the_row_before():
     assert escape("a -- b --- c") == "a -{}- b -{}-{}- c"
     assert escape("[1]") == "{}[1]" and escape("*") == "{}*"
-    assert escape("site-1*") == "site-1*"
+    assert escape("site-1*") == "site-1*" and escape("") == ""
     assert escape("– --") == "-- -{}-"
 
 
