@@ -57,7 +57,7 @@ def learning(run: Run) -> list[LearningPoint]:
         points.append(LearningPoint(number, sum(at) / len(at) if known else None, moved))
         own = [row for row in run.rounds if row.round == number]
         moved += sum((row.bytes_down or 0) + (row.bytes_up or 0) for row in own)
-    last = numbers[-1] + 1 if numbers else 0
+    last = numbers[-1] + 1 if numbers else int(run.recipe.get("rounds") or 0)
     return [*points, LearningPoint(last, mean(list(final.values())), moved)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -22,13 +23,13 @@ _ESCAPES = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "'": r"\textquotesingle{}",
+    '"': "''",  # \textquotedbl is not there in the default encoding
     "`": r"\textasciigrave{}",
-    "[": r"{[}",  # after \\ it would be read as an argument
-    "]": r"{]}",
-    "*": r"{*}",  # as well
-    "-": "{-}",  # two hyphens would be joined to a dash
+    "÷": r"$\div$",
+    "Ð": "D",  # neither are these
+    "ð": "d",
+    "Þ": "Th",
+    "þ": "th",
     "−": "$-$",
     "–": "--",
     "—": "---",
@@ -48,7 +49,13 @@ def escape(text: str) -> str:
     Letters that pdfLaTeX knows without packages (Latin-1) stay. Others lose their accents, and what
     is then still no ASCII becomes a question mark: a paper's preamble is not known here.
     """
-    return "".join(_escape(character) for character in re.sub(r"[ \t\r\n\f\v]+", " ", text))
+    text = re.sub(r"[ \t\r\n\f\v]+", " ", text)
+    escaped = "".join(
+        "-{}" if (character, following) == ("-", "-") else _escape(character)  # no dash of two
+        for character, following in itertools.pairwise(f"{text} ")
+    )
+    # at the start of a row the \\ before would take these as its own
+    return f"{{}}{escaped}" if text.lstrip(" ")[:1] in ("[", "*") else escaped
 
 
 def _escape(character: str) -> str:

@@ -63,7 +63,7 @@ LIMITS = [
     "A study runs where the images of all its sites can be read. It tells what federated training "
     "would come to at these sites; it is no test of the network or of the people between them.",
     "Sites differ in scanners, patients and annotators, so a difference between two sites is not a "
-    "difference of the model alone. A difference between two rows of one column is.",
+    "difference of the model alone. Compare the rows of one column.",
     "Few seeds say little about the spread over seeds, and few patients make an interval too "
     "narrow.",
     "All runs take their recipe as it is: nothing was tuned for one way to train, which is no "
