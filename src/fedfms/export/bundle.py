@@ -225,7 +225,6 @@ def metadata(recipe: Recipe, site: SiteConfig) -> dict[str, Any]:
         "pytorch_version": version("torch").partition("+")[0],
         "numpy_version": version("numpy"),
         "required_packages_version": {"nibabel": version("nibabel")},
-        "optional_packages_version": {"pytorch-ignite": "0.5"},
         "name": f"Segment Anything for {classes}",
         "task": f"Segmentation of {classes} in slices of volumes",
         "description": f"{about(recipe)}. {_slices(site)}; {_greys(site)}.",

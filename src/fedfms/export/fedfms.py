@@ -9,8 +9,6 @@ from pathlib import Path
 
 import safetensors.torch
 
-from fedfms import __version__
-from fedfms.export.facts import VERSION_KEY
 from fedfms.models.trained import RECIPE_KEY, Trained, whole_network
 
 
@@ -20,10 +18,7 @@ def write_fedfms(trained: Trained, file: Path) -> tuple[str, ...]:
     Returns:
         sentences for the person who exports.
     """
-    metadata = {
-        "format": "pt",  # what other readers of safetensors look for
-        RECIPE_KEY: trained.recipe.to_json(),
-        VERSION_KEY: __version__,
-    }
+    # one key alone: safetensors writes several in an order that changes, and the SHA-256 with it
+    metadata = {RECIPE_KEY: trained.recipe.to_json()}
     safetensors.torch.save_file(whole_network(trained.model), file, metadata=metadata)
     return ("It holds everything: no SAM checkpoint and no recipe.json are needed beside it.",)
