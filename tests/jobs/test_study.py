@@ -116,12 +116,12 @@ def test_rounds_are_the_same_but_for_time_and_memory(studies: Studies) -> None:
 
 
 def test_every_case_is_scored_that_the_run_did_not_train_on(studies: Studies) -> None:
-    """14 cases: 6, 3 and 5; of them 2, 1 and 2 validate."""
+    """15 cases: 7, 3 and 5; of them 2, 1 and 2 validate."""
     for name, expected in {
         FEDERATED: {("site-1", "train"): 2, ("site-2", "train"): 1, ("site-3", "unseen"): 5},
         CENTRAL: {("site-1", "train"): 2, ("site-2", "train"): 1, ("site-3", "unseen"): 5},
         "fedmsa-local-at-site-2-seed-0": {
-            ("site-1", "unseen"): 6,
+            ("site-1", "unseen"): 7,
             ("site-2", "train"): 1,
             ("site-3", "unseen"): 5,
         },
@@ -135,7 +135,7 @@ def test_every_case_is_scored_that_the_run_did_not_train_on(studies: Studies) ->
 
 def test_the_runs_say_how_many_files_of_each_site_were_opened_to_train(studies: Studies) -> None:
     opened = {name: read_run(studies.looped / RUNS_FOLDER / name).record.opened for name in NAMES}
-    assert opened[FEDERATED] == opened[CENTRAL] == {"site-1": 12, "site-2": 6, "site-3": 0}
+    assert opened[FEDERATED] == opened[CENTRAL] == {"site-1": 14, "site-2": 6, "site-3": 0}
     assert opened["fedmsa-local-at-site-3-seed-0"] == {"site-1": 0, "site-2": 0, "site-3": 10}
     flared = read_run(studies.flared / RUNS_FOLDER / FEDERATED).record.opened
     assert flared == opened[FEDERATED]

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from fedfms import __version__
-from fedfms.cli import jobs, kits, local, site, study
+from fedfms.cli import export, jobs, kits, local, site, study
 from fedfms.cli.common import err, out
 from fedfms.errors import FedfmsError
 
@@ -26,16 +26,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for title, module in {
-    "On one machine": local,
-    "Studies": study,
-    "Kits: who takes part": kits,
-    "A coordinator's jobs, with an admin's kit": jobs,
-    "In the containers of a kit": site,
+for title, modules in {
+    "On one machine": (local,),
+    "Data sets and studies": (study,),
+    "A trained model": (export,),
+    "Kits: who takes part": (kits,),
+    "A coordinator's jobs, with an admin's kit": (jobs,),
+    "In the containers of a kit": (site,),
 }.items():
-    for command in module.commands.registered_commands:
-        command.rich_help_panel = title
-    app.add_typer(module.commands)
+    for module in modules:
+        for command in module.commands.registered_commands:
+            command.rich_help_panel = title
+        app.add_typer(module.commands)
 
 
 def main() -> None:

@@ -53,6 +53,7 @@ def attend(qkv: Tensor, attention: Any) -> Tensor:
 
 def _places(height: int, width: int, like: Tensor) -> Tensor:
     """One-hot row and column of every token: (B, heads, H W, H + W), the same for all heads."""
-    row = torch.eye(height, dtype=like.dtype, device=like.device).repeat_interleave(width, dim=0)
-    column = torch.eye(width, dtype=like.dtype, device=like.device).repeat(height, 1)
+    # not torch.eye: a traced network (export/bundle.py) would keep the device it was traced on
+    row = like.new_ones(height).diag().repeat_interleave(width, dim=0)
+    column = like.new_ones(width).diag().repeat(height, 1)
     return torch.cat([row, column], dim=-1).expand(*like.shape[:2], -1, -1)

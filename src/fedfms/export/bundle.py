@@ -1,0 +1,390 @@
+"""A model as a MONAI bundle: volumes in, masks out, with MONAI and PyTorch alone.
+
+MONAI turns the volume and scales its grey levels; the network in models/model.ts resizes, segments
+and undoes the resizing (export/torchscript.py), slice by slice. Both together are this package's
+own preprocessing, and a test compares the masks.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedfms import __version__
+from fedfms.config import BACKBONES, Recipe, SiteConfig
+from fedfms.data.dataset import PreparedCase, network_input, to_native
+from fedfms.data.manifest import Case
+from fedfms.errors import ConfigError, TrainingError
+from fedfms.export.facts import about, input_facts
+from fedfms.export.torchscript import write_torchscript
+from fedfms.models.trained import Trained
+
+# MONAI's current schema of metadata.json; the models of its own model zoo name this address
+SCHEMA = (
+    "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
+    "meta_schema_20240725.json"
+)
+MARK = Path("configs/metadata.json")  # what every bundle has
+LARGEST_DIFFERENCE = 1e-4  # of a logit, against this package's own code; it is 0 on one machine
+
+# Axes after Orientationd: rows, columns, slices. The letters say whither an index grows, so that
+# pictures stand as in data/formats.py: anterior or superior at the top, patient's right (sagittal:
+# anterior) at the left, and slices in the order of RAS.
+AXES = {"axial": "PLS", "coronal": "ILA", "sagittal": "IPR"}
+
+_PREVIOUS = "torch.cat((image[..., :1], image[..., :-1]), -1)"
+_NEXT = "torch.cat((image[..., 1:], image[..., -1:]), -1)"
+
+
+def default_site(recipe: Recipe) -> SiteConfig:
+    """A site that says nothing of its own: every default of site.yml, for NIfTI volumes."""
+    return SiteConfig(
+        data_root=Path(),
+        format="nifti",
+        images="images/*",
+        labels="labels/*",
+        classes={name: (number,) for number, name in enumerate(recipe.classes, 1)},
+    )
+
+
+def write_bundle(trained: Trained, site: SiteConfig, folder: Path) -> tuple[tuple[str, ...], float]:
+    """Write the bundle into an empty folder and run its network once.
+
+    Args:
+        trained: the model.
+        site: how this model's pictures come about: plane, channels, intensity; nothing else of it
+            is used, and no path of it is written.
+        folder: empty.
+
+    Returns:
+        sentences for the person who exports, and the largest difference of a logit from this
+        package's own way from a slice to logits.
+
+    Raises:
+        ConfigError: "not-volumes"; the site's images are pictures.
+        TrainingError: "wrong-graph"; the network file computes something else than the network.
+    """
+    recipe = trained.recipe
+    if site.format not in ("nifti", "dicom") or site.channels == "rgb":
+        raise ConfigError(
+            f"site.yml says format: {site.format} and channels: {site.channels}, and a bundle "
+            "reads grey NIfTI volumes",
+            "for pictures export with --as onnx or --as fedfms",
+            code="not-volumes",
+        )
+    for name in ("configs", "models", "docs"):
+        (folder / name).mkdir()
+    network = folder / "models/model.ts"
+    write_torchscript(trained.model, recipe, network)
+    difference = _difference(network, trained, site)
+    if not difference <= LARGEST_DIFFERENCE:
+        raise TrainingError(
+            f"the network of the bundle differs from this package's by up to {difference:.3g}",
+            "report this with your version of torch; meanwhile export with --as onnx",
+            code="wrong-graph",
+        )
+    _write_json(folder / "configs/inference.json", inference(recipe, site))
+    _write_json(folder / MARK, metadata(recipe, site))
+    (folder / "docs/README.md").write_text(_readme(recipe, site), encoding="utf-8")
+    (folder / "LICENSE").write_text(_license(recipe), encoding="utf-8")
+    return (
+        f"It takes slices as this site does: {_slices(site)}; {_greys(site)}.",
+        'It needs MONAI, nibabel and fire, and not this package: pip install "monai[nibabel,fire]"',
+    ), difference
+
+
+def inference(recipe: Recipe, site: SiteConfig) -> dict[str, Any]:
+    """configs/inference.json: MONAI's names for what is between a NIfTI file and a mask."""
+    return {
+        "imports": ["$import collections", "$import glob", "$import os", "$import torch"],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/images'",
+        "output_dir": "$@bundle_root + '/eval'",
+        "probability_threshold": recipe.probability_threshold,
+        "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+        "datalist": (
+            "$[{'image': name} for pattern in ('*.nii', '*.nii.gz')"
+            " for name in sorted(glob.glob(os.path.join(@dataset_dir, pattern)))]"
+        ),
+        "network_def": ("$torch.jit.load(@bundle_root + '/models/model.ts', map_location=@device)"),
+        "preprocessing": {"_target_": "Compose", "transforms": _preprocessing(site)},
+        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
+        "dataloader": {
+            "_target_": "DataLoader",
+            "dataset": "@dataset",
+            "batch_size": 1,
+            "shuffle": False,
+            "num_workers": 0,
+        },
+        "inferer": {
+            "_target_": "SliceInferer",
+            "spatial_dim": 2,
+            "roi_size": [-1, -1],  # whole slices
+            "sw_batch_size": 4 if recipe.image_size <= 512 else 1,
+            "overlap": 0.0,
+        },
+        "postprocessing": {"_target_": "Compose", "transforms": _postprocessing()},
+        "evaluator": {  # for programs that ask for one; it needs pytorch-ignite, `run` does not
+            "_target_": "SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@dataloader",
+            "network": "@network_def",
+            "inferer": "@inferer",
+            "postprocessing": "@postprocessing",
+        },
+        # what is called by name inside a lambda has to come in as a default of an argument
+        "segment": (
+            "$lambda case, infer=@inferer, network=@network_def, finish=@postprocessing,"
+            " device=@device: finish({**case, 'pred':"
+            " infer(case['image'][None].to(device), network)[0].cpu()})"
+        ),
+        "initialize": [
+            "$print(len(@datalist), 'volumes (*.nii, *.nii.gz) in', @dataset_dir)",
+            "$@network_def.eval()",
+            "$torch.set_grad_enabled(False)",
+        ],
+        "run": ["$collections.deque(map(@segment, @dataset), maxlen=0)"],
+        "finalize": ["$torch.set_grad_enabled(True)"],
+    }
+
+
+def _preprocessing(site: SiteConfig) -> list[dict[str, Any]]:
+    transforms: list[dict[str, Any]] = [
+        {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
+        {
+            "_target_": "Orientationd",
+            "keys": "image",
+            "axcodes": AXES[site.plane],
+            "labels": None,
+        },
+        _intensity(site),
+    ]
+    if site.channels == "neighbours":
+        transforms.append(
+            {
+                "_target_": "Lambdad",
+                "keys": "image",
+                "func": f"$lambda image: torch.cat(({_PREVIOUS}, image, {_NEXT}))",
+            }
+        )
+    return transforms
+
+
+def _intensity(site: SiteConfig) -> dict[str, Any]:
+    low, high = site.intensity.bounds
+    to_grey = {"keys": "image", "b_min": 0.0, "b_max": 255.0, "clip": True}
+    if site.intensity.rule == "percentile":
+        return {
+            "_target_": "ScaleIntensityRangePercentilesd",
+            "lower": low,
+            "upper": high,
+            **to_grey,
+        }
+    return {"_target_": "ScaleIntensityRanged", "a_min": low, "a_max": high, **to_grey}
+
+
+def _postprocessing() -> list[dict[str, Any]]:
+    return [
+        {"_target_": "Activationsd", "keys": "pred", "sigmoid": True},
+        {
+            "_target_": "Invertd",  # back to the axes of the file
+            "keys": "pred",
+            "transform": "@preprocessing",
+            "orig_keys": "image",
+            "nearest_interp": False,
+        },
+        {"_target_": "AsDiscreted", "keys": "pred", "threshold": "@probability_threshold"},
+        {
+            "_target_": "SaveImaged",
+            "keys": "pred",
+            "output_dir": "@output_dir",
+            "output_postfix": "seg",
+            "output_ext": ".nii.gz",
+            "output_dtype": "uint8",
+            "separate_folder": False,
+            "resample": False,
+        },
+    ]
+
+
+def metadata(recipe: Recipe, site: SiteConfig) -> dict[str, Any]:
+    """configs/metadata.json, by MONAI's schema; `fedfms` is ours and beyond the schema."""
+    channels = 3 if site.channels == "neighbours" else 1
+    channel_names = ["slice before", "slice", "slice after"] if channels == 3 else ["slice"]
+    classes = ", ".join(recipe.classes)
+    return {
+        "schema": SCHEMA,
+        "version": "1.0.0",
+        "changelog": {"1.0.0": f"exported by fedfms {__version__}, recipe {recipe.sha256}"},
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch").partition("+")[0],
+        "numpy_version": version("numpy"),
+        "required_packages_version": {"nibabel": version("nibabel")},
+        "name": f"Segment Anything for {classes}",
+        "task": f"Segmentation of {classes} in slices of volumes",
+        "description": f"{about(recipe)}. {_slices(site)}; {_greys(site)}.",
+        "authors": "The participants of the federation that trained it",
+        "copyright": "See LICENSE",
+        "data_source": "Images of the federation's sites, which they did not give away",
+        "data_type": "nibabel",
+        "image_classes": f"grey levels 0 to 255 of {', '.join(channel_names)}",
+        "pred_classes": f"one channel a class, which may overlap: {classes}",
+        "intended_use": "Research; not a medical device",
+        "references": [
+            "Kirillov et al. 2023, Segment Anything, arXiv 2304.02643",
+            "Liu et al. 2024, FedFMS, arXiv 2403.05408",
+        ],
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    "type": "image",
+                    "format": "magnitude",
+                    "num_channels": channels,
+                    "spatial_shape": ["*", "*"],
+                    "dtype": "float32",
+                    "value_range": [0, 255],
+                    "is_patch_data": False,
+                    "channel_def": {str(n): name for n, name in enumerate(channel_names)},
+                }
+            },
+            "outputs": {
+                "pred": {
+                    "type": "image",
+                    "format": "segmentation",
+                    "num_channels": len(recipe.classes),
+                    "spatial_shape": ["*", "*"],
+                    "dtype": "float32",
+                    "value_range": [],  # logits
+                    "is_patch_data": False,
+                    "channel_def": {str(n): name for n, name in enumerate(recipe.classes)},
+                }
+            },
+        },
+        "fedfms": {
+            "version": __version__,
+            "recipe": recipe.to_dict(),
+            "input": input_facts(recipe),
+            "site": {
+                "plane": site.plane,
+                "channels": site.channels,
+                "intensity": {
+                    "rule": site.intensity.rule,
+                    "bounds": list(site.intensity.bounds),  # percentiles, or stored values
+                },
+            },
+        },
+    }
+
+
+def _slices(site: SiteConfig) -> str:
+    with_what = ", each with its two neighbours" if site.channels == "neighbours" else ""
+    return f"{site.plane} slices{with_what}"
+
+
+def _greys(site: SiteConfig) -> str:
+    low, high = site.intensity.bounds
+    if site.intensity.rule == "percentile":
+        return f"grey levels from percentile {low:g} to {high:g} of each volume"
+    return f"grey levels from stored value {low:g} to {high:g}"
+
+
+def _readme(recipe: Recipe, site: SiteConfig) -> str:
+    several = (
+        f"The file has {len(recipe.classes)} components in its last axis, in this order: "
+        f"{', '.join(recipe.classes)}. Classes may overlap."
+        if len(recipe.classes) > 1
+        else f"1 is {recipe.classes[0]}, 0 is everything else."
+    )
+    flat = (
+        "The two bounds must differ, as they do in every scan; a volume of which nearly all is "
+        "one value would not be stretched."
+        if site.intensity.rule == "percentile"
+        else ""
+    )
+    return f"""# {", ".join(recipe.classes)}: Segment Anything, trained by a federation
+
+{about(recipe)}.
+
+- slices: {_slices(site)}
+- {_greys(site)}, rounded to 8 bits
+- each slice resized to {recipe.image_size} pixels ({recipe.resize}), and its logits back, in
+  models/model.ts
+- a voxel is foreground from probability {recipe.probability_threshold:g} on
+
+For research; not a medical device.
+
+## Segment a folder of NIfTI volumes
+
+    pip install "monai[nibabel,fire]"
+    python -m monai.bundle run --bundle_root FOLDER --config_file FOLDER/configs/inference.json \\
+        --meta_file FOLDER/configs/metadata.json --dataset_dir IMAGES --output_dir MASKS
+
+FOLDER is this folder, IMAGES holds *.nii or *.nii.gz files, and MASKS gets one NAME_seg.nii.gz for
+each, uint8, on the image's own grid. {several}
+
+Nothing is fetched, and fedfms is not needed. A GPU is used if there is one; to use the processor
+all the same add `--device "\\$torch.device('cpu')"`.
+
+## What it does not do
+
+- A volume is one grey channel with a position in space. A file of one slice has to lie in the
+  plane above.
+- Scanners and protocols that no site had were not trained on: look at the masks before you use
+  them.
+{f"- {flat}" if flat else ""}
+
+## Check it
+
+    pip install "monai[fire,jsonschema]"
+    python -m monai.bundle verify_metadata --meta_file FOLDER/configs/metadata.json \\
+        --filepath schema.json
+    python -m monai.bundle verify_net_in_out network_def --bundle_root FOLDER \\
+        --meta_file FOLDER/configs/metadata.json --config_file FOLDER/configs/inference.json
+
+The first one fetches MONAI's schema; a copy of it at schema.json is used instead if it is there.
+"""
+
+
+def _license(recipe: Recipe) -> str:
+    started = BACKBONES[recipe.backbone].file_name
+    owner = (
+        "vit_demo.safetensors of FedFMS Kit (Apache License 2.0)"
+        if recipe.backbone == "vit_demo"
+        else f"{started} of Segment Anything, Copyright (c) Meta Platforms, Inc. and affiliates "
+        "(Apache License 2.0)"
+    )
+    return f"""The network in models/model.ts was trained from {owner},
+https://www.apache.org/licenses/LICENSE-2.0
+
+Under which terms the trained network may be used and passed on is for the participants of the
+federation to say. They have not said it here: write it into this file before you pass it on.
+"""
+
+
+def _difference(network: Path, trained: Trained, site: SiteConfig) -> float:
+    """Largest difference of a logit on one random volume of an odd size, slice by slice."""
+    recipe = trained.recipe
+    side = recipe.image_size
+    random = np.random.default_rng(0)
+    shape = (2, max(2, side * 2 // 3 + 1), max(2, side // 2))
+    grey = random.integers(0, 256, shape).astype(np.uint8)
+    nowhere = Case("check", "check", Path("check"), Path("check"), "validation")
+    case = PreparedCase(nowhere, grey, np.zeros(shape, np.int16), (1.0, 1.0, 1.0), True)
+    slices = torch.from_numpy(grey).float()
+    pictures = slices[:1, None]
+    if site.channels == "neighbours":
+        pictures = torch.stack([slices[0], slices[0], slices[1]])[None]
+    with torch.inference_mode():
+        got = torch.jit.load(network, map_location="cpu")(pictures)  # type: ignore[no-untyped-call]
+        own = trained.model(network_input(case, 0, site, recipe)[None])
+        expected = to_native(own, *shape[1:], recipe)
+    return float((got - expected).abs().max())
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,154 @@
+"""One trained model to one format: checked early, written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from fedfms.config import SiteConfig
+from fedfms.errors import ConfigError
+from fedfms.export import bundle, onnx
+from fedfms.export.fedfms import write_fedfms
+from fedfms.export.place import refuse_existing, require_room, whole_or_nothing
+from fedfms.export.sam import write_sam
+from fedfms.files import file_sha256
+from fedfms.models.trained import load_trained
+
+Format = Literal["sam", "fedfms", "onnx", "bundle"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+SUFFIXES: Mapping[Format, str] = {"sam": ".pth", "fedfms": ".safetensors", "onnx": ".onnx"}
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    """A file of an export."""
+
+    path: Path
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """An export that is in its place."""
+
+    format: Format
+    backbone: str
+    image_size: int  # pixels
+    files: tuple[ExportedFile, ...]  # the one with the network first
+    notes: tuple[str, ...]  # sentences: what differs, what to mind
+    largest_difference: float | None  # of a logit, against the network; None: the same tensors
+
+
+def export_model(
+    model: Path,
+    output: Path,
+    format: str,
+    *,
+    site: Path | None = None,
+    checkpoints: Path | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Export a model that `models.trained.load_trained` finds.
+
+    Args:
+        model: a results folder, a .safetensors file beside its recipe.json, or an earlier export.
+        output: a new file, or a new folder for a bundle; parent folders are made.
+        format: one of FORMATS.
+        site: site.yml, for a bundle alone: plane, channels and intensity of its pictures.
+        checkpoints: folder of SAM checkpoints; see `load_trained`.
+        overwrite: replace an earlier export at `output`.
+
+    Raises:
+        ConfigError: an unknown format ("unknown-format"), a file name that does not fit
+            ("wrong-suffix"), a site where none is used ("site-not-used"), and what `place`,
+            `load_trained` and the format raise.
+    """
+    kind = _format(format)
+    _check_output(output, kind, overwrite=overwrite)
+    if site is not None and kind != "bundle":
+        raise ConfigError(
+            f"--as {kind} does not use --site: its input is a picture, not a volume",
+            "leave --site out, or export with --as bundle",
+            code="site-not-used",
+        )
+    if kind == "onnx":
+        onnx.require_packages()
+    # the site's data is not read, so that the folder it lies in need not be here
+    config = None if site is None else SiteConfig.from_yaml(site, data_root=site.parent)
+    trained = load_trained(model, checkpoints)
+    recipe = trained.recipe
+    network_bytes = sum(tensor.nbytes for tensor in trained.model.state_dict().values())
+    require_room(output, 2 * network_bytes + 2**20)  # TorchScript is written twice
+    notes: tuple[str, ...]
+    difference: float | None = None
+    with whole_or_nothing(output) as part:
+        if kind == "sam":
+            notes = write_sam(trained, part / output.name)
+        elif kind == "fedfms":
+            notes = write_fedfms(trained, part / output.name)
+        else:
+            trained.model.encoder_dtype = torch.float32  # bf16 is a trainer's choice, not the net
+            if kind == "onnx":
+                notes, difference = onnx.write_onnx(trained, part / output.name)
+            else:
+                facts = config or bundle.default_site(recipe)
+                notes, difference = bundle.write_bundle(trained, facts, part)
+            if recipe.precision == "bf16":
+                notes += (
+                    "It computes in fp32, and evaluation in the job's bf16: logits differ by "
+                    "about 0.01, and a few pixels at the edge of a mask with them.",
+                )
+        if kind == "bundle" and config is None:
+            notes += (
+                "Those are site.yml's defaults: if the sites had others, name a site's file with "
+                "--site.",
+            )
+        if recipe.holdout:
+            notes += (
+                f"The recipe inside names the sites that only evaluated: "
+                f"{', '.join(recipe.holdout)}.",
+            )
+        names = _written(part)
+    if kind != "bundle":
+        paths = sorted((output.with_name(name.name) for name in names), key=lambda p: p != output)
+    else:
+        paths = sorted((output / name for name in names), key=lambda p: p.suffix != ".ts")
+    files = tuple(ExportedFile(p, p.stat().st_size, file_sha256(p)) for p in paths)
+    return Exported(kind, recipe.backbone, recipe.image_size, files, notes, difference)
+
+
+def _format(name: str) -> Format:
+    for known in FORMATS:
+        if name == known:
+            return known
+    raise ConfigError(
+        f"there is no format {name!r}",
+        f"use one of {', '.join(FORMATS)} with --as",
+        code="unknown-format",
+    )
+
+
+def _check_output(output: Path, kind: Format, *, overwrite: bool) -> None:
+    suffix = SUFFIXES.get(kind)
+    if suffix is None:
+        refuse_existing(output, overwrite=overwrite, mark=bundle.MARK)
+        return
+    if output.suffix != suffix:
+        raise ConfigError(
+            f"--as {kind} writes a {suffix} file, and OUTPUT is {output.name}",
+            f"name it {output.stem or 'model'}{suffix}, or choose another format",
+            code="wrong-suffix",
+        )
+    refuse_existing(output, overwrite=overwrite)
+    if kind == "sam":
+        refuse_existing(output.with_name(f"{output.name}.md"), overwrite=overwrite)
+
+
+def _written(folder: Path) -> list[Path]:
+    """The files in a folder, relative to it, in order of name."""
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,102 @@
+"""The network with its resizing inside: grey slices of any size to logits of that size.
+
+TorchScript, because it runs wherever PyTorch is installed, without this package. What is around the
+network is scripted, since it depends on the picture's size; the network is traced, since its input
+has one size.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedfms.config import Recipe
+from fedfms.export.facts import pixel_statistics
+from fedfms.models.build import SamSegmenter
+
+
+class SliceNetwork(nn.Module):
+    """Grey slices to logits at their own size; the same sums as data/dataset.py, in one module.
+
+    Args:
+        network: (B, 3, S, S) normalised pictures to (B, K, M, M) logits.
+        recipe: image_size, resize and the rest.
+    """
+
+    def __init__(self, network: nn.Module, recipe: Recipe) -> None:
+        super().__init__()
+        self.network = network
+        self.image_size = recipe.image_size
+        self.mask_size = recipe.mask_size
+        self.patch = recipe.image_size // recipe.mask_size  # input pixels a side of a mask pixel
+        self.stretch = recipe.resize == "stretch"
+        self.antialias = not recipe.paper_compat
+        mean, std = pixel_statistics(recipe)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, grey: Tensor) -> Tensor:
+        """Logits of every class, before the sigmoid.
+
+        Args:
+            grey: (B, 1, H, W), or (B, 3, H, W) with one slice for each channel; float32 grey
+                levels 0 to 255, which are rounded. H, W: at least 2.
+
+        Returns:
+            (B, K, H, W) float32.
+        """
+        height, width = grey.shape[-2], grey.shape[-1]
+        rows, columns = self.mask_size, self.mask_size
+        if not self.stretch:
+            longest = max(height, width)
+            rows = max(2, (2 * height * self.mask_size + longest) // (2 * longest))
+            columns = max(2, (2 * width * self.mask_size + longest) // (2 * longest))
+        picture = F.interpolate(  # 8-bit on the processor, as in training: a GPU has no such kernel
+            grey.round().clamp(0.0, 255.0).to(torch.uint8).cpu().contiguous(),
+            size=[rows * self.patch, columns * self.patch],
+            mode="bilinear",
+            antialias=self.antialias,
+        )
+        covered = (picture.to(self.mean.device).float() - self.mean) / self.std
+        padding = [0, self.image_size - covered.shape[-1], 0, self.image_size - covered.shape[-2]]
+        logits = self.network(F.pad(covered, padding))
+        return F.interpolate(
+            logits[..., :rows, :columns].float(),
+            size=[height, width],
+            mode="bilinear",
+            antialias=self.antialias,
+        )
+
+
+def write_torchscript(model: SamSegmenter, recipe: Recipe, file: Path) -> None:
+    """Trace the network, put the resizing around it and write both, without this machine's paths.
+
+    The file runs on the processor and on a GPU: `torch.jit.load(file, map_location=device)`.
+    """
+    pictures = torch.zeros(2, 3, recipe.image_size, recipe.image_size)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of sizes that a trace fixes: the input has one size
+        traced = torch.jit.trace(model, pictures, check_trace=False)  # type: ignore[no-untyped-call]
+        scripted = torch.jit.script(SliceNetwork(traced, recipe).eval())
+    with_paths = file.with_suffix(".paths")
+    torch.jit.save(scripted, with_paths)  # type: ignore[no-untyped-call]
+    _without_paths(with_paths, file)
+    with_paths.unlink()
+
+
+def _without_paths(archive: Path, file: Path) -> None:
+    """Copy a TorchScript file without its debug records.
+
+    They name the Python files behind each line, and with them folders and users of this machine.
+    """
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as new:
+        for entry in old.infolist():
+            if not entry.filename.endswith(".debug_pkl"):
+                new.writestr(entry, old.read(entry), compress_type=zipfile.ZIP_STORED)

@@ -1,0 +1,113 @@
+"""`fedfms export` as a person or a script meets it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from fedfms.cli import main
+from fedfms.cli.export import _next_command
+from fedfms.export.run import Exported
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Exit code, standard output and standard error of `fedfms ARGUMENTS`."""
+    monkeypatch.setattr("fedfms.cli.common.out.width", 200, raising=False)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedfms", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_help_names_the_formats_and_answers_without_torch(run: Run) -> None:
+    code, out, _ = run("export", "--help")
+    assert code == 0
+    for word in ("sam:", "fedfms:", "onnx:", "bundle:", "--site", "--overwrite"):
+        assert word in out
+    seen = "import sys, fedfms.cli.export; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", seen], check=False).returncode == 0
+
+
+def test_it_prints_what_was_written_and_what_to_type_next(run: Run, results, tmp_path) -> None:
+    output = tmp_path / "sam.pth"
+    code, out, _ = run("export", results(method="fedsam"), output, "--as", "sam")
+    assert code == 0
+    for file in (output, tmp_path / "sam.pth.md"):
+        assert f"{file}  " in out
+        assert sha256(file) in out
+    assert f"{output.stat().st_size / 1e6:.1f} MB" in out
+    assert "no_mask_embed" in out
+    assert f"next: read {output}.md" in out
+
+
+def test_the_next_command_of_an_onnx_file_runs(tmp_path) -> None:
+    output = tmp_path / "it's a model.onnx"
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    same = onnx.helper.make_node("Identity", ["x"], ["y"])
+    result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([same], "same", [value], [result])
+    model = onnx.helper.make_model(
+        graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 20)]
+    )
+    model.metadata_props.add(key="fedfms_recipe", value="{}")
+    onnx.save(model, output)
+    command = _next_command(Exported("onnx", "vit_demo", 32, (), (), 0.0), output)
+    command = command.replace("python", shlex.quote(sys.executable), 1)
+    printed = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert "fedfms_recipe" in printed.stdout
+
+
+def test_json_for_scripts(run: Run, results, tmp_path) -> None:
+    output = tmp_path / "model.safetensors"
+    code, out, _ = run("export", results(), output, "--as", "fedfms", "--json")
+    assert code == 0
+    values = json.loads(out)
+    assert values["format"] == "fedfms"
+    assert values["largest_difference"] is None
+    assert values["files"] == [
+        {"path": str(output), "bytes": output.stat().st_size, "sha256": sha256(output)}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem", "fix"),
+    [
+        (["RESULTS", "m.pth", "--as", "torch"], "no format 'torch'", "sam, fedfms, onnx, bundle"),
+        (["RESULTS", "m.bin", "--as", "sam"], "writes a .pth file", "name it m.pth"),
+        (["RESULTS", "m.pth", "--as", "sam"], "adapters", "--as fedfms"),
+        (["RESULTS", "m.onnx", "--as", "onnx", "--site", "s.yml"], "does not use --site", "bundle"),
+        (["RESULTS", "b", "--as", "bundle", "--site", "s.yml"], "there is no", "check the path"),
+        (["nowhere", "b", "--as", "bundle"], "there is no model at nowhere", "results folder"),
+    ],
+)
+def test_a_mistake_ends_with_its_fix_and_writes_nothing(
+    run: Run, results, tmp_path, monkeypatch, arguments, problem, fix
+) -> None:
+    source = str(results(method="fedmsa"))
+    before = set(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("export", *[source if word == "RESULTS" else word for word in arguments])
+    assert code == 1
+    assert problem in err
+    assert fix in err
+    assert set(tmp_path.rglob("*")) == before
