@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pydicom.config
 from pydicom import Dataset, dcmread
-from pydicom.pixels.decoders import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.uid import (
     UID,
