@@ -247,6 +247,24 @@ class Intensity:
                 "use percentiles between 0 and 100",
             )
 
+    @classmethod
+    def from_text(cls, text: str) -> Intensity:
+        """A rule and its two numbers as a command line gives them, such as window:40:400."""
+        rule, *numbers = text.split(":")
+        keys = ("center", "width") if rule == "window" else ("low", "high")
+        try:
+            values = [float(number) for number in numbers]
+        except ValueError:
+            values = [math.nan]
+        _require(
+            len(values) in (0, 2) and all(map(math.isfinite, values)),
+            f"the intensity {text!r} cannot be read",
+            "write percentile:0.5:99.5, window:CENTER:WIDTH or range:LOW:HIGH",
+        )
+        return _from_dict(
+            cls, {"rule": rule, **dict(zip(keys, values, strict=False))}, "the intensity"
+        )
+
     @property
     def bounds(self) -> tuple[float, float]:
         """(low, high) with the defaults of the rule filled in; stored values, or percentiles."""

@@ -30,6 +30,7 @@ import pydicom.config
 from pydicom import Dataset, dcmread
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
+from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     UID,
     MediaStorageDirectoryStorage,
@@ -56,7 +57,7 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _COSINES = 1e-3  # difference of a direction cosine
 _UNEVEN = 0.1  # of the distance between slices, from where a slice should lie
 _DRIFT = 0.25  # of a pixel, sideways, over the whole stack
-_SAME_PLACE = 0.1  # of the largest distance between slices
+_SAME_PLACE = 0.1  # of the usual distance between slices
 _OFF_GRID = 0.1  # of a voxel: a segmentation's voxels and the image's
 _OFF_SLICE = 0.25  # of the distance between slices: an outline and its slice
 
@@ -318,7 +319,9 @@ def _require_even(
     """Slices one above the other at one distance; positions (K, 3) in their order, mm."""
     along = (positions - positions[0]) @ normal
     gaps = np.diff(along)
-    if gaps.min() <= _SAME_PLACE * gaps.max():
+    apart = gaps[gaps > 1e-3 * gaps.max()]
+    usual = float(np.median(apart)) if len(apart) else 0.0
+    if gaps.min() <= _SAME_PLACE * usual:
         at = int(np.argmin(gaps))
         numbers = " and ".join(str(s.get("InstanceNumber", "?")) for s in ordered[at : at + 2])
         raise SiteDataError(
@@ -327,7 +330,6 @@ def _require_even(
             "and b-values into folders of their own",
             code="duplicate-slices",
         )
-    usual = float(np.median(gaps))
     times = np.rint(gaps / usual)
     if times.max() > 1 and np.abs(gaps / usual - times).max() <= _UNEVEN:
         at = int(np.argmax(times))
@@ -377,7 +379,7 @@ def _pixels(path: Path, slice_: Dataset) -> Array:
         _require_decoder(path, syntax)
     try:
         with _no_warnings():
-            stored = slice_.pixel_array
+            stored = pixel_array(slice_)  # the dataset's own attribute would keep a copy
             values: Array = np.asarray(apply_modality_lut(stored, slice_))
     except Exception as error:  # a damaged file makes a decoder raise nearly anything
         if not compressed:
@@ -634,7 +636,7 @@ def _frames(path: Path, label: Dataset) -> Array:
         _require_decoder(path, syntax)
     try:
         with _no_warnings():
-            frames = np.asarray(label.pixel_array)
+            frames = np.asarray(pixel_array(label))
     except Exception as error:  # a damaged file makes a decoder raise nearly anything
         raise damaged(path, f"{type(error).__name__}: {error}") from None
     return frames if frames.ndim == 3 else frames[None]
@@ -699,13 +701,17 @@ def _other_grid(path: Path) -> SiteDataError:
 
 
 def _structures(path: Path, label: Dataset, site: SiteConfig, series: Series) -> dict[int, _Drawn]:
-    rois = {int(roi.ROINumber): roi for roi in label.get("StructureSetROISequence") or []}
-    names = {number: str(roi.get("ROIName") or "") for number, roi in rois.items()}
-    values = _mapped(path, names, site, "structures")
     outlines = {
         int(roi.ReferencedROINumber): list(roi.get("ContourSequence") or [])
         for roi in label.get("ROIContourSequence") or []
     }
+    rois = {  # templates leave structures in which nothing was drawn
+        int(roi.ROINumber): roi
+        for roi in label.get("StructureSetROISequence") or []
+        if outlines.get(int(roi.ROINumber))
+    }
+    names = {number: str(roi.get("ROIName") or "") for number, roi in rois.items()}
+    values = _mapped(path, names, site, "structures")
     frames = {
         str(rois[number].ReferencedFrameOfReferenceUID)
         for number in values
@@ -720,7 +726,7 @@ def _structures(path: Path, label: Dataset, site: SiteConfig, series: Series) ->
     images = {
         str(image.ReferencedSOPInstanceUID)
         for number in values
-        for outline in outlines.get(number, [])
+        for outline in outlines[number]
         for image in outline.get("ContourImageSequence") or []
     }
     for image_series in referenced:
@@ -732,7 +738,7 @@ def _structures(path: Path, label: Dataset, site: SiteConfig, series: Series) ->
     drawn = _start(series, values, names)
     for number, value in values.items():
         filled = np.zeros(series.values.shape, bool)
-        for outline in outlines.get(number, []):
+        for outline in outlines[number]:
             _fill(path, names[number], outline, filled, series)
         drawn[value].mask |= filled
     return drawn

@@ -308,7 +308,7 @@ def test_names_give_values_and_a_star_leaves_the_rest_out(tmp_path):
     with pytest.raises(SiteDataError, match="7 ' prostate'") as error:  # numbers, without names
         label_of(tmp_path, dicom_site(tmp_path))
     by_number = dicom_site(
-        tmp_path, classes={"prostate": (7, 12), "lesion": (12,)}, background=(0, 3, 41)
+        tmp_path, classes={"prostate": (7, 12), "lesion": (12,)}, background=(0, 41)
     )
     got = label_of(tmp_path, by_number)
     np.testing.assert_array_equal(got, np.choose(labels, [0, 7, 12]))
@@ -435,6 +435,11 @@ def moved(path: Path, by: np.ndarray) -> None:
 
 def several_series(root):
     change(images(root)[2], SeriesInstanceUID=uid("other"), SeriesDescription="adc")
+
+
+def a_large_gap(root):
+    for path in images(root)[4:]:
+        moved(path, np.array([0, 0, 20 * 3.5]))
 
 
 def missing_slice(root):
@@ -635,6 +640,7 @@ def no_letters_dicm(root):
 
 BROKEN = {
     several_series: ("several-series", "'adc' (1), 't2_tse_tra' (6)"),
+    a_large_gap: ("missing-slices", "lacks 20 slices"),
     missing_slice: ("missing-slices", "lacks 1 slices: they lie 3.5 mm apart, but 7 mm"),
     duplicate_slice: ("duplicate-slices", "InstanceNumber 4 and 4"),
     two_time_points: ("duplicate-slices", "several slices in one place"),
