@@ -290,6 +290,24 @@ class Intensity:
                 "use percentiles between 0 and 100",
             )
 
+    @classmethod
+    def from_text(cls, text: str) -> Intensity:
+        """A rule and its two numbers as a command line gives them, such as window:40:400."""
+        rule, *numbers = text.split(":")
+        keys = ("center", "width") if rule == "window" else ("low", "high")
+        try:
+            values = [float(number) for number in numbers]
+        except ValueError:
+            values = [math.nan]
+        _require(
+            len(values) in (0, 2) and all(map(math.isfinite, values)),
+            f"the intensity {text!r} cannot be read",
+            "write percentile:0.5:99.5, window:CENTER:WIDTH or range:LOW:HIGH",
+        )
+        return _from_dict(
+            cls, {"rule": rule, **dict(zip(keys, values, strict=False))}, "the intensity"
+        )
+
     @property
     def bounds(self) -> tuple[float, float]:
         """(low, high) with the defaults of the rule filled in; stored values, or percentiles."""
@@ -314,6 +332,12 @@ class SiteConfig:
     labels: str  # glob, such as labels/*.nii.gz
     classes: dict[str, tuple[int, ...]]  # class name -> label values that mean it
     background: tuple[int, ...] = (0,)  # label values that mean none of the classes
+    # DICOM: label value -> names of the segments or structures that get it; "*" is any other name.
+    # None: the value is SegmentNumber or ROINumber.
+    label_names: dict[int, tuple[str, ...]] | None = None
+    # DICOM: what happens where segments of two label values meet; highest: the larger value stands
+    overlap: Literal["refuse", "highest"] = "refuse"
+    series: str | None = None  # DICOM: regular expression on SeriesDescription, chooses in a folder
     not_annotated: tuple[str, ...] = ()  # classes this site never drew: their loss is masked here
     plane: Literal["axial", "coronal", "sagittal"] = "axial"  # of the slices of a volume
     channels: Literal["gray", "rgb", "neighbours"] = "gray"  # neighbours: slices i-1, i, i+1
@@ -390,6 +414,7 @@ class SiteConfig:
         _require(
             self.stall_seconds > 0, f"stall_seconds is {self.stall_seconds}", "set seconds above 0"
         )
+        self._check_dicom_keys()
         if self.patient is not None:
             try:
                 groups = re.compile(self.patient).groups
@@ -413,6 +438,39 @@ class SiteConfig:
     def distance_unit(self) -> Literal["mm", "px"]:
         """Unit of distances in this site's images; files without a voxel size count pixels."""
         return "mm" if self.format in ("nifti", "dicom") else "px"
+
+    def _check_dicom_keys(self) -> None:
+        """What only DICOM has: names of segments and of series."""
+        if self.series is not None:
+            try:
+                re.compile(self.series)
+            except re.error as error:
+                raise ConfigError(
+                    f"series in site.yml is no regular expression: {error}",
+                    "write a part of the SeriesDescription, such as series: t2_tse_tra",
+                ) from None
+        if self.label_names is None:
+            return
+        _require(
+            self.format == "dicom",
+            f"site.yml has label_names, and format: {self.format} has no names in its labels",
+            "remove label_names, or set format: dicom",
+        )
+        known = {value for values in self.classes.values() for value in values}
+        owner: dict[str, int] = {}
+        for value, names in self.label_names.items():
+            _require(
+                value in known or value in self.background,
+                f"label_names in site.yml gives the value {value}, which has no class",
+                "list the value under its class, or under background, in site.yml",
+            )
+            for name in names:
+                other = owner.setdefault(name.strip().casefold(), value)
+                _require(
+                    other == value,
+                    f"label_names in site.yml gives {name!r} the values {other} and {value}",
+                    "list each name once; capitals and small letters are alike",
+                )
 
     @classmethod
     def from_yaml(cls, path: Path, data_root: Path | None = None) -> SiteConfig:
@@ -610,6 +668,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return tuple(_convert(item, args[0], where) for item in value)
     if origin is dict:
         _require(isinstance(value, dict), f"{where} is {value!r}", "write 'name: value' lines")
+        if args[0] is int:  # JSON and YAML give whole numbers as they are, checked by _fits
+            return {key: _convert(item, args[1], where) for key, item in value.items()}
         return {str(key): _convert(item, args[1], where) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         _require(isinstance(value, dict), f"{where} is {value!r}", "write 'name: value' lines")
@@ -663,7 +723,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
     if origin is dict:
-        return isinstance(value, dict) and all(_fits(item, args[1]) for item in value.values())
+        return isinstance(value, dict) and all(
+            _fits(key, args[0]) and _fits(item, args[1]) for key, item in value.items()
+        )
     if hint is type(None):
         return value is None
     if hint is int:
@@ -681,6 +743,8 @@ def _describe(hint: Any) -> str:
         return " or ".join(_describe(arg) for arg in args)
     if origin is tuple:
         return f"a list of {_describe(args[0])}"
+    if origin is dict:
+        return f"'name: value' lines: {_describe(args[0])}, then {_describe(args[1])}"
     if hint is type(None):
         return "null"
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}

@@ -6,7 +6,7 @@ Findings name files: they are for the person at the site and stay there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ from fedfms.data.dataset import (
     summarize,
     unknown_classes,
 )
-from fedfms.data.formats import Stored, read_bytes, read_image, read_label
+from fedfms.data.formats import Content, Stored, read_bytes, read_image, read_label
 from fedfms.data.manifest import Case, scan, several_files_a_patient
 from fedfms.errors import SiteDataError
 
@@ -77,10 +77,11 @@ def check_data(
         errors.extend(problems_together(summaries, site))
         warnings.extend(_warnings(summaries, clipped, site))
     if site.patient is None:
-        warnings.extend(_unnamed_patients(found.cases))
+        # those of DICOM with a PatientID have a name of their own
+        warnings.extend(_unnamed_patients([c for c in found.cases if c.patient == c.key]))
     return [
         *(Finding(error.code, error.problem, error.fix, "error") for error in errors),
-        *_grouped(bad),
+        *_grouped(bad, site),
         *(warnings if not errors and not bad else ()),  # first things first
     ]
 
@@ -91,15 +92,17 @@ def _read(
     """A case, whether the intensity rule cuts most of its values off, and what is wrong with it."""
     problems: list[tuple[Path, SiteDataError]] = []
 
-    def read(path: Path, label: bool) -> Stored | None:
+    def read(path: Path, reader: Callable[[Path, Content], Stored]) -> Stored | None:
         try:
-            data = read_bytes(path, site)
-            return read_label(path, data, site) if label else read_image(path, data, site)
+            return reader(path, read_bytes(path, site))
         except SiteDataError as error:
             problems.append((path, error))
             return None
 
-    image, label = read(case.image, False), read(case.label, True)
+    image = read(case.image, lambda path, data: read_image(path, data, site))
+    if image is None and site.format == "dicom":  # its label says nothing without it
+        return None, False, problems
+    label = read(case.label, lambda path, data: read_label(path, data, site, image))
     if image is None or label is None:
         return None, False, problems
     try:
@@ -113,15 +116,20 @@ def _read(
     return prepared, is_clipped, []
 
 
-def _grouped(bad: Sequence[tuple[Path, SiteDataError]]) -> list[Finding]:
+def _grouped(bad: Sequence[tuple[Path, SiteDataError]], site: SiteConfig) -> list[Finding]:
     """One finding for each code: the first problem in full, then how many files share it."""
+
+    def name(path: Path) -> str:  # folders of a series are often all called alike
+        below = path.relative_to(site.data_root).as_posix()
+        return below if site.format == "dicom" else path.name
+
     by_code: dict[str, list[tuple[Path, SiteDataError]]] = {}
     for path, error in bad:
         by_code.setdefault(error.code, []).append((path, error))
     findings = []
     for code, group in by_code.items():
         problem, fix = group[0][1].problem, group[0][1].fix
-        others = [path.name for path, _ in group[1:]]
+        others = [name(path) for path, _ in group[1:]]
         if others:
             some = ", ".join(others[:5]) + (" and more" if len(others) > 5 else "")
             problem += f"; {len(others)} more with the same problem: {some}"

@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from torch.utils.data import Dataset
 
 from fedfms.config import Recipe, SiteConfig
 from fedfms.control import Control
-from fedfms.data.formats import Stored, read_bytes, read_image, read_label
+from fedfms.data.formats import Content, Stored, content_sha256, read_bytes, read_image, read_label
 from fedfms.data.manifest import Case
 from fedfms.errors import SiteDataError
 
@@ -42,6 +42,27 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 CACHE_VERSION = 1  # raise it when the same files and settings would be prepared differently
 _SLICES_IN_MEMORY = 512 * 2**20  # bytes; a set whose resized slices need less is resized once
+
+
+class Pictured(Protocol):
+    """What the way into the network and back needs: grey levels at native size.
+
+    images: (D, H, W) uint8 grey levels, or (D, H, W, 3) with `channels: rgb`.
+    """
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """Grey levels at native size."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedImage:
+    """An image in memory, with or without a label somewhere; values as in `PreparedCase`."""
+
+    images: NDArray[np.uint8]
+    spacing: tuple[float, float, float]
+    is_volume: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,9 +115,8 @@ def _prepare(case: Case, site: SiteConfig) -> PreparedCase:
     cached = _load_cached(case, file) if file else None
     if cached is not None:
         return cached
-    prepared = combine(
-        case, read_image(case.image, image, site), read_label(case.label, label, site), site
-    )
+    stored = read_image(case.image, image, site)
+    prepared = combine(case, stored, read_label(case.label, label, site, stored), site)
     if file:
         _save_cached(prepared, file)
     return prepared
@@ -117,32 +137,46 @@ def combine(case: Case, image: Stored, label: Stored, site: SiteConfig) -> Prepa
             "draw or export the label on the image's own grid",
             code="shapes-differ",
         )
-    if min(image.values.shape[1:3]) < 2:
-        raise SiteDataError(
-            f"the slices of {case.image} have a side of 1 pixel",
-            "leave the file out; a slice needs at least 2 x 2 pixels",
-            code="too-small",
-        )
-    if image.grid is not None and label.grid is not None:
-        shift = _largest_shift(image.grid[0], label.grid[0], image.grid[1])
-        if shift > 0.5 * min(np.linalg.norm(image.grid[0][:3, :3], axis=0)):
+    if image.cut is not None and label.cut is not None:
+        shift = _largest_shift(image.cut.affine, label.cut.affine, image.cut.shape)
+        if shift > 0.5 * min(image.cut.spacing):
             raise SiteDataError(
                 f"{case.image} and {case.label} lie up to {shift:.1f} mm apart",
                 "export the label with the image's affine (origin, direction and voxel size); if "
                 "it was drawn on this very grid, copy the image's header into it",
                 code="geometry-differs",
             )
+    prepared = prepare_image(case.image, image, site)
+    return PreparedCase(
+        case,
+        prepared.images,
+        np.ascontiguousarray(label.values),
+        prepared.spacing,
+        prepared.is_volume,
+    )
+
+
+def prepare_image(path: Path, image: Stored, site: SiteConfig) -> PreparedImage:
+    """An image that was read as the network's side wants it, as it is in training.
+
+    Raises:
+        SiteDataError: "too-small", "intensity-flat".
+    """
+    if min(image.values.shape[1:3]) < 2:
+        raise SiteDataError(
+            f"the slices of {path} have a side of 1 pixel",
+            "leave the file out; a slice needs at least 2 x 2 pixels",
+            code="too-small",
+        )
     grey = to_grey_levels(image.values, site)
     if grey.min() == grey.max():
         raise SiteDataError(
-            f"the intensity rule in site.yml makes every pixel of {case.image} {grey.flat[0]}; its "
+            f"the intensity rule in site.yml makes every pixel of {path} {grey.flat[0]}; its "
             f"values go from {image.values.min():g} to {image.values.max():g}",
             "set low and high, or center and width, under intensity to values the images have",
             code="intensity-flat",
         )
-    return PreparedCase(
-        case, grey, np.ascontiguousarray(label.values), image.spacing, image.is_volume
-    )
+    return PreparedImage(grey, image.spacing, image.is_volume)
 
 
 def to_grey_levels(values: NDArray[np.float32], site: SiteConfig) -> NDArray[np.uint8]:
@@ -261,18 +295,24 @@ def _label_problems(summaries: Sequence[Summary], site: SiteConfig) -> list[Site
 # ----------------------------------------------------------------------------------------- cache
 
 
-def _cache_key(case: Case, image: bytes, label: bytes, site: SiteConfig) -> str:
-    """SHA-256 over all that decides the result: both files' bytes and the settings used."""
-    settings = {
+def _cache_key(case: Case, image: Content, label: Content, site: SiteConfig) -> str:
+    """SHA-256 over all that decides the result: all files' bytes and the settings used."""
+    settings: dict[str, Any] = {
         "version": CACHE_VERSION,
         "format": site.format,
         "names": [case.image.suffixes[-1:], case.label.suffixes[-1:]],
         "plane": site.plane,
         "rgb": site.channels == "rgb",
         "intensity": asdict(site.intensity),
-        "image": hashlib.sha256(image).hexdigest(),
-        "label": hashlib.sha256(label).hexdigest(),
+        "image": content_sha256(image),
+        "label": content_sha256(label),
     }
+    if site.format == "dicom":  # segments become label values by these, and names mean nothing
+        values = {value for values in site.classes.values() for value in values}
+        settings["names"] = []
+        settings["values"] = [sorted(values), sorted(site.background)]
+        settings["label_names"] = sorted((site.label_names or {}).items())
+        settings["overlap"], settings["series"] = site.overlap, site.series
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
@@ -393,7 +433,7 @@ def _covered(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
     return rows, columns
 
 
-def network_input(prepared: PreparedCase, index: int, site: SiteConfig, recipe: Recipe) -> Tensor:
+def network_input(prepared: Pictured, index: int, site: SiteConfig, recipe: Recipe) -> Tensor:
     """Slice `index` as (3, S, S) float32, normalised; S is `recipe.image_size`.
 
     Bilinear with antialiasing (without under `paper_compat`), as SAM's own preprocessing; padding
@@ -402,7 +442,7 @@ def network_input(prepared: PreparedCase, index: int, site: SiteConfig, recipe: 
     return _normalised(_resized_slice(prepared, index, site, recipe), recipe)
 
 
-def _resized_slice(prepared: PreparedCase, index: int, site: SiteConfig, recipe: Recipe) -> Tensor:
+def _resized_slice(prepared: Pictured, index: int, site: SiteConfig, recipe: Recipe) -> Tensor:
     """(1 or 3, h, w) uint8: the slice over the part of the input that it covers."""
     if prepared.images.ndim == 4:
         picture = prepared.images[index].transpose(2, 0, 1)

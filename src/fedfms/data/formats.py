@@ -1,8 +1,9 @@
 """One file's bytes to an array with geometry. Every way in which a file can be bad ends here.
 
 All formats come out alike: slices first, rows from the top of the picture, columns from its left.
-Volumes (NIfTI) are reoriented to RAS and then turned as radiologists look at them: anterior or
-superior at the top, the patient's right (sagittal: anterior) at the left of the picture.
+Volumes (NIfTI, DICOM) are reoriented to RAS and then turned as radiologists look at them: anterior
+or superior at the top, the patient's right (sagittal: anterior) at the left of the picture
+(data/grid.py). What only DICOM has stands in data/dicom.py: there an image is a folder.
 
 NPY has no geometry and is taken as it is: (H, W) is a picture, (D, H, W) a volume of D slices; with
 `channels: rgb` it is (H, W, 3) or (D, H, W, 3), a fourth channel (alpha) being dropped.
@@ -10,29 +11,28 @@ NPY has no geometry and is taken as it is: (H, W) is a picture, (D, H, W) a volu
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import hashlib
 import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel
 import numpy as np
 import tifffile
-from monai.data import MetaTensor
-from monai.transforms import Orientation
-from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from fedfms.config import SiteConfig
+from fedfms.data.grid import Array, Cut
 from fedfms.errors import SiteDataError
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from fedfms.data.dicom import Series
 
-# axis of RAS along which a plane cuts, then the axes of the picture's rows and columns
-_PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
-_EXTENSIONS = {
+EXTENSIONS = {
     "nifti": (".nii", ".nii.gz"),
     "image": (".png", ".jpg", ".jpeg", ".tif", ".tiff"),
     "npy": (".npy",),
@@ -51,33 +51,69 @@ _GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.
 
 
 @dataclass(frozen=True, slots=True)
+class Folder:
+    """The files of a folder with their names, in the order of their content's SHA-256.
+
+    So the same files under other names are the same folder, but for what an error calls them.
+    """
+
+    files: tuple[tuple[str, bytes], ...]
+
+
+Content = bytes | Folder
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """A file's content.
 
     values: (D, H, W), or (D, H, W, 3) for an image with colours.
     spacing: millimetres between slices, rows and columns; 1 where the format has no geometry.
-    grid: (4, 4) RAS affine and (3,) shape of a volume in RAS; None where there is no geometry.
+    cut: of a volume, how its voxels became slices; None where there is no geometry.
+    series: of an image in DICOM, to which its label refers.
     """
 
     values: Array
     spacing: tuple[float, float, float]
     is_volume: bool
-    grid: tuple[Array, tuple[int, ...]] | None = None
+    cut: Cut | None = None
+    series: Series | None = None
 
 
-def read_bytes(path: Path, site: SiteConfig) -> bytes:
-    """The file's content, if it is what its name says.
+def read_bytes(path: Path, site: SiteConfig) -> Content:
+    """The content of a file, if it is what its name says; in DICOM, of a folder's files too.
 
     Raises:
-        SiteDataError: "wrong-extension", "unreadable-file", "empty-file", "wrong-magic".
+        SiteDataError: "wrong-extension", "unreadable-file", "empty-file", "wrong-magic",
+            "no-files".
     """
-    name = path.name.lower()
-    if not name.endswith(_EXTENSIONS[site.format]):
+    if site.format == "dicom":
+        if path.is_dir():
+            return _read_folder(path)
+        if not _is_nifti(path):  # DICOM files have any name; a label may be NIfTI
+            return _read_file(path)
+    elif not path.name.lower().endswith(EXTENSIONS[site.format]):
         raise SiteDataError(
-            f"{path} does not end in {', '.join(_EXTENSIONS[site.format])}",
+            f"{path} does not end in {', '.join(EXTENSIONS[site.format])}",
             f"correct the globs or format: {site.format} in site.yml",
             code="wrong-extension",
         )
+    data = _read_file(path)
+    magic = _MAGIC.get(path.suffix.lower())
+    if magic is not None and not data.startswith(magic):
+        raise _wrong_magic(path)
+    return data
+
+
+def content_sha256(content: Content) -> str:
+    """SHA-256 of a file, or of a folder's files whatever their names, as hexadecimal digits."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    digests = sorted(hashlib.sha256(data).digest() for _, data in content.files)
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _read_file(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -90,13 +126,40 @@ def read_bytes(path: Path, site: SiteConfig) -> bytes:
         raise SiteDataError(
             f"{path} is empty (0 bytes)", "copy the file from its source again", code="empty-file"
         )
-    magic = _MAGIC.get(Path(name).suffix)
-    if magic is not None and not data.startswith(magic):
-        raise _wrong_magic(path)
     return data
 
 
-def read_image(path: Path, data: bytes, site: SiteConfig) -> Stored:
+def _read_folder(path: Path) -> Folder:
+    """The files in this folder and not below it; hidden ones do not count."""
+    try:
+        names = [entry for entry in path.iterdir() if is_plain_file(entry)]
+    except OSError as error:
+        raise SiteDataError(
+            f"{path} cannot be read: {error.strerror}",
+            "check with ls -ld that this user may read and enter the folder",
+            code="unreadable-file",
+        ) from None
+    if not names:
+        raise SiteDataError(
+            f"there is no file in the folder {path}",
+            "name the folder that directly holds the series' files in images in site.yml",
+            code="no-files",
+        )
+    files = [(entry.name, _read_file(entry)) for entry in sorted(names)]
+    return Folder(tuple(sorted(files, key=lambda file: hashlib.sha256(file[1]).digest())))
+
+
+def is_plain_file(path: Path) -> bool:
+    """A file of the person's own, not one that a system or a file browser leaves in folders."""
+    junk = path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini")
+    return not junk and not path.is_dir()
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith(EXTENSIONS["nifti"])
+
+
+def read_image(path: Path, data: Content, site: SiteConfig) -> Stored:
     """An image as float32: (D, H, W), or (D, H, W, 3) with `channels: rgb`.
 
     Raises:
@@ -106,7 +169,7 @@ def read_image(path: Path, data: bytes, site: SiteConfig) -> Stored:
     stored = _read(path, data, site, label=False)
     values = np.ascontiguousarray(stored.values, dtype=np.float32)
     if values.size == 0:
-        raise _damaged(path, "it has no pixels")
+        raise damaged(path, "it has no pixels")
     _require_finite(path, values)
     if values.min() == values.max():
         raise SiteDataError(
@@ -114,11 +177,14 @@ def read_image(path: Path, data: bytes, site: SiteConfig) -> Stored:
             "leave the case out, or replace the file with the real image",
             code="constant-image",
         )
-    return Stored(values, stored.spacing, stored.is_volume, stored.grid)
+    return dataclasses.replace(stored, values=values)
 
 
-def read_label(path: Path, data: bytes, site: SiteConfig) -> Stored:
+def read_label(path: Path, data: Content, site: SiteConfig, image: Stored | None = None) -> Stored:
     """A label as int16 (D, H, W), its values as stored; float files must hold whole numbers.
+
+    Args:
+        image: the label's image; a label in DICOM has its place and size from it.
 
     Raises:
         SiteDataError: "damaged-file", "non-finite", "fractional-labels", "label-value-too-large",
@@ -130,10 +196,10 @@ def read_label(path: Path, data: bytes, site: SiteConfig) -> Stored:
             "export the labels as PNG or TIFF from the program in which they were drawn",
             code="lossy-labels",
         )
-    stored = _read(path, data, site, label=True)
+    stored = _read(path, data, site, label=True, image=image)
     values = stored.values
     if values.size == 0:
-        raise _damaged(path, "it has no pixels")
+        raise damaged(path, "it has no pixels")
     _require_finite(path, values)
     if values.dtype.kind == "f" and not np.array_equal(values, np.rint(values)):
         raise SiteDataError(
@@ -147,14 +213,17 @@ def read_label(path: Path, data: bytes, site: SiteConfig) -> Stored:
             "use label values of at most 32767",
             code="label-value-too-large",
         )
-    return Stored(
-        np.ascontiguousarray(values, dtype=np.int16), stored.spacing, stored.is_volume, stored.grid
-    )
+    return dataclasses.replace(stored, values=np.ascontiguousarray(values, dtype=np.int16))
 
 
-def _read(path: Path, data: bytes, site: SiteConfig, *, label: bool) -> Stored:
+def _read(
+    path: Path, data: Content, site: SiteConfig, *, label: bool, image: Stored | None = None
+) -> Stored:
     try:
-        if site.format == "nifti":
+        if site.format == "dicom" and not (label and _is_nifti(path)):
+            return _read_dicom(path, data, site, image if label else None)
+        assert isinstance(data, bytes)  # only DICOM has folders
+        if site.format in ("nifti", "dicom"):
             return _read_nifti(path, data, site, label=label)
         if site.format == "npy":
             return _read_npy(path, data, site, label=label)
@@ -162,30 +231,24 @@ def _read(path: Path, data: bytes, site: SiteConfig, *, label: bool) -> Stored:
     except SiteDataError:
         raise
     except Exception as error:  # a damaged file makes a decoder raise nearly anything
-        raise _damaged(path, f"{type(error).__name__}: {error}") from None
+        raise damaged(path, f"{type(error).__name__}: {error}") from None
 
 
 # ------------------------------------------------------------------------------------------ NIfTI
 
 
-def _read_nifti(path: Path, data: bytes, site: SiteConfig, *, label: bool) -> Stored:
+def _require_grey_channels(site: SiteConfig, what: str) -> None:
     if site.channels == "rgb":
         raise SiteDataError(
-            "site.yml says channels: rgb, but NIfTI volumes have one grey channel",
+            f"site.yml says channels: rgb, but {what} have one grey channel",
             "use channels: gray or channels: neighbours",
             code="rgb-of-a-volume",
         )
-    if path.name.lower().endswith(".gz"):
-        try:
-            data = gzip.decompress(data)  # to its end: the checksum is there
-        except (EOFError, OSError, zlib.error) as error:
-            raise _damaged(path, str(error)) from None
-    if data[344:348] == b"n+1\0":
-        image = nibabel.Nifti1Image.from_bytes(data)
-    elif data[4:8] == b"n+2\0":
-        image = nibabel.Nifti2Image.from_bytes(data)
-    else:
-        raise _wrong_magic(path)
+
+
+def _read_nifti(path: Path, data: bytes, site: SiteConfig, *, label: bool) -> Stored:
+    _require_grey_channels(site, "NIfTI volumes")
+    image = nifti_image(path, data)
     if image.get_data_dtype().fields is not None or image.get_data_dtype().kind == "c":
         raise SiteDataError(
             f"{path} holds colours or complex numbers",
@@ -211,17 +274,50 @@ def _read_nifti(path: Path, data: bytes, site: SiteConfig, *, label: bool) -> St
             code="bad-geometry",
         )
     values = values.astype(np.float64 if label else np.float32, copy=False)  # labels stay exact
-    volume = Orientation(axcodes="RAS", labels=None)(MetaTensor(values[None], affine=affine))
-    ras = np.asarray(volume.numpy()[0])
-    affine = np.asarray(volume.affine, np.float64)
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    single = [axis for axis in range(3) if ras.shape[axis] == 1]
-    plane = _PLANES[site.plane]
-    if len(single) == 1:  # a single slice, however it lies, is cut as it was taken
-        plane = next(axes for axes in _PLANES.values() if axes[0] == single[0])
-    slices = ras.transpose(plane)[:, ::-1, ::-1]
-    spacing = (float(sizes[plane[0]]), float(sizes[plane[1]]), float(sizes[plane[2]]))
-    return Stored(slices, spacing, True, (affine, ras.shape))
+    return _volume(values, Cut.of(affine, values.shape, site.plane))
+
+
+def nifti_image(path: Path, data: bytes) -> Any:
+    """nibabel's image of a NIfTI-1 or NIfTI-2 file's bytes, gzip or not.
+
+    Raises:
+        SiteDataError: "damaged-file", "wrong-magic".
+    """
+    if path.name.lower().endswith(".gz"):
+        try:
+            data = gzip.decompress(data)  # to its end: the checksum is there
+        except (EOFError, OSError, zlib.error) as error:
+            raise damaged(path, str(error)) from None
+    if data[344:348] == b"n+1\0":
+        return nibabel.Nifti1Image.from_bytes(data)
+    if data[4:8] == b"n+2\0":
+        return nibabel.Nifti2Image.from_bytes(data)
+    raise _wrong_magic(path)
+
+
+def _volume(voxels: Array, cut: Cut, series: Series | None = None) -> Stored:
+    return Stored(cut.slices(voxels), cut.spacing, True, cut, series)
+
+
+# ------------------------------------------------------------------------------------------ DICOM
+
+
+def _read_dicom(path: Path, data: Content, site: SiteConfig, image: Stored | None) -> Stored:
+    """A series, or the label of the series `image`."""
+    _require_grey_channels(site, "series of DICOM slices")
+    from fedfms.data import dicom  # pydicom takes a second to import
+
+    if image is not None:
+        assert image.series is not None and image.cut is not None  # from this function
+        return _volume(dicom.read_label(path, data, site, image.series), image.cut)
+    if isinstance(data, bytes):
+        raise SiteDataError(
+            f"{path} is a file, but an image in DICOM is a folder with the files of one series",
+            "let the glob images in site.yml match folders, such as images/*",
+            code="not-a-folder",
+        )
+    series = dicom.read_series(path, data, site)
+    return _volume(series.values, Cut.of(series.affine, series.values.shape, site.plane), series)
 
 
 # -------------------------------------------------------------------------------------------- NPY
@@ -263,7 +359,7 @@ def _read_picture(path: Path, data: bytes, site: SiteConfig, *, label: bool) -> 
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 3):
-        raise _damaged(path, f"it has the shape {_times(values.shape)}")
+        raise damaged(path, f"it has the shape {_times(values.shape)}")
     if label:
         values = _one_channel(path, values)
     elif site.channels == "rgb":
@@ -371,7 +467,8 @@ def _wrong_magic(path: Path) -> SiteDataError:
     )
 
 
-def _damaged(path: Path, reason: str) -> SiteDataError:
+def damaged(path: Path, reason: str) -> SiteDataError:
+    """The error for a file that ends too early or holds nonsense."""
     return SiteDataError(
         f"{path} is damaged or cut off ({reason})",
         "copy the file from its source again, and compare the file sizes",

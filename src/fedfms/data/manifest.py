@@ -43,7 +43,7 @@ class Scan:
 
 
 def find_cases(site: SiteConfig) -> list[Case]:
-    """The cases of a site, sorted by key; no image is opened.
+    """The cases of a site, sorted by key; no image is opened, of DICOM one header each.
 
     Raises:
         SiteDataError: the first thing wrong with folders, names, pairs or patients.
@@ -56,12 +56,6 @@ def find_cases(site: SiteConfig) -> list[Case]:
 
 def scan(site: SiteConfig) -> Scan:
     """Like `find_cases`, but goes on after a problem and reports all of them."""
-    if site.format == "dicom":
-        return _stopped(
-            "site.yml says format: dicom, which this version cannot read yet",
-            "convert the series to NIfTI, for example with dcm2niix, and set format: nifti",
-            "format-not-supported-yet",
-        )
     if not site.data_root.is_dir():
         return _stopped(
             f"there is no folder {site.data_root}",
@@ -74,18 +68,23 @@ def scan(site: SiteConfig) -> Scan:
             "use the same wildcards in both, in the same order: what they match pairs the files",
             "globs-differ",
         )
-    labels = _matches(site.data_root, site.labels)
+    is_dicom = site.format == "dicom"
+    labels = _matches(site.data_root, site.labels, "files or folders" if is_dicom else "files")
     label_files = set(labels.values())
     images = {
         key: path
-        for key, path in _matches(site.data_root, site.images).items()
+        for key, path in _matches(
+            site.data_root, site.images, "folders" if is_dicom else "files"
+        ).items()
         if path not in label_files  # images/*.png also matches a label called images/x_seg.png
     }
     if not images or not labels:
         what, pattern = ("images", site.images) if not images else ("labels", site.labels)
+        kind = "folder" if is_dicom and not images else "file"
         return _stopped(
-            f"no file under {site.data_root} matches {what}: {pattern}",
-            f"compare with: ls {site.data_root}; the glob is relative to data_root",
+            f"no {kind} under {site.data_root} matches {what}: {pattern}",
+            f"compare with: ls {site.data_root}; the glob is relative to data_root"
+            + ("; in DICOM it matches folders, one series each" if kind == "folder" else ""),
             f"no-{what}",
         )
     problems = _unpaired(images, labels)
@@ -106,7 +105,7 @@ def scan(site: SiteConfig) -> Scan:
         validation = set()
         if not problems:  # otherwise it follows from them
             problems.append(error)
-    if site.patient is not None:
+    if site.patient is not None or is_dicom:
         problems.extend(_one_patient_in_two_spellings(names, validation))
     cases = [
         Case(
@@ -155,14 +154,18 @@ def _wildcards(pattern: str) -> list[str]:
     return _WILDCARD.findall(pattern)
 
 
-def _matches(root: Path, pattern: str) -> dict[str, Path]:
-    """Files below `root` that match, by what the wildcards matched; hidden files do not count."""
+def _matches(
+    root: Path, pattern: str, kind: Literal["files", "folders", "files or folders"]
+) -> dict[str, Path]:
+    """What below `root` matches, by what the wildcards matched; hidden files do not count."""
+    pattern = pattern.rstrip("/")  # images/*/ means the folders that images/* matches
     expression = _groups(pattern)
     found: dict[str, Path] = {}
     # not Path.glob, which takes hidden files and, before Python 3.13, no linked folders under **
     for name in sorted(glob.glob(pattern, root_dir=root, recursive=True)):  # noqa: PTH207
         groups = expression.fullmatch(Path(name).as_posix())
-        if groups is not None and not (root / name).is_dir():
+        is_right = kind == "files or folders" or (root / name).is_dir() == (kind == "folders")
+        if groups is not None and is_right:
             # one spelling of accents, whatever the file system writes
             key = unicodedata.normalize(
                 "NFC", "/".join(part.strip("/") for part in groups.groups())
@@ -215,9 +218,14 @@ def _unpaired(images: Mapping[str, Path], labels: Mapping[str, Path]) -> list[Si
 def _patients(images: Mapping[str, Path], site: SiteConfig) -> tuple[dict[str, str], list[Path]]:
     """Patient of each key, and the files in which the site's expression finds none.
 
+    Without an expression it is the PatientID of DICOM images, where they have one, else the key.
     The expression is searched in the file name and, where it is not there, in the path below
     `data_root`, so that a folder can name the patient.
     """
+    if site.patient is None and site.format == "dicom":
+        from fedfms.data.dicom import patient_of  # pydicom takes a second to import
+
+        return {key: patient_of(path) or key for key, path in images.items()}, []
     if site.patient is None:
         return {key: key for key in images}, []
     expression = re.compile(site.patient)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedfms.config import Recipe, SiteConfig
 from fedfms.control import Control
 from fedfms.data.dataset import (
+    Pictured,
     PreparedCase,
     SliceDataset,
     annotated,
@@ -137,7 +138,7 @@ def score_case(
 
 def predict(
     model: nn.Module,
-    slices: Sequence[tuple[PreparedCase, int]],
+    slices: Sequence[tuple[Pictured, int]],
     recipe: Recipe,
     site: SiteConfig,
     control: Control,
@@ -168,13 +169,20 @@ def predict(
         yield from logits
 
 
-def foreground(logits: Tensor, case: PreparedCase, recipe: Recipe) -> Mask:
-    """Logits (D, K, M, M) of a case to its masks at native size, (K, D, H, W) bool."""
+def probabilities(logits: Tensor, case: Pictured, recipe: Recipe) -> Iterator[Tensor]:
+    """Logits (D, K, M, M) of a case to probabilities at native size, a few slices at a time.
+
+    Yields:
+        (d, K, H, W) float32 in [0, 1]; the d add up to D.
+    """
     height, width = case.images.shape[1:3]
-    parts = [
-        torch.sigmoid(to_native(part, height, width, recipe)) >= recipe.probability_threshold
-        for part in torch.split(logits, _NATIVE_SLICES)
-    ]
+    for part in torch.split(logits, _NATIVE_SLICES):
+        yield torch.sigmoid(to_native(part, height, width, recipe))
+
+
+def foreground(logits: Tensor, case: Pictured, recipe: Recipe) -> Mask:
+    """Logits (D, K, M, M) of a case to its masks at native size, (K, D, H, W) bool."""
+    parts = [part >= recipe.probability_threshold for part in probabilities(logits, case, recipe)]
     masks: Mask = torch.cat(parts).transpose(0, 1).numpy()
     return masks
 

@@ -77,8 +77,8 @@ def test_oblique_volumes_are_read_as_nibabel_turns_them(tmp_path, degrees):
     got = image(tmp_path / "v.nii")
     wanted = canonical.get_fdata().transpose(PLANES["axial"])[:, ::-1, ::-1]
     np.testing.assert_array_equal(got.values, wanted)
-    assert got.grid is not None
-    np.testing.assert_allclose(got.grid[0], canonical.affine, atol=1e-5)
+    assert got.cut is not None
+    np.testing.assert_allclose(got.cut.affine, canonical.affine, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def test_every_variable_is_explained_and_no_other():
     "name",
     [
         "background",
+        "overlap",
         "plane",
         "channels",
         "keep_empty_every",

@@ -1,0 +1,70 @@
+"""How the voxels of a volume become slices as radiologists look at them, and the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from nibabel import orientations
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Plane = Literal["axial", "coronal", "sagittal"]
+
+# axis of RAS along which a plane cuts, then the axes of the picture's rows and columns
+_PLANES: dict[Plane, tuple[int, int, int]] = {
+    "axial": (2, 1, 0),
+    "coronal": (1, 2, 0),
+    "sagittal": (0, 2, 1),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cut:
+    """A volume's way from its file's voxels (I, J, K) to slices (D, H, W), and back.
+
+    The voxel axes are permuted and flipped to RAS, as closely as they lie, then a plane is cut:
+    anterior or superior is at the top of a picture, the patient's right (sagittal: anterior) at its
+    left. Both ways only permute and flip, so no value changes.
+    """
+
+    orientation: Array  # (3, 2) of nibabel: RAS axis and direction of each axis of the file
+    axes: tuple[int, int, int]  # RAS axes of slices, rows and columns
+    affine: Array  # (4, 4) float64 of the volume in RAS, mm
+    shape: tuple[int, int, int]  # of the volume in RAS
+
+    @classmethod
+    def of(cls, affine: Array, shape: tuple[int, ...], plane: Plane) -> Cut:
+        """The cut of a volume with this RAS affine (4, 4) and shape (I, J, K).
+
+        A single slice, however it lies, is cut as it was taken.
+        """
+        orientation = orientations.io_orientation(affine)
+        to_ras = orientations.inv_ornt_aff(orientation, shape)
+        ras_shape = [0, 0, 0]
+        for axis in range(3):
+            ras_shape[int(orientation[axis, 0])] = shape[axis]
+        single = [axis for axis in range(3) if ras_shape[axis] == 1]
+        axes = _PLANES[plane]
+        if len(single) == 1:
+            axes = next(known for known in _PLANES.values() if known[0] == single[0])
+        return cls(orientation, axes, affine @ to_ras, (ras_shape[0], ras_shape[1], ras_shape[2]))
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres between slices, rows and columns."""
+        sizes = np.linalg.norm(self.affine[:3, :3], axis=0)
+        slices, rows, columns = (float(sizes[axis]) for axis in self.axes)
+        return slices, rows, columns
+
+    def slices(self, voxels: Array) -> Array:
+        """(I, J, K) in the file's order to (D, H, W); a view."""
+        ras = orientations.apply_orientation(voxels, self.orientation)
+        return np.asarray(ras).transpose(self.axes)[:, ::-1, ::-1]
+
+    def voxels(self, slices: Array) -> Array:
+        """(D, H, W) to (I, J, K) in the file's order: undoes `slices`."""
+        ras = slices[:, ::-1, ::-1].transpose(np.argsort(self.axes))
+        back = orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), self.orientation)
+        return np.asarray(orientations.apply_orientation(ras, back))

@@ -1,0 +1,187 @@
+"""INPUT and OUTPUT of `fedfms predict` to a list of images, each with the files it will give.
+
+Nothing is read but names and, of DICOM, a header for each folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedfms.config import ImageFormat
+from fedfms.data.formats import EXTENSIONS, is_plain_file
+from fedfms.errors import ConfigError
+
+_DICOM_ENDING = ".dcm"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image and where its masks go."""
+
+    name: str  # below INPUT, as a person would call it
+    source: Path  # a file, or the folder of a DICOM series
+    format: ImageFormat
+    labels: Path  # the label map; in DICOM the segmentation
+    probabilities: tuple[Path, ...]  # one for each class, in DICOM one for all; may be empty
+    separate: tuple[Path, ...]  # one mask for each class; may be empty
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """All files that this image gives."""
+        return (self.labels, *self.probabilities, *self.separate)
+
+
+def find_items(
+    source: Path,
+    output: Path,
+    classes: Sequence[str],
+    *,
+    probabilities: bool = False,
+    separate: bool = False,
+) -> list[Item]:
+    """The images of INPUT in the order of their names.
+
+    A folder is searched with all folders below it, but not in OUTPUT; hidden and linked folders are
+    left out. A folder with DICOM images is one image. One image goes to the file OUTPUT, if OUTPUT
+    has the right ending; otherwise OUTPUT is a folder in which the names of INPUT are kept.
+
+    Args:
+        source: a NIfTI file or picture, the folder of a DICOM series, or a folder of such.
+        output: a file or folder; need not be there.
+        classes: of the model, in order.
+        probabilities: a probability map for each class too.
+        separate: a mask for each class too, which keeps classes that overlap apart.
+
+    Raises:
+        ConfigError: "no-input", "nothing-to-predict", "outputs-collide", "output-is-input".
+    """
+    if not source.exists():
+        raise ConfigError(f"there is no {source}", "check INPUT", code="no-input")
+    found = list(_images(source, output))
+    if not found:
+        raise ConfigError(
+            f"{source} holds no NIfTI volume, picture or DICOM series",
+            "name a .nii or .nii.gz file, a PNG, JPEG or TIFF, the folder of a DICOM series, or a "
+            "folder of such",
+            code="nothing-to-predict",
+        )
+    is_alone = len(found) == 1 and found[0][0] == source
+    items = []
+    for path, kind in found:
+        name = source.name if path == source else path.relative_to(source).as_posix()
+        stem, ending = _stem_and_ending(name, kind)
+        if is_alone and output.name.lower().endswith(ending) and not output.is_dir():
+            folder, stem = output.parent, output.name[: -len(ending)]
+        else:
+            folder = output
+        items.append(
+            Item(
+                name,
+                path,
+                kind,
+                folder / f"{stem}{ending}",
+                _probability_files(folder, stem, kind, ending, classes) if probabilities else (),
+                tuple(folder / f"{stem}_{name}{ending}" for name in classes) if separate else (),
+            )
+        )
+    _require_new_places(items)
+    return items
+
+
+def _images(source: Path, output: Path) -> Iterator[tuple[Path, ImageFormat]]:
+    if source.is_file():
+        kind = _kind(source)
+        if kind is None and _is_dicom(source):
+            raise ConfigError(
+                f"{source} is one slice in DICOM",
+                "name the folder of its series",
+                code="nothing-to-predict",
+            )
+        if kind is not None:
+            yield source, kind
+        return
+    outside = output.resolve()
+    for place, subfolders, names in os.walk(source):
+        folder = Path(place)
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if not name.startswith(".") and (folder / name).resolve() != outside
+        )
+        files = sorted(folder / name for name in names if is_plain_file(folder / name))
+        kinds = [_kind(path) for path in files]
+        if None in kinds and _holds_images(folder):
+            yield folder, "dicom"
+        for path, kind in zip(files, kinds, strict=True):
+            if kind is not None:
+                yield path, kind
+
+
+def _kind(path: Path) -> ImageFormat | None:
+    name = path.name.lower()
+    if name.endswith(EXTENSIONS["nifti"]):
+        return "nifti"
+    return "image" if name.endswith(EXTENSIONS["image"]) else None
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _holds_images(folder: Path) -> bool:
+    if not any(
+        _is_dicom(path) for path in folder.iterdir() if is_plain_file(path) and path.is_file()
+    ):
+        return False  # before pydicom is imported
+    from fedfms.data.dicom import holds_images
+
+    return holds_images(folder)
+
+
+def _stem_and_ending(name: str, kind: ImageFormat) -> tuple[str, str]:
+    """Of the label map: NIfTI stays as it is, pictures become PNG, a series one DICOM file."""
+    if kind == "dicom":
+        return name, _DICOM_ENDING
+    endings = sorted(EXTENSIONS[kind], key=len, reverse=True)
+    ending = next(ending for ending in endings if name.lower().endswith(ending))
+    stem = name[: -len(ending)]
+    return stem, ending if kind == "nifti" else ".png"
+
+
+def _probability_files(
+    folder: Path, stem: str, kind: ImageFormat, ending: str, classes: Sequence[str]
+) -> tuple[Path, ...]:
+    if kind == "dicom":
+        return (folder / f"{stem}_probabilities{ending}",)
+    ending = ending if kind == "nifti" else ".tif"
+    return tuple(folder / f"{stem}_probability_{name}{ending}" for name in classes)
+
+
+def _require_new_places(items: Sequence[Item]) -> None:
+    """No two images write one file, and none writes what was given."""
+    sources = {item.source.resolve(): item for item in items}
+    owners: dict[Path, Item] = {}
+    for item in items:
+        for path in item.outputs:
+            place = path.resolve()
+            other = owners.setdefault(place, item)
+            if other is not item:
+                raise ConfigError(
+                    f"{other.name} and {item.name} would both be written to {path}",
+                    "give one of them another name, or predict them into two folders",
+                    code="outputs-collide",
+                )
+            lies_in = sources.get(place.parent)
+            if place in sources or (lies_in is not None and lies_in.format == "dicom"):
+                raise ConfigError(
+                    f"the mask of {item.name} would be written to {path}, over or among the images",
+                    "name another OUTPUT; images are never changed",
+                    code="output-is-input",
+                )

@@ -1,0 +1,253 @@
+"""From a trained network and images to written masks, one image after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fedfms.config import ImageFormat, Intensity, Recipe, SiteConfig
+from fedfms.control import Control
+from fedfms.data.dataset import PreparedImage, prepare_image
+from fedfms.data.formats import Stored, read_bytes, read_image
+from fedfms.data.grid import Array
+from fedfms.errors import ConfigError, FedfmsError, TaskAborted
+from fedfms.files import file_sha256
+from fedfms.models.trained import Trained
+from fedfms.predict.find import Item
+from fedfms.predict.write import (
+    Origin,
+    dicom_bytes,
+    nifti_bytes,
+    png_bytes,
+    tiff_bytes,
+    write_files,
+)
+from fedfms.training.evaluate import predict, probabilities
+
+log = logging.getLogger(__name__)
+
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What became of one image."""
+
+    item: Item
+    pixels: tuple[int, ...]  # foreground of each class, overlaps counted in each; empty if failed
+    millilitres: tuple[float, ...] | None  # the same as volumes; None for pictures
+    overlap: int  # pixels that belong to several classes: the label map has the likeliest
+    error: FedfmsError | None = None
+
+
+def site_for_prediction(
+    recipe: Recipe, source: Path, site_file: Path | None, **changes: object
+) -> SiteConfig:
+    """How pixels are read and where is computed: a site's own `site.yml`, else the defaults of one.
+
+    Globs and label values have no meaning here.
+
+    Args:
+        recipe: of the model.
+        source: INPUT.
+        site_file: the site.yml, or None.
+        changes: values of `SiteConfig` that go before both, as given on the command line; None: as
+            it is.
+
+    Raises:
+        ConfigError: the file or a change cannot be used.
+    """
+    if site_file is not None:
+        site = SiteConfig.from_yaml(site_file, source)
+    else:
+        classes: dict[str, tuple[int, ...]] = {
+            name: (value,) for value, name in enumerate(recipe.classes, start=1)
+        }
+        site = SiteConfig(
+            data_root=source, format="nifti", images="images/*", labels="labels/*", classes=classes
+        )
+    given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+    try:
+        return dataclasses.replace(site, **given)
+    except ConfigError as error:
+        raise ConfigError(error.problem.replace("site.yml: ", "--"), error.fix) from None
+
+
+def origin_of(trained: Trained, site: SiteConfig) -> Origin:
+    """Model, recipe and reading of pixels, as they stand in the files that can say it."""
+    recipe = trained.recipe
+    return Origin(
+        name=f"{recipe.method} {recipe.backbone}",
+        classes=recipe.classes,
+        parameters={
+            "model_sha256": file_sha256(trained.file),
+            "recipe_sha256": recipe.sha256,
+            "probability_threshold": f"{recipe.probability_threshold:g}",
+            "plane": site.plane,
+            "channels": site.channels,
+            "intensity": describe_intensity(site.intensity),
+        },
+    )
+
+
+def describe_intensity(intensity: Intensity) -> str:
+    """As `Intensity.from_text` reads it; a DICOM header takes no commas."""
+    if intensity.rule == "window":
+        return f"window:{intensity.center:g}:{intensity.width:g}"
+    low, high = intensity.bounds
+    return f"{intensity.rule}:{low:g}:{high:g}"
+
+
+def predict_items(
+    trained: Trained,
+    items: Sequence[Item],
+    site: SiteConfig,
+    *,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Iterator[Predicted]:
+    """Predict and write each image; one that cannot be used is told and the next one comes.
+
+    A pixel is foreground of a class exactly where `training.evaluate` says so. In the label map it
+    has the number, from 1, of the class of the recipe with the highest probability there.
+
+    Args:
+        trained: the network with its recipe; moved to the site's device.
+        items: from `find_items`.
+        site: says how pixels are read, and the device.
+        overwrite: write over files that are there.
+        on_progress: told ("image 2 of 9", slices done, slices).
+
+    Raises:
+        ConfigError: the site's device is not there.
+    """
+    if len(trained.recipe.classes) > 255:
+        raise ConfigError("the model has more than 255 classes", "label maps hold 8-bit numbers")
+    origin = origin_of(trained, site)
+    for number, item in enumerate(items, start=1):
+        title = f"image {number} of {len(items)}"
+
+        def tell(phase: str, done: int, total: int, title: str = title) -> None:
+            if on_progress is not None:
+                on_progress(title, done, total)
+
+        try:
+            yield _predict_one(trained, item, site, origin, overwrite, Control(tell))
+        except TaskAborted:
+            raise
+        except FedfmsError as error:
+            if error.code == "no-gpu":  # will not be there for the next one either
+                raise
+            yield Predicted(item, (), None, 0, error)
+
+
+def _predict_one(
+    trained: Trained,
+    item: Item,
+    site: SiteConfig,
+    origin: Origin,
+    overwrite: bool,
+    control: Control,
+) -> Predicted:
+    there = [path for path in item.outputs if path.exists()]
+    if there and not overwrite:
+        raise ConfigError(
+            f"{there[0]} is there already",
+            "add --overwrite, or name another OUTPUT",
+            code="output-exists",
+        )
+    site = _for_format(site, item.format)
+    data = read_bytes(item.source, site)
+    stored = read_image(item.source, data, site)
+    image = prepare_image(item.source, stored, site)
+    result = _masks(trained, image, site, control, keep_probabilities=bool(item.probabilities))
+    content = data if isinstance(data, bytes) else b""  # the files of a series are not needed again
+    write_files(_files(item, stored, content, result, origin))
+    pixels = tuple(int(mask.sum()) for mask in result.masks)
+    spacing = float(np.prod(stored.spacing))
+    millilitres = tuple(count * spacing / 1000 for count in pixels) if image.is_volume else None
+    overlap = int((result.masks.sum(axis=0) > 1).sum())
+    log.info("predicted an image of %d slices", len(image.images))
+    return Predicted(item, pixels, millilitres, overlap)
+
+
+def _for_format(site: SiteConfig, kind: ImageFormat) -> SiteConfig:
+    """The site's reading of pixels for a file of any format; names of labels have no part in it."""
+    if kind == site.format:
+        return site
+    return dataclasses.replace(site, format=kind, label_names=None)
+
+
+class _Result(NamedTuple):
+    masks: Array  # (K, D, H, W) bool
+    labels: Array  # (D, H, W) uint8
+    probabilities: Array | None  # (K, D, H, W) float32
+
+
+def _masks(
+    trained: Trained,
+    image: PreparedImage,
+    site: SiteConfig,
+    control: Control,
+    *,
+    keep_probabilities: bool,
+) -> _Result:
+    recipe = trained.recipe
+    slices = [(image, index) for index in range(len(image.images))]
+    logits = torch.stack(list(predict(trained.model, slices, recipe, site, control)))
+    masks, labels, kept = [], [], []
+    for part in probabilities(logits, image, recipe):
+        found = part >= recipe.probability_threshold  # as training.evaluate.foreground
+        best = torch.where(found, part, -1.0).argmax(dim=1) + 1
+        labels.append(torch.where(found.any(dim=1), best, 0).to(torch.uint8))
+        masks.append(found)
+        if keep_probabilities:
+            kept.append(part)
+    return _Result(
+        torch.cat(masks).transpose(0, 1).numpy(),
+        torch.cat(labels).numpy(),
+        torch.cat(kept).transpose(0, 1).numpy() if kept else None,
+    )
+
+
+def _files(
+    item: Item, stored: Stored, data: bytes, result: _Result, origin: Origin
+) -> list[tuple[Path, bytes]]:
+    """All that an image gives, as bytes."""
+    maps = [] if result.probabilities is None else list(result.probabilities)
+    if item.format == "dicom":
+        assert stored.cut is not None and stored.series is not None  # of every series
+        cut, series = stored.cut, stored.series
+        files = [(item.labels, dicom_bytes(result.masks, cut, series, origin))]
+        for path in item.probabilities:
+            assert result.probabilities is not None  # kept where item asks for them
+            files.append((path, dicom_bytes(result.probabilities, cut, series, origin)))
+        for number, path in enumerate(item.separate):
+            one = dataclasses.replace(origin, classes=origin.classes[number : number + 1])
+            mask = result.masks[number : number + 1]
+            files.append((path, dicom_bytes(mask, cut, series, one)))
+        return files
+    separate = zip(item.separate, result.masks.astype(np.uint8), strict=False)  # or none
+    if item.format == "nifti":
+        assert stored.cut is not None  # of every volume
+        cut = stored.cut
+        whole = [
+            (item.labels, result.labels),
+            *separate,
+            *zip(item.probabilities, maps, strict=True),
+        ]
+        return [
+            (path, nifti_bytes(values, cut, item.source, data, origin)) for path, values in whole
+        ]
+    return [
+        (item.labels, png_bytes(result.labels[0])),
+        *((path, png_bytes(mask[0])) for path, mask in separate),
+        *((path, tiff_bytes(map_[0])) for path, map_ in zip(item.probabilities, maps, strict=True)),
+    ]

@@ -1,0 +1,185 @@
+"""Masks to the bytes of files that other programs read, and those to disk, whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import io
+import secrets
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from fedfms import __version__
+from fedfms.data.formats import nifti_image
+from fedfms.data.grid import Array, Cut
+from fedfms.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedfms.data.dicom import Series
+
+# of the classes, in turn; background is black (Okabe and Ito's palette, told apart by all eyes)
+_COLOURS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What made a mask; stands in the files that can say it."""
+
+    name: str  # such as "fedmsa vit_b"
+    classes: tuple[str, ...]
+    parameters: Mapping[str, str]  # with "model_sha256"
+
+    @property
+    def short(self) -> str:
+        """In 80 letters, for a NIfTI header."""
+        return f"fedfms {__version__} {self.name} {self.parameters['model_sha256'][:12]}"[:79]
+
+
+def nifti_bytes(values: Array, cut: Cut, path: Path, data: bytes, origin: Origin) -> bytes:
+    """(D, H, W) uint8 or float32 as a NIfTI file in the shape and place of another.
+
+    Args:
+        values: slices, as `cut` made them.
+        cut: of the image.
+        path: of the image, for errors; `.gz` packs the result.
+        data: the image's own bytes, whose header says where its voxels lie (qform and sform).
+    """
+    image = nifti_image(path, data)
+    header = image.header.copy()
+    header.extensions.clear()  # may name the patient
+    header.set_data_dtype(values.dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    header["descrip"], header["aux_file"] = origin.short.encode(), b""
+    if values.dtype == np.uint8:
+        header.set_intent("label")
+    voxels = np.ascontiguousarray(cut.voxels(values)).reshape(image.shape)
+    packed: bytes = type(image)(voxels, image.affine, header).to_bytes()
+    return gzip.compress(packed, mtime=0) if path.name.lower().endswith(".gz") else packed
+
+
+def png_bytes(labels: Array) -> bytes:
+    """(H, W) uint8 as a PNG with a palette: the values are 0 to K, and the eye sees colours."""
+    picture = Image.fromarray(labels, mode="P")
+    colours = [0, 0, 0]
+    for value in range(1, 256):
+        colours.extend(_COLOURS[(value - 1) % len(_COLOURS)])
+    picture.putpalette(colours)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def tiff_bytes(probabilities: Array) -> bytes:
+    """(H, W) float32 as a TIFF."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, probabilities, compression="zlib")
+    return buffer.getvalue()
+
+
+def dicom_bytes(values: Array, cut: Cut, series: Series, origin: Origin) -> bytes:
+    """(K, D, H, W) masks (bool) or probabilities (float32) as one DICOM segmentation.
+
+    Masks give a BINARY segmentation, in which classes may overlap; probabilities a FRACTIONAL one,
+    in steps of 1/255. Patient and study are those of the series, and each frame names its slice.
+    """
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+    from pydicom.uid import generate_uid
+
+    is_binary = values.dtype == bool
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name=f"FedFMS Kit {origin.name}"[:64],
+        family=codes.DCM.ArtificialIntelligence,
+        version=__version__,
+        source="FedFMS Kit",
+        parameters=dict(origin.parameters),
+    )
+    described = [
+        hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name[:64],
+            segmented_property_category=codes.SCT.Tissue,  # a class name says no more
+            segmented_property_type=codes.SCT.Tissue,
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+            display_color=hd.color.CIELabColor.from_rgb(*_COLOURS[(number - 1) % len(_COLOURS)]),
+        )
+        for number, name in enumerate(origin.classes, start=1)
+    ]
+    voxels = np.stack([cut.voxels(mask) for mask in values])  # (K, columns, rows, slices)
+    with warnings.catch_warnings():  # highdicom's quote names of patients
+        warnings.simplefilter("ignore")
+        segmentation = hd.seg.Segmentation(
+            source_images=[_with_all_it_needs(header) for header in series.headers],
+            pixel_array=np.ascontiguousarray(voxels.transpose(3, 2, 1, 0)),
+            segmentation_type="BINARY" if is_binary else "FRACTIONAL",
+            segment_descriptions=described,
+            series_instance_uid=generate_uid(),
+            series_number=1000 + int(series.headers[0].get("SeriesNumber") or 0),
+            sop_instance_uid=generate_uid(),
+            instance_number=1,
+            manufacturer="FedFMS Kit",
+            manufacturer_model_name=origin.name,
+            software_versions=__version__,
+            device_serial_number=origin.parameters["model_sha256"][:16],
+            content_label="FEDFMS" if is_binary else "FEDFMS_PROB",
+            content_description=origin.short[:64],
+            series_description=f"FedFMS {'masks' if is_binary else 'probabilities'}",
+        )
+        buffer = io.BytesIO()
+        segmentation.save_as(buffer)
+    return buffer.getvalue()
+
+
+def _with_all_it_needs(header: Any) -> Any:
+    """A header in which what may be empty is at least there; programs that remove names drop it."""
+    whole = copy.copy(header)
+    for name in (
+        *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
+        *("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
+    ):
+        if name not in whole:
+            setattr(whole, name, "")
+    return whole
+
+
+def write_files(files: Sequence[tuple[Path, bytes]]) -> None:
+    """Write all beside their names, then rename: others see whole files or none.
+
+    Raises:
+        ConfigError: a file or its folder cannot be written ("cannot-write").
+    """
+    parts: list[tuple[Path, Path]] = []
+    try:
+        for path, data in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+            parts.append((part, path))
+            part.write_bytes(data)
+        for part, path in parts:
+            part.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or files[0][0]} cannot be written: {error.strerror}",
+            "check that OUTPUT may be written and has room",
+            code="cannot-write",
+        ) from None
+    finally:
+        for part, _ in parts:
+            part.unlink(missing_ok=True)

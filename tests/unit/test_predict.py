@@ -1,0 +1,535 @@
+"""Files that `fedfms predict` writes, read by other libraries, against what evaluation scores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import highdicom as hd
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))  # the DICOM files of the readers' tests
+from dicom_files import (
+    grid,
+    rotation,
+    segmentation,
+    series,
+    stored_values,
+    true_values,
+    write,
+    write_series,
+)
+
+from fedfms.cli import main
+from fedfms.config import BACKBONES, ConfigError, Intensity, Recipe, SiteConfig
+from fedfms.control import Control
+from fedfms.data.dataset import prepare_cases
+from fedfms.data.dicom import read_label, read_series
+from fedfms.data.formats import read_bytes
+from fedfms.data.manifest import find_cases
+from fedfms.exchange.payload import read_travelling, save_tensors
+from fedfms.models.build import build_model
+from fedfms.models.sam import find_checkpoint
+from fedfms.models.trained import load_trained
+from fedfms.predict.find import find_items
+from fedfms.predict.write import write_files
+from fedfms.training.evaluate import evaluate, foreground, predict
+
+RECIPE = Recipe(
+    method="fedmsa",
+    backbone="vit_demo",
+    backbone_sha256=BACKBONES["vit_demo"].sha256,
+    classes=("disc", "cup"),
+    rounds=1,
+    image_size=64,
+    batch_size=4,
+    probability_threshold=0.5,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder of a network that finds something of both classes, and where they overlap.
+
+    Weights are random; the last layers are shifted so that the median logit of noise is about 0.
+    """
+    folder = tmp_path_factory.mktemp("model")
+    network = build_model(RECIPE, find_checkpoint(RECIPE, None)).eval()
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    save_tensors(folder / "global_model.safetensors", read_travelling(network), "fp32")
+    pictures = torch.randn(4, 3, 64, 64, generator=generator)
+    with torch.inference_mode():
+        median = torch.sigmoid(network(pictures)).median().item()
+    threshold = float(f"{median:.4f}")
+    values = {**RECIPE.to_dict(), "probability_threshold": threshold}
+    (folder / "recipe.json").write_text(Recipe.from_dict(values).to_json())
+    return folder
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Exit code, standard output and standard error of `fedfms predict ARGUMENTS`."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedfms", "predict", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def blob(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Noise with something in it, float32."""
+    rng = np.random.default_rng(seed)
+    axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
+    distance = np.sqrt(sum((axis - 0.1 * seed) ** 2 for axis in axes))
+    return (200 * (distance < 0.6) + rng.normal(0, 30, shape) + 300).astype(np.float32)
+
+
+def crooked_affine() -> np.ndarray:
+    """Rotated, flipped twice, three voxel sizes, axes in another order."""
+    affine = np.eye(4)
+    turn = rotation(14, -9, 31)[:, [2, 0, 1]] @ np.diag([-1.0, 1, -1])
+    affine[:3, :3] = turn @ np.diag([0.8, 3.1, 1.3])
+    affine[:3, 3] = (12, -40, 7)
+    return affine
+
+
+def write_volume(path: Path, values: np.ndarray, affine: np.ndarray, **codes: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nibabel.Nifti1Image(values, affine)
+    image.set_qform(affine, codes.get("qform", 1))
+    image.set_sform(affine, codes.get("sform", 4))
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = b"Secret^Name"
+    extension = nibabel.nifti1.Nifti1Extension("comment", b"Secret^Name")
+    image.header.extensions.append(extension)
+    nibabel.save(image, path)
+
+
+def dice_of(one: np.ndarray, other: np.ndarray) -> float:
+    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
+
+
+def evaluated(model: Path, site: SiteConfig) -> tuple[dict[tuple[str, str], float], dict]:
+    """Dice and masks (K, D, H, W) of all cases, as training and the report have them."""
+    trained = load_trained(model, None)
+    cases = prepare_cases(find_cases(site), site)
+    scores = evaluate(trained.model, cases, trained.recipe, site, Control())
+    masks = {}
+    for case in cases:
+        slices = [(case, index) for index in range(len(case.images))]
+        logits = torch.stack(list(predict(trained.model, slices, trained.recipe, site, Control())))
+        masks[case.case.key] = foreground(logits, case, trained.recipe)
+    return {(score.key, score.class_name): score.dice for score in scores}, masks
+
+
+# -------------------------------------------------------------------------------------------- NIfTI
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_a_nifti_mask_scores_what_the_evaluation_of_its_case_says(tmp_path, model, run, plane):
+    affine, shape = crooked_affine(), (17, 8, 13)
+    for name, seed in (("a", 1), ("b", 2)):
+        values = blob(shape, seed)
+        truth = np.zeros(shape, np.uint8)
+        truth[3:13, 2:7, 3:10], truth[5:9, 3:6, 5:8] = 1, 2
+        write_volume(tmp_path / f"site/images/{name}.nii.gz", values, affine)
+        write_volume(tmp_path / f"site/labels/{name}.nii.gz", truth, affine)
+    (tmp_path / "site.yml").write_text(
+        "data_root: site\nformat: nifti\nimages: images/*.nii.gz\nlabels: labels/*.nii.gz\n"
+        f"classes: {{disc: [1, 2], cup: [2]}}\nplane: {plane}\nchannels: neighbours\n"
+        "intensity: {rule: percentile, low: 2, high: 98}\ndevice: cpu\n"
+    )
+    images = tmp_path / "site/images"
+    before = {path: path.read_bytes() for path in images.iterdir()}
+    code, out, err = run(
+        *(model, images, tmp_path / "out", "--site", tmp_path / "site.yml"),
+        *("--separate", "--probabilities"),
+    )
+    assert code == 0, err
+    assert f"plane {plane}, channels neighbours, intensity percentile:2:98" in out
+    assert {path: path.read_bytes() for path in images.iterdir()} == before
+    wanted, masks = evaluated(model, SiteConfig.from_yaml(tmp_path / "site.yml"))
+    names = ["a", "b"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        f"{name}{part}.nii.gz"
+        for name in names
+        for part in ("", "_disc", "_cup", "_probability_disc", "_probability_cup")
+    )
+    threshold = Recipe.from_json(model / "recipe.json").probability_threshold
+    for name in names:
+        truth = np.asanyarray(nibabel.load(tmp_path / f"site/labels/{name}.nii.gz").dataobj)
+        source = nibabel.load(images / f"{name}.nii.gz")
+        found, likely = {}, []
+        for number, class_name in enumerate(("disc", "cup")):
+            image = nibabel.load(tmp_path / f"out/{name}_{class_name}.nii.gz")
+            found[class_name] = np.asanyarray(image.dataobj)
+            assert found[class_name].dtype == np.uint8
+            drawn = truth > number  # disc: 1 and 2, cup: 2
+            dice = dice_of(found[class_name] == 1, drawn)
+            assert dice == pytest.approx(wanted[name, class_name], abs=1e-4)
+            assert 0.02 < dice < 0.98
+            assert int(found[class_name].sum()) == int(masks[name][number].sum())
+            likely.append(
+                nibabel.load(tmp_path / f"out/{name}_probability_{class_name}.nii.gz").get_fdata()
+            )
+            np.testing.assert_array_equal(found[class_name], likely[-1] >= np.float32(threshold))
+        labels = nibabel.load(tmp_path / f"out/{name}.nii.gz")
+        both = (found["disc"] & found["cup"]).astype(bool)
+        assert both.any()  # otherwise the next lines say nothing
+        winner = np.where(likely[0] >= likely[1], 1, 2)
+        expected = np.where(both, winner, found["disc"] + 2 * found["cup"])
+        np.testing.assert_array_equal(np.asanyarray(labels.dataobj), expected)
+        assert labels.shape == source.shape
+        np.testing.assert_array_equal(labels.affine, source.affine)
+        for key in ("qform_code", "sform_code", "pixdim", "srow_x", "quatern_b", "xyzt_units"):
+            np.testing.assert_array_equal(labels.header[key], source.header[key])
+        assert labels.get_data_dtype() == np.uint8
+        assert not labels.header.extensions
+        assert b"Secret" not in labels.to_bytes()
+    assert "classes overlap" not in out  # --separate was given
+
+
+@pytest.mark.parametrize(
+    ("shape", "ending"), [((12, 16), ".nii"), ((12, 16, 1), ".nii.gz"), ((12, 16, 5, 1), ".nii")]
+)
+def test_a_volume_keeps_its_shape_and_ending(tmp_path, model, run, shape, ending):
+    source = tmp_path / f"in{ending}"
+    write_volume(source, blob(shape, 1), np.diag([1.5, 1, 2, 1]), qform=0, sform=2)
+    code, _, err = run(model, source, tmp_path / f"mask{ending}", "--device", "cpu")
+    assert code == 0, err
+    mask = nibabel.load(tmp_path / f"mask{ending}")
+    assert mask.shape == shape
+    assert (int(mask.header["qform_code"]), int(mask.header["sform_code"])) == (0, 2)
+    assert set(np.unique(mask.dataobj)) <= {0, 1, 2}
+    assert np.asanyarray(mask.dataobj).any()
+
+
+# -------------------------------------------------------------------------------------------- DICOM
+
+
+@pytest.mark.parametrize("kind", ["oblique", "sagittal", "flipped"])
+def test_a_series_gives_a_segmentation_like_its_nifti_twin(tmp_path, model, run, kind):
+    g = grid(kind, (20, 18, 6))
+    stored = stored_values(3, g.shape)
+    stored[4:14, 5:12, 1:5] += 1500
+    slices = series("a", g, stored)
+    labels = np.zeros(g.shape, bool)
+    write(tmp_path / "in/p1/SEG/1.dcm", segmentation(slices, {"x": ~labels}))  # is no image
+    for slice_ in slices:  # as programs for removing names leave it
+        del slice_.PatientBirthDate, slice_.AccessionNumber
+    write_series(tmp_path / "in/p1/T2", slices, shuffle=4)
+    twin = nibabel.Nifti1Image(true_values(stored), g.nifti_affine())
+    (tmp_path / "nifti").mkdir()
+    nibabel.save(twin, tmp_path / "nifti/a.nii")
+    options = ("--separate", "--probabilities", "--device", "cpu", "--channels", "neighbours")
+    code, out, err = run(model, tmp_path / "in", tmp_path / "out", *options)
+    assert code == 0, err
+    assert "1 of 1 images predicted" in out
+    assert run(model, tmp_path / "nifti", tmp_path / "twin", *options)[0] == 0
+
+    seg = hd.seg.segread(tmp_path / "out/p1/T2.dcm")
+    uids = [slice_.SOPInstanceUID for slice_ in slices]
+    read = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
+    for number, name in enumerate(("disc", "cup")):
+        mask = np.asanyarray(nibabel.load(tmp_path / f"twin/a_{name}.nii").dataobj)
+        assert 0 < mask.sum() < mask.size
+        np.testing.assert_array_equal(read[..., number].transpose(2, 1, 0), mask)
+        shares = nibabel.load(tmp_path / f"twin/a_probability_{name}.nii").get_fdata()
+        maps = hd.seg.segread(tmp_path / "out/p1/T2_probabilities.dcm")
+        got = maps.get_pixels_by_source_instance(
+            uids, segment_numbers=[number + 1], assert_missing_frames_are_empty=True
+        )
+        np.testing.assert_allclose(got[..., 0].transpose(2, 1, 0), shares, atol=0.5 / 255 + 1e-6)
+    described = seg.get_segment_description(2)
+    assert described.segment_label == "cup"
+    assert described.algorithm_type.value == "AUTOMATIC"
+    algorithm = described.algorithm_identification
+    assert algorithm.name == "FedFMS Kit fedmsa vit_demo"
+    digest = hashlib.sha256((model / "global_model.safetensors").read_bytes()).hexdigest()
+    assert algorithm.parameters["model_sha256"] == digest
+    assert seg.FrameOfReferenceUID == slices[0].FrameOfReferenceUID
+    assert seg.StudyInstanceUID == slices[0].StudyInstanceUID
+    assert seg.SeriesInstanceUID != slices[0].SeriesInstanceUID
+    assert seg.PatientID == "ID-a"
+
+    # and it is a label like any other: back onto the same grid by the reader for training
+    site = SiteConfig(
+        data_root=tmp_path, format="dicom", images="images/*", labels="labels/*",
+        classes={"disc": (1,), "cup": (2,)},
+    )  # fmt: skip
+    for name, value in (("disc", 1), ("cup", 1)):
+        one = tmp_path / f"out/p1/T2_{name}.dcm"
+        back = read_label(
+            one,
+            read_bytes(one, site),
+            site,
+            read_series(tmp_path / "in/p1/T2", read_bytes(tmp_path / "in/p1/T2", site), site),
+        )
+        mask = np.asanyarray(nibabel.load(tmp_path / f"twin/a_{name}.nii").dataobj)
+        np.testing.assert_array_equal(back == value, mask == 1)
+
+
+def test_nothing_found_is_an_empty_segmentation_that_can_be_read(tmp_path, model, run):
+    values = {
+        **Recipe.from_json(model / "recipe.json").to_dict(),
+        "probability_threshold": 0.999999,
+    }
+    never = tmp_path / "never"
+    never.mkdir()
+    (never / "recipe.json").write_text(Recipe.from_dict(values).to_json())
+    (never / "model.safetensors").write_bytes((model / "global_model.safetensors").read_bytes())
+    g = grid("oblique", (12, 10, 3))
+    slices = series("a", g, stored_values(3, g.shape))
+    write_series(tmp_path / "T2", slices)
+    code, out, err = run(never, tmp_path / "T2", tmp_path / "mask.dcm", "--device", "cpu")
+    assert code == 0, err
+    assert "disc 0.00 ml, cup 0.00 ml" in out
+    seg = hd.seg.segread(tmp_path / "mask.dcm")
+    read = seg.get_pixels_by_source_instance(
+        [s.SOPInstanceUID for s in slices], assert_missing_frames_are_empty=True
+    )
+    assert read.shape == (3, 10, 12, 2)
+    assert not read.any()
+
+
+# ----------------------------------------------------------------------------------------- pictures
+
+
+def test_pictures_give_pictures_of_their_size_with_label_values(tmp_path, model, run):
+    (tmp_path / "in/deep").mkdir(parents=True)
+    sizes = {"a.png": (30, 41), "b.jpg": (50, 22), "deep/c.tif": (33, 33)}
+    for name, size in sizes.items():
+        grey = np.clip(blob(size, 2) / 3, 0, 255).astype(np.uint8)
+        Image.fromarray(np.stack([grey, grey // 2, 255 - grey], axis=-1)).save(
+            tmp_path / "in" / name
+        )
+    options = ("--channels", "rgb", "--intensity", "range:0:255", "--device", "cpu")
+    code, out, err = run(model, tmp_path / "in", tmp_path / "out", *options, "--probabilities")
+    assert code == 0, err
+    assert "channels rgb, intensity range:0:255 (defaults; --site takes a site.yml)" in out
+    for name, size in sizes.items():
+        stem = (tmp_path / "out" / name).with_suffix("")
+        with Image.open(f"{stem}.png") as picture:
+            assert picture.mode == "P"  # the eye sees colours, a program the values 0, 1, 2
+            labels = np.asarray(picture)
+        assert labels.shape == size
+        maps = np.stack([
+            tifffile.imread(f"{stem}_probability_{class_name}.tif")
+            for class_name in ("disc", "cup")
+        ])  # fmt: skip
+        threshold = np.float32(Recipe.from_json(model / "recipe.json").probability_threshold)
+        expected = np.where((maps >= threshold).any(axis=0), maps.argmax(axis=0) + 1, 0)
+        np.testing.assert_array_equal(labels, expected)
+        assert labels.any()
+
+
+def test_a_palette_mask_is_a_label_file_that_training_reads(tmp_path, model, run):
+    for name in ("a", "b"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        grey = np.clip(blob((40, 40), ord(name) % 5) / 3, 0, 255).astype(np.uint8)
+        Image.fromarray(grey).save(tmp_path / f"images/{name}.png")
+    assert run(model, tmp_path / "images", tmp_path / "labels", "--device", "cpu")[0] == 0
+    site = SiteConfig(
+        data_root=tmp_path, format="image", images="images/*.png", labels="labels/*.png",
+        classes={"disc": (1,), "cup": (2,)}, device="cpu",
+    )  # fmt: skip
+    for case in prepare_cases(find_cases(site), site):
+        with Image.open(case.case.label) as picture:
+            np.testing.assert_array_equal(case.labels[0], np.asarray(picture))
+
+
+# ------------------------------------------------------------------------------- folders and errors
+
+
+def test_one_bad_file_is_named_and_the_others_are_done(tmp_path, model, run):
+    for name in ("a", "b", "c"):
+        write_volume(tmp_path / f"in/{name}.nii", blob((10, 12, 4), 1), np.eye(4))
+    bad = tmp_path / "in/b.nii"
+    bad.write_bytes(bad.read_bytes()[:700])
+    (tmp_path / "in/notes.txt").write_text("not an image")
+    code, out, err = run(model, tmp_path / "in", tmp_path / "out", "--device", "cpu")
+    assert code == 1
+    assert "2 of 3 images predicted" in out
+    assert "1 failed: b.nii" in err
+    assert "damaged or cut off" in err
+    assert "fix: copy the file from its source again" in err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii", "c.nii"]
+
+
+def test_masks_that_are_there_stay_unless_they_may_be_overwritten(tmp_path, model, run):
+    for name in ("a", "b"):
+        write_volume(tmp_path / f"in/{name}.nii", blob((10, 12, 4), 1), np.eye(4))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.nii").write_bytes(b"mine")
+    code, _, err = run(model, tmp_path / "in", tmp_path / "out", "--device", "cpu")
+    assert code == 1
+    assert "add --overwrite" in err
+    assert (tmp_path / "out/a.nii").read_bytes() == b"mine"
+    assert (tmp_path / "out/b.nii").exists()
+    assert run(model, tmp_path / "in", tmp_path / "out", "--overwrite", "--device", "cpu")[0] == 0
+    assert nibabel.load(tmp_path / "out/a.nii").shape == (10, 12, 4)
+
+
+@pytest.mark.parametrize("where", ["in", "in/deep/..", "linked"])
+def test_images_are_never_written_over(tmp_path, model, run, where):
+    write_volume(tmp_path / "in/a.nii", blob((10, 12, 4), 1), np.eye(4))
+    (tmp_path / "in/deep").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "in")
+    before = (tmp_path / "in/a.nii").read_bytes()
+    code, _, err = run(model, tmp_path / "in", tmp_path / where, "--overwrite")
+    assert code == 1
+    assert "name another OUTPUT" in err
+    assert (tmp_path / "in/a.nii").read_bytes() == before
+    code, _, err = run(model, tmp_path / "in/a.nii", tmp_path / "in/a.nii", "--overwrite")
+    assert code == 1
+    assert (tmp_path / "in/a.nii").read_bytes() == before
+
+
+def test_a_mask_never_lies_among_the_slices(tmp_path, model, run):
+    g = grid("axial", (12, 10, 3))
+    write_series(tmp_path / "T2", series("a", g, stored_values(3, g.shape)))
+    code, _, err = run(model, tmp_path / "T2", tmp_path / "T2/mask.dcm")
+    assert code == 1
+    assert "among the images" in err
+    assert len(list((tmp_path / "T2").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "output", "expected"),
+    [
+        (["a.nii.gz"], "out", ["out/a.nii.gz"]),
+        (["a.nii.gz", "p/b.NII", "p/.hidden.nii"], "out", ["out/a.nii.gz", "out/p/b.nii"]),
+        (["a.jpg", "b.tiff"], "out", ["out/a.png", "out/b.png"]),
+        (["a.png"], "in/out", ["in/out/a.png"]),
+    ],
+)
+def test_where_masks_go(tmp_path, files, output, expected):
+    for name in files:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"x")
+    items = find_items(tmp_path / "in", tmp_path / output, ("disc",))
+    got = [item.labels.relative_to(tmp_path).as_posix() for item in items]
+    assert [name.lower() for name in got] == expected
+
+
+def test_one_file_goes_to_the_file_that_is_named(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    options = {"probabilities": True, "separate": True}
+    (item,) = find_items(tmp_path / "a.jpg", tmp_path / "x/mask.png", ("disc",), **options)
+    assert [path.relative_to(tmp_path).as_posix() for path in item.outputs] == [
+        *("x/mask.png", "x/mask_probability_disc.tif", "x/mask_disc.png")
+    ]
+
+
+def test_masks_made_before_below_the_input_are_no_input(tmp_path):
+    for name in ("a.png", "out/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [item.name for item in find_items(tmp_path, tmp_path / "out", ("x",))] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("files", "code"),
+    [
+        ([], "no-input"),
+        (["in/x.txt"], "nothing-to-predict"),
+        (["in/a.png", "in/a.jpg"], "outputs-collide"),
+        (["in/a.nii", "in/a_disc.nii"], "outputs-collide"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_done(tmp_path, files, code):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ConfigError) as error:
+        find_items(tmp_path / "in", tmp_path / "out", ("disc",), separate=True)
+    assert error.value.code == code
+    assert error.value.fix
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path):
+    (tmp_path / "folder.nii").mkdir()  # a rename onto it fails
+    (tmp_path / "a.nii").write_bytes(b"old")
+    with pytest.raises(ConfigError, match="OUTPUT may be written") as error:
+        write_files([(tmp_path / "new/b.nii", b"b"), (tmp_path / "folder.nii", b"x")])
+    assert error.value.code == "cannot-write"
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--plane", "oblique", "--plane is 'oblique'"),
+        ("--channels", "blue", "use one of gray, rgb, neighbours"),
+        ("--intensity", "window", "needs center and width"),
+        ("--intensity", "range:5", "percentile:0.5:99.5"),
+        ("--intensity", "range:9:5", "set low below high"),
+        ("--device", "gpu", "device is 'gpu'"),
+        ("--device", "cuda:7", "no CUDA device here|CUDA device\\(s\\) here"),
+    ],
+)
+def test_a_wrong_option_is_told_before_anything_is_done(tmp_path, model, run, option, value, says):
+    write_volume(tmp_path / "in/a.nii", blob((10, 12, 4), 1), np.eye(4))
+    code, _, err = run(model, tmp_path / "in", tmp_path / "out", option, value)
+    assert code == 1
+    assert re.search(says, err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_says_what_goes_in_and_out(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    for word in ("INPUT", "DICOM", "--site", "--probabilities", "never"):
+        assert word in out
+
+
+def test_intensity_as_a_command_line_gives_it():
+    assert Intensity.from_text("window:40:400") == Intensity(rule="window", center=40, width=400)
+    assert Intensity.from_text("percentile") == Intensity()
+    assert Intensity.from_text("range:-100:5e2") == Intensity(rule="range", low=-100, high=500)
+
+
+def test_json_says_what_was_used_and_what_became_of_each_image(tmp_path, model, run):
+    for name in ("a", "b"):
+        write_volume(tmp_path / f"in/{name}.nii", blob((10, 12, 4), 1), np.diag([2, 2, 5, 1.0]))
+    (tmp_path / "in/b.nii").write_bytes(b"")
+    code, out, _ = run(model, tmp_path / "in", tmp_path / "out", "--json", "--device", "cpu")
+    assert code == 1
+    told = json.loads(out)
+    assert told["used"]["plane"] == "axial"
+    assert told["classes"] == ["disc", "cup"]
+    first, second = told["images"]
+    mask = np.asanyarray(nibabel.load(tmp_path / "out/a.nii").dataobj)
+    assert sum(first["pixels"]) - first["overlap"] == (mask > 0).sum()
+    assert first["millilitres"] == pytest.approx([n * 20 / 1000 for n in first["pixels"]])
+    assert second["error"]["code"] == "empty-file"
+    assert second["outputs"] == []
