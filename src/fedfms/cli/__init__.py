@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from fedfms import __version__
-from fedfms.cli import jobs, kits, local, site
+from fedfms.cli import jobs, kits, local, prepare, site
 from fedfms.cli.common import err, out
 from fedfms.errors import FedfmsError
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 for title, module in {
     "On one machine": local,
+    "Public data sets": prepare,
     "Kits: who takes part": kits,
     "A coordinator's jobs, with an admin's kit": jobs,
     "In the containers of a kit": site,
