@@ -7,6 +7,8 @@ file system's; hidden files and what macOS adds to archives (`._x`, `__MACOSX`) 
 from __future__ import annotations
 
 import contextlib
+import gzip
+import lzma
 import os
 import shutil
 import tarfile
@@ -221,8 +223,17 @@ def _unpack(path: Path, folder: Path) -> None:
         else:
             with tarfile.open(path) as packed:
                 packed.extractall(folder, filter="data")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (
+        *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile),
+        *(zlib.error, lzma.LZMAError, EOFError),
+    ) as error:
         raise truncated(path, f"{type(error).__name__}: {error}") from None
+    except OSError as error:
+        raise SiteDataError(
+            f"{path} cannot be unpacked to {folder.parent}: {error.strerror}",
+            "make room there, or unpack the archive yourself and name its folder",
+            code="cannot-unpack",
+        ) from None
 
 
 def _unreadable(path: Path, error: OSError) -> SiteDataError:

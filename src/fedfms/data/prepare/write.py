@@ -85,8 +85,8 @@ def prepare(
     Raises:
         SiteDataError: a file of the download cannot be used; the finished cases are kept for the
             next run, and no site is half written.
-        ConfigError: `output` lies in the download ("output-inside-source"), or holds another site
-            under one of the names ("output-differs").
+        ConfigError: `output` lies in the download ("output-inside-source"), holds another site
+            under one of the names ("output-differs"), or cannot be written ("output-not-writable").
     """
     output = output.resolve()
     if output == source.root or source.root in output.parents:
@@ -108,10 +108,18 @@ def prepare(
     }
     for name in there:  # a run that was stopped right after the site had appeared
         shutil.rmtree(output / UNFINISHED / f"{name}.records", ignore_errors=True)
-    made = [
-        there[plan.name] if plan.name in there else _make_site(plan, source, output, report)
-        for plan in plans
-    ]
+    try:
+        made = [
+            there[plan.name] if plan.name in there else _make_site(plan, source, output, report)
+            for plan in plans
+        ]
+    except OSError as error:  # of writing: what reading meets is an error with a name of its own
+        raise ConfigError(
+            f"{output} cannot be written: {error.strerror}",
+            "check its free space and permissions, then run the same command: finished cases are "
+            "kept",
+            code="output-not-writable",
+        ) from None
     tidy(output)
     return made
 

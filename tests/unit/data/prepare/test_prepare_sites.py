@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -120,6 +121,22 @@ def test_a_label_whose_header_is_elsewhere_gets_its_images_header(tmp_path):
     image = nibabel.load(tmp_path / "src" / "HK" / "Case01.nii.gz")
     np.testing.assert_array_equal(np.asanyarray(ours.dataobj), values)
     np.testing.assert_allclose(ours.affine, image.affine)
+
+
+def test_a_volume_that_is_not_compressed_is_compressed_without_loss(tmp_path):
+    downloads.prostate(tmp_path / "src")
+    plain = {}
+    for path in sorted((tmp_path / "src" / "HK").iterdir()):
+        plain[path.name] = gzip.decompress(path.read_bytes())
+        path.with_suffix("").write_bytes(plain[path.name])
+        path.unlink()
+    run(plan_prostate, tmp_path / "src", tmp_path / "out", only=["HK"])
+    for row in manifest(tmp_path / "out" / "HK"):
+        image, drawn = row["source_files"].split(" ; ")
+        for ours, theirs in ((row["image"], image), (row["label"], drawn)):
+            packed = (tmp_path / "out" / "HK" / ours).read_bytes()
+            assert gzip.decompress(packed) == plain[Path(theirs).name + ".gz"]
+            assert packed[3:8] == bytes(5)  # no name, and no time
 
 
 # ------------------------------------------------------------------------------------------ fundus
