@@ -304,7 +304,7 @@ class Intensity:
             f"the intensity {text!r} cannot be read",
             "write percentile:0.5:99.5, window:CENTER:WIDTH or range:LOW:HIGH",
         )
-        return _from_dict(
+        return from_dict(
             cls, {"rule": rule, **dict(zip(keys, values, strict=False))}, "the intensity"
         )
 

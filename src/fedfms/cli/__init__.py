@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from fedfms import __version__
-from fedfms.cli import export, jobs, kits, local, predict, site, study
+from fedfms.cli import export, jobs, kits, local, predict, prepare, site, study
 from fedfms.cli.common import err, out
 from fedfms.errors import FedfmsError
 
@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 for title, modules in {
     "On one machine": (local,),
-    "Data sets and studies": (study,),
+    "Data sets and studies": (prepare, study),
     "A trained model": (predict, export),
     "Kits: who takes part": (kits,),
     "A coordinator's jobs, with an admin's kit": (jobs,),
