@@ -17,7 +17,7 @@ from markupsafe import Markup
 # The colours of training.overlay, which is not imported for them: it would load torch.
 PICTURE_KEY = [("#56b4e9", "annotation"), ("#e69f00", "prediction")]
 
-SHADES = 8  # steps of a heat table: .shade-0 … .shade-7 in report.css
+SHADES = 8  # steps of a heat table: .shade-0 … .shade-7 in the style sheet of its page
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ ROLES: tuple[Role, ...] = ("train", "unseen")
 METRICS: tuple[Metric, ...] = ("dice", "iou", "hd95")
 
 FAILS_BELOW = 0.10  # Dice; a local model this far below federated training fails at that site
+FEWEST_PATIENTS = 5  # for the interval of a single site; over all sites each needs 2
 TARGET_SHARE = 0.95  # of what central training reached, where the study names no target
 
 ALL = ""  # in place of a site, class or method: over all of them
@@ -80,7 +81,7 @@ class Gap:
     role: Role  # of the sites in the federated runs
     site: str  # ALL: mean over sites, each once
     difference: float  # above 0: federated training is better
-    interval: Interval | None  # None: a site has a single patient
+    interval: Interval | None  # None: too few patients
     p: float | None  # two-sided; None for a single site, which is not tested
     p_holm: float | None
     cases: int

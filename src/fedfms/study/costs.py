@@ -248,7 +248,10 @@ def _curve_points(
 ) -> tuple[CurvePoint, ...]:
     by_round: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for group in groups:
-        at = [{point.round: point for point in learnt[name]} for name in group]
+        telling = [name for name in group if any(p.dice is not None for p in learnt[name])]
+        if not telling:
+            continue
+        at = [{point.round: point for point in learnt[name]} for name in telling]
         for number in sorted(set.intersection(*(set(points) for points in at))):
             dice = [points[number].dice for points in at]
             if (known := [value for value in dice if value is not None]) and len(known) == len(at):

@@ -32,6 +32,7 @@ from fedfms.study import figures, words
 from fedfms.study.answer import (
     ALL,
     FAILS_BELOW,
+    FEWEST_PATIENTS,
     Answer,
     Communication,
     Gap,
@@ -73,10 +74,6 @@ LIMITS = [
 _MEASURE = (
     "A site's score is the mean over its cases, then over the classes; 3-D for volumes, at the "
     "images' own resolution; Dice and IoU in [0, 1]."
-)
-_SCORES_NOTE = (
-    "Mean over folds, then mean ± sample standard deviation over seeds. The last columns take each "
-    "site once. Number of cases below a site's name. "
 )
 _ROLE_NOTES: dict[Role, str] = {
     "train": "Only validation cases: no run trained on them. One site alone: the model that this "
@@ -257,11 +254,15 @@ def _tiles(found: Answer) -> list[Tile]:
         for role, where in (("unseen", "unseen sites"), ("train", "training sites")):
             line = found.line(method, "federated", role)  # type: ignore[arg-type]
             if line is not None:
-                others = [
-                    f"{words.REGIMES[regime]} {shown.score(other.mean.value)}"
-                    for regime in ("central", "local")
-                    if (other := found.line(method, regime, role))  # type: ignore[arg-type]
-                ]
+                others = []
+                for regime in ("central", "local"):
+                    other = found.line(method, regime, role)  # type: ignore[arg-type]
+                    if other is not None:
+                        same = set(other.sites) == set(line.sites)
+                        over = "" if same else f" over {shown.numerals(len(other.sites), 'site')}"
+                        others.append(
+                            f"{words.REGIMES[regime]} {shown.score(other.mean.value)}{over}"
+                        )
                 sites = f"mean of {shown.numerals(len(line.sites), 'site')}"
                 tiles.append(
                     Tile(
@@ -343,7 +344,7 @@ def _scores(found: Answer, role: Role, metric: Metric) -> Table | None:
                 Cell(_plain_score(worst, metric, line.unit), small=line.worst or ""),
             ]
         )
-    note = _SCORES_NOTE + _ROLE_NOTES[role] if metric == "dice" else ""
+    note = _how_averaged(found) + _ROLE_NOTES[role] if metric == "dice" else ""
     if metric == "hd95" and role == "unseen":
         note = (
             "Scores, cases and spread as in the tables of Dice. HD95 is the 95th percentile of the "
@@ -370,6 +371,17 @@ def _scores(found: Answer, role: Role, metric: Metric) -> Table | None:
         rows,
         note=note,
     )
+
+
+def _how_averaged(found: Answer) -> str:
+    seeds = len(found.study.seeds)
+    spread = (
+        "There is one seed, so no spread over seeds."
+        if seeds == 1
+        else f"Mean over folds, then mean ± sample standard deviation over {seeds} seeds, or over "
+        "as many as are named."
+    )
+    return f"{spread} The last columns take each site once. Cases are counted below a site's name. "
 
 
 def _score(found: Answer, score: Score | None, metric: Metric, unit: str) -> Cell:
@@ -476,10 +488,10 @@ def _gap_tables(found: Answer) -> list[Table]:
             "classes, folds and seeds, then as mean over sites, each once; so intervals and p "
             "values speak of other patients of these sites, who count as independent, and not of "
             "other seeds, folds or sites. Interval: percentile bootstrap, "
-            f"{shown.count(RESAMPLES)} times, seeded, patients drawn within each site; none where "
-            "a site has a single patient. p: two-sided Wilcoxon signed-rank test over the patients "
-            "of all sites, each patient once and zero differences left out. Holm: corrected for "
-            f"the {tested} tests of this table.",
+            f"{shown.count(RESAMPLES)} times, seeded, patients drawn within each site; with few "
+            "patients a site it is too narrow, and with a single one there is none. p: two-sided "
+            "Wilcoxon signed-rank test over the patients of all sites, each patient once and zero "
+            f"differences left out. Holm: corrected for the {tested} tests of this table.",
         )
     ]
     by_site = [
@@ -490,8 +502,9 @@ def _gap_tables(found: Answer) -> list[Table]:
     ]
     return tables + _with_note(
         by_site,
-        "Difference of Dice with its 95 % interval; not tested. A star: the interval excludes 0. "
-        "Other sites alone: mean over their models.",
+        "Difference of Dice with its 95 % interval, for which a site needs "
+        f"{FEWEST_PATIENTS} patients; not tested. A star: the interval excludes 0. Other sites "
+        "alone: mean over their models.",
     )
 
 

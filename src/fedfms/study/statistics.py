@@ -72,6 +72,7 @@ def site_balanced_mean(sites: Mapping[str, Sequence[PatientDifference]]) -> floa
 def bootstrap_interval(
     sites: Mapping[str, Sequence[PatientDifference]],
     *,
+    fewest: int = 2,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
     seed: int = 0,
@@ -85,14 +86,16 @@ def bootstrap_interval(
 
     Args:
         sites: the patients of each site; sites without patients do not count.
+        fewest: patients that each site has to have, 2 or more: of a single one nothing can be said
+            about how another would have come out. With n patients a site the interval is too narrow
+            by a factor of about sqrt((n - 1) / n).
         seed: of NumPy's default generator; the same patients give the same interval.
 
     Returns:
-        None without patients, or where a site has a single one: nothing can be said about how
-        another patient of that site would have come out.
+        None without patients, or where a site has fewer than `fewest`.
     """
     strata = [patients for _, patients in sorted(sites.items()) if patients]
-    if not strata or any(len(patients) < 2 for patients in strata):
+    if not strata or any(len(patients) < max(2, fewest) for patients in strata):
         return None
     generator = np.random.default_rng(seed)
     means = np.zeros(resamples)

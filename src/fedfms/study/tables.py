@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from fedfms.study import costs
 from fedfms.study.answer import (
     ALL,
+    FEWEST_PATIENTS,
     METRICS,
     ROLES,
     Answer,
@@ -378,7 +379,7 @@ def _gap(cases: _Cases, comparison: _Comparison, sites: Sequence[str]) -> dict[s
         "other": comparison.other,
         "role": comparison.role,
         "difference": site_balanced_mean(by_site),
-        "interval": bootstrap_interval(by_site),
+        "interval": bootstrap_interval(by_site, fewest=2 if len(sites) > 1 else FEWEST_PATIENTS),
         "p": signed_rank_p([patient.mean for patient in patients]),
         "cases": sum(patient.cases for patient in patients),
         "patients": len(patients),

@@ -112,14 +112,23 @@ def verdicts(answer: Answer) -> dict[str, list[str]]:
 
 def _reached(answer: Answer, name: str) -> Iterator[str]:
     parts = []
+    lines = {
+        (regime, role): line
+        for regime in answer.study.regimes
+        for role in ROLES
+        if (line := answer.line(name, regime, role))  # type: ignore[arg-type]
+    }
     for regime in answer.study.regimes:
         scores = []
-        for role in ("train", "unseen"):
-            line = answer.line(name, regime, role)  # type: ignore[arg-type]
+        for role in ROLES:
+            line = lines.get((regime, role))
             if line is not None:
                 where = "at its training sites" if role == "train" else "at unseen sites"
                 if regime == "local":
                     where = "at its own site" if role == "train" else "at the other sites"
+                alike = {frozenset(x.sites) for (_, r), x in lines.items() if r == role}
+                if len(alike) > 1:  # a mean over other sites is no comparison
+                    where += f" ({words.numerals(len(line.sites), 'site')})"
                 scores.append(f"{words.score(line.mean.value)} {where}")
         if scores:
             parts.append(f"{REGIMES.get(regime, regime)}: {' and '.join(scores)}")
@@ -238,10 +247,11 @@ def _difference(gap: Gap) -> str:
 
 def _evidence(gap: Gap) -> str:
     patients = words.numerals(gap.patients, "patient")
+    p = "" if gap.p_holm is None else f"p {p_value(gap.p_holm)} after Holm; "
     if gap.interval is None:
-        return f"no interval, {patients}"
+        return f"no interval; {p}{patients}"
     zero = "excludes" if gap.interval.excludes_zero else "includes"
-    return f"95 % interval {interval(gap.interval)}, which {zero} 0; {patients}"
+    return f"95 % interval {interval(gap.interval)}, which {zero} 0; {p}{patients}"
 
 
 def _sites(gaps: Sequence[Gap]) -> str:

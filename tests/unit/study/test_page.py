@@ -427,6 +427,24 @@ def test_an_incomplete_study_says_so_and_shows_what_there_is(tmp_path):
     assert "There is no target Dice" in page.text
 
 
+def test_means_over_other_sites_are_told_apart(tmp_path):
+    folder = write(
+        tmp_path / "s",
+        methods=("fedmsa",),
+        regimes=("federated", "central"),
+        unfinished=lambda key: key.regime == "federated" and key.holdout == "site-3",
+        pictures=(),
+    )
+    page = read(folder)
+    assert re.search(
+        r"federated: 0\.\d+ at its training sites and 0\.\d+ at unseen sites \(3 sites", page.text
+    )
+    assert re.search(
+        r"centralized: 0\.\d+ at its training sites and 0\.\d+ at unseen sites \(4 sites", page.text
+    )
+    assert re.search(r"centralized 0\.\d+ over 4 sites; mean of 3 sites", page.text)
+
+
 def test_a_complete_study_gives_no_notice(folder, page):
     assert ("p", "class", "notice") not in page.attributes
 

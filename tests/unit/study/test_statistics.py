@@ -81,6 +81,9 @@ def test_interval_is_the_same_again_and_in_any_order_of_sites():
 def test_a_site_with_one_patient_gives_no_interval():
     assert bootstrap_interval({"a": patients([0.1, 0.2]), "b": patients([0.1])}) is None
     assert bootstrap_interval({}) is None
+    five = {"a": patients([0.1, 0.2, 0.3, 0.4, 0.5])}
+    assert bootstrap_interval(five, fewest=5) == bootstrap_interval(five)
+    assert bootstrap_interval(five, fewest=6) is None
 
 
 def test_chunks_do_not_change_the_size_of_what_is_drawn(monkeypatch):

@@ -228,6 +228,8 @@ def test_a_site_with_empty_cases_only_has_no_score_and_leaves_the_others_alone(t
     assert counted["site-1", "unseen"].without_value == 0
     assert not any(gap.site == "site-2" for gap in empty.gaps)
     assert all(gap.sites == 3 for gap in empty.gaps if gap.site == ALL)
+    curves = {(curve.method, curve.regime): curve for curve in empty.curves}
+    assert all(len(curves[way].points) == 6 for way in WAYS)  # of the sites that have a score
 
 
 # ------------------------------------------------------------------------------------------ gaps
@@ -432,6 +434,9 @@ def test_a_site_with_one_patient_has_a_difference_without_interval(tmp_path):
     assert gap.patients == 1 and gap.interval is None
     assert the_gap(found, "fedmsa", "central", "unseen").interval is None
     assert the_gap(found, "fedmsa", "central", "unseen", "site-1").interval is not None
+    assert the_gap(found, "fedmsa", "central", "unseen", "site-1").patients == 7
+    few = the_gap(found, "fedmsa", "central", "train", "site-1")
+    assert few.patients < 5 and few.interval is None
 
 
 # ----------------------------------------------------------------------------------------- local
