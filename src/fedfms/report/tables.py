@@ -89,7 +89,15 @@ def read_rounds(path: Path) -> tuple[RoundRow, ...]:
 
 def write_evaluation(path: Path, rows: Sequence[EvaluationRow]) -> None:
     """Write evaluation.csv, in the same manner as rounds.csv."""
-    names = [f.name for f in dataclasses.fields(EvaluationRow)]
+    write_rows(path, EvaluationRow, rows)
+
+
+def write_rows(path: Path, kind: type[Any], rows: Sequence[Any]) -> None:
+    """Write dataclass rows, a column for each field; numbers with all their digits.
+
+    A field class_name becomes the column class; what has no value (None, NaN) is left empty.
+    """
+    names = [f.name for f in dataclasses.fields(kind)]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow("class" if name == "class_name" else name for name in names)
@@ -108,7 +116,7 @@ def read_evaluation(path: Path) -> tuple[EvaluationRow, ...]:
 
 
 def _cell(value: Any) -> Any:
-    if value is None:
+    if value is None or value != value:  # NaN is the one value that is not itself
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -6,13 +6,14 @@ import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from fedfms.config import SiteConfig
 from fedfms.data.manifest import Split, find_cases
 from fedfms.errors import SiteDataError
 from fedfms.files import file_sha256
+from fedfms.report.tables import write_rows
 from fedfms.sites import Site
 from fedfms.study.record import SiteFacts
 
@@ -93,11 +94,7 @@ def manifest_sha256(rows: Sequence[ManifestRow]) -> str:
 
 def write_manifest(path: Path, rows: Mapping[str, Sequence[ManifestRow]]) -> None:
     """Write manifest.csv with the cases of all sites."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(field.name for field in fields(ManifestRow))
-        for site in sorted(rows):
-            writer.writerows(astuple(row) for row in rows[site])
+    write_rows(path, ManifestRow, [row for site in sorted(rows) for row in rows[site]])
 
 
 def read_manifest(path: Path) -> dict[str, list[ManifestRow]]:

@@ -23,14 +23,13 @@ import csv
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedfms.errors import FederationError
-from fedfms.report.tables import RoundRow, read_rounds
+from fedfms.report.tables import RoundRow, read_rounds, write_rows
 
 Regime = Literal["federated", "central", "local"]
 Engine = Literal["flare", "loop"]
@@ -206,12 +205,7 @@ _NUMBERS = ("dice", "iou", "hd95", "dice_slice", "iou_slice")
 
 def write_scores(path: Path, rows: Sequence[ScoreRow]) -> None:
     """Write scores.csv; numbers with all their digits, empty where there is no value."""
-    names = [f.name for f in dataclasses.fields(ScoreRow)]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow("class" if name == "class_name" else name for name in names)
-        for row in rows:
-            writer.writerow(_cell(getattr(row, name)) for name in names)
+    write_rows(path, ScoreRow, rows)
 
 
 def read_scores(path: Path) -> tuple[ScoreRow, ...]:
@@ -222,14 +216,6 @@ def read_scores(path: Path) -> tuple[ScoreRow, ...]:
     """
     with path.open(encoding="utf-8", newline="") as file:
         return tuple(_score_row(cells) for cells in csv.DictReader(file))
-
-
-def _cell(value: Any) -> Any:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return repr(value) if isinstance(value, float) else value
 
 
 def _score_row(cells: Mapping[str, str]) -> ScoreRow:
