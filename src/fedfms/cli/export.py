@@ -73,7 +73,9 @@ def export(
         return
     for file in done.files:
         out.print(f"{escape(str(file.path))}  {_size(file.size_bytes)}  SHA-256 {file.sha256}")
-    if done.largest_difference is not None:
+    if done.largest_difference == 0.0:
+        out.print("checked: its logits are exactly PyTorch's")
+    elif done.largest_difference is not None:
         out.print(f"checked: logits differ from PyTorch's by at most {done.largest_difference:.1g}")
     for note in done.notes:
         out.print(escape(f"- {note}"))

@@ -60,11 +60,13 @@ def require_room(output: Path, size_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def whole_or_nothing(output: Path) -> Iterator[Path]:
+def whole_or_nothing(output: Path, *, folder: bool) -> Iterator[Path]:
     """An empty folder beside `output` to write into; moved into place if nothing is raised.
 
-    A file of the output's own name becomes `output`, and the other files come to lie beside it,
-    before it. Where there is none, the folder itself becomes `output`.
+    Args:
+        output: the file or folder that is to be there in the end.
+        folder: whether the folder itself becomes `output`. Otherwise the file of the output's own
+            name does, and before it the other files come to lie beside it.
 
     Raises:
         ConfigError: "cannot-write"; the folder is not writable, or the disk is full.
@@ -73,7 +75,14 @@ def whole_or_nothing(output: Path) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
         yield part
-        _move(part, output)
+        for file in part.rglob("*"):
+            if file.is_file():
+                _to_disk(file)  # else a power cut after the rename could leave an empty file
+        if folder:
+            _replace_folder(part, output)
+        else:
+            for file in sorted(part.iterdir(), key=lambda path: path.name == output.name):
+                file.replace(output.with_name(file.name))
     except OSError as error:
         raise ConfigError(
             f"{output} cannot be written: {error.strerror or error}",
@@ -84,16 +93,21 @@ def whole_or_nothing(output: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _move(part: Path, output: Path) -> None:
-    model = part / output.name
-    if model.is_file():
-        for file in sorted(part.iterdir()):
-            if file != model:
-                file.replace(output.with_name(file.name))
-        model.replace(output)
-        return
+def _to_disk(file: Path) -> None:
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
+
+
+def _replace_folder(part: Path, output: Path) -> None:
+    """Give a folder its place; what was there comes back if that fails."""
     old = part.with_suffix(".old")
-    if output.exists():
-        output.rename(old)
-    part.rename(output)
+    if not output.exists():
+        part.rename(output)
+        return
+    output.rename(old)
+    try:
+        part.rename(output)
+    except BaseException:
+        old.rename(output)
+        raise
     shutil.rmtree(old, ignore_errors=True)

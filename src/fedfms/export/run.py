@@ -86,7 +86,7 @@ def export_model(
     require_room(output, 2 * network_bytes + 2**20)  # TorchScript is written twice
     notes: tuple[str, ...]
     difference: float | None = None
-    with whole_or_nothing(output) as part:
+    with whole_or_nothing(output, folder=kind == "bundle") as part:
         if kind == "sam":
             notes = write_sam(trained, part / output.name)
         elif kind == "fedfms":

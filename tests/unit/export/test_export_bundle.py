@@ -28,6 +28,7 @@ from fedfms.data.formats import read_label
 from fedfms.data.manifest import Case, find_cases
 from fedfms.data.synthetic import write_phantom_site
 from fedfms.errors import ConfigError
+from fedfms.export.bundle import LARGEST_DIFFERENCE, _difference, default_site
 from fedfms.export.run import export_model
 from fedfms.models.trained import load_trained
 from fedfms.training.evaluate import foreground, predict
@@ -311,6 +312,17 @@ def test_the_network_file_names_no_path_and_fixes_no_device(tmp_path, results):
     }
     # tables of positions are indexed by numbers made on the processor, which a GPU accepts
     assert uses <= {"aten::arange", "aten::cpu", "aten::to"}, uses
+
+
+def test_the_check_before_it_is_handed_over_sees_another_network(tmp_path, results):
+    source = results()
+    export_model(source, tmp_path / "bundle", "bundle")
+    trained = load_trained(source, None)
+    file, site = tmp_path / "bundle/models/model.ts", default_site(trained.recipe)
+    assert _difference(file, trained, site) == 0.0
+    with torch.no_grad():
+        trained.model.mask_decoder.mask_tokens.weight[0] += 0.01
+    assert _difference(file, trained, site) > LARGEST_DIFFERENCE
 
 
 def test_what_the_site_did_is_written_down(tmp_path, results):

@@ -77,6 +77,20 @@ def test_the_next_command_of_an_onnx_file_runs(tmp_path) -> None:
     assert "fedfms_recipe" in printed.stdout
 
 
+def test_a_bundle_comes_with_the_command_that_runs_it(run: Run, results, tmp_path) -> None:
+    output = tmp_path / "a bundle"
+    code, out, _ = run("export", results(), output, "--as", "bundle")
+    assert code == 0
+    assert "checked: its logits are exactly PyTorch's" in out
+    network = output / "models/model.ts"
+    assert out.splitlines()[0].startswith(f"{network}  ")  # the network first
+    assert sha256(network) in out.splitlines()[0]
+    (line,) = [line for line in out.splitlines() if line.startswith("next: ")]
+    words = shlex.split(line)
+    for option in ("--bundle_root", "--config_file", "--meta_file"):
+        assert Path(words[words.index(option) + 1]).exists()
+
+
 def test_json_for_scripts(run: Run, results, tmp_path) -> None:
     output = tmp_path / "model.safetensors"
     code, out, _ = run("export", results(), output, "--as", "fedfms", "--json")

@@ -63,7 +63,7 @@ def test_a_failure_leaves_the_old_export_and_nothing_half_written(tmp_path, fail
     output = tmp_path / "model.onnx"
     output.write_text("old")
     expected = ConfigError if isinstance(failure, OSError) else KeyboardInterrupt
-    with pytest.raises(expected) as error, whole_or_nothing(output) as part:
+    with pytest.raises(expected) as error, whole_or_nothing(output, folder=False) as part:
         (part / "model.onnx").write_text("half")
         raise failure
     if expected is ConfigError:
@@ -71,6 +71,18 @@ def test_a_failure_leaves_the_old_export_and_nothing_half_written(tmp_path, fail
         assert "df -h" in error.value.fix
     assert tree(tmp_path) == {"model.onnx"}
     assert output.read_text() == "old"
+
+
+def test_a_folder_takes_its_place_whatever_its_name_and_comes_back_when_that_fails(tmp_path):
+    output = tmp_path / "LICENSE"  # also the name of a file in it
+    for text in ("first", "second"):
+        with whole_or_nothing(output, folder=True) as part:
+            (part / "LICENSE").write_text(text)
+        assert tree(tmp_path) == {"LICENSE", "LICENSE/LICENSE"}
+    with pytest.raises(ConfigError), whole_or_nothing(output, folder=True) as part:
+        part.rename(tmp_path / "taken-away")  # so that it cannot be renamed to its place
+    assert (output / "LICENSE").read_text() == "second"
+    assert tree(tmp_path) == {"LICENSE", "LICENSE/LICENSE", "taken-away"}
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path, results):
