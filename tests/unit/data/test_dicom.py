@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import highdicom as hd
+import nibabel
 import numpy as np
 import pytest
+from contourpy import contour_generator
 from dicom_files import (
+    Grid,
     box,
     drawing,
     ds,
@@ -199,6 +202,51 @@ def test_a_label_may_be_a_folder_with_one_file(tmp_path):
     assert all((case.labels == 1).sum() == 7 * 7 * 4 - 2 * 2 * 2 for case in cases)
     (tmp_path / "data/c0/SEG/1-2.dcm").write_bytes(b"x")
     assert error_of(site).code == "several-labels"
+
+
+@pytest.mark.parametrize("label", ["seg", "rtstruct"])
+def test_real_volumes_written_as_dicom_are_read_as_their_nifti_files(tmp_path, shared_data, label):
+    """Three volumes of the hippocampus; contourpy draws the outlines around their real labels."""
+    folder = shared_data / "hippocampus" / "scanner-a"
+    files = sorted((folder / "images").glob("*.nii.gz"))[:3]
+    assert len(files) == 3
+    for path in files:
+        image = nibabel.load(path)
+        drawn = np.asanyarray(nibabel.load(folder / "labels" / path.name).dataobj)
+        np.testing.assert_array_equal(np.abs(image.affine[:3, :3]), np.eye(3))
+        name, origin = path.name[:-7], image.affine[:3, 3] * [-1, -1, 1]
+        right, back = np.array([-1.0, 0, 0]), np.array([0.0, -1, 0])  # RAS axes in LPS
+        g = Grid(image.shape, right, back, 1.0, 1.0, 1.0, tuple(origin))
+        values = np.asanyarray(image.dataobj).astype(np.uint16)
+        slices = series(name, g, values, slopes=(1, 1, 1), intercepts=(0, 0, 0))
+        write_series(tmp_path / "images" / name, slices)
+        masks = {"anterior": drawn == 1, "posterior": drawn == 2}
+        if label == "seg":
+            write(tmp_path / f"labels/{name}.dcm", segmentation(slices, masks))
+        else:
+            outlines = {
+                (number, part): [
+                    (k, line - 1)
+                    for k in range(g.shape[2])
+                    for line in contour_generator(z=np.pad(mask[..., k], 1).T.astype(float)).lines(
+                        0.5
+                    )
+                ]
+                for number, (part, mask) in enumerate(masks.items(), start=1)
+            }
+            write(tmp_path / f"labels/{name}.dcm", structure_set(g, slices, outlines))
+    classes = {"hippocampus": (1, 2)}
+    one = dicom_site(tmp_path, classes=classes, plane="sagittal")
+    other = site_config(folder, classes=classes, plane="sagittal")
+    wanted = {case.key: case for case in find_cases(other)}
+    got = prepare_cases(find_cases(one), one)
+    assert len(got) == 3
+    for case in got:
+        (twin,) = prepare_cases([wanted[case.case.key]], other)
+        np.testing.assert_array_equal(case.images, twin.images)
+        np.testing.assert_array_equal(case.labels, twin.labels)
+        assert (case.labels > 0).sum() > 1000
+        assert case.spacing == twin.spacing
 
 
 # ----------------------------------------------------------------------------------------- labels
