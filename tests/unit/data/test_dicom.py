@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import highdicom as hd
 import nibabel
 import numpy as np
 import pytest
+import torch
 from contourpy import contour_generator
 from dicom_files import (
     Grid,
@@ -30,8 +32,10 @@ from dicom_files import (
     write_series,
     write_twin,
 )
+from PIL import Image
 from pydicom import Dataset, dcmread
-from pydicom.uid import JPEGLosslessSV1, JPEGLSLossless, RLELossless
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 from site_files import recipe, site_config
 
 from fedfms.config import ConfigError, SiteConfig
@@ -43,6 +47,14 @@ from fedfms.data.manifest import find_cases
 from fedfms.errors import SiteDataError
 
 CLASSES = {"prostate": (1, 2), "lesion": (2,)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def dicom_site(root: Path, **changes: object) -> SiteConfig:
@@ -164,13 +176,24 @@ def test_a_single_slice_lies_as_thick_as_its_header_says(tmp_path):
     assert stored.spacing == pytest.approx((2.0, 0.9, 0.7))
 
 
-@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless], ids=lambda uid: uid.name[:7])
+@pytest.mark.parametrize(
+    "syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless], ids=lambda uid: uid.name[:9]
+)
 def test_compressed_slices_are_decoded_exactly(tmp_path, syntax):
     g = grid("oblique")
     stored = stored_values(5, g.shape)
     slices = series("a", g, stored)
     for slice_ in slices:
-        slice_.compress(syntax, generate_instance_uid=False)
+        if syntax == JPEG2000Lossless:  # pydicom cannot write it, Pillow can
+            buffer = io.BytesIO()
+            Image.fromarray(slice_.pixel_array).save(
+                buffer, "JPEG2000", irreversible=False, no_jp2=True
+            )
+            slice_.file_meta.TransferSyntaxUID = syntax
+            slice_.PixelData = encapsulate([buffer.getvalue()])
+            slice_["PixelData"].VR = "OB"
+        else:
+            slice_.compress(syntax, generate_instance_uid=False)
     write_series(tmp_path / "images/a", slices)
     site = dicom_site(tmp_path)
     got = read_series(tmp_path / "images/a", read_bytes(tmp_path / "images/a", site), site)
@@ -424,6 +447,25 @@ def test_names_from_yaml_are_read_as_they_stand(tmp_path):
     site = SiteConfig.from_yaml(tmp_path / "site.yml", tmp_path)
     assert site.label_names == {1: ("Prostate",), 0: ("*",)}
     assert site.overlap == "highest"
+
+
+def test_a_nifti_label_in_the_axes_of_dicom_lies_elsewhere(tmp_path):
+    """The usual mistake of a script: LPS written as if it were RAS."""
+    for number in range(2):
+        write_case(tmp_path, f"c{number}", grid("oblique"), seed=number, label="nifti")
+    path = tmp_path / "labels/c1.nii.gz"
+    image = nibabel.load(path)
+    turned = np.diag([-1.0, -1, 1, 1]) @ image.affine
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj), turned), path)
+    site = dicom_site(tmp_path, labels="labels/*.nii.gz")
+    assert error_of(site).code == "geometry-differs"
+
+
+def test_colours_are_not_asked_of_a_series(tmp_path):
+    site = dataclasses.replace(write_site(tmp_path), channels="rgb")
+    (finding,) = check_data(site)
+    assert finding.code == "rgb-of-a-volume"
+    assert "DICOM slices have one grey channel" in finding.problem
 
 
 # --------------------------------------------------------------------------------------- patients
@@ -794,7 +836,7 @@ def test_odd_headers_are_read_without_a_word_about_the_patient(tmp_path, caplog,
 
 
 TRAIN = """
-import logging, sys
+import logging, socket, sys
 from pathlib import Path
 logging.basicConfig(level=logging.INFO)
 from fedfms.trainer.__main__ import refuse_networks
@@ -803,14 +845,14 @@ from fedfms.config import BACKBONES, Recipe, SiteConfig
 from fedfms.control import Control
 from fedfms.data.check import check_data
 from fedfms.trainer.local import train_local
-site = SiteConfig.from_yaml(Path(sys.argv[1]))
-assert not [f for f in check_data(site, ["prostate", "lesion"]) if f.severity == "error"]
 recipe = Recipe(method="fedmsa", backbone="vit_demo", rounds=1, image_size=64,
                 backbone_sha256=BACKBONES["vit_demo"].sha256, classes=("prostate", "lesion"))
 def show(done):
     print(done.rounds_trained, done.loss, [m.mean for m in done.metrics if m.metric == "dice"])
-train_local(recipe, site, checkpoints=None, output=None, control=Control(), on_round=show)
-import socket
+for name in sys.argv[1:]:
+    site = SiteConfig.from_yaml(Path(name))
+    assert not [f for f in check_data(site, ["prostate", "lesion"]) if f.severity == "error"]
+    train_local(recipe, site, checkpoints=None, output=None, control=Control(), on_round=show)
 try:
     socket.socket()
 except PermissionError:
@@ -819,8 +861,8 @@ except PermissionError:
 
 
 def test_a_round_from_dicom_in_a_process_without_sockets_is_that_of_its_nifti_twin(tmp_path):
-    said = {}
-    for kind in ("seg", "rtstruct", "twin"):
+    kinds = ("seg", "rtstruct", "twin")
+    for kind in kinds:
         for number in range(4):
             name, g = f"c{number}", grid("oblique")
             if kind == "twin":
@@ -834,18 +876,19 @@ def test_a_round_from_dicom_in_a_process_without_sockets_is_that_of_its_nifti_tw
             "classes: {prostate: [1, 2], lesion: [2]}\nmin_cases: 1\ndevice: cpu\nthreads: 1\n"
             "patient: (c.)\n"
         )
-        run = subprocess.run(
-            [sys.executable, "-c", TRAIN, str(tmp_path / kind / "site.yml")],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        assert run.returncode == 0, run.stderr
-        for name in ("Secret", "ID-c", "c1"):
-            assert name not in run.stderr
-        said[kind] = run.stdout.splitlines()
-    assert said["seg"] == said["rtstruct"] == said["twin"]
-    assert said["seg"][-1] == "no sockets"
-    before, after = (float(line.split()[2].strip("[],")) for line in said["seg"][:2])
+    run = subprocess.run(
+        [sys.executable, "-c", TRAIN, *(str(tmp_path / kind / "site.yml") for kind in kinds)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    for name in ("Secret", "ID-c", "c1"):
+        assert name not in run.stderr
+    *rounds, last = run.stdout.splitlines()
+    assert last == "no sockets"
+    assert len(rounds) == 6
+    assert rounds[:2] == rounds[2:4] == rounds[4:]
+    before, after = (float(line.split()[2].strip("[],")) for line in rounds[:2])
     assert after > before  # Dice of the prostate; there is something to learn from
