@@ -35,7 +35,13 @@ from dicom_files import (
 from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
+from pydicom.uid import (
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    MediaStorageDirectoryStorage,
+    RLELossless,
+)
 from site_files import recipe, site_config
 
 from fedfms.config import ConfigError, SiteConfig
@@ -208,6 +214,9 @@ def test_what_lies_beside_the_images_is_passed_over(tmp_path):
         (tmp_path / f"images/{name}/.DS_Store").write_bytes(b"x")
         (tmp_path / f"images/{name}/Thumbs.db").write_bytes(b"x")
         (tmp_path / f"images/{name}/more").mkdir()
+        index = dcmread(tmp_path / f"images/{name}/IM0000", stop_before_pixels=True)
+        index.SOPClassUID = index.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+        write(tmp_path / f"images/{name}/DICOMDIR", index)
     site = dicom_site(tmp_path, labels="images/*/seg.dcm", images="images/*")
     assert [f.code for f in check_data(site) if f.severity == "error"] == []
     assert prepare_cases(find_cases(site), site)[0].images.shape == (7, 12, 14)
