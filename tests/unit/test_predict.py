@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -286,16 +287,21 @@ def test_a_series_gives_a_segmentation_like_its_nifti_twin(tmp_path, model, run,
         data_root=tmp_path, format="dicom", images="images/*", labels="labels/*",
         classes={"disc": (1,), "cup": (2,)},
     )  # fmt: skip
-    for name, value in (("disc", 1), ("cup", 1)):
+    folder, whole = tmp_path / "in/p1/T2", tmp_path / "out/p1/T2.dcm"
+    source = read_series(folder, read_bytes(folder, site), site)
+    masks = [
+        np.asanyarray(nibabel.load(tmp_path / f"twin/a_{name}.nii").dataobj) == 1
+        for name in ("disc", "cup")
+    ]
+    for name, mask in zip(("disc", "cup"), masks, strict=True):
         one = tmp_path / f"out/p1/T2_{name}.dcm"
-        back = read_label(
-            one,
-            read_bytes(one, site),
-            site,
-            read_series(tmp_path / "in/p1/T2", read_bytes(tmp_path / "in/p1/T2", site), site),
+        np.testing.assert_array_equal(
+            read_label(one, read_bytes(one, site), site, source) == 1, mask
         )
-        mask = np.asanyarray(nibabel.load(tmp_path / f"twin/a_{name}.nii").dataobj)
-        np.testing.assert_array_equal(back == value, mask == 1)
+    assert (masks[0] & masks[1]).any()
+    higher = dataclasses.replace(site, overlap="highest")
+    back = read_label(whole, read_bytes(whole, higher), higher, source)
+    np.testing.assert_array_equal(back, np.where(masks[1], 2, np.where(masks[0], 1, 0)))
 
 
 def test_nothing_found_is_an_empty_segmentation_that_can_be_read(tmp_path, model, run):
