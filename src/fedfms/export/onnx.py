@@ -123,7 +123,7 @@ def _graph(model: SamSegmenter, image_size: int) -> Any:
 
 def _difference(file: Path, model: SamSegmenter, image_size: int) -> float:
     """Largest difference of a logit between the file and the network, on one random picture."""
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     generator = torch.Generator().manual_seed(0)
     picture = torch.randn(1, 3, image_size, image_size, generator=generator)
