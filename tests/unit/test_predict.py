@@ -33,14 +33,14 @@ from dicom_files import (
 from fedfms.cli import main
 from fedfms.config import BACKBONES, ConfigError, Intensity, Recipe, SiteConfig
 from fedfms.control import Control
+from fedfms.data.content import read_bytes
 from fedfms.data.dataset import prepare_cases
 from fedfms.data.dicom import read_label, read_series
-from fedfms.data.formats import read_bytes
 from fedfms.data.manifest import find_cases
 from fedfms.exchange.payload import read_travelling, save_tensors
+from fedfms.exchange.trained import load_trained
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
-from fedfms.models.trained import load_trained
 from fedfms.predict.find import find_items
 from fedfms.predict.write import write_files
 from fedfms.training.evaluate import evaluate, foreground, predict

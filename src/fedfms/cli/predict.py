@@ -68,7 +68,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Write the masks that a trained model finds in images; the images are never changed."""
-    from fedfms.models.trained import load_trained
+    from fedfms.exchange.trained import load_trained
     from fedfms.predict.find import find_items
     from fedfms.predict.run import origin_of, predict_items, site_for_prediction
     from fedfms.training.device import torch_device

@@ -15,6 +15,7 @@ import numpy as np
 
 from fedfms.config import SiteConfig
 from fedfms.control import Control
+from fedfms.data.content import Content, read_bytes
 from fedfms.data.dataset import (
     PreparedCase,
     Summary,
@@ -23,7 +24,7 @@ from fedfms.data.dataset import (
     summarize,
     unknown_classes,
 )
-from fedfms.data.formats import Content, Stored, read_bytes, read_image, read_label
+from fedfms.data.formats import Stored, read_image, read_label
 from fedfms.data.manifest import Case, scan, several_files_a_patient
 from fedfms.errors import SiteDataError
 

@@ -30,7 +30,8 @@ from torch.utils.data import Dataset
 
 from fedfms.config import Recipe, SiteConfig
 from fedfms.control import Control
-from fedfms.data.formats import Content, Stored, content_sha256, read_bytes, read_image, read_label
+from fedfms.data.content import Content, content_sha256, read_bytes
+from fedfms.data.formats import Stored, read_image, read_label
 from fedfms.data.manifest import Case
 from fedfms.errors import SiteDataError
 

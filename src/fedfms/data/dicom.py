@@ -39,7 +39,7 @@ from pydicom.uid import (
 )
 
 from fedfms.config import SiteConfig
-from fedfms.data.formats import Content, Folder, damaged, is_plain_file
+from fedfms.data.content import Content, Folder, damaged, is_plain_file
 from fedfms.data.grid import Array
 from fedfms.errors import SiteDataError
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import hashlib
 import io
 import zlib
 from dataclasses import dataclass
@@ -26,41 +25,15 @@ import tifffile
 from PIL import Image, ImageFile
 
 from fedfms.config import SiteConfig
+from fedfms.data.content import Content, damaged, is_nifti, wrong_magic
 from fedfms.data.grid import Array, Cut
 from fedfms.errors import SiteDataError
 
 if TYPE_CHECKING:
     from fedfms.data.dicom import Series
 
-EXTENSIONS = {
-    "nifti": (".nii", ".nii.gz"),
-    "image": (".png", ".jpg", ".jpeg", ".tif", ".tiff"),
-    "npy": (".npy",),
-}
-_MAGIC = {
-    ".gz": (b"\x1f\x8b",),
-    ".png": (b"\x89PNG\r\n\x1a\n",),
-    ".jpg": (b"\xff\xd8\xff",),
-    ".jpeg": (b"\xff\xd8\xff",),
-    ".tif": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    ".tiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    ".npy": (b"\x93NUMPY",),
-}
 _ORIENTATION_TAG = 274  # of EXIF and TIFF
 _GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601, as Pillow's "L"
-
-
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """The files of a folder with their names, in the order of their content's SHA-256.
-
-    So the same files under other names are the same folder, but for what an error calls them.
-    """
-
-    files: tuple[tuple[str, bytes], ...]
-
-
-Content = bytes | Folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,85 +51,6 @@ class Stored:
     is_volume: bool
     cut: Cut | None = None
     series: Series | None = None
-
-
-def read_bytes(path: Path, site: SiteConfig) -> Content:
-    """The content of a file, if it is what its name says; in DICOM, of a folder's files too.
-
-    Raises:
-        SiteDataError: "wrong-extension", "unreadable-file", "empty-file", "wrong-magic",
-            "no-files".
-    """
-    if site.format == "dicom":
-        if path.is_dir():
-            return _read_folder(path)
-        if not _is_nifti(path):  # DICOM files have any name; a label may be NIfTI
-            return _read_file(path)
-    elif not path.name.lower().endswith(EXTENSIONS[site.format]):
-        raise SiteDataError(
-            f"{path} does not end in {', '.join(EXTENSIONS[site.format])}",
-            f"correct the globs or format: {site.format} in site.yml",
-            code="wrong-extension",
-        )
-    data = _read_file(path)
-    magic = _MAGIC.get(path.suffix.lower())
-    if magic is not None and not data.startswith(magic):
-        raise _wrong_magic(path)
-    return data
-
-
-def content_sha256(content: Content) -> str:
-    """SHA-256 of a file, or of a folder's files whatever their names, as hexadecimal digits."""
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    digests = sorted(hashlib.sha256(data).digest() for _, data in content.files)
-    return hashlib.sha256(b"".join(digests)).hexdigest()
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SiteDataError(
-            f"{path} cannot be read: {error.strerror}",
-            "check with ls -lL that the file is there and that this user may read it",
-            code="unreadable-file",
-        ) from None
-    if not data:
-        raise SiteDataError(
-            f"{path} is empty (0 bytes)", "copy the file from its source again", code="empty-file"
-        )
-    return data
-
-
-def _read_folder(path: Path) -> Folder:
-    """The files in this folder and not below it; hidden ones do not count."""
-    try:
-        names = [entry for entry in path.iterdir() if is_plain_file(entry)]
-    except OSError as error:
-        raise SiteDataError(
-            f"{path} cannot be read: {error.strerror}",
-            "check with ls -ld that this user may read and enter the folder",
-            code="unreadable-file",
-        ) from None
-    if not names:
-        raise SiteDataError(
-            f"there is no file in the folder {path}",
-            "name the folder that directly holds the series' files in images in site.yml",
-            code="no-files",
-        )
-    files = [(entry.name, _read_file(entry)) for entry in sorted(names)]
-    return Folder(tuple(sorted(files, key=lambda file: hashlib.sha256(file[1]).digest())))
-
-
-def is_plain_file(path: Path) -> bool:
-    """A file of the person's own, not one that a system or a file browser leaves in folders."""
-    junk = path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini")
-    return not junk and not path.is_dir()
-
-
-def _is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith(EXTENSIONS["nifti"])
 
 
 def read_image(path: Path, data: Content, site: SiteConfig) -> Stored:
@@ -220,7 +114,7 @@ def _read(
     path: Path, data: Content, site: SiteConfig, *, label: bool, image: Stored | None = None
 ) -> Stored:
     try:
-        if site.format == "dicom" and not (label and _is_nifti(path)):
+        if site.format == "dicom" and not (label and is_nifti(path)):
             return _read_dicom(path, data, site, image if label else None)
         assert isinstance(data, bytes)  # only DICOM has folders
         if site.format in ("nifti", "dicom"):
@@ -292,7 +186,7 @@ def nifti_image(path: Path, data: bytes) -> Any:
         return nibabel.Nifti1Image.from_bytes(data)
     if data[4:8] == b"n+2\0":
         return nibabel.Nifti2Image.from_bytes(data)
-    raise _wrong_magic(path)
+    raise wrong_magic(path)
 
 
 def _volume(voxels: Array, cut: Cut, series: Series | None = None) -> Stored:
@@ -456,23 +350,6 @@ def _coloured(path: Path) -> SiteDataError:
         f"{path} is a label with colours",
         "save labels with one number for each pixel: a gray or palette PNG, or a gray TIFF",
         code="coloured-labels",
-    )
-
-
-def _wrong_magic(path: Path) -> SiteDataError:
-    return SiteDataError(
-        f"{path} is not what its name says: its first bytes belong to another kind of file",
-        "export the file again from its source; renaming does not convert it",
-        code="wrong-magic",
-    )
-
-
-def damaged(path: Path, reason: str) -> SiteDataError:
-    """The error for a file that ends too early or holds nonsense."""
-    return SiteDataError(
-        f"{path} is damaged or cut off ({reason})",
-        "copy the file from its source again, and compare the file sizes",
-        code="damaged-file",
     )
 
 

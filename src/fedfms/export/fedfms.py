@@ -9,7 +9,7 @@ from pathlib import Path
 
 import safetensors.torch
 
-from fedfms.models.trained import RECIPE_KEY, Trained, whole_network
+from fedfms.exchange.trained import RECIPE_KEY, Trained, whole_network
 
 
 def write_fedfms(trained: Trained, file: Path) -> tuple[str, ...]:

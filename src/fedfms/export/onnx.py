@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fedfms import __version__
 from fedfms.errors import ConfigError, TrainingError
+from fedfms.exchange.trained import RECIPE_KEY, Trained
 from fedfms.export.facts import INPUT_KEY, VERSION_KEY, about, input_facts
 from fedfms.models.build import SamSegmenter
-from fedfms.models.trained import RECIPE_KEY, Trained
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20  # the exporter's own choice in torch 2.13, and what its operators are tested with

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedfms.config import ImageFormat
-from fedfms.data.formats import EXTENSIONS, is_plain_file
+from fedfms.data.content import EXTENSIONS, is_plain_file
 from fedfms.errors import ConfigError
 
 _DICOM_ENDING = ".dcm"

@@ -14,12 +14,13 @@ import torch
 
 from fedfms.config import ImageFormat, Intensity, Recipe, SiteConfig
 from fedfms.control import Control
+from fedfms.data.content import read_bytes
 from fedfms.data.dataset import PreparedImage, prepare_image
-from fedfms.data.formats import Stored, read_bytes, read_image
+from fedfms.data.formats import Stored, read_image
 from fedfms.data.grid import Array
 from fedfms.errors import ConfigError, FedfmsError, TaskAborted
+from fedfms.exchange.trained import Trained
 from fedfms.files import file_sha256
-from fedfms.models.trained import Trained
 from fedfms.predict.find import Item
 from fedfms.predict.write import (
     Origin,

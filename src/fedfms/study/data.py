@@ -10,8 +10,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from fedfms.config import SiteConfig
+from fedfms.data.content import content_sha256, read_bytes
 from fedfms.data.manifest import Split, find_cases
-from fedfms.errors import SiteDataError
 from fedfms.files import file_sha256
 from fedfms.report.tables import write_rows
 from fedfms.sites import Site
@@ -53,9 +53,9 @@ def read_site(site: Site) -> tuple[SiteFacts, list[ManifestRow]]:
                 case.patient,
                 case.split,
                 case.image.relative_to(config.data_root).as_posix(),
-                content_sha256(case.image),
+                content_sha256(read_bytes(case.image, config)),
                 case.label.relative_to(config.data_root).as_posix(),
-                content_sha256(case.label),
+                content_sha256(read_bytes(case.label, config)),
             )
         )
     facts = SiteFacts(
@@ -65,25 +65,6 @@ def read_site(site: Site) -> tuple[SiteFacts, list[ManifestRow]]:
         validation_cases=sum(row.split == "validation" for row in rows),
     )
     return facts, rows
-
-
-def content_sha256(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over the sorted SHA-256 of the files directly in it.
-
-    Raises:
-        SiteDataError: it cannot be read.
-    """
-    try:
-        if not path.is_dir():
-            return file_sha256(path)
-        parts = sorted(file_sha256(one) for one in path.iterdir() if one.is_file())
-    except OSError as error:
-        raise SiteDataError(
-            f"{path} cannot be read: {error.strerror}",
-            "check with ls -lL that the file is there and that this user may read it",
-            code="unreadable-file",
-        ) from None
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def manifest_sha256(rows: Sequence[ManifestRow]) -> str:

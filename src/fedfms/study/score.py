@@ -23,7 +23,7 @@ from fedfms.data.manifest import find_cases
 from fedfms.errors import DoorClosed, FedfmsError
 from fedfms.exchange.contribution import MAX_PICTURE_BYTES
 from fedfms.exchange.door import read_policy
-from fedfms.models.trained import load_trained
+from fedfms.exchange.trained import load_trained
 from fedfms.sites import Site
 from fedfms.study.data import site_config
 from fedfms.study.record import (

@@ -11,8 +11,8 @@ from typing import Any
 
 from fedfms.config import Recipe
 from fedfms.errors import CheckpointError, ConfigError, FedfmsError
+from fedfms.exchange.trained import load_trained
 from fedfms.files import file_sha256
-from fedfms.models.trained import load_trained
 from fedfms.report.records import RECORDS, History, read_records
 from fedfms.report.tables import RoundRow
 from fedfms.sites import Site, find_sites

@@ -46,9 +46,10 @@ from site_files import recipe, site_config
 
 from fedfms.config import ConfigError, SiteConfig
 from fedfms.data.check import check_data
+from fedfms.data.content import content_sha256, read_bytes
 from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.dicom import read_label, read_series
-from fedfms.data.formats import content_sha256, read_bytes, read_image
+from fedfms.data.formats import read_image
 from fedfms.data.manifest import find_cases
 from fedfms.errors import SiteDataError
 
@@ -853,15 +854,15 @@ refuse_networks()
 from fedfms.config import BACKBONES, Recipe, SiteConfig
 from fedfms.control import Control
 from fedfms.data.check import check_data
-from fedfms.trainer.local import train_local
+from fedfms.trainer.pooled import train_pooled
 recipe = Recipe(method="fedmsa", backbone="vit_demo", rounds=1, image_size=64,
                 backbone_sha256=BACKBONES["vit_demo"].sha256, classes=("prostate", "lesion"))
 def show(done):
-    print(done.rounds_trained, done.loss, [m.mean for m in done.metrics if m.metric == "dice"])
+    print(done.rounds_trained, done.loss, [m.mean for m in done.metrics["a"] if m.metric == "dice"])
 for name in sys.argv[1:]:
     site = SiteConfig.from_yaml(Path(name))
     assert not [f for f in check_data(site, ["prostate", "lesion"]) if f.severity == "error"]
-    train_local(recipe, site, checkpoints=None, output=None, control=Control(), on_round=show)
+    train_pooled(recipe, {"a": site}, checkpoints=None, control=Control(), on_round=show)
 try:
     socket.socket()
 except PermissionError:

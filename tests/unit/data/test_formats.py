@@ -14,7 +14,8 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 from site_files import cut, disk, gunzip, picture, site_config, write_volume
 
-from fedfms.data.formats import Stored, read_bytes, read_image, read_label
+from fedfms.data.content import read_bytes
+from fedfms.data.formats import Stored, read_image, read_label
 from fedfms.errors import SiteDataError
 
 # the planes of a canonical (RAS) volume as (slices, rows, columns); rows and columns are reversed

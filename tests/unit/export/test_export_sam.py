@@ -15,11 +15,11 @@ from fedfms.config import BACKBONES, Recipe
 from fedfms.data.dataset import PreparedCase, network_input
 from fedfms.data.manifest import Case
 from fedfms.errors import ConfigError
+from fedfms.exchange.trained import RECIPE_KEY, load_trained, whole_network
 from fedfms.export.bundle import default_site
 from fedfms.export.run import export_model
 from fedfms.models import upstream  # which also lets segment_anything.modeling be imported
 from fedfms.models.build import SamSegmenter, build_model
-from fedfms.models.trained import RECIPE_KEY, load_trained, whole_network
 
 
 def code_blocks(note: Path) -> list[str]:
