@@ -87,7 +87,7 @@ def plan_fets(
                     "channels": "neighbours",
                     "keep_empty_every": 5,
                     "intensity": volume_intensity(paper),
-                    "patient": r"^(FeTS\d+_\d+)\.",
+                    "patient": r"^(.+)\.nii\.gz$",
                     **paper_settings(paper),
                 },
                 comments=[

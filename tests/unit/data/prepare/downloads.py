@@ -78,6 +78,10 @@ def prostate(root: Path) -> None:
             volume = noise(f"{site}{number}", (10, 8, 5)).astype(np.float32) * 3.7
             save_volume(Path(f"{name}.nii.gz"), volume)
             save_volume(Path(f"{name}_{word}.nii.gz"), label)
+        for folder in (root / site, root / "__MACOSX" / site):  # what macOS puts into archives
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "._Case00.nii.gz").write_bytes(b"\0\5\x16\7")
+        (root / "__MACOSX" / site / "Case00.nii.gz").write_bytes(b"\0")
 
 
 # ------------------------------------------------------------------------------------------ fundus

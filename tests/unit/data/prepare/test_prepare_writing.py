@@ -370,6 +370,21 @@ def test_an_interrupted_run_may_go_on_with_other_options(tmp_path):
     assert tree(output) == tree(tmp_path / "fresh")
 
 
+def test_an_interrupted_run_does_not_trust_cases_of_a_download_that_has_changed(tmp_path):
+    source, output = make("decathlon", tmp_path / "src"), tmp_path / "out"
+
+    def stop(_site: str, done: int, _total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("decathlon", source, output, stop)
+    save_volume(one(source, "imagesTr/hippocampus_001*"), noise("other", (8, 9, 7)))
+    run("decathlon", source, output)
+    run("decathlon", source, tmp_path / "fresh")
+    assert tree(output) == tree(tmp_path / "fresh")
+
+
 # ----------------------------------------------------------------------------- sites that are there
 
 
@@ -423,7 +438,8 @@ def test_a_folder_of_somebody_else_is_never_taken_for_a_site(tmp_path):
     (tmp_path / "out" / "HK" / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"no manifest\.csv"):
         run("prostate", source, tmp_path / "out")
-    assert tree(tmp_path / "out") == tree(tmp_path / "out") | {}
+    assert (tmp_path / "out" / "HK" / "thesis.txt").read_text() == "mine"
+    assert len(tree(tmp_path / "out")) == 1
     assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "HK"]
 
 
