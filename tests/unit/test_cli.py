@@ -43,7 +43,8 @@ def site(tmp_path: Path) -> Path:
 def test_help_names_every_command_with_a_sentence(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("synth", "simulate", "check-data", "train-local", "report", "trainer"):
+    commands = ("synth", "simulate", "check-data", "train-local", "report", "trainer")
+    for command in (*commands, "prepare", "study", "verify", "predict", "export"):
         assert re.search(rf"{command} +\w.*", out), command
 
 
