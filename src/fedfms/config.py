@@ -204,18 +204,25 @@ class Recipe:
     def with_overrides(self, overrides: typing.Sequence[str]) -> Recipe:
         """The recipe with `key=value` texts applied, as `--set rounds=20 --set classes=disc,cup`.
 
-        Another backbone without its own `backbone_sha256` means the official checkpoint.
+        See `with_values` for the backbone.
         """
         hints = typing.get_type_hints(Recipe)
-        values = self.to_dict()
+        values: dict[str, Any] = {}
         for text in overrides:
             key, sign, value = text.partition("=")
             _require(bool(sign), f"--set {text} has no '='", "write --set NAME=VALUE")
             _require_known(key, hints, "--set")
             values[key] = _parse_override(key, value, hints[key])
-            if key == "backbone" and value in BACKBONES:
-                values["backbone_sha256"] = BACKBONES[value].sha256
-        return Recipe.from_dict(values, "--set")
+        return self.with_values(values, "--set")
+
+    def with_values(self, values: typing.Mapping[str, Any], source: str) -> Recipe:
+        """The recipe with other values, as JSON types; `source` says in an error where they stood.
+
+        Another backbone without its own `backbone_sha256` means the official checkpoint.
+        """
+        official = BACKBONES.get(str(values.get("backbone")))
+        implied = {} if official is None else {"backbone_sha256": official.sha256}
+        return Recipe.from_dict({**self.to_dict(), **implied, **values}, source)
 
 
 def read_job_recipe(

@@ -88,7 +88,7 @@ def test_a_killed_study_goes_on_and_repeats_no_finished_run(studies: Studies) ->
     for name, written in studies.first.items():
         assert (folder / name / RUN_FILE).stat().st_mtime == written
     before, now = len(studies.first), len(NAMES) - len(studies.first)
-    told = f"5 runs: {before} were done before, {now} done now, 0 failed"
+    told = f"5 runs: {before} done before, {now} done now, 0 failed"
     assert told in studies.second_start
     assert not (studies.looped / "unfinished").exists()
 
@@ -290,3 +290,66 @@ def test_a_study_whose_images_changed_is_not_gone_on_with(copy: Path, studies: S
     )  # fmt: skip
     assert done.returncode == 1
     assert "the images, labels or site.yml of site-2 changed" in done.stderr.replace("\n", " ")
+
+
+# -------------------------------------------------------------------------------------- failures
+
+
+def test_a_run_that_fails_is_told_with_its_fix_and_done_once_it_can_be(tmp_path: Path) -> None:
+    sites = write_sites(tmp_path / "sites", ("site-1", "site-2"))
+    file = tmp_path / "question.yml"
+    values = {
+        "sites": str(sites),
+        "methods": {"fedmsa": {"job": str(JOBS / "fedmsa")}},
+        "regimes": ["local"],
+        "threads": 1,
+        "set": {"rounds": 1, "local_epochs": 1},
+    }
+    file.write_text(yaml.safe_dump(values))
+    label = sorted((sites / "site-2" / "labels").iterdir())[0]
+    whole = label.read_bytes()
+    label.write_bytes(whole[:-20])
+    study = tmp_path / "study"
+
+    def run() -> subprocess.CompletedProcess[str]:
+        command = [str(FEDFMS), "study", str(file), "--output", str(study), "--only", "site-2"]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    failed = run()
+    assert failed.returncode == 1
+    assert "1 run: 0 done before, 0 done now, 1 failed" in failed.stdout
+    assert "fedmsa-local-at-site-2-seed-0" in failed.stderr
+    assert "is damaged or cut off" in failed.stderr
+    assert "copy the file from its source again" in failed.stderr
+    assert not (study / RUNS_FOLDER).exists()
+    assert (study / "logs" / "fedmsa-local-at-site-2-seed-0.log").is_file()
+    label.write_bytes(whole)
+    mended = run()
+    assert mended.returncode == 0, mended.stderr
+    assert read_run(study / RUNS_FOLDER / "fedmsa-local-at-site-2-seed-0").scores
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({"classes": ["tumour"]}, "site-1: the job's class tumour is not in site.yml"),
+        ({"backbone": "vit_b"}, "the SAM checkpoint of vit_b"),
+    ],
+)
+def test_what_would_end_every_run_is_refused_before_the_first(
+    tmp_path: Path, value: dict[str, object], told: str
+) -> None:
+    sites = write_sites(tmp_path / "sites", ("site-1", "site-2"))
+    methods = {"fedmsa": {"job": str(JOBS / "fedmsa")}}
+    (tmp_path / "q.yml").write_text(
+        yaml.safe_dump({"sites": str(sites), "methods": methods, "holdout": "none", "set": value})
+    )
+    done = subprocess.run(
+        [str(FEDFMS), "study", str(tmp_path / "q.yml"), "--output", str(tmp_path / "study")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert told in done.stderr and "fix:" in done.stderr
+    assert not (tmp_path / "study" / RUNS_FOLDER).exists()

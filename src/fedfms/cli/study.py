@@ -57,6 +57,7 @@ def study(
 
     Starting it again goes on where it was stopped; a finished run is never repeated.
     """
+    from fedfms.report.words import numerals
     from fedfms.study.page import write_answer
     from fedfms.study.plan import Study
     from fedfms.study.runner import PHANTOMS_FOLDER, run_study
@@ -80,8 +81,8 @@ def study(
         )
     write_answer(folder)
     out.print(
-        f"{result.planned} runs: {result.repeated} were done before, {result.done} done now, "
-        f"{len(result.failed)} failed"
+        f"{numerals(result.planned, 'run')}: {result.repeated} done before, "
+        f"{result.done} done now, {len(result.failed)} failed"
     )
     out.print(f"page: {escape(str(folder / 'study.html'))}")
     out.print(f"took {time.monotonic() - started:.0f} s")

@@ -144,12 +144,12 @@ class Study:
         """
         entry = self.methods[key.method]
         recipe = read_job_recipe(entry.job, entry.recipe)
-        values = {**recipe.to_dict(), **self.set, **entry.set, "seed": key.seed, "holdout": []}
+        values: dict[str, Any] = {**self.set, **entry.set, "seed": key.seed, "holdout": []}
         if key.regime == "federated":
             values["holdout"] = [] if key.holdout is None else [key.holdout]
         else:
             values["optimizer_state"] = "keep"
-        return Recipe.from_dict(values, f"the study's set, for {key.method}")
+        return recipe.with_values(values, f"the study's set, for {key.method}")
 
     def runs(self, sites: Sequence[str]) -> list[RunKey]:
         """All runs, those that teach most first: federated, central, local, seed by seed.

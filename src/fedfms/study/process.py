@@ -42,7 +42,7 @@ from fedfms.trainer.pooled import PooledRound, train_pooled
 from fedfms.watch import WATCH_VARIABLE, watch_files, write_watch
 
 WORK_FOLDER = "work"  # of what a run needs while it runs
-PROGRESS_KEY = "fedfms_progress"  # of a line on standard output
+PROGRESS_KEY, FAILURE_KEY = "fedfms_progress", "fedfms_failure"  # of lines on standard output
 _PHASES = ("prepare", "train", "evaluate", "exchange")
 
 
@@ -212,7 +212,11 @@ def _score(folder: Path, work: Path) -> None:
 
 
 def _tell(done: int, rounds: int) -> None:
-    sys.stdout.write(json.dumps({PROGRESS_KEY: [done, rounds]}) + "\n")
+    _print({PROGRESS_KEY: [done, rounds]})
+
+
+def _print(values: Mapping[str, object]) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
     sys.stdout.flush()
 
 
@@ -229,7 +233,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         do_run(RunSpec.read(folder / SPEC_FILE), folder)
     except FedfmsError as error:
-        sys.stderr.write(f"{error}\n")
+        _print({FAILURE_KEY: [error.problem, error.fix]})
         return 1
     except KeyboardInterrupt:
         return 130

@@ -17,7 +17,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,15 +25,17 @@ import psutil
 
 from fedfms import __version__
 from fedfms.config import Recipe
-from fedfms.errors import ConfigError, FederationError
+from fedfms.data.dataset import unknown_classes
+from fedfms.errors import ConfigError, FederationError, SiteDataError
 from fedfms.files import file_sha256
+from fedfms.models.sam import find_checkpoint
 from fedfms.processes import Processes, Supervised
 from fedfms.report.collect import write_text_atomically
 from fedfms.report.tables import read_rounds
 from fedfms.sites import Site, child_environment
-from fedfms.study.data import ManifestRow, read_site, write_manifest
+from fedfms.study.data import ManifestRow, read_site, site_config, write_manifest
 from fedfms.study.plan import Study
-from fedfms.study.process import PROGRESS_KEY, WORK_FOLDER
+from fedfms.study.process import FAILURE_KEY, PROGRESS_KEY, WORK_FOLDER
 from fedfms.study.record import (
     MANIFEST_FILE,
     ROUNDS_FILE,
@@ -123,6 +125,7 @@ def run_study(
         keys = study.runs([site.name for site in sites])
         wanted = [key for key in keys if not only or any(part in key.name for part in only)]
         recipes = {key.name: study.recipe_of(key) for key in keys}  # all, before the first run
+        _check_recipes(recipes.values(), sites, checkpoints)
         data = {site.name: read_site(site) for site in sites}
         _check_same_study(folder, keys, recipes, data)
         _write_study(folder, study, sites, keys)
@@ -226,11 +229,12 @@ class _Work:
             self.now += 1
             self._tell(finished=name)
             return
-        said = _last_words(one.process, code)
-        self.failed[name] = f"{said}; all that it said: {one.process.log}"
-        shutil.rmtree(self.folder / LOGS_FOLDER / name, ignore_errors=True)
+        work, kept = one.folder / WORK_FOLDER, self.folder / LOGS_FOLDER / name
+        shutil.rmtree(kept, ignore_errors=True)
         with contextlib.suppress(OSError):
-            (one.folder / WORK_FOLDER).rename(self.folder / LOGS_FOLDER / name)
+            work.rename(kept)
+        said = _last_words(one.process, code).replace(str(work.resolve()), str(kept))
+        self.failed[name] = said
         self._tell(failed=(name, said))
 
     def _tell(self, finished: str | None = None, failed: tuple[str, str] | None = None) -> None:
@@ -332,10 +336,16 @@ def _memory_bytes(process: Supervised) -> int:
 
 
 def _last_words(process: Supervised, code: int) -> str:
-    lines = [
-        line for line in process.last_lines(8).splitlines() if line and PROGRESS_KEY not in line
-    ]
-    return " ".join(lines[-4:]).strip() or f"its process ended with exit code {code}"
+    """Why a run failed: its own error, or the end of its log where it could not say one."""
+    lines = process.last_lines(40).splitlines()
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            problem, fix = json.loads(line)[FAILURE_KEY]
+            return f"{problem}\n  fix: {fix}"
+    end = [line for line in lines if PROGRESS_KEY not in line][-4:]
+    return "\n  ".join(
+        [f"its process ended with exit code {code}", *end, f"all that it said: {process.log}"]
+    )
 
 
 # ----------------------------------------------------------------------------- the study's folder
@@ -353,6 +363,26 @@ def _alone(folder: Path) -> Iterator[None]:
                 code="study-running",
             ) from None
         yield
+
+
+def _check_recipes(
+    recipes: Collection[Recipe], sites: Sequence[Site], checkpoints: Path | None
+) -> None:
+    """Refuse before the first run what would end every run.
+
+    Raises:
+        SiteDataError: a class that one of the sites does not know.
+        CheckpointError: a SAM checkpoint that is not here, or another one.
+    """
+    by_backbone = {(recipe.backbone, recipe.backbone_sha256): recipe for recipe in recipes}
+    for recipe in by_backbone.values():
+        find_checkpoint(recipe, checkpoints)
+    for classes in {recipe.classes for recipe in recipes}:
+        for site in sites:
+            for problem in unknown_classes(site_config(site), classes):
+                raise SiteDataError(
+                    f"{site.name}: {problem.problem}", problem.fix, code=problem.code
+                )
 
 
 def _is_done(folder: Path, key: RunKey) -> bool:
