@@ -26,7 +26,7 @@ ALL = ""  # in place of a site, class or method: over all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Study:
+class Asked:
     """study.json: what was asked."""
 
     name: str
@@ -203,7 +203,7 @@ class SiteCases:
 class Answer:
     """All tables of a study."""
 
-    study: Study
+    study: Asked
     runs: tuple[Run, ...]  # planned and finished
     missing: tuple[str, ...]  # planned and not finished
     strangers: tuple[str, ...]  # finished and not planned; they count nowhere
@@ -239,7 +239,7 @@ class Answer:
 _FORMAT = 1  # of study.json
 
 
-def read_study(folder: Path) -> Study:
+def read_study(folder: Path) -> Asked:
     """What a study asks.
 
     Raises:
@@ -253,7 +253,7 @@ def read_study(folder: Path) -> Study:
         for name in ("sites", "methods", "regimes", "holdouts", "seeds", "planned"):
             values[name] = tuple(values[name])
         # "asked" is for who goes on with the study, and for verify
-        return Study(**{one.name: values[one.name] for one in dataclasses.fields(Study)})
+        return Asked(**{one.name: values[one.name] for one in dataclasses.fields(Asked)})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = error.strerror if isinstance(error, OSError) else str(error)
         raise FederationError(

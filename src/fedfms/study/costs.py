@@ -11,12 +11,12 @@ from typing import Literal
 from fedfms.study.answer import (
     ALL,
     TARGET_SHARE,
+    Asked,
     Communication,
     Curve,
     CurvePoint,
     Saving,
     Spread,
-    Study,
     Training,
 )
 from fedfms.study.record import Run
@@ -67,7 +67,7 @@ def _spread(values: Sequence[float]) -> Spread | None:
 
 
 def _targets(
-    study: Study, runs: Sequence[Run], learnt: Mapping[str, Sequence[LearningPoint]]
+    study: Asked, runs: Sequence[Run], learnt: Mapping[str, Sequence[LearningPoint]]
 ) -> dict[str | None, tuple[float, tuple[str, ...]]]:
     """The Dice to reach in each fold, the same for every method, and the runs it comes from.
 
@@ -96,7 +96,7 @@ def _targets(
 
 
 def communication(
-    study: Study, runs: Sequence[Run], learnt: Mapping[str, Sequence[LearningPoint]]
+    study: Asked, runs: Sequence[Run], learnt: Mapping[str, Sequence[LearningPoint]]
 ) -> Iterator[Communication]:
     """What each method's federated runs move, a round and until they reach their fold's target.
 
@@ -137,7 +137,7 @@ def communication(
         )
 
 
-def training(study: Study, runs: Sequence[Run]) -> Iterator[Training]:
+def training(study: Asked, runs: Sequence[Run]) -> Iterator[Training]:
     """Seconds and peak memory by phase of each method and regime, as the runs measured them."""
     for method in study.methods:
         for regime in study.regimes:
@@ -215,7 +215,7 @@ def _mean(spread: Spread | None) -> float | None:
 
 
 def curves(
-    study: Study, runs: Sequence[Run], learnt: Mapping[str, Sequence[LearningPoint]]
+    study: Asked, runs: Sequence[Run], learnt: Mapping[str, Sequence[LearningPoint]]
 ) -> Iterator[Curve]:
     """Learning curves of each method and regime, over folds and seeds.
 

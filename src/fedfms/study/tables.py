@@ -20,6 +20,7 @@ from fedfms.study.answer import (
     METRICS,
     ROLES,
     Answer,
+    Asked,
     Gap,
     LocalCell,
     Metric,
@@ -27,7 +28,6 @@ from fedfms.study.answer import (
     Score,
     ScoreLine,
     SiteCases,
-    Study,
 )
 from fedfms.study.record import Run, RunKey
 from fedfms.study.scores import counted, run_scores
@@ -42,7 +42,7 @@ from fedfms.study.statistics import (
 )
 
 
-def answer(study: Study, runs: Sequence[Run]) -> Answer:
+def answer(study: Asked, runs: Sequence[Run]) -> Answer:
     """All tables of what has finished so far."""
     planned = set(study.planned)
     ours = tuple(run for run in runs if run.record.key.name in planned)
@@ -90,7 +90,7 @@ class _Line(NamedTuple):
 
 
 def _score_lines(
-    study: Study, runs: Sequence[Run], classes: Sequence[str], best: Mapping[tuple[str, str], str]
+    study: Asked, runs: Sequence[Run], classes: Sequence[str], best: Mapping[tuple[str, str], str]
 ) -> Iterator[ScoreLine]:
     found: dict[_Line, dict[str, list[_Value]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
@@ -112,7 +112,7 @@ def _score_lines(
                     yield _score_line(study, line, found[line])
 
 
-def _score_line(study: Study, line: _Line, found: Mapping[str, Sequence[_Value]]) -> ScoreLine:
+def _score_line(study: Asked, line: _Line, found: Mapping[str, Sequence[_Value]]) -> ScoreLine:
     by_seed = {site: _seed_means(found[site]) for site in study.sites if site in found}
     sites = {site: _score(seeds, found[site]) for site, seeds in by_seed.items()}
     complete = [
@@ -151,7 +151,7 @@ def _names(keys: Iterable[RunKey]) -> tuple[str, ...]:
     return tuple(sorted({key.name for key in keys}))
 
 
-def _best_local(study: Study, runs: Sequence[Run]) -> dict[tuple[str, str], str]:
+def _best_local(study: Asked, runs: Sequence[Run]) -> dict[tuple[str, str], str]:
     """For each (method, site), where the local model of another site that is best there trained.
 
     Best by Dice on that very site, mean over seeds: who must choose beforehand does no better.
@@ -176,7 +176,7 @@ def _best_local(study: Study, runs: Sequence[Run]) -> dict[tuple[str, str], str]
     return best
 
 
-def _site_cases(study: Study, runs: Sequence[Run]) -> Iterator[SiteCases]:
+def _site_cases(study: Asked, runs: Sequence[Run]) -> Iterator[SiteCases]:
     for role in ROLES:
         for site in study.sites:
             patients: dict[str, str] = {}
@@ -319,7 +319,7 @@ class _Comparison:
     sites: Mapping[str, _Differences]
 
 
-def _gaps(study: Study, runs: Sequence[Run], best: Mapping[tuple[str, str], str]) -> Iterator[Gap]:
+def _gaps(study: Asked, runs: Sequence[Run], best: Mapping[tuple[str, str], str]) -> Iterator[Gap]:
     """Over all sites first, with the test and its correction; then site by site, untested."""
     cases = _Cases(runs)
     compared = [c for c in _comparisons(study, cases, best) if c.sites]
@@ -332,7 +332,7 @@ def _gaps(study: Study, runs: Sequence[Run], best: Mapping[tuple[str, str], str]
 
 
 def _comparisons(
-    study: Study, cases: _Cases, best: Mapping[tuple[str, str], str]
+    study: Asked, cases: _Cases, best: Mapping[tuple[str, str], str]
 ) -> Iterator[_Comparison]:
     """The family: each method against central and local training, then method against method."""
     everyone: list[tuple[str, tuple[str, ...]]] = [(m, (m,)) for m in study.methods]
@@ -391,7 +391,7 @@ def _gap(cases: _Cases, comparison: _Comparison, sites: Sequence[str]) -> dict[s
 # ----------------------------------------------------------------------------------------- local
 
 
-def _local_cells(study: Study, runs: Sequence[Run]) -> Iterator[LocalCell]:
+def _local_cells(study: Asked, runs: Sequence[Run]) -> Iterator[LocalCell]:
     """Each local model at each site, and how far below federated training it is there.
 
     Compared with federated runs in which the site is unseen, as it is to the local model; where the

@@ -11,12 +11,12 @@ from fedfms.study.answer import (
     FAILS_BELOW,
     TARGET_SHARE,
     Answer,
+    Asked,
     Communication,
     Gap,
     LocalCell,
     Saving,
     Spread,
-    Study,
 )
 from fedfms.study.statistics import Interval
 
@@ -79,7 +79,7 @@ def against(gap: Gap) -> str:
     }[gap.against]
 
 
-def question(study: Study) -> str:
+def question(study: Asked) -> str:
     """What was compared with what, in one sentence."""
     folds = [holdout for holdout in study.holdouts if holdout is not None]
     parts = [
@@ -265,7 +265,7 @@ def _sites(gaps: Sequence[Gap]) -> str:
     return words.listing([*named, f"{rest} more (table below)"] if rest else named)
 
 
-def target(study: Study, moved: Sequence[Communication]) -> str:
+def target(study: Asked, moved: Sequence[Communication]) -> str:
     """Which Dice the federated runs were asked to reach."""
     if study.target_dice is not None:
         return f"The target Dice is {words.score(study.target_dice)}, as the study names it."
