@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ import yaml
 from federations import JOBS, processes_below, wait_until, write_sites
 from strace import TracedProcess, traced, traced_processes
 
+from fedfms.config import Recipe
+from fedfms.errors import FederationError
+from fedfms.sites import find_sites
+from fedfms.study.loop import federate
 from fedfms.study.record import RUN_FILE, RUNS_FOLDER, read_run, read_scores
 from fedfms.study.verify import Check, verify_run
 
@@ -353,3 +358,26 @@ def test_what_would_end_every_run_is_refused_before_the_first(
     assert done.returncode == 1
     assert told in done.stderr and "fix:" in done.stderr
     assert not (tmp_path / "study" / RUNS_FOLDER).exists()
+
+
+def test_a_site_that_fails_stops_the_others_in_the_middle_of_their_round(tmp_path: Path) -> None:
+    sites = write_sites(tmp_path / "sites", ("site-1", "site-2"))
+    label = sorted((sites / "site-2" / "labels").iterdir())[0]
+    label.write_bytes(label.read_bytes()[:-20])
+    recipe = Recipe.from_json(JOBS / "fedmsa/app/config/recipe.json")
+    recipe = recipe.with_overrides(["rounds=1", "local_epochs=2000"])  # many minutes at site-1
+    (tmp_path / "result").mkdir()
+    started = time.monotonic()
+    with pytest.raises(FederationError, match=r"site-2 failed in round 0.*damaged-file"):
+        federate(
+            recipe,
+            find_sites(sites, None),
+            job="j",
+            folder=tmp_path / "result",
+            work=tmp_path / "work",
+            checkpoints=None,
+            settings=lambda site: {},
+            on_round=lambda number: None,
+        )
+    assert time.monotonic() - started < 120
+    assert not processes_below(tmp_path)

@@ -30,7 +30,6 @@ from dicom_files import (
     write_series,
 )
 
-from fedfms.cli import main
 from fedfms.config import BACKBONES, ConfigError, Intensity, Recipe, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import read_bytes
@@ -92,18 +91,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(run: Run) -> Run:
     """Exit code, standard output and standard error of `fedfms predict ARGUMENTS`."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedfms", "predict", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return call
+    return lambda *arguments: run("predict", *arguments)
 
 
 def blob(shape: tuple[int, ...], seed: int) -> np.ndarray:

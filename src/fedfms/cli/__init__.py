@@ -35,9 +35,10 @@ for title, modules in {
     "In the containers of a kit": (site,),
 }.items():
     for module in modules:
-        for command in module.commands.registered_commands:
+        own = module.commands
+        for command in (*own.registered_commands, *own.registered_groups):
             command.rich_help_panel = title
-        app.add_typer(module.commands)
+        app.add_typer(own)
 
 
 def main() -> None:

@@ -55,6 +55,13 @@ Classes = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
+def names_in(text: str | None) -> list[str] | None:
+    """The names in a text such as disc,cup; None where an option was not given."""
+    if text is None:
+        return None
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 @contextlib.contextmanager
 def progress(quiet: bool) -> Iterator[Any]:
     """A progress bar on standard error for (phase, done, total)."""

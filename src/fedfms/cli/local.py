@@ -17,6 +17,7 @@ from fedfms.cli.common import (
     Data,
     Overrides,
     RecipeFile,
+    names_in,
     out,
     progress,
     show_result,
@@ -111,9 +112,8 @@ def check_data(
     from fedfms.data.check import check_data as check
 
     config = _site(site, data)
-    names = [name.strip() for name in classes.split(",")] if classes else None
     with progress(as_json) as on_progress:
-        findings = check(config, names, Control(on_progress))
+        findings = check(config, names_in(classes), Control(on_progress))
     if as_json:
         keys = ("severity", "code", "problem", "fix")
         out.print_json(json.dumps([{key: getattr(f, key) for key in keys} for f in findings]))

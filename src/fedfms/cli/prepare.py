@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from fedfms.cli.common import AsJson, out, progress
+from fedfms.cli.common import AsJson, names_in, out, progress
 from fedfms.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ data_sets = typer.Typer(
     no_args_is_help=True,
     help="Make sites of a public data set: the paper's five, or a Decathlon's.",
 )
-commands.add_typer(data_sets, name="prepare", rich_help_panel="Public data sets")
+commands.add_typer(data_sets, name="prepare")
 
 SourceFolder = Annotated[
     Path,
@@ -54,7 +54,7 @@ def prostate(
     from fedfms.data.prepare.prostate import plan_prostate
 
     _prepare(
-        lambda download: plan_prostate(download, paper=paper, only=_names(only)),
+        lambda download: plan_prostate(download, paper=paper, only=names_in(only)),
         source,
         output,
         as_json,
@@ -81,7 +81,7 @@ def fundus(
     from fedfms.data.prepare.fundus import plan_fundus
 
     _prepare(
-        lambda download: plan_fundus(download, paper=paper, od_mode=od_mode, only=_names(only)),
+        lambda download: plan_fundus(download, paper=paper, od_mode=od_mode, only=names_in(only)),
         source,
         output,
         as_json,
@@ -100,7 +100,7 @@ def nuclei(
     from fedfms.data.prepare.nuclei import plan_nuclei
 
     _prepare(
-        lambda download: plan_nuclei(download, paper=paper, only=_names(only)),
+        lambda download: plan_nuclei(download, paper=paper, only=names_in(only)),
         source,
         output,
         as_json,
@@ -125,7 +125,7 @@ def fets(
 
     _prepare(
         lambda download: plan_fets(
-            download, paper=paper, sites=_names(sites) or (), modality=modality
+            download, paper=paper, sites=names_in(sites) or (), modality=modality
         ),
         source,
         output,
@@ -218,9 +218,3 @@ def _prepare(
         out.print(f"nothing to do: all {len(sites)} sites are in {escape(str(output))} already")
     else:
         out.print(f"next: fedfms check-data {escape(str(output / sites[0].name / 'site.yml'))}")
-
-
-def _names(text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    return [name.strip() for name in text.split(",") if name.strip()]

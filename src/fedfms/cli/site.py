@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fedfms.cli.common import AsJson, Checkpoints, Classes, Data, out, progress
+from fedfms.cli.common import AsJson, Checkpoints, Classes, Data, names_in, out, progress
 from fedfms.config import Machine
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def check_site(
             checkpoints=checkpoints or here.checkpoints,
             exchange=folder,
             work=work,
-            classes=[name.strip() for name in classes.split(",")] if classes else (),
+            classes=names_in(classes) or (),
         )
         items = checks.check_trainer_side(places, show)
     if as_json:

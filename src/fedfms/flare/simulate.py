@@ -113,7 +113,6 @@ def simulate(
             that says why.
         KeyboardInterrupt: Ctrl-C, or SIGTERM; everything has been stopped by then.
     """
-    check_results_folder(results)
     return simulate_sites(
         job,
         find_sites(sites, data),

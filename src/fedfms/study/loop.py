@@ -9,11 +9,14 @@ answer that cannot be used ends the run.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from fedfms import __version__
 from fedfms.config import Recipe
@@ -73,7 +76,8 @@ def federate(
     records = _Records(folder / RECORDS)
     names = [site.name for site in sites]
     threads = {"OMP_NUM_THREADS": str(threads_of_a_trainer(len(sites) - len(recipe.holdout)))}
-    with Processes() as processes, ThreadPoolExecutor(len(sites)) as pool:
+    stop = threading.Event()
+    with ThreadPoolExecutor(len(sites)) as pool, Processes() as processes:
         for site in sites:
             exchange, private = work / "exchange" / site.name, work / "sites" / site.name
             exchange.mkdir(parents=True, mode=0o700)
@@ -86,8 +90,10 @@ def federate(
                 settings={**threads, **settings(site)},
             )
 
-        def ask(kind: Kind, number: int, model: ModelName) -> dict[str, TaskResult]:
-            sent = to_precision(weights, recipe.transfer_precision)
+        def ask(
+            kind: Kind, number: int, model: ModelName, sent: Mapping[str, Tensor]
+        ) -> dict[str, TaskResult]:
+            """Every site's answer; the first that fails stops the others."""
 
             def one(site: Site) -> TaskResult:
                 task = Task(
@@ -95,7 +101,13 @@ def federate(
                 )
                 exchange = work / "exchange" / site.name
                 try:
-                    return run_task(exchange, task, sent, connect_seconds=_START_SECONDS)
+                    return run_task(
+                        exchange,
+                        task,
+                        sent,
+                        aborted=stop.is_set,
+                        connect_seconds=_START_SECONDS,
+                    )
                 except FedfmsError as error:
                     raise FederationError(
                         f"{site.name} failed in round {number}: {error.problem}",
@@ -104,7 +116,15 @@ def federate(
                         code="site-failed",
                     ) from None
 
-            return dict(zip(names, pool.map(one, sites), strict=True))
+            answers = {site.name: pool.submit(one, site) for site in sites}
+            try:
+                done, _ = wait(answers.values(), return_when=FIRST_EXCEPTION)
+                for answer in done:
+                    answer.result()  # raises what ended it
+            except BaseException:
+                stop.set()
+                raise
+            return {name: answer.result() for name, answer in answers.items()}
 
         records.write(
             "job",
@@ -118,7 +138,8 @@ def federate(
         )
         for number in range(recipe.rounds):
             records.write("round_started", round=number)
-            answers = ask("train", number, "round")
+            sent = to_precision(weights, recipe.transfer_precision)
+            answers = ask("train", number, "round", sent)
             shapes = shapes_of(weights)
             accepted = {
                 name: check_contribution(
@@ -133,7 +154,7 @@ def federate(
                     site=name,
                     accepted=True,
                     reason=None,
-                    bytes_down=payload_bytes(to_precision(weights, recipe.transfer_precision)),
+                    bytes_down=payload_bytes(sent),
                     bytes_up=payload_bytes(answer.tensors),
                     contribution=answer.contribution.to_dict(),
                 )
@@ -143,7 +164,8 @@ def federate(
             records.write("round_done", round=number, sites=names, missed={})
             on_round(number)
         save_tensors(folder / GLOBAL_MODEL, weights, "fp32")
-        for name, answer in ask("evaluate", recipe.rounds, "final").items():
+        sent = to_precision(weights, recipe.transfer_precision)
+        for name, answer in ask("evaluate", recipe.rounds, "final", sent).items():
             records.write(
                 "evaluation",
                 site=name,

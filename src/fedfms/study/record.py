@@ -34,7 +34,6 @@ from fedfms.report.tables import RoundRow, read_rounds, write_rows
 Regime = Literal["federated", "central", "local"]
 Engine = Literal["flare", "loop"]
 REGIMES: tuple[Regime, ...] = get_args(Regime)
-ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 STUDY_FILE, RUNS_FOLDER = "study.json", "runs"
 RUN_FILE, RECIPE_FILE, MODEL_FILE = "run.json", "recipe.json", "model.safetensors"

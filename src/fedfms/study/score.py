@@ -103,30 +103,6 @@ def score_run(spec: RunSpec, folder: Path) -> None:
     write_phase(folder, "score", Phase(seconds=time.monotonic() - started, peak_memory_bytes=peak))
 
 
-def differing_scores(
-    kept: Sequence[ScoreRow], again: Sequence[ScoreRow], tolerance: float
-) -> list[str]:
-    """How two tables of scores differ, a sentence for each number; empty if they do not."""
-    found = []
-    by_case = {(row.site, row.case, row.class_name): row for row in again}
-    for row in kept:
-        other = by_case.pop((row.site, row.case, row.class_name), None)
-        where = f"{row.site}, case {row.case}, {row.class_name}"
-        if other is None:
-            found.append(f"{where}: the run has a score for a case that is not scored")
-            continue
-        for name in ScoreRow.__slots__:
-            one, two = getattr(row, name), getattr(other, name)
-            if isinstance(one, float) and isinstance(two, float):
-                same = math.isclose(one, two, rel_tol=tolerance, abs_tol=tolerance)
-            else:
-                same = one == two
-            if not same:
-                found.append(f"{where}: {name} is {one} in {SCORES_FILE}, and {two} computed again")
-    found += [f"{site}, case {case}, {name}: no score" for site, case, name in by_case]
-    return found
-
-
 def _pictures_allowed(site: Site) -> bool:
     try:
         return read_policy(site.folder / "policy").pictures

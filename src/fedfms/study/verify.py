@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from fedfms.study.record import (
     seal_of,
 )
 from fedfms.study.runner import PHANTOMS_FOLDER
-from fedfms.study.score import differing_scores, score_site
+from fedfms.study.score import score_site
 
 TOLERANCE = 1e-6  # of a score computed again, relative and absolute
 
@@ -233,4 +234,28 @@ def _score_problems(
             )[2]
     except CheckpointError as error:
         return [error.problem]
-    return differing_scores(run.scores, again, tolerance)
+    return _differing_scores(run.scores, again, tolerance)
+
+
+def _differing_scores(
+    kept: Sequence[ScoreRow], again: Sequence[ScoreRow], tolerance: float
+) -> list[str]:
+    """How two tables of scores differ, a sentence for each number; empty if they do not."""
+    found = []
+    by_case = {(row.site, row.case, row.class_name): row for row in again}
+    for row in kept:
+        other = by_case.pop((row.site, row.case, row.class_name), None)
+        where = f"{row.site}, case {row.case}, {row.class_name}"
+        if other is None:
+            found.append(f"{where}: the run has a score for a case that is not scored")
+            continue
+        for name in ScoreRow.__slots__:
+            one, two = getattr(row, name), getattr(other, name)
+            if isinstance(one, float) and isinstance(two, float):
+                same = math.isclose(one, two, rel_tol=tolerance, abs_tol=tolerance)
+            else:
+                same = one == two
+            if not same:
+                found.append(f"{where}: {name} is {one} in {SCORES_FILE}, and {two} computed again")
+    found += [f"{site}, case {case}, {name}: no score" for site, case, name in by_case]
+    return found

@@ -13,26 +13,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from fedfms.cli import main
 from fedfms.cli.export import _next_command
 from fedfms.export.run import Exported
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Exit code, standard output and standard error of `fedfms ARGUMENTS`."""
-    monkeypatch.setattr("fedfms.cli.common.out.width", 200, raising=False)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedfms", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def sha256(path: Path) -> str:
