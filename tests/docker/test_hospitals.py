@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 from certificates import not_after, public_key_of_ca, serial, with_own_certificate
 from containers import Project, docker, files_that_name, wait_until
@@ -254,6 +256,31 @@ def test_no_image_name_or_patient_leaves_a_trainer(both: Both, running: Hospital
     assert files_that_name(PATIENTS, *places) == {}
     own = running.projects["scanner-a"].volume("scanner-a-work")
     assert files_that_name(PATIENTS, own)  # what is there to be found is found
+
+
+def test_a_site_predicts_with_its_trainers_container(
+    both: Both, running: Hospitals, tmp_path: Path
+) -> None:
+    """The masks of a hospital's own images, written by its kit, are those that were scored."""
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for path in (masks, *list(masks.parents)[:3]):
+        path.chmod(0o755)
+    os.chown(masks, USER, USER)
+    running.projects["scanner-d"].run(
+        *("run", "--rm", "--no-deps", "-v", f"{both.containers}:/model:ro"),
+        *("-v", f"{masks}:/masks", "scanner-d-trainer"),
+        *("predict", "/model", "/data/images", "/masks", "--site", "/site/site.yml"),
+    )
+    of_cases = []
+    for truth in sorted((running.folder / "images/scanner-d/labels").iterdir()):
+        written, labels = nibabel.load(masks / truth.name), nibabel.load(truth)
+        assert np.array_equal(written.affine, labels.affine)
+        mask, label = (np.asarray(image.dataobj) > 0 for image in (written, labels))
+        of_cases.append(2 * (mask & label).sum() / (mask.sum() + label.sum()))
+    assert len(of_cases) == 6
+    scored = dice(both.containers)["scanner-d", "final", "hippocampus"]
+    assert np.mean(of_cases) == pytest.approx(scored, abs=1e-4)
 
 
 # ----------------------------------------------------------------------------------- refusals

@@ -58,7 +58,7 @@ def study(
     Starting it again goes on where it was stopped; a finished run is never repeated.
     """
     from fedfms.report.words import numerals
-    from fedfms.study.page import write_answer
+    from fedfms.study.page.write import write_answer
     from fedfms.study.plan import Study
     from fedfms.study.runner import PHANTOMS_FOLDER, run_study
 
@@ -141,7 +141,8 @@ def _watching() -> Iterator[Callable[[StudyProgress], None]]:
             now = ", ".join(f"{name} {share:.0%}" for name, share in progress.running.items())
             bars.update(bar, total=progress.planned, completed=progress.done, now=escape(now))
             if progress.finished is not None:
-                bars.print(f"done {progress.done} of {progress.planned}: {progress.finished}")
+                name, seconds = progress.finished
+                bars.print(f"done {progress.done} of {progress.planned}: {name}, {seconds:.0f} s")
             if progress.failed is not None:
                 name, why = progress.failed
                 bars.print(f"[bold red]failed[/] {escape(name)}: {escape(why)}")

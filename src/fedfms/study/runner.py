@@ -66,7 +66,7 @@ class StudyProgress:
     planned: int
     done: int  # found finished, or finished now
     running: Mapping[str, float]  # run -> share of its rounds that are over
-    finished: str | None = None  # a run that just ended well
+    finished: tuple[str, float] | None = None  # a run that just ended well, and the seconds it took
     failed: tuple[str, str] | None = None  # a run that just failed, and why
 
 
@@ -227,7 +227,7 @@ class _Work:
         if code == 0:
             finish_run(one.spec, one.folder, self.folder / RUNS_FOLDER / name, one.started)
             self.now += 1
-            self._tell(finished=name)
+            self._tell(finished=(name, time.time() - one.started))
             return
         work, kept = one.folder / WORK_FOLDER, self.folder / LOGS_FOLDER / name
         shutil.rmtree(kept, ignore_errors=True)
@@ -237,7 +237,11 @@ class _Work:
         self.failed[name] = said
         self._tell(failed=(name, said))
 
-    def _tell(self, finished: str | None = None, failed: tuple[str, str] | None = None) -> None:
+    def _tell(
+        self,
+        finished: tuple[str, float] | None = None,
+        failed: tuple[str, str] | None = None,
+    ) -> None:
         running = {one.spec.key.name: one.share for one in self._running}
         done = self._before + self.now
         self._tell_caller(StudyProgress(self._planned, done, running, finished, failed))

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from fedfms.report.parts import Cell, Column, Table
-from fedfms.study.latex import document, escape
+from fedfms.study.page.latex import document, escape
 
 SPECIAL = "\\{}$&#%_~^"
 

@@ -6,14 +6,14 @@ import dataclasses
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from run_writer import SITES, StudyFolder, bend, with_facts
 
 from fedfms.errors import FederationError
 from fedfms.report import words as shown
-from fedfms.study import page as page_module
-from fedfms.study.page import write_answer
+from fedfms.study.page.write import write_answer
 
 FILES = ("study.html", "study.md", "study.csv", "study.tex")
 SMALL = {"cases": 9, "rounds": 5, "picture_side": 40}
@@ -548,7 +548,7 @@ def test_a_disk_that_is_full_leaves_the_earlier_answer_as_it_was(tmp_path, monke
     folder = write(tmp_path / "s", methods=("fedmsa",), seeds=(0,))
     first = {name: (folder / name).read_bytes() for name in FILES}
     shutil.rmtree(folder / "runs/fedmsa-local-at-site-2-seed-0")
-    whole = page_module.Path.write_text
+    whole = Path.write_text
 
     def full(path, text, **options):
         if "study.tex" in path.name:
@@ -556,7 +556,7 @@ def test_a_disk_that_is_full_leaves_the_earlier_answer_as_it_was(tmp_path, monke
             raise OSError(28, "No space left on device")
         return whole(path, text, **options)
 
-    monkeypatch.setattr(page_module.Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space left"):
         write_answer(folder)
     assert first == {name: (folder / name).read_bytes() for name in FILES}

@@ -22,8 +22,8 @@ from fedfms.report.svg import (
     stand_in,
 )
 from fedfms.study.answer import ALL, Answer, Curve, Gap
+from fedfms.study.page.words import REGIMES, method
 from fedfms.study.record import REGIMES as REGIME_ORDER
-from fedfms.study.words import REGIMES, method
 
 _BYTE_TICKS = 5  # at most; their labels are wide
 _LOGARITHMIC = 10  # largest over smallest number of bytes from which a log axis reads better
