@@ -34,7 +34,8 @@ from fedfms.config import BACKBONES, ConfigError, Intensity, Recipe, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import read_bytes
 from fedfms.data.dataset import prepare_cases
-from fedfms.data.dicom import read_label, read_series
+from fedfms.data.dicom.labels import read_label
+from fedfms.data.dicom.series import read_series
 from fedfms.data.manifest import find_cases
 from fedfms.exchange.payload import read_travelling, save_tensors
 from fedfms.exchange.trained import load_trained

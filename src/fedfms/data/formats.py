@@ -30,7 +30,7 @@ from fedfms.data.grid import Array, Cut
 from fedfms.errors import SiteDataError
 
 if TYPE_CHECKING:
-    from fedfms.data.dicom import Series
+    from fedfms.data.dicom.series import Series
 
 _ORIENTATION_TAG = 274  # of EXIF and TIFF
 _GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601, as Pillow's "L"
@@ -199,18 +199,19 @@ def _volume(voxels: Array, cut: Cut, series: Series | None = None) -> Stored:
 def _read_dicom(path: Path, data: Content, site: SiteConfig, image: Stored | None) -> Stored:
     """A series, or the label of the series `image`."""
     _require_grey_channels(site, "series of DICOM slices")
-    from fedfms.data import dicom  # pydicom takes a second to import
+    from fedfms.data.dicom.labels import read_label  # pydicom takes a second to import
+    from fedfms.data.dicom.series import read_series
 
     if image is not None:
         assert image.series is not None and image.cut is not None  # from this function
-        return _volume(dicom.read_label(path, data, site, image.series), image.cut)
+        return _volume(read_label(path, data, site, image.series), image.cut)
     if isinstance(data, bytes):
         raise SiteDataError(
             f"{path} is a file, but an image in DICOM is a folder with the files of one series",
             "let the glob images in site.yml match folders, such as images/*",
             code="not-a-folder",
         )
-    series = dicom.read_series(path, data, site)
+    series = read_series(path, data, site)
     return _volume(series.values, Cut.of(series.affine, series.values.shape, site.plane), series)
 
 

@@ -223,7 +223,7 @@ def _patients(images: Mapping[str, Path], site: SiteConfig) -> tuple[dict[str, s
     `data_root`, so that a folder can name the patient.
     """
     if site.patient is None and site.format == "dicom":
-        from fedfms.data.dicom import patient_of  # pydicom takes a second to import
+        from fedfms.data.dicom.series import patient_of  # pydicom takes a second to import
 
         return {key: patient_of(path) or key for key, path in images.items()}, []
     if site.patient is None:

@@ -140,7 +140,7 @@ def _holds_images(folder: Path) -> bool:
         _is_dicom(path) for path in folder.iterdir() if is_plain_file(path) and path.is_file()
     ):
         return False  # before pydicom is imported
-    from fedfms.data.dicom import holds_images
+    from fedfms.data.dicom.series import holds_images
 
     return holds_images(folder)
 

@@ -22,7 +22,7 @@ from fedfms.data.grid import Array, Cut
 from fedfms.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedfms.data.dicom import Series
+    from fedfms.data.dicom.series import Series
 
 # of the classes, in turn; background is black (Okabe and Ito's palette, told apart by all eyes)
 _COLOURS = (

@@ -1,0 +1,63 @@
+"""A DICOM object that was drawn on a series, to label values on the series' own grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydicom.uid import UID, RTStructureSetStorage, SegmentationStorage
+
+from fedfms.config import SiteConfig
+from fedfms.data.content import Content
+from fedfms.data.dicom.drawn import label_values
+from fedfms.data.dicom.segmentation import read_segmentation
+from fedfms.data.dicom.series import Series, parsed_dicom
+from fedfms.data.dicom.structures import read_structures
+from fedfms.data.grid import Array
+from fedfms.errors import SiteDataError
+
+_LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # too new for pydicom's own list
+
+
+def read_label(path: Path, data: Content, site: SiteConfig, series: Series) -> Array:
+    """Label values (I, J, K) int16 on the series' own grid, 0 where nothing was drawn.
+
+    Args:
+        path: of a SEG or RTSTRUCT file, or of a folder that holds one.
+        data: its content.
+        site: says which segment has which value, and what happens where two meet.
+        series: that the label was drawn on.
+
+    Raises:
+        SiteDataError: "not-dicom", "not-a-label", "several-labels", "fractional-seg",
+            "other-series", "other-frame-of-reference", "label-of-other-slices", "other-grid",
+            "unknown-segments", "segments-overlap", "open-outline", "outline-between-slices",
+            "damaged-file".
+    """
+    name, content = _one_file(path, data)
+    label = parsed_dicom(name, content)
+    kind = label.file_meta.get("MediaStorageSOPClassUID", "")
+    if kind == RTStructureSetStorage:
+        masks = read_structures(name, label, site, series)
+    elif kind in (SegmentationStorage, _LABEL_MAP_STORAGE):
+        masks = read_segmentation(name, label, site, series)
+    else:
+        raise SiteDataError(
+            f"{name} is neither a segmentation (SEG) nor a structure set (RTSTRUCT) but "
+            f"{UID(str(kind)).name or 'of no kind'}",
+            "let the glob labels in site.yml match the SEG, RTSTRUCT or NIfTI files",
+            code="not-a-label",
+        )
+    return label_values(name, masks, site)
+
+
+def _one_file(path: Path, data: Content) -> tuple[Path, bytes]:
+    if isinstance(data, bytes):
+        return path, data
+    if len(data.files) != 1:
+        raise SiteDataError(
+            f"the label folder {path} holds {len(data.files)} files",
+            "leave the one SEG or RTSTRUCT in it, or let labels in site.yml match the file",
+            code="several-labels",
+        )
+    name, content = data.files[0]
+    return path / name, content

@@ -1,0 +1,417 @@
+"""A folder of DICOM slices to a volume.
+
+Slices lie where ImagePositionPatient says, never where their names or numbers do. What cannot be
+put on one even grid without inventing values is refused by name. Patient axes of DICOM (LPS) become
+those of NIfTI (RAS) by turning the signs of x and y.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom.config
+from pydicom import Dataset, dcmread
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID, MediaStorageDirectoryStorage
+
+from fedfms.config import SiteConfig
+from fedfms.data.content import Folder, damaged, is_plain_file
+from fedfms.data.grid import Array
+from fedfms.errors import SiteDataError
+
+# pydicom's warnings about odd values quote them, a patient's name too, and logs can leave the site
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+# Modality of objects that lie beside images and are none
+_NO_IMAGES = frozenset(
+    ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "PR", "SR", "KO", "REG", "DOC", "FID")
+)
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# How far a series may be from one even, straight grid; headers round to 0.001 or 0.01 mm.
+_COSINES = 1e-3  # difference of a direction cosine
+UNEVEN = 0.1  # of the distance between slices, from where a slice should lie
+_DRIFT = 0.25  # of a pixel, sideways, over the whole stack
+_SAME_PLACE = 0.1  # of the usual distance between slices
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Series:
+    """One series of DICOM slices as a volume.
+
+    values: (I, J, K) float32 after RescaleSlope and RescaleIntercept of each slice; I columns, J
+        rows, K slices in the direction of the normal.
+    affine: (4, 4) float64, voxel index (i, j, k) to RAS millimetres.
+    headers: of the K slices, without pixels, in the order of the slices.
+    """
+
+    values: Array
+    affine: Array
+    headers: tuple[Dataset, ...]
+
+    @property
+    def series_uid(self) -> str:
+        """SeriesInstanceUID."""
+        return str(self.headers[0].SeriesInstanceUID)
+
+    @property
+    def frame_of_reference_uid(self) -> str:
+        """FrameOfReferenceUID; empty where the images have none."""
+        return str(self.headers[0].get("FrameOfReferenceUID", ""))
+
+    @property
+    def sop_uids(self) -> frozenset[str]:
+        """SOPInstanceUID of all slices."""
+        return frozenset(str(header.SOPInstanceUID) for header in self.headers)
+
+
+def read_series(path: Path, folder: Folder, site: SiteConfig) -> Series:
+    """The one series of a folder.
+
+    Raises:
+        SiteDataError: "not-dicom", "no-dicom-images", "several-series", "no-such-series",
+            "multi-frame", "colour-dicom", "monochrome1", "localizer", "no-position",
+            "mixed-orientations", "mixed-grids", "duplicate-slices", "missing-slices",
+            "uneven-spacing", "gantry-tilt", "no-decoder", "damaged-file".
+    """
+    named = _one_series(path, list(_images(path, folder)), site)
+    for name, slice_ in named:
+        _require_plain_slice(path / name, slice_)
+    ordered, affine = _stacked(path, [slice_ for _, slice_ in named])
+    names = {id(slice_): name for name, slice_ in named}
+    planes = []
+    for slice_ in ordered:
+        planes.append(_pixels(path / names[id(slice_)], slice_).T)  # (I, J)
+        del slice_.PixelData
+    return Series(np.stack(planes, axis=2), affine, tuple(ordered))
+
+
+def patient_of(path: Path) -> str | None:
+    """PatientID of a folder's images; None where it is empty or no image can be read.
+
+    Reads the first readable header in the order of the names. The files of one series have one
+    patient; whatever else is wrong with the folder, `read_series` says.
+    """
+    for slice_ in _headers(path):
+        return str(slice_.get("PatientID") or "").strip() or None
+    return None
+
+
+def holds_images(path: Path) -> bool:
+    """Whether a folder directly holds at least one DICOM file that is an image."""
+    return next(_headers(path), None) is not None
+
+
+def _headers(path: Path) -> Iterator[Dataset]:
+    """Headers of the images in a folder, as far as the little that is read of them goes."""
+    try:
+        entries = sorted(entry for entry in path.iterdir() if is_plain_file(entry))
+    except OSError:
+        return
+    tags = ["PatientID", "Modality"]
+    for entry in entries:
+        try:
+            with entry.open("rb") as file, no_warnings():
+                if file.read(132)[128:] != b"DICM":
+                    continue
+                file.seek(0)
+                slice_ = dcmread(file, stop_before_pixels=True, specific_tags=tags)
+        except Exception:  # a damaged header makes pydicom raise nearly anything
+            continue
+        if not _is_beside_images(slice_):
+            yield slice_
+
+
+def _images(path: Path, folder: Folder) -> Iterator[tuple[str, Dataset]]:
+    """The image files with their names; what lies beside images is passed over."""
+    found = False
+    for name, data in folder.files:
+        parsed = parsed_dicom(path / name, data)
+        if _is_beside_images(parsed):
+            continue
+        found = True
+        if "PixelData" not in parsed:
+            raise damaged(path / name, "it has no pixels")
+        yield name, parsed
+    if not found:
+        raise SiteDataError(
+            f"the folder {path} holds no DICOM image, only objects such as SEG or RTSTRUCT",
+            "let the glob images in site.yml match the folders of the images",
+            code="no-dicom-images",
+        )
+
+
+def parsed_dicom(path: Path, data: bytes) -> Dataset:
+    """One file, pixels and all.
+
+    Raises:
+        SiteDataError: "not-dicom", "damaged-file".
+    """
+    if data[128:132] != b"DICM":
+        raise SiteDataError(
+            f"{path} is no DICOM file: the letters DICM are not at byte 128",
+            "move other files out of the folder; export the series again if this should be one",
+            code="not-dicom",
+        )
+    try:
+        with no_warnings():
+            return dcmread(io.BytesIO(data))
+    except Exception as error:  # a damaged file makes pydicom raise nearly anything
+        raise damaged(path, type(error).__name__) from None
+
+
+def _is_beside_images(parsed: Dataset) -> bool:
+    kind = parsed.file_meta.get("MediaStorageSOPClassUID", "")
+    return kind == MediaStorageDirectoryStorage or str(parsed.get("Modality", "")) in _NO_IMAGES
+
+
+@contextlib.contextmanager
+def no_warnings() -> Iterator[None]:
+    """For what `IGNORE` above leaves, such as unknown character sets."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _one_series(
+    path: Path, images: list[tuple[str, Dataset]], site: SiteConfig
+) -> list[tuple[str, Dataset]]:
+    by_uid: dict[str, list[tuple[str, Dataset]]] = {}
+    for name, slice_ in images:
+        by_uid.setdefault(str(slice_.get("SeriesInstanceUID", "")), []).append((name, slice_))
+
+    def description(uid: str) -> str:
+        return str(by_uid[uid][0][1].get("SeriesDescription") or "")
+
+    chosen = list(by_uid)
+    if site.series is not None:
+        chosen = [uid for uid in by_uid if re.search(site.series, description(uid))]
+    some = ", ".join(sorted(f"{description(uid)!r} ({len(by_uid[uid])})" for uid in by_uid)[:6])
+    if not chosen:
+        raise SiteDataError(
+            f"series: {site.series} in site.yml matches no SeriesDescription in {path}: {some}",
+            "correct the regular expression, or leave series out where a folder holds one series",
+            code="no-such-series",
+        )
+    if len(chosen) > 1:
+        raise SiteDataError(
+            f"{path} holds {len(chosen)} series (description, files): {some}",
+            "put each series into a folder of its own, or choose one in each folder with series: "
+            "and a part of its SeriesDescription in site.yml",
+            code="several-series",
+        )
+    return by_uid[chosen[0]]
+
+
+def _require_plain_slice(path: Path, slice_: Dataset) -> None:
+    """One grey slice with a position; anything else is refused by its name."""
+    frames = slice_.get("NumberOfFrames")
+    if (frames is not None and int(frames) > 1) or "PerFrameFunctionalGroupsSequence" in slice_:
+        raise SiteDataError(
+            f"{path} is a multi-frame (enhanced) image with {frames} frames",
+            "export the series as single-frame images, or convert it to NIfTI, for example with "
+            "dcm2niix",
+            code="multi-frame",
+        )
+    photometric = str(slice_.get("PhotometricInterpretation", ""))
+    if photometric == "MONOCHROME1":
+        raise SiteDataError(
+            f"{path} is MONOCHROME1, where small values are white",
+            "export the series as MONOCHROME2; what its values mean is then no guess",
+            code="monochrome1",
+        )
+    if photometric != "MONOCHROME2" or slice_.get("SamplesPerPixel", 1) != 1:
+        raise SiteDataError(
+            f"{path} holds colours ({photometric or 'no PhotometricInterpretation'})",
+            "leave out screenshots and reports; export colour pictures as PNG for format: image",
+            code="colour-dicom",
+        )
+    if any(str(value).upper() == "LOCALIZER" for value in _values(slice_, "ImageType")):
+        raise SiteDataError(
+            f"{path} is a localizer (scout)",
+            "take the localizers out of the folder; they lie across the slices",
+            code="localizer",
+        )
+    missing = [
+        name
+        for name, count in (
+            ("ImagePositionPatient", 3),
+            ("ImageOrientationPatient", 6),
+            ("PixelSpacing", 2),
+        )
+        if len(_values(slice_, name)) != count
+    ]
+    if missing:
+        raise SiteDataError(
+            f"{path} has no {', '.join(missing)}, so its place in the patient is not known",
+            "use series of slices (CT, MR, PET); projections and ultrasound can be exported as "
+            "PNG for format: image",
+            code="no-position",
+        )
+
+
+def _stacked(path: Path, slices: list[Dataset]) -> tuple[list[Dataset], Array]:
+    """The slices in the order of the normal, and the RAS affine of (column, row, slice)."""
+    first = slices[0]
+    for name in ("Rows", "Columns", "PixelSpacing"):
+        found = sorted({tuple(map(float, _values(slice_, name))) for slice_ in slices})
+        if not np.allclose(found, found[0], rtol=1e-4, atol=0):
+            raise _mixed(path, "mixed-grids", f"{name} has the values {found[0]} and {found[-1]}")
+    cosines = np.array([_values(slice_, "ImageOrientationPatient") for slice_ in slices], float)
+    if np.abs(cosines - cosines[0]).max() > _COSINES:
+        raise _mixed(path, "mixed-orientations", "their directions differ, as with localizers")
+    if len({str(slice_.get("FrameOfReferenceUID", "")) for slice_ in slices}) > 1:
+        raise _mixed(path, "mixed-orientations", "they have several FrameOfReferenceUID")
+    along_row, along_column = cosines[0, :3], cosines[0, 3:]
+    lengths = np.linalg.norm([along_row, along_column], axis=1)
+    if np.abs(lengths - 1).max() > _COSINES or abs(along_row @ along_column) > _COSINES:
+        raise _mixed(path, "mixed-orientations", "ImageOrientationPatient is no pair of directions")
+    row_spacing, column_spacing = (float(value) for value in first.PixelSpacing)
+    if min(row_spacing, column_spacing) <= 0:
+        raise _mixed(path, "mixed-grids", "PixelSpacing is not above 0")
+    normal = np.cross(along_row, along_column)
+    positions = np.array([_values(slice_, "ImagePositionPatient") for slice_ in slices], float)
+    if not np.isfinite(positions).all():
+        raise _mixed(path, "mixed-grids", "ImagePositionPatient is no number")
+    order = np.argsort(positions @ normal, kind="stable")
+    positions = positions[order]
+    ordered = [slices[number] for number in order]
+    step = normal * _thickness(first)
+    if len(slices) > 1:
+        _require_even(path, ordered, positions, normal, min(row_spacing, column_spacing))
+        step = (positions[-1] - positions[0]) / (len(slices) - 1)
+    affine = np.eye(4)
+    affine[:3, 0] = along_row * column_spacing
+    affine[:3, 1] = along_column * row_spacing
+    affine[:3, 2] = step
+    affine[:3, 3] = positions[0]
+    return ordered, LPS_TO_RAS @ affine
+
+
+def _require_even(
+    path: Path, ordered: list[Dataset], positions: Array, normal: Array, pixel: float
+) -> None:
+    """Slices one above the other at one distance; positions (K, 3) in their order, mm."""
+    along = (positions - positions[0]) @ normal
+    gaps = np.diff(along)
+    apart = gaps[gaps > 1e-3 * gaps.max()]
+    usual = float(np.median(apart)) if len(apart) else 0.0
+    if gaps.min() <= _SAME_PLACE * usual:
+        at = int(np.argmin(gaps))
+        numbers = " and ".join(str(s.get("InstanceNumber", "?")) for s in ordered[at : at + 2])
+        raise SiteDataError(
+            f"{path} has several slices in one place, for example InstanceNumber {numbers}",
+            "leave one image for each place: remove copies, and put echoes, time points, phases "
+            "and b-values into folders of their own",
+            code="duplicate-slices",
+        )
+    times = np.rint(gaps / usual)
+    if times.max() > 1 and np.abs(gaps / usual - times).max() <= UNEVEN:
+        at = int(np.argmax(times))
+        raise SiteDataError(
+            f"{path} lacks {int(times.sum()) - len(gaps)} slices: they lie {usual:.4g} mm apart, "
+            f"but {gaps[at]:.4g} mm between InstanceNumber "
+            f"{ordered[at].get('InstanceNumber', '?')} and "
+            f"{ordered[at + 1].get('InstanceNumber', '?')}",
+            "export the series again, and compare the number of files with the archive's",
+            code="missing-slices",
+        )
+    mean = along[-1] / len(gaps)
+    if np.abs(along - mean * np.arange(len(along))).max() > UNEVEN * mean:
+        raise SiteDataError(
+            f"the slices of {path} lie unevenly, {gaps.min():.4g} to {gaps.max():.4g} mm apart",
+            "use a reconstruction with even spacing, or resample the series to NIfTI",
+            code="uneven-spacing",
+        )
+    sideways = positions - positions[0] - np.outer(along, normal)
+    drift = float(np.linalg.norm(sideways, axis=1).max())
+    if drift > _DRIFT * pixel:
+        degrees = np.degrees(np.arctan2(np.linalg.norm(sideways[-1]), along[-1]))
+        raise SiteDataError(
+            f"the slices of {path} are not one above the other but sheared by {degrees:.1f} "
+            f"degrees (gantry tilt); GantryDetectorTilt says "
+            f"{ordered[0].get('GantryDetectorTilt', 'nothing')}",
+            "use an untilted reconstruction, or correct the tilt while converting to NIfTI, as "
+            "dcm2niix does for CT",
+            code="gantry-tilt",
+        )
+
+
+def _thickness(slice_: Dataset) -> float:
+    """Of a single slice, which has no neighbour: what its header says, else 1 mm."""
+    for name in ("SpacingBetweenSlices", "SliceThickness"):
+        value = abs(float(slice_.get(name) or 0))
+        if value > 0:
+            return value
+    return 1.0
+
+
+def _pixels(path: Path, slice_: Dataset) -> Array:
+    """(J, I) float32 of one slice, its own slope and intercept applied."""
+    syntax = UID(str(slice_.file_meta.get("TransferSyntaxUID", "")))
+    compressed = syntax.is_encapsulated if syntax.is_transfer_syntax else False
+    if compressed:
+        require_decoder(path, syntax)
+    try:
+        with no_warnings():
+            stored = pixel_array(slice_)  # the dataset's own attribute would keep a copy
+            values: Array = np.asarray(apply_modality_lut(stored, slice_))
+    except Exception as error:  # a damaged file makes a decoder raise nearly anything
+        if not compressed:
+            raise damaged(path, f"{type(error).__name__}: {error}") from None
+        raise SiteDataError(
+            f"{path} cannot be decoded ({syntax.name}): {type(error).__name__}",
+            "copy the file again; if that does not help, decompress the series, for example with: "
+            "gdcmconv --raw IN OUT",
+            code="no-decoder",
+        ) from None
+    if values.ndim != 2:
+        raise damaged(path, f"it has {values.ndim} dimensions")
+    return values.astype(np.float32)
+
+
+def require_decoder(path: Path, syntax: UID) -> None:
+    """Refuse a compression that cannot be undone here.
+
+    Raises:
+        SiteDataError: "no-decoder".
+    """
+    try:
+        decoder = get_decoder(syntax)
+        if decoder.is_available:
+            return
+        packages = " or ".join(text.split(" - ")[0] for text in decoder.missing_dependencies)
+        needs = f"pydicom decodes it with {packages}, which is not installed"
+    except NotImplementedError:
+        needs = "pydicom has no decoder for it"
+    raise SiteDataError(
+        f"{path} is compressed as {syntax.name}: {needs}",
+        "decompress the series, for example with: gdcmconv --raw IN OUT (or dcmdjpeg of DCMTK), or "
+        "let the archive export it as Explicit VR Little Endian",
+        code="no-decoder",
+    )
+
+
+def _values(slice_: Dataset, name: str) -> Sequence[Any]:
+    """A header's values as a list, whether it has one, several or none."""
+    value = slice_.get(name)
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
+def _mixed(path: Path, code: str, reason: str) -> SiteDataError:
+    return SiteDataError(
+        f"the slices of {path} do not belong to one stack: {reason}",
+        "leave one stack of slices in the folder; localizers and other orientations go elsewhere",
+        code=code,
+    )
