@@ -160,7 +160,7 @@ def train_local(
             if m.metric in ("dice", "hd95")
         )
         loss = "" if result.loss is None else f"loss {result.loss:.4f}  "
-        seconds = result.seconds["train"] + result.seconds["evaluate"]
+        seconds = result.seconds.get("train", 0.0) + result.seconds["evaluate"]
         out.print(f"round {result.rounds_trained}: {loss}{escape(scores)}  {seconds:.1f} s")
 
     with progress(False) as on_progress:

@@ -53,7 +53,8 @@ class Contribution:
     distance_unit: Literal["mm", "px"] = "px"  # of hd95; files without a voxel size count pixels
     loss: float | None = None  # mean over the round's steps
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, keys from PHASES
-    peak_memory_bytes: int = 0  # of the trainer process, or of its GPU where it has one
+    # by phase: of the trainer process, or of its GPU where it has one
+    peak_memory_bytes: dict[str, int] = field(default_factory=dict)
     micro_batch: int = 0  # slices in memory at once, after out-of-memory halvings
     update_norm: float | None = None  # L2 norm of the difference as sent
 
@@ -115,6 +116,12 @@ def _seconds(value: Any) -> bool:
     )
 
 
+def _sizes(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        key in PHASES and _count(size) for key, size in value.items()
+    )
+
+
 def _list(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) <= 1000
 
@@ -144,7 +151,7 @@ _CONTRIBUTION: dict[str, Callable[[Any], bool]] = {
     "distance_unit": _one_of(*UNITS),
     "loss": _number_or_none,
     "seconds": _seconds,
-    "peak_memory_bytes": _count,
+    "peak_memory_bytes": _sizes,
     "micro_batch": _count,
     "update_norm": _number_or_none,
 }

@@ -39,7 +39,7 @@ RECIPE, ROUNDS, EVALUATION, SUMMARY = "recipe.json", "rounds.csv", "evaluation.c
 GLOBAL_MODEL, BEST_MODEL = "global_model.safetensors", "best_model.safetensors"
 LOWER_IS_BETTER = ("hd95",)
 
-_FORMAT = 1  # of summary.json; a reader of another number refuses the folder
+_FORMAT = 2  # of summary.json; a reader of another number refuses the folder
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LARGEST_PICTURE = 8_000_000  # bytes; they are embedded in the page
 
@@ -281,7 +281,7 @@ def _site_summary(
         "bytes_down": sum(row.bytes_down or 0 for row in own),
         "bytes_up": sum(row.bytes_up or 0 for row in own),
         "seconds": _phase_sums(own),
-        "peak_memory_bytes": max((row.peak_memory_bytes or 0 for row in own), default=0) or None,
+        "peak_memory_bytes": _phase_peaks(own),
         "training_slices": max((row.training_slices or 0 for row in own), default=0) or None,
         "training_cases": max((row.training_cases or 0 for row in own), default=0) or None,
         "micro_batch": min((row.micro_batch for row in own if row.micro_batch), default=None),
@@ -302,6 +302,14 @@ def _why_no_final(rows: Sequence[EvaluationRow] | None, history: History, site: 
 def _phase_sums(rows: Iterable[RoundRow]) -> dict[str, float]:
     rows = list(rows)
     return {phase: sum(row.seconds.get(phase, 0.0) for row in rows) for phase in PHASES}
+
+
+def _phase_peaks(rows: Iterable[RoundRow]) -> dict[str, int]:
+    peaks: dict[str, int] = {}
+    for row in rows:
+        for phase, size in row.peak_memory_bytes.items():
+            peaks[phase] = max(peaks.get(phase, 0), size)
+    return peaks
 
 
 def _mean_of_sites(sites: Mapping[str, dict[str, Any]], key: str) -> dict[str, Any]:

@@ -180,7 +180,7 @@ class History:
                 "evaluated_cases": said.evaluated_cases,
                 "training_slices": said.training_slices,
                 "training_cases": said.training_cases,
-                "peak_memory_bytes": said.peak_memory_bytes or None,
+                "peak_memory_bytes": dict(said.peak_memory_bytes),
                 "micro_batch": said.micro_batch or None,
                 "update_norm": said.update_norm,
                 "seconds": dict(said.seconds),

@@ -500,8 +500,7 @@ def _training(summary: dict[str, Any]) -> Table:
                 Cell(site),
                 Cell(words.count(values["training_cases"])),
                 Cell(words.count(values["training_slices"])),
-                *(Cell(_phase(values["seconds"].get(phase))) for phase in phases),
-                Cell(words.size(values["peak_memory_bytes"])),
+                *(_phase(values, phase) for phase in phases),
                 Cell(words.count(values["micro_batch"])),
             ]
         )
@@ -511,19 +510,20 @@ def _training(summary: dict[str, Any]) -> Table:
             Column("Site", number=False),
             Column("Cases", "for training"),
             Column("Slices", "per epoch"),
-            *(Column(phase.capitalize(), "all rounds") for phase in phases),
-            Column("Peak memory", "trainer or its GPU"),
+            *(Column(phase.capitalize(), "time, memory") for phase in phases),
             Column("Micro-batch", "slices"),
         ],
         rows,
         note="Time at the site by phase, added over its rounds: prepare reads and slices the "
-        "images, evaluate scores the received model, exchange reads and writes tensors. Peak "
-        "memory is that of the training process, or of its GPU where it has one.",
+        "images, evaluate scores the received model, exchange reads and writes tensors. Below "
+        "it the peak memory of the phase: of the training process, or of its GPU where it has one.",
     )
 
 
-def _phase(seconds: float | None) -> str:
-    return words.duration(seconds) if seconds else words.NONE
+def _phase(values: dict[str, Any], phase: str) -> Cell:
+    seconds, peak = values["seconds"].get(phase), values["peak_memory_bytes"].get(phase)
+    text = words.duration(seconds) if seconds else words.NONE
+    return Cell(text, small=words.size(peak) if peak else "")
 
 
 def _missed(summary: dict[str, Any]) -> Table | None:

@@ -36,11 +36,12 @@ class RoundRow:
     training_cases: int | None = None
     bytes_down: int | None = None  # tensor bytes that the site received
     bytes_up: int | None = None  # tensor bytes that the site sent
-    peak_memory_bytes: int | None = None  # of the trainer process, or of its GPU
     micro_batch: int | None = None  # slices in memory at once
     update_norm: float | None = None  # L2 norm of the difference as sent
     time: float | None = None  # seconds since 1970-01-01 UTC, when the answer was recorded
-    seconds: Mapping[str, float] = field(default_factory=dict)  # by phase; columns seconds_<phase>
+    # by phase, in columns seconds_<phase> and peak_memory_bytes_<phase>
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_memory_bytes: Mapping[str, int] = field(default_factory=dict)  # of the trainer or its GPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +68,15 @@ class EvaluationRow:
 
 def write_rounds(path: Path, rows: Sequence[RoundRow]) -> None:
     """Write rounds.csv; numbers with all their digits, yes or no, empty where there is no value."""
-    names = [f.name for f in dataclasses.fields(RoundRow) if f.name != "seconds"]
-    columns = [*names, *(f"seconds_{phase}" for phase in PHASES)]
+    names = [f.name for f in dataclasses.fields(RoundRow) if f.name not in _BY_PHASE]
+    columns = [*names, *(f"{name}_{phase}" for name in _BY_PHASE for phase in PHASES)]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         for row in rows:
             values = [getattr(row, name) for name in names]
-            writer.writerow(map(_cell, [*values, *(row.seconds.get(phase) for phase in PHASES)]))
+            values += [getattr(row, name).get(phase) for name in _BY_PHASE for phase in PHASES]
+            writer.writerow(map(_cell, values))
 
 
 def read_rounds(path: Path) -> tuple[RoundRow, ...]:
@@ -123,13 +125,13 @@ def _cell(value: Any) -> Any:
     return repr(value) if isinstance(value, float) else value
 
 
+_BY_PHASE = ("seconds", "peak_memory_bytes")
 _WHOLE = (
     "evaluated_cases",
     "training_slices",
     "training_cases",
     "bytes_down",
     "bytes_up",
-    "peak_memory_bytes",
     "micro_batch",
 )
 _NUMBERS = ("loss", *METRICS, "update_norm", "time")
@@ -146,11 +148,8 @@ def _round_row(cells: Mapping[str, str]) -> RoundRow:
         role=cells["role"],
         accepted=cells["accepted"] == "yes",
         reason=cells["reason"] or None,
-        seconds={
-            name.removeprefix("seconds_"): float(value)
-            for name, value in cells.items()
-            if name.startswith("seconds_") and value
-        },
+        seconds={p: float(s) for p in PHASES if (s := cells.get(f"seconds_{p}"))},
+        peak_memory_bytes={p: int(b) for p in PHASES if (b := cells.get(f"peak_memory_bytes_{p}"))},
         **whole,
         **numbers,
     )

@@ -82,12 +82,15 @@ def _pooled(spec: RunSpec, folder: Path, work: Path) -> None:
     save_tensors(folder / MODEL_FILE, tensors, "fp32")
     write_rounds(folder / ROUNDS_FILE, _pooled_rows(rounds, training))
     for phase in ("prepare", "train", "evaluate"):
-        seconds = sum(done.seconds[phase] for done in rounds)
-        write_phase(folder, phase, Phase(seconds=seconds, peak_memory_bytes=_peak(rounds)))
+        write_phase(folder, phase, _summed(rounds, phase))
 
 
-def _peak(rounds: Sequence[PooledRound]) -> int:
-    return max(done.peak_memory_bytes for done in rounds)
+def _summed(rounds: Sequence[PooledRound] | Sequence[RoundRow], phase: str) -> Phase:
+    """Seconds of all rounds, and sites, together; the highest peak of any."""
+    return Phase(
+        seconds=sum(done.seconds.get(phase, 0.0) for done in rounds),
+        peak_memory_bytes=max(done.peak_memory_bytes.get(phase, 0) for done in rounds),
+    )
 
 
 def _pooled_rows(
@@ -172,14 +175,7 @@ def _federated(spec: RunSpec, folder: Path, work: Path) -> None:
             code="site-failed",
         )
     for phase in _PHASES:
-        write_phase(
-            folder,
-            phase,
-            Phase(
-                seconds=sum(row.seconds.get(phase, 0.0) for row in rows),
-                peak_memory_bytes=max(row.peak_memory_bytes or 0 for row in rows),
-            ),
-        )
+        write_phase(folder, phase, _summed(rows, phase))
 
 
 def _write_watch(spec: RunSpec, folder: Path, path: Path, allowed: Sequence[str]) -> Path:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -34,8 +33,9 @@ from fedfms.study.record import (
     write_scores,
 )
 from fedfms.study.spec import RunSpec, write_machine, write_phase
-from fedfms.training.device import peak_memory_bytes, torch_device
+from fedfms.training.device import torch_device
 from fedfms.training.evaluate import CaseScore, evaluate
+from fedfms.training.meter import Meter
 from fedfms.training.overlay import site_pictures
 
 log = logging.getLogger(__name__)
@@ -77,30 +77,33 @@ def score_site(
 
 def score_run(spec: RunSpec, folder: Path) -> None:
     """Write scores.csv and pictures/ of the run whose model lies in `folder`."""
-    started = time.monotonic()
+    device = torch_device(site_config(spec.sites[0]))
+    meter = Meter(device)
+    with meter("score"):
+        write_scores(folder / SCORES_FILE, list(_scored(spec, folder)))
+    write_machine(folder, {"device": str(device)})
+    seconds, peak = meter.seconds["score"], meter.peak_memory_bytes["score"]
+    write_phase(folder, "score", Phase(seconds=seconds, peak_memory_bytes=peak))
+
+
+def _scored(spec: RunSpec, folder: Path) -> Iterator[ScoreRow]:
     trained = load_trained(folder, spec.checkpoints)
-    rows: list[ScoreRow] = []
-    peak = 0
     for site in spec.sites:
         config = site_config(site)
-        prepared, scores, its_rows = score_site(
+        prepared, scores, rows = score_site(
             trained.model,
             trained.recipe,
             site.name,
             config,
             trained_here=site.name in spec.key.trained_on,
         )
-        rows += its_rows
+        yield from rows
         if spec.pictures and _pictures_allowed(site):
             pictures = site_pictures(
                 trained.model, prepared, scores, trained.recipe, config, Control()
             )
             _write_pictures(folder / PICTURES_FOLDER, site.name, pictures)
-        peak = max(peak, peak_memory_bytes(config))
         log.info("scored %s: %d cases", site.name, len(prepared))
-    write_scores(folder / SCORES_FILE, rows)
-    write_machine(folder, {"device": str(torch_device(config))})
-    write_phase(folder, "score", Phase(seconds=time.monotonic() - started, peak_memory_bytes=peak))
 
 
 def _pictures_allowed(site: Site) -> bool:

@@ -7,7 +7,6 @@ images on one machine.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,10 @@ from fedfms.exchange.contribution import Metric
 from fedfms.exchange.payload import read_travelling
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
-from fedfms.training.device import peak_memory_bytes, torch_device
+from fedfms.training.device import torch_device
 from fedfms.training.evaluate import evaluate, summarize
 from fedfms.training.loop import RoundResult, train_round
+from fedfms.training.meter import Meter
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class PooledRound:
     metrics: Mapping[str, tuple[Metric, ...]]  # of each site's validation cases; none if not due
     seconds: Mapping[str, float]  # wall clock by phase: prepare (before the first), train, evaluate
     training_slices: Mapping[str, int]  # of each site
-    peak_memory_bytes: int  # of this process so far, or of its GPU
+    peak_memory_bytes: Mapping[str, int]  # by phase: of this process, or of its GPU
 
 
 def train_pooled(
@@ -68,9 +68,13 @@ def train_pooled(
         FedfmsError: whatever is wrong with the files, the checkpoint or the training.
     """
     machine = next(iter(sites.values()))
-    started = time.monotonic()
-    model = build_model(recipe, find_checkpoint(recipe, checkpoints)).to(torch_device(machine))
-    cases = {name: prepare_cases(find_cases(site), site, control) for name, site in sites.items()}
+    device = torch_device(machine)
+    meter = Meter(device)
+    with meter("prepare"):
+        model = build_model(recipe, find_checkpoint(recipe, checkpoints)).to(device)
+        cases = {
+            name: prepare_cases(find_cases(site), site, control) for name, site in sites.items()
+        }
     validation = {
         name: [case for case in cases[name] if case.case.split == "validation"] for name in sites
     }
@@ -82,40 +86,38 @@ def train_pooled(
     }
     slices = {name: len(dataset) for name, dataset in datasets.items()}
     pool: ConcatDataset[dict[str, Tensor]] = ConcatDataset(datasets.values())
-    prepared = time.monotonic() - started
     result: RoundResult | None = None
     for rounds_trained in range(recipe.rounds + 1):
-        seconds = {"prepare": prepared if rounds_trained == 0 else 0.0}
         if rounds_trained > 0:
+            meter = Meter(device)
             keeps = result is not None and recipe.optimizer_state == "keep"
-            result = train_round(
-                model,
-                pool,
-                recipe,
-                machine,
-                round_number=rounds_trained - 1,
-                optimizer=result.optimizer if result is not None and keeps else None,
-                control=control,
-                micro_batch=result.micro_batch if result is not None else None,
-            )
-        seconds["train"] = result.seconds if result is not None else 0.0
-        started = time.monotonic()
+            with meter("train"):
+                result = train_round(
+                    model,
+                    pool,
+                    recipe,
+                    machine,
+                    round_number=rounds_trained - 1,
+                    optimizer=result.optimizer if result is not None and keeps else None,
+                    control=control,
+                    micro_batch=result.micro_batch if result is not None else None,
+                )
         is_due = recipe.evaluates(rounds_trained) or rounds_trained == recipe.rounds
-        metrics = {
-            name: summarize(
-                evaluate(model, validation[name], recipe, site, control) if is_due else [], 1
-            )
-            for name, site in sites.items()
-        }
-        seconds["evaluate"] = time.monotonic() - started
+        with meter("evaluate"):
+            metrics = {
+                name: summarize(
+                    evaluate(model, validation[name], recipe, site, control) if is_due else [], 1
+                )
+                for name, site in sites.items()
+            }
         on_round(
             PooledRound(
                 rounds_trained,
                 result.loss if result is not None else None,
                 metrics,
-                seconds,
+                meter.seconds,
                 slices,
-                peak_memory_bytes(machine),
+                meter.peak_memory_bytes,
             )
         )
     return read_travelling(model)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,15 +23,10 @@ from fedfms.exchange.payload import difference, read_travelling, shapes_of, writ
 from fedfms.models.build import SamSegmenter, build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.trainer.messages import Task
-from fedfms.training.device import (
-    free_unused_memory,
-    peak_memory_bytes,
-    reset_peak_memory,
-    torch_device,
-    use_threads,
-)
+from fedfms.training.device import free_unused_memory, torch_device, use_threads
 from fedfms.training.evaluate import CaseScore, evaluate, summarize
 from fedfms.training.loop import RoundResult, train_round
+from fedfms.training.meter import Meter
 from fedfms.training.overlay import site_pictures
 
 log = logging.getLogger(__name__)
@@ -76,18 +69,6 @@ class _Job:
     micro_batch: int | None = None  # what fitted into memory in the last round
 
 
-@dataclass(slots=True)
-class _Clock:
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        spent = time.perf_counter() - start
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
-
-
 class TaskRunner:
     """Does one task after the other for one site; remembers the job between its rounds."""
 
@@ -117,7 +98,7 @@ class TaskRunner:
             raise
 
     def _run(self, task: Task, received: Received, control: Control) -> Outcome:
-        recipe, clock = task.recipe, _Clock()
+        recipe = task.recipe
         site = SiteConfig.from_yaml(self.folders.config, self.folders.data_root)
         self.stall_seconds = site.stall_seconds
         policy = read_policy(self.folders.policy)
@@ -125,9 +106,9 @@ class TaskRunner:
         _check_task(task, self.folders.name)
         _check_device(recipe, site)
         use_threads(site)
-        reset_peak_memory(site)
+        meter = Meter(torch_device(site))
 
-        with clock("prepare"):
+        with meter("prepare"):
             job = self._job_for(task, site)
             cases = _prepared(job, control)
         is_holdout = self.folders.name in recipe.holdout
@@ -135,26 +116,26 @@ class TaskRunner:
         training = [case for case in cases if case.case.split == "train"]
         is_due = task.kind == "evaluate" or recipe.evaluates(task.round)
         scored = cases if is_holdout else [c for c in cases if c.case.split == "validation"]
-        with clock("exchange"):
+        with meter("exchange"):
             write_travelling(job.model, received())
             before = read_travelling(job.model)
         scores: list[CaseScore] = []
         if is_due:
-            with clock("evaluate"):
+            with meter("evaluate"):
                 scores = evaluate(job.model, scored, recipe, site, control)
                 self._keep_scores(task, scores)
         pictures: list[bytes] = []
         if task.model == "final" and policy.pictures:  # of one model only: fewer leave the site
-            with clock("evaluate"):
+            with meter("evaluate"):
                 pictures = site_pictures(job.model, scored, scores, recipe, site, control)
 
         result: RoundResult | None = None
         tensors: dict[str, Tensor] = {}
         slices = 0
         if trains:
-            with clock("train"):
+            with meter("train"):
                 slices, result = _train(job, training, task, control)
-            with clock("exchange"):
+            with meter("exchange"):
                 tensors = difference(read_travelling(job.model), before)
         control.check()
         contribution = Contribution(
@@ -172,8 +153,8 @@ class TaskRunner:
             distance_unit=site.distance_unit,
             metrics=summarize(scores, max(policy.min_cases, site.min_cases)),
             loss=result.loss if result else None,
-            seconds=clock.seconds,
-            peak_memory_bytes=peak_memory_bytes(site),
+            seconds=meter.seconds,
+            peak_memory_bytes=meter.peak_memory_bytes,
             micro_batch=result.micro_batch if result else 0,
         )
         leaving, report = pass_door(policy, site, recipe, shapes_of(before), tensors, contribution)

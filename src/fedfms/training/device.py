@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import resource
 
 import torch
 
@@ -91,18 +90,3 @@ def free_unused_memory() -> None:
     """Give the GPU memory that torch keeps for later back, so that a smaller try can have it."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def reset_peak_memory(site: SiteConfig) -> None:
-    """Count the peak of a GPU's memory from now on; that of a process cannot be reset."""
-    device = torch_device(site)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory_bytes(site: SiteConfig) -> int:
-    """Since the reset on a GPU; of the whole process so far on a processor."""
-    device = torch_device(site)
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes

@@ -57,7 +57,8 @@ def test_rounds_csv_holds_every_number_of_the_records(result, job):
             assert row[metric] == expected
         for phase, seconds in said["seconds"].items():
             assert float(row[f"seconds_{phase}"]) == seconds
-        assert int(row["peak_memory_bytes"]) == said["peak_memory_bytes"]
+        for phase, size in said["peak_memory_bytes"].items():
+            assert int(row[f"peak_memory_bytes_{phase}"]) == size
 
 
 def test_a_missed_round_is_a_row_with_its_reason(result):
@@ -267,7 +268,9 @@ def test_a_strange_value_from_a_site_does_not_break_the_result(tmp_path):
     job = Job(missed={})
     records = job.records()
     first, second, third, *_ = [r for r in records if r["record"] == "contribution"]
-    first["contribution"].update(loss=math.nan, seconds={"train": "long"}, peak_memory_bytes="much")
+    first["contribution"].update(
+        loss=math.nan, seconds={"train": "long"}, peak_memory_bytes={"train": "much"}
+    )
     second["contribution"]["surprise"] = 1
     third["contribution"] = None
     result = collect(job.write(tmp_path / "job", records), tmp_path / "results")

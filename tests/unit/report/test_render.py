@@ -141,7 +141,8 @@ def test_the_cost_tables_show_bytes_time_and_memory(page):
     assert training["site-1"][1:3] == ["56", "412"]
     seconds = sum(0.071 * 412 + 0.4 * r for r in range(6))
     assert training["site-1"][5] == f"{int(seconds // 60)} min {round(seconds % 60):02d} s"
-    assert training["site-1"][7] == "1.20 GB"
+    for size in ("1.20 GB", "1.19 GB", "1.18 GB"):  # of each phase, below its time
+        assert size in page.text
 
 
 def test_markdown_and_page_hold_the_same_tables(results, page):

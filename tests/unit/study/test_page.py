@@ -514,10 +514,22 @@ def test_each_run_is_listed_with_recipe_data_versions_and_time(page, folder):
         assert row[2] == [record.recipe_sha256[:12]]
         for site, facts in record.sites.items():
             assert f"{site} {facts.manifest_sha256[:12]}" in row[3][0]
-        assert "nvflare 2.9.0" in row[3][1]
+        assert len(row[3]) == 1  # all have the same versions, which stand once
         assert row[4] == [shown.duration(record.seconds)]
     for site in SITES:
         assert run.record.sites[site].manifest_sha256 in page.text
+    assert page.text.count("nvflare 2.9.0") == 1
+
+
+def test_runs_of_several_versions_say_theirs(tmp_path):
+    folder = write(tmp_path / "s", methods=("fedmsa",), seeds=(0,))
+    first = next(folder.glob("runs/*/run.json"))
+    first.write_text(first.read_text().replace('"nvflare": "2.9.0"', '"nvflare": "2.9.1"'))
+    write_answer(folder)
+    page = Page((folder / "study.html").read_text())
+    shown_versions = [row[3][1] for row in page.table("Runs")[1:]]
+    assert sum("nvflare 2.9.1" in versions for versions in shown_versions) == 1
+    assert all("torch" in versions for versions in shown_versions)
 
 
 # ----------------------------------------------------------------------------- whole or not at all

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from fedfms.report import words as shown
 from fedfms.report.parts import Cell, Column, Picture, Table, embed_png
@@ -81,12 +82,17 @@ def what_ran(found: Answer) -> list[tuple[str, str]]:
     engines = sorted({run.record.engine for run in found.runs if run.record.engine})
     if engines:
         facts.append(("engine of federated runs", ", ".join(engines)))
-    machines = {
-        ", ".join(f"{name} {value}" for name, value in sorted(run.record.machine.items()))
-        for run in found.runs
-    }
+    machines = {_machine(run.record.machine) for run in found.runs}
     facts += [("training processes", machine) for machine in sorted(machines)]
     return facts
+
+
+def _machine(values: Mapping[str, Any]) -> str:
+    said = {
+        name.removesuffix("_bytes"): shown.size(value) if name.endswith("_bytes") else value
+        for name, value in values.items()
+    }
+    return ", ".join(f"{name} {value}" for name, value in sorted(said.items()))
 
 
 def data_table(found: Answer) -> Table | None:
@@ -127,6 +133,7 @@ def run_table(found: Answer) -> Table | None:
     if not found.runs:
         return None
     rows = []
+    several = len({tuple(sorted(run.record.versions.items())) for run in found.runs}) > 1
     for run in found.runs:
         record = run.record
         manifests = ", ".join(
@@ -141,7 +148,7 @@ def run_table(found: Answer) -> Table | None:
                 Cell(record.key.name, link=f"{RUNS_FOLDER}/{record.key.name}/"),
                 Cell("job report", link=report) if has_job else Cell(record.engine or shown.NONE),
                 Cell(record.recipe_sha256[:_HASH_DIGITS], code=True),
-                Cell(manifests, small=versions),
+                Cell(manifests, small=versions if several else ""),
                 Cell(shown.duration(record.seconds)),
             ]
         )
@@ -151,7 +158,11 @@ def run_table(found: Answer) -> Table | None:
             Column("Run", "its folder", number=False),
             Column("Report", "or engine", number=False),
             Column("Recipe", f"SHA-256, {_HASH_DIGITS} of 64 digits", number=False),
-            Column("Data of the sites", "SHA-256; versions below", number=False),
+            Column(
+                "Data of the sites",
+                "SHA-256; versions below" if several else "SHA-256",
+                number=False,
+            ),
             Column("Time", "wall clock"),
         ],
         rows,

@@ -181,22 +181,24 @@ def _against_local(answer: Answer, name: str) -> Iterator[str]:
     if not away:
         return
     fails = [cell for cell in away if cell.fails]
-    means = f"more than {FAILS_BELOW:.2f} Dice below federated training on the same cases"
-    pairs = words.numerals(len(away), "pair")
-    if not fails:
-        yield (
-            f"Trained at one site alone and scored at another, a model fails ({means}) in none of "
-            f"{pairs} of sites."
-        )
-        return
-    worst = max(fails, key=_behind)
-    at = [site for site in answer.study.sites if any(cell.scored_at == site for cell in fails)]
-    yield (
-        f"Trained at one site alone and scored at another, a model fails ({means}) in "
-        f"{len(fails)} of {pairs} of sites, at {words.listing(at)}; worst: trained at "
-        f"{worst.trained_at} and scored at {worst.scored_at}, {words.score(worst.dice.value)}, "
-        f"which is {words.score(_behind(worst))} below."
+    behind = [cell for cell in away if _behind(cell) > 0]
+    told = (
+        "Trained at one site alone and scored at another, a model fails (more than "
+        f"{FAILS_BELOW:.2f} Dice below federated training on the same cases) in "
+        f"{len(fails) or 'none'} of {words.numerals(len(away), 'pair')} of sites"
     )
+    if fails:
+        at = [site for site in answer.study.sites if any(cell.scored_at == site for cell in fails)]
+        told += f", at {words.listing(at)}"
+    elif behind:
+        told += f" and is behind in {len(behind)}"
+    if behind:
+        worst = max(behind, key=_behind)
+        told += (
+            f"; worst: trained at {worst.trained_at} and scored at {worst.scored_at}, "
+            f"{words.score(worst.dice.value)}, which is {words.score(_behind(worst))} below"
+        )
+    yield f"{told}."
 
 
 def _behind(cell: LocalCell) -> float:
