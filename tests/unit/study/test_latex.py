@@ -95,6 +95,8 @@ def test_a_float_has_its_caption_label_columns_and_rows():
             r"\centering\small",
             r"\caption{Dice \& more. 100 \% of it.}",
             r"\label{tab:study-dice-1}",
+            r"\smallskip",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             r"\begin{tabular}{@{}lrr@{}}",
             r"\toprule",
             r"Method & site\_1 & Mean \\",
@@ -103,7 +105,7 @@ def test_a_float_has_its_caption_label_columns_and_rows():
             r"FedMSA {\footnotesize (federated)} & 0.842 $\pm$ 0.011 & 0.8 \emph{fails} \\",
             r"\multicolumn{2}{l}{Both} & 0.9 \\",
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             r"\end{table}",
             "",
         ]

@@ -1,4 +1,4 @@
-"""The page's tables as LaTeX with booktabs, for a paper; the same text, rounded the same."""
+"""The page's tables as LaTeX for a paper (booktabs, graphicx); the same text, rounded the same."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import unicodedata
 from collections.abc import Sequence
 
 from fedfms.report.parts import Cell, Table
+
+# a table that is wider than the text becomes as wide as it, others stay
+_FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -75,7 +78,7 @@ def document(title: str, tables: Sequence[tuple[str, Table]]) -> str:
     """
     head = [
         f"% {re.sub(r'[^ -~]+', ' ', title)}",
-        "% Written by fedfms study. In the preamble: \\usepackage{booktabs}",
+        "% Written by fedfms study, for \\input. In the preamble: \\usepackage{booktabs,graphicx}",
         "% The numbers with all their digits, and the runs they come from: study.csv",
     ]
     return "\n".join(head) + "\n" + "".join(_table(label, table) for label, table in tables)
@@ -89,6 +92,8 @@ def _table(label: str, table: Table) -> str:
         r"\centering\small",
         rf"\caption{{{escape(table.title)}. {escape(table.note)}}}",
         rf"\label{{tab:study-{label}}}",
+        r"\smallskip",
+        _FITTED,
         rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
         r"\toprule",
         _row([escape(column.title) for column in table.columns]),
@@ -99,7 +104,7 @@ def _table(label: str, table: Table) -> str:
     lines += [_cells(row) for row in table.rows]
     if table.total:
         lines += [r"\midrule", _cells(table.total)]
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""]
     return "\n".join(lines)
 
 

@@ -247,7 +247,8 @@ def curves(found: Answer) -> list[Figure]:
             Figure(
                 "Federated: Dice by data moved",
                 "The same scores against the tensor bytes that all sites together had received and "
-                "sent until that model existed; the untrained model is left out.",
+                "sent until that model existed; the untrained model is left out. "
+                "Where the axis is not even it is logarithmic.",
                 Markup(svg),
             )
         )
