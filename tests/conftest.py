@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests are offline; some import onnxruntime themselves
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

@@ -101,7 +101,7 @@ def _next_command(done: Exported, output: Path) -> str:
             f"import onnxruntime; s = onnxruntime.InferenceSession({json.dumps(str(output))}); "
             "print(s.get_modelmeta().custom_metadata_map)"
         )
-        return f"python -c {shlex.quote(code)}"
+        return f"ORT_DISABLE_TELEMETRY=1 python -c {shlex.quote(code)}"
     if done.format == "sam":
         return f"read {output}.md: the code that loads it and segments with it"
     return f"fedfms predict --help, or fedfms export {name} model.onnx --as onnx"

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import site
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +24,20 @@ ROOT = Path(__file__).resolve().parents[3]
 def run(file: Path, images: torch.Tensor) -> np.ndarray:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return session.run(None, {"images": images.numpy()})[0]
+
+
+def test_onnxruntime_reports_to_nobody(tmp_path):
+    """It keeps an identifier of the machine below the home folder whenever it does report."""
+    outer = {k: v for k, v in os.environ.items() if k not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    left = {}
+    for what, code in (("fedfms", "import fedfms, onnxruntime"), ("alone", "import onnxruntime")):
+        home = tmp_path / what
+        home.mkdir()
+        environment = {**outer, "HOME": str(home), "https_proxy": "http://127.0.0.1:9"}
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+        left[what] = [path.name for path in home.rglob("*")]
+    assert left["fedfms"] == []
+    assert "deviceid" in left["alone"]  # what is there to be found is found
 
 
 @pytest.mark.parametrize(

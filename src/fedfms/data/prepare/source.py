@@ -17,7 +17,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from fedfms.errors import SiteDataError
 from fedfms.files import file_sha256
@@ -222,7 +222,7 @@ def _unpack(path: Path, folder: Path) -> None:
                 archive.extractall(folder)
         else:
             with tarfile.open(path) as packed:
-                packed.extractall(folder, filter="data")
+                _extract(packed, folder)
     except (
         *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile),
         *(zlib.error, lzma.LZMAError, EOFError),
@@ -234,6 +234,19 @@ def _unpack(path: Path, folder: Path) -> None:
             "make room there, or unpack the archive yourself and name its folder",
             code="cannot-unpack",
         ) from None
+
+
+def _extract(packed: tarfile.TarFile, folder: Path) -> None:
+    """Everything, and nothing outside the folder."""
+    if hasattr(tarfile, "data_filter"):
+        packed.extractall(folder, filter="data")
+        return
+    # Python before 3.10.12 and 3.11.4, as in Debian 12
+    for member in packed:
+        parts = PurePosixPath(member.name).parts
+        if not (member.isfile() or member.isdir()) or ".." in parts or "/" in parts:
+            raise tarfile.TarError(f"{member.name!r} is no file or folder below the archive's own")
+        packed.extract(member, folder, set_attrs=False)
 
 
 def _unreadable(path: Path, error: OSError) -> SiteDataError:

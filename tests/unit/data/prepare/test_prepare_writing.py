@@ -505,8 +505,31 @@ def test_a_set_without_any_foreground_is_no_site(tmp_path):
 # ---------------------------------------------------------------------------------------- archives
 
 
+@pytest.fixture(params=["of-python", "of-an-older-python"])
+def unpacking(request, monkeypatch):
+    """With tarfile's own filter, and as where it has none (Debian 12)."""
+    if request.param == "of-an-older-python":
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+
+
+@pytest.mark.parametrize("name", ["../out.txt", "/tmp/out.txt", "link"])
+def test_an_archive_writes_nothing_outside_its_folder(tmp_path, unpacking, name):
+    archive = tmp_path / "Task04.tar"
+    with tarfile.open(archive, "w") as tar:
+        member = tarfile.TarInfo(name)
+        if name == "link":
+            member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(member)
+    output = tmp_path / "out"
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SiteDataError), open_source(archive, output / UNFINISHED) as download:
+        plan_decathlon(download)
+    assert [path for path in tmp_path.rglob("*") if path.name in ("out.txt", "link")] == []
+    assert set(before) <= set(tmp_path.rglob("*"))
+
+
 @pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz"])
-def test_an_archive_gives_what_its_folder_gives(tmp_path, ending):
+def test_an_archive_gives_what_its_folder_gives(tmp_path, ending, unpacking):
     source = make("decathlon", tmp_path / "src")
     archive = tmp_path / f"Task04.{ending}"
     if ending == "zip":
