@@ -111,14 +111,13 @@ def _one_of(*allowed: str) -> Callable[[Any], bool]:
 
 
 def _seconds(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        key in PHASES and _number(spent) and spent >= 0 for key, spent in value.items()
-    )
+    return _number(value) and value >= 0
 
 
-def _sizes(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        key in PHASES and _count(size) for key, size in value.items()
+def _by_phase(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, dict)
+        and all(phase in PHASES and check(spent) for phase, spent in value.items())
     )
 
 
@@ -150,8 +149,8 @@ _CONTRIBUTION: dict[str, Callable[[Any], bool]] = {
     "metrics": _list,
     "distance_unit": _one_of(*UNITS),
     "loss": _number_or_none,
-    "seconds": _seconds,
-    "peak_memory_bytes": _sizes,
+    "seconds": _by_phase(_seconds),
+    "peak_memory_bytes": _by_phase(_count),
     "micro_batch": _count,
     "update_norm": _number_or_none,
 }

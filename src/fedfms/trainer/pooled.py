@@ -75,14 +75,14 @@ def train_pooled(
         cases = {
             name: prepare_cases(find_cases(site), site, control) for name, site in sites.items()
         }
+        datasets = {
+            name: SliceDataset(
+                [case for case in cases[name] if case.case.split == "train"], site, recipe
+            )
+            for name, site in sites.items()
+        }
     validation = {
         name: [case for case in cases[name] if case.case.split == "validation"] for name in sites
-    }
-    datasets = {
-        name: SliceDataset(
-            [case for case in cases[name] if case.case.split == "train"], site, recipe
-        )
-        for name, site in sites.items()
     }
     slices = {name: len(dataset) for name, dataset in datasets.items()}
     pool: ConcatDataset[dict[str, Tensor]] = ConcatDataset(datasets.values())

@@ -19,7 +19,6 @@ import pytest
 from downloads import cut, manifest, noise, save_picture, save_volume, tree
 from PIL import Image
 
-from fedfms.cli import main
 from fedfms.config import SiteConfig
 from fedfms.data.check import check_data
 from fedfms.data.prepare.ctlung import plan_ctlung
@@ -576,15 +575,9 @@ def test_an_archive_that_still_lies_packed_is_named(tmp_path):
 
 
 @pytest.fixture
-def fedfms(monkeypatch, capsys):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedfms", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return call
+def fedfms(run):
+    """The command; `run` is a helper's name here."""
+    return run
 
 
 def test_the_command_prepares_checks_and_says_that_nothing_is_to_do(fedfms, tmp_path):
