@@ -494,7 +494,7 @@ class SiteConfig:
         _require(
             "data_root" in values,
             f"{path} does not say where the data is",
-            "set SITE_DATA to the mounted folder, or add data_root to site.yml",
+            "name the folder with --data, set SITE_DATA to it, or add data_root to site.yml",
         )
         for key in ("data_root", "cache"):
             if isinstance(values.get(key), str):
