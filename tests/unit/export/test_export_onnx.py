@@ -95,5 +95,5 @@ def test_missing_packages_are_named_with_what_to_install(tmp_path, results, monk
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigError, match="not installed here: onnxscript") as error:
         export_model(results(), tmp_path / "model.onnx", "onnx")
-    assert error.value.fix == 'pip install "fedfms-kit[export]"'
+    assert error.value.fix == "pip install onnx onnxscript onnxruntime"
     assert not (tmp_path / "model.onnx").exists()
