@@ -37,6 +37,15 @@ _GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """What a person should know of a file that is read all the same; may name it."""
+
+    code: str
+    problem: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """A file's content.
 
@@ -44,6 +53,9 @@ class Stored:
     spacing: millimetres between slices, rows and columns; 1 where the format has no geometry.
     cut: of a volume, how its voxels became slices; None where there is no geometry.
     series: of an image in DICOM, to which its label refers.
+    kind: in a few words what the file was, such as "PNG, gray, 8 bit" or "NIfTI-1, int16".
+    notices: what is doubtful about the file though it was read.
+    palette: of a label picture with a palette, its colours by label value.
     """
 
     values: Array
@@ -51,6 +63,9 @@ class Stored:
     is_volume: bool
     cut: Cut | None = None
     series: Series | None = None
+    kind: str = ""
+    notices: tuple[Notice, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] | None = None
 
 
 def read_image(path: Path, data: Content, site: SiteConfig) -> Stored:
