@@ -49,7 +49,7 @@ def find_items(
     has the right ending; otherwise OUTPUT is a folder in which the names of INPUT are kept.
 
     Args:
-        source: a NIfTI file or picture, the folder of a DICOM series, or a folder of such.
+        source: a NIfTI or NPY file, a picture, the folder of a DICOM series, or a folder of such.
         output: a file or folder; need not be there.
         classes: of the model, in order.
         probabilities: a probability map for each class too.
@@ -63,9 +63,9 @@ def find_items(
     found = list(_images(source, output))
     if not found:
         raise ConfigError(
-            f"{source} holds no NIfTI volume, picture or DICOM series",
-            "name a .nii or .nii.gz file, a PNG, JPEG or TIFF, the folder of a DICOM series, or a "
-            "folder of such",
+            f"{source} holds no NIfTI volume, picture, NPY array or DICOM series",
+            "name a .nii or .nii.gz file, a PNG, JPEG, TIFF or NPY, the folder of a DICOM series, "
+            "or a folder of such",
             code="nothing-to-predict",
         )
     is_alone = len(found) == 1 and found[0][0] == source
@@ -122,9 +122,8 @@ def _images(source: Path, output: Path) -> Iterator[tuple[Path, ImageFormat]]:
 
 def _kind(path: Path) -> ImageFormat | None:
     name = path.name.lower()
-    if name.endswith(EXTENSIONS["nifti"]):
-        return "nifti"
-    return "image" if name.endswith(EXTENSIONS["image"]) else None
+    kinds: tuple[ImageFormat, ...] = ("nifti", "image", "npy")
+    return next((kind for kind in kinds if name.endswith(EXTENSIONS[kind])), None)
 
 
 def _is_dicom(path: Path) -> bool:
@@ -146,13 +145,13 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _stem_and_ending(name: str, kind: ImageFormat) -> tuple[str, str]:
-    """Of the label map: NIfTI stays as it is, pictures become PNG, a series one DICOM file."""
+    """Of the label map: NIfTI and NPY stay so, pictures become PNG, a series one DICOM file."""
     if kind == "dicom":
         return name, _DICOM_ENDING
     endings = sorted(EXTENSIONS[kind], key=len, reverse=True)
     ending = next(ending for ending in endings if name.lower().endswith(ending))
     stem = name[: -len(ending)]
-    return stem, ending if kind == "nifti" else ".png"
+    return stem, ".png" if kind == "image" else ending
 
 
 def _probability_files(
@@ -160,7 +159,7 @@ def _probability_files(
 ) -> tuple[Path, ...]:
     if kind == "dicom":
         return (folder / f"{stem}_probabilities{ending}",)
-    ending = ending if kind == "nifti" else ".tif"
+    ending = ".tif" if kind == "image" else ending
     return tuple(folder / f"{stem}_probability_{name}{ending}" for name in classes)
 
 

@@ -349,9 +349,10 @@ def _require_even(
 def _thickness(slice_: Dataset) -> float:
     """Of a single slice, which has no neighbour: what its header says, else 1 mm."""
     for name in ("SpacingBetweenSlices", "SliceThickness"):
-        value = abs(float(slice_.get(name) or 0))
-        if value > 0:
-            return value
+        with contextlib.suppress(ValueError, TypeError):  # a word, or several numbers
+            value = abs(float(slice_.get(name) or 0))
+            if 0 < value < np.inf:
+                return value
     return 1.0
 
 
