@@ -202,6 +202,15 @@ def test_what_may_be_missing_is_left_out_and_private_text_never_comes_along(tmp_
     require_valid(seg)
 
 
+def test_names_that_were_removed_by_nobody_knows_what_are_not_said_to_be_removed(tmp_path):
+    written(tmp_path / "s", put(PatientIdentityRemoved="YES"))
+    sources, file, _ = segmented(tmp_path / "s")
+    assert sources.said == (
+        "PatientIdentityRemoved has no DeidentificationMethod and is left out",
+    )
+    assert "PatientIdentityRemoved" not in pydicom.dcmread(file)
+
+
 @pytest.mark.parametrize(
     ("keyword", "gone"),
     [

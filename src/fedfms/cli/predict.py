@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,7 +73,7 @@ def predict(
 ) -> None:
     """Write the masks that a trained model finds in images; the images are never changed."""
     from fedfms.exchange.trained import load_trained
-    from fedfms.predict.find import find_items
+    from fedfms.predict.find import find_items, passed_over
     from fedfms.predict.run import origin_of, predict_items, site_for_prediction
     from fedfms.training.device import torch_device
 
@@ -90,6 +91,7 @@ def predict(
     items = find_items(
         source, output, recipe.classes, probabilities=probabilities, separate=separate
     )
+    others = passed_over(source, output, items)
     origin = origin_of(trained, config)
     used = {
         "model": str(trained.file),
@@ -120,12 +122,15 @@ def predict(
                     "used": used,
                     "classes": recipe.classes,
                     "images": [_as_json(one) for one in done],
+                    "passed_over": [str(path.relative_to(source)) for path in others],
                     "ended_by": None if ended is None else _error_as_json(ended),
                 }
             )
         )
     else:
         _show(used, recipe.classes, done, len(items), output)
+        if others:
+            out.print(escape(_passed_over(others)))
         if ended is not None:
             show_error(ended)
     show_details([*(one.error for one in failed if one.error), *([ended] if ended else [])])
@@ -176,6 +181,15 @@ def _show(
     if failed:
         names = ", ".join(one.item.name for one in failed)
         err.print(escape(f"{len(failed)} failed: {names}"))
+
+
+def _passed_over(paths: Sequence[Path]) -> str:
+    endings = Counter(path.suffix.lower() or "without ending" for path in paths)
+    some = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(6))
+    return (
+        f"passed over {len(paths)} files that are no images for this ({some}); it reads NIfTI, "
+        "PNG, JPEG, TIFF, NPY and folders of DICOM"
+    )
 
 
 def _as_json(one: Predicted) -> dict[str, object]:

@@ -15,6 +15,7 @@ from fedfms.data.content import EXTENSIONS, is_plain_file
 from fedfms.errors import ConfigError
 
 _DICOM_ENDING = ".dcm"
+_DICOM_ENDINGS = {_DICOM_ENDING, ".dicom", ".ima"}  # of files that say that they are DICOM
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,28 @@ def find_items(
     return items
 
 
+def passed_over(source: Path, output: Path, items: Sequence[Item]) -> list[Path]:
+    """Files of INPUT that are nothing that is read here, in the order of their names.
+
+    What lies beside the slices of a series is not counted, nor hidden files and OUTPUT.
+    """
+    if source.is_file():
+        return []
+    series = {item.source for item in items if item.format == "dicom"}
+    outside = output.resolve()
+    found = []
+    for place, subfolders, names in os.walk(source):
+        folder = Path(place)
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not name.startswith(".") and (folder / name).resolve() != outside
+        ]
+        if folder not in series:
+            found.extend(folder / name for name in names if _is_other_file(folder / name))
+    return sorted(found)
+
+
 def _images(source: Path, output: Path) -> Iterator[tuple[Path, ImageFormat]]:
     if source.is_file():
         kind = _kind(source)
@@ -104,7 +127,8 @@ def _images(source: Path, output: Path) -> Iterator[tuple[Path, ImageFormat]]:
             yield source, kind
         return
     outside = output.resolve()
-    for place, subfolders, names in os.walk(source):
+    closed: list[OSError] = []
+    for place, subfolders, names in os.walk(source, onerror=closed.append):
         folder = Path(place)
         subfolders[:] = sorted(
             name
@@ -118,6 +142,8 @@ def _images(source: Path, output: Path) -> Iterator[tuple[Path, ImageFormat]]:
         for path, kind in zip(files, kinds, strict=True):
             if kind is not None:
                 yield path, kind
+    for error in closed:  # as an image whose reader says why not
+        yield Path(error.filename), "dicom"
 
 
 def _kind(path: Path) -> ImageFormat | None:
@@ -127,21 +153,28 @@ def _kind(path: Path) -> ImageFormat | None:
 
 
 def _is_dicom(path: Path) -> bool:
+    """Whether a file is one by its first bytes, or may be one and cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
-        return False
+        return True
 
 
 def _holds_images(folder: Path) -> bool:
-    if not any(
-        _is_dicom(path) for path in folder.iterdir() if is_plain_file(path) and path.is_file()
-    ):
-        return False  # before pydicom is imported
+    """Whether to read a folder as a series; also where its reader will say what is wrong."""
+    files = [path for path in folder.iterdir() if _is_other_file(path)]
+    dicom = [path for path in files if _is_dicom(path)]
+    only_named_so = {path.suffix.lower() for path in files if path not in dicom} & _DICOM_ENDINGS
+    if only_named_so or not dicom:
+        return bool(only_named_so)  # before pydicom is imported
     from fedfms.data.dicom.series import holds_images
 
     return holds_images(folder)
+
+
+def _is_other_file(path: Path) -> bool:
+    return is_plain_file(path) and path.is_file() and _kind(path) is None
 
 
 def _stem_and_ending(name: str, kind: ImageFormat) -> tuple[str, str]:

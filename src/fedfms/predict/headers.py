@@ -151,6 +151,10 @@ def _sources_of(series: Series) -> Sources:
         setattr(shared, keyword, _taken(first, keyword, done, done.blank) or "")
     for keyword in _MAY_BE_MISSING:
         _set(shared, keyword, _taken(first, keyword, done, done.left_out))
+    methods = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
+    if shared.get("PatientIdentityRemoved") == "YES" and not any(m in shared for m in methods):
+        del shared.PatientIdentityRemoved  # is not valid without
+        done.other.append("PatientIdentityRemoved has no DeidentificationMethod and is left out")
     trial = {keyword: _taken(first, keyword, done, done.left_out) for keyword in _TRIAL}
     if all(trial[keyword] for keyword in _TRIAL[:3]):
         for keyword in _TRIAL[:6]:

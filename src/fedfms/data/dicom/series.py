@@ -102,17 +102,24 @@ def patient_of(path: Path) -> str | None:
     patient; whatever else is wrong with the folder, `read_series` says.
     """
     for slice_ in _headers(path):
-        return str(slice_.get("PatientID") or "").strip() or None
+        if slice_ is not None:
+            return str(slice_.get("PatientID") or "").strip() or None
     return None
 
 
 def holds_images(path: Path) -> bool:
-    """Whether a folder directly holds at least one DICOM file that is an image."""
+    """Whether a folder directly holds a DICOM file that is an image, or that cannot be read.
+
+    What is wrong with the latter `read_series` says.
+    """
     return next(_headers(path), None) is not None
 
 
-def _headers(path: Path) -> Iterator[Dataset]:
-    """Headers of the images in a folder, as far as the little that is read of them goes."""
+def _headers(path: Path) -> Iterator[Dataset | None]:
+    """Headers of the images in a folder, as far as the little that is read of them goes.
+
+    None stands for a file that cannot be read.
+    """
     try:
         entries = sorted(entry for entry in path.iterdir() if is_plain_file(entry))
     except OSError:
@@ -126,6 +133,7 @@ def _headers(path: Path) -> Iterator[Dataset]:
                 file.seek(0)
                 slice_ = dcmread(file, stop_before_pixels=True, specific_tags=tags)
         except Exception:  # a damaged header makes pydicom raise nearly anything
+            yield None
             continue
         if not _is_beside_images(slice_):
             yield slice_
