@@ -101,7 +101,7 @@ def passed_over(source: Path, output: Path, items: Sequence[Item]) -> list[Path]
         return []
     series = {item.source for item in items if item.format == "dicom"}
     outside = output.resolve()
-    found = []
+    found: list[Path] = []
     for place, subfolders, names in os.walk(source):
         folder = Path(place)
         subfolders[:] = [

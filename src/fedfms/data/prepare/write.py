@@ -159,7 +159,7 @@ def _make_site(plan: SitePlan, source: Source, output: Path, report: Progress) -
         for number, item in enumerate(plan.items):
             report(plan.name, number, len(plan.items))
             records.append(_make_case(plan, item, source, folder, records_folder, site))
-    except FedfmsError:
+    except BaseException:
         tidy(output)  # keeps finished cases
         raise
     report(plan.name, len(plan.items), len(plan.items))
