@@ -30,6 +30,7 @@ from fedfms.predict.write import (
     tiff_bytes,
     write_files,
 )
+from fedfms.training.device import DEVICE_CODES
 from fedfms.training.evaluate import predict, probabilities
 
 log = logging.getLogger(__name__)
@@ -128,6 +129,7 @@ def predict_items(
 
     Raises:
         ConfigError: the site's device is not there.
+        TrainingError: it failed; a code of DEVICE_CODES.
     """
     if len(trained.recipe.classes) > 255:
         raise ConfigError("the model has more than 255 classes", "label maps hold 8-bit numbers")
@@ -144,7 +146,7 @@ def predict_items(
         except TaskAborted:
             raise
         except FedfmsError as error:
-            if error.code == "no-gpu":  # will not be there for the next one either
+            if error.code in DEVICE_CODES:  # the next image would fail alike
                 raise
             yield Predicted(item, (), None, 0, error)
 

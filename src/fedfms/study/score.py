@@ -33,7 +33,7 @@ from fedfms.study.record import (
     write_scores,
 )
 from fedfms.study.spec import RunSpec, write_machine, write_phase
-from fedfms.training.device import torch_device
+from fedfms.training.device import failures_explained, ready_device
 from fedfms.training.evaluate import CaseScore, evaluate
 from fedfms.training.meter import Meter
 from fedfms.training.overlay import site_pictures
@@ -75,9 +75,10 @@ def score_site(
     return prepared, scores, rows
 
 
+@failures_explained()
 def score_run(spec: RunSpec, folder: Path) -> None:
     """Write scores.csv and pictures/ of the run whose model lies in `folder`."""
-    device = torch_device(site_config(spec.sites[0]))
+    device = ready_device(site_config(spec.sites[0]))
     meter = Meter(device)
     with meter("score"):
         write_scores(folder / SCORES_FILE, list(_scored(spec, folder)))
