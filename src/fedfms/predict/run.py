@@ -31,18 +31,14 @@ from fedfms.predict.write import (
     tiff_bytes,
     write_files,
 )
+from fedfms.training.device import DEVICE_CODES
 from fedfms.training.evaluate import predict, probabilities
 
 log = logging.getLogger(__name__)
 
 # Codes of what will not be there for the next image either: the device, memory for a single slice
 # of the network's own size, room on the disk.
-ENDS_THE_RUN = frozenset(
-    (
-        *("no-gpu", "gpu-unsupported", "gpu-busy", "gpu-failed", "out-of-memory"),
-        *("no-room", "read-only"),
-    )
-)
+ENDS_THE_RUN = DEVICE_CODES | {"out-of-memory", "no-room", "read-only"}
 
 OnProgress = Callable[[str, int, int], None]
 

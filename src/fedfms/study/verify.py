@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfms.config import Recipe
-from fedfms.errors import CheckpointError, ConfigError, FedfmsError
+from fedfms.errors import CheckpointError, ConfigError, FedfmsError, unexpected
 from fedfms.exchange.trained import load_trained
 from fedfms.files import file_sha256
 from fedfms.report.records import RECORDS, History, read_records
@@ -187,6 +187,9 @@ def _data_problems(run: Run, sites: Sequence[Site]) -> list[str]:
             facts, rows = read_site(there[name])
         except FedfmsError as error:
             found.append(f"{name}: {error.problem}")
+            continue
+        except Exception as error:
+            found.append(unexpected(error, f"{name} cannot be read").problem)
             continue
         if facts.config_sha256 != run.record.sites[name].config_sha256:
             found.append(f"{name}: site.yml was changed after the run")
