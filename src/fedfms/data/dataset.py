@@ -33,7 +33,7 @@ from fedfms.control import Control
 from fedfms.data.content import Content, content_sha256, read_bytes
 from fedfms.data.formats import Stored, read_image, read_label
 from fedfms.data.manifest import Case
-from fedfms.errors import SiteDataError
+from fedfms.errors import FedfmsError, SiteDataError, unexpected
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def prepare_cases(
     for number, case in enumerate(cases):
         if control is not None:
             control.report("prepare", number, len(cases))
-        prepared.append(_prepare(case, site))
+        prepared.append(_guarded(case, site))
     if control is not None:
         control.report("prepare", len(cases), len(cases))
     problems = problems_together([summarize(case) for case in prepared], site)
@@ -108,6 +108,16 @@ def prepare_cases(
         "prepared %d cases with %d slices", len(prepared), sum(len(p.images) for p in prepared)
     )
     return prepared
+
+
+def _guarded(case: Case, site: SiteConfig) -> PreparedCase:
+    """`_prepare`, and whatever a library raises at a case as this case's problem."""
+    try:
+        return _prepare(case, site)
+    except FedfmsError:
+        raise
+    except Exception as error:
+        raise unexpected(error, f"{case.image} cannot be prepared", SiteDataError) from None
 
 
 def _prepare(case: Case, site: SiteConfig) -> PreparedCase:

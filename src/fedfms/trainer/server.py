@@ -374,7 +374,7 @@ async def _closed(reader: asyncio.StreamReader) -> None:
 def _in_full(error: FedfmsError) -> str:
     """For the site's own file: also the error of a library that it was made of."""
     if error.__cause__ is None:
-        return str(error)
+        return f"{error}\n{error.details}".rstrip()
     return f"{error}\n{''.join(traceback.format_exception(error.__cause__))}"
 
 
