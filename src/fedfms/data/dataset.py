@@ -42,7 +42,7 @@ PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 CACHE_VERSION = 1  # raise it when the same files and settings would be prepared differently
-_SLICES_IN_MEMORY = 512 * 2**20  # bytes; a set whose resized slices need less is resized once
+SLICES_IN_MEMORY = 512 * 2**20  # bytes; a set whose resized slices need less is resized once
 
 
 class Pictured(Protocol):
@@ -559,7 +559,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
                 code="no-training-slices",
             )
         size = 3 * recipe.image_size**2 + len(recipe.classes) * recipe.mask_size**2
-        self._keep = size * len(self.slices) <= _SLICES_IN_MEMORY
+        self._keep = size * len(self.slices) <= SLICES_IN_MEMORY
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
