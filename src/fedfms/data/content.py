@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ EXTENSIONS = {
     "image": (".png", ".jpg", ".jpeg", ".tif", ".tiff"),
     "npy": (".npy",),
 }
+JUNK = ("thumbs.db", "desktop.ini")  # what file browsers leave in folders
 _MAGIC = {
     ".gz": (b"\x1f\x8b",),
     ".png": (b"\x89PNG\r\n\x1a\n",),
@@ -43,7 +45,7 @@ def read_bytes(path: Path, site: SiteConfig) -> Content:
 
     Raises:
         SiteDataError: "wrong-extension", "unreadable-file", "empty-file", "wrong-magic",
-            "no-files".
+            "unreadable-folder", "no-files".
     """
     if site.format == "dicom":
         if path.is_dir():
@@ -92,11 +94,7 @@ def _read_folder(path: Path) -> Folder:
     try:
         names = [entry for entry in path.iterdir() if is_plain_file(entry)]
     except OSError as error:
-        raise SiteDataError(
-            f"{path} cannot be read: {error.strerror}",
-            "check with ls -ld that this user may read and enter the folder",
-            code="unreadable-file",
-        ) from None
+        raise unreadable_folder(path, error) from None
     if not names:
         raise SiteDataError(
             f"there is no file in the folder {path}",
@@ -109,13 +107,29 @@ def _read_folder(path: Path) -> Folder:
 
 def is_plain_file(path: Path) -> bool:
     """A file of the person's own, not one that a system or a file browser leaves in folders."""
-    junk = path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini")
+    junk = path.name.startswith(".") or path.name.lower() in JUNK
     return not junk and not path.is_dir()
 
 
 def is_nifti(path: Path) -> bool:
     """Whether the name is one of NIfTI."""
     return path.name.lower().endswith(EXTENSIONS["nifti"])
+
+
+def unreadable_folder(path: Path, error: OSError) -> SiteDataError:
+    """The error for a folder that cannot be listed or entered."""
+    if not isinstance(error, PermissionError):
+        return SiteDataError(
+            f"the folder {path} cannot be read: {error.strerror}",
+            "check the disk or the network drive that it lies on",
+            code="unreadable-folder",
+        )
+    return SiteDataError(
+        f"the folder {path} cannot be read by user {os.geteuid()}:{os.getegid()}",
+        f"let this user or group read and enter it (ls -ldn {path} shows whose it is); for a "
+        "container set FEDFMS_UID or SITE_DATA_GID in .env to an owner or group that may",
+        code="unreadable-folder",
+    )
 
 
 def wrong_magic(path: Path) -> SiteDataError:

@@ -7,10 +7,12 @@ part below `data_root` is ever matched, so no name in the path before it can mat
 
 from __future__ import annotations
 
-import glob
+import fnmatch
 import hashlib
 import math
+import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedfms.config import SiteConfig
+from fedfms.data.content import EXTENSIONS, JUNK, is_plain_file, unreadable_folder
 from fedfms.errors import SiteDataError
 
 Split = Literal["train", "validation"]
@@ -40,6 +43,41 @@ class Scan:
 
     cases: list[Case] = field(default_factory=list)  # sorted by key
     problems: list[SiteDataError] = field(default_factory=list)
+    taken: frozenset[Path] = frozenset()  # all that the two globs match, in a case or not
+    looked_into: frozenset[Path] = frozenset()  # the folders in which they look for names
+
+
+def untaken(site: SiteConfig, found: Scan) -> list[Path]:
+    """Files that this site could read, beside those that the globs take; by ending, then by name.
+
+    Of files in the folders into which the globs look, those with an ending of the site's format
+    that no glob matches: `.PNG` beside `*.png`, `.jpg` beside `.png`, a second contrast. Files of a
+    DICOM series whose folder is taken are the series and do not count.
+    """
+    files = []
+    for folder in found.looked_into - found.taken:
+        try:
+            files += [
+                path for path in folder.iterdir() if ending_of(path, site) and is_plain_file(path)
+            ]
+        except OSError:  # it is among the problems
+            continue
+    return sorted(set(files) - found.taken, key=lambda path: (ending_of(path, site), path))
+
+
+def ending_of(path: Path, site: SiteConfig) -> str:
+    """The file's ending as it is written, `.nii.gz` and `.PNG` too; empty where it is none of the
+    format's."""
+    for ending in _endings(site):
+        if path.name.lower().endswith(ending):
+            return path.name[-len(ending) :]
+    return ""
+
+
+def _endings(site: SiteConfig) -> list[str]:
+    """The endings of the format's files, the longest first."""
+    known = (".dcm", *EXTENSIONS["nifti"]) if site.format == "dicom" else EXTENSIONS[site.format]
+    return sorted(known, key=len, reverse=True)
 
 
 def find_cases(site: SiteConfig) -> list[Case]:
@@ -56,7 +94,7 @@ def find_cases(site: SiteConfig) -> list[Case]:
 
 def scan(site: SiteConfig) -> Scan:
     """Like `find_cases`, but goes on after a problem and reports all of them."""
-    if not site.data_root.is_dir():
+    if not _is_folder(site.data_root):
         return _stopped(
             f"there is no folder {site.data_root}",
             "set SITE_DATA to the folder with your images, or correct data_root in site.yml",
@@ -69,25 +107,26 @@ def scan(site: SiteConfig) -> Scan:
             "globs-differ",
         )
     is_dicom = site.format == "dicom"
-    labels = _matches(site.data_root, site.labels, "files or folders" if is_dicom else "files")
+    look = _Look()
+    labels = _matches(
+        look, site.data_root, site.labels, "files or folders" if is_dicom else "files"
+    )
     label_files = set(labels.values())
     images = {
         key: path
         for key, path in _matches(
-            site.data_root, site.images, "folders" if is_dicom else "files"
+            look, site.data_root, site.images, "folders" if is_dicom else "files"
         ).items()
         if path not in label_files  # images/*.png also matches a label called images/x_seg.png
     }
+    taken = frozenset((*images.values(), *label_files))
+    problems = list(look.problems.values())
     if not images or not labels:
-        what, pattern = ("images", site.images) if not images else ("labels", site.labels)
-        kind = "folder" if is_dicom and not images else "file"
-        return _stopped(
-            f"no {kind} under {site.data_root} matches {what}: {pattern}",
-            f"compare with: ls {site.data_root}; the glob is relative to data_root"
-            + ("; in DICOM it matches folders, one series each" if kind == "folder" else ""),
-            f"no-{what}",
-        )
-    problems = _unpaired(images, labels)
+        if not problems:  # otherwise it follows from them
+            problems.append(_nothing_matches(site, "images" if not images else "labels"))
+        return Scan([], problems, taken, frozenset(look.into))
+    if not problems:  # otherwise it may follow from them
+        problems += _unpaired(images, labels)
     patients, unnamed = _patients(images, site)
     if unnamed:
         problems.append(
@@ -117,7 +156,7 @@ def scan(site: SiteConfig) -> Scan:
         )
         for key in keys
     ]
-    return Scan(cases, problems)
+    return Scan(cases, problems, taken, frozenset(look.into))
 
 
 def validation_patients(patients: Iterable[str], fraction: float, seed: int) -> set[str]:
@@ -154,17 +193,113 @@ def _wildcards(pattern: str) -> list[str]:
     return _WILDCARD.findall(pattern)
 
 
+class _Look:
+    """A look into folders: which ones, and what stood in the way."""
+
+    def __init__(self) -> None:
+        self.into: set[Path] = set()  # in which the last part of a glob was looked for
+        self.problems: dict[Path, SiteDataError] = {}  # by folder
+
+    def names(self, root: Path, pattern: str) -> list[str]:
+        """What below `root` matches, sorted; hidden and system files and folders do not count.
+
+        As the standard library's glob, but a folder that cannot be read is a problem and not
+        empty, and a link to a folder that it lies in is not followed.
+        """
+        *folders, last = pattern.split("/")
+        places = [""]
+        for part in folders:
+            places = [place for start in places for place in self._below(root, start, part)]
+        found: set[str] = set()
+        for place in places:
+            self.into.add(root / place)
+            found.update(place + name for name in self._entries(root / place, last))
+        return sorted(found)
+
+    def _below(self, root: Path, place: str, part: str) -> list[str]:
+        """The folders in `place` that a part of a glob matches, each with a / at its end."""
+        if part == "**":
+            return self._all_below(root, place, ())
+        return [f"{place}{name}/" for name in self._folders(root / place, part)]
+
+    def _all_below(self, root: Path, place: str, above: tuple[tuple[int, int], ...]) -> list[str]:
+        try:
+            status = (root / place).stat()
+        except OSError as error:
+            self._cannot_read(root / place, error)
+            return []
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return []
+        found = [place]
+        for name in self._folders(root / place, "*"):
+            found += self._all_below(root, f"{place}{name}/", (*above, here))
+        return found
+
+    def _folders(self, folder: Path, part: str) -> list[str]:
+        return [name for name in self._entries(folder, part) if self._is_folder(folder / name)]
+
+    def _entries(self, folder: Path, part: str) -> list[str]:
+        """Names in a folder that a part of a glob matches."""
+        try:
+            if not _WILDCARD.search(part):  # to enter is enough, it need not be listed
+                (folder / part).lstat()
+                return [part]
+            matches = re.compile(fnmatch.translate(part)).match
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries if matches(entry.name)]
+            if not _may_enter(folder):
+                raise PermissionError  # it may be listed, and nothing in it opened
+        except OSError as error:
+            self._cannot_read(folder, error)
+            return []
+        return sorted(name for name in names if _is_own(name, part))
+
+    def _is_folder(self, path: Path) -> bool:
+        try:
+            return stat.S_ISDIR(path.stat().st_mode)
+        except OSError as error:  # of a link, the folder that it points to
+            self._cannot_read(path if _may_enter(path.parent) else path.parent, error)
+            return False
+
+    def _cannot_read(self, folder: Path, error: OSError) -> None:
+        is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        if not is_missing or folder.is_symlink():  # a link to a drive that is not mounted
+            self.problems.setdefault(folder, unreadable_folder(folder, error))
+
+
+# what file systems and file browsers leave in folders; hidden ones do not count anyway
+_SYSTEM = ("lost+found", "$recycle.bin", "system volume information", "@eadir", "__macosx")
+
+
+def _is_own(name: str, part: str) -> bool:
+    """A name of the person's own, not hidden and not left by a system."""
+    if name.startswith("."):
+        return part.startswith(".")
+    return name.lower() not in (*_SYSTEM, *JUNK)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # that it cannot be read is said where it is looked into
+        return True
+
+
+def _may_enter(folder: Path) -> bool:
+    return os.access(folder, os.X_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 def _matches(
-    root: Path, pattern: str, kind: Literal["files", "folders", "files or folders"]
+    look: _Look, root: Path, pattern: str, kind: Literal["files", "folders", "files or folders"]
 ) -> dict[str, Path]:
     """What below `root` matches, by what the wildcards matched; hidden files do not count."""
     pattern = pattern.rstrip("/")  # images/*/ means the folders that images/* matches
     expression = _groups(pattern)
     found: dict[str, Path] = {}
-    # not Path.glob, which takes hidden files and, before Python 3.13, no linked folders under **
-    for name in sorted(glob.glob(pattern, root_dir=root, recursive=True)):  # noqa: PTH207
-        groups = expression.fullmatch(Path(name).as_posix())
-        is_right = kind == "files or folders" or (root / name).is_dir() == (kind == "folders")
+    for name in look.names(root, pattern):
+        groups = expression.fullmatch(name)
+        is_right = kind == "files or folders" or _is_folder(root / name) == (kind == "folders")
         if groups is not None and is_right:
             # one spelling of accents, whatever the file system writes
             key = unicodedata.normalize(
@@ -193,6 +328,17 @@ def _groups(pattern: str) -> re.Pattern[str]:
 
 
 # --------------------------------------------------------------------------------------- problems
+
+
+def _nothing_matches(site: SiteConfig, what: Literal["images", "labels"]) -> SiteDataError:
+    pattern = site.images if what == "images" else site.labels
+    kind = "folder" if site.format == "dicom" and what == "images" else "file"
+    return SiteDataError(
+        f"no {kind} under {site.data_root} matches {what}: {pattern}",
+        f"compare with: ls {site.data_root}; the glob is relative to data_root"
+        + ("; in DICOM it matches folders, one series each" if kind == "folder" else ""),
+        code=f"no-{what}",
+    )
 
 
 def _unpaired(images: Mapping[str, Path], labels: Mapping[str, Path]) -> list[SiteDataError]:

@@ -1,9 +1,19 @@
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from site_files import site_config, write_site
 
-from fedfms.data.manifest import find_cases, scan, several_files_a_patient, validation_patients
+from fedfms.data.manifest import (
+    find_cases,
+    scan,
+    several_files_a_patient,
+    untaken,
+    validation_patients,
+)
 from fedfms.errors import SiteDataError
 
 
@@ -84,6 +94,138 @@ def test_hidden_files_and_folders_are_no_cases(tmp_path):
     touch(tmp_path, "i/a.png", "i/b.png", "i/._a.png", "l/a.png", "l/b.png", "l/.DS_Store.png")
     (tmp_path / "i" / "folder.png").mkdir()
     assert set(pairs(tmp_path, "i/*.png", "l/*.png")) == {"i/a.png", "i/b.png"}
+
+
+def test_what_systems_leave_in_folders_is_no_case_and_no_unreadable_folder(tmp_path):
+    touch(tmp_path, "i/1.png", "i/2.png", "i/Thumbs.db", "i/desktop.ini", "i/.DS_Store")
+    touch(tmp_path, "l/1.png", "l/2.png", "l/Thumbs.db", "i/@eaDir/1.png/thumb.jpg", "l/@eaDir/x")
+    assert pairs(tmp_path, "i/*", "l/*", format="image") == {
+        "i/1.png": "l/1.png",
+        "i/2.png": "l/2.png",
+    }
+    (tmp_path / "lost+found").mkdir(mode=0o000)
+    assert len(pairs(tmp_path, "**/i/*.png", "**/l/*.png")) == 2
+
+
+def test_a_link_to_a_folder_above_is_not_followed_in_circles(tmp_path):
+    touch(tmp_path, "i/p1/a.png", "i/p2/b.png", "l/p1/a.png", "l/p2/b.png", "m/c.png", "n/c.png")
+    (tmp_path / "i" / "p1" / "again").symlink_to(tmp_path / "i")
+    (tmp_path / "i" / "p3").symlink_to(tmp_path / "m")
+    (tmp_path / "l" / "p3").symlink_to(tmp_path / "n")
+    assert pairs(tmp_path, "i/**/*.png", "l/**/*.png") == {
+        "i/p1/a.png": "l/p1/a.png",
+        "i/p2/b.png": "l/p2/b.png",
+        "i/p3/c.png": "l/p3/c.png",
+    }
+
+
+# ----------------------------------------------------------------------------- what no glob takes
+
+
+def left(root: Path, format: str, images: str, labels: str) -> list[str]:
+    site = site_config(root, format, images=images, labels=labels)
+    return [path.relative_to(root).as_posix() for path in untaken(site, scan(site))]
+
+
+def test_files_that_no_glob_takes_are_told_by_ending(tmp_path):
+    touch(tmp_path, *[f"{part}/{name}" for part in "il" for name in ("1.png", "2.png", "3.PNG")])
+    touch(tmp_path, "i/4.jpg", "i/notes.txt", "i/Thumbs.db", "i/.5.png", "elsewhere/6.png")
+    assert left(tmp_path, "image", "i/*.png", "l/*.png") == ["i/3.PNG", "l/3.PNG", "i/4.jpg"]
+    # where nothing is found the reason may be among them
+    assert left(tmp_path, "image", "i/*.tif", "l/*.tif") == [
+        *("i/3.PNG", "l/3.PNG", "i/4.jpg", "i/1.png", "i/2.png", "l/1.png", "l/2.png")
+    ]
+
+
+def test_files_of_a_series_are_taken_with_their_folder(tmp_path):
+    touch(tmp_path, "p1/ct/1.dcm", "p1/ct/2.dcm", "p1/seg.dcm", "p1/other.dcm")
+    touch(tmp_path, "p2/ct/1.dcm", "p2/SEG.DCM")
+    found = left(tmp_path, "dicom", "*/ct", "*/seg.dcm")
+    assert found == ["p2/SEG.DCM", "p1/other.dcm"]
+
+
+# ----------------------------------------------------------------------- folders that are closed
+
+
+@contextlib.contextmanager
+def a_plain_user() -> Iterator[None]:
+    """No file's mode stops root; in here it stops this process too."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """As tmp_path, but any user can come to it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        folder.chmod(0o755)
+        with a_plain_user():
+            try:
+                list(folder.iterdir())
+            except OSError:
+                pytest.skip("the folder for temporary files is not open to other users")
+        yield folder
+        for place, folders, _ in os.walk(folder):
+            for one in folders:
+                (Path(place) / one).chmod(0o755)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444, 0o311])
+@pytest.mark.parametrize(
+    ("closed", "images", "labels"),
+    [
+        ("p3", "*/i.png", "*/l.png"),
+        ("p3", "**/i.png", "**/l.png"),
+        ("p3/v2", "**/i.png", "**/l.png"),
+        ("p3/v2", "*/*/i*.png", "*/*/l*.png"),
+        (".", "*/i.png", "*/l.png"),
+        (".", "**/i.png", "**/l.png"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_an_error_and_never_left_out(
+    open_folder, mode, closed, images, labels
+):
+    root = open_folder / "data"
+    touch(root, *[f"{p}{v}/{x}.png" for p in ("p1", "p2", "p3") for v in ("", "/v2") for x in "il"])
+    (root / closed).chmod(mode)
+    site = site_config(root, "image", images=images, labels=labels)
+    with a_plain_user():
+        is_needed = mode != 0o311 or "**" in images or "*." in images or closed == "."
+        found = scan(site)
+        if not is_needed:  # p3 can be entered, and the names in it are known
+            assert [case.key for case in found.cases] == ["p1", "p2", "p3"]
+            return
+        (error,) = [one for one in found.problems if one.code == "unreadable-folder"]
+        who = f"{os.geteuid()}:{os.getegid()}"
+    assert f"the folder {root / closed} cannot be read by user {who}" in error.problem
+    assert "SITE_DATA_GID" in error.fix and "FEDFMS_UID" in error.fix
+    assert [one.code for one in found.problems] == ["unreadable-folder"]
+
+
+def test_a_data_root_behind_a_closed_folder_says_which(open_folder):
+    write_site(open_folder / "closed" / "data")
+    (open_folder / "closed").chmod(0o000)
+    with a_plain_user():
+        found = scan(site_config(open_folder / "closed" / "data"))
+    (error,) = found.problems
+    assert error.code == "unreadable-folder" and str(open_folder / "closed") in error.problem
+
+
+def test_a_folder_on_a_drive_that_is_not_mounted_is_an_error(tmp_path):
+    touch(tmp_path, *[f"p{p}/{x}.png" for p in range(3) for x in "il"])
+    (tmp_path / "p9").symlink_to(tmp_path / "drive" / "p9")
+    (error,) = scan(site_config(tmp_path, "image", images="*/i.png", labels="*/l.png")).problems
+    assert error.code == "unreadable-folder"
+    assert str(tmp_path / "p9") in error.problem
 
 
 # ------------------------------------------------------------------------------------------- split
