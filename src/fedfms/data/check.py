@@ -7,6 +7,7 @@ Findings name files: they are for the person at the site and stay there.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,12 @@ from fedfms.data.dataset import (
     unknown_classes,
 )
 from fedfms.data.formats import Notice, Stored, read_image, read_label
-from fedfms.data.manifest import Case, scan, several_files_a_patient
+from fedfms.data.manifest import Case, ending_of, scan, several_files_a_patient, untaken
 from fedfms.data.numbers import (
     CaseNumbers,
     DataSummary,
     MaskGrid,
+    count_of,
     memory_of,
     numbers_of,
     summarize_numbers,
@@ -88,7 +90,10 @@ def examine(
     if reading.summaries:
         errors.extend(problems_together(reading.summaries, site))
     memory = memory_of(reading.numbers, site, grid, classes or tuple(site.classes))
-    summary = summarize_numbers(found.cases, reading.numbers, site, {}, memory)
+    left = untaken(site, found)
+    summary = summarize_numbers(
+        found.cases, reading.numbers, site, Counter(ending_of(path, site) for path in left), memory
+    )
     findings = [
         *(Finding(error.code, error.problem, error.fix, "error") for error in errors),
         *_grouped(reading.bad, site, "error"),
@@ -102,6 +107,7 @@ def examine(
         if site.patient is None:
             # those of DICOM with a PatientID have a name of their own
             findings += _unnamed_patients([c for c in found.cases if c.patient == c.key])
+    findings += _other_endings(left, site)  # which may explain an error
     return Examination(summary, findings)
 
 
@@ -227,6 +233,30 @@ def _warnings(
             )
         )
     return findings
+
+
+def _other_endings(left: Sequence[Path], site: SiteConfig) -> list[Finding]:
+    """Files whose ending no glob has; others of a glob's ending are often another contrast."""
+    others = [
+        path
+        for path in left
+        if not site.images.endswith(ending_of(path, site))
+        and not site.labels.endswith(ending_of(path, site))
+    ]
+    if not others:
+        return []
+    counts = Counter(ending_of(path, site) for path in others)
+    some = ", ".join(f"{count} {ending}" for ending, count in counts.most_common())
+    return [
+        Finding(
+            "files-not-taken",
+            f"no glob takes {count_of(len(others), 'file')} in the folders of images and labels "
+            f"({some}); the first is {others[0]}",
+            "if these are cases, give them the ending that the globs in site.yml have (rename .PNG "
+            "to .png, convert other kinds); else move them away",
+            "warning",
+        )
+    ]
 
 
 def _unnamed_patients(cases: Sequence[Case]) -> list[Finding]:

@@ -42,7 +42,7 @@ PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 CACHE_VERSION = 1  # raise it when the same files and settings would be prepared differently
-SLICES_IN_MEMORY = 512 * 2**20  # bytes; a set whose resized slices need less is resized once
+_SLICES_IN_MEMORY = 512 * 2**20  # bytes; a set whose resized slices need less is resized once
 
 
 class Pictured(Protocol):
@@ -558,8 +558,9 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
                 "check the label values under classes in site.yml, and keep_empty_every",
                 code="no-training-slices",
             )
-        size = 3 * recipe.image_size**2 + len(recipe.classes) * recipe.mask_size**2
-        self._keep = size * len(self.slices) <= SLICES_IN_MEMORY
+        self._keep = stay_in_memory(
+            len(self.slices), recipe.image_size, recipe.mask_size, len(recipe.classes)
+        )
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -583,6 +584,11 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
             "target": target.float(),
             "annotated": self._annotated.clone(),
         }
+
+
+def stay_in_memory(slices: int, image_size: int, mask_size: int, classes: int) -> bool:
+    """Whether a `SliceDataset` of so many slices resizes each of them once and keeps it."""
+    return slices * (3 * image_size**2 + classes * mask_size**2) <= _SLICES_IN_MEMORY
 
 
 def _slices_with(labels: NDArray[np.int16], values: set[int]) -> NDArray[np.bool_]:

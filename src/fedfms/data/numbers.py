@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from fedfms.config import Recipe, SiteConfig
-from fedfms.data.dataset import SLICES_IN_MEMORY
+from fedfms.data.dataset import stay_in_memory
 from fedfms.data.formats import Stored
 from fedfms.data.manifest import Case
 from fedfms.data.memory import (
@@ -226,7 +226,7 @@ class DataSummary:
     voxel: mm between slices, rows and columns of the chosen plane; None without a geometry.
     stored_values: of the images, before any intensity rule.
     image_kinds, label_kinds: what the files were, and how many.
-    not_taken: folder and ending, such as "images/*.PNG" -> files there that no glob took.
+    not_taken: ending, such as .PNG -> files in the same folders that no glob takes.
     memory: what the data needs in the trainer.
     """
 
@@ -278,8 +278,8 @@ class DataSummary:
             if known:
                 lines.append((name, "; ".join(known)))
         if self.not_taken:
-            some = [f"{count} {where}" for where, count in self.not_taken.items()]
-            lines.append(("not taken", "; ".join(some)))
+            some = [f"{count} {ending}" for ending, count in self.not_taken.items()]
+            lines.append(("not taken", f"{', '.join(some)} in the same folders, by no glob"))
         if self.read:
             lines.append(("memory", self.memory.text()))
         return lines
@@ -417,7 +417,8 @@ def _kept_slices(
         covered = numbers.shape[1] * numbers.shape[2] / (rows * columns) / grid.mask_size**2
         slices += kept
         size += kept * int(channels * covered * grid.image_size**2 + mask)
-    return size if slices * (3 * grid.image_size**2 + mask) <= SLICES_IN_MEMORY else 0
+    is_kept = stay_in_memory(slices, grid.image_size, grid.mask_size, len(classes))
+    return size if is_kept else 0
 
 
 # ----------------------------------------------------------------------------------------- words
