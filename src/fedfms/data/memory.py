@@ -61,4 +61,6 @@ def allowed_bytes() -> int:
 
 def size_text(count: int) -> str:
     """A number of bytes as a person reads it."""
-    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 1024**2:.0f} MiB"
+    if count >= GIB:
+        return f"{count / GIB:.1f} GiB"
+    return f"{count / 1024**2:.0f} MiB" if count >= 1024**2 else "less than 1 MiB"

@@ -26,7 +26,8 @@ from fedfms.data.memory import (
     allowed_bytes,
 )
 
-_SAMPLES = 65536  # stored values of a case that say how far it spreads
+_SAMPLES = 8192  # pixels of a case that say how far its values spread, and whether it has colours
+_MANY_VALUES = 1024  # for which a count of every possible value in every slice would be large
 _SLICES_LOOKED_AT = 8  # of a case, for the size of objects: to look at all would take longer
 
 
@@ -65,7 +66,8 @@ class Drawn:
     """What is drawn of one class in one case.
 
     pixels: (D,) of each slice.
-    objects: outlines looked at, in up to 8 slices of the case.
+    objects: outlines looked at, in up to 8 slices of the case; none where a mask pixel covers no
+        more than a pixel of the picture.
     too_small: those of them that are smaller than one mask pixel.
     on_border: share of the pixels at the edge of the picture, [0, 1], in the slices that have it.
     """
@@ -87,7 +89,7 @@ class CaseNumbers:
     stored: smallest and largest value of the image as stored.
     spread: between the 1st and the 99th percentile of the stored values.
     values: label values that occur.
-    is_colourless: of an image with three channels: they are equal everywhere.
+    is_colourless: of an image with three channels: they are equal wherever looked at.
     """
 
     case: Case
@@ -115,7 +117,9 @@ def numbers_of(
 ) -> CaseNumbers:
     """The numbers of a case whose image and label were read and fit together."""
     values = image.values
-    sample = values.reshape(-1)[:: max(1, values.size // _SAMPLES)]
+    channels = values.shape[3] if values.ndim == 4 else 1
+    pixels_of = values.reshape(-1, channels)
+    sample = pixels_of[:: max(1, len(pixels_of) // _SAMPLES)]
     low, high = np.percentile(sample, (1, 99))
     occurring, counts = _count(label.values)
     rows, columns = grid.mask_pixel(label.values.shape[1:], image.spacing[1:])
@@ -131,7 +135,7 @@ def numbers_of(
     return CaseNumbers(
         case=case,
         shape=label.values.shape,
-        channels=values.shape[3] if values.ndim == 4 else 1,
+        channels=channels,
         is_volume=image.is_volume,
         spacing=image.spacing,
         finest=_finest(image),
@@ -140,34 +144,39 @@ def numbers_of(
         values=tuple(map(int, occurring)),
         drawn=drawn,
         kinds=(image.kind, label.kind),
-        is_colourless=values.ndim == 4 and bool((values[..., :1] == values[..., 1:]).all()),
+        is_colourless=channels == 3 and bool((sample[:, :1] == sample).all()),
     )
 
 
 def _count(labels: NDArray[np.int16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The values (V,) that occur in labels (D, H, W), and how many pixels (D, V) have each."""
-    low, high = int(labels.min()), int(labels.max())
+    first = int(labels.min())
+    occurring = np.arange(first, int(labels.max()) + 1)
+    if len(occurring) > _MANY_VALUES:  # most likely no label but a grey picture
+        occurring, numbered = np.unique(labels, return_inverse=True)
+        first, labels = 0, numbered.reshape(labels.shape)
     counts = np.array(
         [
-            np.bincount(picture.ravel().astype(np.intp) - low, minlength=high - low + 1)
+            np.bincount(picture.ravel().astype(np.intp) - first, minlength=len(occurring))
             for picture in labels
         ]
     )
-    occurring = np.flatnonzero(counts.any(axis=0))
-    return occurring + low, counts[:, occurring]
+    has = np.flatnonzero(counts.any(axis=0))
+    return occurring[has], counts[:, has]
 
 
 def _objects(
     labels: NDArray[np.int16], has: NDArray[np.intp], wanted: Sequence[int], mask_pixel: float
 ) -> tuple[int, int]:
     """Outlines of a class in up to 8 of the slices that have it, and those below a mask pixel."""
+    if mask_pixel <= 1:
+        return 0, 0
     some = has[np.linspace(0, len(has) - 1, min(len(has), _SLICES_LOOKED_AT)).astype(int)]
     objects = small = 0
     for index in some:
         outlines, count = ndimage.label(np.isin(labels[index], wanted))
         objects += count
-        if mask_pixel > 1:
-            small += int((np.bincount(outlines.ravel())[1:] < mask_pixel).sum())
+        small += int((np.bincount(outlines.ravel())[1:] < mask_pixel).sum())
     return objects, small
 
 
@@ -252,19 +261,19 @@ class DataSummary:
         return asdict(self)
 
     def line(self) -> str:
-        """One line of it, without a name of a file or of a patient."""
-        text = (
-            f"{_split(self.cases)}; {count_of(self.patients.total, 'patient')}; "
-            f"{count_of(self.slices.total, 'slice')}"
-        )
+        """The most telling of it, without the name of a file or of a patient."""
+        cases = count_of(self.cases.total, "case")
         if self.read < self.cases.total:
-            text = f"{self.read} of " + text + f" in the {self.read} that could be read"
-        shares = [
-            f"{name} in {numbers.cases.total}"
-            + ("" if numbers.share is None else f", {percent(numbers.share[1])} of a slice")
-            for name, numbers in self.classes.items()
+            cases = f"{self.read} of {cases} could be read"
+        parts = [
+            f"{cases}; {count_of(self.patients.total, 'patient')}, {self.patients.train} to train "
+            f"and {self.patients.validation} to validate",
+            count_of(self.slices.total, "slice"),
         ]
-        return "; ".join([text, *shares]) if self.read else text
+        for name, numbers in self.classes.items():
+            share = f" ({percent(numbers.share[1])} of a slice)" if numbers.share else ""
+            parts.append(f"{name} in {count_of(numbers.cases.total, 'case')}{share}")
+        return "; ".join(parts)
 
     def rows_for_print(self) -> list[tuple[str, str]]:
         """Name and text of each line of the table, but for the classes."""

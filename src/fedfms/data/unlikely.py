@@ -67,7 +67,6 @@ def unlikely(
             ]
     findings += [
         _same_values(site),
-        _overlap(site, recipe),
         _pixels(read, site),
         _colours(read),
         _units(read),
@@ -98,11 +97,11 @@ def _covers_most(
     if not suspects:
         return None
     share = float(np.mean([numbers.share(name) for numbers in suspects]))
-    what = "the whole picture" if share == 1 else f"{percent(share)} of the picture"
+    what = "the whole picture" if share == 1 else f"{percent(share)} of the picture on average"
     where = (
         f"in all {len(having)} cases that have it"
         if len(suspects) == len(having)
-        else f"in {len(suspects)} of the {len(having)} cases that have it, the first is "
+        else f"in {len(suspects)} of the {len(having)} cases that have it; the first is "
         f"{suspects[0].case.label}"
     )
     values = ", ".join(map(str, site.classes[name]))
@@ -127,7 +126,7 @@ def _covers_most(
         )
     else:
         fix = f"look at a label: if {values} is not {name}, correct classes in site.yml"
-    return _warning("covers-most", f"{name} covers {what} on average {where}", fix)
+    return _warning("covers-most", f"{name} covers {what} {where}", fix)
 
 
 def _rare(name: str, summary: DataSummary, read: Sequence[CaseNumbers]) -> Finding | None:
@@ -172,7 +171,7 @@ def _too_small(
 ) -> Finding | None:
     objects = sum(numbers.drawn[name].objects for numbers in read)
     small = sum(numbers.drawn[name].too_small for numbers in read)
-    if small < _TOO_SMALL_OBJECTS * objects:
+    if not objects or small < _TOO_SMALL_OBJECTS * objects:
         return None
     largest = max(read, key=lambda numbers: max(numbers.shape[1:]))
     rows, columns = grid.mask_pixel(largest.shape[1:], largest.spacing[1:])
@@ -200,10 +199,6 @@ def _same_values(site: SiteConfig) -> Finding | None:
         f"{' and '.join(twins)} have the same label values, {list(site.classes[twins[0]])}",
         "give each class the values that mean it under classes in site.yml",
     )
-
-
-def _overlap(site: SiteConfig, recipe: Recipe | None) -> Finding | None:
-    return None
 
 
 # -------------------------------------------------------------------------------------- pictures
