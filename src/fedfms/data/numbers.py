@@ -148,7 +148,7 @@ def numbers_of(
     )
 
 
-def _count(labels: NDArray[np.int16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _count(labels: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The values (V,) that occur in labels (D, H, W), and how many pixels (D, V) have each."""
     first = int(labels.min())
     occurring = np.arange(first, int(labels.max()) + 1)
