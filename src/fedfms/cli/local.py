@@ -235,4 +235,6 @@ def report(
 
 
 def _site(path: Path, data: Path | None) -> SiteConfig:
-    return SiteConfig.from_yaml(path, data or Machine.from_environment().site_data)
+    if data is not None:
+        return SiteConfig.from_yaml(path, data, "--data")
+    return SiteConfig.from_yaml(path, Machine.from_environment().site_data, "SITE_DATA")

@@ -269,7 +269,8 @@ def _label_problems(summaries: Sequence[Summary], site: SiteConfig) -> list[Site
             ]
         some = ", ".join(map(str, unknown[:8])) + (" and more" if len(unknown) > 8 else "")
         hint = (
-            "; so many values look like grey levels or numbered objects, then threshold the labels"
+            "; numbered objects are a range such as [1-167], or nonzero; grey levels need a "
+            "threshold first"
             if len(unknown) > 16
             else ""
         )
@@ -407,12 +408,20 @@ def class_masks(prepared: PreparedCase, site: SiteConfig, recipe: Recipe) -> Ten
 
 
 def _masks(labels: Tensor, site: SiteConfig, recipe: Recipe) -> Tensor:
-    return torch.stack(
-        [
-            torch.isin(labels, torch.tensor(site.classes.get(name, ()), dtype=labels.dtype))
-            for name in recipe.classes
-        ]
-    )
+    return torch.stack([_holding(labels, site.classes.get(name, ())) for name in recipe.classes])
+
+
+def _holding(labels: Tensor, values: Sequence[int]) -> Tensor:
+    """Where a label is one of the values; a long range costs no more than one value."""
+    ordered = sorted(set(values))
+    starts = [v for i, v in enumerate(ordered) if i == 0 or ordered[i - 1] != v - 1]
+    ends = [v for i, v in enumerate(ordered) if i + 1 == len(ordered) or ordered[i + 1] != v + 1]
+    mask = torch.zeros(labels.shape, dtype=torch.bool)
+    if len(starts) > 16:
+        return torch.isin(labels, torch.tensor(ordered, dtype=labels.dtype))
+    for first, last in zip(starts, ends, strict=True):
+        mask |= (labels >= first) & (labels <= last)
+    return mask
 
 
 # -------------------------------------------------------------------------------------- geometry

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydicom.uid import UID, RTStructureSetStorage, SegmentationStorage
+from pydicom.uid import UID, RTStructureSetStorage
 
 from fedfms.config import SiteConfig
 from fedfms.data.content import Content
 from fedfms.data.dicom.drawn import label_values
+from fedfms.data.dicom.references import LABEL_KINDS
 from fedfms.data.dicom.segmentation import read_segmentation
 from fedfms.data.dicom.series import Series, parsed_dicom
 from fedfms.data.dicom.structures import read_structures
 from fedfms.data.grid import Array
 from fedfms.errors import SiteDataError
-
-_LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # too new for pydicom's own list
 
 
 def read_label(path: Path, data: Content, site: SiteConfig, series: Series) -> Array:
@@ -38,7 +37,7 @@ def read_label(path: Path, data: Content, site: SiteConfig, series: Series) -> A
     kind = label.file_meta.get("MediaStorageSOPClassUID", "")
     if kind == RTStructureSetStorage:
         masks = read_structures(name, label, site, series)
-    elif kind in (SegmentationStorage, _LABEL_MAP_STORAGE):
+    elif kind in LABEL_KINDS:
         masks = read_segmentation(name, label, site, series)
     else:
         raise SiteDataError(

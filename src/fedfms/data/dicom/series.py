@@ -96,12 +96,12 @@ def read_series(path: Path, folder: Folder, site: SiteConfig) -> Series:
 
 
 def patient_of(path: Path) -> str | None:
-    """PatientID of a folder's images; None where it is empty or no image can be read.
+    """PatientID of a folder's images, or of a file; None where it is empty or cannot be read.
 
     Reads the first readable header in the order of the names. The files of one series have one
     patient; whatever else is wrong with the folder, `read_series` says.
     """
-    for slice_ in _headers(path):
+    for slice_ in _headers(path) if path.is_dir() else _header_of(path):
         return str(slice_.get("PatientID") or "").strip() or None
     return None
 
@@ -117,18 +117,23 @@ def _headers(path: Path) -> Iterator[Dataset]:
         entries = sorted(entry for entry in path.iterdir() if is_plain_file(entry))
     except OSError:
         return
-    tags = ["PatientID", "Modality"]
     for entry in entries:
-        try:
-            with entry.open("rb") as file, no_warnings():
-                if file.read(132)[128:] != b"DICM":
-                    continue
+        for slice_ in _header_of(entry):
+            if not is_beside_images(slice_):
+                yield slice_
+
+
+def _header_of(path: Path) -> Iterator[Dataset]:
+    """The little that is read of a file; nothing where it is no DICOM or damaged."""
+    try:
+        with path.open("rb") as file, no_warnings():
+            if file.read(132)[128:] == b"DICM":
                 file.seek(0)
-                slice_ = dcmread(file, stop_before_pixels=True, specific_tags=tags)
-        except Exception:  # a damaged header makes pydicom raise nearly anything
-            continue
-        if not _is_beside_images(slice_):
-            yield slice_
+                yield dcmread(
+                    file, stop_before_pixels=True, specific_tags=["PatientID", "Modality"]
+                )
+    except Exception:  # a damaged header makes pydicom raise nearly anything
+        return
 
 
 def _images(path: Path, folder: Folder) -> Iterator[tuple[str, Dataset]]:
@@ -136,7 +141,7 @@ def _images(path: Path, folder: Folder) -> Iterator[tuple[str, Dataset]]:
     found = False
     for name, data in folder.files:
         parsed = parsed_dicom(path / name, data)
-        if _is_beside_images(parsed):
+        if is_beside_images(parsed):
             continue
         found = True
         if "PixelData" not in parsed:
@@ -169,7 +174,8 @@ def parsed_dicom(path: Path, data: bytes) -> Dataset:
         raise damaged(path, type(error).__name__) from None
 
 
-def _is_beside_images(parsed: Dataset) -> bool:
+def is_beside_images(parsed: Dataset) -> bool:
+    """Whether a DICOM object is none of a series' images but something that lies beside them."""
     kind = parsed.file_meta.get("MediaStorageSOPClassUID", "")
     return kind == MediaStorageDirectoryStorage or str(parsed.get("Modality", "")) in _NO_IMAGES
 
