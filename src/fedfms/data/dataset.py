@@ -32,6 +32,7 @@ from fedfms.config import Recipe, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import Content, content_sha256, read_bytes
 from fedfms.data.formats import Stored, read_image, read_label
+from fedfms.data.grid import largest_shift, same_grid
 from fedfms.data.manifest import Case
 from fedfms.errors import SiteDataError
 
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
-CACHE_VERSION = 1  # raise it when the same files and settings would be prepared differently
+CACHE_VERSION = 2  # raise it when the same files and settings would be prepared differently
 _SLICES_IN_MEMORY = 512 * 2**20  # bytes; a set whose resized slices need less is resized once
 
 
@@ -139,10 +140,10 @@ def combine(case: Case, image: Stored, label: Stored, site: SiteConfig) -> Prepa
             code="shapes-differ",
         )
     if image.cut is not None and label.cut is not None:
-        shift = _largest_shift(image.cut.affine, label.cut.affine, image.cut.shape)
-        if shift > 0.5 * min(image.cut.spacing):
+        shift = largest_shift(image.cut.affine, label.cut.affine, image.cut.shape)
+        if not same_grid(label.cut.affine, image.cut.affine, image.cut.shape):
             raise SiteDataError(
-                f"{case.image} and {case.label} lie up to {shift:.1f} mm apart",
+                f"{case.image} and {case.label} lie up to {shift:.3g} mm apart",
                 "export the label with the image's affine (origin, direction and voxel size); if "
                 "it was drawn on this very grid, copy the image's header into it",
                 code="geometry-differs",
@@ -196,19 +197,6 @@ def to_grey_levels(values: NDArray[np.float32], site: SiteConfig) -> NDArray[np.
     share = np.clip((values - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
     grey: NDArray[np.uint8] = np.rint(share * 255.0).astype(np.uint8)
     return grey
-
-
-def _largest_shift(one: NDArray[Any], other: NDArray[Any], shape: Sequence[int]) -> float:
-    """Millimetres between the two positions of a grid's corner, at the worst corner."""
-    corners = np.array(
-        [
-            [i, j, k, 1]
-            for i in (0, shape[0] - 1)
-            for j in (0, shape[1] - 1)
-            for k in (0, shape[2] - 1)
-        ]
-    )
-    return float(np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1).max())
 
 
 # ------------------------------------------------------------------------ all cases of a site
