@@ -34,6 +34,7 @@ from fedfms.data.content import Content, content_sha256, read_bytes
 from fedfms.data.formats import Stored, read_image, read_label
 from fedfms.data.grid import largest_shift, same_grid
 from fedfms.data.manifest import Case
+from fedfms.data.pictures import Palette, different_palettes
 from fedfms.errors import SiteDataError
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class PreparedCase:
     labels: (D, H, W) int16, label values as stored in the file.
     spacing: between slices, rows and columns; millimetres for volumes, 1 for pictures and NPY.
     is_volume: the slices lie one above the other (NIfTI, 3-D NPY); a picture is one slice.
+    palette: of a label picture, the colours of its values; see `Stored`.
     """
 
     case: Case
@@ -82,6 +84,7 @@ class PreparedCase:
     labels: NDArray[np.int16]
     spacing: tuple[float, float, float]
     is_volume: bool
+    palette: Palette | None = None
 
 
 def prepare_cases(
@@ -141,9 +144,10 @@ def combine(case: Case, image: Stored, label: Stored, site: SiteConfig) -> Prepa
         )
     if image.cut is not None and label.cut is not None:
         shift = largest_shift(image.cut.affine, label.cut.affine, image.cut.shape)
+        apart = f"{shift:.1f}" if shift > 0.1 else f"{shift:.2g}"
         if not same_grid(label.cut.affine, image.cut.affine, image.cut.shape):
             raise SiteDataError(
-                f"{case.image} and {case.label} lie up to {shift:.3g} mm apart",
+                f"{case.image} and {case.label} lie up to {apart} mm apart",
                 "export the label with the image's affine (origin, direction and voxel size); if "
                 "it was drawn on this very grid, copy the image's header into it",
                 code="geometry-differs",
@@ -155,6 +159,7 @@ def combine(case: Case, image: Stored, label: Stored, site: SiteConfig) -> Prepa
         np.ascontiguousarray(label.values),
         prepared.spacing,
         prepared.is_volume,
+        label.palette,
     )
 
 
@@ -208,6 +213,7 @@ class Summary(NamedTuple):
     case: Case
     values: frozenset[int]  # label values that occur
     digest: bytes  # of the grey levels: alike exactly where the prepared images are alike
+    palette: Palette | None = None  # of a label picture
 
 
 def summarize(prepared: PreparedCase) -> Summary:
@@ -215,12 +221,16 @@ def summarize(prepared: PreparedCase) -> Summary:
     digest = hashlib.sha256(str(prepared.images.shape).encode())
     digest.update(prepared.images.tobytes())
     values = np.flatnonzero(np.bincount(prepared.labels.ravel().astype(np.int32) + 32768)) - 32768
-    return Summary(prepared.case, frozenset(map(int, values)), digest.digest())
+    found = frozenset(map(int, values))
+    return Summary(prepared.case, found, digest.digest(), prepared.palette)
 
 
 def problems_together(summaries: Sequence[Summary], site: SiteConfig) -> list[SiteDataError]:
     """What is wrong with cases that are fine one by one; empty if nothing is."""
     problems = _label_problems(summaries, site)
+    differ = different_palettes([(s.case.label, s.values, s.palette) for s in summaries])
+    if differ is not None:
+        problems.insert(0, differ)  # values that mean several things explain what follows
     twins: dict[bytes, Summary] = {}
     for summary in summaries:
         twin = twins.setdefault(summary.digest, summary)
@@ -311,6 +321,7 @@ def _load_cached(case: Case, file: Path) -> PreparedCase | None:
         with np.load(file, allow_pickle=False) as stored:
             images, labels = stored["images"], stored["labels"]
             spacing, is_volume = stored["spacing"], stored["is_volume"]
+            colours = stored["palette"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -324,7 +335,8 @@ def _load_cached(case: Case, file: Path) -> PreparedCase | None:
     ):
         return None
     rows, columns, slices = float(spacing[1]), float(spacing[2]), float(spacing[0])
-    return PreparedCase(case, images, labels, (slices, rows, columns), bool(is_volume))
+    palette = tuple(map(tuple, colours.tolist())) or None
+    return PreparedCase(case, images, labels, (slices, rows, columns), bool(is_volume), palette)
 
 
 def _save_cached(prepared: PreparedCase, file: Path) -> None:
@@ -340,6 +352,7 @@ def _save_cached(prepared: PreparedCase, file: Path) -> None:
                     labels=prepared.labels,
                     spacing=np.array(prepared.spacing),
                     is_volume=np.array(prepared.is_volume),
+                    palette=np.array(prepared.palette or (), np.uint8),
                 )
             Path(temporary).replace(file)
         except BaseException:

@@ -27,7 +27,7 @@ from nibabel.spatialimages import HeaderDataError
 from fedfms.config import SiteConfig
 from fedfms.data.content import Content, cannot_read_here, damaged, is_nifti, wrong_magic
 from fedfms.data.grid import Array, Cut
-from fedfms.data.pictures import image_values, label_values, lossy, read_picture, varies
+from fedfms.data.pictures import Palette, image_values, label_values, lossy, read_picture, varies
 from fedfms.errors import SiteDataError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Stored:
     unit: float = 1.0
     kind: str = ""
     notices: tuple[Notice, ...] = ()
-    palette: tuple[tuple[int, ...], ...] | None = None
+    palette: Palette | None = None
 
 
 def read_image(path: Path, data: Content, site: SiteConfig) -> Stored:
@@ -141,6 +141,14 @@ def _read(
     except MemoryError:
         raise cannot_read_here(
             path, "there is not enough memory for it", "use a machine with more memory"
+        ) from None
+    except (AttributeError, KeyError) as error:
+        if site.format != "dicom":
+            raise damaged(path, f"{type(error).__name__}: {error}") from None
+        raise cannot_read_here(
+            path,
+            f"its header lacks something that is needed ({error})",
+            "export it again from the program that made it",
         ) from None
     except HeaderDataError as error:
         raise cannot_read_here(path, str(error), "convert the file again from its source") from None
@@ -291,12 +299,13 @@ def _volume(voxels: Array, cut: Cut, series: Series | None = None) -> Stored:
 def _read_dicom(path: Path, data: Content, site: SiteConfig, image: Stored | None) -> Stored:
     """A series, or the label of the series `image`."""
     _require_grey_channels(site, "series of DICOM slices")
-    from fedfms.data.dicom.labels import read_label  # pydicom takes a second to import
+    from fedfms.data.dicom.labels import label_kind, read_label  # pydicom takes a second to import
     from fedfms.data.dicom.series import read_series
 
     if image is not None:
         assert image.series is not None and image.cut is not None  # from this function
-        return _volume(read_label(path, data, site, image.series), image.cut)
+        values = read_label(path, data, site, image.series)
+        return dataclasses.replace(_volume(values, image.cut), kind=label_kind(path, data))
     if isinstance(data, bytes):
         raise SiteDataError(
             f"{path} is a file, but an image in DICOM is a folder with the files of one series",
@@ -304,7 +313,8 @@ def _read_dicom(path: Path, data: Content, site: SiteConfig, image: Stored | Non
             code="not-a-folder",
         )
     series = read_series(path, data, site)
-    return _volume(series.values, Cut.of(series.affine, series.values.shape, site.plane), series)
+    cut = Cut.of(series.affine, series.values.shape, site.plane)
+    return dataclasses.replace(_volume(series.values, cut, series), kind=series.kind)
 
 
 # -------------------------------------------------------------------------------------------- NPY

@@ -14,6 +14,7 @@ alpha. Compression and layout have no part in the decision. Then
 from __future__ import annotations
 
 import io
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -101,7 +102,8 @@ def image_values(path: Path, picture: Picture, *, colours: bool) -> Array:
         return values if values.shape[2] == 3 else np.repeat(values, 3, axis=2)
     if values.shape[2] == 1:
         return values[..., 0]
-    return np.asarray(values.astype(np.float32) @ _GRAY_WEIGHTS)
+    grey: Array = values.astype(np.float32) @ _GRAY_WEIGHTS
+    return grey
 
 
 def varies(alpha: Array | None) -> bool:
@@ -119,7 +121,9 @@ def label_values(path: Path, picture: Picture) -> Array:
         raise lossy(path, picture.kind.split(", ")[-1])
     if picture.space in ("CMYK", "YCbCr", "CIELab"):
         raise coloured(path)
-    values = picture.samples if picture.space == "palette" else _black_is_zero(path, picture)
+    values: Array = picture.samples
+    if picture.space != "palette":
+        values = _black_is_zero(path, picture)
     if values.shape[2] == 3 and not (values == values[..., :1]).all():
         raise coloured(path)
     values = values[..., 0]
@@ -136,6 +140,65 @@ def label_values(path: Path, picture: Picture) -> Array:
                 code="label-in-alpha",
             )
     return values
+
+
+Palette = tuple[tuple[int, ...], ...]  # red, green, blue, alpha of the values from 0 on
+
+
+def different_palettes(
+    labels: Sequence[tuple[Path, Collection[int], Palette | None]],
+) -> SiteDataError | None:
+    """An error if a value means one colour in one label file and another in the next.
+
+    Programs that save a picture anew may order its palette anew; then the numbers say nothing.
+    Alpha counts where it is all that tells two values of a file apart.
+
+    Args:
+        labels: file, the values that occur in it, and its palette.
+    """
+    known = [
+        (path, [value for value in sorted(values) if value < len(palette)], palette)
+        for path, values, palette in labels
+        if palette is not None
+    ]
+    channels = 3
+    if any(len({palette[value][:3] for value in used}) < len(used) for _, used, palette in known):
+        channels = 4
+    by_value: dict[int, tuple[Path, tuple[int, ...]]] = {}
+    by_colour: dict[tuple[int, ...], tuple[Path, int, Palette]] = {}
+    for path, used, palette in known:
+        for value in used:
+            colour = palette[value][:channels]
+            other, its_colour = by_value.setdefault(value, (path, colour))
+            if its_colour != colour:
+                return _palettes_differ(
+                    f"{value} is {_named(its_colour)} in {other} and {_named(colour)} in {path}"
+                )
+            other, its_value, its_palette = by_colour.setdefault(colour, (path, value, palette))
+            may_be_both = any(
+                max(value, its_value) < len(one)
+                and one[value][:channels] == one[its_value][:channels]
+                for one in (palette, its_palette)
+            )
+            if its_value != value and not may_be_both:
+                return _palettes_differ(
+                    f"{_named(colour)} is {its_value} in {other} and {value} in {path}"
+                )
+    return None
+
+
+def _named(colour: tuple[int, ...]) -> str:
+    name = "the colour #" + "".join(f"{number:02x}" for number in colour[:3])
+    return name + (" (transparent)" if colour[3:] == (0,) else "")
+
+
+def _palettes_differ(example: str) -> SiteDataError:
+    return SiteDataError(
+        f"the palettes of the label files differ: {example}",
+        "save all labels with one palette, or as gray pictures with one number for each class; "
+        "mogrify -colorspace Gray -define png:color-type=0 FILES makes each colour one number",
+        code="palettes-differ",
+    )
 
 
 def lossy(path: Path, compression: str) -> SiteDataError:
@@ -176,7 +239,7 @@ def _shown(path: Path, picture: Picture) -> Array:
             return np.asarray(converted.convert("RGB"))
     values = _black_is_zero(path, picture)
     if picture.bits < 8:
-        return np.rint(values * (255 / (2**picture.bits - 1))).astype(np.uint8)
+        values = np.asarray(np.rint(values * (255 / (2**picture.bits - 1))), np.uint8)
     return values
 
 
