@@ -22,6 +22,7 @@ from fedfms.data.dataset import (
     Summary,
     combine,
     problems_together,
+    shared_values,
     summarize,
     unknown_classes,
 )
@@ -80,6 +81,8 @@ def examine(
     grid = MaskGrid.of(recipe)
     found = scan(site)
     errors = [*found.problems, *unknown_classes(site, classes or ())]
+    if recipe is not None and recipe.exclusive_classes:
+        errors += shared_values(site, classes or ())
     reading = _Reading(site, grid)
     for number, case in enumerate(found.cases):
         if control is not None:

@@ -279,7 +279,8 @@ class DataSummary:
         """Name and text of each line of the table, but for the classes."""
         lines = [("cases", _split(self.cases)), ("patients", _split(self.patients))]
         if self.read < self.cases.total:
-            lines.append(("read", f"{self.read} of the cases; the lines below are of these"))
+            rest = "; the lines below are of these" if self.read else ""
+            lines.append(("read", f"{self.read} of the cases{rest}"))
         if self.read:
             lines += self._of_pictures()
         for name, kinds in (("images", self.image_kinds), ("labels", self.label_kinds)):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+from pydicom import dcmread
 from pydicom.uid import UID, RTStructureSetStorage
 
 from fedfms.config import SiteConfig
@@ -11,7 +13,7 @@ from fedfms.data.content import Content
 from fedfms.data.dicom.drawn import label_values
 from fedfms.data.dicom.references import LABEL_KINDS
 from fedfms.data.dicom.segmentation import read_segmentation
-from fedfms.data.dicom.series import Series, parsed_dicom
+from fedfms.data.dicom.series import Series, no_warnings, parsed_dicom
 from fedfms.data.dicom.structures import read_structures
 from fedfms.data.grid import Array
 from fedfms.errors import SiteDataError
@@ -30,7 +32,7 @@ def read_label(path: Path, data: Content, site: SiteConfig, series: Series) -> A
         SiteDataError: "not-dicom", "not-a-label", "several-labels", "fractional-seg",
             "other-series", "other-frame-of-reference", "label-of-other-slices", "other-grid",
             "unknown-segments", "segments-overlap", "open-outline", "outline-between-slices",
-            "damaged-file".
+            "lossy-labels", "damaged-file".
     """
     name, content = _one_file(path, data)
     label = parsed_dicom(name, content)
@@ -47,6 +49,14 @@ def read_label(path: Path, data: Content, site: SiteConfig, series: Series) -> A
             code="not-a-label",
         )
     return label_values(name, masks, site)
+
+
+def label_kind(path: Path, data: Content) -> str:
+    """In a word what a label that was read is, such as "DICOM SEG"."""
+    _, content = _one_file(path, data)
+    with no_warnings():
+        head = dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=["Modality"])
+    return f"DICOM {head.get('Modality') or 'label'}"
 
 
 def _one_file(path: Path, data: Content) -> tuple[Path, bytes]:
