@@ -8,6 +8,7 @@ from the trainer to the FLARE client, into a log that leaves the site.
 from __future__ import annotations
 
 import traceback
+from typing import TypeVar
 
 
 class FedfmsError(Exception):
@@ -91,29 +92,29 @@ class FederationError(FedfmsError):
     default_code = "federation"
 
 
-def unexpected(
-    error: Exception, what: str, kind: type[FedfmsError] = FedfmsError, *, fix: str | None = None
-) -> FedfmsError:
+Kind = TypeVar("Kind", bound=FedfmsError)
+
+
+def unexpected(error: Exception, what: str, kind: type[Kind]) -> Kind:
     """Any exception of any library as the problem of one thing, so that others can go on.
 
     Args:
         error: the exception; only its text is kept, since a traceback holds all its arrays.
         what: happened, such as "a.png cannot be read".
         kind: of the error that is made.
-        fix: instead of a general one.
     """
     lines = str(error).strip().splitlines()
     name, said = type(error).__name__, (lines[0][:300] if lines else "")
     code = "unexpected"
     if isinstance(error, OSError) and error.strerror:
         said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        general = "check that the file or folder is there, may be used, and that the disk has room"
+        fix = "check that the file or folder is there, may be used, and that the disk has room"
         code = "unusable-file"
     elif isinstance(error, MemoryError):
-        general = "close other programs, or use a machine with more memory"
+        fix = "close other programs, or use a machine with more memory"
         code = "out-of-memory"
     else:
-        general = "if the files are whole in other programs, report this with its details"
-    told = kind(f"{what}: {f'{name}: {said}' if said else name}", fix or general, code=code)
+        fix = "if the files are whole in other programs, report this with its details"
+    told = kind(f"{what}: {f'{name}: {said}' if said else name}", fix, code=code)
     told.details = "".join(traceback.format_exception(error))
     return told

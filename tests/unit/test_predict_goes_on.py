@@ -343,7 +343,7 @@ def test_files_that_cannot_be_used_are_named_and_others_passed_over_aloud(tmp_pa
     (folder / "headless").mkdir()
     (folder / "headless/1.dcm").write_bytes(bytes(500))  # says that it is DICOM
     (folder / "torn").mkdir()
-    (folder / "torn/1").write_bytes(bytes(128) + b"DICM" + b"\xff" * 50)
+    (folder / "torn/1").write_bytes(bytes(128) + b"DICM\x02\0\0\0UL\4\0\xff\xff\xff\x7f")
     slices = series("a", grid("oblique", SHAPE), stored_values(1, SHAPE))
     label = segmentation(slices, {"x": np.ones(SHAPE, bool)})
     write(folder / "labels/a.dcm", label)

@@ -52,7 +52,7 @@ def main() -> None:
         err.print("stopped")
         sys.exit(130)
     except Exception as error:
-        told = unexpected(error, "the command cannot go on")
+        told = unexpected(error, "the command cannot go on", FedfmsError)
         show_error(told)
         show_details([told])
         sys.exit(1)

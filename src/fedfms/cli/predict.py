@@ -63,7 +63,9 @@ def predict(
     ] = False,
     separate: Annotated[
         bool,
-        typer.Option("--separate", help="A mask for each class too; classes may overlap there."),
+        typer.Option(
+            "--separate", help="A mask for each class too; always where classes may overlap."
+        ),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write over masks that are there.")
@@ -88,9 +90,7 @@ def predict(
         intensity=Intensity.from_text(intensity) if intensity else None,
         device=device,
     )
-    items = find_items(
-        source, output, recipe.classes, probabilities=probabilities, separate=separate
-    )
+    items = find_items(source, output, recipe, probabilities=probabilities, separate=separate)
     others = passed_over(source, output, items)
     origin = origin_of(trained, config)
     used = {
@@ -166,15 +166,10 @@ def _show(
             else [f"{volume:.2f} ml" for volume in one.millilitres]
         )
         found = ", ".join(f"{name} {size}" for name, size in zip(classes, sizes, strict=True))
-        out.print(escape(f"{one.item.name} -> {one.item.labels}: {found}"))
+        places = ", ".join(map(str, [one.item.labels] if one.item.labels else one.item.separate))
+        out.print(escape(f"{one.item.name} -> {places}: {found}"))
         for note in one.notes:
             out.print(escape(f"  note: {note.problem}\n  fix: {note.fix}"))
-    overlapping = [one for one in done if one.overlap and one.item.format != "dicom"]
-    if overlapping and not overlapping[0].item.separate:
-        out.print(
-            f"in {len(overlapping)} images classes overlap; the label map has the likeliest, and "
-            "--separate writes a mask for each class"
-        )
     failed = [one for one in done if one.error is not None]
     verdict = f"{len(done) - len(failed)} of {count} images predicted; masks are in {output}"
     out.print(escape(verdict))

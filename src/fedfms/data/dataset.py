@@ -2,8 +2,9 @@
 
 A case is kept as 8-bit grey levels at its native size, which is what the cache holds and what the
 scores are computed on. A slice is resized when it is asked for, and resizes are undone exactly:
-`network_input`, the targets of `SliceDataset` and `to_native` share one geometry, in which the
-picture covers a whole number of mask pixels and pixel centres lie at half-integers everywhere.
+`network_input`, the targets of `SliceDataset` and `to_native` share one geometry, in which a slice
+keeps the shape that it has in millimetres, covers a whole number of mask pixels, and has its pixel
+centres at half-integers everywhere.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import itertools
 import json
 import logging
+import math
 import os
 import tempfile
 import zipfile
@@ -32,7 +35,9 @@ from fedfms.config import Recipe, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import Content, content_sha256, read_bytes
 from fedfms.data.formats import Stored, read_image, read_label
+from fedfms.data.grid import largest_shift, same_grid
 from fedfms.data.manifest import Case
+from fedfms.data.pictures import Palette, different_palettes
 from fedfms.errors import FedfmsError, SiteDataError, unexpected
 
 log = logging.getLogger(__name__)
@@ -41,7 +46,7 @@ log = logging.getLogger(__name__)
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
-CACHE_VERSION = 1  # raise it when the same files and settings would be prepared differently
+CACHE_VERSION = 2  # raise it when the same files and settings would be prepared differently
 _SLICES_IN_MEMORY = 512 * 2**20  # bytes; a set whose resized slices need less is resized once
 
 
@@ -49,11 +54,17 @@ class Pictured(Protocol):
     """What the way into the network and back needs: grey levels at native size.
 
     images: (D, H, W) uint8 grey levels, or (D, H, W, 3) with `channels: rgb`.
+    spacing: between slices, rows and columns; millimetres for volumes, 1 for pictures and NPY.
     """
 
     @property
     def images(self) -> NDArray[np.uint8]:
         """Grey levels at native size."""
+        ...
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Between slices, rows and columns."""
         ...
 
 
@@ -74,6 +85,7 @@ class PreparedCase:
     labels: (D, H, W) int16, label values as stored in the file.
     spacing: between slices, rows and columns; millimetres for volumes, 1 for pictures and NPY.
     is_volume: the slices lie one above the other (NIfTI, 3-D NPY); a picture is one slice.
+    palette: of a label picture, the colours of its values; see `Stored`.
     """
 
     case: Case
@@ -81,6 +93,7 @@ class PreparedCase:
     labels: NDArray[np.int16]
     spacing: tuple[float, float, float]
     is_volume: bool
+    palette: Palette | None = None
 
 
 def prepare_cases(
@@ -149,10 +162,11 @@ def combine(case: Case, image: Stored, label: Stored, site: SiteConfig) -> Prepa
             code="shapes-differ",
         )
     if image.cut is not None and label.cut is not None:
-        shift = _largest_shift(image.cut.affine, label.cut.affine, image.cut.shape)
-        if shift > 0.5 * min(image.cut.spacing):
+        shift = largest_shift(image.cut.affine, label.cut.affine, image.cut.shape)
+        apart = f"{shift:.1f}" if shift > 0.1 else f"{shift:.2g}"
+        if not same_grid(label.cut.affine, image.cut.affine, image.cut.shape):
             raise SiteDataError(
-                f"{case.image} and {case.label} lie up to {shift:.1f} mm apart",
+                f"{case.image} and {case.label} lie up to {apart} mm apart",
                 "export the label with the image's affine (origin, direction and voxel size); if "
                 "it was drawn on this very grid, copy the image's header into it",
                 code="geometry-differs",
@@ -164,6 +178,7 @@ def combine(case: Case, image: Stored, label: Stored, site: SiteConfig) -> Prepa
         np.ascontiguousarray(label.values),
         prepared.spacing,
         prepared.is_volume,
+        label.palette,
     )
 
 
@@ -208,19 +223,6 @@ def to_grey_levels(values: NDArray[np.float32], site: SiteConfig) -> NDArray[np.
     return grey
 
 
-def _largest_shift(one: NDArray[Any], other: NDArray[Any], shape: Sequence[int]) -> float:
-    """Millimetres between the two positions of a grid's corner, at the worst corner."""
-    corners = np.array(
-        [
-            [i, j, k, 1]
-            for i in (0, shape[0] - 1)
-            for j in (0, shape[1] - 1)
-            for k in (0, shape[2] - 1)
-        ]
-    )
-    return float(np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1).max())
-
-
 # ------------------------------------------------------------------------ all cases of a site
 
 
@@ -230,6 +232,7 @@ class Summary(NamedTuple):
     case: Case
     values: frozenset[int]  # label values that occur
     digest: bytes  # of the grey levels: alike exactly where the prepared images are alike
+    palette: Palette | None = None  # of a label picture
 
 
 def summarize(prepared: PreparedCase) -> Summary:
@@ -237,12 +240,16 @@ def summarize(prepared: PreparedCase) -> Summary:
     digest = hashlib.sha256(str(prepared.images.shape).encode())
     digest.update(prepared.images.tobytes())
     values = np.flatnonzero(np.bincount(prepared.labels.ravel().astype(np.int32) + 32768)) - 32768
-    return Summary(prepared.case, frozenset(map(int, values)), digest.digest())
+    found = frozenset(map(int, values))
+    return Summary(prepared.case, found, digest.digest(), prepared.palette)
 
 
 def problems_together(summaries: Sequence[Summary], site: SiteConfig) -> list[SiteDataError]:
     """What is wrong with cases that are fine one by one; empty if nothing is."""
     problems = _label_problems(summaries, site)
+    differ = different_palettes([(s.case.label, s.values, s.palette) for s in summaries])
+    if differ is not None:
+        problems.insert(0, differ)  # values that mean several things explain what follows
     twins: dict[bytes, Summary] = {}
     for summary in summaries:
         twin = twins.setdefault(summary.digest, summary)
@@ -279,7 +286,8 @@ def _label_problems(summaries: Sequence[Summary], site: SiteConfig) -> list[Site
             ]
         some = ", ".join(map(str, unknown[:8])) + (" and more" if len(unknown) > 8 else "")
         hint = (
-            "; so many values look like grey levels or numbered objects, then threshold the labels"
+            "; numbered objects are a range such as [1-167], or nonzero; grey levels need a "
+            "threshold first"
             if len(unknown) > 16
             else ""
         )
@@ -333,6 +341,7 @@ def _load_cached(case: Case, file: Path) -> PreparedCase | None:
         with np.load(file, allow_pickle=False) as stored:
             images, labels = stored["images"], stored["labels"]
             spacing, is_volume = stored["spacing"], stored["is_volume"]
+            colours = stored["palette"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -346,7 +355,8 @@ def _load_cached(case: Case, file: Path) -> PreparedCase | None:
     ):
         return None
     rows, columns, slices = float(spacing[1]), float(spacing[2]), float(spacing[0])
-    return PreparedCase(case, images, labels, (slices, rows, columns), bool(is_volume))
+    palette = tuple(map(tuple, colours.tolist())) or None
+    return PreparedCase(case, images, labels, (slices, rows, columns), bool(is_volume), palette)
 
 
 def _save_cached(prepared: PreparedCase, file: Path) -> None:
@@ -362,6 +372,7 @@ def _save_cached(prepared: PreparedCase, file: Path) -> None:
                     labels=prepared.labels,
                     spacing=np.array(prepared.spacing),
                     is_volume=np.array(prepared.is_volume),
+                    palette=np.array(prepared.palette or (), np.uint8),
                 )
             Path(temporary).replace(file)
         except BaseException:
@@ -394,14 +405,38 @@ def unknown_classes(site: SiteConfig, classes: Sequence[str]) -> list[SiteDataEr
     return problems
 
 
+def shared_values(site: SiteConfig, classes: Sequence[str]) -> list[SiteDataError]:
+    """One problem for each two of these classes that a label value of the site means both.
+
+    For recipes whose classes exclude each other.
+    """
+    problems = []
+    for one, other in itertools.combinations(classes, 2):
+        shared = sorted(set(site.classes.get(one, ())) & set(site.classes.get(other, ())))
+        if shared:
+            problems.append(
+                SiteDataError(
+                    f"in site.yml the label value {shared[0]} means {one} and {other}, and the "
+                    "job's classes exclude each other (exclusive_classes)",
+                    f"list {shared[0]} under one of them; if they do overlap, as a whole and its "
+                    "part, the job needs exclusive_classes: false",
+                    code="classes-share-values",
+                )
+            )
+    return problems
+
+
 def annotated(site: SiteConfig, recipe: Recipe) -> Tensor:
     """(K,) bool: which of the recipe's classes were drawn at this site.
 
     Raises:
         SiteDataError: a class that `site.yml` neither maps nor lists as not annotated
-            ("unknown-class").
+            ("unknown-class"), or two that share a label value though they exclude each other
+            ("classes-share-values").
     """
     problems = unknown_classes(site, recipe.classes)
+    if recipe.exclusive_classes:
+        problems += shared_values(site, recipe.classes)
     if problems:
         raise problems[0]
     return torch.tensor([name in site.classes for name in recipe.classes])
@@ -410,38 +445,89 @@ def annotated(site: SiteConfig, recipe: Recipe) -> Tensor:
 def class_masks(prepared: PreparedCase, site: SiteConfig, recipe: Recipe) -> Tensor:
     """(K, D, H, W) bool at native size, in the order of `recipe.classes`.
 
-    A class that is not annotated here is empty. Classes may overlap (a whole and its parts).
+    A class that is not annotated here is empty. Classes may overlap (a whole and its parts), unless
+    the recipe's exclude each other.
     """
     annotated(site, recipe)
     return _masks(torch.from_numpy(prepared.labels), site, recipe)
 
 
 def _masks(labels: Tensor, site: SiteConfig, recipe: Recipe) -> Tensor:
-    return torch.stack(
-        [
-            torch.isin(labels, torch.tensor(site.classes.get(name, ()), dtype=labels.dtype))
-            for name in recipe.classes
-        ]
-    )
+    return torch.stack([_holding(labels, site.classes.get(name, ())) for name in recipe.classes])
+
+
+def _holding(labels: Tensor, values: Sequence[int]) -> Tensor:
+    """Where a label is one of the values; a long range costs no more than one value."""
+    ordered = sorted(set(values))
+    starts = [v for i, v in enumerate(ordered) if i == 0 or ordered[i - 1] != v - 1]
+    ends = [v for i, v in enumerate(ordered) if i + 1 == len(ordered) or ordered[i + 1] != v + 1]
+    mask = torch.zeros(labels.shape, dtype=torch.bool)
+    if len(starts) > 16:
+        return torch.isin(labels, torch.tensor(ordered, dtype=labels.dtype))
+    for first, last in zip(starts, ends, strict=True):
+        mask |= (labels >= first) & (labels <= last)
+    return mask
 
 
 # -------------------------------------------------------------------------------------- geometry
 
 
-def _covered(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
-    """Rows and columns of the mask that a picture of this size covers, from the upper left.
+# These two are what an exported network computes too (export/torchscript.py compiles them).
 
-    pad: the longer side covers all, the other its share, rounded to whole mask pixels (SAM rounds
-    to input pixels, of which a mask pixel has 2 or 4). stretch: both sides cover all.
+
+def pixel_aspect(rows: float, columns: float) -> float:
+    """A pixel's height by its width, to five digits.
+
+    Voxel sizes come from affines, whose rounding must not decide on which side of a half a mask
+    pixel falls.
     """
-    size = recipe.mask_size
-    if recipe.resize == "stretch":
-        return size, size
-    longest = max(height, width)
-    rows, columns = (  # at least 2: torch 2.13 returns zeros for an antialiased width of 1
-        max(2, (2 * side * size + longest) // (2 * longest)) for side in (height, width)
-    )
-    return rows, columns
+    ratio = rows / columns
+    digits: float = 10.0 ** (4.0 - math.floor(math.log10(ratio)))
+    return math.floor(ratio * digits + 0.5) / digits
+
+
+def covered(height: int, width: int, aspect: float, size: int) -> tuple[int, int]:
+    """Rows and columns of a square mask that a padded slice covers, from the upper left.
+
+    The side that is longer in millimetres covers all, the other its share, rounded to whole mask
+    pixels, halves up (SAM rounds to input pixels, of which a mask pixel has 2 or 4), and at least
+    2: torch 2.13 returns zeros for an antialiased width of 1.
+
+    Args:
+        height, width: of the slice, in pixels.
+        aspect: a pixel's height by its width.
+        size: side of the mask in its pixels.
+    """
+    tall, wide = height * aspect, float(width)
+    longest = max(tall, wide)
+    rows = math.floor((2.0 * tall * size + longest) / (2.0 * longest))
+    columns = math.floor((2.0 * wide * size + longest) / (2.0 * longest))
+    return max(2, rows), max(2, columns)
+
+
+class Frame(NamedTuple):
+    """A slice's size, and the shape of its pixels."""
+
+    height: int  # pixels
+    width: int  # pixels
+    aspect: float = 1.0  # a pixel's height by its width, as they lie in the body; 1 in a picture
+
+    @classmethod
+    def of(cls, image: Pictured) -> Frame:
+        """The frame of an image's slices."""
+        height, width = image.images.shape[1:3]
+        _, rows, columns = image.spacing
+        return cls(height, width, pixel_aspect(rows, columns))
+
+    def covered(self, recipe: Recipe) -> tuple[int, int]:
+        """Rows and columns of the mask that the slice covers, from the upper left.
+
+        pad: see `covered`; the slice keeps its shape. stretch: both sides cover all.
+        """
+        size = recipe.mask_size
+        if recipe.resize == "stretch":
+            return size, size
+        return covered(self.height, self.width, self.aspect, size)
 
 
 def network_input(prepared: Pictured, index: int, site: SiteConfig, recipe: Recipe) -> Tensor:
@@ -462,7 +548,7 @@ def _resized_slice(prepared: Pictured, index: int, site: SiteConfig, recipe: Rec
         picture = prepared.images[[max(index - 1, 0), index, min(index + 1, last)]]
     else:
         picture = prepared.images[index : index + 1]
-    rows, columns = _covered(picture.shape[1], picture.shape[2], recipe)
+    rows, columns = Frame.of(prepared).covered(recipe)
     patch = recipe.image_size // recipe.mask_size  # input pixels a side of one mask pixel
     resized: Tensor = F.interpolate(
         torch.from_numpy(np.ascontiguousarray(picture))[None],
@@ -486,15 +572,15 @@ def _normalised(picture: Tensor, recipe: Recipe) -> Tensor:
     return canvas
 
 
-def _target(masks: Tensor, recipe: Recipe) -> Tensor:
-    """(K, H, W) bool to (K, M, M) bool, M = `recipe.mask_size`.
+def _target(masks: Tensor, frame: Frame, recipe: Recipe) -> Tensor:
+    """(K, H, W) bool of a slice to (K, M, M) bool, M = `recipe.mask_size`.
 
     A mask pixel is foreground where the class covers at least half of it. Where that would keep
     less than half of the class's area (thin vessels, small nuclei), half of the best cover is
     enough, so that what is there stays to be learnt. `paper_compat`: nearest neighbour.
     """
     size = recipe.mask_size
-    rows, columns = _covered(masks.shape[1], masks.shape[2], recipe)
+    rows, columns = frame.covered(recipe)
     target = torch.zeros(len(masks), size, size, dtype=torch.bool)
     if recipe.paper_compat:
         near = F.interpolate(masks[None].float(), size=(rows, columns), mode="nearest")[0]
@@ -511,15 +597,15 @@ def _target(masks: Tensor, recipe: Recipe) -> Tensor:
     return target
 
 
-def to_native(logits: Tensor, height: int, width: int, recipe: Recipe) -> Tensor:
-    """Undo the resize: (D, K, M, M) logits to (D, K, height, width) float32, bilinear.
+def to_native(logits: Tensor, frame: Frame, recipe: Recipe) -> Tensor:
+    """Undo the resize: (D, K, M, M) logits to (D, K, H, W) of the frame, float32, bilinear.
 
     The padding is cut off first. Antialiased where the native picture is smaller than the mask.
     """
-    rows, columns = _covered(height, width, recipe)
+    rows, columns = frame.covered(recipe)
     native: Tensor = F.interpolate(
         logits[..., :rows, :columns].float(),
-        size=(height, width),
+        size=(frame.height, frame.width),
         mode="bilinear",
         antialias=not recipe.paper_compat,
     )
@@ -568,8 +654,9 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
                 "check the label values under classes in site.yml, and keep_empty_every",
                 code="no-training-slices",
             )
-        size = 3 * recipe.image_size**2 + len(recipe.classes) * recipe.mask_size**2
-        self._keep = size * len(self.slices) <= _SLICES_IN_MEMORY
+        self._keep = stay_in_memory(
+            len(self.slices), recipe.image_size, recipe.mask_size, len(recipe.classes)
+        )
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -583,7 +670,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
             labels = torch.from_numpy(case.labels[index])
             kept = (
                 _resized_slice(case, index, self.site, self.recipe),
-                _target(_masks(labels, self.site, self.recipe), self.recipe),
+                _target(_masks(labels, self.site, self.recipe), Frame.of(case), self.recipe),
             )
             if self._keep:
                 self._kept[item] = kept
@@ -593,6 +680,11 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
             "target": target.float(),
             "annotated": self._annotated.clone(),
         }
+
+
+def stay_in_memory(slices: int, image_size: int, mask_size: int, classes: int) -> bool:
+    """Whether a `SliceDataset` of so many slices resizes each of them once and keeps it."""
+    return slices * (3 * image_size**2 + classes * mask_size**2) <= _SLICES_IN_MEMORY
 
 
 def _slices_with(labels: NDArray[np.int16], values: set[int]) -> NDArray[np.bool_]:

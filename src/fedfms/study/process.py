@@ -232,7 +232,7 @@ def main(arguments: Sequence[str]) -> int:
         _print({FAILURE_KEY: [error.problem, error.fix]})
         return 1
     except Exception as error:
-        told = unexpected(error, "the run cannot go on")
+        told = unexpected(error, "the run cannot go on", FedfmsError)
         sys.stderr.write(told.details)  # into the run's log
         _print({FAILURE_KEY: [told.problem, f"{told.fix}; they stand at the end of its log"]})
         return 1

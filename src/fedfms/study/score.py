@@ -139,7 +139,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     except Exception as error:
-        told = unexpected(error, "the run cannot be scored")
+        told = unexpected(error, "the run cannot be scored", FedfmsError)
         sys.stderr.write(f"{told.details}{told}\n")
         return 1
     return 0

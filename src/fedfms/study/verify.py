@@ -114,7 +114,7 @@ def _found(look: Callable[..., Iterable[str]], *about: object) -> tuple[str, ...
     except FedfmsError:
         raise
     except Exception as error:  # files that were changed are anything
-        return (unexpected(error, "what it reads cannot be used").problem,)
+        return (unexpected(error, "what it reads cannot be used", FedfmsError).problem,)
 
 
 def _seal_problems(folder: Path) -> list[str]:
@@ -199,7 +199,7 @@ def _data_problems(run: Run, sites: Sequence[Site]) -> list[str]:
             found.append(f"{name}: {error.problem}")
             continue
         except Exception as error:
-            found.append(unexpected(error, f"{name} cannot be read").problem)
+            found.append(unexpected(error, f"{name} cannot be read", FedfmsError).problem)
             continue
         if facts.config_sha256 != run.record.sites[name].config_sha256:
             found.append(f"{name}: site.yml was changed after the run")
