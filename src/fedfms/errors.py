@@ -7,6 +7,7 @@ from the trainer to the FLARE client, into a log that leaves the site.
 
 from __future__ import annotations
 
+import re
 import traceback
 from typing import TypeVar
 
@@ -92,6 +93,8 @@ class FederationError(FedfmsError):
     default_code = "federation"
 
 
+_NO_MEMORY = re.compile("out of memory|not enough memory|unable to allocate|bad_alloc", re.I)
+
 Kind = TypeVar("Kind", bound=FedfmsError)
 
 
@@ -110,7 +113,7 @@ def unexpected(error: Exception, what: str, kind: type[Kind]) -> Kind:
         said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         fix = "check that the file or folder is there, may be used, and that the disk has room"
         code = "unusable-file"
-    elif isinstance(error, MemoryError):
+    elif isinstance(error, MemoryError) or _NO_MEMORY.search(said):
         fix = "close other programs, or use a machine with more memory"
         code = "out-of-memory"
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +27,7 @@ from fedfms.cli.common import (
     watching,
 )
 from fedfms.config import Machine, SiteConfig, read_job_recipe
+from fedfms.errors import ConfigError
 
 if TYPE_CHECKING:
     from fedfms.data.numbers import DataSummary
@@ -193,6 +195,8 @@ def train_local(
     from fedfms.exchange.payload import save_tensors
     from fedfms.trainer.pooled import PooledRound, train_pooled
 
+    if output is not None:
+        _require_place(output)  # before the hours that it holds
     chosen = read_job_recipe(job, recipe, overrides)
     every = "each round" if chosen.evaluate_every == 1 else f"every {chosen.evaluate_every} rounds"
     out.print(
@@ -232,6 +236,21 @@ def report(
 
     render(run)
     show_result(run, as_json)
+
+
+def _require_place(output: Path) -> None:
+    """A file can be written here; makes its folder."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{output.parent} cannot be made: {error.strerror}", "name another --output"
+        ) from None
+    if output.is_dir() or not os.access(output.parent, os.W_OK):
+        raise ConfigError(
+            f"{output} cannot be written",
+            "name a new file in a folder that may be written with --output",
+        )
 
 
 def _site(path: Path, data: Path | None) -> SiteConfig:
