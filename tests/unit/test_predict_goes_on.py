@@ -195,7 +195,7 @@ def test_the_same_in_json(tmp_path, model, run):
     assert [name for name, image in images.items() if image["error"]] == ["n_broken"]
     (note,) = images["removed"]["notes"]
     assert note["code"] == "header-repaired"
-    assert "FrameOfReferenceUID is missing" in note["problem"]
+    assert "FrameOfReferenceUID are missing and made from" in note["problem"]
     assert images["n_broken"]["notes"] == []
     assert told["passed_over"] == ["notes.txt"]
     assert told["ended_by"] is None

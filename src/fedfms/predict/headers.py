@@ -103,6 +103,9 @@ class _Done:
     rewritten: list[str] = field(default_factory=list)
     blank: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
+    made_invalid: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
 
     def clauses(self) -> tuple[str, ...]:
@@ -113,6 +116,9 @@ class _Done:
                 (self.rewritten, "rewritten as DICOM writes it"),
                 (self.blank, "not valid and left blank"),
                 (self.left_out, "not valid and left out"),
+                (self.made, "missing and made from what is there"),
+                (self.made_invalid, "not valid and made from what is there"),
+                (self.kept, "kept with leading zeros, so that programs find what they name"),
             )
             if names
         ]
@@ -308,52 +314,53 @@ def _made(what: str, *parts: object) -> str:
 
 
 def _identify(shared: Dataset, series: Series, done: _Done) -> None:
-    """UIDs of study, series and frame of reference: those of the images, else made from them."""
+    """UIDs of study, series and frame of reference: those of the images, else made from them.
+
+    A text that is no UID, date or number tells studies apart only if it has digits: scripts write
+    the same word into the files of all patients.
+    """
     first = series.headers[0]
-    given = {
-        keyword: _text(first, keyword)
-        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-    }
-    given["StudyInstanceUID"] = next(
-        (text for h in series.headers if (text := _text(h, "StudyInstanceUID"))), ""
-    )
-    own_series = given["SeriesInstanceUID"]
-    if not own_series:
-        pixels = hashlib.sha256(series.values.tobytes()).hexdigest()
-        own_series = f"{_text(first, 'PatientID')} {pixels}"
+    study = next((text for h in series.headers if (text := _text(h, "StudyInstanceUID"))), "")
+    own, frame = _text(first, "SeriesInstanceUID"), _text(first, "FrameOfReferenceUID")
+    told = [
+        _text(first, keyword)
+        for keyword in ("PatientID", "StudyDate", "StudyTime", "AccessionNumber", "StudyID")
+    ]
+    pixels = hashlib.sha256(series.values.tobytes()).hexdigest()
 
-    def of_study() -> tuple[object, ...]:
+    def of_study() -> tuple[str, ...]:
         """What the series of a study share, if it tells studies apart."""
-        told = [
-            _text(first, keyword)
-            for keyword in ("PatientID", "StudyDate", "StudyTime", "AccessionNumber", "StudyID")
-        ]
-        patient, date, time, accession, _ = told
-        if accession or (date and (time or patient)):
-            return tuple(told)
-        return (given["FrameOfReferenceUID"] or own_series,)
+        patient, date, time, accession, _ = map(_tells, told)
+        if _tells(study) or accession or (date and (time or patient)):
+            return (study, *told)
+        return (frame,) if _usable(frame) else (own, pixels)
 
-    makers: dict[str, Callable[[], tuple[object, ...]]] = {
-        "StudyInstanceUID": of_study,
-        "SeriesInstanceUID": lambda: (own_series,),
-        # that two series lie in one frame is not for us to say
-        "FrameOfReferenceUID": lambda: (own_series,),
-    }
-    for keyword, text in given.items():
+    def of_frame() -> tuple[str, ...]:
+        """That two series lie in one frame is only for them to say."""
+        if _tells(frame):
+            return (frame, str(shared.StudyInstanceUID))
+        return (str(shared.SeriesInstanceUID),)
+
+    for keyword, text, parts in (
+        ("StudyInstanceUID", study, of_study),
+        ("SeriesInstanceUID", own, lambda: (own, pixels)),
+        ("FrameOfReferenceUID", frame, of_frame),
+    ):
         if _usable(text):
             _keep(shared, keyword, text, done)
-            continue
-        setattr(shared, keyword, _made(keyword, *((text,) if text else makers[keyword]())))
-        why = "is not valid" if text else "is missing"
-        done.other.append(f"{keyword} {why}, so one was made from what is there")
+        else:
+            setattr(shared, keyword, _made(keyword, *parts()))
+            (done.made_invalid if text else done.made).append(keyword)
+
+
+def _tells(text: str) -> bool:
+    return any(letter.isdigit() for letter in text)
 
 
 def _keep(header: Dataset, keyword: str, text: str, done: _Done) -> None:
     setattr(header, keyword, text)
-    if not UID(text).is_valid:
-        said = f"{keyword} has leading zeros, which stay so that programs find what it names"
-        if said not in done.other:
-            done.other.append(said)
+    if not UID(text).is_valid and keyword not in done.kept:
+        done.kept.append(keyword)
 
 
 def _slices(shared: Dataset, series: Series, done: _Done) -> tuple[Dataset, ...]:
