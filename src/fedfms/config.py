@@ -15,13 +15,13 @@ import os
 import re
 import types
 import typing
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
 from fedfms.errors import ConfigError
+from fedfms.yaml_text import parse_yaml
 
 Method = Literal["fedsam", "fedmsa"]
 Backbone = Literal["vit_demo", "vit_b", "vit_l", "vit_h"]
@@ -64,6 +64,7 @@ BACKBONES: dict[str, BackboneFile] = {
 
 JOB_RECIPE = Path("app/config/recipe.json")  # in a job folder
 
+_CONTROLS = ("Cc", "Zl", "Zp")  # categories of characters that no glob or expression means
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
@@ -336,7 +337,7 @@ class SiteConfig:
     """What a site's files mean and how its machine is used; `site.yml`, owned by the site.
 
     Globs are relative to `data_root`; what their wildcards match must be alike for an image and its
-    label, which is how the two are paired.
+    label, which is how the two are paired, unless `pair_by` says otherwise.
     """
 
     data_root: Path  # the mounted folder; SITE_DATA in the environment goes before it
@@ -344,6 +345,10 @@ class SiteConfig:
     images: str  # glob, such as images/*.nii.gz
     labels: str  # glob, such as labels/*.nii.gz
     classes: dict[str, tuple[int, ...]]  # class name -> label values that mean it
+    # what is alike of an image and its label: what all wildcards match; what those of the folders
+    # match; the patient; DICOM: the series that the label names. None: wildcards, but in DICOM the
+    # reference where the two globs have different wildcards or are one
+    pair_by: Literal["wildcards", "folder", "patient", "reference"] | None = None
     background: tuple[int, ...] = (0,)  # label values that mean none of the classes
     # DICOM: label value -> names of the segments or structures that get it; "*" is any other name.
     # None: the value is SegmentNumber or ROINumber.
@@ -367,9 +372,18 @@ class SiteConfig:
     micro_batch: int | None = None
     min_cases: int = 3  # a metric over fewer cases stays at the site
     stall_seconds: float = 3600.0  # without progress for so long, the trainer ends itself
+    # who said where data_root is, for errors; no key of the file
+    data_root_named_by: str = field(default="data_root in site.yml", metadata={"in_file": False})
 
     def __post_init__(self) -> None:
         check_types(self, "site.yml")
+        for key in ("images", "labels", "patient", "series"):
+            text = getattr(self, key) or ""
+            _require(
+                not any(unicodedata.category(character) in _CONTROLS for character in text),
+                f"{key} in site.yml holds a control character: {text!r}",
+                f"write {key} in single quotes, in which YAML takes a \\ as it is",
+            )
         _require(
             len(self.classes) > 0,
             "classes in site.yml is empty",
@@ -382,6 +396,12 @@ class SiteConfig:
                 len(values) > 0,
                 f"class {name} in site.yml has no label values",
                 f"give its values, as in {name}: [1], or list it under not_annotated",
+            )
+            outside = [value for value in values if not -32768 <= value <= 32767]
+            _require(
+                not outside,
+                f"class {name} in site.yml has the label value {outside[0] if outside else ''}",
+                "use label values from -32768 to 32767",
             )
             for value in values:
                 owner[value] = name
@@ -405,9 +425,21 @@ class SiteConfig:
                 "write a glob relative to data_root, with a * that stands for the case's name",
             )
         _require(
-            self.images != self.labels,
+            self.images != self.labels
+            or (self.format == "dicom" and self.pair_by in (None, "reference")),
             f"images and labels in site.yml are the same glob, {self.images}",
             "point labels at the label files",
+        )
+        _require(
+            self.pair_by != "reference" or self.format == "dicom",
+            f"pair_by in site.yml is reference, and format: {self.format} has no references",
+            "use pair_by: wildcards, folder or patient",
+        )
+        _require(
+            self.pair_by != "patient" or self.patient is not None or self.format == "dicom",
+            "pair_by in site.yml is patient, and there is no patient in it",
+            "add patient: with a regular expression whose group 1 is the patient in the paths of "
+            "images and labels",
         )
         _require(
             0.0 < self.validation_fraction < 1.0,
@@ -486,17 +518,21 @@ class SiteConfig:
                 )
 
     @classmethod
-    def from_yaml(cls, path: Path, data_root: Path | None = None) -> SiteConfig:
+    def from_yaml(
+        cls, path: Path, data_root: Path | None = None, named_by: str = "--data or SITE_DATA"
+    ) -> SiteConfig:
         """Read `site.yml`; relative folders in it are relative to the file.
 
         Args:
             path: the file.
             data_root: goes before the file's own `data_root` (the environment's SITE_DATA, or a
-                command's --data); without either the file has to name it.
+                command's --data), relative to the working directory; without either the file has
+                to name it.
+            named_by: who said `data_root`, for errors.
         """
         values = read_yaml(path)
         if data_root is not None:
-            values["data_root"] = str(data_root)
+            values["data_root"] = str(_folder(data_root, Path()))
         _require(
             "data_root" in values,
             f"{path} does not say where the data is",
@@ -504,8 +540,49 @@ class SiteConfig:
         )
         for key in ("data_root", "cache"):
             if isinstance(values.get(key), str):
-                values[key] = str((path.parent / Path(values[key]).expanduser()).resolve())
-        return from_dict(cls, values, str(path))
+                values[key] = str(_folder(values[key], path.parent))
+        for key in ("classes", "background"):
+            if key in values:
+                values[key] = _label_values(values[key], f"{path}, {key}")
+        site = from_dict(cls, values, str(path))
+        if data_root is None:
+            return site
+        return dataclasses.replace(site, data_root_named_by=named_by)
+
+
+def _folder(name: str | Path, start: Path) -> Path:
+    """An absolute folder; ~ is a home, and other names are relative to `start`."""
+    try:
+        return (start / Path(name).expanduser()).resolve()
+    except RuntimeError:  # no such user
+        return (start / name).resolve()
+
+
+def _label_values(given: Any, where: str) -> Any:
+    """Ranges such as 1-167, and nonzero, as the numbers that they mean; all else as it is."""
+    if isinstance(given, dict):
+        return {name: _label_values(values, f"{where}, {name}") for name, values in given.items()}
+    if isinstance(given, str):
+        given = [given]
+    if not isinstance(given, list):
+        return given
+    numbers: list[Any] = []
+    for one in given:
+        if not isinstance(one, str):
+            numbers.append(one)
+        elif one == "nonzero":
+            numbers += [*range(-32768, 0), *range(1, 32768)]
+        else:
+            found = re.fullmatch(r"\s*(-?\d{1,5})\s*(?:-|\.\.)\s*(-?\d{1,5})\s*", one)
+            low, high = map(int, found.groups()) if found else (1, 0)
+            _require(
+                low <= high,
+                f"{where} is {one!r}",
+                "write numbers, a range from the smaller to the larger such as 1-167, or nonzero "
+                "for all values but 0",
+            )
+            numbers += range(low, high + 1)
+    return list(dict.fromkeys(numbers)) if any(isinstance(one, str) for one in given) else numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -570,7 +647,7 @@ class Machine:
 
         def folder(name: str) -> Path | None:
             value = os.environ.get(name)
-            return Path(value) if value else None
+            return Path(value).absolute() if value else None  # relative to where the person stands
 
         return cls(
             site_name=os.environ.get("SITE_NAME") or None,
@@ -623,8 +700,24 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _parse_json(text: str, source: str) -> dict[str, Any]:
+    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        twice = [key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number])]
+        if twice:
+            lines = [
+                str(number)
+                for number, line in enumerate(text.splitlines(), start=1)
+                if re.search(rf"{re.escape(json.dumps(twice[0]))}\s*:", line)
+            ]
+            at = f" (lines {' and '.join(lines)})" if len(lines) > 1 else ""
+            raise ConfigError(
+                f"{source}: the key {twice[0]} stands twice{at}",
+                "leave one of them; the second would silently replace the first",
+            )
+        return values
+
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=each_once)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{source} is no JSON: {error}", "correct the file at that place"
@@ -640,12 +733,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such file, or it is no YAML with keys.
     """
-    try:
-        values = yaml.safe_load(_read_text(path))
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where else ""
-        raise ConfigError(f"{path} is no YAML{line}", "correct the file at that place") from None
+    values = parse_yaml(_read_text(path), str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no keys", "write one 'key: value' a line")
     return values
@@ -654,7 +742,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def from_dict(cls: type[T], values: dict[str, Any], source: str) -> T:
     """Build a config dataclass from plain JSON or YAML values; lists become tuples."""
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {
+        f.name: f
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if f.metadata.get("in_file", True)
+    }
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         _require_known(str(key), fields, source)
@@ -722,7 +814,21 @@ def check_types(config: Any, source: str) -> None:
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
         if not _fits(value, hint):
-            raise ConfigError(f"{source}: {name} is {value!r}", f"use {_describe(hint)}")
+            raise ConfigError(
+                f"{source}: {name} is {value!r}",
+                f"use {_describe(hint)}" + _quotes(value, hint, source),
+            )
+
+
+def _quotes(value: Any, hint: Any, source: str) -> str:
+    """A word for those to whom YAML gave something else than the text that they wrote."""
+    takes_text = hint is str or str in typing.get_args(hint)
+    if source.endswith(".json"):
+        return ""
+    values = value if isinstance(value, tuple) else (value,)
+    if not takes_text or all(one is None or isinstance(one, str | dict) for one in values):
+        return ""
+    return "; YAML takes words such as no, off, 12 or 2024-01-31 for something else: use quotes"
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -7,6 +7,10 @@ from the trainer to the FLARE client, into a log that leaves the site.
 
 from __future__ import annotations
 
+import re
+import traceback
+from typing import TypeVar
+
 
 class FedfmsError(Exception):
     """A problem with its fix.
@@ -24,6 +28,7 @@ class FedfmsError(Exception):
         self.problem = problem
         self.fix = fix
         self.code = code or self.default_code
+        self.details = ""  # of an exception that nobody foresaw: its traceback, for who mends it
 
     def __str__(self) -> str:
         return f"{self.problem}\n  fix: {self.fix}"
@@ -86,3 +91,33 @@ class FederationError(FedfmsError):
     """A federation that could not be provisioned, started, or brought to its end."""
 
     default_code = "federation"
+
+
+_NO_MEMORY = re.compile("out of memory|not enough memory|unable to allocate|bad_alloc", re.I)
+
+Kind = TypeVar("Kind", bound=FedfmsError)
+
+
+def unexpected(error: Exception, what: str, kind: type[Kind]) -> Kind:
+    """Any exception of any library as the problem of one thing, so that others can go on.
+
+    Args:
+        error: the exception; only its text is kept, since a traceback holds all its arrays.
+        what: happened, such as "a.png cannot be read".
+        kind: of the error that is made.
+    """
+    lines = str(error).strip().splitlines()
+    name, said = type(error).__name__, (lines[0][:300] if lines else "")
+    code = "unexpected"
+    if isinstance(error, OSError) and error.strerror:
+        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        fix = "check that the file or folder is there, may be used, and that the disk has room"
+        code = "unusable-file"
+    elif isinstance(error, MemoryError) or _NO_MEMORY.search(said):
+        fix = "close other programs, or use a machine with more memory"
+        code = "out-of-memory"
+    else:
+        fix = "if the files are whole in other programs, report this with its details"
+    told = kind(f"{what}: {f'{name}: {said}' if said else name}", fix, code=code)
+    told.details = "".join(traceback.format_exception(error))
+    return told

@@ -51,9 +51,42 @@ def test_findings_as_json_for_scripts(run: Run, site: Path) -> None:
     next((site / "images").iterdir()).write_bytes(b"")
     code, out, _ = run("check-data", site / "site.yml", "--json")
     assert code == 1
-    (finding,) = json.loads(out)
+    found = json.loads(out)
+    assert set(found) == {"summary", "findings"}
+    (finding,) = found["findings"]
     assert finding["severity"] == "error"
     assert set(finding) == {"severity", "code", "problem", "fix"}
+    assert found["summary"]["cases"] == {"train": 7, "validation": 3}
+    assert found["summary"]["read"] == 9
+    assert found["summary"]["classes"]["lesion"]["cases"]["train"] in (6, 7)
+    assert found["summary"]["memory"]["cases"] == 9 * 3 * 112 * 112
+
+
+def test_the_numbers_of_the_data_as_a_table_of_80_columns(
+    run: Run, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run("check-data", site / "site.yml")
+    assert code == 0
+    *table, verdict = out.splitlines()
+    assert verdict.startswith("PASS")
+    assert max(len(line) for line in table) <= 80
+    lines = [re.split(" {2,}", line.strip()) for line in table]
+    assert ["cases", "10: 7 to train, 3 to validate"] in lines
+    assert ["size", "112 rows x 112 columns"] in lines
+    assert ["lesion", "10 of 10", "3", "10"] in [line[:4] for line in lines]
+
+
+def test_the_sizes_of_a_job_count_in_the_check(run: Run, site: Path) -> None:
+    code, out, _ = run("check-data", site / "site.yml", "--job", JOBS / "fedmsa")
+    assert code == 0
+    job = ("--job", JOBS / "fedmsa", "--set", "classes=lesion,vessel")
+    code, out, _ = run("check-data", site / "site.yml", *job)
+    assert code == 1
+    assert "the job's class vessel is not in site.yml" in out
+    code, _, problem = run("check-data", site / "site.yml", "--set", "image_size=64")
+    assert code == 2
+    assert "--job" in problem
 
 
 @pytest.mark.parametrize(

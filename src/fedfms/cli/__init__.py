@@ -11,12 +11,11 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from fedfms import __version__
 from fedfms.cli import export, jobs, kits, local, predict, prepare, site, study
-from fedfms.cli.common import err, out
-from fedfms.errors import FedfmsError
+from fedfms.cli.common import err, out, show_details, show_error
+from fedfms.errors import FedfmsError, unexpected
 
 app = typer.Typer(
     name="fedfms",
@@ -42,17 +41,21 @@ for title, modules in {
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends with one message and no traceback."""
+    """Run the command line; whatever goes wrong ends with one message and no traceback."""
     try:
         app()
     except FedfmsError as error:
-        err.print(
-            f"[bold red]error:[/] {escape(error.problem)}\n  [bold]fix:[/] {escape(error.fix)}"
-        )
+        show_error(error)
+        show_details([error])
         sys.exit(1)
     except KeyboardInterrupt:
         err.print("stopped")
         sys.exit(130)
+    except Exception as error:
+        told = unexpected(error, "the command cannot go on", FedfmsError)
+        show_error(told)
+        show_details([told])
+        sys.exit(1)
 
 
 def _show_version(wanted: bool) -> None:

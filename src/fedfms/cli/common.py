@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +23,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+from fedfms.errors import FedfmsError
 
 if TYPE_CHECKING:
     from fedfms.flare.progress import Event, FinishedRound
@@ -60,6 +64,27 @@ def names_in(text: str | None) -> list[str] | None:
     if text is None:
         return None
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def show_error(error: FedfmsError, about: str = "error") -> None:
+    """Problem and fix, on standard error."""
+    err.print(f"[bold red]{escape(about)}:[/] {escape(error.problem)}")
+    err.print(f"  [bold]fix:[/] {escape(error.fix)}")
+
+
+def show_details(errors: Iterable[FedfmsError]) -> None:
+    """Say where the tracebacks of unexpected errors are; only this user may read them."""
+    details = [f"{error.problem}\n{error.details}" for error in errors if error.details]
+    if not details:
+        return
+    try:
+        handle, name = tempfile.mkstemp(prefix="fedfms-error-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write("\n".join(details))
+    except OSError:  # nowhere to write: then here
+        err.print("\n".join(details), markup=False, highlight=False, emoji=False)
+        return
+    err.print(f"  details, which may name files: {escape(name)}")
 
 
 @contextlib.contextmanager

@@ -42,8 +42,8 @@ def export(
     site: Annotated[
         Path | None,
         typer.Option(
-            help="A site.yml, for a bundle: plane, channels and intensity of its images. "
-            "Otherwise site.yml's defaults."
+            help="A site.yml: plane, channels and intensity of its images are written in. "
+            "A bundle has site.yml's defaults otherwise."
         ),
     ] = None,
     checkpoints: Checkpoints = None,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from fedfms.cli.common import (
     AsJson,
@@ -24,6 +27,10 @@ from fedfms.cli.common import (
     watching,
 )
 from fedfms.config import Machine, SiteConfig, read_job_recipe
+from fedfms.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedfms.data.numbers import DataSummary
 
 commands = typer.Typer()
 
@@ -105,28 +112,70 @@ def check_data(
     site: Annotated[Path, typer.Argument(help="The site's site.yml.")],
     data: Data = None,
     classes: Classes = None,
+    job: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the job that is to run: its classes and sizes count."),
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
+    recipe: RecipeFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a site's images and labels; name every problem with its fix. Changes nothing."""
-    from fedfms.control import Control
-    from fedfms.data.check import check_data as check
+    """Show what a site's images and labels are; name every problem with its fix. Changes nothing.
 
+    Exit code 1 if there is an error. What is printed is for the site: it may name files.
+    """
+    from fedfms.control import Control
+    from fedfms.data.check import examine
+
+    if job is None and (overrides or recipe is not None):
+        raise typer.BadParameter("--set and --recipe change a job: name it with --job")
+    chosen = None if job is None else read_job_recipe(job, recipe, overrides)
     config = _site(site, data)
     with progress(as_json) as on_progress:
-        findings = check(config, names_in(classes), Control(on_progress))
+        found = examine(config, names_in(classes), Control(on_progress), chosen)
+    errors = sum(finding.severity == "error" for finding in found.findings)
     if as_json:
-        keys = ("severity", "code", "problem", "fix")
-        out.print_json(json.dumps([{key: getattr(f, key) for key in keys} for f in findings]))
-    for finding in [] if as_json else findings:
-        colour = "red" if finding.severity == "error" else "yellow"
-        out.print(f"[bold {colour}]{finding.severity}[/] {escape(finding.problem)}")
-        out.print(f"  [bold]fix:[/] {escape(finding.fix)}")
-    errors = sum(finding.severity == "error" for finding in findings)
-    if not as_json:
-        warnings = len(findings) - errors
+        findings = [dataclasses.asdict(finding) for finding in found.findings]
+        out.print_json(json.dumps({"summary": found.summary.as_json(), "findings": findings}))
+    else:
+        _show_data(found.summary)
+        for finding in found.findings:
+            colour = "red" if finding.severity == "error" else "yellow"
+            out.print(f"[bold {colour}]{finding.severity}[/] {escape(finding.problem)}")
+            out.print(f"  [bold]fix:[/] {escape(finding.fix)}")
+        warnings = len(found.findings) - errors
         verdict = "[bold green]PASS[/]" if errors == 0 else "[bold red]FAIL[/]"
         out.print(f"{verdict} {escape(str(site))}: {errors} errors, {warnings} warnings")
     raise typer.Exit(1 if errors else 0)
+
+
+def _show_data(summary: DataSummary) -> None:
+    """What was read, as two tables that fit 80 columns."""
+    from fedfms.data.numbers import percent
+
+    lines = Table.grid(padding=(0, 2, 0, 0))
+    lines.add_column(no_wrap=True)
+    lines.add_column(overflow="fold")
+    for name, text in summary.rows_for_print():
+        lines.add_row(f"[bold]{name}[/]", escape(text))
+    out.print(lines, soft_wrap=False, width=min(out.width, 80))
+    if not summary.read:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("class", overflow="fold")
+    table.add_column("in cases", justify="right")
+    table.add_column("validate", justify="right")
+    table.add_column("slices", justify="right")
+    table.add_column("share of a slice that has it", no_wrap=True)
+    for name, numbers in summary.classes.items():
+        share = "–"
+        if numbers.share is not None:
+            low, mean, high = map(percent, numbers.share)
+            share = f"{mean} ({low} to {high})"
+        cases = f"{numbers.cases.total} of {summary.read}"
+        validate, slices = str(numbers.cases.validation), str(numbers.slices)
+        table.add_row(escape(name), cases, validate, slices, share)
+    out.print(table, soft_wrap=False, width=min(out.width, 80))
 
 
 @commands.command("train-local")
@@ -146,6 +195,8 @@ def train_local(
     from fedfms.exchange.payload import save_tensors
     from fedfms.trainer.pooled import PooledRound, train_pooled
 
+    if output is not None:
+        _require_place(output)  # before the hours that it holds
     chosen = read_job_recipe(job, recipe, overrides)
     every = "each round" if chosen.evaluate_every == 1 else f"every {chosen.evaluate_every} rounds"
     out.print(
@@ -187,5 +238,22 @@ def report(
     show_result(run, as_json)
 
 
+def _require_place(output: Path) -> None:
+    """A file can be written here; makes its folder."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{output.parent} cannot be made: {error.strerror}", "name another --output"
+        ) from None
+    if output.is_dir() or not os.access(output.parent, os.W_OK):
+        raise ConfigError(
+            f"{output} cannot be written",
+            "name a new file in a folder that may be written with --output",
+        )
+
+
 def _site(path: Path, data: Path | None) -> SiteConfig:
-    return SiteConfig.from_yaml(path, data or Machine.from_environment().site_data)
+    if data is not None:
+        return SiteConfig.from_yaml(path, data, "--data")
+    return SiteConfig.from_yaml(path, Machine.from_environment().site_data, "SITE_DATA")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,13 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from fedfms.cli.common import AsJson, Checkpoints, err, out, progress
+from fedfms.cli.common import AsJson, Checkpoints, err, out, progress, show_details, show_error
 from fedfms.config import Intensity, Machine
+from fedfms.errors import FedfmsError
 
 if TYPE_CHECKING:
     from fedfms.predict.run import Predicted
 
 commands = typer.Typer()
+
+_TEXTS = ("code", "problem", "fix")
 
 
 @commands.command()
@@ -28,8 +32,8 @@ def predict(
         Path,
         typer.Argument(
             metavar="INPUT",
-            help="A NIfTI file, a PNG, JPEG or TIFF, the folder of a DICOM series, or a folder of "
-            "such.",
+            help="A NIfTI file, a PNG, JPEG, TIFF or NPY, the folder of a DICOM series, or a "
+            "folder of such.",
         ),
     ],
     output: Annotated[
@@ -71,7 +75,7 @@ def predict(
 ) -> None:
     """Write the masks that a trained model finds in images; the images are never changed."""
     from fedfms.exchange.trained import load_trained
-    from fedfms.predict.find import find_items
+    from fedfms.predict.find import find_items, passed_over
     from fedfms.predict.run import origin_of, predict_items, site_for_prediction
     from fedfms.training.device import torch_device
 
@@ -87,6 +91,7 @@ def predict(
         device=device,
     )
     items = find_items(source, output, recipe, probabilities=probabilities, separate=separate)
+    others = passed_over(source, output, items)
     origin = origin_of(trained, config)
     used = {
         "model": str(trained.file),
@@ -95,29 +100,51 @@ def predict(
         "site": None if site is None else str(site),
         "device": str(torch_device(config)),
     }
-    with progress(as_json) as on_progress:
-        done = list(
-            predict_items(trained, items, config, overwrite=overwrite, on_progress=on_progress)
-        )
+    done: list[Predicted] = []
+    ended: FedfmsError | None = None
+    try:
+        with progress(as_json) as on_progress:
+            for one in predict_items(
+                trained, items, config, overwrite=overwrite, on_progress=on_progress
+            ):
+                done.append(one)
+    except FedfmsError as error:  # the next image would fail alike
+        ended = error
+    except KeyboardInterrupt:
+        if not as_json:
+            _show(used, recipe.classes, done, len(items), output)
+        raise
     failed = [one for one in done if one.error is not None]
     if as_json:
         out.print_json(
             json.dumps(
-                {"used": used, "classes": recipe.classes, "images": [_as_json(one) for one in done]}
+                {
+                    "used": used,
+                    "classes": recipe.classes,
+                    "images": [_as_json(one) for one in done],
+                    "passed_over": [str(path.relative_to(source)) for path in others],
+                    "ended_by": None if ended is None else _error_as_json(ended),
+                }
             )
         )
     else:
-        _show(used, recipe.classes, done, failed, output)
-    raise typer.Exit(1 if failed else 0)
+        _show(used, recipe.classes, done, len(items), output)
+        if others:
+            out.print(escape(_passed_over(others)))
+        if ended is not None:
+            show_error(ended)
+    show_details([*(one.error for one in failed if one.error), *([ended] if ended else [])])
+    raise typer.Exit(1 if failed or ended else 0)
 
 
 def _show(
     used: dict[str, str | None],
     classes: Sequence[str],
     done: Sequence[Predicted],
-    failed: Sequence[Predicted],
+    count: int,
     output: Path,
 ) -> None:
+    """What became of the images so far, of `count` in all."""
     source = used["site"] or "defaults; --site takes a site.yml"
     out.print(
         escape(
@@ -131,8 +158,7 @@ def _show(
     )
     for one in done:
         if one.error is not None:
-            err.print(f"[bold red]error:[/] {escape(f'{one.item.name}: {one.error.problem}')}")
-            err.print(f"  [bold]fix:[/] {escape(one.error.fix)}")
+            show_error(one.error, f"error: {one.item.name}")
             continue
         sizes = (
             [f"{count} pixels" for count in one.pixels]
@@ -142,11 +168,23 @@ def _show(
         found = ", ".join(f"{name} {size}" for name, size in zip(classes, sizes, strict=True))
         places = ", ".join(map(str, [one.item.labels] if one.item.labels else one.item.separate))
         out.print(escape(f"{one.item.name} -> {places}: {found}"))
-    verdict = f"{len(done) - len(failed)} of {len(done)} images predicted; masks are in {output}"
+        for note in one.notes:
+            out.print(escape(f"  note: {note.problem}\n  fix: {note.fix}"))
+    failed = [one for one in done if one.error is not None]
+    verdict = f"{len(done) - len(failed)} of {count} images predicted; masks are in {output}"
     out.print(escape(verdict))
     if failed:
         names = ", ".join(one.item.name for one in failed)
         err.print(escape(f"{len(failed)} failed: {names}"))
+
+
+def _passed_over(paths: Sequence[Path]) -> str:
+    endings = Counter(path.suffix.lower() or "without ending" for path in paths)
+    some = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(6))
+    return (
+        f"passed over {len(paths)} files that are no images for this ({some}); it reads NIfTI, "
+        "PNG, JPEG, TIFF, NPY and folders of DICOM"
+    )
 
 
 def _as_json(one: Predicted) -> dict[str, object]:
@@ -157,7 +195,10 @@ def _as_json(one: Predicted) -> dict[str, object]:
         "pixels": list(one.pixels),
         "millilitres": None if one.millilitres is None else list(one.millilitres),
         "overlap": one.overlap,
-        "error": None
-        if error is None
-        else {"code": error.code, "problem": error.problem, "fix": error.fix},
+        "notes": [{key: getattr(note, key) for key in _TEXTS} for note in one.notes],
+        "error": None if error is None else _error_as_json(error),
     }
+
+
+def _error_as_json(error: FedfmsError) -> dict[str, str]:
+    return {key: getattr(error, key) for key in _TEXTS}

@@ -1,11 +1,13 @@
 """Look at all data of a site before the first hour of GPU, and name every problem with its fix.
 
-Training reads with the same code and stops at the first of these problems; here all are collected.
+Training reads with the same code and stops at the first of these problems; here all are collected,
+with the numbers of what was read (data/numbers.py) and what is unlikely (data/unlikely.py).
 Findings name files: they are for the person at the site and stay there.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,118 +15,169 @@ from typing import Literal
 
 import numpy as np
 
-from fedfms.config import SiteConfig
+from fedfms.config import Recipe, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import Content, read_bytes
 from fedfms.data.dataset import (
-    PreparedCase,
     Summary,
     combine,
     problems_together,
+    shared_values,
     summarize,
     unknown_classes,
 )
-from fedfms.data.formats import Stored, read_image, read_label
-from fedfms.data.manifest import Case, scan, several_files_a_patient
-from fedfms.errors import SiteDataError
+from fedfms.data.formats import Notice, Stored, read_image, read_label
+from fedfms.data.manifest import Case, ending_of, scan, several_files_a_patient, untaken
+from fedfms.data.numbers import (
+    CaseNumbers,
+    DataSummary,
+    MaskGrid,
+    count_of,
+    memory_of,
+    numbers_of,
+    summarize_numbers,
+)
+from fedfms.data.unlikely import Finding, unlikely
+from fedfms.errors import FedfmsError, SiteDataError, unexpected
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One kind of problem, however many files have it.
+class Examination:
+    """What was read of a site, and what is wrong with it, errors first."""
 
-    An "error" stops training at this site; a "warning" is worth a look and stops nothing.
-    """
-
-    code: str
-    problem: str
-    fix: str
-    severity: Literal["error", "warning"]
+    summary: DataSummary
+    findings: list[Finding]
 
 
 def check_data(
     site: SiteConfig, classes: Sequence[str] | None = None, control: Control | None = None
 ) -> list[Finding]:
-    """Everything that is wrong with a site's data, errors first; empty if nothing is.
+    """The findings of `examine`; empty if nothing is wrong with a site's data."""
+    return examine(site, classes, control).findings
+
+
+def examine(
+    site: SiteConfig,
+    classes: Sequence[str] | None = None,
+    control: Control | None = None,
+    recipe: Recipe | None = None,
+) -> Examination:
+    """Read all data of a site: its numbers, and everything that is wrong with it.
 
     Reads every file from its start to its end and never the cache.
 
     Args:
         site: the site's configuration.
-        classes: of the job that is to run here; None: only the site's own are looked at.
+        classes: of the job that is to run here; None: the recipe's, without one only the site's
+            own are looked at.
         control: told of the progress as phase "prepare".
+        recipe: of the job that is to run here; None: SAM's own sizes count.
 
     Raises:
         TaskAborted: somebody asked to stop. A problem of the data is a finding, never raised.
     """
+    if classes is None and recipe is not None:
+        classes = recipe.classes
+    grid = MaskGrid.of(recipe)
     found = scan(site)
     errors = [*found.problems, *unknown_classes(site, classes or ())]
-    warnings: list[Finding] = []
-    bad: list[tuple[Path, SiteDataError]] = []
-    summaries: list[Summary] = []
-    clipped: list[Path] = []
+    if recipe is not None and recipe.exclusive_classes:
+        errors += shared_values(site, classes or ())
+    reading = _Reading(site, grid)
     for number, case in enumerate(found.cases):
         if control is not None:
             control.report("prepare", number, len(found.cases))
-        prepared, is_clipped, problems = _read(case, site)
-        bad.extend(problems)
-        if prepared is not None:
-            summaries.append(summarize(prepared))
-        if is_clipped:
-            clipped.append(case.image)
+        reading.add(case)
     if control is not None:
         control.report("prepare", len(found.cases), len(found.cases))
-    if summaries:
-        errors.extend(problems_together(summaries, site))
-        warnings.extend(_warnings(summaries, clipped, site))
-    if site.patient is None:
-        # those of DICOM with a PatientID have a name of their own
-        warnings.extend(_unnamed_patients([c for c in found.cases if c.patient == c.key]))
-    return [
+    if reading.summaries:
+        errors.extend(problems_together(reading.summaries, site))
+    memory = memory_of(reading.numbers, site, grid, classes or tuple(site.classes))
+    left = untaken(site, found)
+    summary = summarize_numbers(
+        found.cases, reading.numbers, site, Counter(ending_of(path, site) for path in left), memory
+    )
+    findings = [
         *(Finding(error.code, error.problem, error.fix, "error") for error in errors),
-        *_grouped(bad, site),
-        *(warnings if not errors and not bad else ()),  # first things first
+        *_grouped(reading.bad, site, "error"),
     ]
+    if not findings:  # first things first
+        findings = [
+            *_grouped(reading.doubtful, site, "warning"),
+            *_warnings(reading.summaries, reading.clipped, site),
+            *unlikely(summary, reading.numbers, site, grid, recipe),
+        ]
+        if site.patient is None:
+            # those of DICOM with a PatientID have a name of their own
+            findings += _unnamed_patients([c for c in found.cases if c.patient == c.key])
+    findings += _other_endings(left, site)  # which may explain an error
+    return Examination(summary, findings)
 
 
-def _read(
-    case: Case, site: SiteConfig
-) -> tuple[PreparedCase | None, bool, list[tuple[Path, SiteDataError]]]:
-    """A case, whether the intensity rule cuts most of its values off, and what is wrong with it."""
-    problems: list[tuple[Path, SiteDataError]] = []
+class _Reading:
+    """Reads cases one after another and keeps of each what is needed to judge them together."""
 
-    def read(path: Path, reader: Callable[[Path, Content], Stored]) -> Stored | None:
+    def __init__(self, site: SiteConfig, grid: MaskGrid) -> None:
+        self._site = site
+        self._grid = grid
+        self.bad: list[tuple[Path, SiteDataError]] = []
+        self.doubtful: list[tuple[Path, Notice]] = []
+        self.summaries: list[Summary] = []
+        self.numbers: list[CaseNumbers] = []
+        self.clipped: list[Path] = []  # the intensity rule cuts most of their values off
+
+    def add(self, case: Case) -> None:
+        """Read a case; whatever a library raises at it is this case's problem."""
         try:
-            return reader(path, read_bytes(path, site))
+            self._add(case)
+        except FedfmsError:
+            raise
+        except Exception as error:
+            told = unexpected(error, f"{case.image} cannot be checked", SiteDataError)
+            self.bad.append((case.image, told))
+
+    def _add(self, case: Case) -> None:
+        site = self._site
+        image = self._read(case.image, lambda path, data: read_image(path, data, site))
+        if image is None and site.format == "dicom":  # its label says nothing without it
+            return
+        label = self._read(case.label, lambda path, data: read_label(path, data, site, image))
+        if image is None or label is None:
+            return
+        try:
+            prepared = combine(case, image, label, site)
         except SiteDataError as error:
-            problems.append((path, error))
+            self.bad.append((case.image, error))
+            return
+        self.summaries.append(summarize(prepared))
+        self.numbers.append(numbers_of(case, image, label, site, self._grid))
+        for path, stored in ((case.image, image), (case.label, label)):
+            self.doubtful.extend((path, notice) for notice in stored.notices)
+        if site.intensity.rule == "range":
+            low, high = site.intensity.bounds
+            if np.mean((image.values < low) | (image.values > high)) > 0.5:
+                self.clipped.append(case.image)
+
+    def _read(self, path: Path, reader: Callable[[Path, Content], Stored]) -> Stored | None:
+        try:
+            return reader(path, read_bytes(path, self._site))
+        except SiteDataError as error:
+            self.bad.append((path, error))
             return None
 
-    image = read(case.image, lambda path, data: read_image(path, data, site))
-    if image is None and site.format == "dicom":  # its label says nothing without it
-        return None, False, problems
-    label = read(case.label, lambda path, data: read_label(path, data, site, image))
-    if image is None or label is None:
-        return None, False, problems
-    try:
-        prepared = combine(case, image, label, site)
-    except SiteDataError as error:
-        return None, False, [(case.image, error)]
-    is_clipped = False
-    if site.intensity.rule == "range":
-        low, high = site.intensity.bounds
-        is_clipped = bool(np.mean((image.values < low) | (image.values > high)) > 0.5)
-    return prepared, is_clipped, []
 
-
-def _grouped(bad: Sequence[tuple[Path, SiteDataError]], site: SiteConfig) -> list[Finding]:
+def _grouped(
+    bad: Sequence[tuple[Path, SiteDataError | Notice]],
+    site: SiteConfig,
+    severity: Literal["error", "warning"],
+) -> list[Finding]:
     """One finding for each code: the first problem in full, then how many files share it."""
 
     def name(path: Path) -> str:  # folders of a series are often all called alike
         below = path.relative_to(site.data_root).as_posix()
         return below if site.format == "dicom" else path.name
 
-    by_code: dict[str, list[tuple[Path, SiteDataError]]] = {}
+    by_code: dict[str, list[tuple[Path, SiteDataError | Notice]]] = {}
     for path, error in bad:
         by_code.setdefault(error.code, []).append((path, error))
     findings = []
@@ -134,7 +187,7 @@ def _grouped(bad: Sequence[tuple[Path, SiteDataError]], site: SiteConfig) -> lis
         if others:
             some = ", ".join(others[:5]) + (" and more" if len(others) > 5 else "")
             problem += f"; {len(others)} more with the same problem: {some}"
-        findings.append(Finding(code, problem, fix, "error"))
+        findings.append(Finding(code, problem, fix, severity))
     return findings
 
 
@@ -192,6 +245,30 @@ def _warnings(
             )
         )
     return findings
+
+
+def _other_endings(left: Sequence[Path], site: SiteConfig) -> list[Finding]:
+    """Files whose ending no glob has; others of a glob's ending are often another contrast."""
+    others = [
+        path
+        for path in left
+        if not site.images.endswith(ending_of(path, site))
+        and not site.labels.endswith(ending_of(path, site))
+    ]
+    if not others:
+        return []
+    counts = Counter(ending_of(path, site) for path in others)
+    some = ", ".join(f"{count} {ending}" for ending, count in counts.most_common())
+    return [
+        Finding(
+            "files-not-taken",
+            f"no glob takes {count_of(len(others), 'file')} in the folders of images and labels "
+            f"({some}); the first is {others[0]}",
+            "if these are cases, give them the ending that the globs in site.yml have (rename .PNG "
+            "to .png, convert other kinds); else move them away",
+            "warning",
+        )
+    ]
 
 
 def _unnamed_patients(cases: Sequence[Case]) -> list[Finding]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ EXTENSIONS = {
     "image": (".png", ".jpg", ".jpeg", ".tif", ".tiff"),
     "npy": (".npy",),
 }
+JUNK = ("thumbs.db", "desktop.ini")  # what file browsers leave in folders
 _MAGIC = {
     ".gz": (b"\x1f\x8b",),
     ".png": (b"\x89PNG\r\n\x1a\n",),
@@ -23,6 +26,111 @@ _MAGIC = {
     ".tiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     ".npy": (b"\x93NUMPY",),
 }
+# other kinds of files that people have, and what makes one of them that is read here
+_SLICER = "save it as NIfTI (.nii.gz), for example in 3D Slicer (File, Save Data)"
+_ITK = (
+    'convert it to NIfTI, for example with: python -c "import SimpleITK as s, sys; '
+    's.WriteImage(s.ReadImage(sys.argv[1]), sys.argv[2])" FILE FILE.nii.gz'
+)
+_NIBABEL = (
+    'convert it to NIfTI, for example with: python -c "import nibabel as n, sys; '
+    'n.save(n.Nifti1Image.from_image(n.load(sys.argv[1])), sys.argv[2])" FILE FILE.nii.gz'
+)
+_MAGICK = "convert it to PNG, for example with: magick FILE FILE.png"
+_SLIDE = (
+    "save the regions that were drawn on as PNG or TIFF, for example with QuPath (Export images) "
+    "or vips; labels alike"
+)
+_BIOFORMATS = "save each plane as a TIFF, for example with Fiji (Bio-Formats) or bfconvert"
+_NUMPY = "save each image as NPY (numpy.save) with format: npy, or as NIfTI or PNG"
+_CONVERTERS: dict[str, tuple[str, str]] = {
+    ".seg.nrrd": (
+        "a segmentation of 3D Slicer (.seg.nrrd)",
+        "in 3D Slicer export it as NIfTI (Segmentations, Export to files, with the volume as "
+        "reference), so that each voxel has one label value",
+    ),
+    ".nrrd": ("an NRRD volume", _SLICER),
+    ".nhdr": ("the header of an NRRD volume", _SLICER),
+    ".mha": ("a MetaImage volume", _ITK),
+    ".mhd": ("the header of a MetaImage volume", _ITK),
+    ".raw": ("numbers without a header", "convert the header beside it (.mhd, .nhdr) to NIfTI"),
+    ".mgz": ("a volume of FreeSurfer", "convert it to NIfTI with: mri_convert FILE FILE.nii.gz"),
+    ".mgh": ("a volume of FreeSurfer", "convert it to NIfTI with: mri_convert FILE FILE.nii.gz"),
+    ".mnc": ("a MINC volume", "convert it to NIfTI with: mnc2nii FILE FILE.nii"),
+    ".hdr": ("the header of an Analyze or NIfTI pair (.hdr and .img)", _NIBABEL),
+    ".hdr.gz": ("the header of an Analyze or NIfTI pair (.hdr and .img)", _NIBABEL),
+    ".img": ("the voxels of an Analyze or NIfTI pair (.hdr and .img)", _NIBABEL),
+    ".img.gz": ("the voxels of an Analyze or NIfTI pair (.hdr and .img)", _NIBABEL),
+    ".par": ("a volume of Philips (PAR/REC)", "convert it to NIfTI with: parrec2nii FILE"),
+    ".rec": ("a volume of Philips (PAR/REC)", "convert its .par with: parrec2nii FILE.par"),
+    ".dcm": (
+        "a DICOM file",
+        "write format: dicom in site.yml; an image is then a folder with one series",
+    ),
+    ".ima": (
+        "a DICOM file of Siemens",
+        "write format: dicom in site.yml; an image is then a folder with one series",
+    ),
+    ".bmp": ("a BMP picture", _MAGICK),
+    ".gif": ("a GIF picture", _MAGICK),
+    ".webp": ("a WebP picture", _MAGICK),
+    ".heic": ("an HEIC picture", _MAGICK),
+    ".avif": ("an AVIF picture", _MAGICK),
+    ".jp2": ("a JPEG 2000 picture", _MAGICK),
+    ".j2k": ("a JPEG 2000 picture", _MAGICK),
+    ".jxl": ("a JPEG XL picture", _MAGICK),
+    ".ppm": ("a Netpbm picture", _MAGICK),
+    ".pgm": ("a Netpbm picture", _MAGICK),
+    ".pbm": ("a Netpbm picture", _MAGICK),
+    ".tga": ("a TGA picture", _MAGICK),
+    ".psd": ("a file of Photoshop", _MAGICK),
+    ".svg": ("a drawing and no picture", _MAGICK),
+    ".pdf": ("a document and no picture", "save the pictures in it as PNG"),
+    ".svs": ("a whole slide", _SLIDE),
+    ".ndpi": ("a whole slide", _SLIDE),
+    ".mrxs": ("a whole slide", _SLIDE),
+    ".scn": ("a whole slide", _SLIDE),
+    ".bif": ("a whole slide", _SLIDE),
+    ".vsi": ("a whole slide", _SLIDE),
+    ".czi": ("a file of a Zeiss microscope", _BIOFORMATS),
+    ".lif": ("a file of a Leica microscope", _BIOFORMATS),
+    ".lsm": ("a file of a Zeiss microscope", _BIOFORMATS),
+    ".nd2": ("a file of a Nikon microscope", _BIOFORMATS),
+    ".oib": ("a file of an Olympus microscope", _BIOFORMATS),
+    ".oif": ("a file of an Olympus microscope", _BIOFORMATS),
+    ".h5": ("an HDF5 file", _NUMPY),
+    ".hdf5": ("an HDF5 file", _NUMPY),
+    ".zarr": ("a Zarr store", _NUMPY),
+    ".mat": ("a file of MATLAB", _NUMPY),
+    ".npz": ("several arrays of NumPy in one file", _NUMPY),
+    ".pt": ("a file of PyTorch", _NUMPY),
+    ".pkl": ("a Python pickle", _NUMPY),
+    ".json": ("a text and no picture", "draw its outlines to a PNG with one number for each class"),
+    ".xml": ("a text and no picture", "draw its outlines to a PNG with one number for each class"),
+    ".geojson": (
+        "a text and no picture",
+        "draw its outlines to a PNG with one number for each class",
+    ),
+}
+# first bytes of kinds of files, their name, and the ending under which they are read here
+_KINDS: tuple[tuple[bytes, str, str | None], ...] = (
+    (b"\x89PNG\r\n\x1a\n", "PNG", ".png"),
+    (b"\xff\xd8\xff", "JPEG", ".jpg"),
+    (b"II*\0", "TIFF", ".tif"),
+    (b"MM\0*", "TIFF", ".tif"),
+    (b"II+\0", "TIFF", ".tif"),
+    (b"MM\0+", "TIFF", ".tif"),
+    (b"\x93NUMPY", "NPY", ".npy"),
+    (b"\x1f\x8b", "gzip", None),
+    (b"GIF8", "GIF", None),
+    (b"RIFF", "WebP", None),
+    (b"BM", "BMP", None),
+    (b"NRRD", "NRRD", None),
+    (b"\x89HDF", "HDF5", None),
+    (b"PK\x03\x04", "ZIP", None),
+    (b"\0\0\0\x0cjP", "JPEG 2000", None),
+    (b"<", "HTML or XML", None),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +151,7 @@ def read_bytes(path: Path, site: SiteConfig) -> Content:
 
     Raises:
         SiteDataError: "wrong-extension", "unreadable-file", "empty-file", "wrong-magic",
-            "no-files".
+            "unreadable-folder", "no-files".
     """
     if site.format == "dicom":
         if path.is_dir():
@@ -51,16 +159,30 @@ def read_bytes(path: Path, site: SiteConfig) -> Content:
         if not is_nifti(path):  # DICOM files have any name; a label may be NIfTI
             return _read_file(path)
     elif not path.name.lower().endswith(EXTENSIONS[site.format]):
-        raise SiteDataError(
-            f"{path} does not end in {', '.join(EXTENSIONS[site.format])}",
-            f"correct the globs or format: {site.format} in site.yml",
-            code="wrong-extension",
-        )
+        raise _wrong_extension(path, site)
     data = _read_file(path)
     magic = _MAGIC.get(path.suffix.lower())
     if magic is not None and not data.startswith(magic):
-        raise wrong_magic(path)
+        raise wrong_magic(path, data)
     return data
+
+
+def _wrong_extension(path: Path, site: SiteConfig) -> SiteDataError:
+    """Another kind of file than the format says: what it is, and what makes one of it."""
+    name = path.name.lower()
+    fix = f"correct the globs or format: {site.format} in site.yml"
+    for ending, (kind, converter) in _CONVERTERS.items():
+        if name.endswith(ending):
+            return SiteDataError(
+                f"{path} is {kind}, which is not read here", converter, code="wrong-extension"
+            )
+    for format, endings in EXTENSIONS.items():
+        if name.endswith(endings):
+            fix = f"write format: {format} in site.yml, or correct the globs"
+            break
+    return SiteDataError(
+        f"{path} does not end in {', '.join(EXTENSIONS[site.format])}", fix, code="wrong-extension"
+    )
 
 
 def content_sha256(content: Content) -> str:
@@ -92,11 +214,7 @@ def _read_folder(path: Path) -> Folder:
     try:
         names = [entry for entry in path.iterdir() if is_plain_file(entry)]
     except OSError as error:
-        raise SiteDataError(
-            f"{path} cannot be read: {error.strerror}",
-            "check with ls -ld that this user may read and enter the folder",
-            code="unreadable-file",
-        ) from None
+        raise unreadable_folder(path, error) from None
     if not names:
         raise SiteDataError(
             f"there is no file in the folder {path}",
@@ -109,7 +227,7 @@ def _read_folder(path: Path) -> Folder:
 
 def is_plain_file(path: Path) -> bool:
     """A file of the person's own, not one that a system or a file browser leaves in folders."""
-    junk = path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini")
+    junk = path.name.startswith(".") or path.name.lower() in JUNK
     return not junk and not path.is_dir()
 
 
@@ -118,13 +236,68 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(EXTENSIONS["nifti"])
 
 
-def wrong_magic(path: Path) -> SiteDataError:
-    """The error for a file that is not what its name says."""
+def unreadable_folder(path: Path, error: OSError) -> SiteDataError:
+    """The error for a folder that cannot be listed or entered."""
+    if not isinstance(error, PermissionError):
+        return SiteDataError(
+            f"the folder {path} cannot be read: {error.strerror}",
+            "check the disk or the network drive that it lies on",
+            code="unreadable-folder",
+        )
     return SiteDataError(
-        f"{path} is not what its name says: its first bytes belong to another kind of file",
-        "export the file again from its source; renaming does not convert it",
-        code="wrong-magic",
+        f"the folder {path} cannot be read by user {os.geteuid()}:{os.getegid()}",
+        f"let this user or group read and enter it (ls -ldn {path} shows whose it is); for a "
+        "container set FEDFMS_UID or SITE_DATA_GID in .env to an owner or group that may",
+        code="unreadable-folder",
     )
+
+
+def wrong_magic(path: Path, data: bytes) -> SiteDataError:
+    """The error for a file that is not what its name says; where the name is wrong, the right one.
+
+    Args:
+        path: of the file.
+        data: its content.
+    """
+    kind, ending = _kind_of(data)
+    if kind == "gzip" and _is_nifti(_beginning(data)):
+        ending = ".nii.gz"
+    problem = f"{path} is not what its name says: its first bytes are those of {kind}"
+    fix = "export the file again from its source; renaming does not convert it"
+    if ending is not None and not path.name.lower().endswith(ending):
+        fix = f"rename it so that it ends in {ending}, and correct the globs in site.yml"
+    return SiteDataError(problem, fix, code="wrong-magic")
+
+
+def _is_nifti(data: bytes) -> bool:
+    return data[344:348] == b"n+1\0" or data[4:8] == b"n+2\0"
+
+
+def _beginning(data: bytes) -> bytes:
+    """What a gzip file begins with, as far as a kind of file shows."""
+    try:
+        return zlib.decompressobj(wbits=31).decompress(data, 512)
+    except zlib.error:
+        return b""
+
+
+def _kind_of(data: bytes) -> tuple[str, str | None]:
+    """A name for what the bytes are, and the ending under which they are read here, if any."""
+    if _is_nifti(data):
+        return "NIfTI", ".nii"
+    if data[128:132] == b"DICM":
+        return "DICOM", None
+    for magic, kind, ending in _KINDS:
+        if data.startswith(magic):
+            return kind, ending
+    return "another kind of file", None
+
+
+def cannot_read_here(
+    path: Path, reason: str, fix: str = "save the file in a plainer form: PNG, or TIFF with LZW"
+) -> SiteDataError:
+    """The error for a file that may be whole, but is of a form that nothing here reads rightly."""
+    return SiteDataError(f"{path} cannot be read here: {reason}", fix, code="cannot-be-read-here")
 
 
 def damaged(path: Path, reason: str) -> SiteDataError:

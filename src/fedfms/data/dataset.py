@@ -35,8 +35,10 @@ from fedfms.config import Recipe, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import Content, content_sha256, read_bytes
 from fedfms.data.formats import Stored, read_image, read_label
+from fedfms.data.grid import largest_shift, same_grid
 from fedfms.data.manifest import Case
-from fedfms.errors import SiteDataError
+from fedfms.data.pictures import Palette, different_palettes
+from fedfms.errors import FedfmsError, SiteDataError, unexpected
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ log = logging.getLogger(__name__)
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
-CACHE_VERSION = 1  # raise it when the same files and settings would be prepared differently
+CACHE_VERSION = 2  # raise it when the same files and settings would be prepared differently
 _SLICES_IN_MEMORY = 512 * 2**20  # bytes; a set whose resized slices need less is resized once
 
 
@@ -83,6 +85,7 @@ class PreparedCase:
     labels: (D, H, W) int16, label values as stored in the file.
     spacing: between slices, rows and columns; millimetres for volumes, 1 for pictures and NPY.
     is_volume: the slices lie one above the other (NIfTI, 3-D NPY); a picture is one slice.
+    palette: of a label picture, the colours of its values; see `Stored`.
     """
 
     case: Case
@@ -90,6 +93,7 @@ class PreparedCase:
     labels: NDArray[np.int16]
     spacing: tuple[float, float, float]
     is_volume: bool
+    palette: Palette | None = None
 
 
 def prepare_cases(
@@ -107,7 +111,7 @@ def prepare_cases(
     for number, case in enumerate(cases):
         if control is not None:
             control.report("prepare", number, len(cases))
-        prepared.append(_prepare(case, site))
+        prepared.append(_guarded(case, site))
     if control is not None:
         control.report("prepare", len(cases), len(cases))
     problems = problems_together([summarize(case) for case in prepared], site)
@@ -117,6 +121,16 @@ def prepare_cases(
         "prepared %d cases with %d slices", len(prepared), sum(len(p.images) for p in prepared)
     )
     return prepared
+
+
+def _guarded(case: Case, site: SiteConfig) -> PreparedCase:
+    """`_prepare`, and whatever a library raises at a case as this case's problem."""
+    try:
+        return _prepare(case, site)
+    except FedfmsError:
+        raise
+    except Exception as error:
+        raise unexpected(error, f"{case.image} cannot be prepared", SiteDataError) from None
 
 
 def _prepare(case: Case, site: SiteConfig) -> PreparedCase:
@@ -148,10 +162,11 @@ def combine(case: Case, image: Stored, label: Stored, site: SiteConfig) -> Prepa
             code="shapes-differ",
         )
     if image.cut is not None and label.cut is not None:
-        shift = _largest_shift(image.cut.affine, label.cut.affine, image.cut.shape)
-        if shift > 0.5 * min(image.cut.spacing):
+        shift = largest_shift(image.cut.affine, label.cut.affine, image.cut.shape)
+        apart = f"{shift:.1f}" if shift > 0.1 else f"{shift:.2g}"
+        if not same_grid(label.cut.affine, image.cut.affine, image.cut.shape):
             raise SiteDataError(
-                f"{case.image} and {case.label} lie up to {shift:.1f} mm apart",
+                f"{case.image} and {case.label} lie up to {apart} mm apart",
                 "export the label with the image's affine (origin, direction and voxel size); if "
                 "it was drawn on this very grid, copy the image's header into it",
                 code="geometry-differs",
@@ -163,6 +178,7 @@ def combine(case: Case, image: Stored, label: Stored, site: SiteConfig) -> Prepa
         np.ascontiguousarray(label.values),
         prepared.spacing,
         prepared.is_volume,
+        label.palette,
     )
 
 
@@ -207,19 +223,6 @@ def to_grey_levels(values: NDArray[np.float32], site: SiteConfig) -> NDArray[np.
     return grey
 
 
-def _largest_shift(one: NDArray[Any], other: NDArray[Any], shape: Sequence[int]) -> float:
-    """Millimetres between the two positions of a grid's corner, at the worst corner."""
-    corners = np.array(
-        [
-            [i, j, k, 1]
-            for i in (0, shape[0] - 1)
-            for j in (0, shape[1] - 1)
-            for k in (0, shape[2] - 1)
-        ]
-    )
-    return float(np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1).max())
-
-
 # ------------------------------------------------------------------------ all cases of a site
 
 
@@ -229,6 +232,7 @@ class Summary(NamedTuple):
     case: Case
     values: frozenset[int]  # label values that occur
     digest: bytes  # of the grey levels: alike exactly where the prepared images are alike
+    palette: Palette | None = None  # of a label picture
 
 
 def summarize(prepared: PreparedCase) -> Summary:
@@ -236,12 +240,16 @@ def summarize(prepared: PreparedCase) -> Summary:
     digest = hashlib.sha256(str(prepared.images.shape).encode())
     digest.update(prepared.images.tobytes())
     values = np.flatnonzero(np.bincount(prepared.labels.ravel().astype(np.int32) + 32768)) - 32768
-    return Summary(prepared.case, frozenset(map(int, values)), digest.digest())
+    found = frozenset(map(int, values))
+    return Summary(prepared.case, found, digest.digest(), prepared.palette)
 
 
 def problems_together(summaries: Sequence[Summary], site: SiteConfig) -> list[SiteDataError]:
     """What is wrong with cases that are fine one by one; empty if nothing is."""
     problems = _label_problems(summaries, site)
+    differ = different_palettes([(s.case.label, s.values, s.palette) for s in summaries])
+    if differ is not None:
+        problems.insert(0, differ)  # values that mean several things explain what follows
     twins: dict[bytes, Summary] = {}
     for summary in summaries:
         twin = twins.setdefault(summary.digest, summary)
@@ -278,7 +286,8 @@ def _label_problems(summaries: Sequence[Summary], site: SiteConfig) -> list[Site
             ]
         some = ", ".join(map(str, unknown[:8])) + (" and more" if len(unknown) > 8 else "")
         hint = (
-            "; so many values look like grey levels or numbered objects, then threshold the labels"
+            "; numbered objects are a range such as [1-167], or nonzero; grey levels need a "
+            "threshold first"
             if len(unknown) > 16
             else ""
         )
@@ -332,6 +341,7 @@ def _load_cached(case: Case, file: Path) -> PreparedCase | None:
         with np.load(file, allow_pickle=False) as stored:
             images, labels = stored["images"], stored["labels"]
             spacing, is_volume = stored["spacing"], stored["is_volume"]
+            colours = stored["palette"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -345,7 +355,8 @@ def _load_cached(case: Case, file: Path) -> PreparedCase | None:
     ):
         return None
     rows, columns, slices = float(spacing[1]), float(spacing[2]), float(spacing[0])
-    return PreparedCase(case, images, labels, (slices, rows, columns), bool(is_volume))
+    palette = tuple(map(tuple, colours.tolist())) or None
+    return PreparedCase(case, images, labels, (slices, rows, columns), bool(is_volume), palette)
 
 
 def _save_cached(prepared: PreparedCase, file: Path) -> None:
@@ -361,6 +372,7 @@ def _save_cached(prepared: PreparedCase, file: Path) -> None:
                     labels=prepared.labels,
                     spacing=np.array(prepared.spacing),
                     is_volume=np.array(prepared.is_volume),
+                    palette=np.array(prepared.palette or (), np.uint8),
                 )
             Path(temporary).replace(file)
         except BaseException:
@@ -441,12 +453,20 @@ def class_masks(prepared: PreparedCase, site: SiteConfig, recipe: Recipe) -> Ten
 
 
 def _masks(labels: Tensor, site: SiteConfig, recipe: Recipe) -> Tensor:
-    return torch.stack(
-        [
-            torch.isin(labels, torch.tensor(site.classes.get(name, ()), dtype=labels.dtype))
-            for name in recipe.classes
-        ]
-    )
+    return torch.stack([_holding(labels, site.classes.get(name, ())) for name in recipe.classes])
+
+
+def _holding(labels: Tensor, values: Sequence[int]) -> Tensor:
+    """Where a label is one of the values; a long range costs no more than one value."""
+    ordered = sorted(set(values))
+    starts = [v for i, v in enumerate(ordered) if i == 0 or ordered[i - 1] != v - 1]
+    ends = [v for i, v in enumerate(ordered) if i + 1 == len(ordered) or ordered[i + 1] != v + 1]
+    mask = torch.zeros(labels.shape, dtype=torch.bool)
+    if len(starts) > 16:
+        return torch.isin(labels, torch.tensor(ordered, dtype=labels.dtype))
+    for first, last in zip(starts, ends, strict=True):
+        mask |= (labels >= first) & (labels <= last)
+    return mask
 
 
 # -------------------------------------------------------------------------------------- geometry
@@ -634,8 +654,9 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
                 "check the label values under classes in site.yml, and keep_empty_every",
                 code="no-training-slices",
             )
-        size = 3 * recipe.image_size**2 + len(recipe.classes) * recipe.mask_size**2
-        self._keep = size * len(self.slices) <= _SLICES_IN_MEMORY
+        self._keep = stay_in_memory(
+            len(self.slices), recipe.image_size, recipe.mask_size, len(recipe.classes)
+        )
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -659,6 +680,11 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
             "target": target.float(),
             "annotated": self._annotated.clone(),
         }
+
+
+def stay_in_memory(slices: int, image_size: int, mask_size: int, classes: int) -> bool:
+    """Whether a `SliceDataset` of so many slices resizes each of them once and keeps it."""
+    return slices * (3 * image_size**2 + classes * mask_size**2) <= _SLICES_IN_MEMORY
 
 
 def _slices_with(labels: NDArray[np.int16], values: set[int]) -> NDArray[np.bool_]:

@@ -6,7 +6,8 @@ or superior at the top, the patient's right (sagittal: anterior) at the left of 
 (data/grid.py). What only DICOM has stands in data/dicom.py: there an image is a folder.
 
 NPY has no geometry and is taken as it is: (H, W) is a picture, (D, H, W) a volume of D slices; with
-`channels: rgb` it is (H, W, 3) or (D, H, W, 3), a fourth channel (alpha) being dropped.
+`channels: rgb` it is (H, W, 3) or (D, H, W, 3), a fourth channel (alpha) being dropped. What the
+samples of PNG, JPEG and TIFF mean is decided in data/pictures.py.
 """
 
 from __future__ import annotations
@@ -21,19 +22,25 @@ from typing import TYPE_CHECKING, Any
 
 import nibabel
 import numpy as np
-import tifffile
-from PIL import Image, ImageFile
+from nibabel.spatialimages import HeaderDataError
 
 from fedfms.config import SiteConfig
-from fedfms.data.content import Content, damaged, is_nifti, wrong_magic
+from fedfms.data.content import Content, cannot_read_here, damaged, is_nifti, wrong_magic
 from fedfms.data.grid import Array, Cut
+from fedfms.data.pictures import Palette, image_values, label_values, lossy, read_picture, varies
 from fedfms.errors import SiteDataError
 
 if TYPE_CHECKING:
     from fedfms.data.dicom.series import Series
 
-_ORIENTATION_TAG = 274  # of EXIF and TIFF
-_GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601, as Pillow's "L"
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a person should know of a file that is read all the same; may name it."""
+
+    code: str
+    problem: str
+    fix: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,11 @@ class Stored:
     spacing: millimetres between slices, rows and columns; 1 where the format has no geometry.
     cut: of a volume, how its voxels became slices; None where there is no geometry.
     series: of an image in DICOM, to which its label refers.
+    unit: millimetres in one unit of length of a NIfTI file; `cut` and `spacing` are in mm.
+    kind: in a few words what the file was, such as "PNG, gray, 8 bit" or "NIfTI-1, int16".
+    notices: what is doubtful about the file though it was read.
+    palette: of a label picture, the colours (red, green, blue, alpha) of its values from 0 on as
+        far as the file names them.
     """
 
     values: Array
@@ -51,6 +63,10 @@ class Stored:
     is_volume: bool
     cut: Cut | None = None
     series: Series | None = None
+    unit: float = 1.0
+    kind: str = ""
+    notices: tuple[Notice, ...] = ()
+    palette: Palette | None = None
 
 
 def read_image(path: Path, data: Content, site: SiteConfig) -> Stored:
@@ -85,17 +101,13 @@ def read_label(path: Path, data: Content, site: SiteConfig, image: Stored | None
             "coloured-labels", "lossy-labels" and what the format can do wrong.
     """
     if path.suffix.lower() in (".jpg", ".jpeg"):
-        raise SiteDataError(
-            f"{path} is a label in JPEG, which does not keep label values",
-            "export the labels as PNG or TIFF from the program in which they were drawn",
-            code="lossy-labels",
-        )
+        raise lossy(path, "JPEG")
     stored = _read(path, data, site, label=True, image=image)
     values = stored.values
     if values.size == 0:
         raise damaged(path, "it has no pixels")
     _require_finite(path, values)
-    if values.dtype.kind == "f" and not np.array_equal(values, np.rint(values)):
+    if values.dtype.kind == "f" and not _is_whole(values):
         raise SiteDataError(
             f"{path} holds label values that are no whole numbers",
             "export the labels again without interpolation (nearest neighbour), or threshold them",
@@ -107,6 +119,8 @@ def read_label(path: Path, data: Content, site: SiteConfig, image: Stored | None
             "use label values of at most 32767",
             code="label-value-too-large",
         )
+    if values.dtype.kind == "f":
+        values = np.rint(values)
     return dataclasses.replace(stored, values=np.ascontiguousarray(values, dtype=np.int16))
 
 
@@ -118,12 +132,26 @@ def _read(
             return _read_dicom(path, data, site, image if label else None)
         assert isinstance(data, bytes)  # only DICOM has folders
         if site.format in ("nifti", "dicom"):
-            return _read_nifti(path, data, site, label=label)
+            return _read_nifti(path, data, site, label=label, image=image)
         if site.format == "npy":
-            return _read_npy(path, data, site, label=label)
+            return _read_npy(path, data, site, label=label, image=image)
         return _read_picture(path, data, site, label=label)
     except SiteDataError:
         raise
+    except MemoryError:
+        raise cannot_read_here(
+            path, "there is not enough memory for it", "use a machine with more memory"
+        ) from None
+    except (AttributeError, KeyError) as error:
+        if site.format != "dicom":
+            raise damaged(path, f"{type(error).__name__}: {error}") from None
+        raise cannot_read_here(
+            path,
+            f"its header lacks something that is needed ({error})",
+            "export it again from the program that made it",
+        ) from None
+    except HeaderDataError as error:
+        raise cannot_read_here(path, str(error), "convert the file again from its source") from None
     except Exception as error:  # a damaged file makes a decoder raise nearly anything
         raise damaged(path, f"{type(error).__name__}: {error}") from None
 
@@ -140,16 +168,20 @@ def _require_grey_channels(site: SiteConfig, what: str) -> None:
         )
 
 
-def _read_nifti(path: Path, data: bytes, site: SiteConfig, *, label: bool) -> Stored:
+def _read_nifti(
+    path: Path, data: bytes, site: SiteConfig, *, label: bool, image: Stored | None
+) -> Stored:
     _require_grey_channels(site, "NIfTI volumes")
-    image = nifti_image(path, data)
-    if image.get_data_dtype().fields is not None or image.get_data_dtype().kind == "c":
+    volume = nifti_image(path, data)
+    header = volume.header
+    dtype = volume.get_data_dtype()
+    if dtype.fields is not None or dtype.kind == "c":
         raise SiteDataError(
             f"{path} holds colours or complex numbers",
             "save the volume with one real number for each voxel",
             code="not-one-number-a-voxel",
         )
-    values = np.asanyarray(image.dataobj)  # scl_slope and scl_inter applied
+    values = np.asanyarray(volume.dataobj)  # scl_slope and scl_inter applied
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim > 3 or values.ndim < 2:
@@ -160,15 +192,83 @@ def _read_nifti(path: Path, data: bytes, site: SiteConfig, *, label: bool) -> St
         )
     if values.ndim == 2:
         values = values[..., None]
-    affine = np.asarray(image.affine, np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    unit = _millimetres(header)
+    if unit is None:  # a label that does not say lies on its image's grid
+        unit = image.unit if image is not None else 1.0
+    affine = np.diag([unit, unit, unit, 1.0]) @ np.asarray(volume.affine, np.float64)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not sizes.all() or _is_flat(affine[:3, :3] / sizes):
         raise SiteDataError(
             f"{path} has no usable position in space: its affine cannot be inverted",
             "convert the file again from its source; voxel sizes must be larger than 0",
             code="bad-geometry",
         )
+    if label and values.dtype.kind == "f":
+        _require_whole_numbers(path, values, volume.dataobj)
     values = values.astype(np.float64 if label else np.float32, copy=False)  # labels stay exact
-    return _volume(values, Cut.of(affine, values.shape, site.plane))
+    notices = () if label else _notices(path, header, affine)
+    cut = None
+    if image is not None and image.cut is not None:
+        cut = Cut.onto(affine, values.shape, image.cut)
+    stored = _volume(values, cut or Cut.of(affine, values.shape, site.plane))
+    name = f"NIfTI-{2 if isinstance(volume, nibabel.Nifti2Image) else 1}, {dtype.name}"
+    return dataclasses.replace(stored, unit=unit, kind=name, notices=notices)
+
+
+def _millimetres(header: Any) -> float | None:
+    """What one unit of length of a NIfTI file is; None where the header does not say."""
+    return {1: 1000.0, 2: 1.0, 3: 0.001}.get(int(header["xyzt_units"]) & 7)
+
+
+def _is_flat(directions: Array) -> bool:
+    """Whether three directions of length 1 lie in a plane, as far as numbers can tell."""
+    return bool(abs(np.linalg.det(directions)) < 1e-6)
+
+
+def _notices(path: Path, header: Any, affine: Array) -> tuple[Notice, ...]:
+    notices = []
+    if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
+        axes = "".join(nibabel.aff2axcodes(affine))
+        notices.append(
+            Notice(
+                "no-orientation",
+                f"{path} does not say how it lies (qform and sform codes are 0); read as {axes}",
+                "compare a slice with the patient; if it is turned or mirrored, convert the file "
+                "again from its source (dcm2niix writes the codes)",
+            )
+        )
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if sizes.max() > 100 or sizes.min() < 1e-5:
+        notices.append(
+            Notice(
+                "odd-voxel-size",
+                f"{path} has voxels of {sizes[0]:.3g} x {sizes[1]:.3g} x {sizes[2]:.3g} mm by its "
+                "header",
+                "correct the voxel size (pixdim) or the unit of length (xyzt_units) in the header; "
+                "volumes and distances follow from it",
+            )
+        )
+    return tuple(notices)
+
+
+def _require_whole_numbers(path: Path, values: Array, stored: Any) -> None:
+    """Labels that a header scales to fractions are refused with their cause."""
+    slope = float(stored.slope)
+    is_scaled = (slope, float(stored.inter)) != (1.0, 0.0)
+    if is_scaled and np.isfinite(values).all() and not _is_whole(values):
+        raise SiteDataError(
+            f"{path} holds label values that are no whole numbers, because its header multiplies "
+            f"the stored numbers by {slope:.6g} (scl_slope)",
+            "save the labels with a whole-number type and no scaling; in nibabel make the array "
+            "whole numbers first, such as labels.round().astype('uint8'), and give it no header "
+            "of another type",
+            code="fractional-labels",
+        )
+
+
+def _is_whole(values: Array) -> bool:
+    """Whether all are whole numbers, but for what 32 bits of a number or of a slope round off."""
+    return bool((np.abs(values - np.rint(values)) <= 2**-22 * np.maximum(1, np.abs(values))).all())
 
 
 def nifti_image(path: Path, data: bytes) -> Any:
@@ -186,7 +286,7 @@ def nifti_image(path: Path, data: bytes) -> Any:
         return nibabel.Nifti1Image.from_bytes(data)
     if data[4:8] == b"n+2\0":
         return nibabel.Nifti2Image.from_bytes(data)
-    raise wrong_magic(path)
+    raise wrong_magic(path, data)
 
 
 def _volume(voxels: Array, cut: Cut, series: Series | None = None) -> Stored:
@@ -199,12 +299,13 @@ def _volume(voxels: Array, cut: Cut, series: Series | None = None) -> Stored:
 def _read_dicom(path: Path, data: Content, site: SiteConfig, image: Stored | None) -> Stored:
     """A series, or the label of the series `image`."""
     _require_grey_channels(site, "series of DICOM slices")
-    from fedfms.data.dicom.labels import read_label  # pydicom takes a second to import
+    from fedfms.data.dicom.labels import label_kind, read_label  # pydicom takes a second to import
     from fedfms.data.dicom.series import read_series
 
     if image is not None:
         assert image.series is not None and image.cut is not None  # from this function
-        return _volume(read_label(path, data, site, image.series), image.cut)
+        values = read_label(path, data, site, image.series)
+        return dataclasses.replace(_volume(values, image.cut), kind=label_kind(path, data))
     if isinstance(data, bytes):
         raise SiteDataError(
             f"{path} is a file, but an image in DICOM is a folder with the files of one series",
@@ -212,125 +313,99 @@ def _read_dicom(path: Path, data: Content, site: SiteConfig, image: Stored | Non
             code="not-a-folder",
         )
     series = read_series(path, data, site)
-    return _volume(series.values, Cut.of(series.affine, series.values.shape, site.plane), series)
+    cut = Cut.of(series.affine, series.values.shape, site.plane)
+    return dataclasses.replace(_volume(series.values, cut, series), kind=series.kind)
 
 
 # -------------------------------------------------------------------------------------------- NPY
 
 
-def _read_npy(path: Path, data: bytes, site: SiteConfig, *, label: bool) -> Stored:
-    values = np.load(io.BytesIO(data), allow_pickle=False)
+def _read_npy(
+    path: Path, data: bytes, site: SiteConfig, *, label: bool, image: Stored | None
+) -> Stored:
+    try:
+        values = np.load(io.BytesIO(data), allow_pickle=False)
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise _no_plain_numbers(path, "Python objects") from None
     if values.dtype.kind not in "biuf":
-        raise SiteDataError(
-            f"{path} holds {values.dtype}, not plain numbers",
-            "save an array of bool, integers or floats",
-            code="not-one-number-a-voxel",
-        )
+        raise _no_plain_numbers(path, str(values.dtype))
     colours = site.channels == "rgb" and not label
     wanted = "(H, W, 3) or (D, H, W, 3)" if colours else "(H, W) or (D, H, W)"
     depth = values.ndim - 1 if colours else values.ndim
     if depth not in (2, 3) or (colours and values.shape[-1] not in (3, 4)):
-        raise SiteDataError(
-            f"{path} has the shape {values.shape}",
-            f"save {wanted}, as channels: {site.channels} in site.yml asks for",
-            code="wrong-array-shape",
-        )
+        raise _wrong_shape(path, values, f"save {wanted}, as channels: {site.channels} asks for")
+    if not colours and depth == 3 and values.shape[2] <= 4 and min(values.shape[:2]) > 4 * 4:
+        # a picture with channels; nobody's volume has slices that are so narrow
+        if values.shape[2] >= 3 and not label:
+            fix = "write channels: rgb in site.yml; its last axis looks like colours"
+        else:
+            fix = f"save {wanted}; its last axis looks like channels"
+        raise _wrong_shape(path, values, fix)
+    if label and image is not None and depth == 2:
+        slices, *size = image.values.shape
+        if slices in (3, 4) and tuple(size) == values.shape:
+            raise SiteDataError(
+                f"{path} is one picture, but its image has {slices} of that size",
+                "if they are colours, put them last, (H, W, 3), and write channels: rgb in "
+                "site.yml; if they are slices, save a label for each",
+                code="wrong-array-shape",
+            )
+    notices: tuple[Notice, ...] = ()
     if colours:
+        if varies(values[..., 3:] if values.shape[-1] == 4 else None):
+            notices = (_transparent_in_places(path),)
         values = values[..., :3]
-    return Stored(values if depth == 3 else values[None], (1.0, 1.0, 1.0), depth == 3)
+    kind = f"NPY, {values.dtype.name}"
+    values = values if depth == 3 else values[None]
+    return Stored(values, (1.0, 1.0, 1.0), depth == 3, kind=kind, notices=notices)
+
+
+def _no_plain_numbers(path: Path, what: str) -> SiteDataError:
+    return SiteDataError(
+        f"{path} holds {what}, not plain numbers",
+        "save an array of bool, integers or floats",
+        code="not-one-number-a-voxel",
+    )
+
+
+def _wrong_shape(path: Path, values: Array, fix: str) -> SiteDataError:
+    return SiteDataError(f"{path} has the shape {values.shape}", fix, code="wrong-array-shape")
 
 
 # --------------------------------------------------------------------------------------- pictures
 
 
 def _read_picture(path: Path, data: bytes, site: SiteConfig, *, label: bool) -> Stored:
-    suffix = path.suffix.lower()
-    if suffix in (".tif", ".tiff"):
-        values = _decode_tiff(path, data, label=label)
-    else:
-        values = _decode_with_pillow(path, data, "PNG" if suffix == ".png" else "JPEG", label=label)
-    if values.ndim == 3 and values.shape[2] in (2, 4):
-        values = values[..., :-1]  # alpha
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[..., 0]
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 3):
-        raise damaged(path, f"it has the shape {_times(values.shape)}")
+    picture = read_picture(path, data)
+    palette, notices = None, []
     if label:
-        values = _one_channel(path, values)
-    elif site.channels == "rgb":
-        values = values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
-    elif values.ndim == 3:
-        values = values.astype(np.float32) @ _GRAY_WEIGHTS
-    return Stored(values[None], (1.0, 1.0, 1.0), False)
+        values = label_values(path, picture)
+        # a gray label is compared with palettes as one in which 0 is black
+        colours = [(0, 0, 0, 255)] if picture.palette is None else picture.palette.tolist()
+        palette = tuple(map(tuple, colours))
+    else:
+        values = image_values(path, picture, colours=site.channels == "rgb")
+        if varies(picture.alpha):
+            notices.append(_transparent_in_places(path))
+    return Stored(
+        values[None],
+        (1.0, 1.0, 1.0),
+        False,
+        kind=picture.kind,
+        notices=tuple(notices),
+        palette=palette,
+    )
 
 
-def _one_channel(path: Path, values: Array) -> Array:
-    if values.ndim == 2:
-        return values
-    if (values == values[..., :1]).all():
-        return values[..., 0]
-    raise _coloured(path)
-
-
-def _decode_with_pillow(path: Path, data: bytes, kind: str, *, label: bool) -> Array:
-    with Image.open(io.BytesIO(data), formats=[kind]) as image:
-        raw_mode = _raw_mode(image)
-        _require_upright(path, image.getexif().get(_ORIENTATION_TAG, 1))
-        image.load()
-        if image.mode == "P" and not label:
-            return np.asarray(image.convert("RGB"))
-        if image.mode in ("CMYK", "YCbCr", "HSV", "LAB", "PA"):
-            return np.asarray(image.convert("RGB"))
-        values = np.asarray(image)
-    if label and raw_mode in ("L;2", "L;4"):
-        return values // (85 if raw_mode == "L;2" else 17)  # Pillow stretches them to 0..255
-    if raw_mode in ("RGB;16B", "RGBA;16B", "LA;16B"):  # Pillow keeps the high byte of these
-        if label:
-            raise _coloured(path)
-        return values.astype(np.uint16) * 257
-    return values
-
-
-def _raw_mode(image: ImageFile.ImageFile) -> str:
-    """Pillow's name for the pixels as stored, such as "L;4"; known only before they are loaded."""
-    arguments: object = image.tile[0][3] if image.tile else ""
-    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return str(first)
-
-
-def _decode_tiff(path: Path, data: bytes, *, label: bool) -> Array:
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        if len(file.pages) != 1:
-            raise SiteDataError(
-                f"{path} has {len(file.pages)} pages",
-                "save one picture for each file, or the stack as NIfTI with format: nifti",
-                code="many-pages",
-            )
-        page = file.pages[0]
-        tag = page.tags.get(_ORIENTATION_TAG)
-        _require_upright(path, 1 if tag is None else int(tag.value))
-        try:
-            values = np.asarray(page.asarray())
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
-                raise
-            return _decode_with_pillow(path, data, "TIFF", label=label)  # LZW, JPEG
-        if page.planarconfig == 2 and values.ndim == 3:  # one plane for each colour
-            values = np.moveaxis(values, 0, -1)
-        if page.photometric == 0 and not label and values.dtype.kind in "bu":  # 0 is white
-            values = ~values if values.dtype.kind == "b" else np.iinfo(values.dtype).max - values
-        if page.photometric == 3 and not label:
-            values = np.moveaxis(page.colormap[:, values] // 257, 0, -1)
-        return values
-
-
-def _require_upright(path: Path, orientation: int) -> None:
-    if orientation not in (0, 1):  # readers disagree whether to turn it, so nobody should have to
-        raise SiteDataError(
-            f"{path} says in its metadata that it is to be turned (orientation {orientation})",
-            "save the pictures upright, for example with: mogrify -auto-orient FILE",
-            code="turned-picture",
-        )
+def _transparent_in_places(path: Path) -> Notice:
+    """What to say of an image whose alpha is not the same everywhere."""
+    return Notice(
+        "alpha-not-constant",
+        f"{path} is transparent in places; its colours were read as if it were not",
+        "if the transparency hides something, flatten the picture in the program that made it",
+    )
 
 
 # ----------------------------------------------------------------------------------------- errors
@@ -344,14 +419,6 @@ def _require_finite(path: Path, values: Array) -> None:
             "replace them, usually with 0 outside the body, and save the file again",
             code="non-finite",
         )
-
-
-def _coloured(path: Path) -> SiteDataError:
-    return SiteDataError(
-        f"{path} is a label with colours",
-        "save labels with one number for each pixel: a gray or palette PNG, or a gray TIFF",
-        code="coloured-labels",
-    )
 
 
 def _times(shape: tuple[int, ...]) -> str:

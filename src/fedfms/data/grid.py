@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,6 +52,28 @@ class Cut:
             axes = next(known for known in _PLANES.values() if known[0] == single[0])
         return cls(orientation, axes, affine @ to_ras, (ras_shape[0], ras_shape[1], ras_shape[2]))
 
+    @classmethod
+    def onto(cls, affine: Array, shape: tuple[int, ...], other: Cut) -> Cut | None:
+        """The cut that puts a volume's voxels on those of another volume, one on one.
+
+        Headers round, so at 45 degrees two files of one grid may be nearest to different axes of
+        the body; a label goes with its image.
+
+        Returns:
+            None where the two grids are not one, within half a voxel at every corner.
+        """
+        steps = np.linalg.inv(other.affine)[:3, :3] @ affine[:3, :3]
+        whole = np.rint(steps)
+        if not (np.abs(whole).sum(axis=0) == 1).all() or abs(np.linalg.det(whole)) != 1:
+            return None
+        axis = np.abs(whole).argmax(axis=0)
+        orientation = np.column_stack([axis, whole[axis, range(3)]])
+        turned = tuple(shape[number] for number in np.argsort(axis))
+        placed = affine @ orientations.inv_ornt_aff(orientation, shape)
+        if turned != other.shape or not same_grid(placed, other.affine, other.shape):
+            return None
+        return cls(orientation, other.axes, placed, other.shape)
+
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Millimetres between slices, rows and columns."""
@@ -68,3 +91,22 @@ class Cut:
         ras = slices[:, ::-1, ::-1].transpose(np.argsort(self.axes))
         back = orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), self.orientation)
         return np.asarray(orientations.apply_orientation(ras, back))
+
+
+def largest_shift(one: Array, other: Array, shape: Sequence[int]) -> float:
+    """Millimetres between the two positions of a grid's corner, at the worst corner."""
+    corners = np.array(
+        [
+            [i, j, k, 1]
+            for i in (0, shape[0] - 1)
+            for j in (0, shape[1] - 1)
+            for k in (0, shape[2] - 1)
+        ]
+    )
+    return float(np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1).max())
+
+
+def same_grid(one: Array, other: Array, shape: Sequence[int]) -> bool:
+    """Whether no voxel lies more than half a voxel apart under two affines (4, 4), mm."""
+    sizes = np.linalg.norm(other[:3, :3], axis=0)
+    return largest_shift(one, other, shape) <= 0.5 * float(sizes.min())

@@ -1,16 +1,20 @@
 """From `site.yml` to a list of cases: which image belongs to which label, to whom, on which side.
 
 An image and its label are paired by what the wildcards of the two globs match: `images/*.nii.gz`
-and `labels/*_seg.nii.gz` put `images/anna.nii.gz` together with `labels/anna_seg.nii.gz`. Only the
-part below `data_root` is ever matched, so no name in the path before it can matter.
+and `labels/*_seg.nii.gz` put `images/anna.nii.gz` together with `labels/anna_seg.nii.gz`. Where
+names do not tell, `pair_by` in site.yml says what does: the folder, the patient, or in DICOM the
+series to which a label refers. Only the part below `data_root` is ever matched, so no name in the
+path before it can matter, and a file's ending never does: `.nii` and `.nii.gz` are one.
 """
 
 from __future__ import annotations
 
-import glob
+import fnmatch
 import hashlib
 import math
+import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedfms.config import SiteConfig
+from fedfms.data.content import EXTENSIONS, JUNK, is_plain_file, unreadable_folder
 from fedfms.errors import SiteDataError
 
 Split = Literal["train", "validation"]
@@ -40,6 +45,41 @@ class Scan:
 
     cases: list[Case] = field(default_factory=list)  # sorted by key
     problems: list[SiteDataError] = field(default_factory=list)
+    taken: frozenset[Path] = frozenset()  # all that the two globs match, in a case or not
+    looked_into: frozenset[Path] = frozenset()  # the folders in which they look for names
+
+
+def untaken(site: SiteConfig, found: Scan) -> list[Path]:
+    """Files that this site could read, beside those that the globs take; by ending, then by name.
+
+    Of files in the folders into which the globs look, those with an ending of the site's format
+    that no glob matches: `.PNG` beside `*.png`, `.jpg` beside `.png`, a second contrast. Files of a
+    DICOM series whose folder is taken are the series and do not count.
+    """
+    files = []
+    for folder in found.looked_into - found.taken:
+        try:
+            files += [
+                path for path in folder.iterdir() if ending_of(path, site) and is_plain_file(path)
+            ]
+        except OSError:  # it is among the problems
+            continue
+    return sorted(set(files) - found.taken, key=lambda path: (ending_of(path, site), path))
+
+
+def ending_of(path: Path, site: SiteConfig) -> str:
+    """The file's ending as it is written, `.nii.gz` and `.PNG` too; empty where it is none of the
+    format's."""
+    for ending in _endings(site):
+        if path.name.lower().endswith(ending):
+            return path.name[-len(ending) :]
+    return ""
+
+
+def _endings(site: SiteConfig) -> list[str]:
+    """The endings of the format's files, the longest first."""
+    known = (".dcm", *EXTENSIONS["nifti"]) if site.format == "dicom" else EXTENSIONS[site.format]
+    return sorted(known, key=len, reverse=True)
 
 
 def find_cases(site: SiteConfig) -> list[Case]:
@@ -56,48 +96,47 @@ def find_cases(site: SiteConfig) -> list[Case]:
 
 def scan(site: SiteConfig) -> Scan:
     """Like `find_cases`, but goes on after a problem and reports all of them."""
-    if not site.data_root.is_dir():
+    if not _is_folder(site.data_root):
         return _stopped(
-            f"there is no folder {site.data_root}",
-            "set SITE_DATA to the folder with your images, or correct data_root in site.yml",
+            f"there is no folder {site.data_root} ({site.data_root_named_by})",
+            "name the folder with your images there; --data on the command line goes before "
+            "SITE_DATA in the environment, and that before data_root in site.yml",
             "no-data-root",
         )
-    if _wildcards(site.images) != _wildcards(site.labels):
+    is_dicom = site.format == "dicom"
+    how = pairing(site)
+    if how == "wildcards" and _wildcards(site.images, site) != _wildcards(site.labels, site):
         return _stopped(
             f"the globs {site.images} and {site.labels} have different wildcards",
-            "use the same wildcards in both, in the same order: what they match pairs the files",
+            "use the same wildcards in both, in the same order, what they match pairs the files; "
+            "or add pair_by: folder to site.yml where an image and its label share a folder",
             "globs-differ",
         )
-    is_dicom = site.format == "dicom"
-    labels = _matches(site.data_root, site.labels, "files or folders" if is_dicom else "files")
-    label_files = set(labels.values())
-    images = {
-        key: path
-        for key, path in _matches(
-            site.data_root, site.images, "folders" if is_dicom else "files"
-        ).items()
-        if path not in label_files  # images/*.png also matches a label called images/x_seg.png
-    }
+    look_for_labels, look_for_images = _Look(), _Look()
+    labels = _matches(
+        look_for_labels, site, site.labels, "files or folders" if is_dicom else "files"
+    )
+    images = _matches(look_for_images, site, site.images, "folders" if is_dicom else "files")
+    # images/*.png also matches a label called images/x_seg.png; a folder of DICOM may hold both
+    if how == "wildcards" or not is_dicom:
+        label_files = {label.path for label in labels}
+        images = [image for image in images if image.path not in label_files]
+    taken = frozenset(found.path for found in (*images, *labels))
+    into = frozenset(look_for_images.into | look_for_labels.into)
+    unreadable = {**look_for_images.problems, **look_for_labels.problems}
+    if unreadable:  # all else may follow from them
+        return Scan([], list(unreadable.values()), taken, into)
     if not images or not labels:
-        what, pattern = ("images", site.images) if not images else ("labels", site.labels)
-        kind = "folder" if is_dicom and not images else "file"
-        return _stopped(
-            f"no {kind} under {site.data_root} matches {what}: {pattern}",
-            f"compare with: ls {site.data_root}; the glob is relative to data_root"
-            + ("; in DICOM it matches folders, one series each" if kind == "folder" else ""),
-            f"no-{what}",
-        )
-    problems = _unpaired(images, labels)
-    patients, unnamed = _patients(images, site)
+        look = look_for_labels if images else look_for_images
+        others = untaken(site, Scan(looked_into=frozenset(look.into), taken=taken))
+        what: Literal["images", "labels"] = "labels" if images else "images"
+        return Scan([], [_nothing_matches(site, what, others)], taken, into)
+    pairs, problems = _PAIRINGS[how](images, labels, site)
+    images_by_key = {key: image for key, (image, _) in pairs.items()}
+    patients, unnamed = _patients(images_by_key, site)
     if unnamed:
-        problems.append(
-            SiteDataError(
-                f"patient: {site.patient} in site.yml does not match {_some(unnamed)}",
-                "correct the regular expression so that group 1 is the patient in every file name",
-                code="patient-not-found",
-            )
-        )
-    keys = sorted(key for key in images.keys() & labels.keys() if key in patients)
+        problems.append(_patient_not_found(site, unnamed))
+    keys = sorted(key for key in pairs if key in patients)
     names = {patients[key] for key in keys}
     try:
         validation = validation_patients(names, site.validation_fraction, site.validation_seed)
@@ -111,13 +150,13 @@ def scan(site: SiteConfig) -> Scan:
         Case(
             key=key,
             patient=patients[key],
-            image=images[key],
-            label=labels[key],
+            image=pairs[key][0],
+            label=pairs[key][1],
             split="validation" if patients[key] in validation else "train",
         )
         for key in keys
     ]
-    return Scan(cases, problems)
+    return Scan(cases, problems, taken, into)
 
 
 def validation_patients(patients: Iterable[str], fraction: float, seed: int) -> set[str]:
@@ -130,9 +169,11 @@ def validation_patients(patients: Iterable[str], fraction: float, seed: int) -> 
     Raises:
         SiteDataError: fewer than two patients ("too-few-patients").
     """
-    order = sorted(
-        set(patients), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
-    )
+
+    def place(name: str) -> str:  # of a name that is not UTF-8, its own bytes
+        return hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).hexdigest()
+
+    order = sorted(set(patients), key=place)
     if len(order) < 2:
         raise SiteDataError(
             f"the site has {len(order)} patient{'' if len(order) == 1 else 's'}; at least 2 are "
@@ -150,27 +191,147 @@ def validation_patients(patients: Iterable[str], fraction: float, seed: int) -> 
 _WILDCARD = re.compile(r"\*\*/|\*|\?|\[!?\]?[^\]]*\]")
 
 
-def _wildcards(pattern: str) -> list[str]:
-    return _WILDCARD.findall(pattern)
+def _wildcards(pattern: str, site: SiteConfig) -> list[str]:
+    """The wildcards that stand for a case's name: without those of the ending, as in `*.nii*`."""
+    folder, slash, name = pattern.rstrip("/").rpartition("/")
+    for dot in re.finditer(r"\.", name):
+        tail = name[dot.start() :]
+        if any(fnmatch.fnmatchcase(ending, tail) for ending in _endings(site)):
+            name = name[: dot.start()]
+            break
+    return _WILDCARD.findall(folder + slash + name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a glob matches, and what each of its wildcards matches there; no ending is in it."""
+
+    path: Path
+    wildcards: tuple[str, ...]
+
+
+class _Look:
+    """A look into folders: which ones, and what stood in the way."""
+
+    def __init__(self) -> None:
+        self.into: set[Path] = set()  # in which the last part of a glob was looked for
+        self.problems: dict[Path, SiteDataError] = {}  # by folder
+
+    def names(self, root: Path, pattern: str) -> list[str]:
+        """What below `root` matches, sorted; hidden and system files and folders do not count.
+
+        As the standard library's glob, but a folder that cannot be read is a problem and not
+        empty, and a link to a folder that it lies in is not followed.
+        """
+        *folders, last = pattern.split("/")
+        places = [""]
+        for part in folders:
+            places = [place for start in places for place in self._below(root, start, part)]
+        found: set[str] = set()
+        for place in places:
+            self.into.add(root / place)
+            found.update(place + name for name in self._entries(root / place, last))
+        return sorted(found)
+
+    def _below(self, root: Path, place: str, part: str) -> list[str]:
+        """The folders in `place` that a part of a glob matches, each with a / at its end."""
+        if part == "**":
+            return self._all_below(root, place, ())
+        return [f"{place}{name}/" for name in self._folders(root / place, part)]
+
+    def _all_below(self, root: Path, place: str, above: tuple[tuple[int, int], ...]) -> list[str]:
+        try:
+            status = (root / place).stat()
+        except OSError as error:
+            self._cannot_read(root / place, error)
+            return []
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return []
+        found = [place]
+        for name in self._folders(root / place, "*"):
+            found += self._all_below(root, f"{place}{name}/", (*above, here))
+        return found
+
+    def _folders(self, folder: Path, part: str) -> list[str]:
+        return [name for name in self._entries(folder, part) if self._is_folder(folder / name)]
+
+    def _entries(self, folder: Path, part: str) -> list[str]:
+        """Names in a folder that a part of a glob matches."""
+        try:
+            if not _WILDCARD.search(part):  # to enter is enough, it need not be listed
+                (folder / part).lstat()
+                return [part]
+            matches = re.compile(fnmatch.translate(part)).match
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries if matches(entry.name)]
+            if not _may_enter(folder):
+                raise PermissionError  # it may be listed, and nothing in it opened
+        except OSError as error:
+            self._cannot_read(folder, error)
+            return []
+        return sorted(name for name in names if _is_own(name, part))
+
+    def _is_folder(self, path: Path) -> bool:
+        try:
+            return stat.S_ISDIR(path.stat().st_mode)
+        except OSError as error:  # of a link, the folder that it points to
+            self._cannot_read(path if _may_enter(path.parent) else path.parent, error)
+            return False
+
+    def _cannot_read(self, folder: Path, error: OSError) -> None:
+        is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        if not is_missing or folder.is_symlink():  # a link to a drive that is not mounted
+            self.problems.setdefault(folder, unreadable_folder(folder, error))
+
+
+# what file systems and file browsers leave in folders; hidden ones do not count anyway
+_SYSTEM = ("lost+found", "$recycle.bin", "system volume information", "@eadir", "__macosx")
+
+
+def _is_own(name: str, part: str) -> bool:
+    """A name of the person's own, not hidden and not left by a system."""
+    if name.startswith("."):
+        return part.startswith(".")
+    return name.lower() not in (*_SYSTEM, *JUNK)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # that it cannot be read is said where it is looked into
+        return True
+
+
+def _may_enter(folder: Path) -> bool:
+    return os.access(folder, os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _matches(
-    root: Path, pattern: str, kind: Literal["files", "folders", "files or folders"]
-) -> dict[str, Path]:
-    """What below `root` matches, by what the wildcards matched; hidden files do not count."""
+    look: _Look,
+    site: SiteConfig,
+    pattern: str,
+    kind: Literal["files", "folders", "files or folders"],
+) -> list[_Found]:
+    """What below `data_root` matches, sorted by path."""
     pattern = pattern.rstrip("/")  # images/*/ means the folders that images/* matches
-    expression = _groups(pattern)
-    found: dict[str, Path] = {}
-    # not Path.glob, which takes hidden files and, before Python 3.13, no linked folders under **
-    for name in sorted(glob.glob(pattern, root_dir=root, recursive=True)):  # noqa: PTH207
-        groups = expression.fullmatch(Path(name).as_posix())
-        is_right = kind == "files or folders" or (root / name).is_dir() == (kind == "folders")
-        if groups is not None and is_right:
-            # one spelling of accents, whatever the file system writes
-            key = unicodedata.normalize(
-                "NFC", "/".join(part.strip("/") for part in groups.groups())
-            )
-            found[key] = root / name
+    expression, count = _groups(pattern), len(_wildcards(pattern, site))
+    found = []
+    for name in look.names(site.data_root, pattern):
+        path = site.data_root / name
+        groups = expression.fullmatch(name)
+        is_folder = _is_folder(path)
+        if groups is None or (kind != "files or folders" and is_folder != (kind == "folders")):
+            continue
+        end = len(name) if is_folder else len(name) - len(ending_of(path, site))
+        parts = (
+            name[slice(*groups.span(n))][: max(0, end - groups.start(n))]
+            for n in range(1, count + 1)
+        )
+        # one spelling of accents, whatever the file system writes
+        found.append(
+            _Found(path, tuple(unicodedata.normalize("NFC", part.strip("/")) for part in parts))
+        )
     return found
 
 
@@ -192,27 +353,195 @@ def _groups(pattern: str) -> re.Pattern[str]:
     return re.compile(text + re.escape(pattern[end:]))
 
 
+# ------------------------------------------------------------------------------------------ pairs
+
+Pairing = Literal["wildcards", "folder", "patient", "reference"]
+_Pairs = tuple[dict[str, tuple[Path, Path]], list[SiteDataError]]  # by key: image and label
+
+
+def pairing(site: SiteConfig) -> Pairing:
+    """What tells the label of an image at this site: `pair_by`, or what its default comes to."""
+    if site.pair_by is not None:
+        return site.pair_by
+    if site.format != "dicom":
+        return "wildcards"
+    is_alike = _wildcards(site.images, site) == _wildcards(site.labels, site)
+    return "wildcards" if is_alike and site.images != site.labels else "reference"
+
+
+def _by_wildcards(images: list[_Found], labels: list[_Found], site: SiteConfig) -> _Pairs:
+    return _by_key(
+        [("/".join(found.wildcards), found.path) for found in images],
+        [("/".join(found.wildcards), found.path) for found in labels],
+        site,
+        "what the wildcards match must be alike for an image and its label; or see pair_by there",
+    )
+
+
+def _by_folder(images: list[_Found], labels: list[_Found], site: SiteConfig) -> _Pairs:
+    """By what the wildcards of folders match; a series in DICOM is a folder itself."""
+    of_folder, of_label = (
+        len(_WILDCARD.findall(pattern.rstrip("/").rpartition("/")[0] + "/"))
+        for pattern in (site.images, site.labels)
+    )
+    count = of_folder
+    if of_label != of_folder and site.format == "dicom":
+        count = len(_wildcards(site.images, site))
+    if count != of_label or not count:
+        return {}, [
+            SiteDataError(
+                f"pair_by is folder, but the folders in the globs {site.images} and {site.labels} "
+                "have no or different wildcards",
+                "write the folders of both with the same wildcards, such as */T1*.nii.gz and "
+                "*/mask.nii.gz",
+                code="globs-differ",
+            )
+        ]
+    return _by_key(
+        [("/".join(found.wildcards[:count]), found.path) for found in images],
+        [("/".join(found.wildcards[:count]), found.path) for found in labels],
+        site,
+        "each folder needs one image and one label",
+    )
+
+
+def _by_patient(images: list[_Found], labels: list[_Found], site: SiteConfig) -> _Pairs:
+    paths = {str(found.path): found.path for found in (*images, *labels)}
+    patient_of, unnamed = _patients(paths, site)
+    if unnamed:
+        return {}, [_patient_not_found(site, unnamed)]
+    return _by_key(
+        [(patient_of[str(found.path)], found.path) for found in images],
+        [(patient_of[str(found.path)], found.path) for found in labels],
+        site,
+        "each patient needs one image and one label",
+    )
+
+
+def _by_reference(images: list[_Found], labels: list[_Found], site: SiteConfig) -> _Pairs:
+    from fedfms.data.dicom.references import pair  # pydicom takes a second to import
+
+    keys = {found.path: "/".join(found.wildcards) for found in images}
+    if len(set(keys.values())) < len(keys):  # of several **/
+        keys = {path: path.relative_to(site.data_root).as_posix() for path in keys}
+    pairs, problems = pair([found.path for found in images], [found.path for found in labels], site)
+    return {keys[image]: (image, label) for image, label in pairs.items()}, problems
+
+
+_PAIRINGS = {
+    "wildcards": _by_wildcards,
+    "folder": _by_folder,
+    "patient": _by_patient,
+    "reference": _by_reference,
+}
+
+
+def _by_key(
+    images: list[tuple[str, Path]], labels: list[tuple[str, Path]], site: SiteConfig, rule: str
+) -> _Pairs:
+    problems: list[SiteDataError] = []
+    by_key: list[dict[str, Path]] = []
+    for what, found in (("images", images), ("labels", labels)):
+        groups: dict[str, list[Path]] = {}
+        for key, path in found:
+            groups.setdefault(key, []).append(path)
+        several = [paths for paths in groups.values() if len(paths) > 1]
+        if several:
+            problems.append(_several(several, what, site))
+        by_key.append({key: paths[0] for key, paths in groups.items()})
+    image_of, label_of = by_key
+    alone = [image_of[key] for key in sorted(image_of.keys() - label_of.keys())]
+    orphans = [label_of[key] for key in sorted(label_of.keys() - image_of.keys())]
+    if alone or orphans:
+        problems.append(unpaired(alone, len(image_of), orphans, len(label_of), site, rule))
+    both = image_of.keys() & label_of.keys()
+    return {key: (image_of[key], label_of[key]) for key in both}, problems
+
+
+def _several(groups: list[list[Path]], what: str, site: SiteConfig) -> SiteDataError:
+    """Several files where one image or label is to be."""
+    first = ", ".join(path.relative_to(site.data_root).as_posix() for path in groups[0][:4])
+    more = f"; {len(groups) - 1} more such" if len(groups) > 1 else ""
+    stems = {path.name[: len(path.name) - len(ending_of(path, site))] for path in groups[0]}
+    if len(stems) == 1 and pairing(site) == "wildcards":
+        return SiteDataError(
+            f"{first} are one name with several endings{more}",
+            "keep one file of each name; the ending is no part of it",
+            code=f"several-{what}",
+        )
+    return SiteDataError(
+        f"{len(groups[0])} {what} where one is expected: {first}{more}",
+        f"write the glob {what} in site.yml so that it matches one of them, or move the others "
+        "away",
+        code=f"several-{what}",
+    )
+
+
 # --------------------------------------------------------------------------------------- problems
 
 
-def _unpaired(images: Mapping[str, Path], labels: Mapping[str, Path]) -> list[SiteDataError]:
-    alone = [images[key] for key in sorted(images.keys() - labels.keys())]
-    orphans = [labels[key] for key in sorted(labels.keys() - images.keys())]
-    if not alone and not orphans:
-        return []
+def _nothing_matches(
+    site: SiteConfig, what: Literal["images", "labels"], others: list[Path]
+) -> SiteDataError:
+    pattern = site.images if what == "images" else site.labels
+    kind = "folder" if site.format == "dicom" and what == "images" else "file"
+    root = f"{site.data_root} ({site.data_root_named_by})"
+    if os.access(site.data_root, os.R_OK) and not any(site.data_root.iterdir()):
+        return SiteDataError(
+            f"the folder {root} is empty",
+            "name the folder with your images; where it is a drive, see that it is mounted",
+            code=f"no-{what}",
+        )
+    beside = f"; beside it lie {some(others, site)}" if others else ""
+    return SiteDataError(
+        f"no {kind} under {root} matches {what}: {pattern}{beside}",
+        f"compare with: ls {site.data_root}; the glob is relative to data_root, and capitals count"
+        + ("; in DICOM it matches folders, one series each" if kind == "folder" else ""),
+        code=f"no-{what}",
+    )
+
+
+def unpaired(
+    alone: Sequence[Path],
+    images: int,
+    orphans: Sequence[Path],
+    labels: int,
+    site: SiteConfig,
+    rule: str,
+) -> SiteDataError:
+    """The error for images without a label and labels without an image.
+
+    Args:
+        alone: images without a label.
+        images: number of all images.
+        orphans: labels without an image.
+        labels: number of all labels.
+        rule: what pairs them at this site, as the end of a sentence.
+    """
     parts = []
     if alone:
-        parts.append(f"{len(alone)} of {len(images)} images have no label: {_some(alone)}")
+        parts.append(f"{len(alone)} of {images} images have no label: {some(alone, site)}")
     if orphans:
-        parts.append(f"{len(orphans)} of {len(labels)} labels have no image: {_some(orphans)}")
-    return [
-        SiteDataError(
-            "; ".join(parts),
-            "add the missing files, move the others away, or correct the globs in site.yml: what "
-            "the wildcards match must be alike for an image and its label",
-            code="unpaired-files",
+        parts.append(f"{len(orphans)} of {labels} labels have no image: {some(orphans, site)}")
+    return SiteDataError(
+        "; ".join(parts),
+        f"add the missing files, move the others away, or correct site.yml: {rule}",
+        code="unpaired-files",
+    )
+
+
+def _patient_not_found(site: SiteConfig, unnamed: Sequence[Path]) -> SiteDataError:
+    if site.patient is None:
+        return SiteDataError(
+            f"pair_by is patient, and there is no PatientID in {some(unnamed, site)}",
+            "add patient: with a regular expression on the path to site.yml",
+            code="patient-not-found",
         )
-    ]
+    return SiteDataError(
+        f"patient: {site.patient} in site.yml does not match {some(unnamed, site)}",
+        "correct the regular expression so that group 1 is the patient in every file name",
+        code="patient-not-found",
+    )
 
 
 def _patients(images: Mapping[str, Path], site: SiteConfig) -> tuple[dict[str, str], list[Path]]:
@@ -225,7 +554,13 @@ def _patients(images: Mapping[str, Path], site: SiteConfig) -> tuple[dict[str, s
     if site.patient is None and site.format == "dicom":
         from fedfms.data.dicom.series import patient_of  # pydicom takes a second to import
 
-        return {key: patient_of(path) or key for key, path in images.items()}, []
+        named = {key: patient_of(path) for key, path in images.items()}
+        if pairing(site) == "patient":
+            return (
+                {key: name for key, name in named.items() if name is not None},
+                [images[key] for key, name in named.items() if name is None],
+            )
+        return {key: name or key for key, name in named.items()}, []
     if site.patient is None:
         return {key: key for key in images}, []
     expression = re.compile(site.patient)
@@ -280,6 +615,14 @@ def _stopped(problem: str, fix: str, code: str) -> Scan:
     return Scan(problems=[SiteDataError(problem, fix, code=code)])
 
 
-def _some(paths: list[Path], limit: int = 3) -> str:
-    names = ", ".join(path.name for path in paths[:limit])
+def some(paths: Sequence[Path], site: SiteConfig, limit: int = 3) -> str:
+    """The first of some files, as a person would call them, and how many more there are."""
+
+    folders = [glob.rstrip("/").rpartition("/")[0] + "/" for glob in (site.images, site.labels)]
+    is_told_by_folder = site.format == "dicom" or any(map(_WILDCARD.search, folders))
+
+    def name(path: Path) -> str:
+        return path.relative_to(site.data_root).as_posix() if is_told_by_folder else path.name
+
+    names = ", ".join(name(path) for path in paths[:limit])
     return names if len(paths) <= limit else f"{names} and {len(paths) - limit} more"

@@ -9,6 +9,7 @@ orientation and number format of the stored volume. Nothing here is anybody's im
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -282,7 +283,9 @@ def _write_settings(folder: Path, style: str, format: str) -> None:
         "validation_fraction": _VALIDATION_FRACTION,
         "threads": 1,
     }
-    text = yaml.safe_dump(settings, sort_keys=False)
+    text = re.sub(  # in quotes, as site.yml's template teaches
+        r"(?m)^(images|labels): (.*)$", r'\1: "\2"', yaml.safe_dump(settings, sort_keys=False)
+    )
     (folder / "site.yml").write_text(f"# synthetic phantoms, style {style}\n{text}")
     policy = {"min_cases": 3, "pictures": True}
     (folder / "policy" / "privacy.json").write_text(json.dumps(policy, indent=2) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedfms import __version__
-from fedfms.config import Recipe
+from fedfms.config import Recipe, SiteConfig
 from fedfms.data.dataset import PIXEL_MEAN, PIXEL_STD
 
 INPUT_KEY = "fedfms_input"  # of `input_facts`, beside RECIPE_KEY, in a file's metadata
@@ -38,6 +38,49 @@ def input_facts(recipe: Recipe) -> dict[str, Any]:
         "probability_threshold": recipe.probability_threshold,
         "exclusive_classes": recipe.exclusive_classes,
     }
+
+
+def site_facts(site: SiteConfig | None) -> dict[str, Any]:
+    """How a site's files become pictures; None for what is not known, or has no meaning there."""
+    if site is None:
+        return {"plane": None, "channels": None, "intensity": None}
+    low, high = site.intensity.bounds
+    return {
+        "plane": site.plane if site.format in ("nifti", "dicom") else None,
+        "channels": site.channels,
+        "intensity": {"rule": site.intensity.rule, "bounds": [low, high]},  # percentiles, or values
+    }
+
+
+_CHANNELS = {
+    "gray": "three equal channels",
+    "neighbours": (
+        "three channels: the slice before, the slice itself, the slice after (at an end the slice "
+        "itself stands for the missing one)"
+    ),
+    "rgb": "the three colours",
+}
+
+
+def pictures_text(site: SiteConfig | None) -> str:
+    """Sentences: from a file to grey levels and channels."""
+    if site is None:
+        ways = "; ".join(f"{name}: {text}" for name, text in _CHANNELS.items())
+        return (
+            "Grey levels 0 to 255 by the site's intensity rule, then three channels as `channels` "
+            f"in site.yml says ({ways}), of slices in the `plane` that it says. Which of these "
+            "this file does not know: export with --site site.yml to have it written here."
+        )
+    facts = site_facts(site)
+    low, high = site.intensity.bounds
+    whole = "volume" if facts["plane"] else "image"
+    greys = (
+        f"from percentile {low:g} to {high:g} of each {whole}"
+        if site.intensity.rule == "percentile"
+        else f"from stored value {low:g} to {high:g}"
+    )
+    slices = f"{facts['plane']} slices, " if facts["plane"] else ""
+    return f"Grey levels 0 to 255 {greys}, rounded to 8 bits; {slices}{_CHANNELS[site.channels]}."
 
 
 def about(recipe: Recipe) -> str:

@@ -5,20 +5,38 @@ Unlike a results folder it needs no SAM checkpoint. `models.trained.load_trained
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import safetensors.torch
 
+from fedfms.config import SiteConfig
 from fedfms.exchange.trained import RECIPE_KEY, Trained, whole_network
+from fedfms.export.facts import INPUT_KEY, input_facts, site_facts
 
 
-def write_fedfms(trained: Trained, file: Path) -> tuple[str, ...]:
-    """Write all tensors, fp32, and the recipe.
+def write_fedfms(trained: Trained, site: SiteConfig | None, file: Path) -> tuple[str, ...]:
+    """Write all tensors, fp32, the recipe, and how a site's files become pictures if it is given.
 
     Returns:
         sentences for the person who exports.
     """
-    # one key alone: safetensors writes several in an order that changes, and the SHA-256 with it
     metadata = {RECIPE_KEY: trained.recipe.to_json()}
+    if site is not None:
+        facts = {**input_facts(trained.recipe), **site_facts(site)}
+        metadata[INPUT_KEY] = json.dumps(facts)
     safetensors.torch.save_file(whole_network(trained.model), file, metadata=metadata)
+    _sort_metadata(file)
     return ("It holds everything: no SAM checkpoint and no recipe.json are needed beside it.",)
+
+
+def _sort_metadata(file: Path) -> None:
+    """safetensors writes its keys in an order that changes, and the file's SHA-256 with it."""
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size  # the same letters in another order, and blanks
+        opened.seek(8)
+        opened.write(text.ljust(size))

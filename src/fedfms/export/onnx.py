@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from fedfms import __version__
+from fedfms.config import SiteConfig
 from fedfms.errors import ConfigError, TrainingError
 from fedfms.exchange.trained import RECIPE_KEY, Trained
-from fedfms.export.facts import INPUT_KEY, VERSION_KEY, about, input_facts
+from fedfms.export.facts import INPUT_KEY, VERSION_KEY, about, input_facts, site_facts
 from fedfms.models.build import SamSegmenter
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -43,11 +44,14 @@ def require_packages() -> None:
         )
 
 
-def write_onnx(trained: Trained, file: Path) -> tuple[tuple[str, ...], float]:
+def write_onnx(
+    trained: Trained, site: SiteConfig | None, file: Path
+) -> tuple[tuple[str, ...], float]:
     """Write one file; check it with onnx.checker, and its output with onnxruntime.
 
     Input `images` (B, 3, S, S) float32, normalised; output `logits` (B, K, M, M) float32, before
-    the sigmoid. Metadata: the recipe, and how a picture becomes the input.
+    the sigmoid. Metadata: the recipe, and how a picture becomes the input; how a file becomes a
+    picture where `site` says it.
 
     Returns:
         sentences for the person who exports, and the largest difference of a logit from PyTorch.
@@ -71,7 +75,7 @@ def write_onnx(trained: Trained, file: Path) -> tuple[tuple[str, ...], float]:
     graph = _graph(model, recipe.image_size)
     for key, text in {
         RECIPE_KEY: recipe.to_json(),
-        INPUT_KEY: json.dumps(input_facts(recipe)),
+        INPUT_KEY: json.dumps({**input_facts(recipe), **site_facts(site)}),
         VERSION_KEY: __version__,
     }.items():
         graph.metadata_props.add(key=key, value=text)

@@ -59,23 +59,16 @@ def export_model(
         model: a results folder, a .safetensors file beside its recipe.json, or an earlier export.
         output: a new file, or a new folder for a bundle; parent folders are made.
         format: one of FORMATS.
-        site: site.yml, for a bundle alone: plane, channels and intensity of its pictures.
+        site: site.yml: plane, channels and intensity of the pictures, which are written in.
         checkpoints: folder of SAM checkpoints; see `load_trained`.
         overwrite: replace an earlier export at `output`.
 
     Raises:
         ConfigError: an unknown format ("unknown-format"), a file name that does not fit
-            ("wrong-suffix"), a site where none is used ("site-not-used"), and what `place`,
-            `load_trained` and the format raise.
+            ("wrong-suffix"), and what `place`, `load_trained` and the format raise.
     """
     kind = _format(format)
     _check_output(output, kind, overwrite=overwrite)
-    if site is not None and kind != "bundle":
-        raise ConfigError(
-            f"--as {kind} does not use --site: its input is a picture, not a volume",
-            "leave --site out, or export with --as bundle",
-            code="site-not-used",
-        )
     if kind == "onnx":
         onnx.require_packages()
     # the site's data is not read, so that the folder it lies in need not be here
@@ -88,13 +81,13 @@ def export_model(
     difference: float | None = None
     with whole_or_nothing(output, folder=kind == "bundle") as part:
         if kind == "sam":
-            notes = write_sam(trained, part / output.name)
+            notes = write_sam(trained, config, part / output.name)
         elif kind == "fedfms":
-            notes = write_fedfms(trained, part / output.name)
+            notes = write_fedfms(trained, config, part / output.name)
         else:
             trained.model.encoder_dtype = torch.float32  # bf16 is a trainer's choice, not the net
             if kind == "onnx":
-                notes, difference = onnx.write_onnx(trained, part / output.name)
+                notes, difference = onnx.write_onnx(trained, config, part / output.name)
             else:
                 facts = config or bundle.default_site(recipe)
                 notes, difference = bundle.write_bundle(trained, facts, part)
@@ -103,10 +96,13 @@ def export_model(
                     "It computes in fp32, and evaluation in the job's bf16: logits differ by "
                     "about 0.01, and a few pixels at the edge of a mask with them.",
                 )
-        if kind == "bundle" and config is None:
+        if config is None:
             notes += (
                 "Those are site.yml's defaults: if the sites had others, name a site's file with "
-                "--site.",
+                "--site."
+                if kind == "bundle"
+                else "It does not say plane, channels and intensity of the pictures that it was "
+                "trained on: name a site's file with --site to have them written in.",
             )
         if recipe.holdout:
             notes += (

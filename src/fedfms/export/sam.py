@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from fedfms.config import BACKBONES, Recipe
+from fedfms.config import BACKBONES, Recipe, SiteConfig
 from fedfms.errors import ConfigError
 from fedfms.exchange.trained import Trained, whole_network
-from fedfms.export.facts import about, pixel_statistics
+from fedfms.export.facts import about, pictures_text, pixel_statistics
 from fedfms.models.sam import GEOMETRY
 
 UPSTREAM_IMAGE_SIZE = 1024  # pixels; the only one that upstream's build_sam.py builds
 
 
-def write_sam(trained: Trained, file: Path) -> tuple[str, ...]:
+def write_sam(trained: Trained, site: SiteConfig | None, file: Path) -> tuple[str, ...]:
     """Write the state dict, and beside it FILE.md that says how to load and use it.
 
     The tensors are the trained ones, fp32, under SAM's names. Position tables stay those of the
@@ -46,7 +46,7 @@ def write_sam(trained: Trained, file: Path) -> tuple[str, ...]:
         )
     torch.save(whole_network(trained.model), file)
     notes = _notes(recipe)
-    text = _explanation(recipe, file.name, notes)
+    text = _explanation(recipe, site, file.name, notes)
     file.with_name(f"{file.name}.md").write_text(text, encoding="utf-8")
     return notes
 
@@ -167,7 +167,9 @@ def _notes(recipe: Recipe) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _explanation(recipe: Recipe, file_name: str, notes: tuple[str, ...]) -> str:
+def _explanation(
+    recipe: Recipe, site: SiteConfig | None, file_name: str, notes: tuple[str, ...]
+) -> str:
     started = BACKBONES[recipe.backbone].file_name
     lines = "\n".join(f"- {note}" for note in notes)
     return f"""# {file_name}
@@ -189,8 +191,8 @@ All tensors of Segment Anything in its own names, fp32, trained from {started} (
 ```python
 {segmenting_code()}```
 
-Grey levels 0 to 255 by the site's intensity rule, three equal channels; resized to
-{recipe.image_size} pixels ({recipe.resize}); logits come at {recipe.mask_size} pixels.
+{pictures_text(site)}
+Resized to {recipe.image_size} pixels ({recipe.resize}); logits come at {recipe.mask_size} pixels.
 
 ## The recipe
 

@@ -81,11 +81,12 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> SamSegmenter:
         CheckpointError: the file cannot be read or does not fit the backbone.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        # not torch.manual_seed, which would leave every GPU with a seed that everybody knows
+        torch.default_generator.manual_seed(recipe.seed)
         model = SamSegmenter(recipe)
         if checkpoint is not None:
             load_backbone(model, load_checkpoint(checkpoint))
-        torch.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(recipe.seed)
         if len(recipe.classes) > 1:  # drawn first, so that both methods start with the same head
             model.class_head = nn.Conv2d(MASK_TOKENS, len(recipe.classes), kernel_size=1)
         if recipe.method == "fedmsa":

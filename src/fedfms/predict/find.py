@@ -15,6 +15,7 @@ from fedfms.data.content import EXTENSIONS, is_plain_file
 from fedfms.errors import ConfigError
 
 _DICOM_ENDING = ".dcm"
+_DICOM_ENDINGS = {_DICOM_ENDING, ".dicom", ".ima"}  # of files that say that they are DICOM
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def find_items(
     has the right ending; otherwise OUTPUT is a folder in which the names of INPUT are kept.
 
     Args:
-        source: a NIfTI file or picture, the folder of a DICOM series, or a folder of such.
+        source: a NIfTI or NPY file, a picture, the folder of a DICOM series, or a folder of such.
         output: a file or folder; need not be there.
         recipe: of the model. Several classes that may overlap have no label map but a mask each,
             but in DICOM, whose segmentation keeps them apart.
@@ -65,9 +66,9 @@ def find_items(
     found = list(_images(source, output))
     if not found:
         raise ConfigError(
-            f"{source} holds no NIfTI volume, picture or DICOM series",
-            "name a .nii or .nii.gz file, a PNG, JPEG or TIFF, the folder of a DICOM series, or a "
-            "folder of such",
+            f"{source} holds no NIfTI volume, picture, NPY array or DICOM series",
+            "name a .nii or .nii.gz file, a PNG, JPEG, TIFF or NPY, the folder of a DICOM series, "
+            "or a folder of such",
             code="nothing-to-predict",
         )
     classes = recipe.classes
@@ -97,6 +98,28 @@ def find_items(
     return items
 
 
+def passed_over(source: Path, output: Path, items: Sequence[Item]) -> list[Path]:
+    """Files of INPUT that are nothing that is read here, in the order of their names.
+
+    What lies beside the slices of a series is not counted, nor hidden files and OUTPUT.
+    """
+    if source.is_file():
+        return []
+    series = {item.source for item in items if item.format == "dicom"}
+    outside = output.resolve()
+    found: list[Path] = []
+    for place, subfolders, names in os.walk(source):
+        folder = Path(place)
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not name.startswith(".") and (folder / name).resolve() != outside
+        ]
+        if folder not in series:
+            found.extend(folder / name for name in names if _is_other_file(folder / name))
+    return sorted(found)
+
+
 def _images(source: Path, output: Path) -> Iterator[tuple[Path, ImageFormat]]:
     if source.is_file():
         kind = _kind(source)
@@ -110,7 +133,8 @@ def _images(source: Path, output: Path) -> Iterator[tuple[Path, ImageFormat]]:
             yield source, kind
         return
     outside = output.resolve()
-    for place, subfolders, names in os.walk(source):
+    closed: list[OSError] = []
+    for place, subfolders, names in os.walk(source, onerror=closed.append):
         folder = Path(place)
         subfolders[:] = sorted(
             name
@@ -124,41 +148,49 @@ def _images(source: Path, output: Path) -> Iterator[tuple[Path, ImageFormat]]:
         for path, kind in zip(files, kinds, strict=True):
             if kind is not None:
                 yield path, kind
+    for error in closed:  # as an image whose reader says why not
+        yield Path(error.filename), "dicom"
 
 
 def _kind(path: Path) -> ImageFormat | None:
     name = path.name.lower()
-    if name.endswith(EXTENSIONS["nifti"]):
-        return "nifti"
-    return "image" if name.endswith(EXTENSIONS["image"]) else None
+    kinds: tuple[ImageFormat, ...] = ("nifti", "image", "npy")
+    return next((kind for kind in kinds if name.endswith(EXTENSIONS[kind])), None)
 
 
 def _is_dicom(path: Path) -> bool:
+    """Whether a file is one by its first bytes, or may be one and cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
-        return False
+        return True
 
 
 def _holds_images(folder: Path) -> bool:
-    if not any(
-        _is_dicom(path) for path in folder.iterdir() if is_plain_file(path) and path.is_file()
-    ):
-        return False  # before pydicom is imported
+    """Whether to read a folder as a series; also where its reader will say what is wrong."""
+    files = [path for path in folder.iterdir() if _is_other_file(path)]
+    dicom = [path for path in files if _is_dicom(path)]
+    only_named_so = {path.suffix.lower() for path in files if path not in dicom} & _DICOM_ENDINGS
+    if only_named_so or not dicom:
+        return bool(only_named_so)  # before pydicom is imported
     from fedfms.data.dicom.series import holds_images
 
     return holds_images(folder)
 
 
+def _is_other_file(path: Path) -> bool:
+    return is_plain_file(path) and path.is_file() and _kind(path) is None
+
+
 def _stem_and_ending(name: str, kind: ImageFormat) -> tuple[str, str]:
-    """Of the label map: NIfTI stays as it is, pictures become PNG, a series one DICOM file."""
+    """Of the label map: NIfTI and NPY stay so, pictures become PNG, a series one DICOM file."""
     if kind == "dicom":
         return name, _DICOM_ENDING
     endings = sorted(EXTENSIONS[kind], key=len, reverse=True)
     ending = next(ending for ending in endings if name.lower().endswith(ending))
     stem = name[: -len(ending)]
-    return stem, ending if kind == "nifti" else ".png"
+    return stem, ".png" if kind == "image" else ending
 
 
 def _probability_files(
@@ -166,7 +198,7 @@ def _probability_files(
 ) -> tuple[Path, ...]:
     if kind == "dicom":
         return (folder / f"{stem}_probabilities{ending}",)
-    ending = ending if kind == "nifti" else ".tif"
+    ending = ".tif" if kind == "image" else ending
     return tuple(folder / f"{stem}_probability_{name}{ending}" for name in classes)
 
 

@@ -16,9 +16,9 @@ from fedfms.config import ImageFormat, Intensity, Recipe, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import read_bytes
 from fedfms.data.dataset import PreparedImage, prepare_image
-from fedfms.data.formats import Stored, read_image
+from fedfms.data.formats import Notice, Stored, read_image
 from fedfms.data.grid import Array
-from fedfms.errors import ConfigError, FedfmsError, TaskAborted
+from fedfms.errors import ConfigError, FedfmsError, TaskAborted, unexpected
 from fedfms.exchange.trained import Trained
 from fedfms.files import file_sha256
 from fedfms.predict.find import Item
@@ -26,13 +26,19 @@ from fedfms.predict.write import (
     Origin,
     dicom_bytes,
     nifti_bytes,
+    npy_bytes,
     png_bytes,
     tiff_bytes,
     write_files,
 )
+from fedfms.training.device import DEVICE_CODES
 from fedfms.training.evaluate import masks_of, predict, probabilities
 
 log = logging.getLogger(__name__)
+
+# Codes of what will not be there for the next image either: the device, memory for a single slice
+# of the network's own size, room on the disk.
+ENDS_THE_RUN = DEVICE_CODES | {"out-of-memory", "no-room", "read-only"}
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -46,6 +52,7 @@ class Predicted:
     millilitres: tuple[float, ...] | None  # the same as volumes; None for pictures
     overlap: int  # pixels that belong to several classes; 0 where the classes exclude each other
     error: FedfmsError | None = None
+    notes: tuple[Notice, ...] = ()  # what is doubtful about the image, or was repaired
 
 
 def site_for_prediction(
@@ -127,7 +134,8 @@ def predict_items(
         on_progress: told ("image 2 of 9", slices done, slices).
 
     Raises:
-        ConfigError: the site's device is not there.
+        FedfmsError: with a code of `ENDS_THE_RUN`.
+        TaskAborted: somebody asked to stop.
     """
     if len(trained.recipe.classes) > 255:
         raise ConfigError("the model has more than 255 classes", "label maps hold 8-bit numbers")
@@ -139,14 +147,29 @@ def predict_items(
             if on_progress is not None:
                 on_progress(title, done, total)
 
-        try:
-            yield _predict_one(trained, item, site, origin, overwrite, Control(tell))
-        except TaskAborted:
+        yield _guarded(trained, item, site, origin, overwrite, Control(tell))
+
+
+def _guarded(
+    trained: Trained,
+    item: Item,
+    site: SiteConfig,
+    origin: Origin,
+    overwrite: bool,
+    control: Control,
+) -> Predicted:
+    """One image, whatever any library raises at it."""
+    try:
+        return _predict_one(trained, item, site, origin, overwrite, control)
+    except TaskAborted:
+        raise
+    except FedfmsError as error:
+        if error.code in ENDS_THE_RUN:
             raise
-        except FedfmsError as error:
-            if error.code == "no-gpu":  # will not be there for the next one either
-                raise
-            yield Predicted(item, (), None, 0, error)
+        return Predicted(item, (), None, 0, error)
+    except Exception as error:  # of a decoder, of a writer, of ours: the others go on
+        told = unexpected(error, f"{item.source} cannot be predicted", FedfmsError)
+        return Predicted(item, (), None, 0, told)
 
 
 def _predict_one(
@@ -167,16 +190,36 @@ def _predict_one(
     site = _for_format(site, item.format)
     data = read_bytes(item.source, site)
     stored = read_image(item.source, data, site)
+    notes = (*stored.notices, *_header_notes(item, stored))
     image = prepare_image(item.source, stored, site)
     result = _masks(trained, image, site, control, keep_probabilities=bool(item.probabilities))
     content = data if isinstance(data, bytes) else b""  # the files of a series are not needed again
     write_files(_files(item, stored, content, result, origin))
     pixels = tuple(int(mask.sum()) for mask in result.masks)
     spacing = float(np.prod(stored.spacing))
-    millilitres = tuple(count * spacing / 1000 for count in pixels) if image.is_volume else None
+    has_size = stored.cut is not None  # pictures and NPY have none
+    millilitres = tuple(count * spacing / 1000 for count in pixels) if has_size else None
     overlap = int((result.masks.sum(axis=0) > 1).sum())
     log.info("predicted an image of %d slices", len(image.images))
-    return Predicted(item, pixels, millilitres, overlap)
+    return Predicted(item, pixels, millilitres, overlap, notes=notes)
+
+
+def _header_notes(item: Item, stored: Stored) -> tuple[Notice, ...]:
+    """What a segmentation cannot take over as it stands in the headers of a series."""
+    if stored.series is None:
+        return ()
+    from fedfms.predict.headers import sources_of  # pydicom takes a second to import
+
+    said = sources_of(stored.series).said
+    if not said:
+        return ()
+    return (
+        Notice(
+            "header-repaired",
+            f"in the headers of {item.name}: {'; '.join(said)}",
+            "nothing, if a program for removing names wrote them so; the mask is not touched by it",
+        ),
+    )
 
 
 def _for_format(site: SiteConfig, kind: ImageFormat) -> SiteConfig:
@@ -227,7 +270,9 @@ def _files(
     if item.format == "dicom":
         assert stored.cut is not None and stored.series is not None  # of every series
         assert item.labels is not None  # a segmentation keeps classes that overlap apart
-        cut, series = stored.cut, stored.series
+        from fedfms.predict.headers import sources_of
+
+        cut, series = stored.cut, sources_of(stored.series)
         files = [(item.labels, dicom_bytes(result.masks, cut, series, origin))]
         for path in item.probabilities:
             assert result.probabilities is not None  # kept where item asks for them
@@ -240,6 +285,12 @@ def _files(
     masks = list(zip(item.separate, result.masks.astype(np.uint8), strict=False))  # or none
     if item.labels is not None:
         masks.insert(0, (item.labels, result.labels()))
+    if item.format == "npy":
+        shape = slice(None) if stored.is_volume else 0  # a picture has no axis of slices
+        return [
+            (path, npy_bytes(values[shape]))
+            for path, values in [*masks, *zip(item.probabilities, maps, strict=True)]
+        ]
     if item.format == "nifti":
         assert stored.cut is not None  # of every volume
         whole = [*masks, *zip(item.probabilities, maps, strict=True)]

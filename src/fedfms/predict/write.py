@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import errno
 import gzip
 import io
+import logging
 import secrets
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from fedfms.data.grid import Array, Cut
 from fedfms.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedfms.data.dicom.series import Series
+    from fedfms.predict.headers import Sources
 
 # of the classes, in turn; background is black (Okabe and Ito's palette, told apart by all eyes)
 _COLOURS = (
@@ -34,6 +35,10 @@ _COLOURS = (
     (213, 94, 0),
     (204, 121, 167),
 )
+
+
+# What keeps every later file from being written too.
+_FOR_ALL = {errno.ENOSPC: "no-room", errno.EDQUOT: "no-room", errno.EROFS: "read-only"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +97,31 @@ def tiff_bytes(probabilities: Array) -> bytes:
     return buffer.getvalue()
 
 
-def dicom_bytes(values: Array, cut: Cut, series: Series, origin: Origin) -> bytes:
+def npy_bytes(values: Array) -> bytes:
+    """uint8 or float32 of any shape as an NPY file."""
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def dicom_bytes(values: Array, cut: Cut, sources: Sources, origin: Origin) -> bytes:
     """(K, D, H, W) masks (bool) or probabilities (float32) as one DICOM segmentation.
 
     Masks give a BINARY segmentation, in which classes may overlap; probabilities a FRACTIONAL one,
     in steps of 1/255. Patient and study are those of the series, and each frame names its slice.
+
+    Args:
+        values: slices, as `cut` made them.
+        cut: of the series' volume.
+        sources: the images of the series.
+        origin: what made the values.
     """
     import highdicom as hd
     from pydicom.sr.codedict import codes
     from pydicom.uid import generate_uid
 
+    for name in ("highdicom", "pydicom"):  # their warnings quote names of patients
+        logging.getLogger(name).setLevel(logging.ERROR)
     is_binary = values.dtype == bool
     algorithm = hd.AlgorithmIdentificationSequence(
         name=f"FedFMS Kit {origin.name}"[:64],
@@ -123,15 +143,15 @@ def dicom_bytes(values: Array, cut: Cut, series: Series, origin: Origin) -> byte
         for number, name in enumerate(origin.classes, start=1)
     ]
     voxels = np.stack([cut.voxels(mask) for mask in values])  # (K, columns, rows, slices)
-    with warnings.catch_warnings():  # highdicom's quote names of patients
+    with warnings.catch_warnings():  # as above
         warnings.simplefilter("ignore")
         segmentation = hd.seg.Segmentation(
-            source_images=[_with_all_it_needs(header) for header in series.headers],
+            source_images=sources.headers,
             pixel_array=np.ascontiguousarray(voxels.transpose(3, 2, 1, 0)),
             segmentation_type="BINARY" if is_binary else "FRACTIONAL",
             segment_descriptions=described,
             series_instance_uid=generate_uid(),
-            series_number=1000 + int(series.headers[0].get("SeriesNumber") or 0),
+            series_number=1000 + sources.series_number,
             sop_instance_uid=generate_uid(),
             instance_number=1,
             manufacturer="FedFMS Kit",
@@ -141,29 +161,50 @@ def dicom_bytes(values: Array, cut: Cut, series: Series, origin: Origin) -> byte
             content_label="FEDFMS" if is_binary else "FEDFMS_PROB",
             content_description=origin.short[:64],
             series_description=f"FedFMS {'masks' if is_binary else 'probabilities'}",
+            specific_character_set=sources.character_set,
         )
+        _refer(segmentation, sources.classes)
         buffer = io.BytesIO()
         segmentation.save_as(buffer)
     return buffer.getvalue()
 
 
-def _with_all_it_needs(header: Any) -> Any:
-    """A header in which what may be empty is at least there; programs that remove names drop it."""
-    whole = copy.copy(header)
-    for name in (
-        *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
-        *("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
-    ):
-        if name not in whole:
-            setattr(whole, name, "")
-    return whole
+def _refer(segmentation: Any, classes: Mapping[str, str]) -> None:
+    """Name the true SOPClassUID of each image that is referred to; refer to none if none is known.
+
+    Args:
+        segmentation: of highdicom.
+        classes: SOPInstanceUID to SOPClassUID.
+    """
+    if not classes:
+        del segmentation.SourceImageSequence, segmentation.ReferencedSeriesSequence
+        for frame in segmentation.PerFrameFunctionalGroupsSequence:
+            frame.DerivationImageSequence = []
+        return
+    references = [
+        *segmentation.SourceImageSequence,
+        *(
+            image
+            for series in segmentation.ReferencedSeriesSequence
+            for image in series.ReferencedInstanceSequence
+        ),
+        *(
+            image
+            for frame in segmentation.PerFrameFunctionalGroupsSequence
+            for derivation in frame.get("DerivationImageSequence") or []
+            for image in derivation.SourceImageSequence
+        ),
+    ]
+    for image in references:
+        image.ReferencedSOPClassUID = classes[image.ReferencedSOPInstanceUID]
 
 
 def write_files(files: Sequence[tuple[Path, bytes]]) -> None:
     """Write all beside their names, then rename: others see whole files or none.
 
     Raises:
-        ConfigError: a file or its folder cannot be written ("cannot-write").
+        ConfigError: a file or its folder cannot be written ("cannot-write"), and neither can any
+            other there ("no-room", "read-only").
     """
     parts: list[tuple[Path, Path]] = []
     try:
@@ -175,10 +216,11 @@ def write_files(files: Sequence[tuple[Path, bytes]]) -> None:
         for part, path in parts:
             part.replace(path)
     except OSError as error:
+        place = error.filename or files[0][0]
         raise ConfigError(
-            f"{error.filename or files[0][0]} cannot be written: {error.strerror}",
+            f"{place} cannot be written: {error.strerror}",
             "check that OUTPUT may be written and has room",
-            code="cannot-write",
+            code=_FOR_ALL.get(error.errno or 0, "cannot-write"),
         ) from None
     finally:
         for part, _ in parts:

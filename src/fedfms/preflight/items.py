@@ -92,7 +92,7 @@ class Checklist:
         except NotHere as why:
             yield Item(code, "SKIP", str(why))
         except Exception as error:  # a check must not end the others, nor show a traceback
-            log.debug("check %s", code, exc_info=True)
+            log.info("check %s", code, exc_info=True)  # which --verbose shows
             yield Item(
                 code,
                 "FAIL",

@@ -10,11 +10,12 @@ from pathlib import Path
 import psutil
 
 from fedfms.config import BACKBONES, Machine, SiteConfig
+from fedfms.data.memory import GIB, allowed_bytes
+from fedfms.data.memory import size_text as _size
 from fedfms.errors import CheckpointError, ConfigError, FedfmsError
 from fedfms.files import file_sha256
 from fedfms.preflight.items import NotHere, Worry
 
-GIB = 1024**3
 MIN_DISK_BYTES = GIB  # for job logs, scores and prepared slices
 MIN_EXCHANGE_BYTES = 3 * 45 * 1000**2  # a round of FedMSA on ViT-B: model, result, one to spare
 FEDSAM_EXCHANGE_BYTES = 3 * 375 * 1000**2  # the same of FedSAM on ViT-B
@@ -26,9 +27,6 @@ _NEW_EXCHANGE = (
     "set EXCHANGE_SIZE={size}g in .env and make the volume anew: docker compose down, then docker "
     "volume rm the one whose name ends in -exchange (docker volume ls), then docker compose up -d"
 )
-
-_V2_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_V1_LIMIT = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class MachineError(FedfmsError):
@@ -103,30 +101,37 @@ def check_exchange(folder: Path, checkpoints: Path | None = None) -> str:
     return f"{_size(total)} in {folder}, in memory"
 
 
-def check_memory(checkpoints: Path | None, on_gpu: bool) -> str:
-    """Whether this container may use the memory that the largest backbone here needs.
+def check_memory(checkpoints: Path | None, on_gpu: bool, data: int = 0) -> str:
+    """Whether this container may use the memory that backbone and data need.
+
+    Args:
+        checkpoints: folder of SAM checkpoints; the largest counts.
+        on_gpu: whether the model computes in the GPU's own memory.
+        data: bytes that the site's images and labels need.
 
     Raises:
         MachineError: code memory.
         Worry: the limit is enough, but others use the memory now.
     """
-    limit = min(psutil.virtual_memory().total, _cgroup_limit())
+    limit = allowed_bytes()
     # on the CPU: weights, gradients, Adam's two moments and a copy; else loading and sending
-    needed = BASE_MEMORY_BYTES + (2 if on_gpu else 5) * _largest(checkpoints)
+    needed = BASE_MEMORY_BYTES + (2 if on_gpu else 5) * _largest(checkpoints) + data
+    for_data = f", {_size(data)} of it for images and labels" if data else ""
     if limit < needed:
         raise MachineError(
-            f"this container may use {_size(limit)} of memory; the largest backbone here needs "
-            f"{_size(needed)}",
+            f"this container may use {_size(limit)} of memory; with the largest backbone here it "
+            f"needs {_size(needed)}{for_data}",
             f"set TRAINER_MEMORY={-(-needed // GIB)}g in .env, on a machine that has it",
             code="memory",
         )
     free = psutil.virtual_memory().available
     if free < needed:
         raise Worry(
-            f"{_size(limit)} allowed, but only {_size(free)} free now; {_size(needed)} are needed",
+            f"{_size(limit)} allowed, but only {_size(free)} free now; {_size(needed)} are needed"
+            f"{for_data}",
             "end what else uses memory on this machine",
         )
-    return f"{_size(limit)} allowed, {_size(free)} free, {_size(needed)} needed"
+    return f"{_size(limit)} allowed, {_size(free)} free, {_size(needed)} needed{for_data}"
 
 
 def check_shared_memory(workers: int, folder: Path = Path("/dev/shm")) -> str:
@@ -276,15 +281,6 @@ def _largest(checkpoints: Path | None) -> int:
     return max((path.stat().st_size for path in paths if path.is_file()), default=0)
 
 
-def _cgroup_limit() -> int:
-    for path in (_V2_LIMIT, _V1_LIMIT):
-        try:
-            return int(path.read_text())
-        except (OSError, ValueError):  # another version, or "max"
-            continue
-    return psutil.virtual_memory().total
-
-
 def _file_system(folder: Path) -> str:
     resolved = str(folder.resolve())
     inside = [
@@ -293,7 +289,3 @@ def _file_system(folder: Path) -> str:
         if Path(resolved).is_relative_to(partition.mountpoint)
     ]
     return max(inside, key=lambda p: len(p.mountpoint)).fstype if inside else ""
-
-
-def _size(count: int) -> str:
-    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 1024**2:.0f} MiB"

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedfms import __version__
 from fedfms.config import Machine, Policy, SiteConfig
@@ -26,6 +27,9 @@ from fedfms.preflight.kit import (
 )
 from fedfms.preflight.policy import check_authorization
 from fedfms.trainer.connection import ping
+
+if TYPE_CHECKING:
+    from fedfms.data.check import Examination
 
 MAX_CLOCK_SECONDS = 60.0
 
@@ -101,14 +105,22 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
     """The checks of the container that has the images and no network."""
     checks = Checklist(on_item)
     found: dict[str, SiteConfig] = {}
+    examined: list[Examination] = []
 
     def site_yml() -> str:
         _require_file(places.config, "SITE_CONFIG in .env", "site.yml")
         found["site"] = SiteConfig.from_yaml(places.config, places.data)
         return f"{places.config} is in order; classes: {', '.join(found['site'].classes)}"
 
-    def data() -> str | list[Item]:
-        return _data(found["site"], places.classes)
+    def data() -> list[Item]:
+        from fedfms.data.check import examine  # torch takes seconds to import
+
+        examined.append(examine(found["site"], places.classes or None))
+        return _data(examined[0])
+
+    def memory() -> str:
+        needed = examined[0].summary.memory.needed if examined else 0
+        return machine.check_memory(places.checkpoints, on_gpu, needed)
 
     must_have_gpu = Machine.from_environment().require_gpu
 
@@ -128,7 +140,7 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
     checks.check("gpu", gpu, () if must_have_gpu else ["site-yml"])
     checks.check("checkpoints", lambda: machine.check_checkpoints(places.checkpoints))
     on_gpu = must_have_gpu or (bool(found) and found["site"].device.startswith("cuda"))
-    checks.check("memory", lambda: machine.check_memory(places.checkpoints, on_gpu))
+    checks.check("memory", memory)
     checks.check(
         "shared-memory", lambda: machine.check_shared_memory(found["site"].workers), ["site-yml"]
     )
@@ -312,20 +324,20 @@ def _privacy(folder: Path) -> str:
     )
 
 
-def _data(site: SiteConfig, classes: Sequence[str]) -> str | list[Item]:
-    from fedfms.data.check import check_data
-    from fedfms.data.manifest import scan
-
-    findings = check_data(site, classes or None)
-    if not findings:
-        return f"{len(scan(site).cases)} cases in {site.data_root}, nothing to complain of"
+def _data(examination: Examination) -> list[Item]:
+    """A line with the numbers of what was read, then one for each finding."""
     return [
         Item(
-            "data",
-            "FAIL" if finding.severity == "error" else "WARN",
-            finding.problem,
-            finding.fix,
-            finding.code,
-        )
-        for finding in findings
+            "data" if not examination.findings else "data-read", "PASS", examination.summary.line()
+        ),
+        *(
+            Item(
+                "data",
+                "FAIL" if finding.severity == "error" else "WARN",
+                finding.problem,
+                finding.fix,
+                finding.code,
+            )
+            for finding in examination.findings
+        ),
     ]

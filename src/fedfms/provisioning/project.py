@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedfms.errors import ConfigError
 from fedfms.kits.about import ParticipantType
+from fedfms.yaml_text import parse_yaml
 
 ROLES = ("project_admin", "org_admin", "lead", "member")
 SUBMITTERS = ("project_admin", "lead")
@@ -152,36 +151,18 @@ def check_site_name(name: Any) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoKeyTwice)
+        content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise _wrong(
             f"there is no {path}", "name your project.yml; start from provisioning/project.yml"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise _wrong(f"{path} cannot be read: {error}", "check the file") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f" at line {mark.line + 1}" if mark else ""
-        why = getattr(error, "problem", None) or "it is no YAML"
-        raise _wrong(f"{path}{at}: {why}", "correct the file at that place") from None
+    except ConfigError as error:
+        raise _wrong(error.problem, error.fix) from None
     if not isinstance(content, dict):
         raise _wrong(f"{path} holds no keys", "start from provisioning/project.yml")
     return content
-
-
-class _NoKeyTwice(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error; the last one would win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def _participant(entry: Any, number: int, where: str) -> Participant:

@@ -34,7 +34,7 @@ class ManifestRow:
 
 def site_config(site: Site) -> SiteConfig:
     """The site.yml of one site, with its images where the study says."""
-    return SiteConfig.from_yaml(site.folder / "site.yml", site.data)
+    return SiteConfig.from_yaml(site.folder / "site.yml", site.data, "--data")
 
 
 def read_site(site: Site) -> tuple[SiteFacts, list[ManifestRow]]:

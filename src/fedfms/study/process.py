@@ -21,7 +21,7 @@ from types import FrameType
 
 from fedfms.config import SiteConfig
 from fedfms.control import Control
-from fedfms.errors import FederationError, FedfmsError
+from fedfms.errors import FederationError, FedfmsError, unexpected
 from fedfms.exchange.contribution import Metric
 from fedfms.exchange.payload import save_tensors
 from fedfms.report.collect import GLOBAL_MODEL, ROUNDS, load_result
@@ -230,6 +230,11 @@ def main(arguments: Sequence[str]) -> int:
         do_run(RunSpec.read(folder / SPEC_FILE), folder)
     except FedfmsError as error:
         _print({FAILURE_KEY: [error.problem, error.fix]})
+        return 1
+    except Exception as error:
+        told = unexpected(error, "the run cannot go on", FedfmsError)
+        sys.stderr.write(told.details)  # into the run's log
+        _print({FAILURE_KEY: [told.problem, f"{told.fix}; they stand at the end of its log"]})
         return 1
     except KeyboardInterrupt:
         return 130

@@ -19,7 +19,7 @@ from fedfms.config import Recipe, SiteConfig
 from fedfms.control import Control
 from fedfms.data.dataset import PreparedCase, prepare_cases
 from fedfms.data.manifest import find_cases
-from fedfms.errors import DoorClosed, FedfmsError
+from fedfms.errors import DoorClosed, FedfmsError, unexpected
 from fedfms.exchange.contribution import MAX_PICTURE_BYTES
 from fedfms.exchange.door import read_policy
 from fedfms.exchange.trained import load_trained
@@ -33,7 +33,7 @@ from fedfms.study.record import (
     write_scores,
 )
 from fedfms.study.spec import RunSpec, write_machine, write_phase
-from fedfms.training.device import torch_device
+from fedfms.training.device import failures_explained, ready_device
 from fedfms.training.evaluate import CaseScore, evaluate
 from fedfms.training.meter import Meter
 from fedfms.training.overlay import site_pictures
@@ -75,9 +75,10 @@ def score_site(
     return prepared, scores, rows
 
 
+@failures_explained()
 def score_run(spec: RunSpec, folder: Path) -> None:
     """Write scores.csv and pictures/ of the run whose model lies in `folder`."""
-    device = torch_device(site_config(spec.sites[0]))
+    device = ready_device(site_config(spec.sites[0]))
     meter = Meter(device)
     with meter("score"):
         write_scores(folder / SCORES_FILE, list(_scored(spec, folder)))
@@ -136,6 +137,10 @@ def main(arguments: Sequence[str]) -> int:
         score_run(RunSpec.read(Path(arguments[0])), Path(arguments[1]))
     except FedfmsError as error:
         sys.stderr.write(f"{error}\n")
+        return 1
+    except Exception as error:
+        told = unexpected(error, "the run cannot be scored", FedfmsError)
+        sys.stderr.write(f"{told.details}{told}\n")
         return 1
     return 0
 

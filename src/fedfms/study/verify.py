@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedfms.config import Recipe
-from fedfms.errors import CheckpointError, ConfigError, FedfmsError
+from fedfms.errors import CheckpointError, ConfigError, FedfmsError, unexpected
 from fedfms.exchange.trained import load_trained
 from fedfms.files import file_sha256
 from fedfms.report.records import RECORDS, History, read_records
@@ -72,16 +72,16 @@ def verify_run(
     run = read_run(folder)
     sites = sites if sites is not None else sites_of(folder)
     checks = [
-        Check("run.json as it was written", tuple(_seal_problems(folder))),
-        Check("the recipe as it ran", tuple(_recipe_problems(run))),
-        Check("the other files as they were written", tuple(_file_problems(run))),
-        Check(f"{ROUNDS_FILE} and the bytes, from the records", tuple(_round_problems(run))),
+        Check("run.json as it was written", _found(_seal_problems, folder)),
+        Check("the recipe as it ran", _found(_recipe_problems, run)),
+        Check("the other files as they were written", _found(_file_problems, run)),
+        Check(f"{ROUNDS_FILE} and the bytes, from the records", _found(_round_problems, run)),
     ]
-    data = tuple(_data_problems(run, sites))
+    data = _found(_data_problems, run, sites)
     checks.append(Check("the images, labels and site.yml of each site", data))
     recipe_holds = not checks[1].problems
     if recipe_holds and not data:
-        scores = tuple(_score_problems(run, sites, checkpoints, tolerance, on_progress))
+        scores = _found(_score_problems, run, sites, checkpoints, tolerance, on_progress)
         checks.append(Check(f"{SCORES_FILE}, computed again from the model", scores))
     return checks
 
@@ -105,6 +105,16 @@ def sites_of(run: Path) -> list[Site]:
     if asked["sites"] is None:
         return find_sites(study / PHANTOMS_FOLDER, None)
     return find_sites(Path(asked["sites"]), Path(asked["data"]) if asked["data"] else None)
+
+
+def _found(look: Callable[..., Iterable[str]], *about: object) -> tuple[str, ...]:
+    """The problems that a check finds; one that cannot read its files has found one."""
+    try:
+        return tuple(look(*about))
+    except FedfmsError:
+        raise
+    except Exception as error:  # files that were changed are anything
+        return (unexpected(error, "what it reads cannot be used", FedfmsError).problem,)
 
 
 def _seal_problems(folder: Path) -> list[str]:
@@ -187,6 +197,9 @@ def _data_problems(run: Run, sites: Sequence[Site]) -> list[str]:
             facts, rows = read_site(there[name])
         except FedfmsError as error:
             found.append(f"{name}: {error.problem}")
+            continue
+        except Exception as error:
+            found.append(unexpected(error, f"{name} cannot be read", FedfmsError).problem)
             continue
         if facts.config_sha256 != run.record.sites[name].config_sha256:
             found.append(f"{name}: site.yml was changed after the run")

@@ -28,8 +28,8 @@ def describe(folders: SiteFolders, busy: bool) -> Pong:
         device: Device = "cuda" if torch_device(site).type == "cuda" else "cpu"
         if not site.data_root.is_dir():
             raise SiteDataError(
-                f"there is no folder {site.data_root}",
-                "set SITE_DATA to the folder with your images, or correct data_root in site.yml",
+                f"there is no folder {site.data_root} ({site.data_root_named_by})",
+                "name the folder with your images there",
                 code="no-data-root",
             )
     except FedfmsError as error:

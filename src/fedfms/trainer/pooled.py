@@ -22,7 +22,7 @@ from fedfms.exchange.contribution import Metric
 from fedfms.exchange.payload import read_travelling
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
-from fedfms.training.device import torch_device
+from fedfms.training.device import failures_explained, ready_device
 from fedfms.training.evaluate import evaluate, summarize
 from fedfms.training.loop import RoundResult, train_round
 from fedfms.training.meter import Meter
@@ -40,6 +40,7 @@ class PooledRound:
     peak_memory_bytes: Mapping[str, int]  # by phase: of this process, or of its GPU
 
 
+@failures_explained()
 def train_pooled(
     recipe: Recipe,
     sites: Mapping[str, SiteConfig],
@@ -68,7 +69,7 @@ def train_pooled(
         FedfmsError: whatever is wrong with the files, the checkpoint or the training.
     """
     machine = next(iter(sites.values()))
-    device = torch_device(machine)
+    device = ready_device(machine)
     meter = Meter(device)
     with meter("prepare"):
         model = build_model(recipe, find_checkpoint(recipe, checkpoints)).to(device)

@@ -8,6 +8,7 @@ supervises it (the container engine, `fedfms simulate`) starts it again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import logging
 import math
@@ -47,6 +48,7 @@ from fedfms.trainer.messages import (
     socket_address,
 )
 from fedfms.trainer.tasks import Outcome, SiteFolders, TaskRunner
+from fedfms.training.device import GPU_FAILED
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ MAX_UNREAD_BYTES = 1024 * 1024  # of signs of life that a client did not take
 # exit codes; a supervisor starts the trainer again after any of them but 0
 EXIT_ABORT_IGNORED = 70  # the computation did not stop when asked
 EXIT_STALLED = 71  # the computation showed no sign of life
+EXIT_GPU_FAILED = 72  # CUDA refuses everything in a process after most of its errors
 
 
 def serve(
@@ -128,6 +131,7 @@ class TrainerServer:
         self._announcer = Announcer(runner.folders)
         self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="task")
         self._connections: set[asyncio.Task[None]] = set()
+        self._gpu_failed = False
 
     async def run(self) -> None:
         """Serve until a signal; see `serve`."""
@@ -164,8 +168,11 @@ class TrainerServer:
             else:
                 answer = request
             writer.write(encode(answer))
-            while await reader.read(MAX_LINE_BYTES):  # until the client has taken its files
-                pass
+            if isinstance(answer, Failure) and answer.code == GPU_FAILED:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(_closed(reader), ABORT_GRACE_SECONDS)
+                self._end_hard(EXIT_GPU_FAILED, "its GPU failed; a new process can use it again")
+            await _closed(reader)
         except (OSError, ValueError):
             log.info("a client went away in the middle of a message")
         finally:
@@ -190,6 +197,8 @@ class TrainerServer:
             await asyncio.wait({turn, stop}, return_when=asyncio.FIRST_COMPLETED)
             if not turn.done():
                 return self._stopped()
+            if self._gpu_failed:
+                return Failure("TrainingError", GPU_FAILED)
             running.start()
             self._push_back_timer()
             work = asyncio.get_running_loop().run_in_executor(
@@ -204,6 +213,7 @@ class TrainerServer:
                 if not work.done():
                     self._end_hard(EXIT_ABORT_IGNORED, "the task did not stop when asked")
             answer = work.result()
+            self._gpu_failed = isinstance(answer, Failure) and answer.code == GPU_FAILED
             return self._stopped() if running.control.aborted else answer
         finally:
             faulthandler.cancel_dump_traceback_later()
@@ -272,7 +282,7 @@ class TrainerServer:
             log.info("the task was stopped")
             return Failure(type(error).__name__, public_code(error.code))
         except FedfmsError as error:
-            self._tell_the_site(request, error.public, str(error))
+            self._tell_the_site(request, error.public, _in_full(error))
             return Failure(type(error).__name__, public_code(error.code))
         except Exception as error:
             name = type(error).__name__
@@ -353,6 +363,19 @@ async def _first_request(reader: asyncio.StreamReader) -> TaskRequest | Ping | F
     if isinstance(request, AbortRequest):  # with nothing to abort
         return Failure("TrainerError", "nonsense")
     return request
+
+
+async def _closed(reader: asyncio.StreamReader) -> None:
+    """Return when the client has closed: it has taken its files."""
+    while await reader.read(MAX_LINE_BYTES):
+        pass
+
+
+def _in_full(error: FedfmsError) -> str:
+    """For the site's own file: also the error of a library that it was made of."""
+    if error.__cause__ is None:
+        return f"{error}\n{error.details}".rstrip()
+    return f"{error}\n{''.join(traceback.format_exception(error.__cause__))}"
 
 
 def _answers(address: str) -> bool:

@@ -23,7 +23,13 @@ from fedfms.exchange.payload import difference, read_travelling, shapes_of, writ
 from fedfms.models.build import SamSegmenter, build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.trainer.messages import Task
-from fedfms.training.device import free_unused_memory, torch_device, use_threads
+from fedfms.training.device import (
+    failures_explained,
+    free_unused_memory,
+    ready_device,
+    torch_device,
+    use_threads,
+)
 from fedfms.training.evaluate import CaseScore, evaluate, summarize
 from fedfms.training.loop import RoundResult, train_round
 from fedfms.training.meter import Meter
@@ -91,7 +97,8 @@ class TaskRunner:
             FedfmsError: whatever is wrong with the site's files or the task; nothing leaves then.
         """
         try:
-            return self._run(task, received, control)
+            with failures_explained():
+                return self._run(task, received, control)
         except BaseException:
             self._job = None  # half a round is no state to go on from
             free_unused_memory()
@@ -106,7 +113,7 @@ class TaskRunner:
         _check_task(task, self.folders.name)
         _check_device(recipe, site)
         use_threads(site)
-        meter = Meter(torch_device(site))
+        meter = Meter(ready_device(site))
 
         with meter("prepare"):
             job = self._job_for(task, site)

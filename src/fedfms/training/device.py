@@ -1,14 +1,22 @@
-"""The site's machine: which device, how many threads, and what running out of memory looks like."""
+"""The site's machine: which device, made ready, how many threads, and what its failures mean.
+
+Nothing else in fedfms asks `torch.cuda` for anything that depends on a device: before CUDA is
+initialized some of its functions fail and others answer for another GPU. `torch_device` only
+chooses; `ready_device` and `make_ready` start CUDA, and from then on everything may be asked.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from fedfms.config import Machine, Recipe, SiteConfig
-from fedfms.errors import ConfigError
+from fedfms.errors import ConfigError, TrainingError
 
 log = logging.getLogger(__name__)
 
@@ -19,29 +27,76 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def torch_device(site: SiteConfig) -> torch.device:
-    """The device this site computes on.
+    """The device this site computes on; a CUDA device has its number. Starts nothing there.
 
-    "auto" takes a CUDA device where there is one. A site that names CUDA never computes on the
-    processor by mistake: that is an error.
+    "auto" takes the first CUDA device where there is one, and "cuda" means the first. A site that
+    names CUDA never computes on the processor by mistake: that is an error.
+
+    Raises:
+        ConfigError: code no-gpu.
     """
     if site.device == "cpu" or (site.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"site.yml asks for device {site.device}, and torch finds no CUDA device here",
+            f"site.yml asks for device {site.device}, and torch finds no CUDA device here: "
+            f"{why_no_gpu()}",
             "check the driver with nvidia-smi, start the trainer with the GPU overlay, or set "
             "device: cpu in site.yml",
             code="no-gpu",
         )
-    device = torch.device("cuda", 0) if site.device == "auto" else torch.device(site.device)
+    device = torch.device("cuda", int(site.device.partition(":")[2] or 0))
     count = torch.cuda.device_count()
-    if device.index is not None and device.index >= count:
+    if device.index >= count:
         raise ConfigError(
             f"site.yml asks for device {site.device}, and torch finds {count} CUDA device(s) here",
             f"use cuda:0 to cuda:{count - 1}, or let the trainer see more devices",
             code="no-gpu",
         )
     return device
+
+
+def ready_device(site: SiteConfig) -> torch.device:
+    """The device this site computes on, made ready for this thread to compute on.
+
+    Raises:
+        ConfigError: code no-gpu.
+        TrainingError: as `make_ready`.
+    """
+    device = torch_device(site)
+    make_ready(device)
+    return device
+
+
+def make_ready(device: torch.device) -> None:
+    """Start CUDA on a device, make it this thread's own, and let it compute one number.
+
+    Otherwise torch's helper threads would take memory on the first GPU, and a GPU that this build
+    of torch has no code for would fail in the middle of a round. On the processor it does nothing.
+
+    Args:
+        device: from `torch_device`.
+
+    Raises:
+        TrainingError: the GPU does not compute; see `failures_explained`.
+    """
+    if device.type != "cuda":
+        return
+    with failures_explained():
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.cuda.set_device(device)
+        if device not in _proved:
+            torch.ones(1).to(device).add_(1).item()
+            _proved.add(device)
+
+
+def why_no_gpu() -> str:
+    """In torch's words, why it finds no CUDA device: no driver, an old one, no build for CUDA."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return _first_sentence(error)
+    return "it may have come or gone a moment ago"
 
 
 def require_gpu() -> None:
@@ -53,7 +108,7 @@ def require_gpu() -> None:
     if Machine.from_environment().require_gpu and not torch.cuda.is_available():
         raise ConfigError(
             "this trainer was started with the GPU overlay (FEDFMS_REQUIRE_GPU), and torch finds "
-            "no CUDA device here",
+            f"no CUDA device here: {why_no_gpu()}",
             "check the driver with nvidia-smi on the host, and that the image is one for GPUs; to "
             "compute on the processor, take compose.gpu.yml out of COMPOSE_FILE in .env",
             code="no-gpu",
@@ -88,5 +143,133 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_unused_memory() -> None:
     """Give the GPU memory that torch keeps for later back, so that a smaller try can have it."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        with contextlib.suppress(RuntimeError):  # of a GPU that failed: the first error is the news
+            torch.cuda.empty_cache()
+
+
+# ------------------------------------------------------------------ what a device's failures mean
+
+NO_GPU, GPU_BUSY = "no-gpu", "gpu-busy"
+GPU_UNSUPPORTED, GPU_FAILED = "gpu-unsupported", "gpu-failed"
+# codes of errors of the device itself: the next image or task on it would fail alike
+DEVICE_CODES = frozenset({NO_GPU, GPU_UNSUPPORTED, GPU_BUSY, GPU_FAILED})
+
+_proved: set[torch.device] = set()  # that have computed in this process
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    signs: str  # regular expression on CUDA's own words
+    code: str
+    means: str
+    fix: str
+
+
+_ELSE = _Failure(
+    "",
+    GPU_FAILED,
+    "the GPU failed",
+    "start again; if it comes back, look at nvidia-smi and at the kernel's log (dmesg, Xid), or "
+    "set device: cpu in site.yml",
+)
+_FAILURES = (
+    _Failure(
+        r"no kernel image|unsupported toolchain|device kernel image is invalid",
+        GPU_UNSUPPORTED,
+        "this build of torch has no code for this GPU",
+        "use a build of torch that names the GPU's compute capability, a newer GPU, or device: cpu "
+        "in site.yml",
+    ),
+    _Failure(
+        r"driver (version )?(on your system )?is (too old|insufficient)|forward compatibility|"
+        r"no NVIDIA driver|No CUDA GPUs|no CUDA-capable device|not compiled with CUDA|"
+        r"driver initialization failed|CUDA unknown error|system not yet initialized",
+        NO_GPU,
+        "torch cannot use a GPU here",
+        "nvidia-smi must work and name a driver new enough for this build of torch; update the "
+        "driver, use an image for GPUs, or set device: cpu in site.yml",
+    ),
+    _Failure(
+        r"busy or unavailable|exclusive",
+        GPU_BUSY,
+        "another process has the GPU for itself",
+        "see who with nvidia-smi; wait for it, or let several share it (nvidia-smi -c DEFAULT)",
+    ),
+    _Failure(
+        r"device-side assert",
+        GPU_FAILED,
+        "a computation on the GPU met a number that it cannot use",
+        "run once with device: cpu in site.yml, which says where; then tell us",
+    ),
+    _Failure(
+        r"(CUBLAS|CUDNN)_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR)",
+        GPU_FAILED,
+        "a library of CUDA could not start on the GPU, mostly since its memory is nearly full",
+        "see with nvidia-smi what else uses it, or set a smaller micro_batch in site.yml",
+    ),
+    _Failure(
+        r"ECC|uncorrectable|fallen off|GPU is lost",
+        GPU_FAILED,
+        "the GPU has a fault or is gone",
+        "start the machine again; if it comes back, the GPU needs service: nvidia-smi -q -d ECC",
+    ),
+)
+# What CUDA and torch write before their own codes; a tensor on the wrong device is a mistake of
+# ours, has none of them, and keeps its traceback.
+_OF_THE_DEVICE = re.compile(
+    r"CUDA error|CUDA driver|CUDA call failed|CUDA unknown error|CUDA runtime error|"
+    r"with CUDA enabled|initialize CUDA|No CUDA GPUs|NVIDIA driver|cuDNN error|CUDNN_STATUS|"
+    r"CUBLAS_STATUS|CUSOLVER_STATUS|CUFFT_|NVML|Invalid device (argument|id|ordinal)|"
+    r"no kernel image"
+)
+
+
+@contextlib.contextmanager
+def failures_explained() -> Iterator[None]:
+    """Let what a device raises reach a person as problem and fix; other errors pass as they are.
+
+    Raises:
+        TrainingError: code out-of-memory; no-gpu, gpu-unsupported, gpu-busy; or gpu-failed, after
+            which this process cannot use its GPU any more.
+    """
+    try:
+        yield
+    except Exception as error:  # torch's own class for CUDA's errors is young
+        if (explained := explanation(error)) is None:
+            raise
+        raise explained from error
+
+
+def explanation(error: Exception) -> TrainingError | None:
+    """What an error of torch says of the device, as problem and fix; None if it is none of it."""
+    if is_out_of_memory(error):
+        return TrainingError(
+            f"memory ran out: {_first_sentence(error)}",
+            "see what else uses this device; use a smaller image_size or backbone in recipe.json, "
+            "precision bf16, or a machine with more memory",
+            code="out-of-memory",
+        )
+    text = str(error)
+    of_torch = isinstance(error, RuntimeError | AssertionError | torch.cuda.DeferredCudaCallError)
+    if not of_torch or _OF_THE_DEVICE.search(text) is None:
+        return None
+    found = next((one for one in _FAILURES if re.search(one.signs, text)), _ELSE)
+    has = _capabilities() if found.code == GPU_UNSUPPORTED else ""
+    problem = f"{found.means}{has}: {_first_sentence(error)}"
+    return TrainingError(problem, found.fix, code=found.code)
+
+
+def _capabilities() -> str:
+    """What this thread's GPU can run and what this build of torch was made for, if they say it."""
+    with contextlib.suppress(Exception):
+        name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        built_for = " ".join(torch.cuda.get_arch_list())
+        return f" ({name} has compute capability {major}.{minor}; the build: {built_for})"
+    return ""
+
+
+def _first_sentence(error: Exception) -> str:
+    """The first line of an error; torch puts advice for programmers and a C++ trace below it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(". ")[:300] if lines else type(error).__name__

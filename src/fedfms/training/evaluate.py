@@ -28,10 +28,11 @@ from fedfms.data.dataset import (
 from fedfms.errors import TrainingError
 from fedfms.exchange.contribution import Metric
 from fedfms.training.device import (
+    failures_explained,
     free_unused_memory,
     is_out_of_memory,
+    ready_device,
     slices_at_once,
-    torch_device,
     use_threads,
 )
 from fedfms.training.interrupt import in_background, interruptible
@@ -90,7 +91,8 @@ def evaluate(
 
     Raises:
         TaskAborted: `control.abort()` was called.
-        TrainingError: "out-of-memory" with a single slice in memory; "non-finite-logits".
+        TrainingError: "out-of-memory" with a single slice in memory; "non-finite-logits"; what
+            `failures_explained` makes of a failing GPU.
     """
     drawn = annotated(site, recipe).tolist()
     paper = SliceDataset(cases, site, recipe) if recipe.paper_compat and cases else None
@@ -151,9 +153,10 @@ def predict(
     Raises:
         as `evaluate`.
     """
-    device = torch_device(site)
+    device = ready_device(site)
     use_threads(site)
-    model.to(device).eval()
+    with failures_explained():
+        model.to(device).eval()
     limit = slices_at_once(recipe, site, device)
     done = 0
     control.report("evaluate", done, len(slices))
@@ -252,7 +255,8 @@ def _forward(
             logits: Tensor = model(images.to(device)).float().cpu()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
-            raise
+            with failures_explained():
+                raise
         return None
     if not bool(logits.isfinite().all()):
         raise TrainingError(

@@ -19,10 +19,11 @@ from fedfms.control import Control
 from fedfms.data.dataset import SliceDataset
 from fedfms.errors import TrainingError
 from fedfms.training.device import (
+    failures_explained,
     free_unused_memory,
     is_out_of_memory,
+    ready_device,
     slices_at_once,
-    torch_device,
     use_threads,
 )
 from fedfms.training.interrupt import interruptible
@@ -44,6 +45,7 @@ class RoundResult:
     optimizer: torch.optim.Optimizer  # to be handed into the next round, or dropped
 
 
+@failures_explained()
 def train_round(
     model: nn.Module,
     dataset: SliceDataset | ConcatDataset[dict[str, Tensor]],
@@ -72,11 +74,12 @@ def train_round(
             site's own setting to fit.
 
     Raises:
-        TrainingError: "non-finite-loss", or "out-of-memory" with a single slice in memory.
+        TrainingError: "non-finite-loss", "out-of-memory" with a single slice in memory, or what
+            `failures_explained` makes of a failing GPU.
         TaskAborted: `control.abort()` was called.
     """
     started = time.monotonic()
-    device = torch_device(site)
+    device = ready_device(site)
     use_threads(site)
     model.to(device).train()
     optimizer = adam(model, recipe) if optimizer is None else _of_this_model(optimizer, model)
@@ -223,13 +226,15 @@ def shuffled_batches(slices: int, recipe: Recipe, seed: int) -> list[list[int]]:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch for the round, and leave its generator as it was before.
+    """Seed torch for the round, here and on its device, and leave its generators as before.
 
     What comes after, such as a site's noise, must not follow from a seed that everybody knows.
     """
-    devices = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device.index] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:  # not torch.manual_seed, which seeds every GPU and could restore this one only
+            torch.cuda.default_generators[device.index].manual_seed(seed)
         yield
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from fedfms.training.device import make_ready
+
 _PROCESS = Path("/proc/self")
 
 
@@ -41,6 +43,7 @@ class Meter:
 
 def _count_peak_anew(device: torch.device) -> None:
     if device.type == "cuda":
+        make_ready(device)  # or torch has no statistics to begin anew
         torch.cuda.reset_peak_memory_stats(device)
         return
     with contextlib.suppress(OSError):

@@ -301,8 +301,6 @@ def test_labels_of_negative_values_and_label_tiffs_keep_their_values(tmp_path):
     values = MASK.astype(np.int16) - 2
     tifffile.imwrite(tmp_path / "m.tif", values)
     np.testing.assert_array_equal(label(tmp_path / "m.tif", format="image").values[0], values)
-    tifffile.imwrite(tmp_path / "w.tif", MASK, photometric="miniswhite")
-    np.testing.assert_array_equal(label(tmp_path / "w.tif", format="image").values[0], MASK)
 
 
 # --------------------------------------------------------------------------------------------- NPY
@@ -492,7 +490,7 @@ def test_arrays_that_are_no_image(tmp_path, values, changes, code):
 
 def test_pickled_arrays_are_never_unpickled(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    assert refused(image, tmp_path / "a.npy", format="npy").code == "damaged-file"
+    assert refused(image, tmp_path / "a.npy", format="npy").code == "not-one-number-a-voxel"
 
 
 def test_a_file_that_is_gone_and_a_wrong_ending(tmp_path):

@@ -1,9 +1,20 @@
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from site_files import site_config, write_site
 
-from fedfms.data.manifest import find_cases, scan, several_files_a_patient, validation_patients
+from fedfms.data.manifest import (
+    find_cases,
+    scan,
+    several_files_a_patient,
+    untaken,
+    validation_patients,
+)
 from fedfms.errors import SiteDataError
 
 
@@ -84,6 +95,282 @@ def test_hidden_files_and_folders_are_no_cases(tmp_path):
     touch(tmp_path, "i/a.png", "i/b.png", "i/._a.png", "l/a.png", "l/b.png", "l/.DS_Store.png")
     (tmp_path / "i" / "folder.png").mkdir()
     assert set(pairs(tmp_path, "i/*.png", "l/*.png")) == {"i/a.png", "i/b.png"}
+
+
+def test_what_systems_leave_in_folders_is_no_case_and_no_unreadable_folder(tmp_path):
+    touch(tmp_path, "i/1.png", "i/2.png", "i/Thumbs.db", "i/desktop.ini", "i/.DS_Store")
+    touch(tmp_path, "l/1.png", "l/2.png", "l/Thumbs.db", "i/@eaDir/1.png/thumb.jpg", "l/@eaDir/x")
+    assert pairs(tmp_path, "i/*", "l/*", format="image") == {
+        "i/1.png": "l/1.png",
+        "i/2.png": "l/2.png",
+    }
+    (tmp_path / "lost+found").mkdir(mode=0o000)
+    assert len(pairs(tmp_path, "**/i/*.png", "**/l/*.png")) == 2
+
+
+def test_a_link_to_a_folder_above_is_not_followed_in_circles(tmp_path):
+    touch(tmp_path, "i/p1/a.png", "i/p2/b.png", "l/p1/a.png", "l/p2/b.png", "m/c.png", "n/c.png")
+    (tmp_path / "i" / "p1" / "again").symlink_to(tmp_path / "i")
+    (tmp_path / "i" / "p3").symlink_to(tmp_path / "m")
+    (tmp_path / "l" / "p3").symlink_to(tmp_path / "n")
+    assert pairs(tmp_path, "i/**/*.png", "l/**/*.png") == {
+        "i/p1/a.png": "l/p1/a.png",
+        "i/p2/b.png": "l/p2/b.png",
+        "i/p3/c.png": "l/p3/c.png",
+    }
+
+
+# ---------------------------------------------------------------------------------------- endings
+
+
+@pytest.mark.parametrize(
+    ("format", "endings", "glob"),
+    [
+        ("nifti", (".nii.gz", ".nii"), "*.nii*"),
+        ("nifti", (".nii.gz", ".NII.GZ", ".nii"), "*"),
+        ("nifti", (".nii", ".Nii"), "*.*"),
+        ("image", (".tif", ".tiff"), "*.tif*"),
+        ("image", (".png", ".PNG"), "*.[pP][nN][gG]"),
+        ("image", (".jpg", ".jpeg", ".JPG", ".tif", ".png"), "*"),
+    ],
+)
+def test_an_ending_is_no_part_of_a_name_and_moves_nobody(tmp_path, format, endings, glob):
+    names = [f"case.{n}" for n in range(12)]
+    fixed = {".nii.gz": "*.nii.gz"}.get(endings[0], f"*{endings[0]}")
+    touch(tmp_path, *[f"plain/{part}/{name}{endings[0]}" for part in "il" for name in names])
+    plain = site_config(
+        tmp_path / "plain",
+        format,
+        images=f"i/{fixed}",
+        labels=f"l/{fixed}",
+        validation_fraction=0.4,
+    )
+    expected = {case.key: (case.patient, case.split) for case in find_cases(plain)}
+    assert set(expected) == set(names)
+    for shift in range(len(endings)):  # image and label may end differently
+        root = tmp_path / f"mixed{shift}"
+        for n, name in enumerate(names):
+            touch(root, f"i/{name}{endings[n % len(endings)]}")
+            touch(root, f"l/{name}{endings[(n + shift) % len(endings)]}")
+        site = site_config(
+            root, format, images=f"i/{glob}", labels=f"l/{glob}", validation_fraction=0.4
+        )
+        assert {case.key: (case.patient, case.split) for case in find_cases(site)} == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [("i/*.nii", "l/*.nii.gz"), ("i/*.nii*", "l/*.nii.gz"), ("i/*.nii", "l/*"), ("i/*.*", "l/*")],
+)
+def test_the_two_globs_may_differ_in_their_endings(tmp_path, images, labels):
+    touch(tmp_path, "i/a.nii", "i/b.nii", "l/a.nii.gz", "l/b.nii.gz")
+    assert pairs(tmp_path, images, labels) == {"i/a.nii": "l/a.nii.gz", "i/b.nii": "l/b.nii.gz"}
+
+
+def test_one_name_with_two_endings_is_an_error_that_names_both(tmp_path):
+    touch(tmp_path, "i/a.nii", "i/a.nii.gz", "i/b.nii", "l/a.nii.gz", "l/b.nii.gz")
+    error = problem(tmp_path, format="nifti", images="i/*.nii*", labels="l/*.nii*")
+    assert error.code == "several-images"
+    assert "i/a.nii, i/a.nii.gz" in error.problem
+
+
+def test_one_name_in_two_spellings_of_an_accent_is_an_error(tmp_path):
+    touch(tmp_path, "i/caf\u00e9.png", "i/cafe\u0301.png", "i/b.png", "l/b.png", "l/caf\u00e9.png")
+    assert problem(tmp_path).code == "several-images"
+
+
+def test_no_image_of_this_name_says_which_lie_there(tmp_path):
+    touch(tmp_path, "i/a.PNG", "i/b.PNG", "l/a.png", "l/b.png")
+    error = problem(tmp_path)
+    assert error.code == "no-images"
+    assert "a.PNG" in error.problem and "capitals" in error.fix
+
+
+def test_an_empty_folder_is_called_empty(tmp_path):
+    error = problem(tmp_path)
+    assert "is empty" in error.problem and "mounted" in error.fix
+
+
+# ------------------------------------------------------------------------- names of other kinds
+
+
+def test_names_that_are_no_utf_8_work_and_are_dealt_by_their_bytes(tmp_path):
+    names = [b"m\xfcller_%d.png" % n for n in range(6)]
+    for name in names:
+        for part in "il":
+            touch(tmp_path, os.fsdecode(part.encode() + b"/" + name))
+    site = site_config(
+        tmp_path, "image", images="i/*.png", labels="l/*.png", validation_fraction=0.34
+    )
+    cases = find_cases(site)
+    assert {os.fsencode(case.image.name) for case in cases} == set(names)
+    digests = {
+        name: hashlib.sha256(b"0:" + name.removesuffix(b".png")).hexdigest() for name in names
+    }
+    first = set(sorted(names, key=digests.get)[:2])
+    assert {os.fsencode(c.image.name) for c in cases if c.split == "validation"} == first
+
+
+# ------------------------------------------------------------------------------------ pair_by
+
+
+def test_one_image_and_one_label_in_a_folder_are_a_pair(tmp_path):
+    touch(tmp_path, "Pat 0001/T1w_2024-03-01.nii.gz", "Pat 0001/mask.nii.gz")
+    touch(tmp_path, "Pat 0002/T1w_2023-12-24.nii.gz", "Pat 0002/mask.nii.gz")
+    globs = {"images": "*/T1w_*.nii.gz", "labels": "*/mask.nii.gz"}
+    site = site_config(tmp_path, **globs, pair_by="folder")
+    assert [(case.key, case.patient) for case in find_cases(site)] == [
+        *(("Pat 0001", "Pat 0001"), ("Pat 0002", "Pat 0002"))
+    ]
+    error = scan(site_config(tmp_path, **globs)).problems[0]
+    assert error.code == "globs-differ" and "pair_by: folder" in error.fix
+
+
+def test_folders_beside_each_other_pair_by_the_wildcards_above(tmp_path):
+    touch(tmp_path, *[f"p{n}/anat/T1_{n * 7}.nii" for n in range(3)])
+    touch(tmp_path, *[f"p{n}/drawn/{n * 5}.nii.gz" for n in range(3)])
+    assert pairs(tmp_path, "*/anat/T1_*.nii", "*/drawn/*.nii.gz", pair_by="folder") == {
+        f"p{n}/anat/T1_{n * 7}.nii": f"p{n}/drawn/{n * 5}.nii.gz" for n in range(3)
+    }
+
+
+@pytest.mark.parametrize(
+    ("more", "globs", "code", "words"),
+    [
+        ("p1/T1_b.nii", {}, "several-images", "p1/T1_a.nii, p1/T1_b.nii"),
+        ("p1/mask2.nii", {}, "several-labels", "p1/mask.nii, p1/mask2.nii"),
+        ("p3/T1_a.nii", {}, "unpaired-files", "p3/T1_a.nii"),
+        ("p3/mask.nii", {}, "unpaired-files", "p3/mask.nii"),
+        ("T1_a.nii", {"images": "T1_*.nii"}, "globs-differ", "different wildcards"),
+    ],
+)
+def test_a_folder_that_does_not_pair_says_why(tmp_path, more, globs, code, words):
+    touch(tmp_path, more, *[f"p{n}/{name}.nii" for n in (1, 2) for name in ("T1_a", "mask")])
+    given = {"images": "*/T1_*.nii", "labels": "*/mask*.nii", **globs}
+    error = problem(tmp_path, **given, format="nifti", pair_by="folder")
+    assert error.code == code and words in error.problem and error.fix
+
+
+def test_images_and_labels_of_a_patient_are_a_pair(tmp_path):
+    touch(tmp_path, *[f"scans/2024/P{n}-T1-{n * 3}.nii" for n in range(4)])
+    touch(tmp_path, *[f"masks/final_P{n}_v2.nii.gz" for n in range(4)])
+    given = {"images": "scans/*/*.nii", "labels": "masks/*.nii.gz", "patient": r"(P\d+)"}
+    site = site_config(tmp_path, **given, pair_by="patient")
+    assert [(c.key, c.patient, c.label.name) for c in find_cases(site)] == [
+        (f"P{n}", f"P{n}", f"final_P{n}_v2.nii.gz") for n in range(4)
+    ]
+    touch(tmp_path, "masks/draft_P2.nii.gz")
+    error = problem(tmp_path, **given, format="nifti", pair_by="patient")
+    assert error.code == "several-labels" and "draft_P2.nii.gz" in error.problem
+
+
+# ----------------------------------------------------------------------------- what no glob takes
+
+
+def left(root: Path, format: str, images: str, labels: str) -> list[str]:
+    site = site_config(root, format, images=images, labels=labels)
+    return [path.relative_to(root).as_posix() for path in untaken(site, scan(site))]
+
+
+def test_files_that_no_glob_takes_are_told_by_ending(tmp_path):
+    touch(tmp_path, *[f"{part}/{name}" for part in "il" for name in ("1.png", "2.png", "3.PNG")])
+    touch(tmp_path, "i/4.jpg", "i/notes.txt", "i/Thumbs.db", "i/.5.png", "elsewhere/6.png")
+    assert left(tmp_path, "image", "i/*.png", "l/*.png") == ["i/3.PNG", "l/3.PNG", "i/4.jpg"]
+    # where nothing is found the reason may be among them
+    assert left(tmp_path, "image", "i/*.tif", "l/*.tif") == [
+        *("i/3.PNG", "l/3.PNG", "i/4.jpg", "i/1.png", "i/2.png", "l/1.png", "l/2.png")
+    ]
+
+
+def test_files_of_a_series_are_taken_with_their_folder(tmp_path):
+    touch(tmp_path, "p1/ct/1.dcm", "p1/ct/2.dcm", "p1/seg.dcm", "p1/other.dcm")
+    touch(tmp_path, "p2/ct/1.dcm", "p2/SEG.DCM")
+    found = left(tmp_path, "dicom", "*/ct", "*/seg.dcm")
+    assert found == ["p2/SEG.DCM", "p1/other.dcm"]
+
+
+# ----------------------------------------------------------------------- folders that are closed
+
+
+@contextlib.contextmanager
+def a_plain_user() -> Iterator[None]:
+    """No file's mode stops root; in here it stops this process too."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """As tmp_path, but any user can come to it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        folder.chmod(0o755)
+        with a_plain_user():
+            try:
+                list(folder.iterdir())
+            except OSError:
+                pytest.skip("the folder for temporary files is not open to other users")
+        yield folder
+        for place, folders, _ in os.walk(folder):
+            for one in folders:
+                (Path(place) / one).chmod(0o755)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444, 0o311])
+@pytest.mark.parametrize(
+    ("closed", "images", "labels"),
+    [
+        ("p3", "*/i.png", "*/l.png"),
+        ("p3", "**/i.png", "**/l.png"),
+        ("p3/v2", "**/i.png", "**/l.png"),
+        ("p3/v2", "*/*/i*.png", "*/*/l*.png"),
+        (".", "*/i.png", "*/l.png"),
+        (".", "**/i.png", "**/l.png"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_an_error_and_never_left_out(
+    open_folder, mode, closed, images, labels
+):
+    root = open_folder / "data"
+    touch(root, *[f"{p}{v}/{x}.png" for p in ("p1", "p2", "p3") for v in ("", "/v2") for x in "il"])
+    (root / closed).chmod(mode)
+    site = site_config(root, "image", images=images, labels=labels)
+    with a_plain_user():
+        is_needed = mode != 0o311 or "**" in images or "*." in images or closed == "."
+        found = scan(site)
+        if not is_needed:  # p3 can be entered, and the names in it are known
+            assert [case.key for case in found.cases] == ["p1", "p2", "p3"]
+            return
+        (error,) = [one for one in found.problems if one.code == "unreadable-folder"]
+        who = f"{os.geteuid()}:{os.getegid()}"
+    assert f"the folder {root / closed} cannot be read by user {who}" in error.problem
+    assert "SITE_DATA_GID" in error.fix and "FEDFMS_UID" in error.fix
+    assert [one.code for one in found.problems] == ["unreadable-folder"]
+
+
+def test_a_data_root_behind_a_closed_folder_says_which(open_folder):
+    write_site(open_folder / "closed" / "data")
+    (open_folder / "closed").chmod(0o000)
+    with a_plain_user():
+        found = scan(site_config(open_folder / "closed" / "data"))
+    (error,) = found.problems
+    assert error.code == "unreadable-folder" and str(open_folder / "closed") in error.problem
+
+
+def test_a_folder_on_a_drive_that_is_not_mounted_is_an_error(tmp_path):
+    touch(tmp_path, *[f"p{p}/{x}.png" for p in range(3) for x in "il"])
+    (tmp_path / "p9").symlink_to(tmp_path / "drive" / "p9")
+    (error,) = scan(site_config(tmp_path, "image", images="*/i.png", labels="*/l.png")).problems
+    assert error.code == "unreadable-folder"
+    assert str(tmp_path / "p9") in error.problem
 
 
 # ------------------------------------------------------------------------------------------- split

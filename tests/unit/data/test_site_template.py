@@ -11,7 +11,11 @@ from fedfms.provisioning.render import TEMPLATES
 
 TEMPLATE = TEMPLATES / "site"
 TEXT = (TEMPLATE / "site.yml").read_text()
-FIELDS = {field.name: field for field in dataclasses.fields(SiteConfig)}
+FIELDS = {
+    field.name: field
+    for field in dataclasses.fields(SiteConfig)
+    if field.metadata.get("in_file", True)
+}
 
 
 def test_every_variable_is_explained_and_no_other():
@@ -40,6 +44,15 @@ def test_what_stands_in_a_comment_is_the_default(name):
     line = re.search(rf"^# ({name}: .*)$", TEXT, re.MULTILINE).group(1)
     default = FIELDS[name].default
     assert yaml.safe_load(line)[name] == (list(default) if isinstance(default, tuple) else default)
+
+
+def test_globs_stand_in_quotes_wherever_people_copy_them_from():
+    files = [TEMPLATE / "site.yml", *(TEMPLATES.parents[3] / "sites").rglob("site.yml")]
+    assert len(files) > 8
+    for file in files:
+        lines = re.findall(r"^(?:images|labels): .*$", file.read_text(), re.MULTILINE)
+        assert len(lines) == 2
+        assert all(re.fullmatch(r'\w+: "[^"]+"', line) for line in lines), file
 
 
 def test_the_intensity_in_a_comment_is_the_default():

@@ -93,7 +93,7 @@ def test_json_for_scripts(run: Run, results, tmp_path) -> None:
         (["RESULTS", "m.pth", "--as", "torch"], "no format 'torch'", "sam, fedfms, onnx, bundle"),
         (["RESULTS", "m.bin", "--as", "sam"], "writes a .pth file", "name it m.pth"),
         (["RESULTS", "m.pth", "--as", "sam"], "adapters", "--as fedfms"),
-        (["RESULTS", "m.onnx", "--as", "onnx", "--site", "s.yml"], "does not use --site", "bundle"),
+        (["RESULTS", "m.onnx", "--as", "onnx", "--site", "s.yml"], "there is no", "check the path"),
         (["RESULTS", "b", "--as", "bundle", "--site", "s.yml"], "there is no", "check the path"),
         (["nowhere", "b", "--as", "bundle"], "there is no model at nowhere", "results folder"),
     ],

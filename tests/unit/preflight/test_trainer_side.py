@@ -129,6 +129,20 @@ def test_no_policy(site, check):
     fails(check(), "privacy", "SITE_POLICY")
 
 
+def test_the_data_in_one_line_of_numbers(site, check):
+    items = {item.code: item for item in check()}
+    assert items["data"].text.startswith("18 cases; 18 patients, 13 to train and 5 to validate")
+    path = site / "site.yml"
+    path.write_text(path.read_text() + "min_cases: 6\n")
+    found = [item for item in check() if item.code.startswith("data")]
+    assert [(item.code, item.status) for item in found][1:] == [
+        ("data-read", "PASS"),
+        ("data", "WARN"),
+    ]
+    assert found[1].text == items["data"].text
+    assert found[2].reason == "few-validation-cases"
+
+
 def test_every_problem_of_the_data_has_its_line(site, check):
     next(iter(sorted((site / "data" / "labels").iterdir()))).unlink()
     next(iter(sorted((site / "data" / "images").iterdir(), reverse=True))).write_bytes(b"")
@@ -187,6 +201,15 @@ def test_memory_for_the_largest_backbone(tmp_path):
     with pytest.raises(FedfmsError, match="may use") as caught:
         check_memory(tmp_path, on_gpu=True)
     assert "TRAINER_MEMORY=" in caught.value.fix
+
+
+def test_memory_for_the_images_and_labels():
+    assert "1.5 GiB needed, 512 MiB of it for images and labels" in check_memory(
+        None, on_gpu=True, data=2**29
+    )
+    with pytest.raises(FedfmsError, match="GiB of it for images and labels") as caught:
+        check_memory(None, on_gpu=True, data=2**43)
+    assert "TRAINER_MEMORY=8193g" in caught.value.fix
 
 
 def test_shared_memory_for_worker_processes(site, check):

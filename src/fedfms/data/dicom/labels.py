@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
-from pydicom.uid import UID, RTStructureSetStorage, SegmentationStorage
+from pydicom import dcmread
+from pydicom.uid import UID, RTStructureSetStorage
 
 from fedfms.config import SiteConfig
 from fedfms.data.content import Content
 from fedfms.data.dicom.drawn import label_values
+from fedfms.data.dicom.references import LABEL_KINDS
 from fedfms.data.dicom.segmentation import read_segmentation
-from fedfms.data.dicom.series import Series, parsed_dicom
+from fedfms.data.dicom.series import Series, no_warnings, parsed_dicom
 from fedfms.data.dicom.structures import read_structures
 from fedfms.data.grid import Array
 from fedfms.errors import SiteDataError
-
-_LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # too new for pydicom's own list
 
 
 def read_label(path: Path, data: Content, site: SiteConfig, series: Series) -> Array:
@@ -31,14 +32,14 @@ def read_label(path: Path, data: Content, site: SiteConfig, series: Series) -> A
         SiteDataError: "not-dicom", "not-a-label", "several-labels", "fractional-seg",
             "other-series", "other-frame-of-reference", "label-of-other-slices", "other-grid",
             "unknown-segments", "segments-overlap", "open-outline", "outline-between-slices",
-            "damaged-file".
+            "lossy-labels", "damaged-file".
     """
     name, content = _one_file(path, data)
     label = parsed_dicom(name, content)
     kind = label.file_meta.get("MediaStorageSOPClassUID", "")
     if kind == RTStructureSetStorage:
         masks = read_structures(name, label, site, series)
-    elif kind in (SegmentationStorage, _LABEL_MAP_STORAGE):
+    elif kind in LABEL_KINDS:
         masks = read_segmentation(name, label, site, series)
     else:
         raise SiteDataError(
@@ -48,6 +49,14 @@ def read_label(path: Path, data: Content, site: SiteConfig, series: Series) -> A
             code="not-a-label",
         )
     return label_values(name, masks, site)
+
+
+def label_kind(path: Path, data: Content) -> str:
+    """In a word what a label that was read is, such as "DICOM SEG"."""
+    _, content = _one_file(path, data)
+    with no_warnings():
+        head = dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=["Modality"])
+    return f"DICOM {head.get('Modality') or 'label'}"
 
 
 def _one_file(path: Path, data: Content) -> tuple[Path, bytes]:

@@ -7,15 +7,23 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID
+from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from fedfms.config import SiteConfig
 from fedfms.data.content import damaged
 from fedfms.data.dicom.drawn import Drawn, mapped, nothing_drawn, require_same_series
-from fedfms.data.dicom.series import LPS_TO_RAS, UNEVEN, Series, no_warnings, require_decoder
+from fedfms.data.dicom.series import (
+    LPS_TO_RAS,
+    UNEVEN,
+    Series,
+    no_warnings,
+    only_stored_bits,
+    require_decoder,
+)
 from fedfms.data.grid import Array
 from fedfms.errors import SiteDataError
 
+_LOSSY = frozenset((JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless))
 _OFF_GRID = 0.1  # of a voxel: a segmentation's voxels and the image's
 
 
@@ -72,11 +80,20 @@ def read_segmentation(
 def _frames(path: Path, label: Dataset) -> Array:
     """(N, rows, columns) of a segmentation as stored."""
     syntax = UID(str(label.file_meta.get("TransferSyntaxUID", "")))
+    if syntax in _LOSSY or str(label.get("LossyImageCompression", "00")) == "01":
+        raise SiteDataError(
+            f"{path} is a segmentation in lossy compression ({syntax.name}), which does not keep "
+            "label values",
+            "export the segmentation again without compression or with RLE",
+            code="lossy-labels",
+        )
     if syntax.is_encapsulated:
         require_decoder(path, syntax)
     try:
         with no_warnings():
             frames = np.asarray(pixel_array(label))
+            if label.BitsAllocated > 1:
+                frames = only_stored_bits(frames, int(label.BitsStored))
     except Exception as error:  # a damaged file makes a decoder raise nearly anything
         raise damaged(path, f"{type(error).__name__}: {error}") from None
     return frames if frames.ndim == 3 else frames[None]

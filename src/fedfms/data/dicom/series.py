@@ -25,7 +25,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 
 from fedfms.config import SiteConfig
-from fedfms.data.content import Folder, damaged, is_plain_file
+from fedfms.data.content import Folder, cannot_read_here, damaged, is_plain_file
 from fedfms.data.grid import Array
 from fedfms.errors import SiteDataError
 
@@ -37,6 +37,8 @@ _NO_IMAGES = frozenset(
     ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "PR", "SR", "KO", "REG", "DOC", "FID")
 )
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation")
+_EXPORT_AGAIN = "export the series again from the archive, or convert it to NIfTI with dcm2niix"
 # How far a series may be from one even, straight grid; headers round to 0.001 or 0.01 mm.
 _COSINES = 1e-3  # difference of a direction cosine
 UNEVEN = 0.1  # of the distance between slices, from where a slice should lie
@@ -57,6 +59,15 @@ class Series:
     values: Array
     affine: Array
     headers: tuple[Dataset, ...]
+
+    @property
+    def kind(self) -> str:
+        """In a few words what the files are, such as "DICOM CT, JPEG Lossless"."""
+        syntax = UID(str(self.headers[0].file_meta.get("TransferSyntaxUID", "")))
+        compression = "uncompressed"
+        if syntax.is_transfer_syntax and syntax.is_compressed:
+            compression = syntax.name.split(",")[0].split(" (")[0].replace(" Image Compression", "")
+        return f"DICOM {self.headers[0].get('Modality') or 'image'}, {compression}"
 
     @property
     def series_uid(self) -> str:
@@ -86,7 +97,7 @@ def read_series(path: Path, folder: Folder, site: SiteConfig) -> Series:
     named = _one_series(path, list(_images(path, folder)), site)
     for name, slice_ in named:
         _require_plain_slice(path / name, slice_)
-    ordered, affine = _stacked(path, [slice_ for _, slice_ in named])
+    ordered, affine = _stacked(path, named)
     names = {id(slice_): name for name, slice_ in named}
     planes = []
     for slice_ in ordered:
@@ -96,39 +107,51 @@ def read_series(path: Path, folder: Folder, site: SiteConfig) -> Series:
 
 
 def patient_of(path: Path) -> str | None:
-    """PatientID of a folder's images; None where it is empty or no image can be read.
+    """PatientID of a folder's images, or of a file; None where it is empty or cannot be read.
 
     Reads the first readable header in the order of the names. The files of one series have one
     patient; whatever else is wrong with the folder, `read_series` says.
     """
-    for slice_ in _headers(path):
-        return str(slice_.get("PatientID") or "").strip() or None
+    for slice_ in _headers(path) if path.is_dir() else _header_of(path):
+        if slice_ is not None:
+            return str(slice_.get("PatientID") or "").strip() or None
     return None
 
 
 def holds_images(path: Path) -> bool:
-    """Whether a folder directly holds at least one DICOM file that is an image."""
-    return next(_headers(path), None) is not None
+    """Whether a folder directly holds a DICOM file that is an image, or that cannot be read.
+
+    What is wrong with the latter `read_series` says.
+    """
+    return any(True for _ in _headers(path))
 
 
-def _headers(path: Path) -> Iterator[Dataset]:
-    """Headers of the images in a folder, as far as the little that is read of them goes."""
+def _headers(path: Path) -> Iterator[Dataset | None]:
+    """Headers of the images in a folder, as far as the little that is read of them goes.
+
+    None stands for a file that cannot be read.
+    """
     try:
         entries = sorted(entry for entry in path.iterdir() if is_plain_file(entry))
     except OSError:
         return
-    tags = ["PatientID", "Modality"]
     for entry in entries:
-        try:
-            with entry.open("rb") as file, no_warnings():
-                if file.read(132)[128:] != b"DICM":
-                    continue
+        for slice_ in _header_of(entry):
+            if slice_ is None or not is_beside_images(slice_):
+                yield slice_
+
+
+def _header_of(path: Path) -> Iterator[Dataset | None]:
+    """The little that is read of a file; nothing where it is no DICOM, None where it is damaged."""
+    try:
+        with path.open("rb") as file, no_warnings():
+            if file.read(132)[128:] == b"DICM":
                 file.seek(0)
-                slice_ = dcmread(file, stop_before_pixels=True, specific_tags=tags)
-        except Exception:  # a damaged header makes pydicom raise nearly anything
-            continue
-        if not _is_beside_images(slice_):
-            yield slice_
+                yield dcmread(
+                    file, stop_before_pixels=True, specific_tags=["PatientID", "Modality"]
+                )
+    except Exception:  # a damaged header makes pydicom raise nearly anything
+        yield None
 
 
 def _images(path: Path, folder: Folder) -> Iterator[tuple[str, Dataset]]:
@@ -136,11 +159,18 @@ def _images(path: Path, folder: Folder) -> Iterator[tuple[str, Dataset]]:
     found = False
     for name, data in folder.files:
         parsed = parsed_dicom(path / name, data)
-        if _is_beside_images(parsed):
+        if is_beside_images(parsed):
             continue
         found = True
         if "PixelData" not in parsed:
-            raise damaged(path / name, "it has no pixels")
+            if "BitsAllocated" not in parsed:  # comes before the pixels: the file ends too early
+                raise damaged(path / name, "it has no pixels")
+            raise cannot_read_here(
+                path / name,
+                "it has no PixelData"
+                + (" of whole numbers, only of floats" if "FloatPixelData" in parsed else ""),
+                _EXPORT_AGAIN,
+            )
         yield name, parsed
     if not found:
         raise SiteDataError(
@@ -169,7 +199,8 @@ def parsed_dicom(path: Path, data: bytes) -> Dataset:
         raise damaged(path, type(error).__name__) from None
 
 
-def _is_beside_images(parsed: Dataset) -> bool:
+def is_beside_images(parsed: Dataset) -> bool:
+    """Whether a DICOM object is none of a series' images but something that lies beside them."""
     kind = parsed.file_meta.get("MediaStorageSOPClassUID", "")
     return kind == MediaStorageDirectoryStorage or str(parsed.get("Modality", "")) in _NO_IMAGES
 
@@ -214,6 +245,20 @@ def _one_series(
 
 def _require_plain_slice(path: Path, slice_: Dataset) -> None:
     """One grey slice with a position; anything else is refused by its name."""
+    lacking = [name for name in _NEEDED if slice_.get(name) is None]
+    if lacking:
+        raise cannot_read_here(
+            path,
+            f"its header lacks {', '.join(lacking)}, which say what its pixels are",
+            _EXPORT_AGAIN,
+        )
+    bits, high = int(slice_.BitsStored), slice_.get("HighBit")
+    if high is not None and int(high) != bits - 1:
+        raise cannot_read_here(
+            path,
+            f"its {bits} bits end at bit {high} (HighBit), not at bit {bits - 1}",
+            _EXPORT_AGAIN,
+        )
     frames = slice_.get("NumberOfFrames")
     if (frames is not None and int(frames) > 1) or "PerFrameFunctionalGroupsSequence" in slice_:
         raise SiteDataError(
@@ -259,8 +304,9 @@ def _require_plain_slice(path: Path, slice_: Dataset) -> None:
         )
 
 
-def _stacked(path: Path, slices: list[Dataset]) -> tuple[list[Dataset], Array]:
+def _stacked(path: Path, named: list[tuple[str, Dataset]]) -> tuple[list[Dataset], Array]:
     """The slices in the order of the normal, and the RAS affine of (column, row, slice)."""
+    slices = [slice_ for _, slice_ in named]
     first = slices[0]
     for name in ("Rows", "Columns", "PixelSpacing"):
         found = sorted({tuple(map(float, _values(slice_, name))) for slice_ in slices})
@@ -287,7 +333,8 @@ def _stacked(path: Path, slices: list[Dataset]) -> tuple[list[Dataset], Array]:
     ordered = [slices[number] for number in order]
     step = normal * _thickness(first)
     if len(slices) > 1:
-        _require_even(path, ordered, positions, normal, min(row_spacing, column_spacing))
+        names = [named[number][0] for number in order]
+        _require_even(path, ordered, names, positions, normal, min(row_spacing, column_spacing))
         step = (positions[-1] - positions[0]) / (len(slices) - 1)
     affine = np.eye(4)
     affine[:3, 0] = along_row * column_spacing
@@ -298,7 +345,12 @@ def _stacked(path: Path, slices: list[Dataset]) -> tuple[list[Dataset], Array]:
 
 
 def _require_even(
-    path: Path, ordered: list[Dataset], positions: Array, normal: Array, pixel: float
+    path: Path,
+    ordered: list[Dataset],
+    names: list[str],
+    positions: Array,
+    normal: Array,
+    pixel: float,
 ) -> None:
     """Slices one above the other at one distance; positions (K, 3) in their order, mm."""
     along = (positions - positions[0]) @ normal
@@ -309,7 +361,8 @@ def _require_even(
         at = int(np.argmin(gaps))
         numbers = " and ".join(str(s.get("InstanceNumber", "?")) for s in ordered[at : at + 2])
         raise SiteDataError(
-            f"{path} has several slices in one place, for example InstanceNumber {numbers}",
+            f"{path} has several slices in one place, for example {names[at]} and {names[at + 1]} "
+            f"(InstanceNumber {numbers})",
             "leave one image for each place: remove copies, and put echoes, time points, phases "
             "and b-values into folders of their own",
             code="duplicate-slices",
@@ -349,9 +402,10 @@ def _require_even(
 def _thickness(slice_: Dataset) -> float:
     """Of a single slice, which has no neighbour: what its header says, else 1 mm."""
     for name in ("SpacingBetweenSlices", "SliceThickness"):
-        value = abs(float(slice_.get(name) or 0))
-        if value > 0:
-            return value
+        with contextlib.suppress(ValueError, TypeError):  # a word, or several numbers
+            value = abs(float(slice_.get(name) or 0))
+            if 0 < value < np.inf:
+                return value
     return 1.0
 
 
@@ -363,7 +417,12 @@ def _pixels(path: Path, slice_: Dataset) -> Array:
         require_decoder(path, syntax)
     try:
         with no_warnings():
-            stored = pixel_array(slice_)  # the dataset's own attribute would keep a copy
+            # the dataset's own attribute would keep a copy
+            stored = only_stored_bits(np.asarray(pixel_array(slice_)), int(slice_.BitsStored))
+            if "RescaleSlope" in slice_ and "RescaleIntercept" not in slice_:
+                slice_.RescaleIntercept = 0  # else pydicom applies neither
+            elif "RescaleIntercept" in slice_ and "RescaleSlope" not in slice_:
+                slice_.RescaleSlope = 1
             values: Array = np.asarray(apply_modality_lut(stored, slice_))
     except Exception as error:  # a damaged file makes a decoder raise nearly anything
         if not compressed:
@@ -377,6 +436,21 @@ def _pixels(path: Path, slice_: Dataset) -> Array:
     if values.ndim != 2:
         raise damaged(path, f"it has {values.ndim} dimensions")
     return values.astype(np.float32)
+
+
+def only_stored_bits(values: Array, bits: int) -> Array:
+    """Whole numbers without what lies above their stored bits, such as an overlay, in place.
+
+    pydicom does so for some transfer syntaxes and not for others.
+    """
+    above = 8 * values.dtype.itemsize - bits
+    if above <= 0:
+        return values
+    if not values.flags.writeable:
+        values = values.copy()
+    np.left_shift(values, above, out=values)
+    np.right_shift(values, above, out=values)  # keeps the sign
+    return values
 
 
 def require_decoder(path: Path, syntax: UID) -> None:

@@ -29,7 +29,7 @@ from fedfms.data.manifest import Case
 from fedfms.data.prepare.plan import FORMAT, Item, Made, SitePlan
 from fedfms.data.prepare.source import Source, unexpected_values
 from fedfms.data.prepare.volumes import with_grid_of
-from fedfms.errors import ConfigError, FedfmsError, SiteDataError
+from fedfms.errors import ConfigError, FedfmsError, SiteDataError, unexpected
 from fedfms.files import file_sha256
 
 log = logging.getLogger(__name__)
@@ -158,8 +158,8 @@ def _make_site(plan: SitePlan, source: Source, output: Path, report: Progress) -
     try:
         for number, item in enumerate(plan.items):
             report(plan.name, number, len(plan.items))
-            records.append(_make_case(plan, item, source, folder, records_folder, site))
-    except FedfmsError:
+            records.append(_guarded(plan, item, source, folder, records_folder, site))
+    except BaseException:
         tidy(output)  # keeps finished cases
         raise
     report(plan.name, len(plan.items), len(plan.items))
@@ -243,6 +243,19 @@ def _make_case(
         ).encode(),
     )
     return record
+
+
+def _guarded(
+    plan: SitePlan, item: Item, source: Source, folder: Path, records: Path, site: SiteConfig
+) -> _Record:
+    """`_make_case`, and whatever a library raises at a case as this case's problem."""
+    try:
+        return _make_case(plan, item, source, folder, records, site)
+    except FedfmsError:
+        raise
+    except Exception as error:
+        problem = f"the case {item.case} of {plan.given_name} cannot be prepared"
+        raise unexpected(error, problem, SiteDataError) from None
 
 
 class _Constant(Exception):

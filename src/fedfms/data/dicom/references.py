@@ -1,0 +1,216 @@
+"""Which label was drawn on which series, by the UIDs inside the files.
+
+A segmentation or structure set says on which series it was drawn (SeriesInstanceUID), and where it
+does not, in which frame of reference (FrameOfReferenceUID) it lies. Headers alone are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom import Dataset, dcmread
+from pydicom.uid import UID, RTStructureSetStorage, SegmentationStorage
+
+from fedfms.config import SiteConfig
+from fedfms.data.content import damaged, is_plain_file, unreadable_folder
+from fedfms.data.dicom.series import is_beside_images, no_warnings
+from fedfms.data.manifest import some, unpaired
+from fedfms.errors import SiteDataError
+
+_LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # too new for pydicom's own list
+LABEL_KINDS = (RTStructureSetStorage, SegmentationStorage, _LABEL_MAP_STORAGE)
+_TAGS = [
+    *("SeriesInstanceUID", "FrameOfReferenceUID", "SeriesDescription", "Modality"),
+    *("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class _Uids:
+    """Of an image folder what it holds, of a label to what it refers."""
+
+    series: frozenset[str]
+    frames: frozenset[str]
+
+
+def pair(
+    image_folders: Sequence[Path], label_paths: Sequence[Path], site: SiteConfig
+) -> tuple[dict[Path, Path], list[SiteDataError]]:
+    """The label file of each image folder, and all that is wrong with them.
+
+    Args:
+        image_folders: candidates; those without an image of a series that site.yml means are none.
+        label_paths: files, or folders that hold them; files that are no SEG or RTSTRUCT are none.
+        site: its `series` chooses among the images.
+    """
+    problems: list[SiteDataError] = []
+    images: dict[Path, _Uids] = {}
+    labels: dict[Path, _Uids] = {}
+    for folder in image_folders:
+        try:
+            if (held := _held_by(folder, site)).series:
+                images[folder] = held
+        except SiteDataError as error:
+            problems.append(error)
+    for path in label_paths:
+        try:
+            labels.update(_labels_at(path))
+        except SiteDataError as error:
+            problems.append(error)
+    if not problems and not (images and labels):
+        problems.append(_none_of_a_kind(image_folders, label_paths, bool(images), site))
+    if problems:
+        return {}, problems
+    drawn_on: dict[Path, list[Path]] = {}
+    orphans: list[Path] = []
+    for path, refers in labels.items():
+        meant = _meant(refers, images)
+        if len(meant) > 1:
+            problems.append(_ambiguous(path, refers, meant, site))
+        elif meant:
+            drawn_on.setdefault(meant[0], []).append(path)
+        else:
+            orphans.append(path)
+    twice = {folder: paths for folder, paths in drawn_on.items() if len(paths) > 1}
+    for folder, paths in list(twice.items())[:1]:
+        more = f"; {len(twice) - 1} more series have several" if len(twice) > 1 else ""
+        problems.append(
+            SiteDataError(
+                f"{len(paths)} labels were drawn on {_below(folder, site)}: {some(paths, site)}"
+                f"{more}",
+                "write the glob labels in site.yml so that it matches one of them, or move the "
+                "others away",
+                code="several-labels",
+            )
+        )
+    alone = [] if problems else [folder for folder in images if folder not in drawn_on]
+    if alone or orphans:
+        problems.append(
+            unpaired(
+                alone,
+                len(images),
+                orphans,
+                len(labels),
+                site,
+                "a label names the series that it was drawn on; choose the series that have labels "
+                "with the glob images, or with series: and a part of their SeriesDescription; if a "
+                "program for removing names changed the UIDs, run it over images and labels "
+                "together",
+            )
+        )
+    return {folder: paths[0] for folder, paths in drawn_on.items()}, problems
+
+
+def _meant(refers: _Uids, images: dict[Path, _Uids]) -> list[Path]:
+    """The folders that a label can mean; the frame of reference counts where it names no series."""
+    if refers.series:
+        return [folder for folder, held in images.items() if held.series & refers.series]
+    return [folder for folder, held in images.items() if held.frames & refers.frames]
+
+
+def _held_by(folder: Path, site: SiteConfig) -> _Uids:
+    series, frames = set(), set()
+    for _, header in _headers(folder):
+        if is_beside_images(header):
+            continue
+        description = str(header.get("SeriesDescription") or "")
+        if site.series is None or re.search(site.series, description):
+            series.add(str(header.get("SeriesInstanceUID", "")))
+            frames.add(str(header.get("FrameOfReferenceUID", "")))
+    return _Uids(frozenset(series - {""}), frozenset(frames - {""}))
+
+
+def _labels_at(path: Path) -> dict[Path, _Uids]:
+    found = {}
+    for file, header in _headers(path) if path.is_dir() else _header_of(path):
+        if header.file_meta.get("MediaStorageSOPClassUID", "") in LABEL_KINDS:
+            try:
+                found[file] = _references(header)
+            except Exception as error:  # a damaged header makes pydicom raise nearly anything
+                raise damaged(file, type(error).__name__) from None
+    return found
+
+
+def _references(header: Dataset) -> _Uids:
+    listed = list(header.get("ReferencedSeriesSequence") or [])
+    spaces = list(header.get("ReferencedFrameOfReferenceSequence") or [])
+    listed += [
+        series
+        for space in spaces
+        for study in space.get("RTReferencedStudySequence") or []
+        for series in study.get("RTReferencedSeriesSequence") or []
+    ]
+    frames = {str(one.get("FrameOfReferenceUID", "")) for one in (header, *spaces)}
+    series = {str(one.get("SeriesInstanceUID", "")) for one in listed}
+    return _Uids(frozenset(series - {""}), frozenset(frames - {""}))
+
+
+def _headers(folder: Path) -> Iterator[tuple[Path, Dataset]]:
+    try:
+        files = sorted(entry for entry in folder.iterdir() if is_plain_file(entry))
+    except OSError as error:
+        raise unreadable_folder(folder, error) from None
+    for file in files:
+        yield from _header_of(file)
+
+
+def _header_of(path: Path) -> Iterator[tuple[Path, Dataset]]:
+    """The file with its header; nothing of a file that is no DICOM.
+
+    Raises:
+        SiteDataError: "unreadable-file", "damaged-file".
+    """
+    try:
+        with path.open("rb") as file, no_warnings():
+            if file.read(132)[128:] != b"DICM":
+                return
+            file.seek(0)
+            header = dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
+    except OSError as error:
+        raise SiteDataError(
+            f"{path} cannot be read: {error.strerror}",
+            "check with ls -lL that the file is there and that this user may read it",
+            code="unreadable-file",
+        ) from None
+    except Exception as error:  # a damaged file makes pydicom raise nearly anything
+        raise damaged(path, type(error).__name__) from None
+    yield path, header
+
+
+def _none_of_a_kind(
+    folders: Sequence[Path], labels: Sequence[Path], has_images: bool, site: SiteConfig
+) -> SiteDataError:
+    if has_images:
+        return SiteDataError(
+            f"of {len(labels)} files and folders that match labels: {site.labels} none is or holds "
+            "a segmentation (SEG) or a structure set (RTSTRUCT)",
+            "let the glob labels in site.yml match them; NIfTI labels are paired by their names, "
+            "with pair_by: wildcards, folder or patient",
+            code="no-labels",
+        )
+    chosen = f" of which series: {site.series} matches the description" if site.series else ""
+    return SiteDataError(
+        f"of {len(folders)} folders that match images: {site.images} none directly holds a DICOM "
+        f"image{chosen}",
+        "let the glob images in site.yml match the folders that hold the slices"
+        + (", or correct series" if site.series else ""),
+        code="no-images",
+    )
+
+
+def _ambiguous(path: Path, refers: _Uids, meant: Sequence[Path], site: SiteConfig) -> SiteDataError:
+    by = "names series in" if refers.series else "names only a frame of reference, that of"
+    return SiteDataError(
+        f"{_below(path, site)} {by} {len(meant)} folders: "
+        + ", ".join(_below(folder, site) for folder in meant[:3]),
+        "leave one copy of each series, and choose the series that it was drawn on with the glob "
+        "images, or with series: and a part of its SeriesDescription in site.yml",
+        code="several-images",
+    )
+
+
+def _below(path: Path, site: SiteConfig) -> str:
+    return path.relative_to(site.data_root).as_posix()

@@ -1,0 +1,134 @@
+"""YAML that a person wrote: what it says, or one sentence on the mistake and its cure.
+
+The classic mistakes of site.yml, project.yml and study files are told by name: a glob without
+quotes, a regular expression in double quotes, a tab. What YAML reads as something else without a
+word is refused: a key that stands twice, a name such as `no` or `1_0`, a number such as 010.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from fedfms.errors import ConfigError
+
+_VALUE = re.compile(r"^\s*(?:-\s+)?(?P<key>[\w.-]+\s*:\s+|-\s+)(?P<value>[^\s#].*?)\s*(?:\s#.*)?$")
+_NEEDS_QUOTES = "*&!%@`|>?[]{},"  # at the start of a value they mean something else in YAML
+_PLAIN_NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)")
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """What a YAML text holds.
+
+    Args:
+        text: one document.
+        source: says in an error where it stood.
+
+    Raises:
+        ConfigError: with the line, YAML's reason and the cure.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except _Refused as error:
+        raise ConfigError(f"{source}, line {error.line + 1}: {error.problem}", error.fix) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        reason = getattr(error, "problem", None) or getattr(error, "reason", None)
+        lines = text.splitlines()
+        place = lines[mark.line] if mark is not None and mark.line < len(lines) else ""
+        at = f" at line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(
+            f"{source} is no YAML{at}{f': {reason}' if reason else ''}",
+            _cure(place, str(reason or "")),
+        ) from None
+    except (ValueError, OverflowError, RecursionError) as error:  # a date such as 2024-13-40
+        raise ConfigError(
+            f"{source} holds a value that is none: {error}", "put it in quotes if it is a text"
+        ) from None
+
+
+def _cure(line: str, reason: str) -> str:
+    """What to do about the mistake in this line."""
+    if "\t" in line and ("'\\t'" in reason or line[: len(line) - len(line.lstrip())].count("\t")):
+        return "there is a tab in this line; write spaces in its place"
+    if "escape" in reason:
+        return (
+            "write regular expressions in single quotes, in which a \\ is a \\: "
+            "patient: '^(p\\d+)_'"
+        )
+    found = _VALUE.match(line)
+    if found and found["value"][0] in _NEEDS_QUOTES:
+        key, value = found["key"], found["value"]
+        text = value.replace("'", "''")
+        return (
+            f"put the value in quotes, {key}'{text}': a {value[0]} at its start means something "
+            "else in YAML"
+        )
+    if found and ": " in found["value"]:
+        return "put the value in quotes: it holds a colon with a space behind it"
+    return "correct the file at that place"
+
+
+class _Refused(Exception):
+    """What YAML would read as something else than the person meant."""
+
+    def __init__(self, node: yaml.Node, problem: str, fix: str) -> None:
+        super().__init__(problem)
+        self.line = node.start_mark.line
+        self.problem, self.fix = problem, fix
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which refuses what it would otherwise read without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}  # by text: 1 and "1" are one name to us
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            self._require_a_name(key)
+            if key.value in lines:
+                raise _Refused(
+                    key,
+                    f"the key {key.value} stands twice, first in line {lines[key.value] + 1}",
+                    "leave one of them; the second would silently replace the first",
+                )
+            lines[key.value] = key.start_mark.line
+        return super().construct_mapping(node, deep)
+
+    def _require_a_name(self, key: yaml.ScalarNode) -> None:
+        kind = key.tag.rpartition(":")[2]
+        if kind == "str" or (kind == "int" and _PLAIN_NUMBER.fullmatch(key.value)):
+            return
+        read_as = {"bool": "true or false", "null": "nothing", "timestamp": "a date"}
+        raise _Refused(
+            key,
+            f"YAML reads the name {key.value or 'that is empty'} as "
+            f"{read_as.get(kind, 'a number')}",
+            f"put it in quotes: '{key.value}'",
+        )
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number = super().construct_yaml_int(node)  # type: ignore[no-untyped-call]
+        if re.match(r"[-+]?0[\d_]", node.value) or ":" in node.value:  # octal, or to the base of 60
+            raise self._odd(node, number)
+        return int(number)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        number = super().construct_yaml_float(node)  # type: ignore[no-untyped-call]
+        if ":" in node.value:
+            raise self._odd(node, number)
+        return float(number)
+
+    def _odd(self, node: yaml.ScalarNode, number: float) -> _Refused:
+        return _Refused(
+            node,
+            f"YAML reads {node.value} as the number {number}",
+            f"write the number that you mean, or put it in quotes if it is a text: '{node.value}'",
+        )
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
