@@ -23,6 +23,12 @@ EVERYBODY, SERVER = "@ALL", "server"  # FLARE's names in a deploy_map
 _FAULTS = {
     "no-trainer": "no trainer answers there",
     "trainer-hung": "its trainer does not answer",
+    "trainer-died": "its trainer ended while it was asked",
+    "too-slow": "its machine is too busy to ask its trainer",
+    "nonsense": "its trainer's answer cannot be understood",
+    "no-exchange": "its FLARE client does not know where its trainer is",
+    "door-closed": "its policy cannot be used",
+    "unexpected": "something that nobody foresaw; its trainer's log says what",
     "other-protocol": "its two containers run different versions of fedfms",
     "config": "its site.yml cannot be used",
     "no-policy": "its policy cannot be used",
