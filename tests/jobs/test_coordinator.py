@@ -144,7 +144,10 @@ def test_a_site_announces_what_it_can_do_and_a_member_sees_it(running: Running) 
         methods=("fedsam", "fedmsa"),
         max_rounds=1000,
         device=told[0].device,
+        slicing=told[0].slicing,
     )
+    assert told[0].slicing is not None
+    assert told[0].slicing.channels == "gray"
     assert told[0].device in ("cpu", "cuda")
 
 
@@ -157,7 +160,9 @@ def test_site_yml_and_policy_are_told_as_they_are_now(running: Running) -> None:
         told = running.told("site-2")
         assert (told.ready, told.fault, told.classes) == (False, "config", ())
         assert "phantom" not in repr(told)
-        assert "no: config" in running.run("status").stdout
+        said = running.run("status").stdout
+        assert "site-2 is not ready (config): its site.yml cannot be used" in said
+        assert "at site-1" in next(line for line in said.splitlines() if "slices:" in line)
     assert running.told("site-2").ready
 
 

@@ -20,7 +20,7 @@ from nvflare.app_common.resource_managers.passthrough_resource_manager import (
 from fedfms.config import Machine
 from fedfms.errors import FedfmsError
 from fedfms.trainer.connection import ping
-from fedfms.trainer.messages import PROTOCOL, Pong, decode_answer, public_code
+from fedfms.trainer.messages import PROTOCOL, Pong, Slicing, decode_answer, public_code
 
 KEY = "fedfms"  # of what report_resources returns
 PING_SECONDS = 3.0
@@ -41,6 +41,7 @@ class Announcement:
     device: str | None = None
     fault: str | None = None  # code of what keeps it from taking part
     busy: bool = False
+    slicing: Slicing | None = None  # None: not told
 
     @property
     def ready(self) -> bool:
@@ -60,6 +61,7 @@ class Announcement:
             "ready": self.ready,
             "fault": self.fault,
             "busy": self.busy,
+            "slicing": self.slicing.to_dict() if self.slicing else None,
         }
 
 
@@ -96,6 +98,7 @@ def said_by(pong: Pong) -> dict[str, Any]:
         "ready": pong.ready,
         "fault": pong.fault,
         "busy": pong.busy,
+        "slicing": pong.slicing.to_dict() if pong.slicing else None,
     }
 
 
@@ -124,6 +127,7 @@ def read_announcement(site: str, reported: Any) -> Announcement:
         device=pong.device,
         fault=pong.fault,
         busy=pong.busy,
+        slicing=pong.slicing,
     )
 
 

@@ -44,6 +44,7 @@ from fedfms.flare.lint import (
     flare_problems,
     refuse,
     site_problems,
+    slicing_problems,
     taking_part,
 )
 from fedfms.flare.progress import Event
@@ -174,7 +175,11 @@ def check_sites(job: PreparedJob, sites: Sequence[str]) -> None:
 
 
 def check_announcements(
-    job: PreparedJob, told: Sequence[Announcement], without: Sequence[str] = ()
+    job: PreparedJob,
+    told: Sequence[Announcement],
+    without: Sequence[str] = (),
+    *,
+    allow_different_slices: bool = False,
 ) -> list[str]:
     """Refuse a job that does not fit what the connected sites say of themselves.
 
@@ -182,6 +187,7 @@ def check_announcements(
         job: from `prepare_job`.
         told: from every connected site.
         without: sites to leave out.
+        allow_different_slices: whether sites may cut other planes or use other channels.
 
     Returns:
         the sites that take part.
@@ -197,6 +203,7 @@ def check_announcements(
         [
             *_by_name(job, connected, sites, without),
             *announced_problems(job.recipe, announced, job.trains),
+            *([] if allow_different_slices else slicing_problems(announced)),
         ]
     )
     return sites

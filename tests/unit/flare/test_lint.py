@@ -10,6 +10,7 @@ from fedfms import __version__
 from fedfms.config import Recipe
 from fedfms.errors import ConfigError
 from fedfms.flare.announce import Announcement
+from fedfms.flare.lint import slicing_warnings
 from fedfms.flare.session import (
     PreparedJob,
     check_announcements,
@@ -17,6 +18,11 @@ from fedfms.flare.session import (
     keep_model_at_server,
     prepare_job,
 )
+from fedfms.trainer.messages import Slicing
+
+SAGITTAL = Slicing("sagittal", "neighbours", "percentile:0.5:99.5", (1.0, 1.0, 1.0))
+AXIAL = dataclasses.replace(SAGITTAL, plane="axial", channels="gray")
+PICTURES = Slicing(None, "gray", "range:0:255")
 
 JOBS = Path(__file__).resolve().parents[3] / "jobs"
 
@@ -196,3 +202,62 @@ def test_requiring_a_gpu_makes_another_recipe() -> None:
     recipe = Recipe.from_json(JOBS / "fedmsa/app/config/recipe.json")
     assert recipe.require_gpu is False
     assert recipe.with_overrides(["require_gpu=true"]).sha256 != recipe.sha256
+
+
+# -------------------------------------------------------------------------- how pictures are made
+
+
+def with_slices(*slicing: Slicing | None) -> list[Announcement]:
+    return [site(f"site-{i}", slicing=one) for i, one in enumerate(slicing, 1)]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (AXIAL, "sagittal, neighbours at site-1, site-2; axial, gray at site-3"),
+        (dataclasses.replace(SAGITTAL, plane="axial"), "axial, neighbours at site-3"),
+        (dataclasses.replace(SAGITTAL, channels="gray"), "sagittal, gray at site-3"),
+        (PICTURES, "gray at site-3"),
+    ],
+)
+def test_another_plane_or_other_channels_keep_a_job_from_running(prepare, other, words) -> None:
+    told = with_slices(SAGITTAL, SAGITTAL, other)
+    job = prepare("holdout=site-3")  # a holdout that sees other pictures scores wrongly
+    error = refusal(job, told)
+    assert error.code == "different-slices"
+    assert words in error.problem
+    assert "--allow-different-slices" in error.fix
+    assert len(check_announcements(job, told, allow_different_slices=True)) == 3
+    two = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, holdout=()))
+    assert check_announcements(two, told, ["site-3"]) == ["site-1", "site-2"]
+
+
+def test_pictures_go_with_volumes_of_any_plane(prepare) -> None:
+    told = with_slices(AXIAL, PICTURES)
+    assert check_announcements(prepare(), told) == ["site-1", "site-2"]
+
+
+def test_a_site_that_does_not_tell_is_unknown_and_no_error(prepare) -> None:
+    told = with_slices(SAGITTAL, SAGITTAL, None)
+    assert len(check_announcements(prepare("holdout="), told)) == 3
+    (warning,) = slicing_warnings(told)
+    assert warning.startswith("site-3 does not tell how pictures are made")
+    assert slicing_warnings(with_slices(SAGITTAL, AXIAL)) == []  # an error of its own
+
+
+@pytest.mark.parametrize(
+    ("spacing", "warns"),
+    [((1.0, 1.0, 2.0), False), ((0.4, 1.0, 1.0), True), ((1.0, 1.0, 2.1), True), (None, False)],
+)
+def test_voxels_more_than_twice_as_far_apart_are_a_warning(spacing, warns) -> None:
+    told = with_slices(SAGITTAL, dataclasses.replace(SAGITTAL, spacing_mm=spacing))
+    warnings = slicing_warnings(told)
+    assert len(warnings) == warns
+    if warns:
+        assert "1 × 1 × 1 mm at site-1" in warnings[0]
+
+
+def test_other_grey_levels_are_a_warning() -> None:
+    window = dataclasses.replace(AXIAL, intensity="window:40:400")
+    (warning,) = slicing_warnings(with_slices(window, window, AXIAL))
+    assert "window:40:400 at site-1, site-2; percentile:0.5:99.5 at site-3" in warning
