@@ -213,7 +213,10 @@ def test_a_results_folder_that_cannot_be_written_stops_before_the_job(running: R
 
 
 def test_a_member_may_look_and_may_not_submit(running: Running) -> None:
-    refused = running.run("submit", JOBS / "fedmsa", admin=LOOKER, code=1).stderr
+    # and hears it before anything that is wrong with the job
+    unknown = ("--set", "holdout=site-9")
+    refused = running.run("submit", JOBS / "fedmsa", *unknown, admin=LOOKER, code=1).stderr
+    assert "site-9" not in refused
     assert f"cannot submit the job: {LOOKER} has the role member" in refused
     assert "project_admin, lead" in refused
     assert running.coordinator.jobs() == []

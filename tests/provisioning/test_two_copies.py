@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from project_files import COORDINATOR, Made, entry, site, write_project
 
 from fedfms.errors import FederationError, FedfmsError
+from fedfms.flare.instance import read_instance
 from fedfms.flare.session import Coordinator, connect
 from fedfms.flare.simulate import free_port
 from fedfms.preflight.health import check_flare
@@ -76,12 +78,6 @@ def test_a_second_copy_is_refused_in_plain_words_and_a_restart_is_not(here: Here
         assert "site-1 is connected" in told
         assert "another copy of its kit asked to join: refused" in told
 
-        # a workspace that was copied along with the kit, before its first start or after
-        shutil.copytree(here.folder / "machine-a", here.folder / "machine-c")
-        (here.folder / "machine-c" / "fedfms.instance").write_text("another")
-        third = here.start("flare", "site-1", "machine-c")
-        wait(lambda: not third.is_running, third)
-
         assert first.is_running
         assert _there(coordinator)
         assert first.log.read_text().count("Successfully registered") == 1
@@ -116,6 +112,47 @@ def test_a_second_copy_is_refused_in_plain_words_and_a_restart_is_not(here: Here
         assert fresh.process is not None
         fresh.process.terminate()
         wait(lambda: not fresh.is_running, fresh)
+
+
+def test_an_instance_is_that_of_its_workspace_and_says_nothing_of_it(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    one = read_instance(tmp_path / "one")
+    assert re.fullmatch("[0-9a-f]{16}", one)
+    assert read_instance(tmp_path / "one") == one
+    assert read_instance(tmp_path / "other") != one
+    kept = next((tmp_path / "one").iterdir()).read_text()
+    assert one not in kept
+
+
+@pytest.mark.parametrize(
+    ("server", "words"),
+    [
+        ({"name": "server.invalid"}, ("server.invalid has no address here", "--add-host")),
+        ({"name": "localhost", "fed_learn_port": 1999}, ("nothing answers at localhost:1999", "port")),
+    ],
+)
+def test_a_coordinator_without_a_way_to_the_server_hears_which_step_fails(
+    tmp_path: Path, server: dict, words: tuple[str, str]
+) -> None:
+    def change(content: dict) -> None:
+        content["participants"][0].update(server)
+
+    project = write_project(tmp_path / "project.yml", change)
+    made = Made(project, tmp_path / "out", provision(project, tmp_path / "out"))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", "from fedfms.cli import main; main()"),
+            *("status", "--kit", str(made.kit(COORDINATOR))),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    for part in ("cannot connect to the server", *words):
+        assert part in done.stderr
+    assert len(done.stderr.splitlines()) == 2  # the problem and its fix, and nothing of FLARE's
 
 
 def test_a_site_that_is_shut_out_while_it_runs_hears_it_and_is_not_healthy(here: Here) -> None:

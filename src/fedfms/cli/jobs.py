@@ -37,7 +37,7 @@ from fedfms.errors import FederationError, FedfmsError
 
 if TYPE_CHECKING:
     from fedfms.flare.announce import Announcement
-    from fedfms.flare.follow import OnEvent
+    from fedfms.flare.follow import JobEnd, OnEvent
     from fedfms.flare.progress import Event
     from fedfms.flare.session import Coordinator, JobState
 
@@ -125,6 +125,7 @@ def submit(
     )
     started = time.monotonic()
     with _session(kit, workspace, wait_for, wait_seconds, as_json) as coordinator:
+        coordinator.require_right("submit_job", "submit the job")
         check = functools.partial(
             check_announcements,
             prepared,
@@ -411,6 +412,12 @@ def _fetch(
     except FederationError as error:
         if state.is_completed:
             raise
+        if state.is_aborted and error.code == "no-records":
+            raise FederationError(
+                "the job was aborted before it began, so there is nothing to fetch",
+                "submit it again",
+                code="aborted",
+            ) from None
         raise FederationError(
             f"FLARE ended the job as {state.status}"
             f"{f': {state.detail}' if state.detail else ''}; {error.problem}",
@@ -419,14 +426,19 @@ def _fetch(
         ) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    show_result(folder, as_json)
+    if as_json or not end.aborted or end.event.finished:  # else there is no score to show
+        show_result(folder, as_json)
     if not end.completed:
         err.print(f"[bold red]error:[/] {escape(end.problem)}")
-        err.print(
-            "  [bold]fix:[/] a site's own words are in its trainer's log and errors.log; what "
-            f"there is of results lies in {escape(str(folder))}"
-        )
+        fix = f"{_fix_of(end)}; what there is of results lies in {folder}"
+        err.print(f"  [bold]fix:[/] {escape(fix)}")
     return end.completed
+
+
+def _fix_of(end: JobEnd) -> str:
+    if end.aborted:
+        return "nothing is broken: submit the job again if you like"
+    return "a site's own words are in its trainer's log and errors.log"
 
 
 def _failed(coordinator: Coordinator, state: JobState) -> FederationError:
@@ -434,6 +446,7 @@ def _failed(coordinator: Coordinator, state: JobState) -> FederationError:
     from fedfms.flare.follow import read_end
 
     problem = f"FLARE ended the job as {state.status}"
+    fix = "a site's own words are in its trainer's log and errors.log"
     if state.detail:
         problem += f": {state.detail}"
     with (
@@ -442,10 +455,10 @@ def _failed(coordinator: Coordinator, state: JobState) -> FederationError:
     ):
         end = read_end(coordinator.download(state.job_id, Path(scratch)), state.status)
         problem = end.problem if not end.completed else f"{problem}; its records are complete"
+        fix = _fix_of(end)
     return FederationError(
         problem,
-        f"see what there is with fedfms fetch {state.job_id[:8]}; a site's own words are in its "
-        "trainer's log and errors.log",
+        f"{fix}; see what there is with fedfms fetch {state.job_id[:8]}",
         code="job-failed",
     )
 

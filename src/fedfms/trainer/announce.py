@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from fedfms import __version__
-from fedfms.config import Intensity, Policy, SiteConfig
+from fedfms.config import Policy, SiteConfig
 from fedfms.data.content import read_bytes
 from fedfms.data.formats import read_image
 from fedfms.data.manifest import find_cases
@@ -69,13 +69,7 @@ def describe(
         methods=policy.methods,
         max_rounds=policy.max_rounds,
         device=device,
-        slicing=Slicing(
-            # pictures lie in no plane
-            plane=None if site.format == "image" else site.plane,
-            channels=site.channels,
-            intensity=_as_text(site.intensity),
-            spacing_mm=spacing_of(site, policy),
-        ),
+        slicing=Slicing.of(site, spacing_of(site, policy)),
     )
 
 
@@ -110,12 +104,6 @@ def measure_spacing(
         return None
     slices, rows, columns = (float(f"{median(axis):.2g}") for axis in zip(*found, strict=True))
     return slices, rows, columns
-
-
-def _as_text(rule: Intensity) -> str:
-    """As `Intensity.from_text` reads it."""
-    numbers = (rule.center, rule.width) if rule.rule == "window" else rule.bounds
-    return ":".join([rule.rule, *(f"{number:g}" for number in numbers)])
 
 
 @dataclass(frozen=True, slots=True)

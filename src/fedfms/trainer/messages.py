@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fedfms.config import Method, Recipe
+from fedfms.config import Method, Recipe, SiteConfig
 from fedfms.errors import ConfigError, ContributionRefused, TrainerError
 from fedfms.exchange.contribution import MAX_PICTURES as MAX_PICTURES
 from fedfms.exchange.contribution import Contribution
@@ -68,10 +68,22 @@ class Slicing:
 
     plane: str | None  # axial, coronal, sagittal; None where the files are pictures, not volumes
     channels: str  # gray, rgb, neighbours
-    intensity: str  # the rule and its numbers, as in window:40:400
+    intensity: str  # the rule and its numbers, as `Intensity.from_text` reads them
     # mm between slices, rows and columns: the median over some cases, of two digits. None: too few
     # cases to tell, not known yet, or files without a voxel size
     spacing_mm: tuple[float, float, float] | None = None
+
+    @classmethod
+    def of(cls, site: SiteConfig, spacing_mm: tuple[float, float, float] | None = None) -> Slicing:
+        """What a site.yml says."""
+        rule = site.intensity
+        numbers = (rule.center, rule.width) if rule.rule == "window" else rule.bounds
+        return cls(
+            plane=None if site.format == "image" else site.plane,  # pictures lie in no plane
+            channels=site.channels,
+            intensity=":".join([rule.rule, *(f"{number:g}" for number in numbers)]),
+            spacing_mm=spacing_mm,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""

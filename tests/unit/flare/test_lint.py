@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -8,10 +9,12 @@ import pytest
 
 from fedfms import __version__
 from fedfms.config import Recipe
-from fedfms.errors import ConfigError
+from fedfms.errors import ConfigError, FederationError
 from fedfms.flare.announce import Announcement
 from fedfms.flare.lint import slicing_warnings
 from fedfms.flare.session import (
+    Admin,
+    Coordinator,
     PreparedJob,
     check_announcements,
     deploy_to,
@@ -261,3 +264,44 @@ def test_other_grey_levels_are_a_warning() -> None:
     window = dataclasses.replace(AXIAL, intensity="window:40:400")
     (warning,) = slicing_warnings(with_slices(window, window, AXIAL))
     assert "window:40:400 at site-1, site-2; percentile:0.5:99.5 at site-3" in warning
+
+
+# ------------------------------------------------------------------------------- fedfms status
+
+
+def test_the_status_fits_80_columns_and_explains_its_codes(capsys) -> None:
+    from rich.console import Console
+
+    from fedfms.cli.jobs import _about_sites, _sites_table
+
+    told = [
+        site("st-mary", slicing=AXIAL, busy=True),
+        Announcement("lakeside", fault="site-files-slow", busy=True),
+        Announcement("northern", fault="no-trainer"),
+    ]
+    console = Console(width=80)
+    console.print(_sites_table(told))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in ("st-mary", "lakeside", "northern"):
+        assert sum(name in line for line in lines) == 1
+    assert len([line for line in lines if line.strip()]) == 1 + 2 + 3  # title, head, sites
+    assert _about_sites(told) == [
+        "lakeside is not ready (site-files-slow): its site.yml or policy cannot be read",
+        "northern is not ready (no-trainer): no trainer answers there",
+        "slices: axial, gray, percentile:0.5:99.5, 1 × 1 × 1 mm at st-mary",
+        "",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("role", "may"),
+    [("member", False), ("org_admin", False), ("lead", True), ("project_admin", True), ("x", True)],
+)
+def test_who_may_not_submit_is_told_that_first(role: str, may: bool) -> None:
+    coordinator = Coordinator(None, Admin("ann@a.org", "a", role))
+    with contextlib.nullcontext() if may else pytest.raises(FederationError) as refused:
+        coordinator.require_right("submit_job", "submit the job")
+    if not may:
+        assert "which does not allow it" in refused.value.problem
+        assert "project_admin, lead" in refused.value.fix
