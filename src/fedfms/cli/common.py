@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,9 @@ from fedfms.errors import FedfmsError
 
 if TYPE_CHECKING:
     from fedfms.flare.progress import Event, FinishedRound
+
+FIRST_LINE_SECONDS = 10.0  # where there is no bar: a short computation says nothing
+LINE_SECONDS = 30.0  # between two lines of a long one
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -89,9 +93,12 @@ def show_details(errors: Iterable[FedfmsError]) -> None:
 
 @contextlib.contextmanager
 def progress(quiet: bool) -> Iterator[Any]:
-    """A progress bar on standard error for (phase, done, total)."""
+    """A progress bar on standard error for (phase, done, total); lines now and then in a log."""
     if quiet:
         yield None
+        return
+    if not err.is_terminal:
+        yield _Lines()
         return
     with Progress(
         SpinnerColumn(),
@@ -113,6 +120,27 @@ def progress(quiet: bool) -> Iterator[Any]:
             bars.update(task, completed=done, total=total)
 
         yield on_progress
+
+
+class _Lines:
+    """How far a long computation is, in a line each half minute, for a log."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + FIRST_LINE_SECONDS
+        self._phase = ""
+        self._began = 0.0
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if phase != self._phase or done == 0:
+            self._phase, self._began = phase, now
+        if now < self._next:
+            return
+        self._next = now + LINE_SECONDS
+        left = ""
+        if 0 < done < total:
+            left = f", {_left_of((now - self._began) / done * (total - done))} of this"
+        err.print(f"{phase}: {done} of {total}{left}")
 
 
 SIMULATION = {
@@ -224,9 +252,10 @@ def _now(event: Event) -> str | None:
 
 
 def _left(event: Event) -> str:
-    seconds = event.seconds_left
-    if seconds is None:
-        return ""
+    return "" if event.seconds_left is None else _left_of(event.seconds_left)
+
+
+def _left_of(seconds: float) -> str:
     if seconds < 100:
         return f"about {seconds:.0f} s left"
     return (

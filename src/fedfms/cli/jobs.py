@@ -7,13 +7,14 @@ ends the command, not the job.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,9 +37,9 @@ from fedfms.errors import FederationError, FedfmsError
 
 if TYPE_CHECKING:
     from fedfms.flare.announce import Announcement
-    from fedfms.flare.follow import OnEvent
+    from fedfms.flare.follow import JobEnd, OnEvent
     from fedfms.flare.progress import Event
-    from fedfms.flare.session import Coordinator, JobState, PreparedJob
+    from fedfms.flare.session import Coordinator, JobState
 
 commands = typer.Typer()
 
@@ -81,6 +82,13 @@ def submit(
     gpu: Annotated[
         bool, typer.Option("--gpu", help="Refuse sites without a GPU; sets require_gpu=true.")
     ] = False,
+    different_slices: Annotated[
+        bool,
+        typer.Option(
+            "--allow-different-slices",
+            help="Go on where sites cut other planes or use other channels.",
+        ),
+    ] = False,
     wait_for: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Wait until N sites are connected and ready."),
@@ -101,7 +109,8 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Check a job against what the sites announce, and submit it."""
-    from fedfms.flare.session import new_copy, prepare_job
+    from fedfms.flare.lint import slicing_warnings
+    from fedfms.flare.session import check_announcements, new_copy, prepare_job
     from fedfms.report.write import check_results_folder
 
     folder = _new_results(results if watch else None, workspace, job.resolve().name)
@@ -116,11 +125,22 @@ def submit(
     )
     started = time.monotonic()
     with _session(kit, workspace, wait_for, wait_seconds, as_json) as coordinator:
-        sites = _wait_for_sites(coordinator, prepared, without, wait_for, wait_seconds, as_json)
+        coordinator.require_right("submit_job", "submit the job")
+        check = functools.partial(
+            check_announcements,
+            prepared,
+            without=without,
+            allow_different_slices=different_slices,
+        )
+        told, sites = _wait_for_sites(coordinator, check, without, wait_for, wait_seconds, as_json)
+        warnings = slicing_warnings([one for one in told if one.site in sites])
+        for text in warnings:
+            _say(as_json, f"warning: {text}")
         job_id = coordinator.submit_to(prepared, sites, leaves_out=bool(without))
         if not watch:
             if as_json:
-                out.print_json(json.dumps({"job_id": job_id, "sites": sites}))
+                said = {"job_id": job_id, "sites": sites, "warnings": warnings}
+                out.print_json(json.dumps(said))
             else:
                 out.print(f"submitted {escape(prepared.folder.name)} as {job_id}")
                 out.print(f"  to {escape(', '.join(sites))}")
@@ -163,6 +183,8 @@ def status(
         out.print_json(json.dumps(values))
         return
     out.print(_sites_table(told))
+    for text in _about_sites(told):
+        out.print(escape(text))
     out.print(_jobs_table(jobs) if jobs else "no jobs yet")
 
 
@@ -274,15 +296,13 @@ def _session(
 
 def _wait_for_sites(
     coordinator: Coordinator,
-    job: PreparedJob,
+    check: Callable[[list[Announcement]], list[str]],
     without: Sequence[str],
     wait_for: int | None,
     wait_seconds: float | None,
     quiet: bool,
-) -> list[str]:
-    """The sites that take part, once there are enough of them and the job fits what they say."""
-    from fedfms.flare.session import check_announcements
-
+) -> tuple[list[Announcement], list[str]]:
+    """What the sites say, and those that take part, once there are enough and the job fits them."""
     deadline = time.monotonic() + _patience(wait_for, wait_seconds)
     before, told_at = "", 0.0
     while True:
@@ -291,9 +311,9 @@ def _wait_for_sites(
         enough = wait_for is None or len(ready) >= wait_for
         late = time.monotonic() >= deadline
         try:
-            sites = check_announcements(job, told, without)
+            sites = check(told)
             if enough:
-                return sites
+                return told, sites
         except FedfmsError:
             if late or (wait_for is not None and enough):  # all are there; waiting changes nothing
                 raise
@@ -392,6 +412,12 @@ def _fetch(
     except FederationError as error:
         if state.is_completed:
             raise
+        if state.is_aborted and error.code == "no-records":
+            raise FederationError(
+                "the job was aborted before it began, so there is nothing to fetch",
+                "submit it again",
+                code="aborted",
+            ) from None
         raise FederationError(
             f"FLARE ended the job as {state.status}"
             f"{f': {state.detail}' if state.detail else ''}; {error.problem}",
@@ -400,14 +426,19 @@ def _fetch(
         ) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    show_result(folder, as_json)
+    if as_json or not end.aborted or end.event.finished:  # else there is no score to show
+        show_result(folder, as_json)
     if not end.completed:
         err.print(f"[bold red]error:[/] {escape(end.problem)}")
-        err.print(
-            "  [bold]fix:[/] a site's own words are in its trainer's log and errors.log; what "
-            f"there is of results lies in {escape(str(folder))}"
-        )
+        fix = f"{_fix_of(end)}; what there is of results lies in {folder}"
+        err.print(f"  [bold]fix:[/] {escape(fix)}")
     return end.completed
+
+
+def _fix_of(end: JobEnd) -> str:
+    if end.aborted:
+        return "nothing is broken: submit the job again if you like"
+    return "a site's own words are in its trainer's log and errors.log"
 
 
 def _failed(coordinator: Coordinator, state: JobState) -> FederationError:
@@ -415,6 +446,7 @@ def _failed(coordinator: Coordinator, state: JobState) -> FederationError:
     from fedfms.flare.follow import read_end
 
     problem = f"FLARE ended the job as {state.status}"
+    fix = "a site's own words are in its trainer's log and errors.log"
     if state.detail:
         problem += f": {state.detail}"
     with (
@@ -423,10 +455,10 @@ def _failed(coordinator: Coordinator, state: JobState) -> FederationError:
     ):
         end = read_end(coordinator.download(state.job_id, Path(scratch)), state.status)
         problem = end.problem if not end.completed else f"{problem}; its records are complete"
+        fix = _fix_of(end)
     return FederationError(
         problem,
-        f"see what there is with fedfms fetch {state.job_id[:8]}; a site's own words are in its "
-        "trainer's log and errors.log",
+        f"{fix}; see what there is with fedfms fetch {state.job_id[:8]}",
         code="job-failed",
     )
 
@@ -467,7 +499,7 @@ def _sites_table(told: Sequence[Announcement]) -> Table:
     for name in ("site", "ready", "version", "device", "classes", "methods", "rounds"):
         table.add_column(name, overflow="fold")
     for one in told:
-        ready = "[green]yes[/]" if one.ready else f"[red]no[/]: {escape(one.fault or '')}"
+        ready = "[green]yes[/]" if one.ready else "[red]no[/]"
         classes = ", ".join([*one.classes, *(f"({name})" for name in one.not_annotated)])
         table.add_row(
             escape(one.site),
@@ -481,6 +513,16 @@ def _sites_table(told: Sequence[Announcement]) -> Table:
     if any(one.not_annotated for one in told):
         table.caption = "(class): known there and not annotated"
     return table
+
+
+def _about_sites(told: Sequence[Announcement]) -> list[str]:
+    """What has no room in the table: why a site is not ready, and how sites make pictures."""
+    from fedfms.flare.lint import grouped, not_ready, slicing_words
+
+    lines = [not_ready(one) for one in told if not one.ready]
+    if slices := grouped((slicing_words(one.slicing), one.site) for one in told if one.ready):
+        lines.append(f"slices: {slices}")
+    return [*lines, ""] if lines else []
 
 
 def _jobs_table(jobs: Sequence[JobState]) -> Table:

@@ -23,6 +23,7 @@ from fedfms.preflight.network import NetworkError, connect, proxy_for, shake_han
 from fedfms.trainer.connection import ping
 
 PROCESS_FILE = "fedfms.pid"  # in the workspace: process id and its start, of the role's process
+REFUSED_FILE = "fedfms.refused"  # in the workspace, while the server refuses the client
 TIMEOUT_SECONDS = 5.0
 
 
@@ -37,6 +38,14 @@ def note_process(workspace: Path) -> None:
     me = psutil.Process()
     note = {"pid": me.pid, "started": me.create_time()}
     (workspace / PROCESS_FILE).write_text(json.dumps(note))
+
+
+def note_refused(workspace: Path, refused: bool) -> None:
+    """Write down whether the server refuses this workspace's FLARE client."""
+    if refused:
+        (workspace / REFUSED_FILE).touch()
+    else:
+        (workspace / REFUSED_FILE).unlink(missing_ok=True)
 
 
 def check_server(kit_folder: Path) -> str:
@@ -55,7 +64,10 @@ def check_server(kit_folder: Path) -> str:
 
 
 def check_flare(kit_folder: Path, workspace: Path) -> str:
-    """The FLARE client's process holds a connection to the server; what was seen.
+    """The FLARE client's process holds a connection to a server that lets it take part.
+
+    Returns:
+        what was seen.
 
     Raises:
         FedfmsError: with why the client is not well.
@@ -69,6 +81,11 @@ def check_flare(kit_folder: Path, workspace: Path) -> str:
             f"the FLARE client's process cannot be looked at ({type(error).__name__})",
             "run the probe as the same user as the role",
         ) from None
+    if (workspace / REFUSED_FILE).exists():
+        raise NotHealthy(
+            f"the server does not let {kit.about.participant} take part any more",
+            f"ask the coordinator, who can let it in again: fedfms readmit {kit.about.participant}",
+        )
     host, port = kit.about.server_host, kit.about.server_port
     way, through = f"port {port}", ""
     with contextlib.suppress(NetworkError):  # such a proxy, gRPC leaves aside

@@ -37,6 +37,11 @@ _SERVER = {  # codes of the server's guard
 _SITE = {  # codes of errors at a site
     "trainer-died": "The site's training process ended in the middle of the round.",
     "trainer-hung": "The site's training process was silent for too long.",
+    "trainer-stalled": "The site's training process made no progress for longer than the site's "
+    "stall_seconds, and ended itself.",
+    "trainer-stopped": "The site's training process was told to stop.",
+    "too-slow": "The site's machine was too slow to tell its training process what to do; it was "
+    "busy with something else.",
     "no-trainer": "The site's training process was not there.",
     "nonsense": "The site's training process gave no usable answer.",
     "exchange-full": "The site's exchange volume was full.",
