@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from fedfms.cli.common import (
     AsJson,
@@ -21,6 +20,7 @@ from fedfms.cli.common import (
     out,
     progress,
     show_result,
+    styled,
     watching,
 )
 from fedfms.config import Machine, SiteConfig, read_job_recipe
@@ -119,13 +119,13 @@ def check_data(
         out.print_json(json.dumps([{key: getattr(f, key) for key in keys} for f in findings]))
     for finding in [] if as_json else findings:
         colour = "red" if finding.severity == "error" else "yellow"
-        out.print(f"[bold {colour}]{finding.severity}[/] {escape(finding.problem)}")
-        out.print(f"  [bold]fix:[/] {escape(finding.fix)}")
+        out.print(styled((finding.severity, f"bold {colour}"), " ", finding.problem))
+        out.print(styled("  ", ("fix:", "bold"), " ", finding.fix))
     errors = sum(finding.severity == "error" for finding in findings)
     if not as_json:
         warnings = len(findings) - errors
-        verdict = "[bold green]PASS[/]" if errors == 0 else "[bold red]FAIL[/]"
-        out.print(f"{verdict} {escape(str(site))}: {errors} errors, {warnings} warnings")
+        verdict = ("PASS", "bold green") if errors == 0 else ("FAIL", "bold red")
+        out.print(styled(verdict, f" {site}: {errors} errors, {warnings} warnings"))
     raise typer.Exit(1 if errors else 0)
 
 
@@ -161,7 +161,7 @@ def train_local(
         )
         loss = "" if result.loss is None else f"loss {result.loss:.4f}  "
         seconds = result.seconds.get("train", 0.0) + result.seconds["evaluate"]
-        out.print(f"round {result.rounds_trained}: {loss}{escape(scores)}  {seconds:.1f} s")
+        out.print(f"round {result.rounds_trained}: {loss}{scores}  {seconds:.1f} s")
 
     with progress(False) as on_progress:
         trained = train_pooled(

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from fedfms.cli.common import AsJson, Checkpoints, err, out, progress
+from fedfms.cli.common import AsJson, Checkpoints, err, out, print_error, progress
 from fedfms.config import Intensity, Machine
 
 if TYPE_CHECKING:
@@ -120,19 +119,16 @@ def _show(
 ) -> None:
     source = used["site"] or "defaults; --site takes a site.yml"
     out.print(
-        escape(
-            f"model: {used['name']}, {', '.join(classes)}; {used['model']}, SHA-256 "
-            f"{str(used['model_sha256'])[:12]}…\n"
-            f"read as: plane {used['plane']}, channels {used['channels']}, intensity "
-            f"{used['intensity']} ({source})\n"
-            f"foreground: probability of at least {used['probability_threshold']}; computed on "
-            f"{used['device']}"
-        )
+        f"model: {used['name']}, {', '.join(classes)}; {used['model']}, SHA-256 "
+        f"{str(used['model_sha256'])[:12]}…\n"
+        f"read as: plane {used['plane']}, channels {used['channels']}, intensity "
+        f"{used['intensity']} ({source})\n"
+        f"foreground: probability of at least {used['probability_threshold']}; computed on "
+        f"{used['device']}"
     )
     for one in done:
         if one.error is not None:
-            err.print(f"[bold red]error:[/] {escape(f'{one.item.name}: {one.error.problem}')}")
-            err.print(f"  [bold]fix:[/] {escape(one.error.fix)}")
+            print_error(f"{one.item.name}: {one.error.problem}", one.error.fix)
             continue
         sizes = (
             [f"{count} pixels" for count in one.pixels]
@@ -140,18 +136,17 @@ def _show(
             else [f"{volume:.2f} ml" for volume in one.millilitres]
         )
         found = ", ".join(f"{name} {size}" for name, size in zip(classes, sizes, strict=True))
-        out.print(escape(f"{one.item.name} -> {one.item.labels}: {found}"))
+        out.print(f"{one.item.name} -> {one.item.labels}: {found}")
     overlapping = [one for one in done if one.overlap and one.item.format != "dicom"]
     if overlapping and not overlapping[0].item.separate:
         out.print(
             f"in {len(overlapping)} images classes overlap; the label map has the likeliest, and "
             "--separate writes a mask for each class"
         )
-    verdict = f"{len(done) - len(failed)} of {len(done)} images predicted; masks are in {output}"
-    out.print(escape(verdict))
+    out.print(f"{len(done) - len(failed)} of {len(done)} images predicted; masks are in {output}")
     if failed:
         names = ", ".join(one.item.name for one in failed)
-        err.print(escape(f"{len(failed)} failed: {names}"))
+        err.print(f"{len(failed)} failed: {names}")
 
 
 def _as_json(one: Predicted) -> dict[str, object]:

@@ -148,6 +148,37 @@ def check_shared_memory(workers: int, folder: Path = Path("/dev/shm")) -> str:
     return f"{_size(total)} in {folder}, {_size(needed)} needed (workers: {workers})"
 
 
+def check_data_folder(folder: Path) -> str:
+    """Whether there is anything in the folder of the images, for this user; how much.
+
+    Raises:
+        MachineError: code no-data, data-empty or data-unreadable.
+    """
+    try:
+        count = len(list(folder.iterdir()))
+    except PermissionError as error:
+        raise MachineError(
+            f"{folder} cannot be read ({error.strerror}) by this container's user, "
+            f"{os.getuid()}:{os.getgid()}",
+            _let_read(folder),
+            code="data-unreadable",
+        ) from None
+    except OSError as error:
+        raise MachineError(
+            f"there is no folder {folder} ({error.strerror})",
+            "set SITE_DATA in .env to the folder that holds your images",
+            code="no-data",
+        ) from None
+    if count == 0:
+        raise MachineError(
+            f"{folder} is empty",
+            "is SITE_DATA in .env the right folder? If it lies on a network drive, see that it is "
+            "mounted on this machine, then: docker compose up -d --force-recreate",
+            code="data-empty",
+        )
+    return f"{folder} holds {count} files and folders"
+
+
 def check_read_only(folder: Path) -> str:
     """Whether the images are mounted read-only.
 
@@ -166,7 +197,7 @@ def check_read_only(folder: Path) -> str:
         return f"{folder} is mounted read-only"
     raise MachineError(
         f"{folder} is not mounted read-only",
-        "mount it as the kit's own compose.yml does, with :ro at the end",
+        "mount it as the kit's own compose.yml does, with read_only: true",
         code="data-writable",
     )
 
@@ -266,6 +297,19 @@ def check_driver(version: Path = Path("/proc/driver/nvidia/version")) -> str:
             "processor",
             code="no-driver",
         ) from None
+
+
+def _let_read(folder: Path) -> str:
+    """How this container's user comes to read the images, by whom they belong to."""
+    try:
+        facts = folder.stat()
+    except OSError:
+        return "let the user of FEDFMS_UID, or a group that SITE_DATA_GID names, read SITE_DATA"
+    if facts.st_mode & 0o050 == 0o050:
+        return f"set SITE_DATA_GID={facts.st_gid} in .env: that group may read it"
+    if facts.st_uid != 0:
+        return f"set FEDFMS_UID={facts.st_uid} in .env: that user owns it"
+    return "let a group read it (chgrp, chmod g+rX), and set SITE_DATA_GID in .env to its number"
 
 
 def _largest(checkpoints: Path | None) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedfms.config import Machine
 from fedfms.errors import FedfmsError
+from fedfms.user import refuse_root
 from fedfms.watch import watch_files
 
 
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
     )
     try:
+        refuse_root()
         require_gpu()
         serve(
             given.site,
