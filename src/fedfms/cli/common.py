@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fedfms.flare.progress import Event, FinishedRound
 
 # Text is printed as it is. Rich would otherwise read `:CD:` in a fingerprint as an emoji and
-# `[red]` in a name as a colour, and end lines at the terminal's edge. What has a colour says so: styled().
+# `[red]` in a name as a colour, and end lines at the terminal's edge. What has a colour is styled.
 out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
 styled = Text.assemble  # of texts, and of (text, style) for those in colour
