@@ -152,10 +152,10 @@ def check_site(
 
 @commands.command("gpu-check")
 def gpu_check() -> None:
-    """Say whether this host has NVIDIA's driver; for a container without a GPU, before one with."""
-    from fedfms.preflight.machine import check_driver
+    """Say whether this host's NVIDIA driver fits this image; in a container without a GPU."""
+    from fedfms.preflight.machine import check_driver, image_cuda
 
-    out.print(check_driver())
+    out.print(check_driver(image_cuda()))
 
 
 @commands.command("dry-run")

@@ -62,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--work", required=True, type=Path, metavar="FOLDER", help="private; scores per case")
     given = parser.parse_args(argv)
+    try:
+        refuse_root()
+    except FedfmsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     refuse_networks()  # before the libraries are imported that would try
     if machine.watch is not None:
         watch_files(machine.watch)
@@ -72,7 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
     )
     try:
-        refuse_root()
         require_gpu()
         serve(
             given.site,
