@@ -31,8 +31,8 @@ _NEW_EXCHANGE = (
     "volume rm the one whose name ends in -exchange (docker volume ls), then docker compose up -d"
 )
 
-# The oldest driver for Linux that runs what was made with a CUDA toolkit of this major version; from
-# "CUDA Toolkit Release Notes", minor version compatibility.
+# The oldest driver for Linux that runs what was made with CUDA of this major version, by NVIDIA's
+# "CUDA Toolkit Release Notes" (minor version compatibility).
 OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
 DRIVER_FILE = Path("/proc/driver/nvidia/version")  # the host's; any container of it can read it
 _OLDER_BUILD = "an image built with --build-arg TORCH=cu126, for drivers from 525 and older GPUs"
