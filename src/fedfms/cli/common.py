@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -24,6 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from fedfms.errors import FedfmsError
 
@@ -33,8 +34,11 @@ if TYPE_CHECKING:
 FIRST_LINE_SECONDS = 10.0  # where there is no bar: a short computation says nothing
 LINE_SECONDS = 30.0  # between two lines of a long one
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+# Text is printed as it is. Rich would otherwise read `:CD:` in a fingerprint as an emoji and
+# `[red]` in a name as a colour, and end lines at the terminal's edge. What has a colour is styled.
+out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
+styled = Text.assemble  # of texts, and of (text, style) for those in colour
 
 Overrides = Annotated[
     list[str],
@@ -63,6 +67,31 @@ Classes = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
+def print_error(problem: str, fix: str, about: str = "error") -> None:
+    """An error of a command: what is wrong, and what to do, on standard error."""
+    err.print(styled((f"{about}:", "bold red"), " ", problem))
+    err.print(styled("  ", ("fix:", "bold"), " ", fix))
+
+
+class WholeWords:
+    """A table that cuts no name, path or number: wider than the terminal where it must be.
+
+    Where nobody looks at it, in a file or another program, each row is one line.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.update(width=_NO_LIMIT)
+        wanted = Measurement.get(console, wide, self._table)
+        width = max(wanted.minimum, options.max_width) if console.is_terminal else wanted.maximum
+        yield from console.render(self._table, options.update(width=width))
+
+
+_NO_LIMIT = 100_000  # columns of text
+
+
 def names_in(text: str | None) -> list[str] | None:
     """The names in a text such as disc,cup; None where an option was not given."""
     if text is None:
@@ -72,8 +101,7 @@ def names_in(text: str | None) -> list[str] | None:
 
 def show_error(error: FedfmsError, about: str = "error") -> None:
     """Problem and fix, on standard error."""
-    err.print(f"[bold red]{escape(about)}:[/] {escape(error.problem)}")
-    err.print(f"  [bold]fix:[/] {escape(error.fix)}")
+    print_error(error.problem, error.fix, about)
 
 
 def show_details(errors: Iterable[FedfmsError]) -> None:
@@ -86,9 +114,9 @@ def show_details(errors: Iterable[FedfmsError]) -> None:
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write("\n".join(details))
     except OSError:  # nowhere to write: then here
-        err.print("\n".join(details), markup=False, highlight=False, emoji=False)
+        err.print("\n".join(details))
         return
-    err.print(f"  details, which may name files: {escape(name)}")
+    err.print(f"  details, which may name files: {name}")
 
 
 @contextlib.contextmanager
@@ -102,7 +130,7 @@ def progress(quiet: bool) -> Iterator[Any]:
         return
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -166,14 +194,14 @@ def watching(
         return
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[left]}", markup=False),
         console=err,
         transient=True,
     ) as bars:
         bar = bars.add_task("", total=None, left="")
-        tell = _teller(lambda text: bars.print(escape(text)), said)
+        tell = _teller(bars.print, said)
 
         def on_event(event: Event) -> None:
             tell(event)
@@ -201,7 +229,7 @@ def logging_progress(
     if quiet:
         yield None
         return
-    tell = _teller(lambda text: err.print(escape(text)), said)
+    tell = _teller(err.print, said)
     before = ("", -1)
 
     def on_event(event: Event) -> None:
@@ -213,7 +241,7 @@ def logging_progress(
             left = f"; {text}" if (text := _left(event)) else ""
             err.print(
                 f"{now}: {len(event.answered)} of {len(event.sites)} sites in "
-                f"({escape(', '.join(event.answered))}){left}"
+                f"({', '.join(event.answered)}){left}"
             )
 
     yield on_event
@@ -294,7 +322,7 @@ def show_result(folder: Path, as_json: bool) -> None:
             "An unseen site never trained; all its cases are evaluated."
         ),
     )
-    table.add_column("site", overflow="fold")
+    table.add_column("site")
     table.add_column("role")
     for name in ("cases", "round 0", "final", "change", "best"):
         table.add_column(name, justify="right")
@@ -304,13 +332,13 @@ def show_result(folder: Path, as_json: bool) -> None:
         change = "–" if row["change"] is None else f"{row['change']:+.3f}"
         role = "trains" if row["role"] == "train" else "unseen"
         cells = [row["site"], role, str(row["cases"] or "–"), *scores, change]
-        table.add_row(*map(escape, cells), _score(row["dice_best"]), str(row["missed"]))
-    out.print(table)
+        table.add_row(*cells, _score(row["dice_best"]), str(row["missed"]))
+    out.print(WholeWords(table))
     gain = summary["dice"]["gain"]  # over the training sites that have both
     if gain["before"] is not None and gain["after"] is not None:  # not of an evaluation alone
         before, after = _score(gain["before"]), _score(gain["after"])
         out.print(f"mean of the training sites: {before} before, {after} after")
-    out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    out.print(f"report: {folder / 'report.html'}")
 
 
 def _score(value: float | None) -> str:

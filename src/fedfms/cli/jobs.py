@@ -20,17 +20,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from fedfms.cli.common import (
     AsJson,
     Overrides,
     RecipeFile,
+    WholeWords,
     err,
     logging_progress,
     out,
+    print_error,
     show_result,
+    styled,
     watching,
 )
 from fedfms.errors import FederationError, FedfmsError
@@ -142,8 +144,8 @@ def submit(
                 said = {"job_id": job_id, "sites": sites, "warnings": warnings}
                 out.print_json(json.dumps(said))
             else:
-                out.print(f"submitted {escape(prepared.folder.name)} as {job_id}")
-                out.print(f"  to {escape(', '.join(sites))}")
+                out.print(f"submitted {prepared.folder.name} as {job_id}")
+                out.print(f"  to {', '.join(sites)}")
                 out.print(f"  fedfms watch {job_id[:8]}; fedfms fetch {job_id[:8]}")
             return
         _say(as_json, f"submitted as {job_id} to {', '.join(sites)}")
@@ -182,10 +184,10 @@ def status(
         }
         out.print_json(json.dumps(values))
         return
-    out.print(_sites_table(told))
+    out.print(WholeWords(_sites_table(told)))
     for text in _about_sites(told):
-        out.print(escape(text))
-    out.print(_jobs_table(jobs) if jobs else "no jobs yet")
+        out.print(text)
+    out.print(WholeWords(_jobs_table(jobs)) if jobs else "no jobs yet")
 
 
 @commands.command()
@@ -253,8 +255,8 @@ def revoke(site: Annotated[str, typer.Argument(help="Name of the site.")], kit: 
         is_there = site in coordinator.sites()
         coordinator.revoke(site)
     if not is_there:  # FLARE notes any name
-        out.print(f"{escape(site)} was not connected; is the name right?")
-    out.print(f"{escape(site)} is shut out; the others go on. Undo: fedfms readmit {escape(site)}")
+        out.print(f"{site} was not connected; is the name right?")
+    out.print(f"{site} is shut out; the others go on. Undo: fedfms readmit {site}")
 
 
 @commands.command()
@@ -264,7 +266,7 @@ def readmit(site: Annotated[str, typer.Argument(help="Name of the site.")], kit:
 
     with connect(kit) as coordinator:
         coordinator.readmit(site)
-    out.print(f"{escape(site)} may connect again; a running client of it does so by itself")
+    out.print(f"{site} may connect again; a running client of it does so by itself")
 
 
 # ---------------------------------------------------------------------------------- waiting
@@ -345,7 +347,7 @@ def _waiting_line(told: Sequence[Announcement], ready: Sequence[str], wait_for: 
 
 def _say(quiet: bool, text: str) -> None:
     if not quiet:
-        err.print(escape(text))
+        err.print(text)
 
 
 # --------------------------------------------------------------------------------- following
@@ -429,9 +431,8 @@ def _fetch(
     if as_json or not end.aborted or end.event.finished:  # else there is no score to show
         show_result(folder, as_json)
     if not end.completed:
-        err.print(f"[bold red]error:[/] {escape(end.problem)}")
         fix = f"{_fix_of(end)}; what there is of results lies in {folder}"
-        err.print(f"  [bold]fix:[/] {escape(fix)}")
+        print_error(end.problem, fix)
     return end.completed
 
 
@@ -497,16 +498,16 @@ def _scratch(workspace: Path) -> Path:
 def _sites_table(told: Sequence[Announcement]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title="connected sites")
     for name in ("site", "ready", "version", "device", "classes", "methods", "rounds"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name)
     for one in told:
-        ready = "[green]yes[/]" if one.ready else "[red]no[/]"
+        ready = styled(("yes", "green")) if one.ready else styled(("no", "red"))
         classes = ", ".join([*one.classes, *(f"({name})" for name in one.not_annotated)])
         table.add_row(
-            escape(one.site),
-            f"{ready}, busy" if one.busy else ready,
+            one.site,
+            styled(ready, ", busy") if one.busy else ready,
             one.version or "–",
             one.device or "–",
-            escape(classes) or "–",
+            classes or "–",
             ", ".join(one.methods) or "–",
             f"≤ {one.max_rounds}" if one.max_rounds else "–",
         )
@@ -528,10 +529,10 @@ def _about_sites(told: Sequence[Announcement]) -> list[str]:
 def _jobs_table(jobs: Sequence[JobState]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title="jobs, newest first")
     for name in ("id", "name", "status", "submitted", "detail"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name)
     for one in jobs:
         cells = (one.job_id[:8], one.name, one.status, one.submitted[:19], one.detail)
-        table.add_row(*map(escape, cells))
+        table.add_row(*cells)
     return table
 
 
@@ -550,13 +551,13 @@ def _show_job(state: JobState, event: Event | None, as_json: bool) -> None:
         progress = event.to_dict() if event is not None else None
         out.print_json(json.dumps({**_job_values(state), "progress": progress}))
         return
-    out.print(f"{state.job_id} {escape(state.name)}: {state.status}")
-    out.print(f"  submitted {state.submitted[:19]} by {escape(state.submitter)}")
+    out.print(f"{state.job_id} {state.name}: {state.status}")
+    out.print(f"  submitted {state.submitted[:19]} by {state.submitter}")
     if state.detail:
-        out.print(f"  FLARE says: {escape(state.detail)}")
+        out.print(f"  FLARE says: {state.detail}")
     if event is not None:
         phase = "final evaluation" if event.phase == "evaluate" else f"round {event.round}"
         answered = ", ".join(event.answered) or "none"
         out.print(f"  {phase} of {event.rounds} rounds; sites that have answered: {answered}")
         for text in event.missed:
-            out.print(f"  {escape(text)}")
+            out.print(f"  {text}")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from fedfms.cli.common import (
@@ -24,6 +23,7 @@ from fedfms.cli.common import (
     out,
     progress,
     show_result,
+    styled,
     watching,
 )
 from fedfms.config import Machine, SiteConfig, read_job_recipe
@@ -141,11 +141,11 @@ def check_data(
         _show_data(found.summary)
         for finding in found.findings:
             colour = "red" if finding.severity == "error" else "yellow"
-            out.print(f"[bold {colour}]{finding.severity}[/] {escape(finding.problem)}")
-            out.print(f"  [bold]fix:[/] {escape(finding.fix)}")
+            out.print(styled((finding.severity, f"bold {colour}"), " ", finding.problem))
+            out.print(styled("  ", ("fix:", "bold"), " ", finding.fix))
         warnings = len(found.findings) - errors
-        verdict = "[bold green]PASS[/]" if errors == 0 else "[bold red]FAIL[/]"
-        out.print(f"{verdict} {escape(str(site))}: {errors} errors, {warnings} warnings")
+        verdict = ("PASS", "bold green") if errors == 0 else ("FAIL", "bold red")
+        out.print(styled(verdict, f" {site}: {errors} errors, {warnings} warnings"))
     raise typer.Exit(1 if errors else 0)
 
 
@@ -157,7 +157,7 @@ def _show_data(summary: DataSummary) -> None:
     lines.add_column(no_wrap=True)
     lines.add_column(overflow="fold")
     for name, text in summary.rows_for_print():
-        lines.add_row(f"[bold]{name}[/]", escape(text))
+        lines.add_row(styled((name, "bold")), text)
     out.print(lines, soft_wrap=False, width=min(out.width, 80))
     if not summary.read:
         return
@@ -174,7 +174,7 @@ def _show_data(summary: DataSummary) -> None:
             share = f"{mean} ({low} to {high})"
         cases = f"{numbers.cases.total} of {summary.read}"
         validate, slices = str(numbers.cases.validation), str(numbers.slices)
-        table.add_row(escape(name), cases, validate, slices, share)
+        table.add_row(name, cases, validate, slices, share)
     out.print(table, soft_wrap=False, width=min(out.width, 80))
 
 
@@ -212,7 +212,7 @@ def train_local(
         )
         loss = "" if result.loss is None else f"loss {result.loss:.4f}  "
         seconds = result.seconds.get("train", 0.0) + result.seconds["evaluate"]
-        out.print(f"round {result.rounds_trained}: {loss}{escape(scores)}  {seconds:.1f} s")
+        out.print(f"round {result.rounds_trained}: {loss}{scores}  {seconds:.1f} s")
 
     with progress(False) as on_progress:
         trained = train_pooled(

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from fedfms.cli.common import AsJson, names_in, out, progress
+from fedfms.cli.common import AsJson, names_in, out, progress, styled
 from fedfms.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -208,13 +207,16 @@ def _prepare(
         return
     for site in sites:
         out.print(
-            f"[bold]{escape(site.name)}[/]: {site.cases} cases, {site.slices} slices, "
-            f"{site.slices_with_foreground} of them with foreground"
-            + (", unchanged" if site.state == "unchanged" else "")
+            styled(
+                (site.name, "bold"),
+                f": {site.cases} cases, {site.slices} slices, "
+                f"{site.slices_with_foreground} of them with foreground"
+                + (", unchanged" if site.state == "unchanged" else ""),
+            )
         )
         for notice in site.notices:
-            out.print(f"  [yellow]note:[/] {escape(notice)}")
+            out.print(styled("  ", ("note:", "yellow"), " ", notice))
     if all(site.state == "unchanged" for site in sites):
-        out.print(f"nothing to do: all {len(sites)} sites are in {escape(str(output))} already")
+        out.print(f"nothing to do: all {len(sites)} sites are in {output} already")
     else:
-        out.print(f"next: fedfms check-data {escape(str(output / sites[0].name / 'site.yml'))}")
+        out.print(f"next: fedfms check-data {output / sites[0].name / 'site.yml'}")

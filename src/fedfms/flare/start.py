@@ -45,6 +45,7 @@ from fedfms.preflight.kit import (
 )
 from fedfms.preflight.network import reach
 from fedfms.preflight.policy import AUTHORIZATION_FILE, check_authorization
+from fedfms.user import refuse_root
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ def run_server(kit_folder: Path, workspace: Path) -> int:
     Raises:
         FedfmsError: the kit cannot be used, or the workspace cannot be written.
     """
+    refuse_root()
     kit = check_kit(kit_folder, "server")
     lay_out(kit, workspace)
     module: Any = importlib.import_module("nvflare.private.fed.app.server.server_train")
@@ -111,6 +113,7 @@ def run_client(kit_folder: Path, policy: Path, workspace: Path) -> int:
     Raises:
         FedfmsError: the kit or the policy cannot be used, or the workspace cannot be written.
     """
+    refuse_root()
     kit = check_kit(kit_folder, "client", Machine.from_environment().site_name)
     authorization = check_authorization(policy, kit.organisation)
     lay_out(kit, workspace, authorization)

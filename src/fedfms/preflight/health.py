@@ -25,6 +25,7 @@ from fedfms.trainer.connection import ping
 PROCESS_FILE = "fedfms.pid"  # in the workspace: process id and its start, of the role's process
 REFUSED_FILE = "fedfms.refused"  # in the workspace, while the server refuses the client
 TIMEOUT_SECONDS = 5.0
+_ROLES = ("server", "flare", "trainer")
 
 
 class NotHealthy(FedfmsError):
@@ -113,6 +114,22 @@ def check_trainer(exchange: Path) -> str:
     return f"the trainer of {pong.site} answers, {'busy' if pong.busy else 'waiting'}"
 
 
+def role_of_container(command: Path = Path("/proc/1/cmdline")) -> str | None:
+    """What this container was started to do, such as trainer or dry-run; None where it is none.
+
+    `docker compose run` gives a container that does one thing and ends the health check of the
+    role whose service it is.
+    """
+    try:
+        words = command.read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+    except OSError:
+        return None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if Path(word).name in ("entrypoint", "fedfms"):
+            return following or None
+    return None
+
+
 def _noted_process(workspace: Path) -> psutil.Process:
     try:
         note = json.loads((workspace / PROCESS_FILE).read_text())
@@ -141,14 +158,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Ask a role's process in this container whether it is well; exit code 0 or 1.",
     )
     add = parser.add_argument
-    add("role", choices=["server", "flare", "trainer"])
+    add("role", choices=_ROLES)
     add("--kit", type=Path, metavar="FOLDER", default=Path("/kit"))
     add("--workspace", type=Path, metavar="FOLDER", default=Path("/workspace"))
     exchange = Machine.from_environment().exchange or Path("/exchange")
     add("--exchange", type=Path, metavar="FOLDER", default=exchange, help="FEDFMS_EXCHANGE")
     given = parser.parse_args(argv)
+    started_for = role_of_container()
     try:
-        if given.role == "server":
+        if started_for not in (None, *_ROLES):
+            said = f"this container was started for one thing, {started_for}: nothing to ask"
+        elif given.role == "server":
             said = check_server(given.kit)
         elif given.role == "flare":
             said = check_flare(given.kit, given.workspace)
