@@ -10,6 +10,7 @@ from fedfms.models.adapters import AdaptedBlock
 from fedfms.models.build import build_model
 from fedfms.models.encoder import EncoderBlock
 from fedfms.models.upstream import window_partition, window_unpartition
+from rounding import assert_as_right, assert_gradients_as_right, exactly, in_fp64
 
 
 def with_our_blocks(upstream: nn.Module) -> nn.Module:
@@ -20,24 +21,16 @@ def with_our_blocks(upstream: nn.Module) -> nn.Module:
     return ours
 
 
-def relative_gradient_differences(ours: nn.Module, upstream: nn.Module) -> dict[str, float]:
-    theirs = dict(upstream.named_parameters())
-    return {
-        name: float((p.grad - theirs[name].grad).norm() / theirs[name].grad.norm())
-        for name, p in ours.named_parameters()
-    }
-
-
 def test_the_encoder_and_its_gradients_equal_upstream_at_256_pixels(upstream_encoder):
     upstream = upstream_encoder(256)
     ours = with_our_blocks(upstream)
     images, weights = torch.randn(1, 3, 256, 256), torch.randn(1, 256, 16, 16)
-    expected, got = upstream(images), ours(images)
-    assert (got - expected).abs().max() <= 1e-4
-    (expected * weights).sum().backward()
-    (got * weights).sum().backward()
-    differences = relative_gradient_differences(ours, upstream)
-    assert max(differences.values()) <= 1e-5, max(differences, key=differences.get)
+    exact = copy.deepcopy(upstream).double()
+    expected, got, truth = upstream(images), ours(images), exact(images.double())
+    assert_as_right(got, expected, truth)
+    for embeddings in (expected, got, truth):
+        (embeddings * weights).sum().backward()
+    assert_gradients_as_right(ours, upstream, exact)
 
 
 @pytest.mark.slow
@@ -47,7 +40,7 @@ def test_the_encoder_equals_upstream_at_1024_pixels(upstream_encoder):
     images = torch.randn(1, 3, 1024, 1024)
     torch.set_num_threads(2)
     with torch.inference_mode():
-        assert (ours(images) - upstream(images)).abs().max() <= 1e-4
+        assert_as_right(ours(images), upstream(images), exactly(upstream, images))
 
 
 @pytest.mark.slow
@@ -57,10 +50,10 @@ def test_gradients_equal_upstream_at_1024_pixels(upstream_encoder):
     ours = with_our_blocks(upstream)
     images, weights = torch.randn(1, 3, 1024, 1024), torch.randn(1, 256, 64, 64)
     torch.set_num_threads(2)
-    for encoder in (upstream, ours):
-        (encoder(images) * weights).sum().backward()
-    differences = relative_gradient_differences(ours, upstream)
-    assert max(differences.values()) <= 1e-5, max(differences, key=differences.get)
+    exact = copy.deepcopy(upstream).double()
+    for encoder in (upstream, ours, exact):
+        (encoder(images.to(encoder.pos_embed.dtype)) * weights).sum().backward()
+    assert_gradients_as_right(ours, upstream, exact)
 
 
 @pytest.mark.parametrize("classes", [("one",), ("one", "two")])
@@ -88,7 +81,8 @@ def test_an_adapted_block_equals_the_paper_step_by_step(
     block = AdaptedBlock(EncoderBlock(upstream, norm_padding=norm_padding), starts_as_zero=False)
     fill_positions(block)
     tokens = torch.randn(2, 16, 16, 768)  # windows of 14: border windows are padded
-    with torch.no_grad():
+
+    def step_by_step(upstream: nn.Module, block: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         if norm_padding:
             windows, padded = window_partition(tokens, 14)
             windows = upstream.norm1(windows)
@@ -98,8 +92,12 @@ def test_an_adapted_block_equals_the_paper_step_by_step(
         windows = windows + block.space_adapter(windows)
         expected = tokens + window_unpartition(windows, 14, padded, (16, 16))
         normed = upstream.norm2(expected)
-        expected = expected + upstream.mlp(normed) + 0.5 * block.mlp_adapter(normed)
-        assert (block(tokens) - expected).abs().max() <= 1e-5
+        return expected + upstream.mlp(normed) + 0.5 * block.mlp_adapter(normed)
+
+    with torch.no_grad(), in_fp64():
+        expected = step_by_step(upstream, block, tokens)
+        doubled = (copy.deepcopy(module).double() for module in (upstream, block))
+        assert_as_right(block(tokens), expected, step_by_step(*doubled, tokens.double()))
 
 
 def test_padding_order_matters_only_in_the_papers_mode(make_recipe):
