@@ -229,7 +229,7 @@ def test_sites_of_other_classes_have_a_table_of_each_class(tmp_path):
     mixed = (dice_of("site-1", 6) + sum(together)) / 3  # of one class here and of two there
     assert f"{mixed:.3f}" not in page.text
     rows = page.table("Site", "Class")[1:]
-    assert ["site-1", "posterior", "not annotated at this site"] == rows[1][:3]
+    assert rows[1][:3] == ["site-1", "posterior", "not annotated at this site"]
     markdown = (results / "report.md").read_text()
     assert "not annotated at this site" in markdown and "### Dice by site, posterior" in markdown
 
