@@ -77,6 +77,13 @@ def write_bundle(trained: Trained, site: SiteConfig, folder: Path) -> tuple[tupl
             "for pictures export with --as onnx or --as fedfms",
             code="not-volumes",
         )
+    if site.plane not in AXES:
+        raise ConfigError(
+            f"the plane in site.yml is {site.plane}, the order of that site's own files, and a "
+            "bundle is for anybody's volumes",
+            "give --site a site.yml with plane: axial, coronal or sagittal",
+            code="plane-is-stored",
+        )
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir()
     network = folder / "models/model.ts"
@@ -164,6 +171,10 @@ def _preprocessing(site: SiteConfig) -> list[dict[str, Any]]:
         },
         _intensity(site),
     ]
+    if site.intensity.rounding == "truncate":  # model.ts rounds
+        transforms.append(
+            {"_target_": "Lambdad", "keys": "image", "func": "$lambda image: torch.floor(image)"}
+        )
     if site.channels == "neighbours":
         transforms.append(
             {
@@ -275,6 +286,7 @@ def metadata(recipe: Recipe, site: SiteConfig) -> dict[str, Any]:
                 "intensity": {
                     "rule": site.intensity.rule,
                     "bounds": list(site.intensity.bounds),  # percentiles, or stored values
+                    "rounding": site.intensity.rounding,
                 },
             },
         },
@@ -291,6 +303,10 @@ def _greys(site: SiteConfig) -> str:
     if site.intensity.rule == "percentile":
         return f"grey levels from percentile {low:g} to {high:g} of each volume"
     return f"grey levels from stored value {low:g} to {high:g}"
+
+
+def _rounded(site: SiteConfig) -> str:
+    return "cut off" if site.intensity.rounding == "truncate" else "rounded"
 
 
 def _readme(recipe: Recipe, site: SiteConfig) -> str:
@@ -311,7 +327,7 @@ def _readme(recipe: Recipe, site: SiteConfig) -> str:
 {about(recipe)}.
 
 - slices: {_slices(site)}
-- {_greys(site)}, rounded to 8 bits
+- {_greys(site)}, {_rounded(site)} to 8 bits
 - each slice resized to {recipe.image_size} pixels ({recipe.resize}), and its logits back, in
   models/model.ts
 - a voxel is foreground from probability {recipe.probability_threshold:g} on
