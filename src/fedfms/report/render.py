@@ -25,15 +25,16 @@ from fedfms.report.collect import (
     write_text_atomically,
 )
 from fedfms.report.parts import (
-    PICTURE_KEY,
     Cell,
     Column,
     Figure,
+    Line,
     Picture,
     Table,
     Tile,
     embed_png,
     environment,
+    picture_key,
 )
 from fedfms.report.records import NOT_ANNOTATED, NOTHING_RECORDED, WITHHELD
 from fedfms.report.tables import EvaluationRow
@@ -102,7 +103,7 @@ class Page:
     curves: list[Figure]
     evaluations: list[Table]
     pictures: dict[tuple[str, str], list[Picture]]  # by site and model
-    picture_key: list[tuple[str, str]]
+    picture_key: list[Line]
     costs: list[Table]
     missed: Table | None
     recipe: list[tuple[str, str]]
@@ -147,7 +148,7 @@ def _page(result: Result) -> Page:
         curves=_curves(result),
         evaluations=_evaluations(result),
         pictures=_pictures(result),
-        picture_key=PICTURE_KEY,
+        picture_key=picture_key(recipe.get("classes") or ()),
         costs=[_communication(result), _training(summary)],
         missed=_missed(summary),
         recipe=[(key, _plain(value)) for key, value in recipe.items() if key != "backbone_sha256"],

@@ -8,7 +8,8 @@ from job_writer import BYTES_DOWN, BYTES_UP, RECIPE, Job, dice_of
 
 from fedfms.report import words
 from fedfms.report.collect import collect
-from fedfms.report.render import PICTURE_KEY, render
+from fedfms.report.parts import CLASS_COLOURS, PICTURE_KEY, picture_key
+from fedfms.report.render import render
 
 
 class Page(HTMLParser):
@@ -327,6 +328,11 @@ def test_the_key_has_the_colours_of_the_overlays(page):
         ("prediction", overlay.PREDICTION_COLOUR),
     ):
         assert colours[what] == "#{:02x}{:02x}{:02x}".format(*colour)
+    drawn = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in overlay.CLASS_COLOURS]
+    assert list(CLASS_COLOURS) == drawn
+    by_name = {line.meaning: (line.colour, line.style) for line in picture_key(["disc", "the_cup"])}
+    assert by_name["annotation"][1] == "dashed" and by_name["prediction"][1] == "solid"
+    assert (by_name["disc"][0], by_name["the cup"][0]) == (drawn[0], drawn[1])
 
 
 def test_names_and_reasons_are_shown_and_never_run(tmp_path):

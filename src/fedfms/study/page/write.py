@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfms.report.parts import PICTURE_KEY, Figure, Picture, Table, Tile, environment
+from fedfms.report.parts import Figure, Line, Picture, Table, Tile, environment, picture_key
 from fedfms.study.answer import Answer, read_study
 from fedfms.study.numbers import csv_text, numbers
 from fedfms.study.page import words
@@ -74,7 +74,7 @@ class Page:
     slices: list[Table]
     costs: list[Table]
     pictures: dict[str, list[Picture]]  # by "FedMSA, site-4, unseen"
-    picture_key: list[tuple[str, str]]
+    picture_key: list[Line]
     facts: list[tuple[str, str]]
     data: Table | None
     runs: Table | None
@@ -139,7 +139,7 @@ def _page(found: Answer) -> Page:
         slices=slice_tables(found),
         costs=cost_tables(found),
         pictures=overlays(found),
-        picture_key=PICTURE_KEY,
+        picture_key=picture_key(found.runs[0].recipe.get("classes") or () if found.runs else ()),
         facts=what_ran(found),
         data=data_table(found),
         runs=run_table(found),
