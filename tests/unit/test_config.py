@@ -90,6 +90,9 @@ def random_recipe(generator: random.Random) -> Recipe:
         max_update_norm=pick([None, generator.uniform(1e-3, 99)]),
         probability_threshold=generator.uniform(0.01, 0.99),
         evaluate_every=generator.randint(1, 30),
+        evaluate_first=generator.randint(0, 3),
+        start_draws=pick([(), (1.0, 1.0), (generator.uniform(0.1, 9), 2.0, 0.5)]),
+        site_order=pick([(), ("site-3", "site-1")]),
         seed=generator.getrandbits(31),
         paper_compat=pick([True, False]),
     )
@@ -111,7 +114,7 @@ def test_a_recipe_survives_being_typed_as_overrides(seed):
 
     def typed(value):
         if isinstance(value, list):
-            return ",".join(value)
+            return ",".join(map(str, value))
         return value if isinstance(value, str) else json.dumps(value)
 
     overrides = [f"{key}={typed(value)}" for key, value in made.to_dict().items()]
@@ -158,6 +161,9 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "max_update_norm": 5.0,
         "probability_threshold": 0.4,
         "evaluate_every": 5,
+        "evaluate_first": 1,
+        "start_draws": [1.0, 2.0],
+        "site_order": ["site-2", "site-1"],
         "seed": 1,
         "require_gpu": True,
         "paper_compat": True,
@@ -195,6 +201,9 @@ def test_every_nth_model_is_scored_from_before_training_on():
         100,
     ]
     assert all(recipe().evaluates(number) for number in range(4))
+    first = recipe(rounds=100, evaluate_every=5, evaluate_first=1)
+    assert [n for n in range(100) if first.evaluates(n)] == list(range(1, 100, 5))
+    assert "evaluate_first is -1" in refusal(recipe, evaluate_first=-1).problem
     assert "evaluate_every is 0" in refusal(recipe, evaluate_every=0).problem
 
 

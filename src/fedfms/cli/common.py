@@ -300,15 +300,27 @@ def _round_line(done: FinishedRound, event: Event) -> str:
     )
     if not done.evaluated:
         return f"{answered}; not evaluated"
+    what = "mean validation Dice of the model that it started from"
+    if done.by_class:  # a mean over classes would be of other classes at other sites
+        told = "; ".join(
+            f"{name} {mean:.3f} ({over} of {done.training} training sites)"
+            for name, mean, over in done.by_class
+        )
+        return f"{answered}; {what}: {told}"
     dice = "withheld" if done.dice is None else f"{done.dice:.3f}"
-    return f"{answered}; mean validation Dice of the model that it started from: {dice}"
+    if done.told < done.training and done.dice is not None:
+        dice += f" ({done.told} of {done.training} training sites)"
+    return f"{answered}; {what}: {dice}"
 
 
 def show_result(folder: Path, as_json: bool) -> None:
     """The last word of a run: a table of Dice by site, and where the report is."""
     from fedfms.report.collect import load_result, summary_table
+    from fedfms.report.records import NOT_ANNOTATED
+    from fedfms.report.words import missed_evaluations, silent_sites
 
     rows, summary = summary_table(folder), load_result(folder).summary
+    by_class = any(row["class"] for row in rows)
     if as_json:
         out.print_json(json.dumps({"results": str(folder), "sites": rows, "summary": summary}))
         return
@@ -316,28 +328,45 @@ def show_result(folder: Path, as_json: bool) -> None:
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         pad_edge=False,
-        title="Dice at native resolution: mean over a site's validation cases",
+        title="Dice at native resolution: mean over a site's validation cases"
+        + (", class by class" if by_class else ""),
         caption=(
             "Round 0 is before training; missed counts rounds. "
             "An unseen site never trained; all its cases are evaluated."
+            + (" Not all scores are of the same classes." if by_class else "")
         ),
     )
     table.add_column("site")
+    if by_class:
+        table.add_column("class")
     table.add_column("role")
     for name in ("cases", "round 0", "final", "change", "best"):
         table.add_column(name, justify="right")
     table.add_column("missed", justify="right")
     for row in rows:
         scores = [_score(row[key]) for key in ("dice_before", "dice_after")]
+        if row["note"] == NOT_ANNOTATED:
+            scores[1] = "not annotated"
         change = "–" if row["change"] is None else f"{row['change']:+.3f}"
         role = "trains" if row["role"] == "train" else "unseen"
-        cells = [row["site"], role, str(row["cases"] or "–"), *scores, change]
+        named = [row["site"], row["class"]] if by_class else [row["site"]]
+        cells = [*named, role, str(row["cases"] or "–"), *scores, change]
         table.add_row(*cells, _score(row["dice_best"]), str(row["missed"]))
     out.print(WholeWords(table))
-    gain = summary["dice"]["gain"]  # over the training sites that have both
-    if gain["before"] is not None and gain["after"] is not None:  # not of an evaluation alone
-        before, after = _score(gain["before"]), _score(gain["after"])
-        out.print(f"mean of the training sites: {before} before, {after} after")
+    training = sum(values["role"] == "train" for values in summary["sites"].values())
+    for part in summary["parts"]:
+        gain = part["dice"]["gain"]  # over the training sites that have both
+        if gain["before"] is not None and gain["after"] is not None:  # not of an evaluation alone
+            before, after = _score(gain["before"]), _score(gain["after"])
+            who = "the training sites"
+            if len(gain["sites"]) < training:
+                who = f"{len(gain['sites'])} of {training} training sites"
+            what = f", {part['classes'][0]}" if by_class else ""
+            out.print(f"mean of {who}{what}: {before} before, {after} after")
+    for site, models in missed_evaluations(summary).items():
+        out.print(f"{site} did not evaluate {models}")
+    for site in silent_sites(summary):
+        out.print(f"nothing of {site} is in this model: no answer of it was accepted")
     out.print(f"report: {folder / 'report.html'}")
 
 

@@ -199,9 +199,14 @@ def train_local(
         _require_place(output)  # before the hours that it holds
     chosen = read_job_recipe(job, recipe, overrides)
     every = "each round" if chosen.evaluate_every == 1 else f"every {chosen.evaluate_every} rounds"
+    first = (
+        "before training"
+        if chosen.evaluate_first == 0
+        else (f"first after round {chosen.evaluate_first}")
+    )
     out.print(
         "Scores are means over this site's validation cases, at native resolution "
-        f"(3-D for volumes), before training and after {every}."
+        f"(3-D for volumes), {first} and after {every}."
     )
 
     def show(result: PooledRound) -> None:

@@ -43,7 +43,8 @@ def predict(
         typer.Option(help="A site.yml: how pixels are read, and the device. Else its defaults."),
     ] = None,
     plane: Annotated[
-        str | None, typer.Option(metavar="axial|coronal|sagittal", help="Of a volume's slices.")
+        str | None,
+        typer.Option(metavar="axial|coronal|sagittal|stored", help="Of a volume's slices."),
     ] = None,
     channels: Annotated[
         str | None, typer.Option(metavar="gray|rgb|neighbours", help="As in site.yml.")

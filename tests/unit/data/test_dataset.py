@@ -63,6 +63,20 @@ def test_the_papers_grey_levels_are_cut_at_the_99th_percentile_from_the_minimum_
     assert np.abs(grey(values, low=0.0, high=99.0) - wanted).max() <= 0.51
 
 
+def test_the_papers_grey_levels_are_the_level_below():
+    values = np.random.default_rng(2).gamma(2.0, 300.0, (5, 24, 24))
+    values[0, :2] = np.linspace(0, 255, 48).reshape(2, 24)
+    stored = values.astype(np.float32)
+    cut = np.clip(stored.astype(np.float64), None, np.percentile(stored, 99))
+    wanted = ((cut - cut.min()) / (cut.max() - cut.min()) * 255).astype(np.uint8)
+    got = grey(stored, low=0.0, high=99.0, rounding="truncate")
+    np.testing.assert_array_equal(got, wanted)
+    higher = grey(stored, low=0.0, high=99.0).astype(int) - got
+    assert set(np.unique(higher)) == {0, 1} and 0.4 < higher.mean() < 0.6
+    every = np.arange(256).reshape(1, 16, 16)  # whole levels stay what they are
+    np.testing.assert_array_equal(grey(every, rule="range", rounding="truncate"), every)
+
+
 def test_a_window_in_hounsfield_units():
     got = grey([[[-1000, -160, 40, 240, 3000]]], rule="window", center=40.0, width=400.0)
     np.testing.assert_array_equal(got, [[[0, 0, 128, 255, 255]]])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -70,6 +71,56 @@ def test_papers_adapters_do_not_start_as_identity(make_recipe):
     fedsam = build_model(make_recipe(method="fedsam"), None)
     paper = build_model(make_recipe(method="fedmsa", paper_compat=True), None)
     assert (paper(images) - fedsam(images)).abs().max() > 1e-3
+
+
+def standard_deviations(model):
+    """Of the adapters' weights, first and second layers."""
+    return [
+        float(
+            torch.cat([p.flatten() for n, p in model.named_parameters() if n.endswith(end)]).std()
+        )
+        for end in ("_adapter.down.weight", "_adapter.up.weight")
+    ]
+
+
+def test_the_papers_start_is_the_weighted_mean_of_a_draw_for_each_site(make_recipe):
+    """FedFMS on ViT-B averages three sites of 0.44, 0.24 and 0.32 once: 0.0124 and 0.0248."""
+    weights = (0.44, 0.24, 0.32)
+    sizes = {"down": 768, "up": 192}  # inputs of a layer; PyTorch draws within 1 / sqrt(inputs)
+    recipe = make_recipe(method="fedmsa", paper_compat=True, classes=("disc", "cup"))
+    single, mean = (
+        build_model(dataclasses.replace(recipe, start_draws=draws), None) for draws in ((), weights)
+    )
+    narrower = sum(weight**2 for weight in weights) ** 0.5
+    for one, averaged in zip(standard_deviations(single), standard_deviations(mean), strict=True):
+        assert averaged == pytest.approx(one * narrower, rel=0.03)
+    for inputs, measured in zip(sizes.values(), (0.0124, 0.0248), strict=True):
+        assert narrower / (3 * inputs) ** 0.5 == pytest.approx(measured, abs=5e-5)
+    assert not torch.equal(single.class_head.weight, mean.class_head.weight)
+
+
+def test_draws_are_averaged_with_their_weights(make_recipe):
+    """A weight of nearly all is that draw; equal draws do not depend on the weights' scale."""
+    recipe = make_recipe(method="fedmsa", paper_compat=True)
+
+    def adapters(*draws):
+        model = build_model(dataclasses.replace(recipe, start_draws=draws), None)
+        return {n: p.detach() for n, p in model.named_parameters() if "_adapter." in n}
+
+    first, second, both = adapters(), adapters(1e-12, 1.0), adapters(3.0, 1.0)
+    assert all(torch.equal(adapters(5.0)[name], tensor) for name, tensor in first.items())
+    for name, tensor in both.items():
+        assert not torch.equal(first[name], second[name])
+        torch.testing.assert_close(tensor, 0.75 * first[name] + 0.25 * second[name])
+    again = adapters(3.0, 1.0)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in both.items())
+
+
+def test_a_start_of_several_draws_still_is_the_identity(make_recipe):
+    images = torch.randn(1, 3, 128, 128)
+    fedsam = build_model(make_recipe(method="fedsam"), None)
+    recipe = dataclasses.replace(make_recipe(method="fedmsa"), start_draws=(1.0, 1.0))
+    assert torch.equal(build_model(recipe, None)(images), fedsam(images))
 
 
 @pytest.mark.parametrize("norm_padding", [False, True])
