@@ -6,6 +6,7 @@ Heavy imports stand inside the commands, so that --help answers at once.
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from typing import Annotated
@@ -43,6 +44,9 @@ for title, modules in {
 
 def main() -> None:
     """Run the command line; a user's mistake ends with one message and no traceback."""
+    for stream in (sys.stdout, sys.stderr):  # file names may be of any bytes; see os.fsdecode
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except FedfmsError as error:
