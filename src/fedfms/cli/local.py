@@ -26,7 +26,7 @@ from fedfms.cli.common import (
     styled,
     watching,
 )
-from fedfms.config import Machine, SiteConfig, read_job_recipe
+from fedfms.config import Machine, Recipe, SiteConfig, read_job_recipe
 from fedfms.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -186,7 +186,11 @@ def train_local(
     overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
     recipe: RecipeFile = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write the trained tensors to this .safetensors file.")
+        Path | None,
+        typer.Option(
+            help="Write the trained tensors to this .safetensors file, and recipe.json beside it; "
+            "fedfms predict takes the file."
+        ),
     ] = None,
     checkpoints: Checkpoints = None,
 ) -> None:
@@ -195,9 +199,9 @@ def train_local(
     from fedfms.exchange.payload import save_tensors
     from fedfms.trainer.pooled import PooledRound, train_pooled
 
-    if output is not None:
-        _require_place(output)  # before the hours that it holds
     chosen = read_job_recipe(job, recipe, overrides)
+    if output is not None:
+        _require_place(output, chosen)  # before the hours that it holds
     every = "each round" if chosen.evaluate_every == 1 else f"every {chosen.evaluate_every} rounds"
     first = (
         "before training"
@@ -229,6 +233,7 @@ def train_local(
         )
     if output is not None:
         save_tensors(output, trained, "fp32")
+        (output.parent / "recipe.json").write_text(chosen.to_json(), encoding="utf-8")
 
 
 @commands.command()
@@ -243,8 +248,8 @@ def report(
     show_result(run, as_json)
 
 
-def _require_place(output: Path) -> None:
-    """A file can be written here; makes its folder."""
+def _require_place(output: Path, recipe: Recipe) -> None:
+    """A model of this recipe can be written here; makes its folder."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -255,6 +260,12 @@ def _require_place(output: Path) -> None:
         raise ConfigError(
             f"{output} cannot be written",
             "name a new file in a folder that may be written with --output",
+        )
+    beside = output.parent / "recipe.json"
+    if beside.exists() and Recipe.from_json(beside) != recipe:
+        raise ConfigError(
+            f"{beside} is of a model with another recipe",
+            "name an --output in another folder: a model's recipe lies beside it",
         )
 
 

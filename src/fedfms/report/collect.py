@@ -451,7 +451,7 @@ def _describe_file(path: Path) -> dict[str, Any]:
 def write_text_atomically(path: Path, text: str) -> None:
     """Write or replace a text file; a reader sees the old one or the new one, never a part."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
+    scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
     scratch.replace(path)
 
 

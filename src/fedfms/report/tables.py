@@ -104,10 +104,11 @@ def write_evaluation(path: Path, rows: Sequence[EvaluationRow]) -> None:
 def write_rows(path: Path, kind: type[Any], rows: Sequence[Any]) -> None:
     """Write dataclass rows, a column for each field; numbers with all their digits.
 
-    A field class_name becomes the column class; what has no value (None, NaN) is left empty.
+    A field class_name becomes the column class; what has no value (None, NaN) is left empty. A file
+    name that is not UTF-8 stands as its own bytes.
     """
     names = [f.name for f in dataclasses.fields(kind)]
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow("class" if name == "class_name" else name for name in names)
         for row in rows:

@@ -297,7 +297,7 @@ class TrainerServer:
         log.error("%s of round %d failed: %s; see %s", task.kind, task.round, public, path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
+            with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} job {task.job} ")
                 file.write(f"round {task.round} {task.kind}: {full}\n")
         except OSError as error:

@@ -584,3 +584,23 @@ def test_a_picture_of_another_size_is_scored_at_its_own(tmp_path):
     site = site_config(tmp_path, "image")
     shapes = [case.images.shape for case in prepare_cases(find_cases(site), site)]
     assert shapes == [(1, 20, 30), (1, 44, 12), (1, 64, 64)]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (1,),
+        (5, 2, 2, 9),
+        tuple(range(1, 168)),
+        (*range(-32768, 0), *range(1, 32768)),
+        tuple(range(-32768, 32768, 3)),
+        (-32768, 32767),
+    ],
+)
+def test_masks_hold_the_values_of_a_class_however_many_they_are(values):
+    labels = np.random.default_rng(0).integers(-32768, 32768, (3, 40, 50)).astype(np.int16)
+    labels[0] %= 200
+    labels[1, 0, :2] = -32768, 32767
+    site, job = site_config(".", classes={"lesion": values}, background=()), recipe()
+    masks = class_masks(prepared(np.zeros(labels.shape, np.uint8), labels), site, job)
+    np.testing.assert_array_equal(masks[0].numpy(), np.isin(labels, values))
