@@ -25,6 +25,7 @@ from dicom_files import grid, segmentation, series, stored_values, true_values, 
 
 from fedfms.config import BACKBONES, Recipe
 from fedfms.exchange.payload import read_travelling, save_tensors
+from fedfms.export.run import export_model
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
 
@@ -431,3 +432,32 @@ def test_a_folder_of_all_kinds_gives_each_its_own(tmp_path, model, run):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "a.nii", "b.nii.gz", "c.npy", "d.png", "e.dcm",
     ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------ model's words
+
+
+def test_a_model_that_says_how_pictures_came_about_is_taken_at_its_word(tmp_path, model, run):
+    volumes(tmp_path / "in", "a.nii")
+    (tmp_path / "site.yml").write_text(
+        "data_root: .\nformat: nifti\nimages: i/*.nii\nlabels: l/*.nii\nclasses: {lesion: [1]}\n"
+        "plane: sagittal\nchannels: neighbours\n"
+        "intensity: {rule: window, center: 120, width: 170}\n"
+    )
+    one_file = tmp_path / "model.safetensors"
+    export_model(model, one_file, "fedfms", site=tmp_path / "site.yml")
+    options = ("--plane", "sagittal", "--channels", "neighbours", "--intensity", "window:120:170")
+    assert run(model, tmp_path / "in", tmp_path / "wanted", *options)[0] == 0
+    assert run(model, tmp_path / "in", tmp_path / "plain")[0] == 0
+    code, out, err = run(one_file, tmp_path / "in", tmp_path / "got")
+    assert code == 0, err
+    assert "plane sagittal, channels neighbours, intensity window:120:170 (as the model" in out
+    wanted, plain, got = (
+        np.asanyarray(nibabel.load(tmp_path / f"{name}/a.nii").dataobj)
+        for name in ("wanted", "plain", "got")
+    )
+    np.testing.assert_array_equal(got, wanted)
+    assert (plain != wanted).any()
+    assert run(one_file, tmp_path / "in", tmp_path / "own", "--plane", "axial")[0] == 0
+    own = np.asanyarray(nibabel.load(tmp_path / "own/a.nii").dataobj)
+    assert (own != wanted).any()

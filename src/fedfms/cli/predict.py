@@ -82,7 +82,7 @@ def predict(
     trained = load_trained(model, checkpoints or Machine.from_environment().checkpoints)
     recipe = trained.recipe
     config = site_for_prediction(
-        recipe,
+        trained,
         source,
         site,
         plane=plane,
@@ -98,6 +98,13 @@ def predict(
         "name": origin.name,
         **origin.parameters,
         "site": None if site is None else str(site),
+        "read_as": (
+            "site.yml"
+            if site is not None
+            else "defaults"
+            if trained.pictures is None
+            else "as the model's file says"
+        ),
         "device": str(torch_device(config)),
     }
     done: list[Predicted] = []
@@ -145,7 +152,7 @@ def _show(
     output: Path,
 ) -> None:
     """What became of the images so far, of `count` in all."""
-    source = used["site"] or "defaults; --site takes a site.yml"
+    source = used["site"] or f"{used['read_as']}; --site takes a site.yml"
     out.print(
         f"model: {used['name']}, {', '.join(classes)}; {used['model']}, SHA-256 "
         f"{str(used['model_sha256'])[:12]}…\n"

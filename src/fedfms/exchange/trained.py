@@ -6,9 +6,11 @@ recipe names. A file that `fedfms export` wrote holds all tensors and the recipe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -23,6 +25,7 @@ from fedfms.models.sam import find_checkpoint
 RECIPE_FILE = "recipe.json"
 MODEL_FILES = ("global_model.safetensors", "model.safetensors")  # of a job, of a study's run
 RECIPE_KEY = "fedfms_recipe"  # in the metadata of a file that holds the whole network
+INPUT_KEY = "fedfms_input"  # there too: how pictures became its input, as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class Trained:
     recipe: Recipe
     model: SamSegmenter  # fp32, on the processor, in evaluation mode
     file: Path  # that the trained tensors were read from
+    pictures: Mapping[str, Any] | None = None  # INPUT_KEY of the file, if it has it
 
 
 def load_trained(path: Path, checkpoints: Path | None) -> Trained:
@@ -48,7 +52,8 @@ def load_trained(path: Path, checkpoints: Path | None) -> Trained:
     """
     file = _model_file(path)
     tensors = load_tensors(file)
-    text = _metadata(file).get(RECIPE_KEY)
+    metadata = _metadata(file)
+    text = metadata.get(RECIPE_KEY)
     if text is not None:
         recipe = Recipe.from_text(text, f"the recipe in {file}")
         model = build_model(recipe, None)
@@ -57,7 +62,7 @@ def load_trained(path: Path, checkpoints: Path | None) -> Trained:
         recipe = _recipe_beside(file)
         model = build_model(recipe, find_checkpoint(recipe, checkpoints))
         write_travelling(model, tensors)
-    return Trained(recipe, model.eval(), file)
+    return Trained(recipe, model.eval(), file, _pictures(metadata, file))
 
 
 def whole_network(model: SamSegmenter) -> dict[str, Tensor]:
@@ -80,6 +85,19 @@ def _model_file(path: Path) -> Path:
         "or a .safetensors file",
         code="no-model",
     )
+
+
+def _pictures(metadata: Mapping[str, str], file: Path) -> Mapping[str, Any] | None:
+    try:
+        facts = json.loads(metadata.get(INPUT_KEY, "null"))
+    except ValueError:
+        facts = 0
+    if facts is not None and not isinstance(facts, dict):
+        raise CheckpointError(
+            f"{INPUT_KEY} in the metadata of {file} is no JSON object",
+            "export the model again with fedfms export",
+        )
+    return facts
 
 
 def _metadata(file: Path) -> dict[str, str]:

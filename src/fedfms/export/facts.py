@@ -8,7 +8,6 @@ from fedfms import __version__
 from fedfms.config import Recipe, SiteConfig
 from fedfms.data.dataset import PIXEL_MEAN, PIXEL_STD
 
-INPUT_KEY = "fedfms_input"  # of `input_facts`, beside RECIPE_KEY, in a file's metadata
 VERSION_KEY = "fedfms_version"
 
 Triple = tuple[float, float, float]

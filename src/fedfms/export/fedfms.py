@@ -11,8 +11,8 @@ from pathlib import Path
 import safetensors.torch
 
 from fedfms.config import SiteConfig
-from fedfms.exchange.trained import RECIPE_KEY, Trained, whole_network
-from fedfms.export.facts import INPUT_KEY, input_facts, site_facts
+from fedfms.exchange.trained import INPUT_KEY, RECIPE_KEY, Trained, whole_network
+from fedfms.export.facts import input_facts, site_facts
 
 
 def write_fedfms(trained: Trained, site: SiteConfig | None, file: Path) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ from torch import Tensor
 from fedfms import __version__
 from fedfms.config import SiteConfig
 from fedfms.errors import ConfigError, TrainingError
-from fedfms.exchange.trained import RECIPE_KEY, Trained
-from fedfms.export.facts import INPUT_KEY, VERSION_KEY, about, input_facts, site_facts
+from fedfms.exchange.trained import INPUT_KEY, RECIPE_KEY, Trained
+from fedfms.export.facts import VERSION_KEY, about, input_facts, site_facts
 from fedfms.models.build import SamSegmenter
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

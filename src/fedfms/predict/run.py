@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fedfms.config import ImageFormat, Intensity, Recipe, SiteConfig
+from fedfms.config import ImageFormat, Intensity, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import read_bytes
 from fedfms.data.dataset import PreparedImage, prepare_image
@@ -56,14 +56,15 @@ class Predicted:
 
 
 def site_for_prediction(
-    recipe: Recipe, source: Path, site_file: Path | None, **changes: object
+    trained: Trained, source: Path, site_file: Path | None, **changes: object
 ) -> SiteConfig:
-    """How pixels are read and where is computed: a site's own `site.yml`, else the defaults of one.
+    """How pixels are read and where is computed.
 
-    Globs and label values have no meaning here.
+    As a site's own `site.yml` says; else as is written in the model's file, if it is (an export
+    with a site); else by the defaults of site.yml. Globs and label values have no meaning here.
 
     Args:
-        recipe: of the model.
+        trained: the model.
         source: INPUT.
         site_file: the site.yml, or None.
         changes: values of `SiteConfig` that go before both, as given on the command line; None: as
@@ -76,16 +77,29 @@ def site_for_prediction(
         site = SiteConfig.from_yaml(site_file, source)
     else:
         classes: dict[str, tuple[int, ...]] = {
-            name: (value,) for value, name in enumerate(recipe.classes, start=1)
+            name: (value,) for value, name in enumerate(trained.recipe.classes, start=1)
         }
         site = SiteConfig(
             data_root=source, format="nifti", images="images/*", labels="labels/*", classes=classes
         )
+        site = dataclasses.replace(site, **_written_reading(trained))
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     try:
         return dataclasses.replace(site, **given)
     except ConfigError as error:
         raise ConfigError(error.problem.replace("site.yml: ", "--"), error.fix) from None
+
+
+def _written_reading(trained: Trained) -> dict[str, Any]:
+    """Plane, channels and intensity as far as the model's file says them."""
+    facts = trained.pictures or {}
+    reading = {key: facts[key] for key in ("plane", "channels") if facts.get(key)}
+    if facts.get("intensity"):
+        rule, (low, high) = facts["intensity"]["rule"], facts["intensity"]["bounds"]
+        if rule == "window":  # whose bounds are what it leaves
+            low, high = (low + high) / 2, high - low
+        reading["intensity"] = Intensity.from_text(f"{rule}:{low!r}:{high!r}")
+    return reading
 
 
 def origin_of(trained: Trained, site: SiteConfig) -> Origin:
