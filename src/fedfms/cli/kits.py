@@ -136,6 +136,8 @@ def archive(
     ] = [],  # noqa: B006
 ) -> None:
     """Pack image, kits and checkpoints for a site without internet, with a script that loads it."""
+    from fedfms.files import file_sha256
+    from fedfms.kits.checksums import SUMS_FILE
     from fedfms.provisioning.archive import archive as pack
 
     read = 0
@@ -149,6 +151,8 @@ def archive(
         pack(output, image, kit, checkpoint, on_bytes)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     out.print(f"{output}: {size / 1e6:.0f} MB; at the site: sh load.sh")
+    out.print(f"tell the site, by another way, the SHA-256 of {SUMS_FILE}:")
+    out.print(f"  {file_sha256(output / SUMS_FILE)}")
 
 
 def _show(made: Provisioned) -> None:

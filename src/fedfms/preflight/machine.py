@@ -27,11 +27,6 @@ BASE_MEMORY_BYTES = GIB  # Python, torch and a batch of slices
 # what a worker process keeps ready: two batches of four slices of SAM's size, float32
 WORKER_SHM_BYTES = 2 * 4 * 3 * 1024**2 * 4
 
-_NEW_EXCHANGE = (
-    "set EXCHANGE_SIZE={size}g in .env and make the volume anew: docker compose down, then docker "
-    "volume rm the one whose name ends in -exchange (docker volume ls), then docker compose up -d"
-)
-
 # The oldest driver for Linux that runs what was made with CUDA of this major version, by NVIDIA's
 # "CUDA Toolkit Release Notes" (minor version compatibility).
 OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
