@@ -129,7 +129,10 @@ def test_an_instance_is_that_of_its_workspace_and_says_nothing_of_it(tmp_path: P
     ("server", "words"),
     [
         ({"name": "server.invalid"}, ("server.invalid has no address here", "--add-host")),
-        ({"name": "localhost", "fed_learn_port": 1999}, ("nothing answers at localhost:1999", "port")),
+        (
+            {"name": "localhost", "fed_learn_port": 1999},
+            ("nothing answers at localhost:1999", "port"),
+        ),
     ],
 )
 def test_a_coordinator_without_a_way_to_the_server_hears_which_step_fails(
