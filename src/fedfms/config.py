@@ -79,6 +79,7 @@ class Recipe:
     backbone_sha256: str  # of the SAM checkpoint; every party proves that it holds this one
     classes: tuple[str, ...]  # in the order of the output channels
     rounds: int
+    exclusive_classes: bool = False  # a pixel has the likeliest class only; False: may have several
     image_size: int = 1024  # pixels, square; SAM's own input size
     resize: Literal["pad", "stretch"] = "pad"  # pad: longest side, as SAM; stretch: as FedFMS
     normalize: bool = True  # SAM's pixel mean and standard deviation; False: [0, 1], as FedFMS
@@ -115,6 +116,11 @@ class Recipe:
             len(set(self.classes)) == len(self.classes),
             f"classes names one class twice: {', '.join(self.classes)}",
             "name each class once in recipe.json",
+        )
+        _require(
+            not self.exclusive_classes or len(self.classes) > 1,
+            "exclusive_classes is true, and there is one class",
+            "set exclusive_classes to false, or name the classes that exclude each other",
         )
         for key in ("rounds", "local_epochs", "batch_size", "evaluate_every"):
             value = getattr(self, key)

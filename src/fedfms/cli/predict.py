@@ -59,7 +59,9 @@ def predict(
     ] = False,
     separate: Annotated[
         bool,
-        typer.Option("--separate", help="A mask for each class too; classes may overlap there."),
+        typer.Option(
+            "--separate", help="A mask for each class too; always where classes may overlap."
+        ),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write over masks that are there.")
@@ -84,9 +86,7 @@ def predict(
         intensity=Intensity.from_text(intensity) if intensity else None,
         device=device,
     )
-    items = find_items(
-        source, output, recipe.classes, probabilities=probabilities, separate=separate
-    )
+    items = find_items(source, output, recipe, probabilities=probabilities, separate=separate)
     origin = origin_of(trained, config)
     used = {
         "model": str(trained.file),
@@ -140,13 +140,8 @@ def _show(
             else [f"{volume:.2f} ml" for volume in one.millilitres]
         )
         found = ", ".join(f"{name} {size}" for name, size in zip(classes, sizes, strict=True))
-        out.print(escape(f"{one.item.name} -> {one.item.labels}: {found}"))
-    overlapping = [one for one in done if one.overlap and one.item.format != "dicom"]
-    if overlapping and not overlapping[0].item.separate:
-        out.print(
-            f"in {len(overlapping)} images classes overlap; the label map has the likeliest, and "
-            "--separate writes a mask for each class"
-        )
+        places = ", ".join(map(str, [one.item.labels] if one.item.labels else one.item.separate))
+        out.print(escape(f"{one.item.name} -> {places}: {found}"))
     verdict = f"{len(done) - len(failed)} of {len(done)} images predicted; masks are in {output}"
     out.print(escape(verdict))
     if failed:

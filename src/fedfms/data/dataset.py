@@ -2,8 +2,9 @@
 
 A case is kept as 8-bit grey levels at its native size, which is what the cache holds and what the
 scores are computed on. A slice is resized when it is asked for, and resizes are undone exactly:
-`network_input`, the targets of `SliceDataset` and `to_native` share one geometry, in which the
-picture covers a whole number of mask pixels and pixel centres lie at half-integers everywhere.
+`network_input`, the targets of `SliceDataset` and `to_native` share one geometry, in which a slice
+keeps the shape that it has in millimetres, covers a whole number of mask pixels, and has its pixel
+centres at half-integers everywhere.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import itertools
 import json
 import logging
+import math
 import os
 import tempfile
 import zipfile
@@ -49,11 +52,17 @@ class Pictured(Protocol):
     """What the way into the network and back needs: grey levels at native size.
 
     images: (D, H, W) uint8 grey levels, or (D, H, W, 3) with `channels: rgb`.
+    spacing: between slices, rows and columns; millimetres for volumes, 1 for pictures and NPY.
     """
 
     @property
     def images(self) -> NDArray[np.uint8]:
         """Grey levels at native size."""
+        ...
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Between slices, rows and columns."""
         ...
 
 
@@ -384,14 +393,38 @@ def unknown_classes(site: SiteConfig, classes: Sequence[str]) -> list[SiteDataEr
     return problems
 
 
+def shared_values(site: SiteConfig, classes: Sequence[str]) -> list[SiteDataError]:
+    """One problem for each two of these classes that a label value of the site means both.
+
+    For recipes whose classes exclude each other.
+    """
+    problems = []
+    for one, other in itertools.combinations(classes, 2):
+        shared = sorted(set(site.classes.get(one, ())) & set(site.classes.get(other, ())))
+        if shared:
+            problems.append(
+                SiteDataError(
+                    f"in site.yml the label value {shared[0]} means {one} and {other}, and the "
+                    "job's classes exclude each other (exclusive_classes)",
+                    f"list {shared[0]} under one of them; if they do overlap, as a whole and its "
+                    "part, the job needs exclusive_classes: false",
+                    code="classes-share-values",
+                )
+            )
+    return problems
+
+
 def annotated(site: SiteConfig, recipe: Recipe) -> Tensor:
     """(K,) bool: which of the recipe's classes were drawn at this site.
 
     Raises:
         SiteDataError: a class that `site.yml` neither maps nor lists as not annotated
-            ("unknown-class").
+            ("unknown-class"), or two that share a label value though they exclude each other
+            ("classes-share-values").
     """
     problems = unknown_classes(site, recipe.classes)
+    if recipe.exclusive_classes:
+        problems += shared_values(site, recipe.classes)
     if problems:
         raise problems[0]
     return torch.tensor([name in site.classes for name in recipe.classes])
@@ -400,7 +433,8 @@ def annotated(site: SiteConfig, recipe: Recipe) -> Tensor:
 def class_masks(prepared: PreparedCase, site: SiteConfig, recipe: Recipe) -> Tensor:
     """(K, D, H, W) bool at native size, in the order of `recipe.classes`.
 
-    A class that is not annotated here is empty. Classes may overlap (a whole and its parts).
+    A class that is not annotated here is empty. Classes may overlap (a whole and its parts), unless
+    the recipe's exclude each other.
     """
     annotated(site, recipe)
     return _masks(torch.from_numpy(prepared.labels), site, recipe)
@@ -418,20 +452,62 @@ def _masks(labels: Tensor, site: SiteConfig, recipe: Recipe) -> Tensor:
 # -------------------------------------------------------------------------------------- geometry
 
 
-def _covered(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
-    """Rows and columns of the mask that a picture of this size covers, from the upper left.
+# These two are what an exported network computes too (export/torchscript.py compiles them).
 
-    pad: the longer side covers all, the other its share, rounded to whole mask pixels (SAM rounds
-    to input pixels, of which a mask pixel has 2 or 4). stretch: both sides cover all.
+
+def pixel_aspect(rows: float, columns: float) -> float:
+    """A pixel's height by its width, to five digits.
+
+    Voxel sizes come from affines, whose rounding must not decide on which side of a half a mask
+    pixel falls.
     """
-    size = recipe.mask_size
-    if recipe.resize == "stretch":
-        return size, size
-    longest = max(height, width)
-    rows, columns = (  # at least 2: torch 2.13 returns zeros for an antialiased width of 1
-        max(2, (2 * side * size + longest) // (2 * longest)) for side in (height, width)
-    )
-    return rows, columns
+    ratio = rows / columns
+    digits: float = 10.0 ** (4.0 - math.floor(math.log10(ratio)))
+    return math.floor(ratio * digits + 0.5) / digits
+
+
+def covered(height: int, width: int, aspect: float, size: int) -> tuple[int, int]:
+    """Rows and columns of a square mask that a padded slice covers, from the upper left.
+
+    The side that is longer in millimetres covers all, the other its share, rounded to whole mask
+    pixels, halves up (SAM rounds to input pixels, of which a mask pixel has 2 or 4), and at least
+    2: torch 2.13 returns zeros for an antialiased width of 1.
+
+    Args:
+        height, width: of the slice, in pixels.
+        aspect: a pixel's height by its width.
+        size: side of the mask in its pixels.
+    """
+    tall, wide = height * aspect, float(width)
+    longest = max(tall, wide)
+    rows = math.floor((2.0 * tall * size + longest) / (2.0 * longest))
+    columns = math.floor((2.0 * wide * size + longest) / (2.0 * longest))
+    return max(2, rows), max(2, columns)
+
+
+class Frame(NamedTuple):
+    """A slice's size, and the shape of its pixels."""
+
+    height: int  # pixels
+    width: int  # pixels
+    aspect: float = 1.0  # a pixel's height by its width, as they lie in the body; 1 in a picture
+
+    @classmethod
+    def of(cls, image: Pictured) -> Frame:
+        """The frame of an image's slices."""
+        height, width = image.images.shape[1:3]
+        _, rows, columns = image.spacing
+        return cls(height, width, pixel_aspect(rows, columns))
+
+    def covered(self, recipe: Recipe) -> tuple[int, int]:
+        """Rows and columns of the mask that the slice covers, from the upper left.
+
+        pad: see `covered`; the slice keeps its shape. stretch: both sides cover all.
+        """
+        size = recipe.mask_size
+        if recipe.resize == "stretch":
+            return size, size
+        return covered(self.height, self.width, self.aspect, size)
 
 
 def network_input(prepared: Pictured, index: int, site: SiteConfig, recipe: Recipe) -> Tensor:
@@ -452,7 +528,7 @@ def _resized_slice(prepared: Pictured, index: int, site: SiteConfig, recipe: Rec
         picture = prepared.images[[max(index - 1, 0), index, min(index + 1, last)]]
     else:
         picture = prepared.images[index : index + 1]
-    rows, columns = _covered(picture.shape[1], picture.shape[2], recipe)
+    rows, columns = Frame.of(prepared).covered(recipe)
     patch = recipe.image_size // recipe.mask_size  # input pixels a side of one mask pixel
     resized: Tensor = F.interpolate(
         torch.from_numpy(np.ascontiguousarray(picture))[None],
@@ -476,15 +552,15 @@ def _normalised(picture: Tensor, recipe: Recipe) -> Tensor:
     return canvas
 
 
-def _target(masks: Tensor, recipe: Recipe) -> Tensor:
-    """(K, H, W) bool to (K, M, M) bool, M = `recipe.mask_size`.
+def _target(masks: Tensor, frame: Frame, recipe: Recipe) -> Tensor:
+    """(K, H, W) bool of a slice to (K, M, M) bool, M = `recipe.mask_size`.
 
     A mask pixel is foreground where the class covers at least half of it. Where that would keep
     less than half of the class's area (thin vessels, small nuclei), half of the best cover is
     enough, so that what is there stays to be learnt. `paper_compat`: nearest neighbour.
     """
     size = recipe.mask_size
-    rows, columns = _covered(masks.shape[1], masks.shape[2], recipe)
+    rows, columns = frame.covered(recipe)
     target = torch.zeros(len(masks), size, size, dtype=torch.bool)
     if recipe.paper_compat:
         near = F.interpolate(masks[None].float(), size=(rows, columns), mode="nearest")[0]
@@ -501,15 +577,15 @@ def _target(masks: Tensor, recipe: Recipe) -> Tensor:
     return target
 
 
-def to_native(logits: Tensor, height: int, width: int, recipe: Recipe) -> Tensor:
-    """Undo the resize: (D, K, M, M) logits to (D, K, height, width) float32, bilinear.
+def to_native(logits: Tensor, frame: Frame, recipe: Recipe) -> Tensor:
+    """Undo the resize: (D, K, M, M) logits to (D, K, H, W) of the frame, float32, bilinear.
 
     The padding is cut off first. Antialiased where the native picture is smaller than the mask.
     """
-    rows, columns = _covered(height, width, recipe)
+    rows, columns = frame.covered(recipe)
     native: Tensor = F.interpolate(
         logits[..., :rows, :columns].float(),
-        size=(height, width),
+        size=(frame.height, frame.width),
         mode="bilinear",
         antialias=not recipe.paper_compat,
     )
@@ -573,7 +649,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
             labels = torch.from_numpy(case.labels[index])
             kept = (
                 _resized_slice(case, index, self.site, self.recipe),
-                _target(_masks(labels, self.site, self.recipe), self.recipe),
+                _target(_masks(labels, self.site, self.recipe), Frame.of(case), self.recipe),
             )
             if self._keep:
                 self._kept[item] = kept

@@ -17,7 +17,7 @@ import torch
 
 from fedfms import __version__
 from fedfms.config import BACKBONES, Recipe, SiteConfig
-from fedfms.data.dataset import PreparedCase, network_input, to_native
+from fedfms.data.dataset import Frame, PreparedCase, network_input, to_native
 from fedfms.data.manifest import Case
 from fedfms.errors import ConfigError, TrainingError
 from fedfms.exchange.trained import Trained
@@ -121,14 +121,19 @@ def inference(recipe: Recipe, site: SiteConfig) -> dict[str, Any]:
             "shuffle": False,
             "num_workers": 0,
         },
-        "inferer": {
+        "slices": {
             "_target_": "SliceInferer",
             "spatial_dim": 2,
             "roi_size": [-1, -1],  # whole slices
             "sw_batch_size": 4 if recipe.image_size <= 512 else 1,
             "overlap": 0.0,
         },
-        "postprocessing": {"_target_": "Compose", "transforms": _postprocessing()},
+        # the network wants to know how high and wide a pixel is: the image's own affine says it
+        "inferer": (
+            "$lambda image, network, slices=@slices: slices(image, lambda part:"
+            " network(part, image.affine.reshape(-1, 4, 4)[0, :3, :2].norm(dim=0)))"
+        ),
+        "postprocessing": {"_target_": "Compose", "transforms": _postprocessing(recipe)},
         "evaluator": {  # for programs that ask for one; it needs pytorch-ignite, `run` does not
             "_target_": "SupervisedEvaluator",
             "device": "@device",
@@ -188,7 +193,19 @@ def _intensity(site: SiteConfig) -> dict[str, Any]:
     return {"_target_": "ScaleIntensityRanged", "a_min": low, "a_max": high, **to_grey}
 
 
-def _postprocessing() -> list[dict[str, Any]]:
+# of classes that exclude each other: the number of the likeliest, from 1, where it is likely enough
+_LABEL_MAP = (
+    "$lambda pred, least=@probability_threshold:"
+    " (pred.argmax(0, keepdim=True) + 1) * (pred.amax(0, keepdim=True) >= least)"
+)
+
+
+def _postprocessing(recipe: Recipe) -> list[dict[str, Any]]:
+    to_mask: dict[str, Any] = (
+        {"_target_": "Lambdad", "keys": "pred", "func": _LABEL_MAP}
+        if recipe.exclusive_classes
+        else {"_target_": "AsDiscreted", "keys": "pred", "threshold": "@probability_threshold"}
+    )
     return [
         {"_target_": "Activationsd", "keys": "pred", "sigmoid": True},
         {
@@ -198,7 +215,7 @@ def _postprocessing() -> list[dict[str, Any]]:
             "orig_keys": "image",
             "nearest_interp": False,
         },
-        {"_target_": "AsDiscreted", "keys": "pred", "threshold": "@probability_threshold"},
+        to_mask,
         {
             "_target_": "SaveImaged",
             "keys": "pred",
@@ -233,7 +250,7 @@ def metadata(recipe: Recipe, site: SiteConfig) -> dict[str, Any]:
         "data_source": "Images of the federation's sites, which they did not give away",
         "data_type": "nibabel",
         "image_classes": f"grey levels 0 to 255 of {', '.join(channel_names)}",
-        "pred_classes": f"one channel a class, which may overlap: {classes}",
+        "pred_classes": f"one channel of logits a class, {_overlap(recipe)}: {classes}",
         "intended_use": "Research; not a medical device",
         "references": [
             "Kirillov et al. 2023, Segment Anything, arXiv 2304.02643",
@@ -281,6 +298,16 @@ def metadata(recipe: Recipe, site: SiteConfig) -> dict[str, Any]:
     }
 
 
+def _resize(recipe: Recipe) -> str:
+    if recipe.resize == "stretch":
+        return "stretched to a square"
+    return "keeping its shape in millimetres"
+
+
+def _overlap(recipe: Recipe) -> str:
+    return "which exclude each other" if recipe.exclusive_classes else "which may overlap"
+
+
 def _slices(site: SiteConfig) -> str:
     with_what = ", each with its two neighbours" if site.channels == "neighbours" else ""
     return f"{site.plane} slices{with_what}"
@@ -294,12 +321,14 @@ def _greys(site: SiteConfig) -> str:
 
 
 def _readme(recipe: Recipe, site: SiteConfig) -> str:
-    several = (
-        f"The file has {len(recipe.classes)} components in its last axis, in this order: "
-        f"{', '.join(recipe.classes)}. Classes may overlap."
-        if len(recipe.classes) > 1
-        else f"1 is {recipe.classes[0]}, 0 is everything else."
-    )
+    if len(recipe.classes) == 1 or recipe.exclusive_classes:
+        values = ", ".join(f"{n} is {name}" for n, name in enumerate(recipe.classes, 1))
+        several = f"{values}, 0 is everything else."
+    else:
+        several = (
+            f"The file has {len(recipe.classes)} components in its last axis, in this order: "
+            f"{', '.join(recipe.classes)}. Classes may overlap."
+        )
     flat = (
         "The two bounds must differ, as they do in every scan; a volume of which nearly all is "
         "one value would not be stretched."
@@ -312,9 +341,11 @@ def _readme(recipe: Recipe, site: SiteConfig) -> str:
 
 - slices: {_slices(site)}
 - {_greys(site)}, rounded to 8 bits
-- each slice resized to {recipe.image_size} pixels ({recipe.resize}), and its logits back, in
-  models/model.ts
-- a voxel is foreground from probability {recipe.probability_threshold:g} on
+- each slice resized to {recipe.image_size} pixels ({_resize(recipe)}), and its logits back, in
+  models/model.ts, which is told the voxel size
+- a voxel is foreground from probability {recipe.probability_threshold:g} on{
+        ", of the likeliest class" if recipe.exclusive_classes else ""
+    }
 
 For research; not a medical device.
 
@@ -367,22 +398,24 @@ federation to say. They have not said it here: write it into this file before yo
 
 
 def _difference(network: Path, trained: Trained, site: SiteConfig) -> float:
-    """Largest difference of a logit on one random volume of an odd size, slice by slice."""
+    """Largest difference of a logit on one random volume of odd sides and voxels."""
     recipe = trained.recipe
     side = recipe.image_size
     random = np.random.default_rng(0)
     shape = (2, max(2, side * 2 // 3 + 1), max(2, side // 2))
     grey = random.integers(0, 256, shape).astype(np.uint8)
     nowhere = Case("check", "check", Path("check"), Path("check"), "validation")
-    case = PreparedCase(nowhere, grey, np.zeros(shape, np.int16), (1.0, 1.0, 1.0), True)
+    spacing = (1.0, 0.7, 1.2)  # mm
+    case = PreparedCase(nowhere, grey, np.zeros(shape, np.int16), spacing, True)
     slices = torch.from_numpy(grey).float()
     pictures = slices[:1, None]
     if site.channels == "neighbours":
         pictures = torch.stack([slices[0], slices[0], slices[1]])[None]
     with torch.inference_mode():
-        got = torch.jit.load(network, map_location="cpu")(pictures)  # type: ignore[no-untyped-call]
+        scripted = torch.jit.load(network, map_location="cpu")  # type: ignore[no-untyped-call]
+        got = scripted(pictures, torch.tensor(spacing[1:]))
         own = trained.model(network_input(case, 0, site, recipe)[None])
-        expected = to_native(own, *shape[1:], recipe)
+        expected = to_native(own, Frame.of(case), recipe)
     return float((got - expected).abs().max())
 
 

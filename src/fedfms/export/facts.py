@@ -31,11 +31,12 @@ def input_facts(recipe: Recipe) -> dict[str, Any]:
         "classes": list(recipe.classes),
         "image_size": recipe.image_size,  # pixels a side of the input
         "mask_size": recipe.mask_size,  # pixels a side of the output
-        "resize": recipe.resize,
+        "resize": recipe.resize,  # pad: the slice keeps its shape in millimetres
         "antialias": not recipe.paper_compat,
         "pixel_mean": list(mean),
         "pixel_std": list(std),
         "probability_threshold": recipe.probability_threshold,
+        "exclusive_classes": recipe.exclusive_classes,
     }
 
 

@@ -154,6 +154,11 @@ def _notes(recipe: Recipe) -> tuple[str, ...]:
             "It was trained on pictures stretched to a square; SAM's ResizeLongestSide keeps the "
             "aspect ratio instead: resize to S x S yourself."
         )
+    else:
+        notes.append(
+            "Slices of volumes kept their shape in millimetres; SAM's ResizeLongestSide counts "
+            "pixels: make those of a slice square first where they are not."
+        )
     if recipe.probability_threshold != 0.5:
         notes.append(
             f"A pixel is foreground from probability {recipe.probability_threshold:g} on, logit "

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedfms.config import Recipe
+from fedfms.data.dataset import covered, pixel_aspect
 from fedfms.export.facts import pixel_statistics
 from fedfms.models.build import SamSegmenter
 
@@ -42,12 +43,13 @@ class SliceNetwork(nn.Module):
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
-    def forward(self, grey: Tensor) -> Tensor:
+    def forward(self, grey: Tensor, pixel: Tensor | None = None) -> Tensor:
         """Logits of every class, before the sigmoid.
 
         Args:
             grey: (B, 1, H, W), or (B, 3, H, W) with one slice for each channel; float32 grey
                 levels 0 to 255, which are rounded. H, W: at least 2.
+            pixel: (2,) millimetres from row to row and from column to column; None: squares.
 
         Returns:
             (B, K, H, W) float32.
@@ -55,18 +57,19 @@ class SliceNetwork(nn.Module):
         height, width = grey.shape[-2], grey.shape[-1]
         rows, columns = self.mask_size, self.mask_size
         if not self.stretch:
-            longest = max(height, width)
-            rows = max(2, (2 * height * self.mask_size + longest) // (2 * longest))
-            columns = max(2, (2 * width * self.mask_size + longest) // (2 * longest))
+            aspect = 1.0
+            if pixel is not None:
+                aspect = pixel_aspect(float(pixel[0]), float(pixel[1]))
+            rows, columns = covered(height, width, aspect, self.mask_size)
         picture = F.interpolate(  # 8-bit on the processor, as in training: a GPU has no such kernel
             grey.round().clamp(0.0, 255.0).to(torch.uint8).cpu().contiguous(),
             size=[rows * self.patch, columns * self.patch],
             mode="bilinear",
             antialias=self.antialias,
         )
-        covered = (picture.to(self.mean.device).float() - self.mean) / self.std
-        padding = [0, self.image_size - covered.shape[-1], 0, self.image_size - covered.shape[-2]]
-        logits = self.network(F.pad(covered, padding))
+        shown = (picture.to(self.mean.device).float() - self.mean) / self.std
+        padding = [0, self.image_size - shown.shape[-1], 0, self.image_size - shown.shape[-2]]
+        logits = self.network(F.pad(shown, padding))
         return F.interpolate(
             logits[..., :rows, :columns].float(),
             size=[height, width],

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfms.config import ImageFormat
+from fedfms.config import ImageFormat, Recipe
 from fedfms.data.content import EXTENSIONS, is_plain_file
 from fedfms.errors import ConfigError
 
@@ -24,20 +24,21 @@ class Item:
     name: str  # below INPUT, as a person would call it
     source: Path  # a file, or the folder of a DICOM series
     format: ImageFormat
-    labels: Path  # the label map; in DICOM the segmentation
+    labels: Path | None  # the label map, None where classes may overlap; in DICOM the segmentation
     probabilities: tuple[Path, ...]  # one for each class, in DICOM one for all; may be empty
     separate: tuple[Path, ...]  # one mask for each class; may be empty
 
     @property
     def outputs(self) -> tuple[Path, ...]:
         """All files that this image gives."""
-        return (self.labels, *self.probabilities, *self.separate)
+        labels = () if self.labels is None else (self.labels,)
+        return (*labels, *self.probabilities, *self.separate)
 
 
 def find_items(
     source: Path,
     output: Path,
-    classes: Sequence[str],
+    recipe: Recipe,
     *,
     probabilities: bool = False,
     separate: bool = False,
@@ -51,9 +52,10 @@ def find_items(
     Args:
         source: a NIfTI file or picture, the folder of a DICOM series, or a folder of such.
         output: a file or folder; need not be there.
-        classes: of the model, in order.
+        recipe: of the model. Several classes that may overlap have no label map but a mask each,
+            but in DICOM, whose segmentation keeps them apart.
         probabilities: a probability map for each class too.
-        separate: a mask for each class too, which keeps classes that overlap apart.
+        separate: a mask for each class too.
 
     Raises:
         ConfigError: "no-input", "nothing-to-predict", "outputs-collide", "output-is-input".
@@ -68,6 +70,8 @@ def find_items(
             "folder of such",
             code="nothing-to-predict",
         )
+    classes = recipe.classes
+    may_overlap = len(classes) > 1 and not recipe.exclusive_classes
     is_alone = len(found) == 1 and found[0][0] == source
     items = []
     for path, kind in found:
@@ -77,14 +81,16 @@ def find_items(
             folder, stem = output.parent, output.name[: -len(ending)]
         else:
             folder = output
+        has_map = kind == "dicom" or not may_overlap
+        apart = classes if separate or not has_map else ()
         items.append(
             Item(
                 name,
                 path,
                 kind,
-                folder / f"{stem}{ending}",
+                folder / f"{stem}{ending}" if has_map else None,
                 _probability_files(folder, stem, kind, ending, classes) if probabilities else (),
-                tuple(folder / f"{stem}_{name}{ending}" for name in classes) if separate else (),
+                tuple(folder / f"{stem}_{name}{ending}" for name in apart),
             )
         )
     _require_new_places(items)

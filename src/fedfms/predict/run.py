@@ -30,7 +30,7 @@ from fedfms.predict.write import (
     tiff_bytes,
     write_files,
 )
-from fedfms.training.evaluate import predict, probabilities
+from fedfms.training.evaluate import masks_of, predict, probabilities
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Predicted:
     item: Item
     pixels: tuple[int, ...]  # foreground of each class, overlaps counted in each; empty if failed
     millilitres: tuple[float, ...] | None  # the same as volumes; None for pictures
-    overlap: int  # pixels that belong to several classes: the label map has the likeliest
+    overlap: int  # pixels that belong to several classes; 0 where the classes exclude each other
     error: FedfmsError | None = None
 
 
@@ -116,8 +116,8 @@ def predict_items(
 ) -> Iterator[Predicted]:
     """Predict and write each image; one that cannot be used is told and the next one comes.
 
-    A pixel is foreground of a class exactly where `training.evaluate` says so. In the label map it
-    has the number, from 1, of the class of the recipe with the highest probability there.
+    What is written are the masks that `training.evaluate` scores: as a label map with the numbers
+    of the recipe's classes, from 1, or, where classes may overlap, as a mask for each class.
 
     Args:
         trained: the network with its recipe; moved to the site's device.
@@ -188,8 +188,13 @@ def _for_format(site: SiteConfig, kind: ImageFormat) -> SiteConfig:
 
 class _Result(NamedTuple):
     masks: Array  # (K, D, H, W) bool
-    labels: Array  # (D, H, W) uint8
     probabilities: Array | None  # (K, D, H, W) float32
+
+    def labels(self) -> Array:
+        """(D, H, W) uint8: the number of the class, from 1; of masks that do not overlap."""
+        numbers = np.arange(1, len(self.masks) + 1, dtype=np.uint8)[:, None, None, None]
+        labels: Array = (self.masks * numbers).max(axis=0)
+        return labels
 
 
 def _masks(
@@ -203,17 +208,13 @@ def _masks(
     recipe = trained.recipe
     slices = [(image, index) for index in range(len(image.images))]
     logits = torch.stack(list(predict(trained.model, slices, recipe, site, control)))
-    masks, labels, kept = [], [], []
+    masks, kept = [], []
     for part in probabilities(logits, image, recipe):
-        found = part >= recipe.probability_threshold  # as training.evaluate.foreground
-        best = torch.where(found, part, -1.0).argmax(dim=1) + 1
-        labels.append(torch.where(found.any(dim=1), best, 0).to(torch.uint8))
-        masks.append(found)
+        masks.append(masks_of(part, recipe))
         if keep_probabilities:
             kept.append(part)
     return _Result(
         torch.cat(masks).transpose(0, 1).numpy(),
-        torch.cat(labels).numpy(),
         torch.cat(kept).transpose(0, 1).numpy() if kept else None,
     )
 
@@ -225,6 +226,7 @@ def _files(
     maps = [] if result.probabilities is None else list(result.probabilities)
     if item.format == "dicom":
         assert stored.cut is not None and stored.series is not None  # of every series
+        assert item.labels is not None  # a segmentation keeps classes that overlap apart
         cut, series = stored.cut, stored.series
         files = [(item.labels, dicom_bytes(result.masks, cut, series, origin))]
         for path in item.probabilities:
@@ -235,20 +237,17 @@ def _files(
             mask = result.masks[number : number + 1]
             files.append((path, dicom_bytes(mask, cut, series, one)))
         return files
-    separate = zip(item.separate, result.masks.astype(np.uint8), strict=False)  # or none
+    masks = list(zip(item.separate, result.masks.astype(np.uint8), strict=False))  # or none
+    if item.labels is not None:
+        masks.insert(0, (item.labels, result.labels()))
     if item.format == "nifti":
         assert stored.cut is not None  # of every volume
-        cut = stored.cut
-        whole = [
-            (item.labels, result.labels),
-            *separate,
-            *zip(item.probabilities, maps, strict=True),
-        ]
+        whole = [*masks, *zip(item.probabilities, maps, strict=True)]
         return [
-            (path, nifti_bytes(values, cut, item.source, data, origin)) for path, values in whole
+            (path, nifti_bytes(values, stored.cut, item.source, data, origin))
+            for path, values in whole
         ]
     return [
-        (item.labels, png_bytes(result.labels[0])),
-        *((path, png_bytes(mask[0])) for path, mask in separate),
+        *((path, png_bytes(mask[0])) for path, mask in masks),
         *((path, tiff_bytes(map_[0])) for path, map_ in zip(item.probabilities, maps, strict=True)),
     ]

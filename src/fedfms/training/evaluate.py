@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedfms.config import Recipe, SiteConfig
 from fedfms.control import Control
 from fedfms.data.dataset import (
+    Frame,
     Pictured,
     PreparedCase,
     SliceDataset,
@@ -75,10 +76,10 @@ def evaluate(
 ) -> list[CaseScore]:
     """Score the model on each case and each class that this site annotates.
 
-    A pixel is foreground from `recipe.probability_threshold` on, after the logits were resized to
-    native size. Under `paper_compat` the slices' scores are the paper's instead, at mask size, over
-    the slices that `keep_empty_every` keeps, as FedFMS prepares its test data; the cases' scores
-    are the same either way.
+    What is scored are the masks that `foreground` gives, which predict writes. Under `paper_compat`
+    the slices' scores are the paper's instead, at mask size, over the slices that
+    `keep_empty_every` keeps, as FedFMS prepares its test data; the cases' scores are the same
+    either way.
 
     Args:
         model: images (B, 3, S, S) to logits (B, K, M, M); left in evaluation mode, on the device.
@@ -175,14 +176,27 @@ def probabilities(logits: Tensor, case: Pictured, recipe: Recipe) -> Iterator[Te
     Yields:
         (d, K, H, W) float32 in [0, 1]; the d add up to D.
     """
-    height, width = case.images.shape[1:3]
+    frame = Frame.of(case)
     for part in torch.split(logits, _NATIVE_SLICES):
-        yield torch.sigmoid(to_native(part, height, width, recipe))
+        yield torch.sigmoid(to_native(part, frame, recipe))
+
+
+def masks_of(probability: Tensor, recipe: Recipe) -> Tensor:
+    """Probabilities (D, K, H, W) at native size to masks of that shape, bool.
+
+    A pixel is foreground of a class from `recipe.probability_threshold` on; of classes that exclude
+    each other only of the likeliest, and of equally likely ones of the recipe's first.
+    """
+    found = probability >= recipe.probability_threshold
+    if recipe.exclusive_classes:
+        likeliest = probability.argmax(dim=1, keepdim=True)
+        found &= torch.zeros_like(found).scatter_(1, likeliest, value=True)
+    return found
 
 
 def foreground(logits: Tensor, case: Pictured, recipe: Recipe) -> Mask:
     """Logits (D, K, M, M) of a case to its masks at native size, (K, D, H, W) bool."""
-    parts = [part >= recipe.probability_threshold for part in probabilities(logits, case, recipe)]
+    parts = [masks_of(part, recipe) for part in probabilities(logits, case, recipe)]
     masks: Mask = torch.cat(parts).transpose(0, 1).numpy()
     return masks
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.ndimage import zoom
+from scipy.ndimage import gaussian_filter, zoom
 from site_files import disk, picture, recipe, site_config, write_case, write_site, write_volume
 
 from fedfms.config import Intensity
@@ -16,6 +16,7 @@ from fedfms.control import Control
 from fedfms.data.dataset import (
     PIXEL_MEAN,
     PIXEL_STD,
+    Frame,
     PreparedCase,
     SliceDataset,
     annotated,
@@ -103,6 +104,76 @@ def logits_of(target: torch.Tensor) -> torch.Tensor:
     return target * 10 - 5
 
 
+def ball(spacing, size_mm=(36.0, 50.0), radius=14.0):
+    """(1, H, W) bool: a disc in a slice of this size whose pixels are so high and wide (mm)."""
+    rows, columns = (
+        (np.arange(round(side / step)) + 0.5) * step
+        for side, step in zip(size_mm, spacing, strict=True)
+    )
+    distance = np.hypot(rows[:, None] - size_mm[0] / 2, columns[None] - size_mm[1] / 2)
+    return (distance < radius)[None]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "spacing", "covered"),
+    [
+        (36, 50, (1.0, 1.0, 1.0), (46, 64)),  # 36 / 50 x 64 = 46.08
+        (12, 50, (1.0, 3.0, 1.0), (46, 64)),  # the same slice, thick
+        (36, 17, (1.0, 1.0, 2.941), (46, 64)),
+        (50, 12, (1.0, 0.7, 2.1), (64, 46)),  # 25.2 of 35 mm
+        (10, 10, (2.0, 5.0, 1.0), (64, 13)),
+        (36, 50, (9.0, 0.7, 0.7), (46, 64)),  # between slices it does not matter
+        (36, 50, (1.0, 0.7000001, 0.6999999), (46, 64)),  # an affine's rounding
+        (1, 128, (1.0, 1.0, 1.0), (2, 64)),
+    ],
+)
+def test_a_slice_keeps_the_shape_that_it_has_in_millimetres(height, width, spacing, covered):
+    images = np.full((1, height, width), 200, np.uint8)
+    case = prepared(images, spacing=spacing)
+    assert Frame.of(case).covered(recipe()) == covered
+    shown = network_input(case, 0, site_config("."), recipe(normalize=False))[0] > 0
+    assert (int(shown.any(dim=1).sum()), int(shown.any(dim=0).sum())) == (
+        2 * covered[0], 2 * covered[1],
+    )  # fmt: skip
+    assert Frame.of(case).covered(recipe(resize="stretch")) == (64, 64)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (3.0, 1.0), (1.0, 2.5), (0.5, 2.0), (4.0, 0.8)])
+def test_what_is_round_in_the_body_is_round_for_the_network_and_comes_back(spacing):
+    truth = ball(spacing)
+    case = prepared(truth.astype(np.uint8) * 255, truth, spacing=(1.0, *spacing))
+    site = site_config(".", classes={"disc": (1,)})
+    job = recipe(classes=("disc",))
+    target = SliceDataset([case], site, job)[0]["target"]
+    rows, columns = target[0].any(dim=1).sum(), target[0].any(dim=0).sum()
+    wanted = 28 / 50 * 64  # mask pixels
+    coarse = max(spacing) / 50 * 64  # one pixel of the slice
+    assert abs(rows - wanted) <= 1 + coarse and abs(columns - wanted) <= 1 + coarse
+    picture = network_input(case, 0, site, recipe(normalize=False))[0] > 0.5
+    assert abs(picture.any(dim=1).sum() - 2 * wanted) <= 2 + 2 * coarse
+    assert abs(picture.any(dim=0).sum() - 2 * wanted) <= 2 + 2 * coarse
+    back = to_native(logits_of(target[None]), Frame.of(case), job)[0, 0] >= 0
+    overlap = 2 * (back.numpy() & truth[0]).sum() / (back.sum() + truth.sum())
+    assert overlap > 0.96
+
+
+def test_a_thick_slice_looks_like_the_thin_one_that_it_was_made_of():
+    rng = np.random.default_rng(5)
+    thin = gaussian_filter(rng.normal(size=(36, 48)), 3)
+    thin = np.interp(thin, (thin.min(), thin.max()), (0, 255))
+    thick = thin.reshape(12, 3, 48).mean(axis=1)
+    plain = recipe(normalize=False)
+    pictures = [
+        network_input(
+            prepared(np.rint(values)[None].astype(np.uint8), spacing=(1.0, height, 1.0)),
+            0, site_config("."), plain,
+        )
+        for values, height in ((thin, 1.0), (thick, 3.0))
+    ]  # fmt: skip
+    assert (pictures[0] - pictures[1]).abs().mean() < 0.02
+    assert (pictures[0] - pictures[1]).abs().max() < 0.2
+
+
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("size", SIZES)
 def test_a_mask_survives_the_way_to_the_network_and_back(size, name):
@@ -111,7 +182,7 @@ def test_a_mask_survives_the_way_to_the_network_and_back(size, name):
     mask = disk(size, radius)
     case = prepared(picture(0, (1, *size)), mask[None])
     target = SliceDataset([case], site_config("."), job)[0]["target"]
-    back = to_native(logits_of(target[None]), *size, job)[0, 0] >= 0
+    back = to_native(logits_of(target[None]), Frame(*size), job)[0, 0] >= 0
     overlap = 2 * (back.numpy() & (mask > 0)).sum() / (back.sum().item() + mask.sum())
     # the mask of a vit_demo recipe has 64 pixels a side: 696 pixels become 64
     assert overlap > 0.95
@@ -141,7 +212,7 @@ def test_image_target_and_prediction_lie_in_one_place(size, name):
     item = SliceDataset([case], site_config("."), plain)[0]
     in_image = middle(item["image"][0], covered * job.image_size)
     in_target = middle(item["target"][0], covered * job.mask_size)
-    back = to_native(logits_of(item["target"][None]), *size, job)[0, 0] >= 0
+    back = to_native(logits_of(item["target"][None]), Frame(*size), job)[0, 0] >= 0
     in_native, wanted = middle(back, size), middle(mask, size)
     exact = middle(blob, size)
     # pad rounds the shorter side to whole mask pixels: at most half a mask pixel over its length
@@ -160,7 +231,7 @@ def test_shrinking_by_two_has_no_half_pixel_shift():
     wanted = np.zeros((64, 64))
     wanted[16:32, 24:48] = 1
     np.testing.assert_array_equal(target["target"][0], wanted)
-    back = to_native(logits_of(target["target"][None]), 128, 128, job)[0, 0] >= 0
+    back = to_native(logits_of(target["target"][None]), Frame(128, 128), job)[0, 0] >= 0
     np.testing.assert_array_equal(back, mask[0])
 
 
@@ -197,15 +268,15 @@ def test_resizing_a_picture_is_what_pillow_does_for_sam():
 
 def test_to_native_is_bilinear():
     logits = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
-    got = to_native(logits, 192, 192, recipe())[0, 0].numpy()
+    got = to_native(logits, Frame(192, 192), recipe())[0, 0].numpy()
     wanted = zoom(logits[0, 0].numpy(), 3, order=1, mode="nearest", grid_mode=True)
     np.testing.assert_allclose(got, wanted, atol=1e-4)
 
 
 def test_half_precision_logits_come_back_as_float32():
-    assert to_native(torch.zeros(2, 1, 64, 64, dtype=torch.bfloat16), 9, 9, recipe()).dtype == (
-        torch.float32
-    )
+    assert to_native(
+        torch.zeros(2, 1, 64, 64, dtype=torch.bfloat16), Frame(9, 9), recipe()
+    ).dtype == (torch.float32)
 
 
 # ------------------------------------------------------------------------------- channels, classes
@@ -220,6 +291,18 @@ def test_neighbours_are_the_slices_before_and_after_and_repeat_at_the_ends():
         for index in range(3)
     ]
     assert seen == [[10, 10, 20], [10, 20, 30], [20, 30, 30]]
+
+
+def test_classes_that_exclude_each_other_share_no_label_value():
+    site = site_config(".", classes={"disc": (1, 2), "cup": (2,)})
+    job = recipe(classes=("disc", "cup"))
+    assert annotated(site, job).tolist() == [True, True]  # they may overlap
+    with pytest.raises(SiteDataError, match="value 2 means disc and cup") as error:
+        annotated(site, dataclasses.replace(job, exclusive_classes=True))
+    assert error.value.code == "classes-share-values"
+    assert "exclusive_classes: false" in error.value.fix
+    apart = dataclasses.replace(site, classes={"disc": (1,), "cup": (2,)})
+    assert annotated(apart, dataclasses.replace(job, exclusive_classes=True)).all()
 
 
 def test_classes_may_overlap_and_a_class_nobody_drew_is_masked():

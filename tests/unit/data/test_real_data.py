@@ -10,7 +10,7 @@ from site_files import recipe
 
 from fedfms.config import Policy, SiteConfig
 from fedfms.data.check import check_data
-from fedfms.data.dataset import SliceDataset, class_masks, prepare_cases, to_native
+from fedfms.data.dataset import Frame, SliceDataset, class_masks, prepare_cases, to_native
 from fedfms.data.manifest import find_cases
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "sites" / "examples"
@@ -91,6 +91,6 @@ def test_what_a_perfect_network_could_score(name, class_name, best, shared_data)
         predicted = np.zeros(truth.shape, bool)
         for item, index in enumerate(drawn):
             logits = data[item]["target"][None] * 10 - 5
-            predicted[index] = to_native(logits, *truth.shape[1:], job)[0, 0] >= 0
+            predicted[index] = to_native(logits, Frame.of(case), job)[0, 0] >= 0
         overlap = 2 * (predicted & truth.numpy()).sum() / (predicted.sum() + truth.sum().item())
         assert overlap > best

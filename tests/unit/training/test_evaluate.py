@@ -10,7 +10,7 @@ from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
 from torch import Tensor, nn
 
 from fedfms.control import Control
-from fedfms.data.dataset import PreparedCase, class_masks, network_input, to_native
+from fedfms.data.dataset import Frame, PreparedCase, class_masks, network_input, to_native
 from fedfms.errors import TaskAborted, TrainingError
 from fedfms.models.build import build_model
 from fedfms.training.evaluate import CaseScore, SliceScore, evaluate, summarize
@@ -167,12 +167,11 @@ def test_sam_scores_equal_slice_by_slice_prediction_and_monai():
 
     rows = iter(scores)
     for case in cases:
-        height, width = case.labels.shape[1:]
         masks = []
         for index in range(len(case.images)):
             with torch.no_grad():
                 logits = model(network_input(case, index, site, recipe)[None])
-            masks.append(1 / (1 + (-to_native(logits, height, width, recipe)).exp()) >= 0.5)
+            masks.append(1 / (1 + (-to_native(logits, Frame.of(case), recipe)).exp()) >= 0.5)
         predicted = torch.cat(masks).transpose(0, 1)[None].float()  # (1, K, D, H, W)
         truth = class_masks(case, site, recipe)[None].float()
         if len(case.images) == 1:  # a picture is measured in 2-D
