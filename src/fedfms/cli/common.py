@@ -185,12 +185,18 @@ def watching(
 ) -> Iterator[Callable[[Event], None] | None]:
     """Lines for what has happened, and a bar for what happens now, on standard error.
 
+    In a log, where nobody sees a bar, lines alone.
+
     Args:
         quiet: show nothing.
         said: a line for each phase that is worth one.
     """
     if quiet:
         yield None
+        return
+    if not err.is_terminal:
+        with logging_progress(quiet, said) as on_event:
+            yield on_event
         return
     with Progress(
         SpinnerColumn(),
@@ -203,7 +209,7 @@ def watching(
         bar = bars.add_task("", total=None, left="")
         tell = _teller(bars.print, said)
 
-        def on_event(event: Event) -> None:
+        def show(event: Event) -> None:
             tell(event)
             if (now := _now(event)) is None:
                 return
@@ -218,7 +224,7 @@ def watching(
                 left=_left(event),
             )
 
-        yield on_event
+        yield show
 
 
 @contextlib.contextmanager

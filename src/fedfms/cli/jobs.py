@@ -28,7 +28,6 @@ from fedfms.cli.common import (
     RecipeFile,
     WholeWords,
     err,
-    logging_progress,
     out,
     print_error,
     show_result,
@@ -371,8 +370,7 @@ def _follow(coordinator: Coordinator, job_id: str, quiet: bool) -> tuple[JobStat
             _say(quiet, text)
 
     try:
-        showing = watching if err.is_terminal else logging_progress
-        with showing(quiet, {}) as on_event:
+        with watching(quiet, {}) as on_event:
             tell = on_event or _say_nothing
             state = wait_for_start(coordinator, job_id, on_wait=on_wait)
             if state.detail:

@@ -76,6 +76,7 @@ class Announcement:
     fault: str | None = None  # code of what keeps it from taking part
     busy: bool = False
     slicing: Slicing | None = None  # None: not told
+    overlapping: tuple[tuple[str, str], ...] = ()  # classes with a label value in common there
 
     @property
     def ready(self) -> bool:
@@ -96,6 +97,7 @@ class Announcement:
             "fault": self.fault,
             "busy": self.busy,
             "slicing": self.slicing.to_dict() if self.slicing else None,
+            "overlapping": [list(pair) for pair in self.overlapping],
         }
 
 
@@ -145,6 +147,7 @@ def said_by(pong: Pong) -> dict[str, Any]:
         "fault": pong.fault,
         "busy": pong.busy,
         "slicing": pong.slicing.to_dict() if pong.slicing else None,
+        "overlapping": [list(pair) for pair in pong.overlapping],
     }
 
 
@@ -174,6 +177,7 @@ def read_announcement(site: str, reported: Any) -> Announcement:
         fault=pong.fault,
         busy=pong.busy,
         slicing=pong.slicing,
+        overlapping=pong.overlapping,
     )
 
 

@@ -277,6 +277,15 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
             f"make it a holdout with --set holdout={site.site}",
             "nothing-annotated",
         )
+    overlap = [pair for pair in site.overlapping if set(pair) <= set(recipe.classes)]
+    if recipe.exclusive_classes and overlap:
+        yield (
+            f"maps a label value to {overlap[0][0]} and {overlap[0][1]}, and the job's classes "
+            "exclude each other",
+            "submit with --set exclusive_classes=false if they may overlap, ask the site to give "
+            "each label value one class of the job",
+            "classes-share-values",
+        )
     if recipe.require_gpu and site.device != "cuda":
         yield (
             "has no GPU, and the job requires one",

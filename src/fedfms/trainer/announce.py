@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import logging
 import threading
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from fedfms.data.formats import read_image
 from fedfms.data.manifest import find_cases
 from fedfms.errors import FedfmsError, SiteDataError
 from fedfms.exchange.door import read_policy
-from fedfms.trainer.messages import Device, Pong, Slicing, public_code
+from fedfms.trainer.messages import MAX_CLASSES, Device, Pong, Slicing, public_code
 from fedfms.trainer.tasks import SiteFolders
 from fedfms.training.device import torch_device
 
@@ -70,6 +71,11 @@ def describe(
         max_rounds=policy.max_rounds,
         device=device,
         slicing=Slicing.of(site, spacing_of(site, policy)),
+        overlapping=tuple(
+            (one, other)
+            for one, other in itertools.combinations(site.classes, 2)
+            if set(site.classes[one]) & set(site.classes[other])
+        )[:MAX_CLASSES],
     )
 
 

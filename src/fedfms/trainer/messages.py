@@ -108,6 +108,7 @@ class Pong:
     max_rounds: int = 0  # that its policy allows
     device: Device | None = None  # what torch computes on here
     slicing: Slicing | None = None  # None: not told, as by a trainer of an older version
+    overlapping: tuple[tuple[str, str], ...] = ()  # classes that have a label value in common here
 
     @property
     def ready(self) -> bool:
@@ -223,6 +224,7 @@ def encode(message: Request | Answer) -> bytes:
                 "max_rounds": message.max_rounds,
                 "device": message.device,
                 "slicing": message.slicing.to_dict() if message.slicing else None,
+                "overlapping": [list(pair) for pair in message.overlapping],
             }
         case Progress(phase, done, total):
             values = {"type": "progress", "phase": phase, "done": done, "total": total}
@@ -295,9 +297,12 @@ def decode_answer(line: bytes) -> Answer:
         _check(values, {"error": _word, "code": _code, "exception": _word_or_none})
         return Failure(**values)
     if kind == "pong":
-        _check({"slicing": None, **values}, _PONG)  # an older trainer does not tell it
+        # an older trainer does not tell the first two
+        values = {"slicing": None, "overlapping": [], **values}
+        _check(values, _PONG)
         del values["protocol"]
-        if (told := values.get("slicing")) is not None:
+        values["overlapping"] = tuple((one, other) for one, other in values["overlapping"])
+        if (told := values["slicing"]) is not None:
             spacing = told["spacing_mm"]
             values["slicing"] = Slicing(**{**told, "spacing_mm": spacing and tuple(spacing)})
         for key in ("classes", "not_annotated", "methods"):
@@ -418,6 +423,11 @@ _PONG: dict[str, Callable[[Any], bool]] = {
     "max_rounds": _count,
     "device": lambda value: value is None or value in get_args(Device),
     "slicing": _slicing,
+    "overlapping": lambda value: (
+        isinstance(value, list)
+        and len(value) <= MAX_CLASSES
+        and all(_names(pair) and len(pair) == 2 for pair in value)
+    ),
 }
 
 

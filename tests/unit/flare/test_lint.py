@@ -266,6 +266,21 @@ def test_other_grey_levels_are_a_warning() -> None:
     assert "window:40:400 at site-1, site-2; percentile:0.5:99.5 at site-3" in warning
 
 
+def test_a_site_whose_classes_overlap_does_not_take_part_where_they_exclude_each_other(
+    prepare,
+) -> None:
+    overlap = site("site-2", classes=("disc", "cup", "rim"), overlapping=(("disc", "cup"),))
+    told = [site("site-1", classes=("disc", "cup", "rim")), overlap]
+    job = prepare("classes=disc,cup", "exclusive_classes=true")
+    error = refusal(job, told)
+    assert error.code == "classes-share-values"
+    assert "site-2 maps a label value to disc and cup" in error.problem
+    assert "--set exclusive_classes=false" in error.fix
+    for changes in ({"exclusive_classes": False}, {"classes": ("disc", "rim")}):
+        fits = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, **changes))
+        assert check_announcements(fits, told) == ["site-1", "site-2"]
+
+
 # ------------------------------------------------------------------------------- fedfms status
 
 

@@ -21,6 +21,7 @@ PONG = Pong(
     max_rounds=7,
     device="cuda",
     slicing=Slicing("coronal", "gray", "window:40:400", (3.0, 0.75, 0.75)),
+    overlapping=(("disc", "cup"),),
 )
 
 
@@ -60,6 +61,7 @@ def test_what_the_trainer_says_reaches_the_coordinator(
         device="cuda",
         busy=True,
         slicing=Slicing("coronal", "gray", "window:40:400", (3.0, 0.75, 0.75)),
+        overlapping=(("disc", "cup"),),
     )
 
 
@@ -68,7 +70,7 @@ def test_a_trainer_of_an_older_version_is_understood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict
 ) -> None:
     line = json.loads(encode(PONG))
-    del line["slicing"]
+    del line["slicing"], line["overlapping"]
     answer_once(tmp_path, json.dumps({**line, **told}).encode() + b"\n")
     announced = read_announcement("site-1", reported(tmp_path, monkeypatch))
     assert (announced.ready, announced.device, announced.slicing) == (True, "cuda", None)

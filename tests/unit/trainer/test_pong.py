@@ -44,6 +44,9 @@ def test_a_pong_comes_out_as_it_went_in() -> None:
         ("methods", ["fedprox"]),
         ("max_rounds", -1),
         ("device", "tpu"),
+        ("overlapping", "ab"),
+        ("overlapping", [["disc"]]),
+        ("overlapping", [["disc", "/data/x.nii"]]),
         ("slicing", "axial"),
         ("slicing", {"plane": "axial"}),
         ("slicing", {**SLICING, "plane": "a file.nii"}),
@@ -73,6 +76,10 @@ def test_the_trainer_says_what_its_files_say_now(place: Place, start) -> None:
     told = ping(place.exchange)
     assert (told.methods, told.max_rounds) == (("fedsam",), 9)
     assert (told.classes, told.not_annotated) == (("disc",), ("cup",))
+    assert told.overlapping == ()
+    place.set_site(classes={"disc": [1, 2], "cup": [2], "rim": [1]}, not_annotated=[])
+    overlapping = {frozenset(pair) for pair in ping(place.exchange).overlapping}
+    assert overlapping == {frozenset({"disc", "cup"}), frozenset({"disc", "rim"})}
     place.set_site(data_root="nowhere/patient-7")
     assert ping(place.exchange).fault == "no-data-root"
     place.set_site(data_root=".", device="cuda")
