@@ -58,6 +58,7 @@ def prostate(
         source,
         output,
         as_json,
+        paper=paper,
     )
 
 
@@ -85,6 +86,7 @@ def fundus(
         source,
         output,
         as_json,
+        paper=paper,
     )
 
 
@@ -104,6 +106,7 @@ def nuclei(
         source,
         output,
         as_json,
+        paper=paper,
     )
 
 
@@ -130,6 +133,7 @@ def fets(
         source,
         output,
         as_json,
+        paper=paper,
     )
 
 
@@ -151,6 +155,7 @@ def ctlung(
         source,
         output,
         as_json,
+        paper=paper,
     )
 
 
@@ -192,9 +197,14 @@ def decathlon(
 
 
 def _prepare(
-    plan: Callable[[Source], list[SitePlan]], source: Path, output: Path, as_json: bool
+    plan: Callable[[Source], list[SitePlan]],
+    source: Path,
+    output: Path,
+    as_json: bool,
+    *,
+    paper: bool = False,
 ) -> None:
-    """Plan, make, and say what came out."""
+    """Plan, make, and say what came out; the paper's order of sites where it is asked for."""
     from fedfms.data.prepare.source import open_source
     from fedfms.data.prepare.write import UNFINISHED, prepare, tidy
 
@@ -218,3 +228,6 @@ def _prepare(
         out.print(f"nothing to do: all {len(sites)} sites are in {escape(str(output))} already")
     else:
         out.print(f"next: fedfms check-data {escape(str(output / sites[0].name / 'site.yml'))}")
+    if paper:
+        order = ",".join(site.name for site in sites)
+        out.print(f"for the paper's recipes: --set site_order={escape(order)}", soft_wrap=True)
