@@ -57,6 +57,7 @@ def prostate(
         source,
         output,
         as_json,
+        paper=paper,
     )
 
 
@@ -84,6 +85,7 @@ def fundus(
         source,
         output,
         as_json,
+        paper=paper,
     )
 
 
@@ -103,6 +105,7 @@ def nuclei(
         source,
         output,
         as_json,
+        paper=paper,
     )
 
 
@@ -129,6 +132,7 @@ def fets(
         source,
         output,
         as_json,
+        paper=paper,
     )
 
 
@@ -150,6 +154,7 @@ def ctlung(
         source,
         output,
         as_json,
+        paper=paper,
     )
 
 
@@ -191,9 +196,14 @@ def decathlon(
 
 
 def _prepare(
-    plan: Callable[[Source], list[SitePlan]], source: Path, output: Path, as_json: bool
+    plan: Callable[[Source], list[SitePlan]],
+    source: Path,
+    output: Path,
+    as_json: bool,
+    *,
+    paper: bool = False,
 ) -> None:
-    """Plan, make, and say what came out."""
+    """Plan, make, and say what came out; the paper's order of sites where it is asked for."""
     from fedfms.data.prepare.source import open_source
     from fedfms.data.prepare.write import UNFINISHED, prepare, tidy
 
@@ -220,3 +230,6 @@ def _prepare(
         out.print(f"nothing to do: all {len(sites)} sites are in {output} already")
     else:
         out.print(f"next: fedfms check-data {output / sites[0].name / 'site.yml'}")
+    if paper:
+        order = ",".join(site.name for site in sites)
+        out.print(f"for the paper's recipes: --set site_order={order}")

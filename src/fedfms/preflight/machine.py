@@ -31,6 +31,10 @@ WORKER_SHM_BYTES = 2 * 4 * 3 * 1024**2 * 4
 # "CUDA Toolkit Release Notes" (minor version compatibility).
 OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
 DRIVER_FILE = Path("/proc/driver/nvidia/version")  # the host's; any container of it can read it
+_NEW_EXCHANGE = (
+    "set EXCHANGE_SIZE={size}g in .env and make the volume anew: docker compose down, then docker "
+    "volume rm the one whose name ends in -exchange (docker volume ls), then docker compose up -d"
+)
 _OLDER_BUILD = "an image built with --build-arg TORCH=cu126, for drivers from 525 and older GPUs"
 
 
