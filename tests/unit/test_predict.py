@@ -273,6 +273,25 @@ def test_a_volume_keeps_its_shape_and_ending(tmp_path, model, run, shape, ending
     assert np.asanyarray(mask.dataobj).any()
 
 
+def test_a_volume_in_micrometres_is_so_many_millilitres(tmp_path, model, run):
+    values = blob((12, 16, 5), 1)
+    image = nibabel.Nifti1Image(values, np.diag([2.0, 3.0, 5.0, 1.0]))
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, tmp_path / "a.nii")
+    code, out, err = run(model, tmp_path / "a.nii", tmp_path / "m", "--device", "cpu", "--json")
+    assert code == 0, err
+    (told,) = json.loads(out)["images"]
+    assert told["pixels"][0] > 0
+    assert told["millilitres"] == pytest.approx([n * 30 * 1e-9 / 1000 for n in told["pixels"]])
+    mask = nibabel.load(tmp_path / "m/a_disc.nii")
+    np.testing.assert_array_equal(mask.affine, image.affine)  # the file's own numbers
+    assert mask.header.get_xyzt_units()[0] == "micron"
+    code, out, _ = run(
+        *(model, tmp_path / "a.nii", tmp_path / "m", "--device", "cpu", "--overwrite")
+    )
+    assert re.search(r"disc \d\.?\d*e-0\d ml", out)
+
+
 # -------------------------------------------------------------------------------------------- DICOM
 
 

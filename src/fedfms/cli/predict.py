@@ -168,7 +168,7 @@ def _show(
         sizes = (
             [f"{count} pixels" for count in one.pixels]
             if one.millilitres is None
-            else [f"{volume:.2f} ml" for volume in one.millilitres]
+            else [_volume(volume) for volume in one.millilitres]
         )
         found = ", ".join(f"{name} {size}" for name, size in zip(classes, sizes, strict=True))
         places = ", ".join(map(str, [one.item.labels] if one.item.labels else one.item.separate))
@@ -180,6 +180,12 @@ def _show(
     if failed:
         names = ", ".join(one.item.name for one in failed)
         err.print(f"{len(failed)} failed: {names}")
+
+
+def _volume(millilitres: float) -> str:
+    """To a hundredth, and with two digits where that would be nothing, as under a microscope."""
+    digits = ".2g" if 0 < millilitres < 0.005 else ".2f"
+    return f"{millilitres:{digits}} ml"
 
 
 def _passed_over(paths: Sequence[Path]) -> str:
