@@ -150,6 +150,17 @@ def test_a_label_is_the_same_whatever_the_compression(tmp_path, photometric, bit
     np.testing.assert_array_equal(got.values[0] > 0, MASK > 0)
 
 
+def test_a_bool_label_of_tifffile_is_refused_since_it_may_mean_both(tmp_path):
+    # tifffile marks every bool array "0 is white" and leaves it as it is: for viewers it is turned
+    tifffile.imwrite(tmp_path / "m.tif", MASK > 0)
+    error = refused(tmp_path / "m.tif", (tmp_path / "m.tif").read_bytes(), label=True)
+    assert error.code == "white-is-zero"
+    assert "astype('uint8')" in error.fix
+    tifffile.imwrite(tmp_path / "n.tif", MASK)
+    got = read(tmp_path / "n.tif", (tmp_path / "n.tif").read_bytes(), label=True)
+    np.testing.assert_array_equal(got.values[0], MASK)
+
+
 @pytest.mark.parametrize("compression", ["lzw", "deflate", "lzma", "zstd"])
 @pytest.mark.parametrize(
     ("bits", "kind", "predictor"),
@@ -497,10 +508,17 @@ def test_a_cut_tiff_is_damaged(tmp_path, compression):
     assert refused(tmp_path / "p.tif", data[: len(data) // 2]).code == "damaged-file"
 
 
-def test_a_stack_of_imagej_behind_one_page_is_refused(tmp_path):
-    tifffile.imwrite(tmp_path / "p.tif", picture(1, (3, 24, 32)), imagej=True)
+@pytest.mark.parametrize(
+    "options", [{"imagej": True}, {"truncate": True}], ids=["ImageJ", "shaped"]
+)
+def test_a_stack_behind_one_page_is_refused(tmp_path, options):
+    values = picture(1, (3, 24, 32))
+    tifffile.imwrite(tmp_path / "p.tif", values, photometric="minisblack", **options)
     error = refused(tmp_path / "p.tif", (tmp_path / "p.tif").read_bytes())
     assert (error.code, "has 3 pages" in error.problem) == ("many-pages", True)
+    tifffile.imwrite(tmp_path / "p.tif", values[0], photometric="minisblack", **options)
+    got = read(tmp_path / "p.tif", (tmp_path / "p.tif").read_bytes())
+    np.testing.assert_array_equal(got.values[0], values[0])
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif"])
