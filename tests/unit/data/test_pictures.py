@@ -201,16 +201,18 @@ def test_jpeg_in_tiff_is_what_pillow_decodes(tmp_path, mode):
     np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.parametrize("shared_tables", [False, True])
 @pytest.mark.parametrize("tile", [None, (32, 48)])
-def test_jpeg_and_webp_in_strips_and_tiles(tmp_path, tile):
+def test_jpeg_and_webp_in_strips_and_tiles(tmp_path, tile, shared_tables):
     smooth = np.add.outer(np.arange(60) * 2, np.arange(70))[..., None] + np.array([0, 9, 30])
     samples = smooth.astype(np.uint8)
-    data = tiff_bytes(samples, YCBCR, 8, "jpeg", tile=tile, rows_per_strip=16)
+    layout = {"tile": tile, "rows_per_strip": 16}
+    data = tiff_bytes(samples, YCBCR, 8, "jpeg", shared_tables=shared_tables, **layout)
     got = read(tmp_path / "p.tif", data, rgb=True)
     np.testing.assert_allclose(got.values[0], samples, atol=6)
     assert got.kind == "TIFF, RGB, 8 bit, JPEG"
     np.testing.assert_array_equal(got.values[0], np.asarray(Image.open(tmp_path / "p.tif")))
-    data = tiff_bytes(samples, RGB, 8, "webp", tile=tile, rows_per_strip=16)
+    data = tiff_bytes(samples, RGB, 8, "webp", **layout)
     np.testing.assert_array_equal(read(tmp_path / "p.tif", data, rgb=True).values[0], samples)
 
 
