@@ -258,7 +258,7 @@ def wrong_magic(path: Path, data: bytes) -> SiteDataError:
         data: its content.
     """
     kind, ending = _kind_of(data)
-    if kind == "gzip" and _is_nifti(_beginning(data)):
+    if kind == "gzip" and _has_nifti_magic(_beginning(data)):
         ending = ".nii.gz"
     problem = f"{path} is not what its name says: its first bytes are those of {kind}"
     fix = "export the file again from its source; renaming does not convert it"
@@ -267,7 +267,7 @@ def wrong_magic(path: Path, data: bytes) -> SiteDataError:
     return SiteDataError(problem, fix, code="wrong-magic")
 
 
-def _is_nifti(data: bytes) -> bool:
+def _has_nifti_magic(data: bytes) -> bool:
     return data[344:348] == b"n+1\0" or data[4:8] == b"n+2\0"
 
 
@@ -281,7 +281,7 @@ def _beginning(data: bytes) -> bytes:
 
 def _kind_of(data: bytes) -> tuple[str, str | None]:
     """A name for what the bytes are, and the ending under which they are read here, if any."""
-    if _is_nifti(data):
+    if _has_nifti_magic(data):
         return "NIfTI", ".nii"
     if data[128:132] == b"DICM":
         return "DICOM", None
