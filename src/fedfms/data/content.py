@@ -157,7 +157,11 @@ def read_bytes(path: Path, site: SiteConfig) -> Content:
         if path.is_dir():
             return _read_folder(path)
         if not is_nifti(path):  # DICOM files have any name; a label may be NIfTI
-            return _read_file(path)
+            data = _read_file(path)
+            is_dicom = data[128:132] == b"DICM" or path.suffix.lower() in (".dcm", ".ima")
+            if not is_dicom and another_kind(path) is not None:
+                raise _wrong_extension(path, site)
+            return data
     elif not path.name.lower().endswith(EXTENSIONS[site.format]):
         raise _wrong_extension(path, site)
     data = _read_file(path)
@@ -171,11 +175,12 @@ def _wrong_extension(path: Path, site: SiteConfig) -> SiteDataError:
     """Another kind of file than the format says: what it is, and what makes one of it."""
     name = path.name.lower()
     fix = f"correct the globs or format: {site.format} in site.yml"
-    for ending, (kind, converter) in _CONVERTERS.items():
-        if name.endswith(ending):
-            return SiteDataError(
-                f"{path} is {kind}, which is not read here", converter, code="wrong-extension"
-            )
+    other = another_kind(path)
+    if other is not None:
+        kind, converter = other
+        return SiteDataError(
+            f"{path} is {kind}, which is not read here", converter, code="wrong-extension"
+        )
     for format, endings in EXTENSIONS.items():
         if name.endswith(endings):
             fix = f"write format: {format} in site.yml, or correct the globs"
@@ -183,6 +188,13 @@ def _wrong_extension(path: Path, site: SiteConfig) -> SiteDataError:
     return SiteDataError(
         f"{path} does not end in {', '.join(EXTENSIONS[site.format])}", fix, code="wrong-extension"
     )
+
+
+def another_kind(path: Path) -> tuple[str, str] | None:
+    """What a file that is not read here is by its ending, and what to do to have it read."""
+    name = path.name.lower()
+    endings = [ending for ending in _CONVERTERS if name.endswith(ending)]
+    return _CONVERTERS[max(endings, key=len)] if endings else None
 
 
 def content_sha256(content: Content) -> str:
@@ -260,7 +272,7 @@ def wrong_magic(path: Path, data: bytes) -> SiteDataError:
         data: its content.
     """
     kind, ending = _kind_of(data)
-    if kind == "gzip" and _is_nifti(_beginning(data)):
+    if kind == "gzip" and _has_nifti_magic(_beginning(data)):
         ending = ".nii.gz"
     problem = f"{path} is not what its name says: its first bytes are those of {kind}"
     fix = "export the file again from its source; renaming does not convert it"
@@ -269,7 +281,7 @@ def wrong_magic(path: Path, data: bytes) -> SiteDataError:
     return SiteDataError(problem, fix, code="wrong-magic")
 
 
-def _is_nifti(data: bytes) -> bool:
+def _has_nifti_magic(data: bytes) -> bool:
     return data[344:348] == b"n+1\0" or data[4:8] == b"n+2\0"
 
 
@@ -283,7 +295,7 @@ def _beginning(data: bytes) -> bytes:
 
 def _kind_of(data: bytes) -> tuple[str, str | None]:
     """A name for what the bytes are, and the ending under which they are read here, if any."""
-    if _is_nifti(data):
+    if _has_nifti_magic(data):
         return "NIfTI", ".nii"
     if data[128:132] == b"DICM":
         return "DICOM", None

@@ -73,8 +73,8 @@ def read_image(path: Path, data: Content, site: SiteConfig) -> Stored:
     """An image as float32: (D, H, W), or (D, H, W, 3) with `channels: rgb`.
 
     Raises:
-        SiteDataError: "damaged-file", "non-finite", "constant-image" and what the format can do
-            wrong.
+        SiteDataError: "damaged-file", "cannot-be-read-here", "non-finite", "constant-image" and
+            what the format can do wrong (data/pictures.py, data/tiff.py, data/dicom/series.py).
     """
     stored = _read(path, data, site, label=False)
     values = np.ascontiguousarray(stored.values, dtype=np.float32)
@@ -94,11 +94,13 @@ def read_label(path: Path, data: Content, site: SiteConfig, image: Stored | None
     """A label as int16 (D, H, W), its values as stored; float files must hold whole numbers.
 
     Args:
-        image: the label's image; a label in DICOM has its place and size from it.
+        image: the label's image; a label in DICOM has its place and size from it, one in NIfTI
+            its unit of length and the order of its axes, where its own header leaves them open.
 
     Raises:
-        SiteDataError: "damaged-file", "non-finite", "fractional-labels", "label-value-too-large",
-            "coloured-labels", "lossy-labels" and what the format can do wrong.
+        SiteDataError: "damaged-file", "cannot-be-read-here", "non-finite", "fractional-labels",
+            "label-value-too-large", "coloured-labels", "lossy-labels", "label-in-alpha" and what
+            the format can do wrong.
     """
     if path.suffix.lower() in (".jpg", ".jpeg"):
         raise lossy(path, "JPEG")

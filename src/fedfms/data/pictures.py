@@ -63,6 +63,7 @@ class Picture:
     palette: (N, 4) uint8, red, green, blue and alpha of each index.
     kind: such as "PNG, palette, 8 bit".
     is_lossy: the compression can change values.
+    is_by_tifffile: the Python package tifffile wrote it.
     """
 
     samples: Array
@@ -73,6 +74,7 @@ class Picture:
     is_premultiplied: bool = False
     palette: Array | None = None
     is_lossy: bool = False
+    is_by_tifffile: bool = False
 
 
 def read_picture(path: Path, data: bytes) -> Picture:
@@ -115,12 +117,22 @@ def label_values(path: Path, picture: Picture) -> Array:
     """(H, W) of a label: gray values, or indices of a palette.
 
     Raises:
-        SiteDataError: "lossy-labels", "coloured-labels", "label-in-alpha", "cannot-be-read-here".
+        SiteDataError: "lossy-labels", "coloured-labels", "label-in-alpha", "white-is-zero",
+            "cannot-be-read-here".
     """
     if picture.is_lossy:
         raise lossy(path, picture.kind.split(", ")[-1])
     if picture.space in ("CMYK", "YCbCr", "CIELab"):
         raise coloured(path)
+    if picture.space == "gray, 0 is white" and picture.bits == 1 and picture.is_by_tifffile:
+        # tifffile says so of every bool array; viewers show True black, tifffile reads it as True
+        raise SiteDataError(
+            f"{path} is a label of 1 bit by tifffile, which says of such files that 0 is white: "
+            "whether 0 or 1 is the background is not known",
+            "save the labels as whole numbers, such as tifffile.imwrite(name, "
+            "mask.astype('uint8')), or as PNG",
+            code="white-is-zero",
+        )
     values: Array = picture.samples
     if picture.space != "palette":
         values = _black_is_zero(path, picture)
@@ -274,6 +286,7 @@ def _tiff(path: Path, data: bytes) -> Picture:
         kind,
         palette=None if stored.colours is None else _opaque(stored.colours),
         is_lossy=stored.is_lossy,
+        is_by_tifffile=stored.is_by_tifffile,
     )
     meant = [*stored.extra, *[0] * others.shape[2]][: others.shape[2]]  # 0: not said
     for number, meaning in enumerate(meant):

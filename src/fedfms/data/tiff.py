@@ -73,6 +73,7 @@ class Tiff:
     colours: (N, 3) uint8 of a palette, or None.
     compression: its name.
     is_lossy: whether the compression can change values.
+    is_by_tifffile: whether the Python package tifffile wrote it.
     """
 
     samples: Array
@@ -82,6 +83,7 @@ class Tiff:
     colours: Array | None
     compression: str
     is_lossy: bool
+    is_by_tifffile: bool
 
 
 def read_tiff(path: Path, data: bytes) -> Tiff:
@@ -93,8 +95,8 @@ def read_tiff(path: Path, data: bytes) -> Tiff:
     """
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         pages = len(file.pages)
-        if pages == 1 and file.is_imagej:  # may hold a stack behind one page
-            pages = int((file.imagej_metadata or {}).get("images", 1))
+        if pages == 1 and (file.is_imagej or file.is_shaped):  # may hold a stack behind one page
+            pages = max(1, file.series[0].size // max(1, file.pages[0].size))
         if pages != 1:
             raise SiteDataError(
                 f"{path} has {pages} pages",
@@ -198,6 +200,7 @@ def _read_page(path: Path, data: bytes, page: Any, byteorder: str) -> Tiff:
         _colour_map(path, tag(320, None), bits) if photometric == 3 else None,
         name,
         compression in _LOSSY and not lossless_webp,
+        str(tag(305, "")).startswith("tifffile"),
     )
 
 

@@ -263,6 +263,13 @@ def test_another_kind_of_file_is_told_what_makes_it_readable(tmp_path, name, for
     assert says in error.fix
 
 
+def test_a_label_of_3d_slicer_beside_dicom_is_told_what_makes_it_readable(tmp_path):
+    stored = dicom_case(tmp_path, series("a", grid("axial"), stored_values(1, (14, 12, 7))))
+    (tmp_path / "a.seg.nrrd").write_bytes(b"NRRD0004\n" + bytes(200))
+    error = refusal(label, tmp_path / "a.seg.nrrd", stored, "dicom", images="images/*", labels="*")
+    assert (error.code, "3D Slicer" in error.fix) == ("wrong-extension", True)
+
+
 def test_a_volume_under_the_wrong_ending_is_told_the_right_one(tmp_path):
     write_volume(tmp_path / "v.nii", picture(1, (6, 8, 5)))
     plain = (tmp_path / "v.nii").read_bytes()

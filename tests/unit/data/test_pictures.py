@@ -150,6 +150,17 @@ def test_a_label_is_the_same_whatever_the_compression(tmp_path, photometric, bit
     np.testing.assert_array_equal(got.values[0] > 0, MASK > 0)
 
 
+def test_a_bool_label_of_tifffile_is_refused_since_it_may_mean_both(tmp_path):
+    # tifffile marks every bool array "0 is white" and leaves it as it is: for viewers it is turned
+    tifffile.imwrite(tmp_path / "m.tif", MASK > 0)
+    error = refused(tmp_path / "m.tif", (tmp_path / "m.tif").read_bytes(), label=True)
+    assert error.code == "white-is-zero"
+    assert "astype('uint8')" in error.fix
+    tifffile.imwrite(tmp_path / "n.tif", MASK)
+    got = read(tmp_path / "n.tif", (tmp_path / "n.tif").read_bytes(), label=True)
+    np.testing.assert_array_equal(got.values[0], MASK)
+
+
 @pytest.mark.parametrize("compression", ["lzw", "deflate", "lzma", "zstd"])
 @pytest.mark.parametrize(
     ("bits", "kind", "predictor"),
@@ -190,16 +201,18 @@ def test_jpeg_in_tiff_is_what_pillow_decodes(tmp_path, mode):
     np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.parametrize("shared_tables", [False, True])
 @pytest.mark.parametrize("tile", [None, (32, 48)])
-def test_jpeg_and_webp_in_strips_and_tiles(tmp_path, tile):
+def test_jpeg_and_webp_in_strips_and_tiles(tmp_path, tile, shared_tables):
     smooth = np.add.outer(np.arange(60) * 2, np.arange(70))[..., None] + np.array([0, 9, 30])
     samples = smooth.astype(np.uint8)
-    data = tiff_bytes(samples, YCBCR, 8, "jpeg", tile=tile, rows_per_strip=16)
+    layout = {"tile": tile, "rows_per_strip": 16}
+    data = tiff_bytes(samples, YCBCR, 8, "jpeg", shared_tables=shared_tables, **layout)
     got = read(tmp_path / "p.tif", data, rgb=True)
     np.testing.assert_allclose(got.values[0], samples, atol=6)
     assert got.kind == "TIFF, RGB, 8 bit, JPEG"
     np.testing.assert_array_equal(got.values[0], np.asarray(Image.open(tmp_path / "p.tif")))
-    data = tiff_bytes(samples, RGB, 8, "webp", tile=tile, rows_per_strip=16)
+    data = tiff_bytes(samples, RGB, 8, "webp", **layout)
     np.testing.assert_array_equal(read(tmp_path / "p.tif", data, rgb=True).values[0], samples)
 
 
@@ -497,10 +510,17 @@ def test_a_cut_tiff_is_damaged(tmp_path, compression):
     assert refused(tmp_path / "p.tif", data[: len(data) // 2]).code == "damaged-file"
 
 
-def test_a_stack_of_imagej_behind_one_page_is_refused(tmp_path):
-    tifffile.imwrite(tmp_path / "p.tif", picture(1, (3, 24, 32)), imagej=True)
+@pytest.mark.parametrize(
+    "options", [{"imagej": True}, {"truncate": True}], ids=["ImageJ", "shaped"]
+)
+def test_a_stack_behind_one_page_is_refused(tmp_path, options):
+    values = picture(1, (3, 24, 32))
+    tifffile.imwrite(tmp_path / "p.tif", values, photometric="minisblack", **options)
     error = refused(tmp_path / "p.tif", (tmp_path / "p.tif").read_bytes())
     assert (error.code, "has 3 pages" in error.problem) == ("many-pages", True)
+    tifffile.imwrite(tmp_path / "p.tif", values[0], photometric="minisblack", **options)
+    got = read(tmp_path / "p.tif", (tmp_path / "p.tif").read_bytes())
+    np.testing.assert_array_equal(got.values[0], values[0])
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif"])

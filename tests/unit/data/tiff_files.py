@@ -47,6 +47,7 @@ def tiff_bytes(
     big_endian: bool = False,
     reversed_bits: bool = False,
     colour_map: np.ndarray | None = None,
+    shared_tables: bool = False,
     tags: dict[int, tuple[str, Sequence[int]]] | None = None,
 ) -> bytes:
     """(H, W, S) samples as a TIFF.
@@ -61,6 +62,7 @@ def tiff_bytes(
         extra: ExtraSamples.
         predictor: 1 none, 2 differences, 3 that of floats.
         colour_map: (3, N) of a palette.
+        shared_tables: of JPEG, stand once in the file and not in each strip or tile.
         tags: others, by number: a struct letter and values.
     """
     height, width, count = samples.shape
@@ -69,6 +71,10 @@ def tiff_bytes(
     segments = [_packed(part, bits, compression, predictor, big_endian) for part in parts]
     if reversed_bits:
         segments = [bytes(int(f"{b:08b}"[::-1], 2) for b in segment) for segment in segments]
+    tables = b""
+    if shared_tables:
+        split = [_without_tables(segment) for segment in segments]
+        tables, segments = split[0][1], [segment for segment, _ in split]
     kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
     entries: dict[int, tuple[str, Sequence[int]]] = {
         256: ("L", [width]),
@@ -92,6 +98,8 @@ def tiff_bytes(
         entries[266] = ("H", [2])
     if colour_map is not None:
         entries[320] = ("H", colour_map.ravel().tolist())
+    if tables:
+        entries[347] = ("B", tables)
     if photometric == 6:
         entries[530] = ("H", [1, 1])
     return _file(entries | (tags or {}), segments, bool(tile), ">" if big_endian else "<")
@@ -158,6 +166,20 @@ def _picture(part: np.ndarray, compression: str) -> bytes:
     else:
         picture.save(buffer, "JPEG", quality=95, subsampling=0)  # YCbCr where it has colours
     return buffer.getvalue()
+
+
+def _without_tables(jpeg: bytes) -> tuple[bytes, bytes]:
+    """A JPEG without its tables, and those as a JPEG of their own."""
+    place, tables, others = 2, b"", b""
+    while jpeg[place + 1] != 0xDA:  # until the pixels start
+        length = 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
+        part = jpeg[place : place + length]
+        if part[1] in (0xDB, 0xC4):
+            tables += part
+        else:
+            others += part
+        place += length
+    return jpeg[:2] + others + jpeg[place:], jpeg[:2] + tables + b"\xff\xd9"
 
 
 def _strip(picture: Image.Image, compression: str) -> bytes:

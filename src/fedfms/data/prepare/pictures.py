@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 from matplotlib.path import Path as Outline
 from numpy.typing import NDArray
 from PIL import Image
 
+from fedfms.data.pictures import label_values, read_picture
 from fedfms.data.prepare.source import read_source, truncated, unexpected_shape
 from fedfms.errors import SiteDataError
 
@@ -55,24 +55,20 @@ def read_gray(path: Path) -> Gray:
 def read_numbers(path: Path) -> Array:
     """(H, W) numbers of a mask: PNG, BMP, TIFF or NPY, of any depth; a palette gives its indices.
 
-    A mask with three equal channels is one of a channel; alpha is dropped. Nothing is cast, so that
-    object 256 of an instance mask stays 256.
+    A mask with three equal channels is one of a channel. Nothing is cast, so that object 256 of an
+    instance mask stays 256. PNG and TIFF are read as a site's labels are.
 
     Raises:
-        SiteDataError: "truncated-file", "unexpected-format", "unexpected-shape".
+        SiteDataError: "truncated-file", "unexpected-format", "unexpected-shape", and what a label
+            cannot be.
     """
     suffix = path.suffix.lower()
     if suffix == ".npy":
         values = _load_npy(path)
-    elif suffix in (".tif", ".tiff"):
-        try:
-            values = np.asarray(tifffile.imread(io.BytesIO(read_source(path))))
-        except SiteDataError:
-            raise
-        except Exception as error:  # a damaged file makes a decoder raise nearly anything
-            raise truncated(path, f"{type(error).__name__}: {error}") from None
     else:
-        image = _load(path)
+        image = None if suffix in (".tif", ".tiff") else _load(path)
+        if image is None or (image.format == "PNG" and suffix == ".png"):
+            return _read_label(path)
         if image.mode not in _PLAIN:
             raise _unexpected(path, f"its pixels are {image.mode}")
         values = np.asarray(image)
@@ -85,6 +81,19 @@ def read_numbers(path: Path) -> Array:
             path, " x ".join(map(str, values.shape)), "a mask with one number a pixel"
         )
     return values
+
+
+def _read_label(path: Path) -> Array:
+    try:
+        return label_values(path, read_picture(path, read_source(path)))
+    except SiteDataError as error:
+        if error.code != "coloured-labels":
+            raise
+        raise unexpected_shape(
+            path, "a picture with 3 different channels", "a mask with one number a pixel"
+        ) from None
+    except Exception as error:  # a damaged file makes a decoder raise nearly anything
+        raise truncated(path, f"{type(error).__name__}: {error}") from None
 
 
 def read_channel_of_mask(path: Path, channel: int) -> Gray:

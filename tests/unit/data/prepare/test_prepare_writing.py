@@ -26,6 +26,7 @@ from fedfms.data.prepare.decathlon import plan_decathlon
 from fedfms.data.prepare.fets import plan_fets
 from fedfms.data.prepare.fundus import plan_fundus
 from fedfms.data.prepare.nuclei import plan_nuclei
+from fedfms.data.prepare.pictures import read_numbers
 from fedfms.data.prepare.plan import flare_name
 from fedfms.data.prepare.prostate import plan_prostate
 from fedfms.data.prepare.source import Source, open_source
@@ -660,3 +661,17 @@ def test_pictures_are_plain_8_bit_png(tmp_path):
     assert theirs.shape == (24, 24, 4)
     with Image.open(tmp_path / "out" / "TNBC" / "images" / "01_1.png") as image:
         np.testing.assert_array_equal(np.asarray(image), theirs[..., :3])
+
+
+def test_masks_of_a_download_are_read_as_a_sites_labels_are(tmp_path):
+    numbers = np.arange(600, dtype=np.uint16).reshape(20, 30)  # object 256 stays 256
+    Image.fromarray(numbers).save(tmp_path / "m.tif", compression="tiff_lzw")
+    np.testing.assert_array_equal(read_numbers(tmp_path / "m.tif"), numbers)
+    Image.fromarray(numbers).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_numbers(tmp_path / "m.png"), numbers)
+    white = np.full((20, 30), 255, np.uint8)
+    alpha = np.where(numbers > 300, 255, 0).astype(np.uint8)
+    Image.fromarray(np.dstack([white, white, white, alpha])).save(tmp_path / "a.png")
+    with pytest.raises(SiteDataError, match="alpha channel") as caught:
+        read_numbers(tmp_path / "a.png")
+    assert caught.value.code == "label-in-alpha"
