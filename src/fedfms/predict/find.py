@@ -5,13 +5,12 @@ Nothing is read but names and, of DICOM, a header for each folder.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedfms.config import ImageFormat
-from fedfms.data.content import EXTENSIONS, is_plain_file
+from fedfms.data.content import EXTENSIONS, is_plain_file, walk
 from fedfms.errors import ConfigError
 
 _DICOM_ENDING = ".dcm"
@@ -57,6 +56,7 @@ def find_items(
 
     Raises:
         ConfigError: "no-input", "nothing-to-predict", "outputs-collide", "output-is-input".
+        SiteDataError: "unreadable-folder".
     """
     if not source.exists():
         raise ConfigError(f"there is no {source}", "check INPUT", code="no-input")
@@ -104,8 +104,7 @@ def _images(source: Path, output: Path) -> Iterator[tuple[Path, ImageFormat]]:
             yield source, kind
         return
     outside = output.resolve()
-    for place, subfolders, names in os.walk(source):
-        folder = Path(place)
+    for folder, subfolders, names in walk(source):
         subfolders[:] = sorted(
             name
             for name in subfolders
