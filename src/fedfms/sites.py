@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedfms.data.content import JUNK, may_enter, unreadable_folder
 from fedfms.errors import ConfigError
 from fedfms.processes import Processes, Supervised
 
@@ -31,7 +32,12 @@ def find_sites(folder: Path, data: Path | None) -> list[Site]:
 
     Raises:
         ConfigError: there is none, or one has no images or a name that FLARE cannot use.
+        SiteDataError: a folder in it cannot be entered.
     """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        is_own = not path.name.startswith(".") and path.name.lower() not in JUNK
+        if is_own and path.is_dir() and not may_enter(path):
+            raise unreadable_folder(path, PermissionError())
     found = sorted(path.parent for path in folder.glob("*/site.yml"))
     if not found:
         raise ConfigError(

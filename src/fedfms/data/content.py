@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,11 @@ EXTENSIONS = {
     "image": (".png", ".jpg", ".jpeg", ".tif", ".tiff"),
     "npy": (".npy",),
 }
-JUNK = ("thumbs.db", "desktop.ini")  # what file browsers leave in folders
+# what file systems and file browsers leave in folders, in small letters; hidden ones never count
+JUNK = (
+    *("thumbs.db", "desktop.ini", "lost+found", "$recycle.bin", "system volume information"),
+    *("@eadir", "__macosx"),
+)
 _MAGIC = {
     ".gz": (b"\x1f\x8b",),
     ".png": (b"\x89PNG\r\n\x1a\n",),
@@ -235,6 +240,30 @@ def _read_folder(path: Path) -> Folder:
         )
     files = [(entry.name, _read_file(entry)) for entry in sorted(names)]
     return Folder(tuple(sorted(files, key=lambda file: hashlib.sha256(file[1]).digest())))
+
+
+def walk(root: Path, *, links: bool = False) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """As `os.walk`, but a folder that cannot be listed or entered is an error and not empty.
+
+    Folders that only systems make are left out.
+
+    Raises:
+        SiteDataError: "unreadable-folder".
+    """
+
+    def refuse(error: OSError) -> None:
+        raise unreadable_folder(Path(error.filename or root), error) from None
+
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=links):
+        if not may_enter(Path(folder)):
+            raise unreadable_folder(Path(folder), PermissionError())
+        folders[:] = [name for name in folders if name.lower() not in JUNK]
+        yield Path(folder), folders, names
+
+
+def may_enter(folder: Path) -> bool:
+    """Whether this process may open what lies in a folder."""
+    return os.access(folder, os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def is_plain_file(path: Path) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import itertools
 import json
@@ -460,17 +461,27 @@ def _masks(labels: Tensor, site: SiteConfig, recipe: Recipe) -> Tensor:
     return torch.stack([_holding(labels, site.classes.get(name, ())) for name in recipe.classes])
 
 
-def _holding(labels: Tensor, values: Sequence[int]) -> Tensor:
+def _holding(labels: Tensor, values: tuple[int, ...]) -> Tensor:
     """Where a label is one of the values; a long range costs no more than one value."""
-    ordered = sorted(set(values))
-    starts = [v for i, v in enumerate(ordered) if i == 0 or ordered[i - 1] != v - 1]
-    ends = [v for i, v in enumerate(ordered) if i + 1 == len(ordered) or ordered[i + 1] != v + 1]
+    runs = _runs(values)
+    if len(runs) > 16:
+        return torch.isin(labels, torch.tensor(values, dtype=labels.dtype))
     mask = torch.zeros(labels.shape, dtype=torch.bool)
-    if len(starts) > 16:
-        return torch.isin(labels, torch.tensor(ordered, dtype=labels.dtype))
-    for first, last in zip(starts, ends, strict=True):
+    for first, last in runs:
         mask |= (labels >= first) & (labels <= last)
     return mask
+
+
+@functools.lru_cache(maxsize=64)  # asked for each slice, with up to 65535 values
+def _runs(values: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """The first and the last of values that follow each other, as (1, 3) and (7, 7) of 1 2 3 7."""
+    runs: list[tuple[int, int]] = []
+    for value in sorted(set(values)):
+        if runs and runs[-1][1] == value - 1:
+            runs[-1] = (runs[-1][0], value)
+        else:
+            runs.append((value, value))
+    return tuple(runs)
 
 
 # -------------------------------------------------------------------------------------- geometry

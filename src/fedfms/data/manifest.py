@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedfms.config import SiteConfig
-from fedfms.data.content import EXTENSIONS, JUNK, is_plain_file, unreadable_folder
+from fedfms.data.content import EXTENSIONS, JUNK, is_plain_file, may_enter, unreadable_folder
 from fedfms.errors import SiteDataError
 
 Split = Literal["train", "validation"]
@@ -265,7 +265,7 @@ class _Look:
             matches = re.compile(fnmatch.translate(part)).match
             with os.scandir(folder) as entries:
                 names = [entry.name for entry in entries if matches(entry.name)]
-            if not _may_enter(folder):
+            if not may_enter(folder):
                 raise PermissionError  # it may be listed, and nothing in it opened
         except OSError as error:
             self._cannot_read(folder, error)
@@ -276,7 +276,7 @@ class _Look:
         try:
             return stat.S_ISDIR(path.stat().st_mode)
         except OSError as error:  # of a link, the folder that it points to
-            self._cannot_read(path if _may_enter(path.parent) else path.parent, error)
+            self._cannot_read(path if may_enter(path.parent) else path.parent, error)
             return False
 
     def _cannot_read(self, folder: Path, error: OSError) -> None:
@@ -285,15 +285,11 @@ class _Look:
             self.problems.setdefault(folder, unreadable_folder(folder, error))
 
 
-# what file systems and file browsers leave in folders; hidden ones do not count anyway
-_SYSTEM = ("lost+found", "$recycle.bin", "system volume information", "@eadir", "__macosx")
-
-
 def _is_own(name: str, part: str) -> bool:
     """A name of the person's own, not hidden and not left by a system."""
     if name.startswith("."):
         return part.startswith(".")
-    return name.lower() not in (*_SYSTEM, *JUNK)
+    return name.lower() not in JUNK
 
 
 def _is_folder(path: Path) -> bool:
@@ -301,10 +297,6 @@ def _is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:  # that it cannot be read is said where it is looked into
         return True
-
-
-def _may_enter(folder: Path) -> bool:
-    return os.access(folder, os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _matches(

@@ -5,13 +5,12 @@ Nothing is read but names and, of DICOM, a header for each folder.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedfms.config import ImageFormat, Recipe
-from fedfms.data.content import EXTENSIONS, is_plain_file
+from fedfms.data.content import EXTENSIONS, JUNK, is_plain_file, may_enter
 from fedfms.errors import ConfigError
 
 _DICOM_ENDING = ".dcm"
@@ -60,6 +59,7 @@ def find_items(
 
     Raises:
         ConfigError: "no-input", "nothing-to-predict", "outputs-collide", "output-is-input".
+        SiteDataError: "unreadable-folder".
     """
     if not source.exists():
         raise ConfigError(f"there is no {source}", "check INPUT", code="no-input")
@@ -113,7 +113,9 @@ def passed_over(source: Path, output: Path, items: Sequence[Item]) -> list[Path]
         subfolders[:] = [
             name
             for name in subfolders
-            if not name.startswith(".") and (folder / name).resolve() != outside
+            if not name.startswith(".")
+            and name.lower() not in JUNK
+            and (folder / name).resolve() != outside
         ]
         if folder not in series:
             found.extend(folder / name for name in names if _is_other_file(folder / name))
@@ -133,13 +135,21 @@ def _images(source: Path, output: Path) -> Iterator[tuple[Path, ImageFormat]]:
             yield source, kind
         return
     outside = output.resolve()
-    closed: list[OSError] = []
-    for place, subfolders, names in os.walk(source, onerror=closed.append):
+    closed: list[Path] = []
+    for place, subfolders, names in os.walk(
+        source, onerror=lambda error: closed.append(Path(error.filename))
+    ):
         folder = Path(place)
+        if not may_enter(folder):
+            closed.append(folder)
+            subfolders.clear()
+            continue
         subfolders[:] = sorted(
             name
             for name in subfolders
-            if not name.startswith(".") and (folder / name).resolve() != outside
+            if not name.startswith(".")
+            and name.lower() not in JUNK
+            and (folder / name).resolve() != outside
         )
         files = sorted(folder / name for name in names if is_plain_file(folder / name))
         kinds = [_kind(path) for path in files]
@@ -148,8 +158,8 @@ def _images(source: Path, output: Path) -> Iterator[tuple[Path, ImageFormat]]:
         for path, kind in zip(files, kinds, strict=True):
             if kind is not None:
                 yield path, kind
-    for error in closed:  # as an image whose reader says why not
-        yield Path(error.filename), "dicom"
+    for folder in closed:  # as an image whose reader says why not
+        yield folder, "dicom"
 
 
 def _kind(path: Path) -> ImageFormat | None:

@@ -15,7 +15,10 @@ from fedfms.data.manifest import (
     untaken,
     validation_patients,
 )
+from fedfms.data.prepare.source import Source
 from fedfms.errors import SiteDataError
+from fedfms.predict.find import find_items
+from fedfms.sites import find_sites
 
 
 def touch(root: Path, *names: str) -> None:
@@ -354,6 +357,25 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_never_left_out(
     assert f"the folder {root / closed} cannot be read by user {who}" in error.problem
     assert "SITE_DATA_GID" in error.fix and "FEDFMS_UID" in error.fix
     assert [one.code for one in found.problems] == ["unreadable-folder"]
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_no_other_command_leaves_a_closed_folder_out(open_folder, mode):
+    for number in range(3):
+        write_site(open_folder / f"site-{number}")
+    (open_folder / "lost+found").mkdir(mode=0o000)
+    closed = open_folder / "site-1"
+    closed.chmod(mode)
+    calls = (
+        lambda: find_items(open_folder, open_folder / "masks", ["lesion"]),
+        lambda: find_sites(open_folder, None),
+        lambda: Source(open_folder),
+    )
+    for call in calls:
+        with a_plain_user(), pytest.raises(SiteDataError) as caught:
+            call()
+        assert caught.value.code == "unreadable-folder"
+        assert f"the folder {closed} cannot be read by user" in caught.value.problem
 
 
 def test_a_data_root_behind_a_closed_folder_says_which(open_folder):

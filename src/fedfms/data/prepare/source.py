@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from fedfms.data.content import walk
 from fedfms.errors import SiteDataError
 from fedfms.files import file_sha256
 
@@ -205,14 +206,14 @@ def _unique(source: Source, pairs: Files) -> dict[str, Path]:
 
 def _walk(root: Path) -> Iterator[Path]:
     seen: set[str] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in walk(root, links=True):
         real = os.path.realpath(folder)
         if real in seen:  # a link back up
             folders.clear()
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
-        yield from (Path(folder) / name for name in names if not name.startswith("."))
+        yield from (folder / name for name in names if not name.startswith("."))
 
 
 def _unpack(path: Path, folder: Path) -> None:
