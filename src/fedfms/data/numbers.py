@@ -305,7 +305,7 @@ class DataSummary:
             lines.append(("voxels", f"{rows} x {columns} mm (rows x columns), {apart} mm apart"))
         values = ", ".join(map(str, self.label_values[:12]))
         if len(self.label_values) > 12:
-            values = f"{len(self.label_values)} between {_range(_ends(self.label_values))}"
+            values = f"{len(self.label_values)}, from {_range(_ends(self.label_values))}"
         return [
             *lines,
             ("stored values", _range(self.stored_values)),
