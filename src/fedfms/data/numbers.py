@@ -277,7 +277,9 @@ class DataSummary:
 
     def rows_for_print(self) -> list[tuple[str, str]]:
         """Name and text of each line of the table, but for the classes."""
-        lines = [("cases", _split(self.cases)), ("patients", _split(self.patients))]
+        lines = [("cases", "none")]
+        if self.cases.total:
+            lines = [("cases", _split(self.cases)), ("patients", _split(self.patients))]
         if self.read < self.cases.total:
             rest = "; the lines below are of these" if self.read else ""
             lines.append(("read", f"{self.read} of the cases{rest}"))

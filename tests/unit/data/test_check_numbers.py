@@ -128,7 +128,7 @@ def test_numbers_are_of_what_could_be_read(tmp_path):
     nothing = examine(site_config(tmp_path, images="images/*.nii"))
     assert [finding.severity for finding in nothing.findings] == ["error"]
     assert (nothing.summary.cases.total, nothing.summary.rows) == (0, None)
-    assert nothing.summary.rows_for_print()
+    assert nothing.summary.rows_for_print()[0] == ("cases", "none")
 
 
 def test_the_line_for_check_site_names_no_file_and_no_patient(tmp_path):
