@@ -277,7 +277,9 @@ class DataSummary:
 
     def rows_for_print(self) -> list[tuple[str, str]]:
         """Name and text of each line of the table, but for the classes."""
-        lines = [("cases", _split(self.cases)), ("patients", _split(self.patients))]
+        lines = [("cases", "none")]
+        if self.cases.total:
+            lines = [("cases", _split(self.cases)), ("patients", _split(self.patients))]
         if self.read < self.cases.total:
             rest = "; the lines below are of these" if self.read else ""
             lines.append(("read", f"{self.read} of the cases{rest}"))
@@ -305,7 +307,7 @@ class DataSummary:
             lines.append(("voxels", f"{rows} x {columns} mm (rows x columns), {apart} mm apart"))
         values = ", ".join(map(str, self.label_values[:12]))
         if len(self.label_values) > 12:
-            values = f"{len(self.label_values)} between {_range(_ends(self.label_values))}"
+            values = f"{len(self.label_values)}, from {_range(_ends(self.label_values))}"
         return [
             *lines,
             ("stored values", _range(self.stored_values)),

@@ -208,7 +208,7 @@ def _same_values(site: SiteConfig) -> Finding | None:
         return None
     return _warning(
         "same-label-values",
-        f"{' and '.join(twins)} have the same label values, {list(site.classes[twins[0]])}",
+        f"{' and '.join(twins)} have the same label values",
         "give each class the values that mean it under classes in site.yml",
     )
 

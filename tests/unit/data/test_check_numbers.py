@@ -128,7 +128,7 @@ def test_numbers_are_of_what_could_be_read(tmp_path):
     nothing = examine(site_config(tmp_path, images="images/*.nii"))
     assert [finding.severity for finding in nothing.findings] == ["error"]
     assert (nothing.summary.cases.total, nothing.summary.rows) == (0, None)
-    assert nothing.summary.rows_for_print()
+    assert nothing.summary.rows_for_print()[0] == ("cases", "none")
 
 
 def test_the_line_for_check_site_names_no_file_and_no_patient(tmp_path):
@@ -252,20 +252,20 @@ def test_objects_that_a_mask_pixel_swallows(tmp_path):
     for row in range(3):
         for column in range(4):
             label[100 * row + 50 :, 100 * column + 50 :][:3, :3] = 1
-    write_pictures(tmp_path, [label] * 16)
-    site = site_config(tmp_path, "image")
+    write_pictures(tmp_path, [label] * 6)
+    site = site_config(tmp_path, "image", min_cases=1)
     assert codes(site) == []  # SAM's own: 2.5 x 2.5 pixels
     finding = one_finding(site, recipe=recipe(image_size=128))
     assert finding.code == "objects-too-small"
-    assert "192 of the 192 outlines" in finding.problem
+    assert "72 of the 72 outlines" in finding.problem
     assert "10.0 x 10.0 pixels of a picture of 512 x 640" in finding.problem
     assert "image_size 128" in finding.problem
     label[400:500, 400:600] = 1  # a large one does not hide the small ones
-    write_pictures(tmp_path, [label] * 16)
+    write_pictures(tmp_path, [label] * 6)
     assert codes(site, recipe=recipe(image_size=128)) == ["objects-too-small"]
     label = disk((512, 640), 60)
     label[3, 3] = 1  # nor does a dot beside a large one count for much, if they are few
-    labels = [label, *[disk((512, 640), 60) for _ in range(15)]]
+    labels = [label, *[disk((512, 640), 60) for _ in range(5)]]
     write_pictures(tmp_path, labels)
     assert codes(site, recipe=recipe(image_size=128)) == []
 
@@ -276,6 +276,18 @@ def test_a_mask_pixel_in_pixels_of_the_picture():
     rows, columns = MaskGrid(128, 64).mask_pixel((100, 200), (3.0, 1.0))
     assert (rows, columns) == pytest.approx((300 / 64 / 3, 300 / 64))
     assert MaskGrid(128, 64, stretch=True).mask_pixel((128, 640), (3.0, 1.0)) == (2.0, 10.0)
+
+
+def test_numbered_objects_are_one_class(tmp_path):
+    label = np.zeros((40, 50), np.uint8)
+    for number in range(15):
+        label[8 * (number // 5) :, 10 * (number % 5) :][:5, :5] = number + 1
+    write_pictures(tmp_path, [label] * 16)
+    site = site_config(tmp_path, "image", classes={"nucleus": tuple(range(1, 32768))})
+    found = examine(site)
+    assert found.findings == []
+    assert found.summary.classes["nucleus"].share == pytest.approx([15 * 25 / 2000] * 3)
+    assert ("label values", "16, from 0 to 15") in found.summary.rows_for_print()
 
 
 def test_two_classes_with_the_same_values(tmp_path):
@@ -448,7 +460,7 @@ def write_large(root, format):
     """A site in which one case is much larger than the others."""
     write_site(with_parts(root), format, cases=3)
     if format == "nifti":
-        values = picture(9, (90, 80, 70)).astype(np.int16)
+        values = picture(9, (60, 50, 40)).astype(np.int16)
         label = np.zeros(values.shape, np.uint8)
         label[20:40, 20:40, 20:40] = 1
         write_volume(root / "images" / "c02.nii.gz", values)
@@ -462,7 +474,7 @@ def write_large(root, format):
 def test_the_memory_of_the_data_is_what_the_trainer_takes(tmp_path, format, channels):
     write_large(tmp_path, format)
     site = site_config(tmp_path, format, channels=channels)
-    job = recipe(image_size=512)
+    job = recipe(image_size=256)
     need = examine(site, recipe=job).summary.memory
     cases = find_cases(site)
     prepare_cases(cases, site)  # what is imported on the way does not count
