@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from fedfms.cli.common import logging_progress
 from fedfms.errors import ConfigError, FederationError
 from fedfms.flare.follow import follow, read_end
+from fedfms.flare.job import RESULT_FOLDER
 from fedfms.flare.progress import Event, RecordReader
-from fedfms.flare.session import Admin, Coordinator
+from fedfms.flare.session import Admin, Coordinator, JobState
 from fedfms.report.write import check_results_folder, write_results
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
@@ -82,6 +84,47 @@ def test_an_aborted_job_is_said_to_be_aborted_and_no_site_is_blamed(job: Path) -
     end = read_end(records(job).parent, "FINISHED:ABORTED")
     assert (end.completed, end.aborted) == (False, True)
     assert end.problem == "the job was aborted, with fedfms abort or in FLARE's console"
+
+
+class AbortedJob:
+    """FLARE's session with a job that somebody stopped, of which this is there."""
+
+    def __init__(self, left: Path | None) -> None:
+        self.left = left
+
+    def download_job_result(self, job_id: str, folder: str) -> str:
+        workspace = Path(folder) / job_id / "workspace"
+        workspace.mkdir(parents=True)
+        if self.left is not None:
+            shutil.copytree(self.left, workspace / RESULT_FOLDER)
+        return str(workspace.parent)
+
+
+def fetch(left: Path | None, tmp_path: Path) -> bool:
+    from fedfms.cli.jobs import _fetch
+
+    coordinator = Coordinator(AbortedJob(left), Admin("ann@a.org", "a", "project_admin"))
+    state = JobState("FINISHED:ABORTED", "", "0123", "fedmsa")
+    return _fetch(coordinator, state, tmp_path / "results", tmp_path / "workspace", False)
+
+
+def test_an_aborted_job_is_fetched_without_a_table_of_dashes(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.loads(line) for line in records(job).read_text().splitlines()]
+    started = [line for line in lines if line["record"] in ("job", "round_started")][:2]
+    end = {**lines[-1], "record": "job_done", "status": "aborted", "reason": None}
+    records(job).write_text("".join(json.dumps(line) + "\n" for line in [*started, end]))
+    assert fetch(records(job).parent, tmp_path) is False
+    said = capsys.readouterr()
+    assert "site-1" not in said.out
+    assert "the job was aborted, with fedfms abort" in said.err
+    assert "nothing is broken: submit the job again" in said.err
+    assert "trainer" not in said.err
+    with pytest.raises(FederationError) as error:
+        fetch(None, tmp_path)  # it waited, and no process of it ever ran
+    assert error.value.code == "aborted"
+    assert "aborted before it began" in error.value.problem
 
 
 def test_progress_comes_to_another_machine_as_it_was(job: Path) -> None:
