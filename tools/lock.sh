@@ -4,7 +4,9 @@
 # CUDA, is the machine's matter, so the Makefile installs it first, at its own pin. The image is for one
 # Python on one platform: docker/torch-cuda.lock is written here, docker/torch-cpu.lock by hand, since
 # its hash stands on PyTorch's own index. Pins that still fit stay; tools/lock.sh --upgrade takes the
-# newest of everything.
+# newest of everything. tools/lock.sh --torch cu126 writes docker/torch-cu126.lock alone, for a build
+# with --build-arg TORCH=cu126; the hashes are those that PyTorch's index shows on that day
+# (UV_INDEX=URL for your own archive of it).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,6 +14,31 @@ if ! command -v uv >/dev/null; then
   echo "lock: there is no uv on the PATH" >&2
   echo "  fix: pip install uv" >&2
   exit 69
+fi
+
+torch=$(sed -n 's/^TORCH ?= //p' Makefile)
+
+# torch and what it brings for CUDA, for the image's Python and platform, with hashes
+lock_torch() {
+  uv pip compile - <<<"$1" --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+    --generate-hashes --no-annotate --no-header |
+    awk '/^[^ ]/ { keep = /^(torch|triton|nvidia-|cuda-)/ } keep'
+}
+
+if [[ "${1:-}" == --torch ]]; then
+  build=${2:-}
+  if [[ ! "$build" =~ ^cu[0-9]+$ ]]; then
+    echo "lock: --torch needs a build of PyTorch, not '$build'" >&2
+    echo "  fix: tools/lock.sh --torch cu126, as on pytorch.org under \"Get Started\"" >&2
+    exit 64
+  fi
+  export UV_INDEX=${UV_INDEX:-https://download.pytorch.org/whl/$build}
+  compiled=$(lock_torch "$torch+$build")
+  {
+    echo "# $torch+$build with what it brings for CUDA. Written by tools/lock.sh --torch $build."
+    echo "$compiled"
+  } >"docker/torch-$build.lock"
+  exit
 fi
 
 pins=$(mktemp)
@@ -37,10 +64,8 @@ lock() {
 lock requirements.lock
 lock requirements-dev.lock --extra test --extra lint
 
-torch=$(sed -n 's/^TORCH ?= //p' Makefile)
+compiled=$(lock_torch "$torch")
 {
   echo "# PyTorch for NVIDIA GPUs, with what it brings for CUDA, from PyPI. Written by tools/lock.sh; do not edit."
-  uv pip compile - <<<"$torch" --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-    --generate-hashes --no-annotate --no-header |
-    awk '/^[^ ]/ { keep = /^(torch|triton|nvidia-|cuda-)/ } keep'
+  echo "$compiled"
 } >docker/torch-cuda.lock

@@ -99,8 +99,15 @@ class Recipe:
     max_update_norm: float | None = None  # the server refuses a difference with a larger L2 norm
     probability_threshold: float = 0.5  # from which a pixel is foreground
     evaluate_every: int = 1  # rounds; before training, then every so many; the final model always
+    evaluate_first: int = 0  # rounds of training before the first evaluation
     seed: int = 0
     require_gpu: bool = False  # a site without CUDA refuses, rather than take days on a processor
+    # what the checkpoint does not hold starts as the mean of so many draws, with these weights;
+    # none: a single draw
+    start_draws: tuple[float, ...] = ()
+    # paper_compat: the last training site in this order gets the rest of the rounded weights; sites
+    # that are not listed come after the others, by name
+    site_order: tuple[str, ...] = ()
     paper_compat: bool = False  # FedFMS's own behaviour; docs/protocol.md lists what changes
 
     def __post_init__(self) -> None:
@@ -148,6 +155,23 @@ class Recipe:
         )
         _require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}", "set 0 or more")
         _require(self.seed >= 0, f"seed is {self.seed}", "set 0 or more")
+        _require(
+            self.evaluate_first >= 0,
+            f"evaluate_first is {self.evaluate_first}",
+            "set 0 (before training) or more rounds",
+        )
+        _require(
+            all(math.isfinite(weight) and weight > 0 for weight in self.start_draws),
+            f"start_draws is {', '.join(map(str, self.start_draws))}",
+            "write a positive weight for each draw, such as 1, 1, 1, or leave it out",
+        )
+        for name in self.site_order:
+            _require_name(name, "site")
+        _require(
+            len(set(self.site_order)) == len(self.site_order),
+            f"site_order names one site twice: {', '.join(self.site_order)}",
+            "name each site once in recipe.json",
+        )
         for key in ("clip_grad_norm", "max_update_norm"):
             value = getattr(self, key)
             _require(
@@ -174,7 +198,8 @@ class Recipe:
         In a federation that is the model that they receive in the round of this number, counted
         from 0. The final model is scored after the last round whatever this says.
         """
-        return rounds_trained % self.evaluate_every == 0
+        since = rounds_trained - self.evaluate_first
+        return since >= 0 and since % self.evaluate_every == 0
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "recipe.json") -> Recipe:
@@ -281,6 +306,7 @@ class Intensity:
     high: float | None = None  # percentile: 99.5; range: 255
     center: float | None = None
     width: float | None = None
+    rounding: Literal["nearest", "truncate"] = "nearest"  # truncate: downwards, as FedFMS
 
     def __post_init__(self) -> None:
         check_types(self, "site.yml, intensity")
@@ -306,8 +332,12 @@ class Intensity:
 
     @classmethod
     def from_text(cls, text: str) -> Intensity:
-        """A rule and its two numbers as a command line gives them, such as window:40:400."""
+        """A rule and its two numbers as a command line gives them, such as window:40:400.
+
+        Behind them may stand :truncate.
+        """
         rule, *numbers = text.split(":")
+        rounding = numbers.pop() if numbers[-1:] == ["truncate"] else "nearest"
         keys = ("center", "width") if rule == "window" else ("low", "high")
         try:
             values = [float(number) for number in numbers]
@@ -319,7 +349,9 @@ class Intensity:
             "write percentile:0.5:99.5, window:CENTER:WIDTH or range:LOW:HIGH",
         )
         return from_dict(
-            cls, {"rule": rule, **dict(zip(keys, values, strict=False))}, "the intensity"
+            cls,
+            {"rule": rule, **dict(zip(keys, values, strict=False)), "rounding": rounding},
+            "the intensity",
         )
 
     @property
@@ -357,7 +389,9 @@ class SiteConfig:
     overlap: Literal["refuse", "highest"] = "refuse"
     series: str | None = None  # DICOM: regular expression on SeriesDescription, chooses in a folder
     not_annotated: tuple[str, ...] = ()  # classes this site never drew: their loss is masked here
-    plane: Literal["axial", "coronal", "sagittal"] = "axial"  # of the slices of a volume
+    # of the slices of a volume; stored (NIfTI): along the file's third axis, rows its first, as
+    # FedFMS reads them, whatever the patient's position
+    plane: Literal["axial", "coronal", "sagittal", "stored"] = "axial"
     channels: Literal["gray", "rgb", "neighbours"] = "gray"  # neighbours: slices i-1, i, i+1
     keep_empty_every: int = 1  # training: every n-th slice without foreground; 1 all, 0 none
     intensity: Intensity = field(default_factory=Intensity)
@@ -424,6 +458,11 @@ class SiteConfig:
                 f"{key} in site.yml is {pattern!r}",
                 "write a glob relative to data_root, with a * that stands for the case's name",
             )
+        _require(
+            self.plane != "stored" or self.format != "dicom",
+            "plane in site.yml is stored, and a DICOM series has no order of its own",
+            "set plane: axial, coronal or sagittal",
+        )
         _require(
             self.images != self.labels
             or (self.format == "dicom" and self.pair_by in (None, "reference")),

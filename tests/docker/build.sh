@@ -31,7 +31,7 @@ make_base() {
   if [[ ! -f $cache/base-$key.tar ]]; then
     [[ $EUID -eq 0 ]] || fail "debootstrap needs root" "run as root, or pull the public base image and build without this" 77
     if ! command -v debootstrap >/dev/null; then
-      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends debootstrap >/dev/null
+      DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends debootstrap >/dev/null
     fi
     # the mirror that this machine itself uses
     mirror=$(awk '/^URIs:/ { print $2; exit }' /etc/apt/sources.list.d/debian.sources)

@@ -11,6 +11,7 @@ pid_file=/run/fedfms-dockerd.pid # dockerd writes and removes it
 log=${FEDFMS_DOCKER_LOG:-/var/log/fedfms-dockerd.log}
 data_root=${FEDFMS_DOCKER_ROOT:-/var/lib/docker} # images and volumes: 10 GB and more
 sources=/etc/apt/sources.list.d/debian.sources
+lock_seconds=300 # another installation may be at work
 
 say() { echo "engine: $*"; }
 
@@ -48,8 +49,8 @@ Package: ${packages[*]}
 Pin: release n=trixie*
 Pin-Priority: 990
 PREFERENCES
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+  apt-get -o DPkg::Lock::Timeout="$lock_seconds" update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout="$lock_seconds" install -y -qq --no-install-recommends \
     "${packages[@]}" iptables >/dev/null
 }
 

@@ -247,6 +247,11 @@ def compose(**override: Any) -> Break:
     return lambda clinic: Broken(override=override)
 
 
+def new_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
 def first(folder: Path, kind: str) -> Path:
     return sorted((folder / kind).iterdir())[0]
 
@@ -390,10 +395,6 @@ CASES: dict[str, tuple[str, str, str, Break]] = {
         policy(lambda p: edited(p / "privacy.json", "max_rounds", "max_round")),
     ),
     # site.yml
-    "no site.yml": (
-        *("trainer", "site-yml", "SITE_CONFIG"),
-        lambda clinic: Broken({"SITE_CONFIG": str(clinic.scratch / "none.yml")}),
-    ),
     "a misspelt key": ("trainer", "site-yml", "did you mean", site_yml("labels:", "label:")),
     "a GPU that is not there": (
         *("trainer", "gpu", "nvidia-smi"),
@@ -410,8 +411,8 @@ CASES: dict[str, tuple[str, str, str, Break]] = {
     ),
     # images
     "a folder without images": (
-        *("trainer", "data", "ls /data"),
-        lambda clinic: Broken({"SITE_DATA": str(clinic.scratch / "none")}),
+        *("trainer", "data-folder", "is SITE_DATA in .env the right folder?"),
+        lambda clinic: Broken({"SITE_DATA": str(new_folder(clinic.scratch / "none"))}),
     ),
     "an image without its label": (
         *("trainer", "data", "label"),
@@ -427,7 +428,7 @@ CASES: dict[str, tuple[str, str, str, Break]] = {
     ),
     # .env and compose.yml
     "images that can be written": (
-        *("trainer", "data-read-only", ":ro"),
+        *("trainer", "data-read-only", "read_only: true"),
         lambda clinic: Broken(override={"volumes": [f"{clinic.copy('images')}:/data"]}),
     ),
     "a trainer with a network": (
@@ -499,6 +500,119 @@ def test_the_kit_of_another_project(clinic: Clinic, foreign: Path) -> None:
     shutil.copytree(foreign, clinic.scratch / "kit")
     found = clinic.check("flare", environment={"SITE_KIT": str(clinic.scratch / "kit")})
     one_line_fails(found, "server-tls", "another project")
+
+
+# ------------------------------------------------------------------- before a container is started
+
+
+def by_script(
+    clinic: Clinic, *arguments: str, name: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """./check-site with other lines in .env."""
+    project = Project(clinic.project.folder, name or clinic.project.name, environment)
+    try:
+        return subprocess.run(
+            ["sh", "./check-site", *arguments],
+            cwd=project.folder,
+            env={**os.environ, "COMPOSE_PROJECT_NAME": project.name, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    finally:
+        if name is not None:
+            project.down()
+
+
+@pytest.mark.parametrize(
+    "variable", ["SITE_DATA", "SITE_CONFIG", "SITE_POLICY", "SITE_KIT", "FEDFMS_CHECKPOINTS"]
+)
+def test_a_folder_that_is_not_there_is_named_and_not_made(clinic: Clinic, variable: str) -> None:
+    typo = clinic.scratch / "does not exist"
+    done = by_script(clinic, **{variable: str(typo)})
+    assert done.returncode == 1
+    assert f"there is no {typo} on this machine" in done.stderr, done.stderr
+    fix = {"SITE_KIT": "unzip the kit"}.get(variable, variable)
+    assert fix in done.stderr
+    if variable == "SITE_DATA":
+        project = Project(clinic.project.folder, "fedfms-check-typo", {variable: str(typo)})
+        try:
+            assert project.run("up", "-d", check=False).returncode != 0
+        finally:
+            project.down()
+    assert not typo.exists()
+
+
+def test_no_container_of_a_kit_runs_as_root(clinic: Clinic) -> None:
+    for project in (clinic.project, clinic.hospitals.projects[HOST]):
+        for container in project.containers().values():
+            assert container["Config"]["User"] == f"{USER}:10001"
+
+
+@pytest.mark.parametrize("uid", ["0", "00", "root", "0:0", "jane"])
+def test_root_is_refused_by_check_site(clinic: Clinic, uid: str) -> None:
+    done = by_script(clinic, name="fedfms-check-root", FEDFMS_UID=uid)
+    said = "FEDFMS_UID or SITE_DATA_GID" if uid in ("0:0", "jane") else "runs as root"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count(said) == 1, done.stderr
+    assert "fix:" in done.stderr
+
+
+def test_root_is_refused_at_every_other_start(clinic: Clinic) -> None:
+    project = Project(clinic.project.folder, "fedfms-check-root", {"FEDFMS_UID": "0"})
+    trainer, flare = f"{SITE}-trainer", f"{SITE}-flare"
+    job = "/opt/fedfms/jobs/fedmsa"
+    try:
+        for command in (("dry-run",), ("train-local", job, "--site", "/site/site.yml")):
+            done = project.run("run", "--rm", "--no-deps", "-T", trainer, *command, check=False)
+            assert done.returncode != 0 and "runs as root" in done.stdout, done.stdout
+        past = ("run", "--rm", "--no-deps", "-T", "--entrypoint", "fedfms", trainer, "dry-run")
+        done = project.run(*past, check=False)
+        assert done.returncode != 0 and "runs as root" in done.stdout, done.stdout
+        project.run("up", "-d", "--no-deps", trainer, flare)
+        for service in (trainer, flare):
+            wait_until(
+                lambda service=service: "runs as root" in project.logs(service), 30, "it says so"
+            )
+            assert "is ready" not in project.logs(service)
+    finally:
+        project.down()
+    for role in (("server",), ("coordinator", job, "--kit", "/kit")):
+        run = ("docker", "run", "--rm", "--user", "0", "--network", "none")
+        done = subprocess.run(
+            [*run, clinic.hospitals.image, *role], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 77 and "runs as root" in done.stderr
+
+
+def test_a_gpu_that_is_not_here_and_an_image_that_is_not(clinic: Clinic) -> None:
+    overlay = {"COMPOSE_FILE": "compose.yml:compose.gpu.yml"}
+    done = by_script(clinic, **overlay, FEDFMS_GPU_IMAGE="noimage:1")
+    assert done.returncode == 1
+    assert "noimage:1 is not on this machine" in done.stderr and "docker load" in done.stderr
+    if Path("/proc/driver/nvidia/version").exists():
+        pytest.skip("this machine has an NVIDIA driver")
+    done = by_script(clinic, **overlay, FEDFMS_GPU_IMAGE=clinic.hospitals.image)
+    assert done.returncode == 1
+    assert done.stderr.count("this host has no NVIDIA driver") == 1
+    assert "could not select device driver" not in done.stderr
+    assert "PASS the flare side" in done.stdout and "trainer side" not in done.stdout
+
+
+def test_a_container_that_does_one_thing_is_not_unhealthy(clinic: Clinic) -> None:
+    probe = "python -m fedfms.preflight.health trainer"
+    started = clinic.project.run(
+        *("run", "-d", "--no-deps", f"{SITE}-trainer"),
+        *("train-local", "/opt/fedfms/jobs/fedmsa", "--site", "/site/site.yml"),
+        *("--set", "rounds=50", "--set", "classes=lesion"),
+    )
+    container = started.stdout.split()[-1]
+    try:
+        said = docker("exec", container, *probe.split())
+        assert "started for one thing, train-local" in said
+    finally:
+        docker("rm", "-f", container)
 
 
 # -------------------------------------------------------------------------------- behind a proxy

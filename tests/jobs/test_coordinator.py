@@ -144,7 +144,10 @@ def test_a_site_announces_what_it_can_do_and_a_member_sees_it(running: Running) 
         methods=("fedsam", "fedmsa"),
         max_rounds=1000,
         device=told[0].device,
+        slicing=told[0].slicing,
     )
+    assert told[0].slicing is not None
+    assert told[0].slicing.channels == "gray"
     assert told[0].device in ("cpu", "cuda")
 
 
@@ -157,7 +160,9 @@ def test_site_yml_and_policy_are_told_as_they_are_now(running: Running) -> None:
         told = running.told("site-2")
         assert (told.ready, told.fault, told.classes) == (False, "config", ())
         assert "phantom" not in repr(told)
-        assert "no: config" in running.run("status").stdout
+        said = running.run("status").stdout
+        assert "site-2 is not ready (config): its site.yml cannot be used" in said
+        assert "at site-1" in next(line for line in said.splitlines() if "slices:" in line)
     assert running.told("site-2").ready
 
 
@@ -208,7 +213,10 @@ def test_a_results_folder_that_cannot_be_written_stops_before_the_job(running: R
 
 
 def test_a_member_may_look_and_may_not_submit(running: Running) -> None:
-    refused = running.run("submit", JOBS / "fedmsa", admin=LOOKER, code=1).stderr
+    # and hears it before anything that is wrong with the job
+    unknown = ("--set", "holdout=site-9")
+    refused = running.run("submit", JOBS / "fedmsa", *unknown, admin=LOOKER, code=1).stderr
+    assert "site-9" not in refused
     assert f"cannot submit the job: {LOOKER} has the role member" in refused
     assert "project_admin, lead" in refused
     assert running.coordinator.jobs() == []

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from federations import JOBS, of_kind, processes_below, read_records, wait_until, write_sites
 
-from fedfms.errors import FederationError
+from fedfms.errors import ConfigError, FederationError
 from fedfms.flare.progress import Event
 from fedfms.flare.simulate import simulate
 
@@ -125,7 +125,9 @@ def test_half_precision_halves_the_bytes_and_the_model_stays_whole(
     assert {(r["bytes_down"], r["bytes_up"]) for r in accepted} == {(2 * values, 2 * values)}
 
 
-def test_a_job_that_cannot_go_on_says_which_site_and_why(tmp_path: Path) -> None:
+def test_a_site_that_cannot_use_its_files_ends_the_simulation_at_once_with_its_own_words(
+    tmp_path: Path,
+) -> None:
     sites = write_sites(tmp_path / "sites", ("site-1", "site-2"))
     for label in (sites / "site-2" / "labels").iterdir():
         label.unlink()
@@ -137,8 +139,12 @@ def test_a_job_that_cannot_go_on_says_which_site_and_why(tmp_path: Path) -> None
             results=tmp_path / "results",
             workspace=tmp_path / "workspace",
         )
-    assert "site-2 in round 0: SiteDataError (" in error.value.problem
-    assert "errors.log" in error.value.fix
+    problem = error.value.problem
+    assert problem.startswith("site-2 cannot take part: no file under ")
+    assert "matches labels: labels/*.nii.gz" in problem
+    assert "compare with: ls " in error.value.fix
+    assert "sites/site-2/errors.log" in error.value.fix
+    assert "round 1" not in next(tmp_path.rglob("site-1.trainer.log")).read_text()
     assert processes_below(tmp_path) == []
     # nothing of the site's files reaches what the FLARE client and the server log
     logs = [*tmp_path.glob("workspace/*/logs/*.flare.log"), *tmp_path.rglob("server.log")]
@@ -146,6 +152,19 @@ def test_a_job_that_cannot_go_on_says_which_site_and_why(tmp_path: Path) -> None
     assert not any("phantom-0" in path.read_text() for path in logs)
     errors = next((tmp_path / "workspace").glob("*/sites/site-2/errors.log"))
     assert "phantom-0" in errors.read_text() or "labels" in errors.read_text()
+
+
+def test_a_broken_site_yml_is_found_before_anything_starts(tmp_path: Path) -> None:
+    sites = write_sites(tmp_path / "sites", ("site-1", "site-2"))
+    (sites / "site-2" / "site.yml").write_text("images: [")
+    with pytest.raises(ConfigError, match=r"site-2/site\.yml"):
+        simulate(
+            JOBS / "fedmsa",
+            sites,
+            results=tmp_path / "results",
+            workspace=tmp_path / "workspace",
+        )
+    assert not list((tmp_path / "workspace").glob("*/kits"))
 
 
 # ------------------------------------------------------------------------------------- stopping

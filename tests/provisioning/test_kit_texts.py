@@ -8,6 +8,8 @@ import re
 import shutil
 import stat
 import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -67,29 +69,157 @@ def test_scripts_are_clean(script: Path) -> None:
     assert script.stat().st_mode & stat.S_IXUSR
 
 
+DOCKER = """#!/bin/sh
+echo "$PWD: $*" >> "$CALLS"
+case "$*" in
+  *"config --services"*) printf '%s\\n' site-1-trainer site-1-flare $GPU_SERVICE; exit ;;
+  "compose config") printf '  source: /typo\\n  target: %s\\n' "$TARGET"; exit ;;
+esac
+case "$*" in *$FAILS*) printf '%s\\n' "$SAYS" >&2; exit "${CODE:-1}" ;; esac
+"""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What ./check-site did with a program called docker that writes down how it was called."""
+
+    code: int
+    out: str
+    err: str
+    calls: list[str]
+
+
+@pytest.fixture
+def check_site(provisioned: Made, tmp_path: Path) -> Callable[..., Checked]:
+    (tmp_path / "docker").write_text(DOCKER)
+    (tmp_path / "docker").chmod(0o755)
+    kit = provisioned.home / "kits" / "site-1"
+
+    def run(*arguments: str, fails: str = "nothing", says: str = "", **more: str) -> Checked:
+        calls = tmp_path / "calls"
+        calls.write_text("")
+        done = subprocess.run(
+            ["sh", str(kit / "check-site"), *arguments],
+            cwd="/",
+            env={
+                **os.environ,
+                "CALLS": str(calls),
+                "FAILS": fails,
+                "SAYS": says,
+                "GPU_SERVICE": "",
+                "TARGET": "/data",
+                "PATH": f"{tmp_path}:{os.environ['PATH']}",
+                **more,
+            },
+            capture_output=True,
+            text=True,
+        )
+        said = [line.removeprefix(f"{kit}: ") for line in calls.read_text().splitlines()]
+        runs = [line for line in said if line.startswith("compose run")]
+        return Checked(done.returncode, done.stdout, done.stderr, runs)
+
+    return run
+
+
 @pytest.mark.parametrize(("fails", "code"), [("", 0), ("trainer", 1), ("flare", 1)])
 def test_check_site_asks_both_containers_and_fails_if_one_does(
-    provisioned: Made, tmp_path: Path, fails: str, code: int
+    check_site: Callable[..., Checked], fails: str, code: int
 ) -> None:
-    """With a program called docker that writes down how it was called."""
-    docker = tmp_path / "docker"
-    docker.write_text(
-        f'#!/bin/sh\necho "$PWD: $*" >> "{tmp_path}/calls"\n'
-        f'case "$*" in *site-1-{fails or "none"}*) exit 3;; esac\n'
-    )
-    docker.chmod(0o755)
-    kit = provisioned.home / "kits" / "site-1"
-    done = subprocess.run(
-        ["sh", str(kit / "check-site"), "--json"],
-        cwd="/",
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
-    )
-    assert done.returncode == code
-    run = f"{kit}: compose run --rm --no-deps"
-    assert (tmp_path / "calls").read_text().splitlines() == [
-        f"{run} site-1-trainer check-site --json",
-        f"{run} site-1-flare check-site --json",
+    done = check_site("--json", fails=f"run*site-1-{fails or 'none'}", CODE="1")
+    assert done.code == code
+    assert done.calls == [
+        "compose run --rm --no-deps site-1-trainer check-site --json",
+        "compose run --rm --no-deps site-1-flare check-site --json",
     ]
+
+
+EVERYTHING, TRAINER, FLARE = "compose", "run*trainer", "run*flare"
+# what Docker and Compose of several versions say; when; a word of the problem, one of the fix
+ENGINE = [
+    ("docker: 'compose' is not a docker command.", EVERYTHING, "no Compose v2", "2.20"),
+    ("docker: unknown command: docker compose", EVERYTHING, "no Compose v2", "2.20"),
+    ("unknown shorthand flag: 'q' in -q", EVERYTHING, "no Compose v2", "2.20"),
+    (
+        "permission denied while trying to connect to the Docker daemon socket at "
+        "unix:///var/run/docker.sock: Get ...",
+        *("version", "may not use Docker", "usermod -aG docker"),
+    ),
+    (
+        "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is it running?",
+        *("version", "does not answer", "systemctl start docker"),
+    ),
+    (
+        "error while interpolating services.x: required variable SITE_DATA is missing a value: set",
+        *("config -q", "SITE_DATA in .env is empty", "holds your images"),
+    ),
+    (
+        'failed to read /k/.env: line 12: unexpected character "-" in variable name',
+        *("config -q", "a line of .env cannot be read", "NAME=value"),
+    ),
+    ("Error response from daemon: No such image: noimage:1", TRAINER, "noimage:1", "docker load"),
+    ("invalid reference format", TRAINER, "no name of an image", "NAME:TAG"),
+    (
+        "unable to find user jane: no matching entries in passwd file",
+        *(TRAINER, "FEDFMS_UID or SITE_DATA_GID", "id -u"),
+    ),
+    ("unable to find group 0:10001: no matching ...", TRAINER, "FEDFMS_UID", "id -u"),
+]
+
+
+@pytest.mark.parametrize(("says", "fails", "problem", "fix"), ENGINE)
+def test_check_site_says_once_in_plain_words_what_docker_says(
+    check_site: Callable[..., Checked], says: str, fails: str, problem: str, fix: str
+) -> None:
+    done = check_site(fails=fails, says=says)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.count("FAIL") == done.err.count("fix:") == 1
+    first, second = done.err.splitlines()[:2]
+    assert first.startswith("FAIL ") and problem in first
+    assert second.startswith("     fix: ") and fix in second
+    assert done.err.count(says) == 1  # Docker's own words, for who can read them
+
+
+@pytest.mark.parametrize(
+    ("target", "fix"),
+    [
+        ("/data", "is SITE_DATA in .env the right folder?"),
+        ("/site/site.yml", "SITE_CONFIG"),
+        ("/policy", "SITE_POLICY"),
+        ("/kit", "SITE_KIT"),
+        ("/checkpoints", "FEDFMS_CHECKPOINTS"),
+    ],
+)
+def test_check_site_says_which_line_of_env_names_a_folder_that_is_not_there(
+    check_site: Callable[..., Checked], target: str, fix: str
+) -> None:
+    says = 'invalid mount config for type "bind": bind source path does not exist: /typo'
+    done = check_site(fails=TRAINER, says=f"Error response from daemon: {says}", TARGET=target)
+    assert done.code == 1 and len(done.calls) == 2  # the other container can be looked at
+    assert "there is no /typo on this machine; nothing was made" in done.err
+    assert fix in done.err.splitlines()[1]
+
+
+def test_check_site_with_a_gpu_asks_for_the_driver_first(
+    check_site: Callable[..., Checked],
+) -> None:
+    gpu = "compose run --rm --no-deps site-1-gpu"
+    done = check_site(GPU_SERVICE="site-1-gpu")
+    assert done.code == 0 and done.calls[0] == gpu and len(done.calls) == 3
+    ours = "error: this host has no NVIDIA driver\n  fix: install the driver"
+    done = check_site(GPU_SERVICE="site-1-gpu", fails="run*site-1-gpu", says=ours)
+    assert done.code == 1
+    assert done.calls == [gpu, "compose run --rm --no-deps site-1-flare check-site"]
+    assert done.err.startswith(ours) and "SKIP the trainer side" in done.err
+    engine = 'could not select device driver "nvidia" with capabilities: [[gpu]]'
+    done = check_site(GPU_SERVICE="site-1-gpu", fails=TRAINER, says=engine)
+    assert done.code == 1 and len(done.calls) == 3
+    assert "NVIDIA Container Toolkit" in done.err and "nvidia-ctk" in done.err
+
+
+def test_check_site_stops_at_root(check_site: Callable[..., Checked]) -> None:
+    says = "error: this container runs as root (user 0)\n  fix: set FEDFMS_UID"
+    done = check_site(fails=TRAINER, says=says)
+    assert done.code == 1 and len(done.calls) == 1 and done.err == f"{says}\n"
 
 
 def test_a_new_site_gets_the_files_that_a_kit_has(provisioned: Made, tmp_path: Path) -> None:

@@ -185,6 +185,16 @@ def test_local_training_learns_and_writes_what_would_travel(
     first, second = (float(value) for value in re.findall(r"loss (\d\.\d+)", out))
     assert second < first
     assert sum(array.size for array in load_file(model).values()) == 194_016
+    code, _, err = run("predict", model, site / "images", tmp_path / "masks", "--device", "cpu")
+    assert code == 0, err  # its recipe lies beside it
+
+    code, _, err = run(
+        *("train-local", JOBS / "fedmsa", "--site", site / "site.yml"),
+        *("--set", "rounds=3", "--output", tmp_path / "other.safetensors"),
+    )
+    assert code == 1
+    assert "is of a model with another recipe" in err
+    assert not (tmp_path / "other.safetensors").exists()
 
 
 def test_local_training_takes_a_recipe_in_the_place_of_the_jobs_own(run: Run, site: Path) -> None:
@@ -195,10 +205,11 @@ def test_local_training_takes_a_recipe_in_the_place_of_the_jobs_own(run: Run, si
         *("--set", "backbone=vit_demo", "--set", "image_size=128"),
     )
     assert code == 0
-    assert "before training and after every 2 rounds" in re.sub(r"\s+", " ", out)
+    told = re.sub(r"\s+", " ", out)
+    assert "first after round 1 and after every 2 rounds" in told  # evaluate_first of the recipe
     lines = re.findall(r"round (\d): (.*)", out)
     assert [number for number, _ in lines] == ["0", "1", "2", "3"]
-    assert ["lesion dice" in text for _, text in lines] == [True, False, True, True]
+    assert ["lesion dice" in text for _, text in lines] == [False, True, False, True]
 
 
 def test_the_trainer_command_explains_itself_and_refuses_a_mistake(run: Run) -> None:

@@ -15,6 +15,7 @@ from fedfms.config import (
     Recipe,
     SiteConfig,
     read_job_recipe,
+    read_yaml,
 )
 from fedfms.errors import ConfigError
 
@@ -90,6 +91,9 @@ def random_recipe(generator: random.Random) -> Recipe:
         max_update_norm=pick([None, generator.uniform(1e-3, 99)]),
         probability_threshold=generator.uniform(0.01, 0.99),
         evaluate_every=generator.randint(1, 30),
+        evaluate_first=generator.randint(0, 3),
+        start_draws=pick([(), (1.0, 1.0), (generator.uniform(0.1, 9), 2.0, 0.5)]),
+        site_order=pick([(), ("site-3", "site-1")]),
         seed=generator.getrandbits(31),
         paper_compat=pick([True, False]),
     )
@@ -111,7 +115,7 @@ def test_a_recipe_survives_being_typed_as_overrides(seed):
 
     def typed(value):
         if isinstance(value, list):
-            return ",".join(value)
+            return ",".join(map(str, value))
         return value if isinstance(value, str) else json.dumps(value)
 
     overrides = [f"{key}={typed(value)}" for key, value in made.to_dict().items()]
@@ -133,12 +137,13 @@ def test_the_hash_is_the_same_whatever_the_order_and_spelling():
 
 
 def test_the_hash_differs_as_soon_as_one_value_does():
-    base = recipe()
+    base = recipe(classes=["cell", "nucleus"])
     others = {
         "method": "fedsam",
         "backbone": "vit_l",
         "backbone_sha256": "1" * 64,
         "classes": ["nucleus", "cell"],
+        "exclusive_classes": True,
         "rounds": 4,
         "image_size": 512,
         "resize": "stretch",
@@ -158,12 +163,15 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "max_update_norm": 5.0,
         "probability_threshold": 0.4,
         "evaluate_every": 5,
+        "evaluate_first": 1,
+        "start_draws": [1.0, 2.0],
+        "site_order": ["site-2", "site-1"],
         "seed": 1,
         "require_gpu": True,
         "paper_compat": True,
     }
     assert set(others) == {f.name for f in dataclasses.fields(Recipe)}
-    hashes = {recipe(**{key: value}).sha256 for key, value in others.items()}
+    hashes = {base.with_values({key: value}, "test").sha256 for key, value in others.items()}
     assert len(hashes | {base.sha256}) == len(others) + 1
 
 
@@ -195,6 +203,9 @@ def test_every_nth_model_is_scored_from_before_training_on():
         100,
     ]
     assert all(recipe().evaluates(number) for number in range(4))
+    first = recipe(rounds=100, evaluate_every=5, evaluate_first=1)
+    assert [n for n in range(100) if first.evaluates(n)] == list(range(1, 100, 5))
+    assert "evaluate_first is -1" in refusal(recipe, evaluate_first=-1).problem
     assert "evaluate_every is 0" in refusal(recipe, evaluate_every=0).problem
 
 
@@ -342,6 +353,22 @@ def test_a_site_is_read_with_folders_relative_to_its_file(tmp_path):
     assert config.background == (0,) and config.min_cases == 3
 
 
+def test_a_folder_that_a_person_names_is_relative_to_where_they_stand(tmp_path, monkeypatch):
+    stands = tmp_path / "home"
+    stands.mkdir()
+    path = write_site(tmp_path / "home", cache="prepared")
+    monkeypatch.chdir(tmp_path)
+    config = SiteConfig.from_yaml(path, Path("scans"), "--data")
+    assert config.data_root == tmp_path / "scans"
+    assert config.data_root_named_by == "--data"
+    assert config.cache == stands / "prepared"  # written in the file
+    assert SiteConfig.from_yaml(path).data_root == stands / "images-of-the-hospital"
+    monkeypatch.setenv("HOME", str(stands))
+    assert SiteConfig.from_yaml(path, Path("~/x")).data_root == stands / "x"
+    path = write_site(stands, SITE + "data_root_named_by: me\n")
+    assert "unknown key 'data_root_named_by'" in refusal(SiteConfig.from_yaml, path).problem
+
+
 def test_the_mounted_folder_goes_before_the_files_own(tmp_path):
     path = write_site(tmp_path)
     assert SiteConfig.from_yaml(path, Path("/data")).data_root == Path("/data")
@@ -384,6 +411,26 @@ def test_intensity_bounds_have_the_defaults_of_their_rule():
         ({"classes": "{a: 1}"}, "is 1", "write a list"),
         ({"classes": "{a: [0]}"}, "label value 0 is background and class", "not both"),
         ({"classes": "{a b: [1]}"}, "'a b'", "letters, digits"),
+        ({"classes": "{a: [70000]}"}, "label value 70000", "-32768 to 32767"),
+        ({"classes": "{a: all}"}, "classes, a is 'all'", "nonzero"),
+        ({"classes": "{a: [9-2]}"}, "classes, a is '9-2'", "smaller to the larger"),
+        ({"classes": "{a: [1-70000]}"}, "label value 32768", "-32768 to 32767"),
+        (
+            {"classes": "{a: nonzero}", "background": "[0, 255]"},
+            "255 is background and class",
+            "not both",
+        ),
+        (
+            {"classes": "{a: [1-9]}", "background": "[0, 5-7]"},
+            "5 is background and class",
+            "not both",
+        ),
+        ({"pair_by": "name"}, "pair_by is 'name'", "wildcards, folder, patient, reference"),
+        ({"pair_by": "reference"}, "format: nifti has no references", "folder"),
+        ({"pair_by": "patient"}, "there is no patient", "patient:"),
+        ({"patient": '"\\b(p1)"'}, "control character", "single quotes"),
+        ({"not_annotated": "[no]"}, "(False,)", "use quotes"),
+        ({"series": "12"}, "series is 12", "use quotes"),
         (
             {"not_annotated": "[hippocampus]"},
             "class hippocampus has label values",
@@ -414,6 +461,97 @@ def test_a_site_that_cannot_be_meant_is_refused_with_a_fix(tmp_path, changes, pr
     path = write_site(tmp_path, text, **changes)
     error = refusal(SiteConfig.from_yaml, path)
     assert problem in error.problem and fix in error.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("nonzero", {*range(-32768, 0), *range(1, 32768)}),
+        ("[nonzero]", {*range(-32768, 0), *range(1, 32768)}),
+        ('["1-167"]', set(range(1, 168))),
+        ("[1-167]", set(range(1, 168))),
+        ("1..4", {1, 2, 3, 4}),
+        ("[2, 5 - 7, 9]", {2, 5, 6, 7, 9}),
+        ("[-3--1]", {-3, -2, -1}),
+        ("[4-4]", {4}),
+    ],
+)
+def test_label_values_may_be_ranges(tmp_path, text, values):
+    path = write_site(tmp_path, SITE.replace("hippocampus: [1, 2]", f"nucleus: {text}"))
+    config = SiteConfig.from_yaml(path)
+    assert set(config.classes["nucleus"]) == values
+    assert len(config.classes["nucleus"]) == len(values)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "cure"),
+    [
+        ("images: */T2", "line 3", "images: '*/T2'"),
+        ("images: *T2", "line 3", "images: '*T2'"),
+        ("images: **/x.nii  # all of them", "line 3", "images: '**/x.nii'"),
+        ("images: [ab]*.nii", "line 3", "images: '[ab]*.nii'"),
+        ("images: &all/*.nii", "line 3", "images: '&all/*.nii'"),
+        ("images: !x/*.nii", "line 3", "images: '!x/*.nii'"),
+        ("images: %x/*.nii", "cannot start any token", "images: '%x/*.nii'"),
+        ("not_annotated:\n  - *x", "line 4", "- '*x'"),
+        ('patient: "^(\\d+)_"', "unknown escape character 'd'", "single quotes"),
+        ("series: T2: axial", "mapping values are not allowed", "quotes"),
+        ("threads:\t4", "line 3", "tab"),
+        ("classes:\n\tnucleus: [1]", "line 4", "tab"),
+        ("classes:\n  a: [1]\n\tb: [2]", "line 5", "tab"),
+        ("classes: [1", "expected ',' or ']'", "at that place"),
+    ],
+)
+def test_the_classic_mistakes_of_yaml_are_told_with_their_cure(tmp_path, line, reason, cure):
+    path = write_site(tmp_path, f"data_root: x\nformat: nifti\n{line}\nlabels: l/*.nii\n")
+    error = refusal(SiteConfig.from_yaml, path)
+    assert reason in error.problem and cure in error.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "line 3: the key a stands twice, first in line 1"),
+        ("c:\n  x: [1]\n  x: [2]\n", "line 3: the key x stands twice, first in line 2"),
+        ("c: {x: 1, x: 2}\n", "line 1: the key x stands twice, first in line 1"),
+        ("l:\n- a: 1\n  a: 2\n", "line 3: the key a stands twice, first in line 2"),
+        ("c: {1: a, '1': b}\n", "the key 1 stands twice"),
+        ("c:\n  no: [1]\n", "line 2: YAML reads the name no as true or false"),
+        ("c: {on: [1]}", "the name on as true"),
+        ("c: {2024-01-31: [1]}", "the name 2024-01-31 as a date"),
+        ("c: {1_0: [1]}", "the name 1_0 as a number"),
+        ("c: {010: [1]}", "the name 010 as a number"),
+        ("c: {1:30: [1]}", "the name 1:30 as a number"),
+        ("c: {~: [1]}", "the name ~ as nothing"),
+        ("c: {a: [010]}", "reads 010 as the number 8"),
+        ("c: {a: [1:30]}", "reads 1:30 as the number 90"),
+        ("c: 2024-13-40", "month must be in"),
+    ],
+)
+def test_what_yaml_would_read_as_something_else_is_refused(tmp_path, text, says):
+    (tmp_path / "any.yml").write_text(text)
+    assert says in refusal(read_yaml, tmp_path / "any.yml").problem
+
+
+def test_plain_yaml_is_read_as_before(tmp_path):
+    text = "a: {1: [x], '2': y}\nb: &b {c: yes, d: 0x10}\ne:\n  <<: *b\n  d: -1\n'no': 1.5e+3\n"
+    (tmp_path / "any.yml").write_text(text)
+    assert read_yaml(tmp_path / "any.yml") == {
+        "a": {1: ["x"], "2": "y"},
+        "b": {"c": True, "d": 16},
+        "e": {"c": True, "d": -1},
+        "no": 1500.0,
+    }
+
+
+def test_a_key_that_stands_twice_in_json_is_an_error_with_both_lines(tmp_path):
+    text = json.dumps(MINIMAL, indent=1).replace('"rounds": 3', '"rounds": 3,\n "rounds": 30')
+    (tmp_path / "recipe.json").write_text(text)
+    error = refusal(Recipe.from_json, tmp_path / "recipe.json")
+    lines = [str(n) for n, line in enumerate(text.splitlines(), 1) if '"rounds"' in line]
+    assert f"the key rounds stands twice (lines {' and '.join(lines)})" in error.problem
+    (tmp_path / "privacy.json").write_text('{"min_cases": 30, "min_cases": 3}')
+    assert "min_cases stands twice" in refusal(Policy.from_folder, tmp_path).problem
 
 
 def test_a_damaged_site_file_says_where(tmp_path):
@@ -488,6 +626,8 @@ def test_the_environment_names_folders_and_empty_means_none(monkeypatch):
     monkeypatch.delenv("FEDFMS_CHECKPOINTS", raising=False)
     machine = Machine.from_environment()
     assert machine.site_data == Path("/data")
+    monkeypatch.setenv("SITE_DATA", "scans")
+    assert Machine.from_environment().site_data == Path.cwd() / "scans"
     assert machine.exchange is None and machine.checkpoints is None
 
 

@@ -429,6 +429,26 @@ def test_one_bad_file_is_named_and_the_others_are_done(tmp_path, model, run):
     ]
 
 
+def test_volumes_and_places_are_right_in_a_file_with_another_unit_of_length(tmp_path, model, run):
+    values, affine = blob((10, 12, 4), 1), np.diag([2.0, 3.0, 5.0, 1.0])
+    write_volume(tmp_path / "mm.nii", values, affine)
+    micron = nibabel.Nifti1Image(values, np.diag([1000, 1000, 1000, 1]) @ affine)
+    micron.header.set_xyzt_units("micron")
+    nibabel.save(micron, tmp_path / "micron.nii")
+    said = []
+    for name in ("mm", "micron"):
+        source, target = tmp_path / f"{name}.nii", tmp_path / f"mask-{name}.nii"
+        code, out, err = run(model, source, target, "--device", "cpu")
+        assert code == 0, err
+        said.append(re.findall(r"(\w+) ([\d.]+) ml", out))
+    assert said[0] == said[1]
+    count = int((nibabel.load(tmp_path / "mask-mm.nii").get_fdata() == 1).sum())
+    assert float(dict(said[0])["disc"]) >= count * 30 / 1000 - 0.005  # 2 x 3 x 5 mm a voxel
+    mask = nibabel.load(tmp_path / "mask-micron.nii")
+    np.testing.assert_array_equal(mask.affine, micron.affine)
+    assert mask.header.get_xyzt_units()[0] == "micron"
+
+
 def test_masks_that_are_there_stay_unless_they_may_be_overwritten(tmp_path, model, run):
     for name in ("a", "b"):
         write_volume(tmp_path / f"in/{name}.nii", blob((10, 12, 4), 1), np.eye(4))

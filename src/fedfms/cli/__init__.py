@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
 import typer
 
 from fedfms import __version__
 from fedfms.cli import export, jobs, kits, local, predict, prepare, site, study
-from fedfms.cli.common import err, out, show_details, show_error
+from fedfms.cli.common import err, out, print_error, show_details, show_error
 from fedfms.errors import FedfmsError, unexpected
+from fedfms.user import refuse_root
 
 app = typer.Typer(
     name="fedfms",
@@ -40,10 +41,20 @@ for title, modules in {
         app.add_typer(own)
 
 
+# The base of typer's own errors. Its name is the same in every version; its module is not.
+_UsageError = cast(
+    "type[Exception]",
+    next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"),
+)
+
+
 def main() -> None:
     """Run the command line; whatever goes wrong ends with one message and no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        _let_any_name_through(stream)
     try:
-        app()
+        refuse_root()
+        code = app(prog_name="fedfms", standalone_mode=False)
     except FedfmsError as error:
         show_error(error)
         show_details([error])
@@ -51,11 +62,32 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("stopped")
         sys.exit(130)
+    except _UsageError as error:  # typer would draw a box and break what was typed at its edge
+        _print_wrong_usage(error)
+        sys.exit(2)
     except Exception as error:
         told = unexpected(error, "the command cannot go on", FedfmsError)
         show_error(told)
         show_details([told])
         sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _let_any_name_through(stream: TextIO) -> None:
+    """Print names of files whose bytes are no text of this locale, instead of ending there."""
+    utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+    if hasattr(stream, "reconfigure"):  # not where a test took its place
+        stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+
+
+def _print_wrong_usage(error: Exception) -> None:
+    """Say what is wrong with the command line, in the words of typer."""
+    context = getattr(error, "ctx", None)
+    problem = getattr(error, "format_message", error.__str__)()
+    if not problem.strip():  # no command was named: the help has been shown
+        return
+    command = context.command_path if context is not None else "fedfms"
+    print_error(problem, f"{command} --help")
 
 
 def _show_version(wanted: bool) -> None:

@@ -6,14 +6,15 @@ import contextlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,14 +24,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from fedfms.errors import FedfmsError
 
 if TYPE_CHECKING:
     from fedfms.flare.progress import Event, FinishedRound
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+FIRST_LINE_SECONDS = 10.0  # where there is no bar: a short computation says nothing
+LINE_SECONDS = 30.0  # between two lines of a long one
+
+# Text is printed as it is. Rich would otherwise read `:CD:` in a fingerprint as an emoji and
+# `[red]` in a name as a colour, and end lines at the terminal's edge. What has a colour is styled.
+out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
+styled = Text.assemble  # of texts, and of (text, style) for those in colour
 
 Overrides = Annotated[
     list[str],
@@ -59,6 +67,31 @@ Classes = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
+def print_error(problem: str, fix: str, about: str = "error") -> None:
+    """An error of a command: what is wrong, and what to do, on standard error."""
+    err.print(styled((f"{about}:", "bold red"), " ", problem))
+    err.print(styled("  ", ("fix:", "bold"), " ", fix))
+
+
+class WholeWords:
+    """A table that cuts no name, path or number: wider than the terminal where it must be.
+
+    Where nobody looks at it, in a file or another program, each row is one line.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.update(width=_NO_LIMIT)
+        wanted = Measurement.get(console, wide, self._table)
+        width = max(wanted.minimum, options.max_width) if console.is_terminal else wanted.maximum
+        yield from console.render(self._table, options.update(width=width))
+
+
+_NO_LIMIT = 100_000  # columns of text
+
+
 def names_in(text: str | None) -> list[str] | None:
     """The names in a text such as disc,cup; None where an option was not given."""
     if text is None:
@@ -68,8 +101,7 @@ def names_in(text: str | None) -> list[str] | None:
 
 def show_error(error: FedfmsError, about: str = "error") -> None:
     """Problem and fix, on standard error."""
-    err.print(f"[bold red]{escape(about)}:[/] {escape(error.problem)}")
-    err.print(f"  [bold]fix:[/] {escape(error.fix)}")
+    print_error(error.problem, error.fix, about)
 
 
 def show_details(errors: Iterable[FedfmsError]) -> None:
@@ -82,20 +114,23 @@ def show_details(errors: Iterable[FedfmsError]) -> None:
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write("\n".join(details))
     except OSError:  # nowhere to write: then here
-        err.print("\n".join(details), markup=False, highlight=False, emoji=False)
+        err.print("\n".join(details))
         return
-    err.print(f"  details, which may name files: {escape(name)}")
+    err.print(f"  details, which may name files: {name}")
 
 
 @contextlib.contextmanager
 def progress(quiet: bool) -> Iterator[Any]:
-    """A progress bar on standard error for (phase, done, total)."""
+    """A progress bar on standard error for (phase, done, total); lines now and then in a log."""
     if quiet:
         yield None
         return
+    if not err.is_terminal:
+        yield _Lines()
+        return
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -115,6 +150,27 @@ def progress(quiet: bool) -> Iterator[Any]:
         yield on_progress
 
 
+class _Lines:
+    """How far a long computation is, in a line each half minute, for a log."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + FIRST_LINE_SECONDS
+        self._phase = ""
+        self._began = 0.0
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if phase != self._phase or done == 0:
+            self._phase, self._began = phase, now
+        if now < self._next:
+            return
+        self._next = now + LINE_SECONDS
+        left = ""
+        if 0 < done < total:
+            left = f", {_left_of((now - self._began) / done * (total - done))} of this"
+        err.print(f"{phase}: {done} of {total}{left}")
+
+
 SIMULATION = {
     "provision": "provisioning: keys and certificates for the server and each site",
     "start": "starting the server, and a FLARE client and a trainer for each site",
@@ -129,6 +185,8 @@ def watching(
 ) -> Iterator[Callable[[Event], None] | None]:
     """Lines for what has happened, and a bar for what happens now, on standard error.
 
+    In a log, where nobody sees a bar, lines alone.
+
     Args:
         quiet: show nothing.
         said: a line for each phase that is worth one.
@@ -136,18 +194,22 @@ def watching(
     if quiet:
         yield None
         return
+    if not err.is_terminal:
+        with logging_progress(quiet, said) as on_event:
+            yield on_event
+        return
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[left]}", markup=False),
         console=err,
         transient=True,
     ) as bars:
         bar = bars.add_task("", total=None, left="")
-        tell = _teller(lambda text: bars.print(escape(text)), said)
+        tell = _teller(bars.print, said)
 
-        def on_event(event: Event) -> None:
+        def show(event: Event) -> None:
             tell(event)
             if (now := _now(event)) is None:
                 return
@@ -162,7 +224,7 @@ def watching(
                 left=_left(event),
             )
 
-        yield on_event
+        yield show
 
 
 @contextlib.contextmanager
@@ -173,7 +235,7 @@ def logging_progress(
     if quiet:
         yield None
         return
-    tell = _teller(lambda text: err.print(escape(text)), said)
+    tell = _teller(err.print, said)
     before = ("", -1)
 
     def on_event(event: Event) -> None:
@@ -185,7 +247,7 @@ def logging_progress(
             left = f"; {text}" if (text := _left(event)) else ""
             err.print(
                 f"{now}: {len(event.answered)} of {len(event.sites)} sites in "
-                f"({escape(', '.join(event.answered))}){left}"
+                f"({', '.join(event.answered)}){left}"
             )
 
     yield on_event
@@ -224,9 +286,10 @@ def _now(event: Event) -> str | None:
 
 
 def _left(event: Event) -> str:
-    seconds = event.seconds_left
-    if seconds is None:
-        return ""
+    return "" if event.seconds_left is None else _left_of(event.seconds_left)
+
+
+def _left_of(seconds: float) -> str:
     if seconds < 100:
         return f"about {seconds:.0f} s left"
     return (
@@ -243,15 +306,27 @@ def _round_line(done: FinishedRound, event: Event) -> str:
     )
     if not done.evaluated:
         return f"{answered}; not evaluated"
+    what = "mean validation Dice of the model that it started from"
+    if done.by_class:  # a mean over classes would be of other classes at other sites
+        told = "; ".join(
+            f"{name} {mean:.3f} ({over} of {done.training} training sites)"
+            for name, mean, over in done.by_class
+        )
+        return f"{answered}; {what}: {told}"
     dice = "withheld" if done.dice is None else f"{done.dice:.3f}"
-    return f"{answered}; mean validation Dice of the model that it started from: {dice}"
+    if done.told < done.training and done.dice is not None:
+        dice += f" ({done.told} of {done.training} training sites)"
+    return f"{answered}; {what}: {dice}"
 
 
 def show_result(folder: Path, as_json: bool) -> None:
     """The last word of a run: a table of Dice by site, and where the report is."""
     from fedfms.report.collect import load_result, summary_table
+    from fedfms.report.records import NOT_ANNOTATED
+    from fedfms.report.words import missed_evaluations, silent_sites
 
     rows, summary = summary_table(folder), load_result(folder).summary
+    by_class = any(row["class"] for row in rows)
     if as_json:
         out.print_json(json.dumps({"results": str(folder), "sites": rows, "summary": summary}))
         return
@@ -259,29 +334,46 @@ def show_result(folder: Path, as_json: bool) -> None:
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         pad_edge=False,
-        title="Dice at native resolution: mean over a site's validation cases",
+        title="Dice at native resolution: mean over a site's validation cases"
+        + (", class by class" if by_class else ""),
         caption=(
             "Round 0 is before training; missed counts rounds. "
             "An unseen site never trained; all its cases are evaluated."
+            + (" Not all scores are of the same classes." if by_class else "")
         ),
     )
-    table.add_column("site", overflow="fold")
+    table.add_column("site")
+    if by_class:
+        table.add_column("class")
     table.add_column("role")
     for name in ("cases", "round 0", "final", "change", "best"):
         table.add_column(name, justify="right")
     table.add_column("missed", justify="right")
     for row in rows:
         scores = [_score(row[key]) for key in ("dice_before", "dice_after")]
+        if row["note"] == NOT_ANNOTATED:
+            scores[1] = "not annotated"
         change = "–" if row["change"] is None else f"{row['change']:+.3f}"
         role = "trains" if row["role"] == "train" else "unseen"
-        cells = [row["site"], role, str(row["cases"] or "–"), *scores, change]
-        table.add_row(*map(escape, cells), _score(row["dice_best"]), str(row["missed"]))
-    out.print(table)
-    gain = summary["dice"]["gain"]  # over the training sites that have both
-    if gain["before"] is not None and gain["after"] is not None:  # not of an evaluation alone
-        before, after = _score(gain["before"]), _score(gain["after"])
-        out.print(f"mean of the training sites: {before} before, {after} after")
-    out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+        named = [row["site"], row["class"]] if by_class else [row["site"]]
+        cells = [*named, role, str(row["cases"] or "–"), *scores, change]
+        table.add_row(*cells, _score(row["dice_best"]), str(row["missed"]))
+    out.print(WholeWords(table))
+    training = sum(values["role"] == "train" for values in summary["sites"].values())
+    for part in summary["parts"]:
+        gain = part["dice"]["gain"]  # over the training sites that have both
+        if gain["before"] is not None and gain["after"] is not None:  # not of an evaluation alone
+            before, after = _score(gain["before"]), _score(gain["after"])
+            who = "the training sites"
+            if len(gain["sites"]) < training:
+                who = f"{len(gain['sites'])} of {training} training sites"
+            what = f", {part['classes'][0]}" if by_class else ""
+            out.print(f"mean of {who}{what}: {before} before, {after} after")
+    for site, models in missed_evaluations(summary).items():
+        out.print(f"{site} did not evaluate {models}")
+    for site in silent_sites(summary):
+        out.print(f"nothing of {site} is in this model: no answer of it was accepted")
+    out.print(f"report: {folder / 'report.html'}")
 
 
 def _score(value: float | None) -> str:

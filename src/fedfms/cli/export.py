@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from fedfms.cli.common import AsJson, Checkpoints, out
 from fedfms.config import Machine
@@ -72,14 +71,14 @@ def export(
         out.print_json(json.dumps({**values, "largest_difference": done.largest_difference}))
         return
     for file in done.files:
-        out.print(f"{escape(str(file.path))}  {_size(file.size_bytes)}  SHA-256 {file.sha256}")
+        out.print(f"{file.path}  {_size(file.size_bytes)}  SHA-256 {file.sha256}")
     if done.largest_difference == 0.0:
         out.print("checked: its logits are exactly PyTorch's")
     elif done.largest_difference is not None:
         out.print(f"checked: logits differ from PyTorch's by at most {done.largest_difference:.1g}")
     for note in done.notes:
-        out.print(escape(f"- {note}"))
-    out.print(f"next: {escape(_next_command(done, output))}")
+        out.print(f"- {note}")
+    out.print(f"next: {_next_command(done, output)}")
 
 
 def _size(size_bytes: int) -> str:

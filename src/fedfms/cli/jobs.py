@@ -7,38 +7,40 @@ ends the command, not the job.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from fedfms.cli.common import (
     AsJson,
     Overrides,
     RecipeFile,
+    WholeWords,
     err,
-    logging_progress,
     out,
+    print_error,
     show_result,
+    styled,
     watching,
 )
 from fedfms.errors import FederationError, FedfmsError
 
 if TYPE_CHECKING:
     from fedfms.flare.announce import Announcement
-    from fedfms.flare.follow import OnEvent
+    from fedfms.flare.follow import JobEnd, OnEvent
     from fedfms.flare.progress import Event
-    from fedfms.flare.session import Coordinator, JobState, PreparedJob
+    from fedfms.flare.session import Coordinator, JobState
 
 commands = typer.Typer()
 
@@ -81,6 +83,13 @@ def submit(
     gpu: Annotated[
         bool, typer.Option("--gpu", help="Refuse sites without a GPU; sets require_gpu=true.")
     ] = False,
+    different_slices: Annotated[
+        bool,
+        typer.Option(
+            "--allow-different-slices",
+            help="Go on where sites cut other planes or use other channels.",
+        ),
+    ] = False,
     wait_for: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Wait until N sites are connected and ready."),
@@ -101,7 +110,8 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Check a job against what the sites announce, and submit it."""
-    from fedfms.flare.session import new_copy, prepare_job
+    from fedfms.flare.lint import slicing_warnings
+    from fedfms.flare.session import check_announcements, new_copy, prepare_job
     from fedfms.report.write import check_results_folder
 
     folder = _new_results(results if watch else None, workspace, job.resolve().name)
@@ -116,14 +126,25 @@ def submit(
     )
     started = time.monotonic()
     with _session(kit, workspace, wait_for, wait_seconds, as_json) as coordinator:
-        sites = _wait_for_sites(coordinator, prepared, without, wait_for, wait_seconds, as_json)
+        coordinator.require_right("submit_job", "submit the job")
+        check = functools.partial(
+            check_announcements,
+            prepared,
+            without=without,
+            allow_different_slices=different_slices,
+        )
+        told, sites = _wait_for_sites(coordinator, check, without, wait_for, wait_seconds, as_json)
+        warnings = slicing_warnings([one for one in told if one.site in sites])
+        for text in warnings:
+            _say(as_json, f"warning: {text}")
         job_id = coordinator.submit_to(prepared, sites, leaves_out=bool(without))
         if not watch:
             if as_json:
-                out.print_json(json.dumps({"job_id": job_id, "sites": sites}))
+                said = {"job_id": job_id, "sites": sites, "warnings": warnings}
+                out.print_json(json.dumps(said))
             else:
-                out.print(f"submitted {escape(prepared.folder.name)} as {job_id}")
-                out.print(f"  to {escape(', '.join(sites))}")
+                out.print(f"submitted {prepared.folder.name} as {job_id}")
+                out.print(f"  to {', '.join(sites)}")
                 out.print(f"  fedfms watch {job_id[:8]}; fedfms fetch {job_id[:8]}")
             return
         _say(as_json, f"submitted as {job_id} to {', '.join(sites)}")
@@ -162,8 +183,10 @@ def status(
         }
         out.print_json(json.dumps(values))
         return
-    out.print(_sites_table(told))
-    out.print(_jobs_table(jobs) if jobs else "no jobs yet")
+    out.print(WholeWords(_sites_table(told)))
+    for text in _about_sites(told):
+        out.print(text)
+    out.print(WholeWords(_jobs_table(jobs)) if jobs else "no jobs yet")
 
 
 @commands.command()
@@ -231,8 +254,8 @@ def revoke(site: Annotated[str, typer.Argument(help="Name of the site.")], kit: 
         is_there = site in coordinator.sites()
         coordinator.revoke(site)
     if not is_there:  # FLARE notes any name
-        out.print(f"{escape(site)} was not connected; is the name right?")
-    out.print(f"{escape(site)} is shut out; the others go on. Undo: fedfms readmit {escape(site)}")
+        out.print(f"{site} was not connected; is the name right?")
+    out.print(f"{site} is shut out; the others go on. Undo: fedfms readmit {site}")
 
 
 @commands.command()
@@ -242,7 +265,7 @@ def readmit(site: Annotated[str, typer.Argument(help="Name of the site.")], kit:
 
     with connect(kit) as coordinator:
         coordinator.readmit(site)
-    out.print(f"{escape(site)} may connect again; a running client of it does so by itself")
+    out.print(f"{site} may connect again; a running client of it does so by itself")
 
 
 # ---------------------------------------------------------------------------------- waiting
@@ -274,15 +297,13 @@ def _session(
 
 def _wait_for_sites(
     coordinator: Coordinator,
-    job: PreparedJob,
+    check: Callable[[list[Announcement]], list[str]],
     without: Sequence[str],
     wait_for: int | None,
     wait_seconds: float | None,
     quiet: bool,
-) -> list[str]:
-    """The sites that take part, once there are enough of them and the job fits what they say."""
-    from fedfms.flare.session import check_announcements
-
+) -> tuple[list[Announcement], list[str]]:
+    """What the sites say, and those that take part, once there are enough and the job fits them."""
     deadline = time.monotonic() + _patience(wait_for, wait_seconds)
     before, told_at = "", 0.0
     while True:
@@ -291,9 +312,9 @@ def _wait_for_sites(
         enough = wait_for is None or len(ready) >= wait_for
         late = time.monotonic() >= deadline
         try:
-            sites = check_announcements(job, told, without)
+            sites = check(told)
             if enough:
-                return sites
+                return told, sites
         except FedfmsError:
             if late or (wait_for is not None and enough):  # all are there; waiting changes nothing
                 raise
@@ -325,7 +346,7 @@ def _waiting_line(told: Sequence[Announcement], ready: Sequence[str], wait_for: 
 
 def _say(quiet: bool, text: str) -> None:
     if not quiet:
-        err.print(escape(text))
+        err.print(text)
 
 
 # --------------------------------------------------------------------------------- following
@@ -349,8 +370,7 @@ def _follow(coordinator: Coordinator, job_id: str, quiet: bool) -> tuple[JobStat
             _say(quiet, text)
 
     try:
-        showing = watching if err.is_terminal else logging_progress
-        with showing(quiet, {}) as on_event:
+        with watching(quiet, {}) as on_event:
             tell = on_event or _say_nothing
             state = wait_for_start(coordinator, job_id, on_wait=on_wait)
             if state.detail:
@@ -392,6 +412,12 @@ def _fetch(
     except FederationError as error:
         if state.is_completed:
             raise
+        if state.is_aborted and error.code == "no-records":
+            raise FederationError(
+                "the job was aborted before it began, so there is nothing to fetch",
+                "submit it again",
+                code="aborted",
+            ) from None
         raise FederationError(
             f"FLARE ended the job as {state.status}"
             f"{f': {state.detail}' if state.detail else ''}; {error.problem}",
@@ -400,14 +426,18 @@ def _fetch(
         ) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    show_result(folder, as_json)
+    if as_json or not end.aborted or end.event.finished:  # else there is no score to show
+        show_result(folder, as_json)
     if not end.completed:
-        err.print(f"[bold red]error:[/] {escape(end.problem)}")
-        err.print(
-            "  [bold]fix:[/] a site's own words are in its trainer's log and errors.log; what "
-            f"there is of results lies in {escape(str(folder))}"
-        )
+        fix = f"{_fix_of(end)}; what there is of results lies in {folder}"
+        print_error(end.problem, fix)
     return end.completed
+
+
+def _fix_of(end: JobEnd) -> str:
+    if end.aborted:
+        return "nothing is broken: submit the job again if you like"
+    return "a site's own words are in its trainer's log and errors.log"
 
 
 def _failed(coordinator: Coordinator, state: JobState) -> FederationError:
@@ -415,6 +445,7 @@ def _failed(coordinator: Coordinator, state: JobState) -> FederationError:
     from fedfms.flare.follow import read_end
 
     problem = f"FLARE ended the job as {state.status}"
+    fix = "a site's own words are in its trainer's log and errors.log"
     if state.detail:
         problem += f": {state.detail}"
     with (
@@ -423,10 +454,10 @@ def _failed(coordinator: Coordinator, state: JobState) -> FederationError:
     ):
         end = read_end(coordinator.download(state.job_id, Path(scratch)), state.status)
         problem = end.problem if not end.completed else f"{problem}; its records are complete"
+        fix = _fix_of(end)
     return FederationError(
         problem,
-        f"see what there is with fedfms fetch {state.job_id[:8]}; a site's own words are in its "
-        "trainer's log and errors.log",
+        f"{fix}; see what there is with fedfms fetch {state.job_id[:8]}",
         code="job-failed",
     )
 
@@ -465,16 +496,16 @@ def _scratch(workspace: Path) -> Path:
 def _sites_table(told: Sequence[Announcement]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title="connected sites")
     for name in ("site", "ready", "version", "device", "classes", "methods", "rounds"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name)
     for one in told:
-        ready = "[green]yes[/]" if one.ready else f"[red]no[/]: {escape(one.fault or '')}"
+        ready = styled(("yes", "green")) if one.ready else styled(("no", "red"))
         classes = ", ".join([*one.classes, *(f"({name})" for name in one.not_annotated)])
         table.add_row(
-            escape(one.site),
-            f"{ready}, busy" if one.busy else ready,
+            one.site,
+            styled(ready, ", busy") if one.busy else ready,
             one.version or "–",
             one.device or "–",
-            escape(classes) or "–",
+            classes or "–",
             ", ".join(one.methods) or "–",
             f"≤ {one.max_rounds}" if one.max_rounds else "–",
         )
@@ -483,13 +514,23 @@ def _sites_table(told: Sequence[Announcement]) -> Table:
     return table
 
 
+def _about_sites(told: Sequence[Announcement]) -> list[str]:
+    """What has no room in the table: why a site is not ready, and how sites make pictures."""
+    from fedfms.flare.lint import grouped, not_ready, slicing_words
+
+    lines = [not_ready(one) for one in told if not one.ready]
+    if slices := grouped((slicing_words(one.slicing), one.site) for one in told if one.ready):
+        lines.append(f"slices: {slices}")
+    return [*lines, ""] if lines else []
+
+
 def _jobs_table(jobs: Sequence[JobState]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title="jobs, newest first")
     for name in ("id", "name", "status", "submitted", "detail"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name)
     for one in jobs:
         cells = (one.job_id[:8], one.name, one.status, one.submitted[:19], one.detail)
-        table.add_row(*map(escape, cells))
+        table.add_row(*cells)
     return table
 
 
@@ -508,13 +549,13 @@ def _show_job(state: JobState, event: Event | None, as_json: bool) -> None:
         progress = event.to_dict() if event is not None else None
         out.print_json(json.dumps({**_job_values(state), "progress": progress}))
         return
-    out.print(f"{state.job_id} {escape(state.name)}: {state.status}")
-    out.print(f"  submitted {state.submitted[:19]} by {escape(state.submitter)}")
+    out.print(f"{state.job_id} {state.name}: {state.status}")
+    out.print(f"  submitted {state.submitted[:19]} by {state.submitter}")
     if state.detail:
-        out.print(f"  FLARE says: {escape(state.detail)}")
+        out.print(f"  FLARE says: {state.detail}")
     if event is not None:
         phase = "final evaluation" if event.phase == "evaluate" else f"round {event.round}"
         answered = ", ".join(event.answered) or "none"
         out.print(f"  {phase} of {event.rounds} rounds; sites that have answered: {answered}")
         for text in event.missed:
-            out.print(f"  {escape(text)}")
+            out.print(f"  {text}")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
-from fedfms.cli.common import err, out
+from fedfms.cli.common import WholeWords, err, out, styled
 
 if TYPE_CHECKING:
     from fedfms.provisioning.provision import Provisioned
@@ -63,8 +63,9 @@ def new_site(
     from fedfms.provisioning.render import new_site as write
 
     write(name, folder)
-    out.print(f"{escape(str(folder))}: edit .env and site.yml, then look at your data:")
-    out.print(f"  fedfms check-data {escape(str(folder / 'site.yml'))} --data /path/to/your/images")
+    out.print(f"{folder}: edit .env and site.yml, then look at your data:")
+    config = shlex.quote(str(folder / "site.yml"))
+    out.print(f"  fedfms check-data {config} --data /path/to/your/images")
 
 
 @commands.command()
@@ -80,9 +81,9 @@ def request(
     from fedfms.provisioning.own_key import request as make
 
     made = make(name, org, project, output or Path(f"{name}-request"))
-    out.print(f"send {escape(str(made.file))} to the coordinator")
+    out.print(f"send {made.file} to the coordinator")
     out.print(f"tell the coordinator, by another way such as the telephone: {made.key}")
-    out.print(f"keep {escape(str(made.folder))}: its {escape(name)}.key is private")
+    out.print(f"keep {made.folder}: its {name}.key is private")
 
 
 @commands.command()
@@ -118,7 +119,7 @@ def install(
     from fedfms.provisioning.own_key import install as run
 
     folder = run(kit, request_folder, fingerprint, output)
-    out.print(f"{escape(str(folder))}: edit .env and site.yml, then ./check-site")
+    out.print(f"{folder}: edit .env and site.yml, then ./check-site")
 
 
 @commands.command()
@@ -135,6 +136,8 @@ def archive(
     ] = [],  # noqa: B006
 ) -> None:
     """Pack image, kits and checkpoints for a site without internet, with a script that loads it."""
+    from fedfms.files import file_sha256
+    from fedfms.kits.checksums import SUMS_FILE
     from fedfms.provisioning.archive import archive as pack
 
     read = 0
@@ -147,7 +150,9 @@ def archive(
     with err.status("packing") as status:
         pack(output, image, kit, checkpoint, on_bytes)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    out.print(f"{escape(str(output))}: {size / 1e6:.0f} MB; at the site: sh load.sh")
+    out.print(f"{output}: {size / 1e6:.0f} MB; at the site: sh load.sh")
+    out.print(f"tell the site, by another way, the SHA-256 of {SUMS_FILE}:")
+    out.print(f"  {file_sha256(output / SUMS_FILE)}")
 
 
 def _show(made: Provisioned) -> None:
@@ -155,17 +160,17 @@ def _show(made: Provisioned) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for heading in ("participant", "type", "kit", "certificate until"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading)
     for kit in made.kits:
         table.add_row(
-            escape(kit.participant.name),
+            kit.participant.name,
             "site" if kit.participant.type == "client" else kit.participant.type,
             kit.state if kit.zip else f"{kit.state}, no zip",
             f"{kit.valid_until:%Y-%m-%d}" if kit.valid_until else "–",
         )
-    out.print(table)
-    zips = escape(str(made.output / ZIPS))
+    out.print(WholeWords(table))
+    zips = made.output / ZIPS
     out.print(f"{zips}/PARTICIPANT.zip: send each to its participant alone")
     out.print(f"certificate authority {made.fingerprint}")
     for note in made.notes:
-        err.print(f"[bold yellow]note:[/] {escape(note)}")
+        err.print(styled(("note:", "bold yellow"), " ", note))

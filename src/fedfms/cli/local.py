@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from fedfms.cli.common import (
@@ -24,9 +23,10 @@ from fedfms.cli.common import (
     out,
     progress,
     show_result,
+    styled,
     watching,
 )
-from fedfms.config import Machine, SiteConfig, read_job_recipe
+from fedfms.config import Machine, Recipe, SiteConfig, read_job_recipe
 from fedfms.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -141,11 +141,11 @@ def check_data(
         _show_data(found.summary)
         for finding in found.findings:
             colour = "red" if finding.severity == "error" else "yellow"
-            out.print(f"[bold {colour}]{finding.severity}[/] {escape(finding.problem)}")
-            out.print(f"  [bold]fix:[/] {escape(finding.fix)}")
+            out.print(styled((finding.severity, f"bold {colour}"), " ", finding.problem))
+            out.print(styled("  ", ("fix:", "bold"), " ", finding.fix))
         warnings = len(found.findings) - errors
-        verdict = "[bold green]PASS[/]" if errors == 0 else "[bold red]FAIL[/]"
-        out.print(f"{verdict} {escape(str(site))}: {errors} errors, {warnings} warnings")
+        verdict = ("PASS", "bold green") if errors == 0 else ("FAIL", "bold red")
+        out.print(styled(verdict, f" {site}: {errors} errors, {warnings} warnings"))
     raise typer.Exit(1 if errors else 0)
 
 
@@ -157,7 +157,7 @@ def _show_data(summary: DataSummary) -> None:
     lines.add_column(no_wrap=True)
     lines.add_column(overflow="fold")
     for name, text in summary.rows_for_print():
-        lines.add_row(f"[bold]{name}[/]", escape(text))
+        lines.add_row(styled((name, "bold")), text)
     out.print(lines, soft_wrap=False, width=min(out.width, 80))
     if not summary.read:
         return
@@ -174,7 +174,7 @@ def _show_data(summary: DataSummary) -> None:
             share = f"{mean} ({low} to {high})"
         cases = f"{numbers.cases.total} of {summary.read}"
         validate, slices = str(numbers.cases.validation), str(numbers.slices)
-        table.add_row(escape(name), cases, validate, slices, share)
+        table.add_row(name, cases, validate, slices, share)
     out.print(table, soft_wrap=False, width=min(out.width, 80))
 
 
@@ -186,7 +186,11 @@ def train_local(
     overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
     recipe: RecipeFile = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write the trained tensors to this .safetensors file.")
+        Path | None,
+        typer.Option(
+            help="Write the trained tensors to this .safetensors file, and recipe.json beside it; "
+            "fedfms predict takes the file."
+        ),
     ] = None,
     checkpoints: Checkpoints = None,
 ) -> None:
@@ -195,13 +199,18 @@ def train_local(
     from fedfms.exchange.payload import save_tensors
     from fedfms.trainer.pooled import PooledRound, train_pooled
 
-    if output is not None:
-        _require_place(output)  # before the hours that it holds
     chosen = read_job_recipe(job, recipe, overrides)
+    if output is not None:
+        _require_place(output, chosen)  # before the hours that it holds
     every = "each round" if chosen.evaluate_every == 1 else f"every {chosen.evaluate_every} rounds"
+    first = (
+        "before training"
+        if chosen.evaluate_first == 0
+        else (f"first after round {chosen.evaluate_first}")
+    )
     out.print(
         "Scores are means over this site's validation cases, at native resolution "
-        f"(3-D for volumes), before training and after {every}."
+        f"(3-D for volumes), {first} and after {every}."
     )
 
     def show(result: PooledRound) -> None:
@@ -212,7 +221,7 @@ def train_local(
         )
         loss = "" if result.loss is None else f"loss {result.loss:.4f}  "
         seconds = result.seconds.get("train", 0.0) + result.seconds["evaluate"]
-        out.print(f"round {result.rounds_trained}: {loss}{escape(scores)}  {seconds:.1f} s")
+        out.print(f"round {result.rounds_trained}: {loss}{scores}  {seconds:.1f} s")
 
     with progress(False) as on_progress:
         trained = train_pooled(
@@ -224,6 +233,7 @@ def train_local(
         )
     if output is not None:
         save_tensors(output, trained, "fp32")
+        (output.parent / "recipe.json").write_text(chosen.to_json(), encoding="utf-8")
 
 
 @commands.command()
@@ -238,8 +248,8 @@ def report(
     show_result(run, as_json)
 
 
-def _require_place(output: Path) -> None:
-    """A file can be written here; makes its folder."""
+def _require_place(output: Path, recipe: Recipe) -> None:
+    """A model of this recipe can be written here; makes its folder."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -250,6 +260,12 @@ def _require_place(output: Path) -> None:
         raise ConfigError(
             f"{output} cannot be written",
             "name a new file in a folder that may be written with --output",
+        )
+    beside = output.parent / "recipe.json"
+    if beside.exists() and Recipe.from_json(beside) != recipe:
+        raise ConfigError(
+            f"{beside} is of a model with another recipe",
+            "name an --output in another folder: a model's recipe lies beside it",
         )
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from fedfms.cli.common import AsJson, Checkpoints, err, out, progress, show_details, show_error
 from fedfms.config import Intensity, Machine
@@ -44,7 +43,8 @@ def predict(
         typer.Option(help="A site.yml: how pixels are read, and the device. Else its defaults."),
     ] = None,
     plane: Annotated[
-        str | None, typer.Option(metavar="axial|coronal|sagittal", help="Of a volume's slices.")
+        str | None,
+        typer.Option(metavar="axial|coronal|sagittal|stored", help="Of a volume's slices."),
     ] = None,
     channels: Annotated[
         str | None, typer.Option(metavar="gray|rgb|neighbours", help="As in site.yml.")
@@ -137,7 +137,7 @@ def predict(
     else:
         _show(used, recipe.classes, done, len(items), output)
         if others:
-            out.print(escape(_passed_over(others)))
+            out.print(_passed_over(others))
         if ended is not None:
             show_error(ended)
     show_details([*(one.error for one in failed if one.error), *([ended] if ended else [])])
@@ -154,14 +154,12 @@ def _show(
     """What became of the images so far, of `count` in all."""
     source = used["site"] or f"{used['read_as']}; --site takes a site.yml"
     out.print(
-        escape(
-            f"model: {used['name']}, {', '.join(classes)}; {used['model']}, SHA-256 "
-            f"{str(used['model_sha256'])[:12]}…\n"
-            f"read as: plane {used['plane']}, channels {used['channels']}, intensity "
-            f"{used['intensity']} ({source})\n"
-            f"foreground: probability of at least {used['probability_threshold']}; computed on "
-            f"{used['device']}"
-        )
+        f"model: {used['name']}, {', '.join(classes)}; {used['model']}, SHA-256 "
+        f"{str(used['model_sha256'])[:12]}…\n"
+        f"read as: plane {used['plane']}, channels {used['channels']}, intensity "
+        f"{used['intensity']} ({source})\n"
+        f"foreground: probability of at least {used['probability_threshold']}; computed on "
+        f"{used['device']}"
     )
     for one in done:
         if one.error is not None:
@@ -174,15 +172,14 @@ def _show(
         )
         found = ", ".join(f"{name} {size}" for name, size in zip(classes, sizes, strict=True))
         places = ", ".join(map(str, [one.item.labels] if one.item.labels else one.item.separate))
-        out.print(escape(f"{one.item.name} -> {places}: {found}"))
+        out.print(f"{one.item.name} -> {places}: {found}")
         for note in one.notes:
-            out.print(escape(f"  note: {note.problem}\n  fix: {note.fix}"))
+            out.print(f"  note: {note.problem}\n  fix: {note.fix}")
     failed = [one for one in done if one.error is not None]
-    verdict = f"{len(done) - len(failed)} of {count} images predicted; masks are in {output}"
-    out.print(escape(verdict))
+    out.print(f"{len(done) - len(failed)} of {count} images predicted; masks are in {output}")
     if failed:
         names = ", ".join(one.item.name for one in failed)
-        err.print(escape(f"{len(failed)} failed: {names}"))
+        err.print(f"{len(failed)} failed: {names}")
 
 
 def _passed_over(paths: Sequence[Path]) -> str:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from fedfms.cli.common import AsJson, names_in, out, progress
+from fedfms.cli.common import AsJson, names_in, out, progress, styled
 from fedfms.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,6 +57,7 @@ def prostate(
         source,
         output,
         as_json,
+        paper=paper,
     )
 
 
@@ -85,6 +85,7 @@ def fundus(
         source,
         output,
         as_json,
+        paper=paper,
     )
 
 
@@ -104,6 +105,7 @@ def nuclei(
         source,
         output,
         as_json,
+        paper=paper,
     )
 
 
@@ -130,6 +132,7 @@ def fets(
         source,
         output,
         as_json,
+        paper=paper,
     )
 
 
@@ -151,6 +154,7 @@ def ctlung(
         source,
         output,
         as_json,
+        paper=paper,
     )
 
 
@@ -192,9 +196,14 @@ def decathlon(
 
 
 def _prepare(
-    plan: Callable[[Source], list[SitePlan]], source: Path, output: Path, as_json: bool
+    plan: Callable[[Source], list[SitePlan]],
+    source: Path,
+    output: Path,
+    as_json: bool,
+    *,
+    paper: bool = False,
 ) -> None:
-    """Plan, make, and say what came out."""
+    """Plan, make, and say what came out; the paper's order of sites where it is asked for."""
     from fedfms.data.prepare.source import open_source
     from fedfms.data.prepare.write import UNFINISHED, prepare, tidy
 
@@ -208,13 +217,19 @@ def _prepare(
         return
     for site in sites:
         out.print(
-            f"[bold]{escape(site.name)}[/]: {site.cases} cases, {site.slices} slices, "
-            f"{site.slices_with_foreground} of them with foreground"
-            + (", unchanged" if site.state == "unchanged" else "")
+            styled(
+                (site.name, "bold"),
+                f": {site.cases} cases, {site.slices} slices, "
+                f"{site.slices_with_foreground} of them with foreground"
+                + (", unchanged" if site.state == "unchanged" else ""),
+            )
         )
         for notice in site.notices:
-            out.print(f"  [yellow]note:[/] {escape(notice)}")
+            out.print(styled("  ", ("note:", "yellow"), " ", notice))
     if all(site.state == "unchanged" for site in sites):
-        out.print(f"nothing to do: all {len(sites)} sites are in {escape(str(output))} already")
+        out.print(f"nothing to do: all {len(sites)} sites are in {output} already")
     else:
-        out.print(f"next: fedfms check-data {escape(str(output / sites[0].name / 'site.yml'))}")
+        out.print(f"next: fedfms check-data {output / sites[0].name / 'site.yml'}")
+    if paper:
+        order = ",".join(site.name for site in sites)
+        out.print(f"for the paper's recipes: --set site_order={order}")

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from fedfms.cli.common import AsJson, Checkpoints, Classes, Data, names_in, out, progress
+from fedfms.cli.common import AsJson, Checkpoints, Classes, Data, names_in, out, progress, styled
 from fedfms.config import Machine
 
 if TYPE_CHECKING:
@@ -126,9 +124,9 @@ def check_site(
         raise typer.BadParameter(f"{role} is no container of a site: use trainer or flare")
     if not as_json:
         title, paths = _SIDES[role]
-        out.print(f"[bold]{title}[/]")
+        out.print(styled((title, "bold")))
         if (kit, config) == (KIT, SITE_YML):  # as compose mounts them
-            out.print(f"[dim]{paths}[/]")
+            out.print(styled((paths, "dim")))
     if role == "flare":
         from fedfms.flare.challenge import ask_server
 
@@ -154,10 +152,10 @@ def check_site(
 
 @commands.command("gpu-check")
 def gpu_check() -> None:
-    """Say whether this host has NVIDIA's driver; for a container without a GPU, before one with."""
-    from fedfms.preflight.machine import check_driver
+    """Say whether this host's NVIDIA driver fits this image; in a container without a GPU."""
+    from fedfms.preflight.machine import check_driver, image_cuda
 
-    out.print(escape(check_driver()))
+    out.print(check_driver(image_cuda()))
 
 
 @commands.command("dry-run")
@@ -168,34 +166,24 @@ def dry_run(
     """Train a job's recipe for one round on phantoms: everything of a site but its images."""
     from fedfms.preflight.dry_run import dry_run as run
 
-    out.print(f"one round of {escape(job.name)} on phantoms, in a temporary folder")
+    out.print(f"one round of {job.name} on phantoms, in a temporary folder")
     with progress(False) as on_progress:
         result = run(job, checkpoints or Machine.from_environment().checkpoints, on_progress)
     out.print(
-        f"{result.cases} phantoms made and read, {escape(result.recipe.method)} on "
+        f"{result.cases} phantoms made and read, {result.recipe.method} on "
         f"{result.recipe.backbone} trained for a round on {result.device}: loss {result.loss:.4f}, "
         f"validation Dice {result.dice_before:.3f} before and {result.dice_after:.3f} after; "
         f"{result.seconds:.0f} s"
     )
-    out.print("[bold green]PASS[/] this container can train; nothing of it was kept or sent")
+    verdict = ("PASS", "bold green")
+    out.print(styled(verdict, " this container can train; nothing of it was kept or sent"))
 
 
 def _show_item(item: Item) -> None:
     colour = {"PASS": "green", "FAIL": "red", "WARN": "yellow", "SKIP": "dim"}[item.status]
-    status, text = f"[{colour}]{item.status}[/]", f"[bold]{item.code}[/]: {escape(item.text)}"
-    fix = f"[bold]fix:[/] {escape(item.fix)}" if item.fix else None
-    if out.is_terminal:
-        lines = Table.grid(padding=(0, 1, 0, 0))
-        lines.add_column(width=4)
-        lines.add_column(overflow="fold")
-        lines.add_row(status, text)
-        if fix:
-            lines.add_row("", fix)
-        out.print(lines, soft_wrap=False)
-    else:  # a file or another program: one line each
-        out.print(f"{status} {text}")
-        if fix:
-            out.print(f"     {fix}")
+    out.print(styled((item.status, colour), " ", (item.code, "bold"), ": ", item.text))
+    if item.fix:
+        out.print(styled("     ", ("fix:", "bold"), " ", item.fix))
 
 
 def _show_end(role: str, items: list[Item]) -> None:
@@ -203,6 +191,6 @@ def _show_end(role: str, items: list[Item]) -> None:
     worries = sum(item.status == "WARN" for item in items)
     look = f"; {worries} to look at" if worries else ""
     if failed:
-        out.print(f"[bold red]FAIL[/] the {role} side: {failed} to correct{look}\n")
+        out.print(styled(("FAIL", "bold red"), f" the {role} side: {failed} to correct{look}\n"))
     else:
-        out.print(f"[bold green]PASS[/] the {role} side of this site is ready{look}\n")
+        out.print(styled(("PASS", "bold green"), f" the {role} side of this site is ready{look}\n"))

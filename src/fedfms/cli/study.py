@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from fedfms.cli.common import Checkpoints, err, out, progress
+from fedfms.cli.common import Checkpoints, err, out, progress, styled
 from fedfms.config import Machine
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def study(
     if plan:
         names = [site.name for site in asked.find_sites(folder / PHANTOMS_FOLDER)]
         for key in asked.runs(names):
-            out.print(escape(key.name))
+            out.print(key.name)
         return
     started = time.monotonic()
     with _watching() as on_progress:
@@ -84,7 +83,7 @@ def study(
         f"{numerals(result.planned, 'run')}: {result.repeated} done before, "
         f"{result.done} done now, {len(result.failed)} failed"
     )
-    out.print(f"page: {escape(str(folder / 'study.html'))}")
+    out.print(f"page: {folder / 'study.html'}")
     out.print(f"took {time.monotonic() - started:.0f} s")
     if result.failed:
         raise typer.Exit(1)
@@ -113,10 +112,10 @@ def verify(
             on_progress=on_progress,
         )
     for check in checks:
-        verdict = "[bold red]FAIL[/]" if check.problems else "[bold green]PASS[/]"
-        out.print(f"{verdict} {escape(check.what)}")
+        verdict = ("FAIL", "bold red") if check.problems else ("PASS", "bold green")
+        out.print(styled(verdict, " ", check.what))
         for problem in check.problems[:20]:
-            out.print(f"     {escape(problem)}")
+            out.print(f"     {problem}")
         if len(check.problems) > 20:
             out.print(f"     and {len(check.problems) - 20} more")
     if any(check.problems for check in checks):
@@ -128,10 +127,10 @@ def _watching() -> Iterator[Callable[[StudyProgress], None]]:
     """A bar for all runs, and what runs now; a line for each run that ended."""
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[now]}"),
+        TextColumn("{task.fields[now]}", markup=False),
         console=err,
         transient=True,
     ) as bars:
@@ -139,12 +138,12 @@ def _watching() -> Iterator[Callable[[StudyProgress], None]]:
 
         def on_progress(progress: StudyProgress) -> None:
             now = ", ".join(f"{name} {share:.0%}" for name, share in progress.running.items())
-            bars.update(bar, total=progress.planned, completed=progress.done, now=escape(now))
+            bars.update(bar, total=progress.planned, completed=progress.done, now=now)
             if progress.finished is not None:
                 name, seconds = progress.finished
                 bars.print(f"done {progress.done} of {progress.planned}: {name}, {seconds:.0f} s")
             if progress.failed is not None:
                 name, why = progress.failed
-                bars.print(f"[bold red]failed[/] {escape(name)}: {escape(why)}")
+                bars.print(styled(("failed", "bold red"), f" {name}: {why}"))
 
         yield on_progress

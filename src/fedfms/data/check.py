@@ -259,13 +259,19 @@ def _other_endings(left: Sequence[Path], site: SiteConfig) -> list[Finding]:
         return []
     counts = Counter(ending_of(path, site) for path in others)
     some = ", ".join(f"{count} {ending}" for ending, count in counts.most_common())
+    usual = {pattern[-len(ending) :] for pattern in (site.images, site.labels) for ending in counts}
+    renames = sorted(
+        f"{ending} to {ending.lower()}" for ending in counts if ending.lower() in usual
+    )
+    cure = [f"rename {', '.join(renames)}"] if renames else []
+    if len(renames) < len(counts):
+        cure.append("convert them to the kind that the globs in site.yml name")
     return [
         Finding(
             "files-not-taken",
             f"no glob takes {count_of(len(others), 'file')} in the folders of images and labels "
             f"({some}); the first is {others[0]}",
-            "if these are cases, give them the ending that the globs in site.yml have (rename .PNG "
-            "to .png, convert other kinds); else move them away",
+            f"if these are cases, {' or '.join(cure)}; else move them away",
             "warning",
         )
     ]

@@ -209,7 +209,8 @@ def to_grey_levels(values: NDArray[np.float32], site: SiteConfig) -> NDArray[np.
     """Stored values to grey levels 0 to 255 by the site's intensity rule, over the whole case.
 
     Where the two percentiles are the same value, as in a picture that is nearly all background, the
-    smallest and largest value take their place. A constant image becomes 0.
+    smallest and largest value take their place. A constant image becomes 0. `rounding: truncate`
+    takes the level below, as FedFMS's cast to 8 bits does.
     """
     low, high = site.intensity.bounds
     if site.intensity.rule == "percentile":
@@ -218,6 +219,9 @@ def to_grey_levels(values: NDArray[np.float32], site: SiteConfig) -> NDArray[np.
             low, high = float(values.min()), float(values.max())
     if low == high:
         return np.zeros(values.shape, np.uint8)
+    if site.intensity.rounding == "truncate":  # in fp64: one rounding error is one level here
+        exact = np.clip(values.astype(np.float64), low, high)
+        return np.asarray((exact - low) / (high - low) * 255.0).astype(np.uint8)
     share = np.clip((values - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
     grey: NDArray[np.uint8] = np.rint(share * 255.0).astype(np.uint8)
     return grey

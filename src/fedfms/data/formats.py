@@ -205,7 +205,8 @@ def _read_nifti(
         )
     if label and values.dtype.kind == "f":
         _require_whole_numbers(path, values, volume.dataobj)
-    values = values.astype(np.float64 if label else np.float32, copy=False)  # labels stay exact
+    if not label:  # labels stay exact, in the type that they have
+        values = values.astype(np.float32, copy=False)
     notices = () if label else _notices(path, header, affine)
     cut = None
     if image is not None and image.cut is not None:
@@ -268,7 +269,10 @@ def _require_whole_numbers(path: Path, values: Array, stored: Any) -> None:
 
 def _is_whole(values: Array) -> bool:
     """Whether all are whole numbers, but for what 32 bits of a number or of a slope round off."""
-    return bool((np.abs(values - np.rint(values)) <= 2**-22 * np.maximum(1, np.abs(values))).all())
+    return all(  # slice by slice: a large volume several times over would be the most memory needed
+        bool((np.abs(part - np.rint(part)) <= 2**-22 * np.maximum(1, np.abs(part))).all())
+        for part in values
+    )
 
 
 def nifti_image(path: Path, data: bytes) -> Any:

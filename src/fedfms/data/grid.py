@@ -11,10 +11,10 @@ from nibabel import orientations
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Plane = Literal["axial", "coronal", "sagittal"]
+Plane = Literal["axial", "coronal", "sagittal", "stored"]
 
 # axis of RAS along which a plane cuts, then the axes of the picture's rows and columns
-_PLANES: dict[Plane, tuple[int, int, int]] = {
+_PLANES: dict[str, tuple[int, int, int]] = {
     "axial": (2, 1, 0),
     "coronal": (1, 2, 0),
     "sagittal": (0, 2, 1),
@@ -28,12 +28,16 @@ class Cut:
     The voxel axes are permuted and flipped to RAS, as closely as they lie, then a plane is cut:
     anterior or superior is at the top of a picture, the patient's right (sagittal: anterior) at its
     left. Both ways only permute and flip, so no value changes.
+
+    The plane `stored` turns nothing: slice k is the file's [:, :, k], with rows along its first
+    axis, as FedFMS slices its volumes. What is said of RAS here is then of the file's own axes.
     """
 
     orientation: Array  # (3, 2) of nibabel: RAS axis and direction of each axis of the file
     axes: tuple[int, int, int]  # RAS axes of slices, rows and columns
     affine: Array  # (4, 4) float64 of the volume in RAS, mm
     shape: tuple[int, int, int]  # of the volume in RAS
+    turned: bool = True  # rows and columns run against RAS; False: as stored
 
     @classmethod
     def of(cls, affine: Array, shape: tuple[int, ...], plane: Plane) -> Cut:
@@ -41,6 +45,9 @@ class Cut:
 
         A single slice, however it lies, is cut as it was taken.
         """
+        if plane == "stored":
+            own = np.array([[0, 1], [1, 1], [2, 1]])
+            return cls(own, (2, 0, 1), affine, (shape[0], shape[1], shape[2]), turned=False)
         orientation = orientations.io_orientation(affine)
         to_ras = orientations.inv_ornt_aff(orientation, shape)
         ras_shape = [0, 0, 0]
@@ -84,11 +91,13 @@ class Cut:
     def slices(self, voxels: Array) -> Array:
         """(I, J, K) in the file's order to (D, H, W); a view."""
         ras = orientations.apply_orientation(voxels, self.orientation)
-        return np.asarray(ras).transpose(self.axes)[:, ::-1, ::-1]
+        slices = np.asarray(ras).transpose(self.axes)
+        return slices[:, ::-1, ::-1] if self.turned else slices
 
     def voxels(self, slices: Array) -> Array:
         """(D, H, W) to (I, J, K) in the file's order: undoes `slices`."""
-        ras = slices[:, ::-1, ::-1].transpose(np.argsort(self.axes))
+        turned = slices[:, ::-1, ::-1] if self.turned else slices
+        ras = turned.transpose(np.argsort(self.axes))
         back = orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), self.orientation)
         return np.asarray(orientations.apply_orientation(ras, back))
 

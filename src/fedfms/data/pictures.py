@@ -261,8 +261,9 @@ def _tiff(path: Path, data: bytes) -> Picture:
         raise cannot_read_here(
             path, f"it has the PhotometricInterpretation {stored.photometric}, no plain colours"
         )
-    kind = f"TIFF, {_described(space, stored.bits, stored.samples.dtype)}, {stored.compression}"
     count = _CHANNELS[space]
+    name = f"{space} and alpha" if set(stored.extra) & {1, 2} else space
+    kind = f"TIFF, {_described(name, stored.bits, stored.samples.dtype)}, {stored.compression}"
     if stored.samples.shape[2] < count:
         raise damaged(path, f"{space} with {stored.samples.shape[2]} channels")
     colours, others = stored.samples[..., :count], stored.samples[..., count:]
@@ -281,17 +282,17 @@ def _tiff(path: Path, data: bytes) -> Picture:
             picture = replace(picture, alpha=other, is_premultiplied=meaning == 1)
         elif varies(other):
             raise SiteDataError(
-                f"{path} has {stored.samples.shape[2]} channels, of which {count} are {space}; "
-                "the file does not say what the others are",
+                f"{path} has {stored.samples.shape[2]} channels where {space} has {count}, and the "
+                "file does not say what the rest is",
                 "save the channel that matters as a gray picture, or three of them as RGB",
                 code="several-channels",
             )
     return picture
 
 
-def _described(space: str, bits: int, dtype: np.dtype) -> str:
+def _described(name: str, bits: int, dtype: np.dtype) -> str:
     number = {"f": "float", "i": "signed"}.get(dtype.kind, "bit")
-    return f"{space}, {bits} bit" if number == "bit" else f"{space}, {bits} bit {number}"
+    return f"{name}, {bits} bit" if number == "bit" else f"{name}, {bits} bit {number}"
 
 
 def _opaque(colours: Array) -> Array:
@@ -361,7 +362,7 @@ def _jpeg(path: Path, data: bytes) -> Picture:
         require_upright(path, image.getexif().get(_ORIENTATION_TAG, 1))
         image.load()
         space: Space = "gray" if image.mode == "L" else "RGB"
-        name = {"L": "gray", "RGB": "colours"}.get(image.mode, image.mode)
+        name = {"L": "gray"}.get(image.mode, image.mode)
         samples = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     samples = samples[..., None] if samples.ndim == 2 else samples
     return Picture(samples, space, 8, f"JPEG, {name}, 8 bit", is_lossy=True)

@@ -57,14 +57,21 @@ def unlikely(
     if not read:
         return []
     findings: list[Finding | None] = []
+    told: set[tuple[int, ...]] = set()  # label values that cover most of the picture
     for name in site.classes:
-        if summary.classes[name].share is not None:
-            findings += [
-                _covers_most(name, summary, read, site),
-                _rare(name, summary, read),
-                _on_one_side(name, summary, site),
-                _too_small(name, read, grid, recipe),
-            ]
+        if summary.classes[name].share is None:
+            continue
+        most = _covers_most(name, summary, read, site)
+        if most is not None:  # then the rest says nothing
+            values = _occurring(name, summary, site)
+            findings += [] if values in told else [most]
+            told.add(values)
+            continue
+        findings += [
+            _rare(name, summary, read),
+            _on_one_side(name, summary, site),
+            _too_small(name, read, grid, recipe),
+        ]
     findings += [
         _same_values(site),
         _pixels(read, site),
@@ -104,7 +111,7 @@ def _covers_most(
         else f"in {len(suspects)} of the {len(having)} cases that have it; the first is "
         f"{suspects[0].case.label}"
     )
-    values = ", ".join(map(str, site.classes[name]))
+    values = ", ".join(map(str, _occurring(name, summary, site)))
     others = sorted(
         {value for numbers in suspects for value in numbers.values} & set(site.background)
     )
@@ -127,6 +134,11 @@ def _covers_most(
     else:
         fix = f"look at a label: if {values} is not {name}, correct classes in site.yml"
     return _warning("covers-most", f"{name} covers {what} {where}", fix)
+
+
+def _occurring(name: str, summary: DataSummary, site: SiteConfig) -> tuple[int, ...]:
+    """The class's values that labels hold."""
+    return tuple(value for value in summary.label_values if value in site.classes[name])
 
 
 def _rare(name: str, summary: DataSummary, read: Sequence[CaseNumbers]) -> Finding | None:

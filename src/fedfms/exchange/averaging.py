@@ -23,8 +23,9 @@ def averaging_weights(recipe: Recipe, slices_by_site: Mapping[str, int]) -> dict
 
     By default a site's share of all training slices, exact. Under `paper_compat` it is what FedFMS
     uses (arXiv 2403.05408): the share rounded to two decimals by `numpy.round`, except that the
-    last training site in the order of names gets 1 minus the others. So a small site can get 0.00,
-    and a small last site even less than 0, where the others were rounded up.
+    last training site gets 1 minus the others: last in the recipe's `site_order`, and sites that it
+    does not list after those, in the order of names. So a small site can get 0.00, and a small last
+    site even less than 0, where the others were rounded up.
 
     Args:
         recipe: its holdout sites weigh 0.
@@ -45,7 +46,8 @@ def averaging_weights(recipe: Recipe, slices_by_site: Mapping[str, int]) -> dict
     for site in training:
         weights[site] = slices_by_site[site] / total
     if recipe.paper_compat and training:
-        *others, last = training
+        place = {site: number for number, site in enumerate(recipe.site_order)}
+        *others, last = sorted(training, key=lambda site: (place.get(site, len(place)), site))
         for site in others:
             weights[site] = float(np.round(weights[site], 2))
         weights[last] = 1 - sum(weights[site] for site in others)

@@ -77,6 +77,13 @@ def write_bundle(trained: Trained, site: SiteConfig, folder: Path) -> tuple[tupl
             "for pictures export with --as onnx or --as fedfms",
             code="not-volumes",
         )
+    if site.plane not in AXES:
+        raise ConfigError(
+            f"the plane in site.yml is {site.plane}, the order of that site's own files, and a "
+            "bundle is for anybody's volumes",
+            "give --site a site.yml with plane: axial, coronal or sagittal",
+            code="plane-is-stored",
+        )
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir()
     network = folder / "models/model.ts"
@@ -169,6 +176,10 @@ def _preprocessing(site: SiteConfig) -> list[dict[str, Any]]:
         },
         _intensity(site),
     ]
+    if site.intensity.rounding == "truncate":  # model.ts rounds
+        transforms.append(
+            {"_target_": "Lambdad", "keys": "image", "func": "$lambda image: torch.floor(image)"}
+        )
     if site.channels == "neighbours":
         transforms.append(
             {
@@ -292,6 +303,7 @@ def metadata(recipe: Recipe, site: SiteConfig) -> dict[str, Any]:
                 "intensity": {
                     "rule": site.intensity.rule,
                     "bounds": list(site.intensity.bounds),  # percentiles, or stored values
+                    "rounding": site.intensity.rounding,
                 },
             },
         },
@@ -320,6 +332,10 @@ def _greys(site: SiteConfig) -> str:
     return f"grey levels from stored value {low:g} to {high:g}"
 
 
+def _rounded(site: SiteConfig) -> str:
+    return "cut off" if site.intensity.rounding == "truncate" else "rounded"
+
+
 def _readme(recipe: Recipe, site: SiteConfig) -> str:
     if len(recipe.classes) == 1 or recipe.exclusive_classes:
         values = ", ".join(f"{n} is {name}" for n, name in enumerate(recipe.classes, 1))
@@ -340,7 +356,7 @@ def _readme(recipe: Recipe, site: SiteConfig) -> str:
 {about(recipe)}.
 
 - slices: {_slices(site)}
-- {_greys(site)}, rounded to 8 bits
+- {_greys(site)}, {_rounded(site)} to 8 bits
 - each slice resized to {recipe.image_size} pixels ({_resize(recipe)}), and its logits back, in
   models/model.ts, which is told the voxel size
 - a voxel is foreground from probability {recipe.probability_threshold:g} on{

@@ -39,7 +39,7 @@ def require_packages() -> None:
     if missing:
         raise ConfigError(
             f"--as onnx needs {', '.join(PACKAGES)}; not installed here: {', '.join(missing)}",
-            'pip install "fedfms-kit[export]"',
+            f"pip install {' '.join(PACKAGES)}",
             code="no-onnx",
         )
 

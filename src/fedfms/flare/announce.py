@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import ast
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.resource_managers.passthrough_resource_manager import (
     PassthroughResourceManager,
@@ -19,13 +23,43 @@ from nvflare.app_common.resource_managers.passthrough_resource_manager import (
 
 from fedfms.config import Machine
 from fedfms.errors import FedfmsError
+from fedfms.flare.instance import say_instance
 from fedfms.trainer.connection import ping
-from fedfms.trainer.messages import PROTOCOL, Pong, decode_answer, public_code
+from fedfms.trainer.messages import PROTOCOL, Pong, Slicing, decode_answer, public_code
 
 KEY = "fedfms"  # of what report_resources returns
 PING_SECONDS = 3.0
 
 NOT_TOLD = "not-told"  # code: the site's FLARE client said nothing that can be understood
+
+
+class Heartbeat:
+    """Since when the server has not taken this process's signs of life.
+
+    FLARE sends one each 10 s, or each 5 s while the server refuses them. It takes a server that
+    cannot be reached as one that took it; that is another trouble, and the connection shows it.
+    """
+
+    def __init__(self) -> None:
+        self._refused_since: float | None = None
+
+    def sent(self) -> None:
+        """One is on its way."""
+        if self._refused_since is None:
+            self._refused_since = time.monotonic()
+
+    def taken(self) -> None:
+        """The server took it."""
+        self._refused_since = None
+
+    @property
+    def refused_seconds(self) -> float:
+        """How long none was taken; 0 if the last one was."""
+        since = self._refused_since
+        return 0.0 if since is None else time.monotonic() - since
+
+
+HEARTBEAT = Heartbeat()  # of the one FLARE client of this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +75,8 @@ class Announcement:
     device: str | None = None
     fault: str | None = None  # code of what keeps it from taking part
     busy: bool = False
+    slicing: Slicing | None = None  # None: not told
+    overlapping: tuple[tuple[str, str], ...] = ()  # classes with a label value in common there
 
     @property
     def ready(self) -> bool:
@@ -60,14 +96,28 @@ class Announcement:
             "ready": self.ready,
             "fault": self.fault,
             "busy": self.busy,
+            "slicing": self.slicing.to_dict() if self.slicing else None,
+            "overlapping": [list(pair) for pair in self.overlapping],
         }
 
 
 class SiteResources(PassthroughResourceManager):  # type: ignore[misc]
     """FLARE's resource manager of a site: agrees to every job, and reports what the trainer says.
 
-    The GPU is the trainer's, and the FLARE client sees none to count.
+    It is in every kit, so it also says which instance of the site registers (instance.py), and
+    notes whether the server takes its signs of life. The GPU is the trainer's, and the FLARE client
+    sees none to count.
     """
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Follow the registration and the signs of life."""
+        if event_type == EventType.BEFORE_CLIENT_REGISTER:
+            workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
+            say_instance(Path(workspace.get_root_dir()), fl_ctx)
+        elif event_type == EventType.BEFORE_CLIENT_HEARTBEAT:
+            HEARTBEAT.sent()
+        elif event_type == EventType.AFTER_CLIENT_HEARTBEAT:
+            HEARTBEAT.taken()
 
     def report_resources(self, fl_ctx: FLContext) -> dict[str, Any]:
         """The announcement of this site; never raises, since FLARE would not answer then."""
@@ -96,6 +146,8 @@ def said_by(pong: Pong) -> dict[str, Any]:
         "ready": pong.ready,
         "fault": pong.fault,
         "busy": pong.busy,
+        "slicing": pong.slicing.to_dict() if pong.slicing else None,
+        "overlapping": [list(pair) for pair in pong.overlapping],
     }
 
 
@@ -124,6 +176,8 @@ def read_announcement(site: str, reported: Any) -> Announcement:
         device=pong.device,
         fault=pong.fault,
         busy=pong.busy,
+        slicing=pong.slicing,
+        overlapping=pong.overlapping,
     )
 
 

@@ -34,10 +34,13 @@ class JobEnd:
     reason: str  # why not
     trouble: tuple[str, ...]  # why sites did not contribute to the last round
     event: Event  # everything that was worth telling
+    aborted: bool = False  # somebody stopped it
 
     @property
     def problem(self) -> str:
         """All of it as the first part of an error."""
+        if self.aborted:  # what sites answered to that is no trouble
+            return "the job was aborted, with fedfms abort or in FLARE's console"
         return "\n  ".join([f"the job did not come to its end: {self.reason}", *self.trouble])
 
 
@@ -133,5 +136,6 @@ def read_end(downloaded: Path, status: str) -> JobEnd:
     reader = RecordReader(downloaded / RECORDS_FILE, rounds)
     ends = [record for record in reader.read_new() if record["record"] == "job_done"]
     completed = bool(ends) and ends[-1]["status"] == "completed"
+    aborted = ends[-1]["status"] == "aborted" if ends else status == "FINISHED:ABORTED"
     reason = (ends[-1].get("reason") if ends else None) or f"FLARE says {status}"
-    return JobEnd(completed, str(reason), tuple(reader.trouble()), reader.event())
+    return JobEnd(completed, str(reason), tuple(reader.trouble()), reader.event(), aborted)

@@ -2,7 +2,8 @@
 
 FLARE's registration begins with a challenge, the one question that a participant may ask before it
 is registered. The reply gets three more headers, so that `fedfms check-site` learns over the one
-port, with mutual TLS, whether a site could join.
+port, with mutual TLS, whether a site could join. The registration itself is guarded here as well
+(instance.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.fuel.f3.cellnet.defs import CellChannel, CellChannelTopic, IdentityChallengeKey
 
 from fedfms import __version__
+from fedfms.flare.instance import guard_registrations
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +28,19 @@ VERSION, TIME, REVOKED = "fedfms_version", "fedfms_time", "fedfms_revoked"
 
 
 class Greeting(FLComponent):  # type: ignore[misc]
-    """Adds its headers to the server's answers to the challenge of a registration.
+    """Adds its headers to the server's answers to a challenge, and guards registrations.
 
     A site's component list does not name it, jobs cannot, and it takes no arguments.
     """
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Take the place of FLARE's callback as soon as the server listens."""
+        """Take the place of FLARE's callbacks as soon as the server listens."""
         if event_type != EventType.SYSTEM_START:
             return
+        try:
+            guard_registrations(fl_ctx.get_prop(FLContextKey.SITE_OBJ))
+        except Exception:
+            log.exception("a second copy of a site's kit would not be refused")
         try:
             server = fl_ctx.get_prop(FLContextKey.SITE_OBJ)
             server.cell.register_request_cb(

@@ -16,13 +16,21 @@ from fedfms import __version__
 from fedfms.config import Recipe
 from fedfms.errors import ConfigError
 from fedfms.flare.announce import Announcement
+from fedfms.trainer.messages import Slicing
 
 EVERYBODY, SERVER = "@ALL", "server"  # FLARE's names in a deploy_map
+MOST_SPACING = 2.0  # times by which voxels of sites may differ without a word
 
 # what the codes mean that a trainer or a FLARE client answers with; others are shown as they are
 _FAULTS = {
     "no-trainer": "no trainer answers there",
     "trainer-hung": "its trainer does not answer",
+    "trainer-died": "its trainer ended while it was asked",
+    "too-slow": "its machine is too busy to ask its trainer",
+    "nonsense": "its trainer's answer cannot be understood",
+    "no-exchange": "its FLARE client does not know where its trainer is",
+    "door-closed": "its policy cannot be used",
+    "unexpected": "something that nobody foresaw; its trainer's log says what",
     "other-protocol": "its two containers run different versions of fedfms",
     "config": "its site.yml cannot be used",
     "no-policy": "its policy cannot be used",
@@ -131,10 +139,9 @@ def announced_problems(recipe: Recipe, told: Sequence[Announcement], trains: boo
     for one in told:
         leave_out = f"or leave it out with --without {one.site}"
         if not one.ready:
-            what = _FAULTS.get(one.fault or "")
             problems.append(
                 Problem(
-                    f"{one.site} is not ready ({one.fault}){f': {what}' if what else ''}",
+                    not_ready(one),
                     f"look at its trainer's log and run fedfms check-site at {one.site}, "
                     f"{leave_out}",
                     "site-not-ready",
@@ -146,6 +153,77 @@ def announced_problems(recipe: Recipe, told: Sequence[Announcement], trains: boo
             for text, fix, code in _misfits(recipe, one, trains)
         ]
     return problems
+
+
+def not_ready(site: Announcement) -> str:
+    """That a site is not ready, with the code of its fault and what the code means."""
+    what = _FAULTS.get(site.fault or "")
+    return f"{site.site} is not ready ({site.fault}){f': {what}' if what else ''}"
+
+
+def slicing_words(slicing: Slicing | None) -> str:
+    """How a site makes pictures, for people."""
+    if slicing is None:
+        return "not told"
+    spacing = spacing_words(slicing.spacing_mm) if slicing.spacing_mm else None
+    return ", ".join(filter(None, (slicing.plane, slicing.channels, slicing.intensity, spacing)))
+
+
+def slicing_problems(told: Sequence[Announcement]) -> list[Problem]:
+    """Whether sites would learn from different kinds of pictures: another plane or channels.
+
+    No recipe says these, since a site's files decide what can be had (docs/coordinator.md). A site
+    that does not tell them is no problem; see `slicing_warnings`.
+    """
+    known = [(one.site, one.slicing) for one in told if one.slicing is not None]
+    planes = {slicing.plane for _, slicing in known} - {None}  # pictures have none
+    if len(planes) < 2 and len({slicing.channels for _, slicing in known}) < 2:
+        return []
+    groups = grouped((", ".join(filter(None, (s.plane, s.channels))), site) for site, s in known)
+    return [
+        Problem(
+            f"sites make pictures in different ways: {groups}",
+            "agree on plane and channels in every site.yml, leave a site out with --without SITE, "
+            "or submit with --allow-different-slices if that is meant",
+            "different-slices",
+        )
+    ]
+
+
+def slicing_warnings(told: Sequence[Announcement]) -> list[str]:
+    """What else differs between the pictures of sites, or is not known, as sentences."""
+    warnings = []
+    known = [(one.site, one.slicing) for one in told if one.slicing is not None]
+    silent = [one.site for one in told if one.slicing is None and one.ready]
+    if silent and len(told) > 1:
+        warnings.append(
+            f"{_list(silent)} {'does' if len(silent) == 1 else 'do'} not tell how pictures are "
+            "made there; ask whether plane, channels and intensity are those of the others"
+        )
+    if len({slicing.intensity for _, slicing in known}) > 1:
+        groups = grouped((slicing.intensity, site) for site, slicing in known)
+        warnings.append(f"grey levels are made in different ways: {groups}")
+    measured = [(site, s.spacing_mm) for site, s in known if s.spacing_mm is not None]
+    axes = zip(*(mm for _, mm in measured), strict=True)
+    if any(max(axis) > MOST_SPACING * min(axis) for axis in axes):
+        groups = grouped((spacing_words(mm), site) for site, mm in measured)
+        warnings.append(
+            f"voxels differ by more than {MOST_SPACING:g} times (slices × rows × columns): {groups}"
+        )
+    return warnings
+
+
+def spacing_words(spacing_mm: Sequence[float]) -> str:
+    """A spacing for people, in mm."""
+    return " × ".join(f"{mm:g}" for mm in spacing_mm) + " mm"
+
+
+def grouped(pairs: Iterable[tuple[str, str]]) -> str:
+    """`a at site-1 and site-3; b at site-2`, of (what, site)."""
+    sites: dict[str, list[str]] = {}
+    for what, site in pairs:
+        sites.setdefault(what, []).append(site)
+    return "; ".join(f"{what} at {_list(names)}" for what, names in sites.items())
 
 
 def refuse(problems: Sequence[Problem]) -> None:
@@ -198,6 +276,15 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
             f"annotates none of {_list(recipe.classes)}, so that it cannot train",
             f"make it a holdout with --set holdout={site.site}",
             "nothing-annotated",
+        )
+    overlap = [pair for pair in site.overlapping if set(pair) <= set(recipe.classes)]
+    if recipe.exclusive_classes and overlap:
+        yield (
+            f"maps a label value to {overlap[0][0]} and {overlap[0][1]}, and the job's classes "
+            "exclude each other",
+            "submit with --set exclusive_classes=false if they may overlap, ask the site to give "
+            "each label value one class of the job",
+            "classes-share-values",
         )
     if recipe.require_gpu and site.device != "cuda":
         yield (

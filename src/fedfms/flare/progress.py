@@ -19,8 +19,13 @@ class FinishedRound:
 
     number: int  # from 0
     answered: int  # sites whose answers were accepted
-    dice: float | None  # of the model that the sites received; mean over those that let it out
+    # of the model that the sites received; mean over those that let it out, None where they did
+    # not score the same classes
+    dice: float | None
     evaluated: bool  # whether any of them scored it; the recipe's evaluate_every
+    told: int = 0  # training sites that let out a Dice
+    training: int = 0  # training sites, as far as they are known
+    by_class: tuple[tuple[str, float, int], ...] = ()  # else: class, mean, sites that it is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +73,15 @@ class Event:
             sites=tuple(map(str, values["sites"])),
             finished=tuple(
                 FinishedRound(
-                    int(number), int(answered), None if dice is None else float(dice), bool(scored)
+                    int(number),
+                    int(answered),
+                    None if dice is None else float(dice),
+                    bool(scored),
+                    int(told),
+                    int(training),
+                    tuple((str(name), float(mean), int(over)) for name, mean, over in by_class),
                 )
-                for number, answered, dice, scored in values["finished"]
+                for number, answered, dice, scored, told, training, by_class in values["finished"]
             ),
             seconds_left=None if left is None else float(left),
             missed=tuple(map(str, values["missed"])),
@@ -116,8 +127,9 @@ class RecordReader:
         now = time.time() if now is None else now
         sites: tuple[str, ...] = ()
         number: int | None = None
-        answers: dict[str, float | None] = {}
+        answers: dict[str, dict[str, float]] = {}
         scored = False
+        holdouts: set[str] = set()
         evaluated: set[str] = set()
         started = now
         ends: list[float] = []
@@ -133,12 +145,13 @@ class RecordReader:
                 started = started if ends else record["time"]
             elif kind == "contribution" and record["accepted"] and record["round"] == number:
                 answers[record["site"]] = _dice(record["contribution"])
+                if (record["contribution"] or {}).get("role") == "holdout":
+                    holdouts.add(record["site"])
                 scored = scored or _evaluated(record["contribution"])
             elif kind == "round_done":
                 ends.append(record["time"])
-                dice = [value for value in answers.values() if value is not None]
-                mean = sum(dice) / len(dice) if dice else None
-                finished.append(FinishedRound(record["round"], len(answers), mean, scored))
+                training = len(set(sites) - holdouts)
+                finished.append(_finished(record["round"], answers, scored, training))
                 missed += [
                     f"{site} missed round {record['round']}: {reason}"
                     for site, reason in sorted(record.get("missed", {}).items())
@@ -177,10 +190,29 @@ def _evaluated(contribution: dict[str, Any] | None) -> bool:
     return contribution is not None and contribution["evaluated_cases"] > 0
 
 
-def _dice(contribution: dict[str, Any] | None) -> float | None:
-    """Mean over classes of the mean Dice of one training site's answer."""
+def _finished(
+    number: int, answers: Mapping[str, Mapping[str, float]], scored: bool, training: int
+) -> FinishedRound:
+    """The round, with a mean over classes only where all sites scored the same ones."""
+    telling = [dice for dice in answers.values() if dice]
+    by_class: dict[str, list[float]] = {}
+    for dice in telling:
+        for name, value in dice.items():
+            by_class.setdefault(name, []).append(value)
+    means = {name: sum(values) / len(values) for name, values in by_class.items()}
+    if len({frozenset(dice) for dice in telling}) <= 1:
+        mean = sum(means.values()) / len(means) if means else None
+        return FinishedRound(number, len(answers), mean, scored, len(telling), training)
+    told = tuple((name, mean, len(by_class[name])) for name, mean in sorted(means.items()))
+    return FinishedRound(number, len(answers), None, scored, len(telling), training, told)
+
+
+def _dice(contribution: dict[str, Any] | None) -> dict[str, float]:
+    """Mean Dice of each class of one training site's answer."""
     if contribution is None or contribution["role"] != "train":
-        return None
-    metrics = contribution["metrics"]
-    values = [m["mean"] for m in metrics if m["metric"] == "dice" and m["mean"] is not None]
-    return sum(values) / len(values) if values else None
+        return {}
+    return {
+        m["class_name"]: m["mean"]
+        for m in contribution["metrics"]
+        if m["metric"] == "dice" and m["mean"] is not None
+    }

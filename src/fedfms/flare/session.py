@@ -44,10 +44,13 @@ from fedfms.flare.lint import (
     flare_problems,
     refuse,
     site_problems,
+    slicing_problems,
     taking_part,
 )
 from fedfms.flare.progress import Event
 from fedfms.flare.recorder import PROGRESS_GROUP
+from fedfms.preflight.kit import read_kit
+from fedfms.preflight.network import NetworkError, proxy_for, reach, resolve
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +97,11 @@ class JobState:
     def is_finished(self) -> bool:
         """Whether nothing more will happen."""
         return self.status.startswith("FINISHED")
+
+    @property
+    def is_aborted(self) -> bool:
+        """Whether somebody stopped it."""
+        return self.status == "FINISHED:ABORTED"
 
     @property
     def is_completed(self) -> bool:
@@ -174,7 +182,11 @@ def check_sites(job: PreparedJob, sites: Sequence[str]) -> None:
 
 
 def check_announcements(
-    job: PreparedJob, told: Sequence[Announcement], without: Sequence[str] = ()
+    job: PreparedJob,
+    told: Sequence[Announcement],
+    without: Sequence[str] = (),
+    *,
+    allow_different_slices: bool = False,
 ) -> list[str]:
     """Refuse a job that does not fit what the connected sites say of themselves.
 
@@ -182,6 +194,7 @@ def check_announcements(
         job: from `prepare_job`.
         told: from every connected site.
         without: sites to leave out.
+        allow_different_slices: whether sites may cut other planes or use other channels.
 
     Returns:
         the sites that take part.
@@ -197,6 +210,7 @@ def check_announcements(
         [
             *_by_name(job, connected, sites, without),
             *announced_problems(job.recipe, announced, job.trains),
+            *([] if allow_different_slices else slicing_problems(announced)),
         ]
     )
     return sites
@@ -298,6 +312,16 @@ class Coordinator:
         _check_site_change(said, site, "enabled")
 
     # ---------------------------------------------------------------------------------- jobs
+
+    def require_right(self, right: str, what: str) -> None:
+        """Refuse at once what this admin's role does not allow, by the kits of fedfms provision.
+
+        Raises:
+            FederationError: code not-authorized. A role of the project's own is not judged.
+        """
+        rights = AUTHORIZATION["permissions"].get(self.admin.role)
+        if rights is not None and rights.get(right, "none") == "none":
+            raise self._not_authorized(what, right)
 
     def submit_to(self, job: PreparedJob, sites: Sequence[str], leaves_out: bool) -> str:
         """Submit a checked job to these sites; FLARE's id of the job.
@@ -433,14 +457,17 @@ class Coordinator:
         try:
             yield
         except AuthorizationError as error:
-            raise FederationError(
-                f"cannot {what}: {self.admin.name} has the role {self.admin.role}, which does not "
-                "allow it here",
-                f"ask somebody who may: {who_may(right)}; roles stand in the project's project.yml",
-                code="not-authorized",
-            ) from error
+            raise self._not_authorized(what, right) from error
         except Exception as error:
             raise _as_our_error(what, error) from error
+
+    def _not_authorized(self, what: str, right: str) -> FederationError:
+        return FederationError(
+            f"cannot {what}: {self.admin.name} has the role {self.admin.role}, which does not "
+            "allow it here",
+            f"ask somebody who may: {who_may(right)}; roles stand in the project's project.yml",
+            code="not-authorized",
+        )
 
 
 @contextlib.contextmanager
@@ -462,8 +489,9 @@ def connect(
     """
     kit = admin_kit(kit)
     admin = read_admin(kit)
-    # FLARE warns of every answer that comes after its question has timed out
-    logging.getLogger("nvflare.fuel.f3.cellnet").setLevel(logging.ERROR)
+    # FLARE warns of every answer that comes after its question has timed out, and logs as an error
+    # in its own words what is raised here as well
+    logging.getLogger("nvflare.fuel.f3.cellnet").setLevel(logging.CRITICAL)
     if scratch is not None:
         scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
@@ -473,11 +501,15 @@ def connect(
             if (kit / name).is_dir():
                 (Path(own) / name).symlink_to((kit / name).resolve())
         (Path(own) / "transfer").mkdir()  # where FLARE puts what it fetches
+        _look_for_server(kit, by_name_only=True)  # without a name, FLARE tries in vain for long
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 session = new_secure_session(admin.name, own, timeout=seconds)
         except Exception as error:
-            raise _as_our_error("connect to the server", error) from error
+            found = _as_our_error("connect to the server", error)
+            if found.code == "no-server":
+                _look_for_server(kit)
+            raise found from error
         try:
             yield Coordinator(session, admin)
         finally:
@@ -485,6 +517,34 @@ def connect(
                 session.close()
             except Exception as error:
                 log.debug("the session could not be closed: %s", error)
+
+
+def _look_for_server(kit: Path, by_name_only: bool = False) -> None:
+    """Say which step on the way to the server fails, if one does: name, proxy, TCP, TLS.
+
+    Raises:
+        FederationError: code no-server.
+    """
+    try:
+        read = read_kit(kit)
+        host, port = read.about.server_host, read.about.server_port
+        if not by_name_only:
+            reach(read)
+        elif proxy_for(host) is None:
+            resolve(host, port)
+    except NetworkError as error:
+        fix = error.fix
+        if error.code == "dns":
+            fix = (
+                "ask your network's administrators for a DNS entry, or give this machine the "
+                f"address: a line 'ADDRESS {host}' in /etc/hosts; to docker run, --add-host "
+                f"{host}:ADDRESS"
+            )
+        raise FederationError(
+            f"cannot connect to the server: {error.problem}", fix, code="no-server"
+        ) from None
+    except ConfigError:  # not a kit of ours, which FLARE may like all the same
+        return
 
 
 def admin_kit(folder: Path) -> Path:

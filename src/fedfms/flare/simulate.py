@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,8 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fedfms.config import Recipe
+from fedfms.config import Recipe, SiteConfig
 from fedfms.errors import FederationError
+from fedfms.flare.announce import Announcement
 from fedfms.flare.follow import (
     OnEvent,
     follow,
@@ -29,6 +31,7 @@ from fedfms.flare.follow import (
     wait_for_start,
 )
 from fedfms.flare.job import RESULT_FOLDER
+from fedfms.flare.lint import slicing_problems, slicing_warnings
 from fedfms.flare.progress import Event, RecordReader
 from fedfms.flare.provision import run_provisioner
 from fedfms.flare.recorder import RECORDS_FILE
@@ -50,6 +53,7 @@ from fedfms.sites import (
     threads_of_a_trainer,
     trainer_command,
 )
+from fedfms.trainer.messages import Slicing
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +71,12 @@ SERVER_SETTINGS = {
     "NVFLARE_DEAD_CLIENT_GRACE_PERIOD": "15",  # longer than the 10 s between a job's heart beats
     "NVFLARE_DEAD_CLIENT_CHECK_LEAD_TIME": "5",
 }
+
+
+# errors about a site's own files, as they cross to the server
+_OF_FILES = re.compile(r"\b(SiteDataError|ConfigError|CheckpointError) \([a-z0-9-]+")
+# how the trainer begins an entry of errors.log
+_ENTRY = re.compile(r"^[\d-]+ [\d:]+ job \S+ round \d+ \w+: ", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +161,8 @@ def simulate_sites(
     prepared = prepare_job(job, run / job.name, overrides, model, recipe)
     names = [site.name for site in sites]
     check_sites(prepared, names)
+    for text in _different_slices(sites):
+        tell(Event("provision", text=f"warning: {text}", sites=tuple(names)))
     keep_model_at_server(prepared, names)
     federation = Federation(run, sites, prepared.recipe, checkpoints, tell, settings=settings)
     with _sigterm_as_interrupt(), federation.running() as coordinator:
@@ -171,6 +183,19 @@ def simulate_sites(
     federation.forget()
     tell(Event("done"))
     return SimulationResult(results, federation.logs, job_id, status)
+
+
+def _different_slices(sites: Sequence[Site]) -> list[str]:
+    """Where sites make unlike pictures, as sentences.
+
+    Raises:
+        ConfigError: the first site.yml that cannot be used.
+    """
+    told = []
+    for site in sites:
+        config = SiteConfig.from_yaml(site.folder / "site.yml", site.data)
+        told.append(Announcement(site.name, slicing=Slicing.of(config)))
+    return [*(problem.text for problem in slicing_problems(told)), *slicing_warnings(told)]
 
 
 class Federation:
@@ -239,9 +264,15 @@ class Federation:
         folder = self.kit(SERVER) / job_id / RESULT_FOLDER
         reader = RecordReader(folder / RECORDS_FILE, self.recipe.rounds)
 
+        looked_at = 0
+
         def look() -> None:
+            nonlocal looked_at
             for name in self._look():
                 self._tell(reader.event(text=name))
+            new, looked_at = reader.records[looked_at:], len(reader.records)
+            for record in new:
+                self._stop_for_broken_files(record)
 
         state = follow(
             coordinator,
@@ -254,6 +285,28 @@ class Federation:
         if not reader.records and not state.is_completed:
             raise self._failure(f"FLARE ended the job as {state.status}", state.detail)
         return state.status
+
+    def _stop_for_broken_files(self, record: Mapping[str, Any]) -> None:
+        """End at a site's first answer that it cannot use its own files.
+
+        The site would answer so in each round to come. On one machine somebody can mend it now, and
+        its own words, which stay at a site otherwise, may be read.
+
+        Raises:
+            FederationError: code site-files, with the site's words.
+        """
+        first = record["record"] == "evaluation" or record.get("round") == 0
+        said = _OF_FILES.search(str(record.get("reason") or ""))
+        if not first or said is None:
+            return
+        name = record["site"]
+        log_file = self.run / "sites" / name / "errors.log"
+        problem, fix = _last_error(log_file) or (f"{said[0]}", "read the file")
+        raise FederationError(
+            f"{name} cannot take part: {problem}",
+            f"{fix}. Or leave the site's folder out. All of it is in {log_file}",
+            code="site-files",
+        )
 
     def forget(self) -> None:
         """Remove keys, FLARE's folders and the exchange after a run that went well; logs stay."""
@@ -415,6 +468,17 @@ def provision(
         ],
     }
     return run_provisioner(project, folder)
+
+
+def _last_error(log_file: Path) -> tuple[str, str] | None:
+    """Problem and fix of the last error that a trainer wrote down for its site."""
+    try:
+        text = log_file.read_text(errors="replace")
+    except OSError:
+        return None
+    last = _ENTRY.split(text)[-1]
+    problem, found, fix = last.partition("\n  fix: ")
+    return (problem.strip(), fix.strip()) if found else None
 
 
 def free_port() -> int:

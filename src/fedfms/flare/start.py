@@ -16,22 +16,27 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import psutil
+from nvflare.apis.fl_exception import FLCommunicationError
 from nvflare.fuel.f3.mpm import MainProcessMonitor
 from nvflare.private.admin_defs import Message, error_reply
 from nvflare.private.defs import SysCommandTopic, TrainingTopic
 from nvflare.private.fed.client.admin import RequestProcessor
 from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
+from nvflare.private.fed.client.communicator import Communicator
 
 from fedfms import __version__
 from fedfms.config import Machine
 from fedfms.errors import ConfigError, FedfmsError
-from fedfms.preflight.health import note_process
+from fedfms.flare.announce import HEARTBEAT
+from fedfms.flare.instance import FRESH_SECONDS, SECOND_COPY
+from fedfms.preflight.health import note_process, note_refused
 from fedfms.preflight.kit import (
     RENEW_DAYS,
     Kit,
@@ -40,16 +45,26 @@ from fedfms.preflight.kit import (
 )
 from fedfms.preflight.network import reach
 from fedfms.preflight.policy import AUTHORIZATION_FILE, check_authorization
+from fedfms.user import refuse_root
 
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 5.0  # from SIGTERM until this process is gone, whatever FLARE does
 UNREGISTERED_SECONDS = 30.0  # a site that is not registered by then hears why
 REMINDER_SECONDS = 60.0  # and again after each of these
+REFUSED_SECONDS = 20.0  # a site whose signs of life the server does not take for so long hears it
+WATCH_SECONDS = 5.0  # between two looks at that
 
 # what FLARE's start scripts leave; a container's process ids mean nothing to the next one
 _STALE = ("pid.fl", "daemon_pid.fl", "shutdown.fl", "restart.fl", "_process_rc.txt")
 _LOG_SETTINGS_OF_FLARE, _LOG_SETTINGS = "log_config.json.default", "log_config.json"
+_WORDY = {  # loggers of FLARE -> what they may say at least
+    "nvflare.fuel.f3": "WARNING",  # connections by number, callbacks
+    # that a sign of life was not taken, each 5 s; see `_explain_silence`
+    "nvflare.private.fed.client.communicator": "WARNING",
+    # each 2 s that it cannot print results; the recorder has them
+    "nvflare.app_common.workflows.global_model_eval": "ERROR",
+}
 _SHUT_DOWN, _RESTART = "shutdown.fl", "restart.fl"  # FLARE's notes of how it was told to end
 _EXIT_RESTART = 75  # EX_TEMPFAIL: start me again
 
@@ -71,6 +86,7 @@ def run_server(kit_folder: Path, workspace: Path) -> int:
     Raises:
         FedfmsError: the kit cannot be used, or the workspace cannot be written.
     """
+    refuse_root()
     kit = check_kit(kit_folder, "server")
     lay_out(kit, workspace)
     module: Any = importlib.import_module("nvflare.private.fed.app.server.server_train")
@@ -97,12 +113,14 @@ def run_client(kit_folder: Path, policy: Path, workspace: Path) -> int:
     Raises:
         FedfmsError: the kit or the policy cannot be used, or the workspace cannot be written.
     """
+    refuse_root()
     kit = check_kit(kit_folder, "client", Machine.from_environment().site_name)
     authorization = check_authorization(policy, kit.organisation)
     lay_out(kit, workspace, authorization)
     refuse_requests()
     module: Any = importlib.import_module("nvflare.private.fed.app.client.client_train")
     registered = threading.Event()
+    refusals = _refusals()
     leave = _Leave()
     create = module.create_admin_agent
 
@@ -113,14 +131,20 @@ def run_client(kit_folder: Path, policy: Path, workspace: Path) -> int:
 
     module.create_admin_agent = create_admin_agent
     _say_hello(kit)
-    threading.Thread(target=_explain_silence, args=(kit, registered), daemon=True).start()
+    threading.Thread(
+        target=_explain_silence, args=(kit, registered, workspace), daemon=True
+    ).start()
 
     def main(args: argparse.Namespace) -> None:
         try:
             module.main(args)
+        except RuntimeError:  # such as "Login failed."
+            if registered.is_set():
+                raise
         finally:
             if not registered.is_set():
-                log.error("never registered at the server: %s", why_not_registered(kit))
+                why = why_refused(refusals[-1]) if refusals else None
+                log.error("never registered at the server: %s", why or why_not_registered(kit))
 
     options = [f"uid={kit.about.participant}", f"org={kit.organisation}"]
     return _run(main, "fed_client", workspace, options, leave)
@@ -153,6 +177,7 @@ def lay_out(kit: Kit, workspace: Path, authorization: bytes | None = None) -> No
         for name in _STALE:
             (workspace / name).unlink(missing_ok=True)
         note_process(workspace)
+        note_refused(workspace, False)
     except OSError as error:
         raise ConfigError(
             f"the workspace {workspace} cannot be set up: {error}",
@@ -284,7 +309,10 @@ def _exit_code(workspace: Path) -> int:
 
 
 def _set_log_level(local: Path) -> None:
-    """FEDFMS_LOG_LEVEL, such as debug, for all that FLARE and its job processes log here."""
+    """FEDFMS_LOG_LEVEL, such as debug, for all that FLARE and its job processes log here.
+
+    At info, what FLARE says of its own insides is left out.
+    """
     level = (Machine.from_environment().log_level or "info").upper()
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ConfigError(
@@ -294,6 +322,8 @@ def _set_log_level(local: Path) -> None:
         )
     settings = json.loads((local / _LOG_SETTINGS_OF_FLARE).read_text())
     settings["loggers"]["root"]["level"] = level
+    if level == "INFO":
+        settings["loggers"] |= {name: {"level": least} for name, least in _WORDY.items()}
     (local / _LOG_SETTINGS).write_text(json.dumps(settings, indent=2))
 
 
@@ -327,12 +357,61 @@ def _say_hello(kit: Kit) -> None:
         log.warning("the certificate ends in %d days: ask the coordinator to renew this kit", left)
 
 
-def _explain_silence(kit: Kit, registered: threading.Event) -> None:
-    """Say once a minute why this site is not in the federation, as long as it is not."""
+def _refusals() -> list[str]:
+    """What the server answers to logins that it refuses, as they come; FLARE only logs it."""
+    heard: list[str] = []
+    register = Communicator.client_registration
+
+    def client_registration(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return register(*args, **kwargs)
+        except FLCommunicationError as error:
+            heard.append(f"{error} {error.__context__ or ''}")  # FLARE wraps what it was told
+            raise
+
+    Communicator.client_registration = client_registration
+    return heard
+
+
+def _explain_silence(kit: Kit, registered: threading.Event, workspace: Path) -> None:
+    """Say once a minute why this site is not in the federation, as long as it is not.
+
+    A site that is shut out later is told so likewise, and its health check knows.
+    """
     wait = UNREGISTERED_SECONDS
     while not registered.wait(wait):
         log.warning("not registered at the server yet: %s", why_not_registered(kit))
         wait = REMINDER_SECONDS
+    told_at: float | None = None
+    while True:
+        time.sleep(WATCH_SECONDS)
+        if HEARTBEAT.refused_seconds > REFUSED_SECONDS:
+            if told_at is None or time.monotonic() > told_at + REMINDER_SECONDS:
+                told_at = time.monotonic()
+                note_refused(workspace, True)
+                log.warning(
+                    "the server does not let %s take part any more; fix: ask the coordinator, who "
+                    "can let it in again (fedfms readmit %s). This client goes on asking, and is "
+                    "back by itself then",
+                    kit.about.participant,
+                    kit.about.participant,
+                )
+        elif told_at is not None:
+            told_at = None
+            note_refused(workspace, False)
+            log.info("the server lets %s take part again", kit.about.participant)
+
+
+def why_refused(answer: str) -> str | None:
+    """A refused login in plain words; None for what has none."""
+    if SECOND_COPY not in answer:
+        return None
+    return (
+        f"{answer[answer.index(SECOND_COPY) :]}, so this one may not join; fix: stop the FLARE "
+        "client on the other machine, then start this one again; a site that fell over is let in "
+        f"{FRESH_SECONDS:.0f} seconds after its last sign of life. If you know of no other "
+        "machine, tell the coordinator at once: somebody may have this kit's key"
+    )
 
 
 def why_not_registered(kit: Kit) -> str:

@@ -40,10 +40,13 @@ def read_about(kit: Path) -> KitAbout:
 
     Raises:
         ConfigError: there is no kit (no-kit), or its fedfms.json is none (kit-changed).
+        PermissionError: this user may not read it.
     """
     path = kit / ABOUT_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:  # the reader knows which user it is, and what to do
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"there is no {path}",

@@ -57,11 +57,14 @@ def check_sums(kit: Path) -> None:
         ConfigError: the list is not there or not signed by the kit's CA (kit-unsigned), a file is
             missing (kit-incomplete), or one was changed or added (kit-changed); the first such file
             is named.
+        OSError: this user may not read it.
     """
     try:
         content = (kit / SUMS_FILE).read_bytes()
         signature = (kit / SIGNATURE_FILE).read_bytes()
         root = x509.load_pem_x509_certificate((kit / ROOT_CERTIFICATE).read_bytes())
+    except PermissionError:  # the caller knows which user it is, and what to do
+        raise
     except (OSError, ValueError) as error:
         why = f"there is no {error.filename}" if isinstance(error, FileNotFoundError) else error
         raise ConfigError(

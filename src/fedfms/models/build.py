@@ -75,7 +75,7 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> SamSegmenter:
         checkpoint: from `find_checkpoint`; None for random weights, as tests use them.
 
     What the checkpoint does not hold (adapters, the head of several classes) is drawn from the
-    recipe's seed and therefore the same on every machine.
+    recipe's seed and therefore the same on every machine; with `start_draws` it is a mean of draws.
 
     Raises:
         CheckpointError: the file cannot be read or does not fit the backbone.
@@ -91,10 +91,40 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> SamSegmenter:
             model.class_head = nn.Conv2d(MASK_TOKENS, len(recipe.classes), kernel_size=1)
         if recipe.method == "fedmsa":
             add_adapters(model.image_encoder, starts_as_zero=not recipe.paper_compat)
+        if recipe.start_draws:
+            _average_draws(model, recipe)
     model.locate()
     for name, tensor in model.named_parameters():
         tensor.requires_grad_(_travels(name, recipe.method, len(recipe.classes)))
     return model
+
+
+@torch.no_grad()
+def _average_draws(model: SamSegmenter, recipe: Recipe) -> None:
+    """Let the adapters and the head start as the weighted mean of independent draws.
+
+    FedFMS averages its sites once before FedMSA trains, so that its start is such a mean over the
+    sites, whose standard deviation is sqrt(sum of squared shares) of a single draw's. The draw that
+    is there is the first. What starts as zero stays so.
+    """
+    drawn = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        and (name == "class_head" or is_adapter(name))
+        and not bool((module.weight == 0).all())
+    ]
+    tensors = [tensor for module in drawn for tensor in module.parameters()]
+    total = sum(recipe.start_draws)
+    mean = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in tensors]
+    for number, weight in enumerate(recipe.start_draws):
+        if number > 0:
+            for module in drawn:
+                module.reset_parameters()
+        for one, tensor in zip(mean, tensors, strict=True):
+            one.add_(tensor, alpha=weight / total)
+    for one, tensor in zip(mean, tensors, strict=True):
+        tensor.copy_(one)
 
 
 def travelling_names(model: SamSegmenter) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ downloaded, is recognized by its SHA-256, and is loaded strictly.
 from __future__ import annotations
 
 import logging
-import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,7 @@ from fedfms.models.upstream import PromptEncoder, TwoWayTransformer
 log = logging.getLogger(__name__)
 
 OFFICIAL_FOLDER = "https://dl.fbaipublicfiles.com/segment_anything"  # upstream's README links there
-CHECKPOINT_SUFFIXES = (".pth", ".safetensors")
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")  # in any capitals
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,8 @@ def find_checkpoint(recipe: Recipe, folder: Path | None) -> Path:
         return named
     if folder is not None and folder.is_dir():
         for path in sorted(folder.iterdir()):
-            if path == named or path.suffix not in CHECKPOINT_SUFFIXES or not path.is_file():
+            is_one = path.suffix.lower() in CHECKPOINT_SUFFIXES and path.is_file()
+            if path == named or not is_one:
                 continue
             if checkpoint_sha256(path) == recipe.backbone_sha256:
                 return path
@@ -149,6 +150,11 @@ def _not_found(recipe: Recipe, folder: Path | None, named: Path | None) -> Check
             code="wrong-checkpoint",
         )
     where = f"in {folder}" if folder is not None else "here: no folder of checkpoints is set"
+    if folder is not None and folder.is_dir():
+        others = sorted(
+            path.name for path in folder.iterdir() if path.suffix.lower() in CHECKPOINT_SUFFIXES
+        )
+        where += f"; what lies there is another: {', '.join(others[:4])}" if others else ""
     return CheckpointError(
         f"the SAM checkpoint of {recipe.backbone} (SHA-256 {recipe.backbone_sha256}) "
         f"is not {where}",
@@ -170,9 +176,19 @@ def checkpoint_sha256(path: Path) -> str:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    other = re.search(r"Unsupported (?:global|class)\S* (?:GLOBAL )?([\w.]+)", str(error))
+    if other:
+        return CheckpointError(
+            f"{path} holds something else than tensors: {other.group(1)}",
+            "a .pth must hold tensors only: save the state dict itself, as in the official SAM "
+            "files, without numbers, numpy arrays or objects",
+            code="damaged-checkpoint",
+        )
+    # torch's texts go on for lines, with codes of colours for a terminal
+    reason = re.sub(r"\x1b\[\d*m", "", str(error)).partition("\n")[0].partition(". ")[0].strip()
+    known = isinstance(error, OSError | SafetensorError | RuntimeError) and reason
     return CheckpointError(
-        f"{path} cannot be read as a checkpoint: {reason}",
+        f"{path} cannot be read as a checkpoint: {reason if known else type(error).__name__}",
         "copy or download the file again, readable for this user; a .pth must hold tensors only",
         code="damaged-checkpoint",
     )
@@ -186,14 +202,16 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
             as what its name says. A `.pth` is read as tensors only: no code in it is run.
     """
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return load_file(path)  # type: ignore[no-any-return]
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(
             f"there is no {path}", "check the path", code="missing-checkpoint"
         ) from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged pickle torch raises nearly anything
         raise _unreadable(path, error) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(

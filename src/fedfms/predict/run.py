@@ -121,10 +121,11 @@ def origin_of(trained: Trained, site: SiteConfig) -> Origin:
 
 def describe_intensity(intensity: Intensity) -> str:
     """As `Intensity.from_text` reads it; a DICOM header takes no commas."""
+    end = ":truncate" if intensity.rounding == "truncate" else ""
     if intensity.rule == "window":
-        return f"window:{intensity.center:g}:{intensity.width:g}"
+        return f"window:{intensity.center:g}:{intensity.width:g}{end}"
     low, high = intensity.bounds
-    return f"{intensity.rule}:{low:g}:{high:g}"
+    return f"{intensity.rule}:{low:g}:{high:g}{end}"
 
 
 def predict_items(

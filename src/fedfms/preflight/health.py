@@ -23,7 +23,9 @@ from fedfms.preflight.network import NetworkError, connect, proxy_for, shake_han
 from fedfms.trainer.connection import ping
 
 PROCESS_FILE = "fedfms.pid"  # in the workspace: process id and its start, of the role's process
+REFUSED_FILE = "fedfms.refused"  # in the workspace, while the server refuses the client
 TIMEOUT_SECONDS = 5.0
+_ROLES = ("server", "flare", "trainer")
 
 
 class NotHealthy(FedfmsError):
@@ -37,6 +39,14 @@ def note_process(workspace: Path) -> None:
     me = psutil.Process()
     note = {"pid": me.pid, "started": me.create_time()}
     (workspace / PROCESS_FILE).write_text(json.dumps(note))
+
+
+def note_refused(workspace: Path, refused: bool) -> None:
+    """Write down whether the server refuses this workspace's FLARE client."""
+    if refused:
+        (workspace / REFUSED_FILE).touch()
+    else:
+        (workspace / REFUSED_FILE).unlink(missing_ok=True)
 
 
 def check_server(kit_folder: Path) -> str:
@@ -55,7 +65,10 @@ def check_server(kit_folder: Path) -> str:
 
 
 def check_flare(kit_folder: Path, workspace: Path) -> str:
-    """The FLARE client's process holds a connection to the server; what was seen.
+    """The FLARE client's process holds a connection to a server that lets it take part.
+
+    Returns:
+        what was seen.
 
     Raises:
         FedfmsError: with why the client is not well.
@@ -69,6 +82,11 @@ def check_flare(kit_folder: Path, workspace: Path) -> str:
             f"the FLARE client's process cannot be looked at ({type(error).__name__})",
             "run the probe as the same user as the role",
         ) from None
+    if (workspace / REFUSED_FILE).exists():
+        raise NotHealthy(
+            f"the server does not let {kit.about.participant} take part any more",
+            f"ask the coordinator, who can let it in again: fedfms readmit {kit.about.participant}",
+        )
     host, port = kit.about.server_host, kit.about.server_port
     way, through = f"port {port}", ""
     with contextlib.suppress(NetworkError):  # such a proxy, gRPC leaves aside
@@ -94,6 +112,22 @@ def check_trainer(exchange: Path) -> str:
     """
     pong = ping(exchange, TIMEOUT_SECONDS)
     return f"the trainer of {pong.site} answers, {'busy' if pong.busy else 'waiting'}"
+
+
+def role_of_container(command: Path = Path("/proc/1/cmdline")) -> str | None:
+    """What this container was started to do, such as trainer or dry-run; None where it is none.
+
+    `docker compose run` gives a container that does one thing and ends the health check of the
+    role whose service it is.
+    """
+    try:
+        words = command.read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+    except OSError:
+        return None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if Path(word).name in ("entrypoint", "fedfms"):
+            return following or None
+    return None
 
 
 def _noted_process(workspace: Path) -> psutil.Process:
@@ -124,14 +158,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Ask a role's process in this container whether it is well; exit code 0 or 1.",
     )
     add = parser.add_argument
-    add("role", choices=["server", "flare", "trainer"])
+    add("role", choices=_ROLES)
     add("--kit", type=Path, metavar="FOLDER", default=Path("/kit"))
     add("--workspace", type=Path, metavar="FOLDER", default=Path("/workspace"))
     exchange = Machine.from_environment().exchange or Path("/exchange")
     add("--exchange", type=Path, metavar="FOLDER", default=exchange, help="FEDFMS_EXCHANGE")
     given = parser.parse_args(argv)
+    started_for = role_of_container()
     try:
-        if given.role == "server":
+        if started_for not in (None, *_ROLES):
+            said = f"this container was started for one thing, {started_for}: nothing to ask"
+        elif given.role == "server":
             said = check_server(given.kit)
         elif given.role == "flare":
             said = check_flare(given.kit, given.workspace)

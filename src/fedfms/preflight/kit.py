@@ -12,8 +12,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import NameOID
 
 from fedfms.errors import ConfigError
-from fedfms.kits.about import KitAbout, ParticipantType, read_about
+from fedfms.kits.about import ABOUT_FILE, KitAbout, ParticipantType, read_about
 from fedfms.kits.checksums import ROOT_CERTIFICATE, check_sums
+from fedfms.user import how_to_read
 
 RENEW_DAYS = 30  # a certificate that ends sooner is worth a word
 
@@ -58,7 +59,10 @@ def read_kit(folder: Path) -> Kit:
         ConfigError: no-kit, kit-changed, or kit-incomplete for a certificate that is not there or
             is none.
     """
-    about = read_about(folder)
+    try:
+        about = read_about(folder)
+    except PermissionError as error:
+        raise _unreadable(folder / ABOUT_FILE, error) from None
     startup = folder / "startup"
     return Kit(
         folder,
@@ -98,12 +102,7 @@ def check_files(folder: Path) -> None:
         for path in (folder / "startup").rglob("*.key"):  # also one that the site made itself
             path.read_bytes()
     except OSError as error:
-        raise ConfigError(
-            f"{error.filename or folder} cannot be read ({error.strerror}) by this container's "
-            f"user, {os.geteuid()}:{os.getegid()}",
-            "set FEDFMS_UID in .env to the id of the user who owns the kit (id -u)",
-            code="kit-unreadable",
-        ) from None
+        raise _unreadable(Path(error.filename or folder), error) from None
 
 
 def check_role(kit: Kit, wanted: ParticipantType) -> None:
@@ -197,9 +196,20 @@ def _subject(certificate: x509.Certificate, oid: x509.ObjectIdentifier) -> str:
     return str(found[0].value) if found else ""
 
 
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{path} cannot be read ({error.strerror}) by this container's user, "
+        f"{os.geteuid()}:{os.getegid()}",
+        how_to_read(path),
+        code="kit-unreadable",
+    )
+
+
 def _read_certificate(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
+    except PermissionError as error:
+        raise _unreadable(path, error) from None
     except OSError as error:
         problem = f"the certificate {path} cannot be read ({error.strerror})"
     except ValueError:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
+import runpy
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -23,10 +27,15 @@ BASE_MEMORY_BYTES = GIB  # Python, torch and a batch of slices
 # what a worker process keeps ready: two batches of four slices of SAM's size, float32
 WORKER_SHM_BYTES = 2 * 4 * 3 * 1024**2 * 4
 
+# The oldest driver for Linux that runs what was made with CUDA of this major version, by NVIDIA's
+# "CUDA Toolkit Release Notes" (minor version compatibility).
+OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
+DRIVER_FILE = Path("/proc/driver/nvidia/version")  # the host's; any container of it can read it
 _NEW_EXCHANGE = (
     "set EXCHANGE_SIZE={size}g in .env and make the volume anew: docker compose down, then docker "
     "volume rm the one whose name ends in -exchange (docker volume ls), then docker compose up -d"
 )
+_OLDER_BUILD = "an image built with --build-arg TORCH=cu126, for drivers from 525 and older GPUs"
 
 
 class MachineError(FedfmsError):
@@ -153,6 +162,37 @@ def check_shared_memory(workers: int, folder: Path = Path("/dev/shm")) -> str:
     return f"{_size(total)} in {folder}, {_size(needed)} needed (workers: {workers})"
 
 
+def check_data_folder(folder: Path) -> str:
+    """Whether there is anything in the folder of the images, for this user; how much.
+
+    Raises:
+        MachineError: code no-data, data-empty or data-unreadable.
+    """
+    try:
+        count = len(list(folder.iterdir()))
+    except PermissionError as error:
+        raise MachineError(
+            f"{folder} cannot be read ({error.strerror}) by this container's user, "
+            f"{os.getuid()}:{os.getgid()}",
+            _let_read(folder),
+            code="data-unreadable",
+        ) from None
+    except OSError as error:
+        raise MachineError(
+            f"there is no folder {folder} ({error.strerror})",
+            "set SITE_DATA in .env to the folder that holds your images",
+            code="no-data",
+        ) from None
+    if count == 0:
+        raise MachineError(
+            f"{folder} is empty",
+            "is SITE_DATA in .env the right folder? If it lies on a network drive, see that it is "
+            "mounted on this machine, then: docker compose up -d --force-recreate",
+            code="data-empty",
+        )
+    return f"{folder} holds {count} files and folders"
+
+
 def check_read_only(folder: Path) -> str:
     """Whether the images are mounted read-only.
 
@@ -171,7 +211,7 @@ def check_read_only(folder: Path) -> str:
         return f"{folder} is mounted read-only"
     raise MachineError(
         f"{folder} is not mounted read-only",
-        "mount it as the kit's own compose.yml does, with :ro at the end",
+        "mount it as the kit's own compose.yml does, with read_only: true",
         code="data-writable",
     )
 
@@ -244,6 +284,8 @@ def check_gpu(site: SiteConfig | None) -> str:
 
     from fedfms.training.device import require_gpu, torch_device
 
+    if DRIVER_FILE.exists():  # torch says of an old driver only that there is no device
+        check_driver(torch.version.cuda)
     require_gpu()
     device = torch_device(site) if site is not None else torch.device("cuda", 0)
     if device.type != "cuda":
@@ -252,25 +294,119 @@ def check_gpu(site: SiteConfig | None) -> str:
             "set device: auto in site.yml, or take compose.gpu.yml out of COMPOSE_FILE in .env",
             code="no-gpu",
         )
-    return f"torch {torch.__version__} sees {torch.cuda.get_device_name(device)}"
+    name = torch.cuda.get_device_name(device)
+    capability = torch.cuda.get_device_capability(device)
+    check_capability(name, capability, torch.cuda.get_arch_list())
+    return f"torch {torch.__version__} sees {name}, compute capability {_dotted(capability)}"
 
 
-def check_driver(version: Path = Path("/proc/driver/nvidia/version")) -> str:
-    """Whether this host has NVIDIA's driver, which any container of it can see; its version.
+def image_cuda() -> str | None:
+    """The CUDA version that this image's torch was made with, such as 13.0; None for processors.
+
+    Without importing torch, which takes seconds and memory.
+    """
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    cuda = runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda")
+    return cuda if isinstance(cuda, str) else None
+
+
+def check_driver(
+    cuda: str | None,
+    version: Path = DRIVER_FILE,
+    kernel: Path = Path("/proc/sys/kernel/osrelease"),
+) -> str:
+    """Whether this host has a driver of NVIDIA that this image's CUDA can use; what was seen.
+
+    Args:
+        cuda: the CUDA version of this image's torch; None for an image for processors.
+        version: what NVIDIA's driver says of itself.
+        kernel: the host's kernel. Under Windows (WSL2) the driver is Windows' own, and only a
+            container that was given the GPU sees it.
 
     Raises:
-        MachineError: code no-driver.
+        MachineError: code no-driver, cpu-image or old-driver.
     """
     try:
-        return version.read_text().splitlines()[0].strip()
+        said = version.read_text().splitlines()[0].strip()
     except (OSError, IndexError):
+        if "microsoft" not in kernel.read_text().lower():
+            raise MachineError(
+                "this host has no NVIDIA driver, so that no container of it can use a GPU",
+                "install the driver (nvidia-smi must work on the host) and the NVIDIA Container "
+                "Toolkit, or take compose.gpu.yml out of COMPOSE_FILE in .env to compute on the "
+                "processor",
+                code="no-driver",
+            ) from None
+        said = "the driver is that of Windows (WSL2) and is not seen from here"
+    if cuda is None:
         raise MachineError(
-            "this host has no NVIDIA driver, so that no container of it can use a GPU",
-            "install the driver (nvidia-smi must work on the host) and the NVIDIA Container "
-            "Toolkit, or take compose.gpu.yml out of COMPOSE_FILE in .env to compute on the "
-            "processor",
-            code="no-driver",
-        ) from None
+            "this image has torch for processors only",
+            "set FEDFMS_GPU_IMAGE in .env to an image that was built with --build-arg TORCH=cuda, "
+            "or device: cpu in site.yml without compose.gpu.yml in COMPOSE_FILE",
+            code="cpu-image",
+        )
+    needed = OLDEST_DRIVERS.get(int(cuda.split(".")[0]))
+    found = re.search(r"\b(\d{3,})\.\d+(\.\d+)?", said)
+    if needed is None or found is None:
+        return said
+    if int(found[1]) < needed:
+        raise MachineError(
+            f"this host's NVIDIA driver is {found[0]}; this image has CUDA {cuda}, which needs "
+            f"{needed} or later",
+            f"install a newer driver, or ask the coordinator for {_OLDER_BUILD}",
+            code="old-driver",
+        )
+    return f"{said}; CUDA {cuda} needs {needed} or later"
+
+
+def check_capability(name: str, capability: tuple[int, int], kernels: Sequence[str]) -> None:
+    """Whether torch's build has code for a GPU.
+
+    Args:
+        name: the GPU's.
+        capability: its compute capability, such as (7, 5).
+        kernels: what the build has code for, as torch.cuda.get_arch_list() says it: sm_75 is for
+            7.5 and later ones of the same major number, compute_75 for all later ones.
+
+    Raises:
+        MachineError: code other-gpu.
+    """
+    able = []
+    for kind, major, minor in re.findall(r"\b(sm|compute)_(\d+)(\d)\b", " ".join(kernels)):
+        made_for = int(major), int(minor)
+        same = kind == "compute" or made_for[0] == capability[0]
+        if same and made_for <= capability:
+            return
+        able.append(made_for)
+    if not able:  # a build that does not say
+        return
+    other = "a newer image" if capability > max(able) else _OLDER_BUILD
+    raise MachineError(
+        f"{name} has compute capability {_dotted(capability)}; this image's torch is made for "
+        f"{_dotted(min(able))} to {_dotted(max(able))}",
+        f"ask the coordinator for {other}; or compute on the processor: device: cpu in site.yml, "
+        "without compose.gpu.yml in COMPOSE_FILE",
+        code="other-gpu",
+    )
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
+
+
+def _let_read(folder: Path) -> str:
+    """How this container's user comes to read the images, by whom they belong to."""
+    try:
+        facts = folder.stat()
+    except OSError:
+        return "let the user of FEDFMS_UID, or a group that SITE_DATA_GID names, read SITE_DATA"
+    if facts.st_mode & 0o050 == 0o050:
+        return f"set SITE_DATA_GID={facts.st_gid} in .env: that group may read it"
+    if facts.st_uid != 0:
+        return f"set FEDFMS_UID={facts.st_uid} in .env: that user owns it"
+    return "let a group read it (chgrp, chmod g+rX), and set SITE_DATA_GID in .env to its number"
 
 
 def _largest(checkpoints: Path | None) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfms.errors import ConfigError
+from fedfms.user import how_to_read
 
 AUTHORIZATION_FILE = "authorization.json"
 
@@ -36,7 +37,7 @@ def check_authorization(policy: Path, organisation: str) -> bytes:
         raise _invalid(f"there is no {path}", "put the kit's policy/ back beside it") from None
     except OSError as error:
         raise _invalid(
-            f"{path} cannot be read ({error.strerror})", "let this container's user read it"
+            f"{path} cannot be read ({error.strerror}) by this container's user", how_to_read(path)
         ) from None
     except ValueError as error:
         raise _invalid(

@@ -27,6 +27,7 @@ from fedfms.preflight.kit import (
 )
 from fedfms.preflight.policy import check_authorization
 from fedfms.trainer.connection import ping
+from fedfms.user import how_to_read
 
 if TYPE_CHECKING:
     from fedfms.data.check import Examination
@@ -130,12 +131,14 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
     checks.check("version", lambda: f"fedfms {__version__}")
     checks.check("site-yml", site_yml)
     checks.check("privacy", lambda: _privacy(places.policy))
-    checks.check(
-        "data-read-only",
-        lambda: machine.check_read_only(places.data or found["site"].data_root),
-        () if places.data else ["site-yml"],
-    )
-    checks.check("data", data, ["site-yml"])
+
+    def data_root() -> Path:
+        return places.data or found["site"].data_root
+
+    known = () if places.data else ["site-yml"]
+    checks.check("data-folder", lambda: machine.check_data_folder(data_root()), known)
+    checks.check("data-read-only", lambda: machine.check_read_only(data_root()), known)
+    checks.check("data", data, ["site-yml", "data-folder"])
     checks.check("network", machine.check_no_network)
     checks.check("gpu", gpu, () if must_have_gpu else ["site-yml"])
     checks.check("checkpoints", lambda: machine.check_checkpoints(places.checkpoints))
@@ -305,12 +308,21 @@ def _trainer(exchange: Path) -> str:
 
 
 def _require_file(path: Path, where: str, name: str) -> None:
-    if not path.is_file():
+    try:
+        path.open("rb").close()
+    except PermissionError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}) by this container's user, "
+            f"{os.geteuid()}:{os.getegid()}",
+            how_to_read(path),
+            code="unreadable-file",
+        ) from None
+    except OSError:
         raise ConfigError(
             f"there is no {path}",
             f"put the kit's {name} back where {where} says, and fill it in",
             code="missing-file",
-        )
+        ) from None
 
 
 def _privacy(folder: Path) -> str:

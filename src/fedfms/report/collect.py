@@ -23,7 +23,15 @@ from typing import Any
 from fedfms.errors import FederationError
 from fedfms.exchange.contribution import PHASES
 from fedfms.files import file_sha256
-from fedfms.report.records import NO_VALUE, RECORDS, WITHHELD, History, mean, read_records
+from fedfms.report.records import (
+    NO_VALUE,
+    NOT_ANNOTATED,
+    RECORDS,
+    WITHHELD,
+    History,
+    mean,
+    read_records,
+)
 from fedfms.report.tables import (
     EvaluationRow,
     RoundRow,
@@ -39,7 +47,7 @@ RECIPE, ROUNDS, EVALUATION, SUMMARY = "recipe.json", "rounds.csv", "evaluation.c
 GLOBAL_MODEL, BEST_MODEL = "global_model.safetensors", "best_model.safetensors"
 LOWER_IS_BETTER = ("hd95",)
 
-_FORMAT = 2  # of summary.json; a reader of another number refuses the folder
+_FORMAT = 3  # of summary.json; a reader of another number refuses the folder
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LARGEST_PICTURE = 8_000_000  # bytes; they are embedded in the page
 
@@ -47,6 +55,11 @@ MEASURE = (
     "Dice of a site: mean over its validation cases, then over the classes; 3-D for volumes, "
     "at the images' own resolution, in [0, 1]"
 )
+MEASURE_BY_CLASS = (
+    "Dice of a site: mean over its validation cases, each class by itself, since not all scores "
+    "are of the same classes; 3-D for volumes, at the images' own resolution, in [0, 1]"
+)
+_SCORES = ("round_0", "final", "best", "after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,27 +153,30 @@ def summary_table(results: Path | Result) -> list[dict[str, Any]]:
     """One row a site for a terminal: training sites first, then those that never trained.
 
     Returns:
-        dictionaries with site, role, cases (validation cases of the last evaluation), dice_before
-        (round 0), dice_after (final, or the last round with a value where there is no final),
-        change, dice_best, missed (number of rounds), lowest (bool), note. Scores are in [0, 1] or
-        None; nothing is rounded.
+        dictionaries with site, class ("": mean over the classes, the same at every site; else a
+        row for each class and site), role, cases (validation cases of the last evaluation),
+        dice_before (round 0), dice_after (final, or the last round with a value where there is no
+        final), change, dice_best, missed (number of rounds), lowest (bool), note. Scores are in
+        [0, 1] or None; nothing is rounded.
     """
     result = load_result(results) if isinstance(results, Path) else results
-    lowest = (result.summary["worst_site"] or {}).get("site")
+    sites, parts = result.summary["sites"], result.summary["parts"]
     return [
         {
             "site": site,
-            "role": values["role"],
-            "cases": values["cases"],
+            "class": part["classes"][0] if len(parts) > 1 else "",
+            "role": sites[site]["role"],
+            "cases": sites[site]["cases"],
             "dice_before": values["round_0"],
             "dice_after": values["after"],
             "change": _change(values["round_0"], values["after"]),
             "dice_best": values["best"],
-            "missed": len(values["missed"]),
-            "lowest": site == lowest,
+            "missed": len(sites[site]["missed"]),
+            "lowest": site == (part["worst_site"] or {}).get("site"),
             "note": values["note"],
         }
-        for site, values in result.summary["sites"].items()
+        for part in parts
+        for site, values in part["sites"].items()
     ]
 
 
@@ -190,13 +206,16 @@ def _read_recipe(path: Path) -> dict[str, Any]:
 
 
 def _mark_worst(rows: list[EvaluationRow]) -> list[EvaluationRow]:
-    """Mark the worst site of each model, class and metric, where at least two can be compared."""
-    groups: dict[tuple[str, str, str], list[EvaluationRow]] = {}
+    """Mark the worst site of each model, class and metric, where at least two can be compared.
+
+    Distances in millimetres and in pixels are not compared.
+    """
+    groups: dict[tuple[str, str, str, str], list[EvaluationRow]] = {}
     for row in rows:
         if row.mean is not None:
-            groups.setdefault((row.model, row.class_name, row.metric), []).append(row)
+            groups.setdefault((row.model, row.class_name, row.metric, row.unit), []).append(row)
     worst = set()
-    for (_, _, metric), group in groups.items():
+    for (_, _, metric, _), group in groups.items():
         if len(group) > 1:
             pick = max if metric in LOWER_IS_BETTER else min
             worst.add(id(pick(group, key=lambda row: row.mean or 0.0)))
@@ -213,16 +232,20 @@ def _summarize(
     evaluation: Sequence[EvaluationRow],
     damaged: int,
 ) -> dict[str, Any]:
-    sites = {site: _site_summary(history, site, rounds, evaluation) for site in history.sites}
-    training = {site: v for site, v in sites.items() if v["role"] == "train"}
-    comparable = {site: v for site, v in sites.items() if v["after"] is not None}
-    worst = min(comparable, key=lambda s: comparable[s]["after"]) if len(comparable) > 1 else None
+    parts = _parts(history, rounds, evaluation)
+    alone = parts[0] if len(parts) == 1 else None  # all scores are of the same classes
+    nothing = dict.fromkeys((*_SCORES, "after_is"))
+    sites = {
+        site: _site_summary(history, site, rounds)
+        | (alone["sites"][site] if alone else {**nothing, "note": ""})
+        for site in history.sites
+    }
     down = sum(row.bytes_down or 0 for row in rounds)
     up = sum(row.bytes_up or 0 for row in rounds)
     timed = history.started is not None and history.ended is not None
     return {
         "format": _FORMAT,
-        "measure": MEASURE,
+        "measure": MEASURE if alone else MEASURE_BY_CLASS,
         "job": {
             "id": history.job.get("job_id"),
             "name": history.job.get("name"),
@@ -236,46 +259,96 @@ def _summarize(
             "backbone_sha256": recipe.get("backbone_sha256"),
         },
         "rounds": {"planned": recipe.get("rounds"), "done": history.rounds_done},
-        "dice": {
-            key: _mean_of_sites(training, key) for key in ("round_0", "final", "best", "after")
-        }
-        | {"gain": _gain(training)},
+        "parts": parts,  # one of all classes, or one of each class where sites differ in them
+        "dice": alone["dice"] if alone else _dice_of({}),
         "unseen": {site: v for site, v in sites.items() if v["role"] != "train"},
-        "worst_site": {"site": worst, "dice": sites[worst]["after"]} if worst else None,
+        "worst_site": alone["worst_site"] if alone else None,
         "missed": {site: v["missed"] for site, v in sites.items() if v["missed"]},
+        "missed_evaluations": [
+            {"site": site, "model": model, "reason": reason}
+            for site, model, reason in history.missed_evaluations()
+        ],
         "bytes": {"down": down, "up": up, "total": down + up},
         "sites": sites,
         "unreadable_records": damaged + history.unreadable,
     }
 
 
-def _site_summary(
-    history: History, site: str, rounds: Sequence[RoundRow], evaluation: Sequence[EvaluationRow]
+def _parts(
+    history: History, rounds: Sequence[RoundRow], evaluation: Sequence[EvaluationRow]
+) -> list[dict[str, Any]]:
+    """The scores that may be compared with each other.
+
+    Where every score of the job, at whatever site and round, is of the same classes, that is one
+    part with the mean over these. Otherwise a mean over classes here and there would be a mean of
+    other things, so each class is a part of its own.
+    """
+    final: dict[tuple[str, str], dict[str, float]] = {}
+    for row in evaluation:
+        if row.metric == "dice" and row.mean is not None:
+            final.setdefault((row.site, row.model), {})[row.class_name] = row.mean
+    found = [row.class_dice for row in rounds if row.accepted] + list(final.values())
+    sets = {frozenset(dice) for dice in found if dice}
+    classes = [name for name in history.classes if not sets or any(name in one for one in sets)]
+    groups = [[name] for name in history.classes] if len(sets) > 1 else [classes]
+    return [_part(history, group, rounds, evaluation, final) for group in groups]
+
+
+def _part(
+    history: History,
+    classes: Sequence[str],
+    rounds: Sequence[RoundRow],
+    evaluation: Sequence[EvaluationRow],
+    models: Mapping[tuple[str, str], Mapping[str, float]],
 ) -> dict[str, Any]:
+    """Dice over these classes of every site, with what can be said of the sites together."""
+    sites: dict[str, dict[str, Any]] = {}
+    for site in history.sites:
+        own = [row for row in rounds if row.site == site and row.accepted]
+        scored = [(r.round, dice) for r in own if (dice := over(r.class_dice, classes)) is not None]
+        final, best = (over(models.get((site, m), {}), classes) for m in ("final", "best"))
+        rows = [row for row in evaluation if (row.site, row.model) == (site, "final")]
+        after, after_is = final, "final"
+        if not rows and scored:
+            after, after_is = scored[-1][1], f"round {scored[-1][0]}"
+        absent = set(classes) <= set(history.not_annotated(site))
+        why = NOT_ANNOTATED if absent else _why_no_final(rows, classes, history, site)
+        sites[site] = {
+            "round_0": next((dice for number, dice in scored if number == 0), None),
+            "final": final,
+            "best": best,
+            "after": after,
+            "after_is": after_is if after is not None else None,
+            "note": "" if final is not None else why,
+        }
+    training = {site: v for site, v in sites.items() if history.role(site) == "train"}
+    comparable = {site: v for site, v in sites.items() if v["after"] is not None}
+    worst = min(comparable, key=lambda s: comparable[s]["after"]) if len(comparable) > 1 else None
+    return {
+        "classes": list(classes),
+        "dice": _dice_of(training),
+        "worst_site": {"site": worst, "dice": sites[worst]["after"]} if worst else None,
+        "sites": sites,
+    }
+
+
+def over(dice: Mapping[str, float], classes: Sequence[str]) -> float | None:
+    """Mean over these classes; None where one of them has no value."""
+    return mean(dice[name] for name in classes) if all(name in dice for name in classes) else None
+
+
+def _site_summary(history: History, site: str, rounds: Sequence[RoundRow]) -> dict[str, Any]:
     own = [row for row in rounds if row.site == site]
     accepted = [row for row in own if row.accepted]
-    scored = [row for row in accepted if row.dice is not None]
-    first = next((row.dice for row in scored if row.round == 0), None)
-    by_model: dict[str, list[EvaluationRow]] = {}
-    for row in evaluation:
-        if row.site == site:
-            by_model.setdefault(row.model, []).append(row)
-    final, best = (_dice(by_model.get(model, ())) for model in ("final", "best"))
-    after, after_is = final, "final"
-    if final is None and "final" not in by_model and scored:
-        after, after_is = scored[-1].dice, f"round {scored[-1].round}"
     said = history.evaluations.get((site, "final"), {}).get("parsed")
     in_rounds = [row.evaluated_cases for row in accepted if row.evaluated_cases is not None]
     cases = said.evaluated_cases if said else max(in_rounds, default=None)
     return {
         "role": history.role(site),
         "cases": cases,
-        "round_0": first,
-        "final": final,
-        "best": best,
-        "after": after,
-        "after_is": after_is if after is not None else None,
-        "note": "" if final is not None else _why_no_final(by_model.get("final"), history, site),
+        "not_annotated": history.not_annotated(site),
+        "evaluated": any(s == site and r["parsed"] for (s, _), r in history.evaluations.items()),
+        "reported": history.reported(site),
         "rounds_accepted": len(accepted),
         "missed": [{"round": r.round, "reason": r.reason} for r in own if not r.accepted],
         "bytes_down": sum(row.bytes_down or 0 for row in own),
@@ -288,14 +361,16 @@ def _site_summary(
     }
 
 
-def _dice(rows: Iterable[EvaluationRow]) -> float | None:
-    return mean(row.mean for row in rows if row.metric == "dice")
-
-
-def _why_no_final(rows: Sequence[EvaluationRow] | None, history: History, site: str) -> str:
-    if rows is None:
+def _why_no_final(
+    rows: Sequence[EvaluationRow], classes: Sequence[str], history: History, site: str
+) -> str:
+    if not rows:
         return WITHHELD if history.withholds(site) else "no final evaluation"
-    notes = [row.note for row in rows if row.note and row.metric in ("", "dice")]
+    notes = [
+        row.note
+        for row in rows
+        if row.note and row.metric in ("", "dice") and row.class_name in ("", *classes)
+    ]
     return notes[0] if notes else NO_VALUE
 
 
@@ -315,6 +390,24 @@ def _phase_peaks(rows: Iterable[RoundRow]) -> dict[str, int]:
 def _mean_of_sites(sites: Mapping[str, dict[str, Any]], key: str) -> dict[str, Any]:
     having = {site: values[key] for site, values in sites.items() if values[key] is not None}
     return {"mean": mean(having.values()), "sites": list(having)}
+
+
+def _dice_of(training: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Means over training sites, each with its sites; and what is compared, over the same sites."""
+    return {
+        **{key: _mean_of_sites(training, key) for key in _SCORES},
+        "gain": _gain(training),
+        "best_against_final": _best_against_final(training),
+    }
+
+
+def _best_against_final(sites: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    both = [s for s, v in sites.items() if v["final"] is not None and v["best"] is not None]
+    return {
+        "final": mean(sites[site]["final"] for site in both),
+        "best": mean(sites[site]["best"] for site in both),
+        "sites": both,
+    }
 
 
 def _gain(sites: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -358,7 +451,7 @@ def _describe_file(path: Path) -> dict[str, Any]:
 def write_text_atomically(path: Path, text: str) -> None:
     """Write or replace a text file; a reader sees the old one or the new one, never a part."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
+    scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
     scratch.replace(path)
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedfms.report import words
-from fedfms.report.collect import Result
+from fedfms.report.collect import Result, over
 from fedfms.report.svg import (
     COLOURS,
     DASHED,
@@ -59,13 +59,18 @@ def styles(result: Result) -> list[Style]:
     return found
 
 
-def dice_by_round(result: Result) -> str:
-    """Dice of each site's validation cases after r rounds of training; "" without a value."""
-    curves = [(style, _dice_points(result, style.site)) for style in styles(result)]
-    return _draw(curves, "Rounds of training", "Dice", "dice-by-round", whole=True)
+def dice_by_round(result: Result, part: int = 0) -> str:
+    """Dice of each site's validation cases after r rounds of training; "" without a value.
+
+    Args:
+        part: which of the summary's parts, each of the same classes at every site.
+    """
+    curves = [(style, _dice_points(result, style.site, part)) for style in styles(result)]
+    salt = f"dice-by-round{part or ''}"
+    return _draw(curves, "Rounds of training", "Dice", salt, whole=True)
 
 
-def dice_by_bytes(result: Result) -> str:
+def dice_by_bytes(result: Result, part: int = 0) -> str:
     """The same against the bytes that all sites together had moved until that model existed."""
     moved: dict[int, int] = {}
     for row in result.rounds:
@@ -79,10 +84,11 @@ def dice_by_bytes(result: Result) -> str:
         return sum(size for number, size in moved.items() if number < rounds) / scale
 
     curves = [
-        (style, [(before(x), y) for x, y in _dice_points(result, style.site)])
+        (style, [(before(x), y) for x, y in _dice_points(result, style.site, part)])
         for style in styles(result)
     ]
-    return _draw(curves, f"Moved by all sites together, {unit}", "Dice", "dice-by-bytes")
+    salt = f"dice-by-bytes{part or ''}"
+    return _draw(curves, f"Moved by all sites together, {unit}", "Dice", salt)
 
 
 def loss_by_round(result: Result) -> str:
@@ -101,15 +107,26 @@ def evaluate_every(recipe: dict[str, Any]) -> int:
     return every if isinstance(every, int) and every > 0 else 1
 
 
-def _dice_points(result: Result, site: str) -> list[tuple[float, float]]:
+def evaluate_first(recipe: dict[str, Any]) -> int:
+    """Rounds of training before the first evaluation; 0 where an older recipe does not say."""
+    first = recipe.get("evaluate_first")
+    return first if isinstance(first, int) and first > 0 else 0
+
+
+def _dice_points(result: Result, site: str, part: int) -> list[tuple[float, float]]:
     """(rounds of training, Dice) of one site; NaN where the round was missed or withheld.
 
     Rounds in which no site evaluates have no point, so that the line goes on over them.
     """
-    every = evaluate_every(result.recipe)
-    own = [row for row in result.rounds if row.site == site and row.round % every == 0]
-    points = [(float(row.round), _or_nan(_dice(row))) for row in own]
-    final = result.summary["sites"][site]["final"]
+    every, first = evaluate_every(result.recipe), evaluate_first(result.recipe)
+    classes = result.summary["parts"][part]["classes"]
+    own = [
+        row
+        for row in result.rounds
+        if row.site == site and row.round >= first and (row.round - first) % every == 0
+    ]
+    points = [(float(row.round), _or_nan(_dice(row, classes))) for row in own]
+    final = result.summary["parts"][part]["sites"][site]["final"]
     if final is not None:
         after = [r.round for r in result.evaluation if r.site == site and r.model == "final"]
         trained = next((r for r in after if r is not None), result.summary["rounds"]["done"])
@@ -117,24 +134,25 @@ def _dice_points(result: Result, site: str) -> list[tuple[float, float]]:
     return points
 
 
-def _dice(row: RoundRow) -> float | None:
-    return row.dice if row.accepted else None
+def _dice(row: RoundRow, classes: Sequence[str]) -> float | None:
+    return over(row.class_dice, classes) if row.accepted else None
 
 
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def before_and_after(result: Result) -> str:
+def before_and_after(result: Result, part: int = 0) -> str:
     """Dice of each site before training (open) and after (filled); "" without a value after."""
+    found = result.summary["parts"][part]["sites"]
     sites = [
-        (style, result.summary["sites"][style.site])
+        (style, found[style.site])
         for style in reversed(styles(result))
-        if result.summary["sites"][style.site]["after"] is not None
+        if found[style.site]["after"] is not None
     ]
     if not sites:
         return ""
-    with mpl.rc_context({**SETTINGS, "svg.hashsalt": "before-and-after"}):
+    with mpl.rc_context({**SETTINGS, "svg.hashsalt": f"before-and-after{part or ''}"}):
         figure = Figure(figsize=(5.4, max(3.3, 0.9 + 0.3 * len(sites))), layout="constrained")
         axes = figure.add_subplot()
         for row, (style, values) in enumerate(sites):

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 # The colours of training.overlay, which is not imported for them: it would load torch.
 PICTURE_KEY = [("#56b4e9", "annotation"), ("#e69f00", "prediction")]
+CLASS_COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00")
 
 SHADES = 8  # steps of a heat table: .shade-0 … .shade-7 in the style sheet of its page
 
@@ -77,6 +78,30 @@ class Picture:
 
     file: str  # relative to the results folder
     source: str  # data: address
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What a line of the overlays means."""
+
+    colour: str  # of CSS
+    meaning: str
+    style: str = "solid"  # or dashed
+
+
+def picture_key(classes: Sequence[str]) -> list[Line]:
+    """The lines of overlays: two colours of one class, or a colour a class and two kinds of lines.
+
+    Args:
+        classes: the recipe's, in its order.
+    """
+    if len(classes) < 2:
+        return [Line(colour, meaning) for colour, meaning in PICTURE_KEY]
+    kinds = [Line("currentColor", "annotation", "dashed"), Line("currentColor", "prediction")]
+    return kinds + [
+        Line(CLASS_COLOURS[place % len(CLASS_COLOURS)], str(name).replace("_", " "))
+        for place, name in enumerate(classes)
+    ]
 
 
 def embed_png(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ RECORDS = "records.jsonl"
 WITHHELD = "withheld: fewer cases than the site lets out"
 NO_VALUE = "no case has a value"
 NOTHING_RECORDED = "nothing was recorded for this site"
+NOT_ANNOTATED = "not annotated at this site"
 
 
 def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -65,6 +66,7 @@ class History:
         self.evaluations: dict[tuple[str, str], dict[str, Any]] = {}
         self.unreadable = 0  # contributions of another format
         self._holdout = frozenset(recipe.get("holdout") or ())
+        self._asked_for = [str(name) for name in recipe.get("classes") or ()]
         self._roles: dict[str, str] = {}
         for record in records:
             self._read(record)
@@ -94,6 +96,40 @@ class History:
     def models(self) -> list[str]:
         """The evaluated models, the final one first."""
         return sorted({model for _, model in self.evaluations}, key=lambda m: (m != "final", m))
+
+    @property
+    def classes(self) -> list[str]:
+        """The recipe's classes, in its order; without a recipe those that sites scored."""
+        scored = (m.class_name for site in self.sites for one in self._said(site) for m in one)
+        return self._asked_for or list(dict.fromkeys(scored))
+
+    def not_annotated(self, site: str) -> list[str]:
+        """Classes that the site does not draw: it names scores, and never one of these.
+
+        A site that has not named any score yet has none.
+        """
+        drawn = {metric.class_name for one in self._said(site) for metric in one}
+        return [name for name in self.classes if name not in drawn] if drawn else []
+
+    def missed_evaluations(self) -> list[tuple[str, str, str]]:
+        """(site, model, reason) of every evaluation of a model that a site owes."""
+        found = []
+        for model in self.models:
+            for site in self.sites:
+                record = self.evaluations.get((site, model))
+                if record is None or record["parsed"] is None:
+                    reason = str(record.get("reason") or "") if record else ""
+                    found.append((site, model, reason or NOTHING_RECORDED))
+        return found
+
+    def reported(self, site: str) -> bool:
+        """Whether the site ever answered a round with a report, accepted or not."""
+        return any(s == site and a["parsed"] is not None for (_, s), a in self.answers.items())
+
+    def _said(self, site: str) -> Iterator[tuple[Metric, ...]]:
+        records = [r for (_, s), r in self.answers.items() if s == site]
+        records += [r for (s, _), r in self.evaluations.items() if s == site]
+        return (r["parsed"].metrics for r in records if r["parsed"] is not None)
 
     def withholds(self, site: str) -> bool:
         """Whether the last answer in which the site names scores lets none of them out."""
@@ -176,6 +212,7 @@ class History:
         if (said := answer["parsed"]) is not None:
             values |= {name: _over_classes(said.metrics, name) for name in METRICS}
             values |= {
+                "class_dice": class_dice(said.metrics),
                 "loss": said.loss,
                 "evaluated_cases": said.evaluated_cases,
                 "training_slices": said.training_slices,
@@ -216,7 +253,7 @@ class History:
                     note=given or fallback,
                 )
             ]
-        return [
+        rows = [
             EvaluationRow(
                 site=site,
                 role=self.role(site),
@@ -233,6 +270,24 @@ class History:
             )
             for metric in said.metrics
         ]
+        rows += [
+            EvaluationRow(
+                site=site,
+                role=self.role(site),
+                model=model,
+                round=said.round,
+                class_name=name,
+                metric="",
+                mean=None,
+                std=None,
+                cases=0,
+                empty=0,
+                note=NOT_ANNOTATED,
+            )
+            for name in self.not_annotated(site)
+        ]
+        place = {name: number for number, name in enumerate(self.classes)}
+        return sorted(rows, key=lambda row: place.get(row.class_name, len(place)))
 
 
 def _why_none(metrics: Sequence[Metric], metric: Metric) -> str:
@@ -249,6 +304,11 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Mean of the values that are there and finite; None where there is none."""
     present = [value for value in values if value is not None and math.isfinite(value)]
     return sum(present) / len(present) if present else None
+
+
+def class_dice(metrics: Iterable[Metric]) -> dict[str, float]:
+    """Dice of each class that has one."""
+    return {m.class_name: m.mean for m in metrics if m.metric == "dice" and m.mean is not None}
 
 
 def _over_classes(metrics: Iterable[Metric], name: str) -> float | None:

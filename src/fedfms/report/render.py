@@ -25,17 +25,18 @@ from fedfms.report.collect import (
     write_text_atomically,
 )
 from fedfms.report.parts import (
-    PICTURE_KEY,
     Cell,
     Column,
     Figure,
+    Line,
     Picture,
     Table,
     Tile,
     embed_png,
     environment,
+    picture_key,
 )
-from fedfms.report.records import WITHHELD
+from fedfms.report.records import NOT_ANNOTATED, NOTHING_RECORDED, WITHHELD
 from fedfms.report.tables import EvaluationRow
 
 log = logging.getLogger(__name__)
@@ -97,12 +98,12 @@ class Page:
     headline: list[str]
     measure: str
     tiles: list[Tile]
-    overview: Table
+    overview: list[Table]
     legend: list[figures.Style]
     curves: list[Figure]
     evaluations: list[Table]
     pictures: dict[tuple[str, str], list[Picture]]  # by site and model
-    picture_key: list[tuple[str, str]]
+    picture_key: list[Line]
     costs: list[Table]
     missed: Table | None
     recipe: list[tuple[str, str]]
@@ -131,7 +132,7 @@ def _page(result: Result) -> Page:
     method = str(recipe.get("method", ""))
     name, explained = words.METHODS.get(method, (method or "Federated training", ""))
     backbone = words.BACKBONES.get(str(recipe.get("backbone")), str(recipe.get("backbone", "")))
-    classes = words.listing([str(c).replace("_", " ") for c in recipe.get("classes", ())])
+    classes = words.class_names(recipe.get("classes", ()))
     return Page(
         title=_title(summary) + (f": {classes}" if classes else ""),
         subtitle=f"{name} on SAM {backbone}".strip() + (f": {explained}" if explained else ""),
@@ -139,7 +140,7 @@ def _page(result: Result) -> Page:
         when=words.moment(job["started"]),
         status=_STATUS.get(job["status"], str(job["status"])),
         notices=_notices(summary),
-        headline=words.headline(summary, recipe),
+        headline=words.headline(summary),
         measure=summary["measure"],
         tiles=_tiles(summary),
         overview=_overview(summary),
@@ -147,7 +148,7 @@ def _page(result: Result) -> Page:
         curves=_curves(result),
         evaluations=_evaluations(result),
         pictures=_pictures(result),
-        picture_key=PICTURE_KEY,
+        picture_key=picture_key(recipe.get("classes") or ()),
         costs=[_communication(result), _training(summary)],
         missed=_missed(summary),
         recipe=[(key, _plain(value)) for key, value in recipe.items() if key != "backbone_sha256"],
@@ -164,10 +165,17 @@ def _page(result: Result) -> Page:
 
 def _title(summary: dict[str, Any]) -> str:
     sites = summary["sites"].values()
-    training = sum(values["role"] == "train" for values in sites)
+    training = [values for values in sites if values["role"] == "train"]
     if summary["rounds"]["done"] or any(values["rounds_accepted"] for values in sites):
-        return f"Segment Anything fine-tuned by {words.numerals(training, 'site')}"
-    return f"Segment Anything evaluated at {words.numerals(len(sites), 'site')}"
+        took_part = sum(values["rounds_accepted"] > 0 for values in training)
+        return f"Segment Anything fine-tuned by {_of(took_part, len(training))}"
+    evaluated = sum(values["evaluated"] for values in sites)
+    return f"Segment Anything evaluated at {_of(evaluated, len(sites))}"
+
+
+def _of(some: int, sites: int) -> str:
+    """`3 sites`, or `2 of 3 sites`."""
+    return words.numerals(sites, "site") if some == sites else f"{some} of {sites} sites"
 
 
 def _notices(summary: dict[str, Any]) -> list[str]:
@@ -180,8 +188,7 @@ def _notices(summary: dict[str, Any]) -> list[str]:
             "failed": "The job failed",
         }.get(summary["job"]["status"], "The records end before the job did")
         notices.append(f"{what}: {rounds}.")
-    stale = [s for s, v in summary["sites"].items() if v["after_is"] not in (None, "final")]
-    if stale:
+    if stale := _stale(summary):
         notices.append(
             f"There is no final evaluation of {words.listing(stale)}; the scores shown instead are "
             "of the last round in which each was scored, before that round's training."
@@ -194,9 +201,24 @@ def _notices(summary: dict[str, Any]) -> list[str]:
     return notices
 
 
-def _tiles(summary: dict[str, Any]) -> list[Tile]:
-    sites = summary["sites"]
-    after, gain = summary["dice"]["after"], summary["dice"]["gain"]
+def _stale(summary: dict[str, Any]) -> list[str]:
+    """Sites whose last known score is of a round, for want of a final evaluation."""
+    return [
+        site
+        for site in summary["sites"]
+        if any(p["sites"][site]["after_is"] not in (None, "final") for p in summary["parts"])
+    ]
+
+
+def _of_class(summary: dict[str, Any], part: dict[str, Any]) -> str:
+    """`, anterior` where each class is told by itself."""
+    return f", {words.class_names(part['classes'])}" if len(summary["parts"]) > 1 else ""
+
+
+def _part_tiles(summary: dict[str, Any], part: dict[str, Any]) -> list[Tile]:
+    sites, of_class = summary["sites"], _of_class(summary, part)
+    after, gain = part["dice"]["after"], part["dice"]["gain"]
+    training = sum(values["role"] == "train" for values in sites.values())
     tiles = []
     if after["sites"]:
         cases = sum(sites[site]["cases"] or 0 for site in after["sites"])
@@ -205,32 +227,41 @@ def _tiles(summary: dict[str, Any]) -> list[Tile]:
             before = f"{words.score(gain['before'])} before training; "
         tiles.append(
             Tile(
-                "Mean Dice, training sites",
+                f"Mean Dice, training sites{of_class}",
                 words.score(after["mean"]),
-                f"{before}{words.numerals(len(after['sites']), 'site')}, "
+                f"{before}{_of(len(after['sites']), training)}, "
                 f"{words.numerals(cases, 'validation case')}",
             )
         )
-    for site, values in list(summary["unseen"].items())[:2]:
+    unseen = [site for site, values in sites.items() if values["role"] != "train"]
+    for site in unseen[:2]:
+        values = part["sites"][site]
         if values["after"] is not None:
             before = f"{words.score(values['round_0'])} before training; "
+            cases = sites[site]["cases"] or 0
             tiles.append(
                 Tile(
-                    "Dice, unseen site",
+                    f"Dice, unseen site{of_class}",
                     words.score(values["after"]),
                     (before if values["round_0"] is not None else "")
-                    + f"{site}, {words.numerals(values['cases'] or 0, 'case')}, never trained",
+                    + f"{site}, {words.numerals(cases, 'case')}, never trained",
                 )
             )
-    if worst := summary["worst_site"]:
-        values = sites[worst["site"]]
+    if worst := part["worst_site"]:
+        cases = sites[worst["site"]]["cases"] or 0
         tiles.append(
             Tile(
-                "Lowest Dice of a site",
+                f"Lowest Dice of a site{of_class}",
                 words.score(worst["dice"]),
-                f"{worst['site']}, {words.numerals(values['cases'] or 0, 'validation case')}",
+                f"{worst['site']}, {words.numerals(cases, 'validation case')}",
             )
         )
+    return tiles
+
+
+def _tiles(summary: dict[str, Any]) -> list[Tile]:
+    sites = summary["sites"]
+    tiles = [tile for part in summary["parts"] for tile in _part_tiles(summary, part)]
     moved = summary["bytes"]
     if moved["total"]:
         tiles.append(
@@ -252,90 +283,145 @@ def _tiles(summary: dict[str, Any]) -> list[Tile]:
     return tiles
 
 
-def _overview(summary: dict[str, Any]) -> Table:
-    worst = (summary["worst_site"] or {}).get("site")
-    stale = any(v["after_is"] not in (None, "final") for v in summary["sites"].values())
-    has_best = any(values["best"] is not None for values in summary["sites"].values())
-    rows = []
+def _overview(summary: dict[str, Any]) -> list[Table]:
+    """Dice by site: one table, or one of each class where scores are not of the same classes."""
+    tables = [_part_overview(summary, part) for part in summary["parts"]]
+    has_best = any(v["best"] is not None for p in summary["parts"] for v in p["sites"].values())
+    note = (
+        f"{summary['measure']}. An unseen site evaluates and never trains. Withheld: a site does "
+        "not let out the score of too few cases. The mean counts each site once, whatever its "
+        "number of cases; where it is over fewer than all training sites their number stands below "
+        "it." + (_BEST_NOTE if has_best else "")
+    )
     for site, values in summary["sites"].items():
+        if values["not_annotated"]:
+            note += f" {site} does not annotate {words.class_names(values['not_annotated'])}."
+    return [*tables[:-1], *(dataclasses.replace(table, note=note) for table in tables[-1:])]
+
+
+def _part_overview(summary: dict[str, Any], part: dict[str, Any]) -> Table:
+    worst = (part["worst_site"] or {}).get("site")
+    has_best = any(v["best"] is not None for p in summary["parts"] for v in p["sites"].values())
+    rows = []
+    for site, values in part["sites"].items():
+        about = summary["sites"][site]
         before, after = values["round_0"], values["after"]
         difference = None if before is None or after is None else after - before
         remark, shown = "", words.score(after)
         if after is None and values["note"] == WITHHELD:
             shown = "withheld"
+        elif after is None and values["note"] == NOT_ANNOTATED:
+            shown = "not annotated"
         elif after is None:
             remark = words.plain_reason(values["note"])
         elif values["after_is"] != "final":
             remark = str(values["after_is"])
+        partly = [name for name in about["not_annotated"] if name not in part["classes"]]
         rows.append(
             [
-                Cell(site, tag="lowest" if site == worst else ""),
-                Cell(_ROLES[values["role"]]),
-                Cell(words.count(values["cases"])),
+                Cell(
+                    site,
+                    tag="lowest" if site == worst else "",
+                    small=f"does not annotate {words.class_names(partly)}"
+                    if partly and len(summary["parts"]) == 1
+                    else "",
+                ),
+                Cell(_ROLES[about["role"]]),
+                Cell(words.count(about["cases"])),
                 Cell(words.score(before)),
                 Cell(shown, small=remark),
                 Cell(words.change(difference)),
                 *([Cell(words.score(values["best"]))] if has_best else []),
-                Cell(words.count(len(values["missed"]))),
+                Cell(words.count(len(about["missed"]))),
             ]
         )
-    mean = summary["dice"]
-    gain = mean["gain"]
-    same = gain["sites"] == mean["after"]["sites"]
-    total = [
-        Cell("Mean of the training sites", span=3),
-        Cell(words.score(mean["round_0"]["mean"])),
-        Cell(words.score(mean["after"]["mean"])),
-        Cell(
-            words.change(gain["change"]),
-            small="" if same or not gain["sites"] else f"of {words.listing(gain['sites'])}",
-        ),
-        *([Cell(words.score(mean["best"]["mean"]))] if has_best else []),
-        Cell(""),
-    ]
+    of_class = _of_class(summary, part)
     return Table(
-        "Dice by site",
+        f"Dice by site{of_class}",
         [
             Column("Site", number=False),
             Column("Role", number=False),
             Column("Cases", "validation"),
             Column("Before training", "Dice"),
-            Column("Last known" if stale else "Final model", "Dice"),
+            Column("Last known" if _stale(summary) else "Final model", "Dice"),
             Column("Change", "Dice"),
             *([Column("Best model", "Dice")] if has_best else []),
             Column("Missed", "rounds"),
         ],
         rows,
-        total,
-        f"{summary['measure']}. An unseen site evaluates and never trains. Withheld: a site does "
-        "not let out the score of too few cases. The mean counts each site once, whatever its "
-        "number of cases." + (_BEST_NOTE if has_best else ""),
+        _total(summary, part, has_best),
     )
 
 
+def _total(summary: dict[str, Any], part: dict[str, Any], has_best: bool) -> list[Cell]:
+    """Means over training sites; a column that is over fewer of them says over how many."""
+    training = sum(values["role"] == "train" for values in summary["sites"].values())
+    dice = part["dice"]
+    gain, both = dice["gain"], dice["best_against_final"]
+
+    def over_sites(having: Sequence[str]) -> str:
+        return _of(len(having), training) if 0 < len(having) < training else ""
+
+    def mean(key: str) -> Cell:
+        return Cell(words.score(dice[key]["mean"]), small=over_sites(dice[key]["sites"]))
+
+    cells = [
+        Cell("Mean of the training sites", span=3),
+        mean("round_0"),
+        mean("after"),
+        Cell(
+            words.change(gain["change"]),
+            small=""
+            if gain["sites"] == dice["after"]["sites"] == dice["round_0"]["sites"]
+            or not gain["sites"]
+            else f"of {words.listing(gain['sites'])}",
+        ),
+    ]
+    if has_best:
+        best = mean("best")
+        if both["sites"] and dice["best"]["sites"] != dice["after"]["sites"]:
+            where = (
+                "there"
+                if both["sites"] == dice["best"]["sites"]
+                else (f"at {words.listing(both['sites'])}, best {words.score(both['best'])}, final")
+            )
+            said = f"final model {where} {words.score(both['final'])}"
+            if where != "there":
+                said = f"{where} {words.score(both['final'])}"
+            best = dataclasses.replace(best, small="; ".join(filter(None, [best.small, said])))
+        cells.append(best)
+    return [*cells, Cell("")]
+
+
 def _curves(result: Result) -> list[Figure]:
-    stale = any(v["after_is"] not in (None, "final") for v in result.summary["sites"].values())
+    stale = bool(_stale(result.summary))
+    figures_of_parts: list[tuple[str, str, str]] = []
+    for number, part in enumerate(result.summary["parts"]):
+        of_class = _of_class(result.summary, part)
+        figures_of_parts += [
+            (
+                f"Dice before and after{of_class}",
+                "Dice of each site's validation cases before training (open) and "
+                f"{'in its last recorded round' if stale else 'with the final model'} (filled). "
+                "Dashed: a site that never trained.",
+                figures.before_and_after(result, number),
+            ),
+            (
+                f"Dice by round{of_class}",
+                "Dice of each site's validation cases after that many rounds of training"
+                + ("" if stale else "; the last point is the final evaluation")
+                + f". A gap is a round that a site missed.{_evaluated(result.recipe)}",
+                figures.dice_by_round(result, number),
+            ),
+            (
+                f"Dice by data moved{of_class}",
+                "The same scores against the tensor bytes that all sites together had received and "
+                "sent until that model existed.",
+                figures.dice_by_bytes(result, number),
+            ),
+        ]
     drawn = [
-        (
-            "Dice before and after",
-            "Dice of each site's validation cases before training (open) and "
-            f"{'in its last recorded round' if stale else 'with the final model'} (filled). "
-            "Dashed: a site that never trained.",
-            figures.before_and_after(result),
-        ),
-        (
-            "Dice by round",
-            "Dice of each site's validation cases after that many rounds of training"
-            + ("" if stale else "; the last point is the final evaluation")
-            + f". A gap is a round that a site missed.{_evaluated(result.recipe)}",
-            figures.dice_by_round(result),
-        ),
-        (
-            "Dice by data moved",
-            "The same scores against the tensor bytes that all sites together had received and "
-            "sent until that model existed.",
-            figures.dice_by_bytes(result),
-        ),
+        *figures_of_parts,
         (
             "Training loss by round",
             f"Mean of the {_loss(result.recipe)} over the steps of a round, at each site on "
@@ -348,7 +434,10 @@ def _curves(result: Result) -> list[Figure]:
 
 def _evaluated(recipe: dict[str, Any]) -> str:
     """In which rounds sites evaluate, where these are not all."""
-    every = figures.evaluate_every(recipe)
+    every, first = figures.evaluate_every(recipe), figures.evaluate_first(recipe)
+    if first:
+        after = words.numerals(first, "round")
+        return f" Sites evaluate after {after} and then every {words.numerals(every, 'round')}."
     return "" if every == 1 else f" Sites evaluate before training and every {every} rounds."
 
 
@@ -389,6 +478,8 @@ def _evaluation(model: str, rows: Sequence[EvaluationRow], trained: int | None) 
                 cells.append(Cell(class_name.replace("_", " ") or words.NONE))
             if not class_name:
                 cells.append(Cell(words.plain_reason(own[0].note), span=len(metrics) + 2))
+            elif not scores.keys() - {""}:
+                cells.append(Cell(scores[""].note, span=len(metrics) + 2))
             else:
                 cells += _scores(scores, metrics)
             body.append(cells)
@@ -533,15 +624,21 @@ def _missed(summary: dict[str, Any]) -> Table | None:
             plain = words.plain_reason(entry["reason"])
             recorded = entry["reason"] if entry["reason"] and entry["reason"] != plain else ""
             rows.append([Cell(str(entry["round"])), Cell(site), Cell(plain, small=recorded or "")])
+    rows.sort(key=lambda row: int(row[0].text))
+    for entry in summary["missed_evaluations"]:
+        plain = words.plain_reason(entry["reason"])
+        recorded = entry["reason"] if entry["reason"] not in (plain, NOTHING_RECORDED) else ""
+        about = Cell(f"{entry['model']} model", small="evaluation")
+        rows.append([about, Cell(entry["site"]), Cell(plain, small=recorded)])
     if not rows:
         return None
-    rows.sort(key=lambda row: int(row[0].text))
     return Table(
         "Missed rounds",
         [Column("Round", number=False), Column("Site", number=False), Column("Why", number=False)],
         rows,
         note="Rounds are counted from 0, as in the logs and in rounds.csv. The round was averaged "
-        "without this site's contribution; the site receives the global model again in the next.",
+        "without this site's contribution; the site receives the global model again in the next. A "
+        "model's evaluation that a site missed is missing in every mean over sites.",
     )
 
 

@@ -26,7 +26,7 @@ class RoundRow:
     accepted: bool
     reason: str | None = None  # why not accepted
     loss: float | None = None  # mean over the round's training steps
-    dice: float | None = None  # [0, 1]
+    dice: float | None = None  # [0, 1]; over the classes in class_dice
     iou: float | None = None  # [0, 1]
     hd95: float | None = None  # in the unit that evaluation.csv names
     dice_slice: float | None = None  # mean over slices
@@ -39,6 +39,8 @@ class RoundRow:
     micro_batch: int | None = None  # slices in memory at once
     update_norm: float | None = None  # L2 norm of the difference as sent
     time: float | None = None  # seconds since 1970-01-01 UTC, when the answer was recorded
+    # of each class with a value, in columns dice_of_<class>
+    class_dice: Mapping[str, float] = field(default_factory=dict)
     # by phase, in columns seconds_<phase> and peak_memory_bytes_<phase>
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: Mapping[str, int] = field(default_factory=dict)  # of the trainer or its GPU
@@ -48,7 +50,8 @@ class RoundRow:
 class EvaluationRow:
     """One score of one class at one site; a row of evaluation.csv.
 
-    A site without an evaluation has one row with neither class nor metric, and the note says why.
+    A site without an evaluation has one row with neither class nor metric, and the note says why;
+    a class that a site does not annotate has one row without a metric.
     """
 
     site: str
@@ -62,20 +65,24 @@ class EvaluationRow:
     cases: int  # cases (or slices) with a value
     empty: int  # cases (or slices) without foreground in truth and prediction
     unit: str = ""  # of mean and std: mm or px for hd95, empty for shares in [0, 1]
-    worst: bool = False  # the worst site of this model, class and metric
+    worst: bool = False  # the worst site of this model, class, metric and unit
     note: str = ""
 
 
 def write_rounds(path: Path, rows: Sequence[RoundRow]) -> None:
     """Write rounds.csv; numbers with all their digits, yes or no, empty where there is no value."""
-    names = [f.name for f in dataclasses.fields(RoundRow) if f.name not in _BY_PHASE]
+    mapped = (*_BY_PHASE, "class_dice")
+    names = [f.name for f in dataclasses.fields(RoundRow) if f.name not in mapped]
+    classes = list(dict.fromkeys(name for row in rows for name in row.class_dice))
     columns = [*names, *(f"{name}_{phase}" for name in _BY_PHASE for phase in PHASES)]
+    columns += [f"{_DICE_OF}{name}" for name in classes]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         for row in rows:
             values = [getattr(row, name) for name in names]
             values += [getattr(row, name).get(phase) for name in _BY_PHASE for phase in PHASES]
+            values += [row.class_dice.get(name) for name in classes]
             writer.writerow(map(_cell, values))
 
 
@@ -97,10 +104,11 @@ def write_evaluation(path: Path, rows: Sequence[EvaluationRow]) -> None:
 def write_rows(path: Path, kind: type[Any], rows: Sequence[Any]) -> None:
     """Write dataclass rows, a column for each field; numbers with all their digits.
 
-    A field class_name becomes the column class; what has no value (None, NaN) is left empty.
+    A field class_name becomes the column class; what has no value (None, NaN) is left empty. A file
+    name that is not UTF-8 stands as its own bytes.
     """
     names = [f.name for f in dataclasses.fields(kind)]
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow("class" if name == "class_name" else name for name in names)
         for row in rows:
@@ -126,6 +134,7 @@ def _cell(value: Any) -> Any:
 
 
 _BY_PHASE = ("seconds", "peak_memory_bytes")
+_DICE_OF = "dice_of_"
 _WHOLE = (
     "evaluated_cases",
     "training_slices",
@@ -148,6 +157,11 @@ def _round_row(cells: Mapping[str, str]) -> RoundRow:
         role=cells["role"],
         accepted=cells["accepted"] == "yes",
         reason=cells["reason"] or None,
+        class_dice={
+            name.removeprefix(_DICE_OF): float(value)
+            for name, value in cells.items()
+            if name is not None and name.startswith(_DICE_OF) and value
+        },
         seconds={p: float(s) for p in PHASES if (s := cells.get(f"seconds_{p}"))},
         peak_memory_bytes={p: int(b) for p in PHASES if (b := cells.get(f"peak_memory_bytes_{p}"))},
         **whole,

@@ -37,6 +37,11 @@ _SERVER = {  # codes of the server's guard
 _SITE = {  # codes of errors at a site
     "trainer-died": "The site's training process ended in the middle of the round.",
     "trainer-hung": "The site's training process was silent for too long.",
+    "trainer-stalled": "The site's training process made no progress for longer than the site's "
+    "stall_seconds, and ended itself.",
+    "trainer-stopped": "The site's training process was told to stop.",
+    "too-slow": "The site's machine was too slow to tell its training process what to do; it was "
+    "busy with something else.",
     "no-trainer": "The site's training process was not there.",
     "nonsense": "The site's training process gave no usable answer.",
     "exchange-full": "The site's exchange volume was full.",
@@ -150,16 +155,68 @@ def numerals(number: int, one: str, many: str | None = None) -> str:
     return f"{count(number)} {one if number == 1 else many or one + 's'}"
 
 
-def headline(summary: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
+def class_names(names: Sequence[str]) -> str:
+    """`optic disc and optic cup`."""
+    return listing([str(name).replace("_", " ") for name in names])
+
+
+def silent_sites(summary: dict[str, Any]) -> list[str]:
+    """Training sites of which no answer to a round came into the model."""
+    if not summary["rounds"]["done"]:
+        return []
+    return [
+        site
+        for site, values in summary["sites"].items()
+        if values["role"] == "train" and not values["rounds_accepted"]
+    ]
+
+
+def headline(summary: dict[str, Any]) -> list[str]:
     """What came out, in sentences: each number with what it measures and over which cases."""
     sites: dict[str, dict[str, Any]] = summary["sites"]
-    training = [site for site, values in sites.items() if values["role"] == "train"]
-    classes = listing([str(name).replace("_", " ") for name in recipe.get("classes", ())])
-    of_what = f" of {classes}" if classes else ""
     rounds, planned = summary["rounds"]["done"], summary["rounds"]["planned"]
     sentences = []
+    parts = summary["parts"]
+    if len(parts) > 1:
+        sentences.append("Not all scores are of the same classes, so each class is told by itself.")
+    for part in parts:
+        sentences += _of_part(summary, part)
+    for site in silent_sites(summary):
+        what = (
+            "never answered a round"
+            if not sites[site]["reported"]
+            else ("answered, and none of its answers was accepted")
+        )
+        sentences.append(f"{site} {what}; nothing of it is in this model.")
+    for site, values in sites.items():
+        if values["not_annotated"]:
+            sentences.append(f"{site} does not annotate {class_names(values['not_annotated'])}.")
+    for site, models in missed_evaluations(summary).items():
+        sentences.append(f"{site} did not evaluate {models}.")
+    if planned and 0 < rounds < planned:
+        sentences.append(f"{rounds} of {numerals(planned, 'planned round')} were completed.")
+    return sentences
 
-    gain, after = summary["dice"]["gain"], summary["dice"]["after"]
+
+def missed_evaluations(summary: dict[str, Any]) -> dict[str, str]:
+    """Site to the models that it should have evaluated and did not, in words."""
+    missed: dict[str, list[str]] = {}
+    for entry in summary["missed_evaluations"]:
+        missed.setdefault(entry["site"], []).append(f"the {entry['model']} model")
+    return {site: listing(models) for site, models in missed.items()}
+
+
+def _of_part(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
+    """What came out for the classes of one part."""
+    sites: dict[str, dict[str, Any]] = part["sites"]
+    roles = {site: values["role"] for site, values in summary["sites"].items()}
+    training = [site for site, role in roles.items() if role == "train"]
+    classes = class_names(part["classes"])
+    of_what = f" of {classes}" if classes else ""
+    several = len(summary["parts"]) > 1
+    rounds = summary["rounds"]["done"]
+    sentences = []
+    gain, after = part["dice"]["gain"], part["dice"]["after"]
     final = all(v["after_is"] in ("final", None) for v in sites.values())
     when = f"after {numerals(rounds, 'round')}" if rounds else "with the model that was handed in"
     if not final:
@@ -184,19 +241,20 @@ def headline(summary: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
                 f"went from {score(gain['before'])} to {score(gain['after'])}."
             )
     else:
-        sentences.append("No training site reported a Dice after training.")
-    for site, values in summary["unseen"].items():
-        if values["after"] is None:
+        sentences.append(
+            f"No training site reported a Dice{of_what if several else ''} after training."
+        )
+    for site, values in sites.items():
+        if roles[site] == "train" or values["after"] is None:
             continue
-        cases = numerals(values["cases"] or 0, "case")
+        cases = numerals(summary["sites"][site]["cases"] or 0, "case")
         if values["round_0"] is None:
             went = f"it is {score(values['after'])}"
         else:
             went = f"it went from {score(values['round_0'])} to {score(values['after'])}"
         sentences.append(f"At {site}, which never trained, {went} ({cases}).")
-    worst = summary["worst_site"]
-    if worst:
-        sentences.append(f"The lowest of all sites is {worst['site']} with {score(worst['dice'])}.")
-    if planned and 0 < rounds < planned:
-        sentences.append(f"{rounds} of {numerals(planned, 'planned round')} were completed.")
+    if worst := part["worst_site"]:
+        scored = sum(values["after"] is not None for values in sites.values())
+        among = "of all sites" if scored == len(sites) else f"of the {scored} sites with a score"
+        sentences.append(f"The lowest {among} is {worst['site']} with {score(worst['dice'])}.")
     return sentences

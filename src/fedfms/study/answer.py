@@ -14,9 +14,10 @@ from fedfms.study.record import STUDY_FILE, Run
 from fedfms.study.statistics import Interval
 
 Role = Literal["train", "unseen"]
-Metric = Literal["dice", "iou", "hd95"]
+Metric = Literal["dice", "iou", "hd95", "dice_slice", "iou_slice"]
 ROLES: tuple[Role, ...] = ("train", "unseen")
-METRICS: tuple[Metric, ...] = ("dice", "iou", "hd95")
+SLICE_METRICS: tuple[Metric, ...] = ("dice_slice", "iou_slice")
+METRICS: tuple[Metric, ...] = ("dice", "iou", "hd95", *SLICE_METRICS)
 
 FAILS_BELOW = 0.10  # Dice; a local model this far below federated training fails at that site
 FEWEST_PATIENTS = 5  # for the interval of a single site; over all sites each needs 2
@@ -55,8 +56,8 @@ class Score:
 class ScoreLine:
     """One way to train, scored at every site in one role.
 
-    A site's score in a run is the mean over its cases with a value, then over the classes
-    (`report.collect.MEASURE`).
+    A site's score in a run is the mean over its cases with a value, then over the classes that all
+    sites scored.
     """
 
     method: str
@@ -64,7 +65,7 @@ class ScoreLine:
     role: Role
     metric: Metric
     unit: str  # mm or px for hd95; distances of different units are different lines
-    class_name: str  # ALL: mean over the classes
+    class_name: str  # ALL: mean over the classes in `Answer.common`
     best: bool  # local models at a site they did not train at: the best one alone
     sites: Mapping[str, Score]
     mean: Score  # over `sites`, each once; its spread over the seeds that have all of them
@@ -208,6 +209,8 @@ class Answer:
     missing: tuple[str, ...]  # planned and not finished
     strangers: tuple[str, ...]  # finished and not planned; they count nowhere
     classes: tuple[str, ...]
+    common: tuple[str, ...]  # of these those that all sites scored: ALL is the mean over them
+    not_annotated: Mapping[str, tuple[str, ...]]  # site to the classes that it does not draw
     cases: tuple[SiteCases, ...]
     scores: tuple[ScoreLine, ...]
     gaps: tuple[Gap, ...]

@@ -8,6 +8,8 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fedfms.report.collect import over
+from fedfms.report.tables import RoundRow
 from fedfms.study.answer import (
     ALL,
     TARGET_SHARE,
@@ -33,17 +35,22 @@ class LearningPoint:
     bytes_moved: int  # tensor bytes to and from all sites until this model existed
 
 
-def learning(run: Run) -> list[LearningPoint]:
+def learning(run: Run, common: Sequence[str], classes: Sequence[str]) -> list[LearningPoint]:
     """Round by round from rounds.csv, and the final model from scores.csv.
 
     Only sites that told a score in some round count, so that every point is over the same sites.
+
+    Args:
+        common: the classes that all sites scored; every point is the mean over these.
+        classes: all of the study.
     """
-    rows = [row for row in run.rounds if row.role == "train"]
-    dice = {(r.round, r.site): r.dice for r in rows if r.accepted and r.dice is not None}
+    rows = [row for row in run.rounds if row.role == "train" and row.accepted]
+    told = {(row.round, row.site): _dice(row, common, classes) for row in rows}
+    dice = {place: value for place, value in told.items() if value is not None}
     telling = {site for _, site in dice}
     final = {
         site: value
-        for (site, role, metric, _, class_name), value in run_scores(run).items()
+        for (site, role, metric, _, class_name), value in run_scores(run, common).items()
         if (role, metric, class_name) == ("train", "dice", ALL)
     }
     if telling & set(final):
@@ -59,6 +66,13 @@ def learning(run: Run) -> list[LearningPoint]:
         moved += sum((row.bytes_down or 0) + (row.bytes_up or 0) for row in own)
     last = numbers[-1] + 1 if numbers else int(run.recipe.get("rounds") or 0)
     return [*points, LearningPoint(last, mean(list(final.values())), moved)]
+
+
+def _dice(row: RoundRow, common: Sequence[str], classes: Sequence[str]) -> float | None:
+    """Over the classes in common; a row of an older run knows the mean over all classes alone."""
+    if row.class_dice:
+        return over(row.class_dice, common) if common else None
+    return row.dice if set(common) == set(classes) else None
 
 
 def _spread(values: Sequence[float]) -> Spread | None:

@@ -85,7 +85,7 @@ def read_manifest(path: Path) -> dict[str, list[ManifestRow]]:
         OSError, TypeError: the file is missing or damaged.
     """
     rows: dict[str, list[ManifestRow]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         for cells in csv.DictReader(file):
             row = ManifestRow(**cells)  # type: ignore[arg-type]
             rows.setdefault(row.site, []).append(row)

@@ -25,7 +25,7 @@ from fedfms.errors import FederationError, FedfmsError, unexpected
 from fedfms.exchange.contribution import Metric
 from fedfms.exchange.payload import save_tensors
 from fedfms.report.collect import GLOBAL_MODEL, ROUNDS, load_result
-from fedfms.report.records import mean
+from fedfms.report.records import class_dice, mean
 from fedfms.report.tables import RoundRow, write_rounds
 from fedfms.sites import Site
 from fedfms.study.data import read_manifest, site_config
@@ -111,6 +111,7 @@ def _pooled_rows(
                     accepted=True,
                     loss=after.loss,
                     dice=_over_classes(before.metrics[site], "dice"),
+                    class_dice=class_dice(before.metrics[site]),
                     iou=_over_classes(before.metrics[site], "iou"),
                     hd95=_over_classes(before.metrics[site], "hd95"),
                     dice_slice=_over_classes(before.metrics[site], "dice_slice"),

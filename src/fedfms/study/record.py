@@ -213,7 +213,7 @@ def read_scores(path: Path) -> tuple[ScoreRow, ...]:
     Raises:
         OSError, ValueError, KeyError: the file is missing or damaged.
     """
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         return tuple(_score_row(cells) for cells in csv.DictReader(file))
 
 

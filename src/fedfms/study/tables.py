@@ -30,7 +30,7 @@ from fedfms.study.answer import (
     SiteCases,
 )
 from fedfms.study.record import Run, RunKey
-from fedfms.study.scores import counted, run_scores
+from fedfms.study.scores import classes_in_common, counted, run_scores
 from fedfms.study.statistics import (
     PatientDifference,
     bootstrap_interval,
@@ -48,8 +48,9 @@ def answer(study: Asked, runs: Sequence[Run]) -> Answer:
     ours = tuple(run for run in runs if run.record.key.name in planned)
     finished = {run.record.key.name for run in ours}
     classes = tuple(dict.fromkeys(row.class_name for run in ours for row in run.scores))
-    best = _best_local(study, ours)
-    learnt = {run.record.key.name: costs.learning(run) for run in ours}
+    common = classes_in_common(ours, classes)
+    best = _best_local(study, ours, common)
+    learnt = {run.record.key.name: costs.learning(run, common, classes) for run in ours}
     moved = tuple(costs.communication(study, ours, learnt))
     trained = tuple(costs.training(study, ours))
     return Answer(
@@ -58,10 +59,12 @@ def answer(study: Asked, runs: Sequence[Run]) -> Answer:
         missing=tuple(name for name in study.planned if name not in finished),
         strangers=tuple(r.record.key.name for r in runs if r.record.key.name not in planned),
         classes=classes,
+        common=common,
+        not_annotated=_not_annotated(study, ours, classes),
         cases=tuple(_site_cases(study, ours)),
-        scores=tuple(_score_lines(study, ours, classes, best)),
-        gaps=tuple(_gaps(study, ours, best)),
-        local=tuple(_local_cells(study, ours)),
+        scores=tuple(_score_lines(study, ours, classes, common, best)),
+        gaps=tuple(_gaps(study, ours, common, best)),
+        local=tuple(_local_cells(study, ours, common)),
         communication=moved,
         training=trained,
         savings=tuple(costs.savings(moved, trained)),
@@ -89,13 +92,33 @@ class _Line(NamedTuple):
     best: bool
 
 
+def _not_annotated(
+    study: Asked, runs: Sequence[Run], classes: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Site to the classes of which it has no row, where there are any."""
+    drawn: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        for row in run.scores:
+            drawn[row.site].add(row.class_name)
+    missing = {
+        site: tuple(name for name in classes if name not in drawn[site])
+        for site in study.sites
+        if site in drawn
+    }
+    return {site: names for site, names in missing.items() if names}
+
+
 def _score_lines(
-    study: Asked, runs: Sequence[Run], classes: Sequence[str], best: Mapping[tuple[str, str], str]
+    study: Asked,
+    runs: Sequence[Run],
+    classes: Sequence[str],
+    common: Sequence[str],
+    best: Mapping[tuple[str, str], str],
 ) -> Iterator[ScoreLine]:
     found: dict[_Line, dict[str, list[_Value]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         key = run.record.key
-        for (site, role, metric, unit, class_name), value in run_scores(run).items():
+        for (site, role, metric, unit, class_name), value in run_scores(run, common).items():
             if class_name != ALL and len(classes) < 2:
                 continue
             line = _Line(key.method, key.regime, role, metric, unit, class_name, False)
@@ -151,7 +174,9 @@ def _names(keys: Iterable[RunKey]) -> tuple[str, ...]:
     return tuple(sorted({key.name for key in keys}))
 
 
-def _best_local(study: Asked, runs: Sequence[Run]) -> dict[tuple[str, str], str]:
+def _best_local(
+    study: Asked, runs: Sequence[Run], common: Sequence[str]
+) -> dict[tuple[str, str], str]:
     """For each (method, site), where the local model of another site that is best there trained.
 
     Best by Dice on that very site, mean over seeds: who must choose beforehand does no better.
@@ -160,7 +185,7 @@ def _best_local(study: Asked, runs: Sequence[Run]) -> dict[tuple[str, str], str]
     for run in runs:
         key = run.record.key
         if key.regime == "local":
-            for (site, role, metric, _, class_name), value in run_scores(run).items():
+            for (site, role, metric, _, class_name), value in run_scores(run, common).items():
                 if role == "unseen" and metric == "dice" and class_name == ALL:
                     dice[key.method, site, key.trained_on[0]].append(value)
     best: dict[tuple[str, str], str] = {}
@@ -215,15 +240,19 @@ class _Differences:
 
 
 class _Cases:
-    """Dice of every case, class and run, where it counts."""
+    """Dice of every case, class and run, where it counts.
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    Args:
+        common: the classes that count, as in the scores; none: all, case by case.
+    """
+
+    def __init__(self, runs: Sequence[Run], common: Sequence[str]) -> None:
         self.patients: dict[tuple[str, str], str] = {}
         self._values: dict[tuple[str, Role, str, str], dict[tuple[str, str], list[_Value]]] = {}
         for run in runs:
             key = run.record.key
             for row in counted(run):
-                if row.dice is not None:
+                if row.dice is not None and (not common or row.class_name in common):
                     self.patients[row.site, row.case] = row.patient
                     side = self._values.setdefault((row.site, row.role, key.method, key.regime), {})
                     side.setdefault((row.case, row.class_name), []).append(_Value(key, row.dice))
@@ -319,9 +348,11 @@ class _Comparison:
     sites: Mapping[str, _Differences]
 
 
-def _gaps(study: Asked, runs: Sequence[Run], best: Mapping[tuple[str, str], str]) -> Iterator[Gap]:
+def _gaps(
+    study: Asked, runs: Sequence[Run], common: Sequence[str], best: Mapping[tuple[str, str], str]
+) -> Iterator[Gap]:
     """Over all sites first, with the test and its correction; then site by site, untested."""
-    cases = _Cases(runs)
+    cases = _Cases(runs, common)
     compared = [c for c in _comparisons(study, cases, best) if c.sites]
     overall = [_gap(cases, comparison, list(comparison.sites)) for comparison in compared]
     for gap, adjusted in zip(overall, holm([gap["p"] for gap in overall]), strict=True):
@@ -391,18 +422,18 @@ def _gap(cases: _Cases, comparison: _Comparison, sites: Sequence[str]) -> dict[s
 # ----------------------------------------------------------------------------------------- local
 
 
-def _local_cells(study: Asked, runs: Sequence[Run]) -> Iterator[LocalCell]:
+def _local_cells(study: Asked, runs: Sequence[Run], common: Sequence[str]) -> Iterator[LocalCell]:
     """Each local model at each site, and how far below federated training it is there.
 
     Compared with federated runs in which the site is unseen, as it is to the local model; where the
     study has none, and at the model's own site, with those that trained there.
     """
-    cases = _Cases(runs)
+    cases = _Cases(runs, common)
     found: dict[tuple[str, str, str], list[_Value]] = defaultdict(list)
     for run in runs:
         key = run.record.key
         if key.regime == "local":
-            for (site, _, metric, _, class_name), value in run_scores(run).items():
+            for (site, _, metric, _, class_name), value in run_scores(run, common).items():
                 if metric == "dice" and class_name == ALL:
                     found[key.method, key.trained_on[0], site].append(_Value(key, value))
     for method in study.methods:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedfms.config import Machine
 from fedfms.errors import FedfmsError
+from fedfms.user import refuse_root
 from fedfms.watch import watch_files
 
 
@@ -61,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--work", required=True, type=Path, metavar="FOLDER", help="private; scores per case")
     given = parser.parse_args(argv)
+    try:
+        refuse_root()
+    except FedfmsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     refuse_networks()  # before the libraries are imported that would try
     if machine.watch is not None:
         watch_files(machine.watch)

@@ -1,27 +1,52 @@
-"""What a trainer says of its site when asked: from site.yml and policy, and never a file's name."""
+"""What a trainer says of its site when asked: from site.yml and policy, and never a file's name.
+
+Of the images it says how far apart their voxels are, roughly and of several cases together.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import dataclasses
+import itertools
+import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
 
 from fedfms import __version__
-from fedfms.config import SiteConfig
+from fedfms.config import Policy, SiteConfig
+from fedfms.data.content import read_bytes
+from fedfms.data.formats import read_image
+from fedfms.data.manifest import find_cases
 from fedfms.errors import FedfmsError, SiteDataError
 from fedfms.exchange.door import read_policy
-from fedfms.trainer.messages import Device, Pong, public_code
+from fedfms.trainer.messages import MAX_CLASSES, Device, Pong, Slicing, public_code
 from fedfms.trainer.tasks import SiteFolders
 from fedfms.training.device import torch_device
 
+log = logging.getLogger(__name__)
+
 READ_SECONDS = 0.7  # for both files; who asks waits a second or more
 SLOW_FILES = "site-files-slow"  # code: they cannot be read in that time, as on a dead share
+CASES_MEASURED = 5  # or min_cases where that is more: of so many the spacing is looked at
+
+Spacing = tuple[float, float, float]  # mm between slices, rows and columns
 
 
-def describe(folders: SiteFolders, busy: bool) -> Pong:
-    """What the site can do now; whatever is wrong is told as the code of its error."""
+def describe(
+    folders: SiteFolders,
+    busy: bool,
+    spacing_of: Callable[[SiteConfig, Policy], Spacing | None] = lambda site, policy: None,
+) -> Pong:
+    """What the site can do now; whatever is wrong is told as the code of its error.
+
+    Args:
+        folders: the site's.
+        busy: whether it is.
+        spacing_of: gives the spacing to tell, see `measure_spacing`.
+    """
     try:
         site = SiteConfig.from_yaml(folders.config, folders.data_root)
         policy = read_policy(folders.policy)
@@ -45,7 +70,55 @@ def describe(folders: SiteFolders, busy: bool) -> Pong:
         methods=policy.methods,
         max_rounds=policy.max_rounds,
         device=device,
+        slicing=Slicing.of(site, spacing_of(site, policy)),
+        overlapping=tuple(
+            (one, other)
+            for one, other in itertools.combinations(site.classes, 2)
+            if set(site.classes[one]) & set(site.classes[other])
+        )[:MAX_CLASSES],
     )
+
+
+def measure_spacing(
+    site: SiteConfig, smallest: int, may_go_on: Callable[[], bool] = lambda: True
+) -> Spacing | None:
+    """The median spacing of some of a site's cases, each number rounded to two digits.
+
+    Args:
+        site: whose images are read as training reads them; what cannot be read is passed over.
+        smallest: fewer cases than this say nothing.
+        may_go_on: asked before each case.
+
+    Returns:
+        mm between slices, rows and columns of the site's plane. None: too few cases, or files that
+        have no voxel size.
+
+    Raises:
+        SiteDataError: there are no cases.
+    """
+    if site.distance_unit != "mm":
+        return None
+    cases = find_cases(site)
+    count = max(smallest, CASES_MEASURED)
+    found: list[Spacing] = []
+    for case in cases[:: max(1, len(cases) // count)][:count]:
+        if not may_go_on():
+            return None
+        with contextlib.suppress(FedfmsError):
+            found.append(read_image(case.image, read_bytes(case.image, site), site).spacing)
+    if len(found) < smallest:
+        return None
+    slices, rows, columns = (float(f"{median(axis):.2g}") for axis in zip(*found, strict=True))
+    return slices, rows, columns
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What was measured, and for which settings."""
+
+    site: SiteConfig
+    smallest: int
+    spacing: Spacing | None
 
 
 class Announcer:
@@ -53,14 +126,20 @@ class Announcer:
 
     The files are read in a thread of their own: to read from a dead network share blocks for ever,
     and the trainer must go on with its signs of life. There is never more than one such thread.
+    Another such thread looks at the spacing of the images, once, while no task runs; until then it
+    is not told.
     """
 
     def __init__(self, folders: SiteFolders) -> None:
         self._folders = folders
         self._reading: asyncio.Future[Pong] | None = None
+        self._busy: Callable[[], bool] = lambda: False
+        self._measured: _Measured | None = None
+        self._measuring = False
 
     async def pong(self, busy: Callable[[], bool]) -> Pong:
         """The answer to a ping, within READ_SECONDS."""
+        self._busy = busy
         if self._reading is None or self._reading.done():
             self._reading = self._read()
         try:
@@ -78,10 +157,35 @@ class Announcer:
                 answer.set_result(pong)
 
         def read() -> None:
-            pong = describe(self._folders, False)
+            pong = describe(self._folders, False, self._spacing)
             with contextlib.suppress(RuntimeError):  # the trainer has stopped in the meantime
                 loop.call_soon_threadsafe(deliver, pong)
 
         # a daemon: it must not keep the process from ending
         threading.Thread(target=read, name="announce", daemon=True).start()
         return answer
+
+    def _spacing(self, site: SiteConfig, policy: Policy) -> Spacing | None:
+        """What was measured for these settings; starts to measure where nothing was yet."""
+        smallest = max(site.min_cases, policy.min_cases)
+        known = self._measured
+        if known is not None and (known.site, known.smallest) == (site, smallest):
+            return known.spacing
+        if not self._measuring and not self._busy():
+            self._measuring = True
+            arguments = (site, smallest)
+            threading.Thread(
+                target=self._measure, args=arguments, name="spacing", daemon=True
+            ).start()
+        return None
+
+    def _measure(self, site: SiteConfig, smallest: int) -> None:
+        spacing: Spacing | None = None
+        try:
+            spacing = measure_spacing(site, smallest, lambda: not self._busy())
+        except Exception as error:  # whatever a file does to its reader, the task will say it
+            log.debug("no spacing to tell: %s", type(error).__name__)
+        finally:
+            if spacing is not None or not self._busy():  # a task came between: again later
+                self._measured = _Measured(site, smallest, spacing)
+            self._measuring = False

@@ -6,8 +6,9 @@ nothing outside the exchange folder is opened.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from fedfms.exchange.contribution import Contribution
 from fedfms.exchange.payload import load_tensors, read_whole, save_tensors
 from fedfms.trainer.connection import (
     AbortAsked,
+    Connection,
     connected,
     not_understood,
     stopped_on_request,
@@ -60,15 +62,15 @@ def run_task(
 
     Raises:
         TaskAborted: `aborted` said so, or the trainer was told to stop by its own side.
-        TrainerError: code no-trainer, trainer-died, trainer-hung, nonsense, other-protocol,
-            exchange-full, or unexpected for an exception in the trainer that nobody foresaw.
+        TrainerError: code no-trainer, trainer-died, trainer-hung, trainer-stalled, too-slow,
+            nonsense, other-protocol, exchange-full, or unexpected for an exception in the trainer
+            that nobody foresaw.
         FedfmsError: the public part of whatever else the trainer reports (SiteDataError,
             DoorClosed, …), with its code and no name from the site.
     """
     files = TaskFiles(exchange, secrets.token_hex(8))
-    with connected(exchange, connect_seconds, aborted) as connection:
+    with _handed_over(files, tensors, connect_seconds, aborted) as connection:
         try:
-            _put(files, tensors)
             connection.send(TaskRequest(files.task_id, task), stall_seconds)
             while True:
                 answer = connection.next_answer(stall_seconds, aborted)
@@ -84,8 +86,29 @@ def run_task(
         except AbortAsked:
             connection.abort()
             raise stopped_on_request() from None
-        finally:
-            files.remove()
+
+
+@contextlib.contextmanager
+def _handed_over(
+    files: TaskFiles,
+    tensors: Mapping[str, Tensor],
+    connect_seconds: float,
+    aborted: Callable[[], bool],
+) -> Iterator[Connection]:
+    """A connection to a trainer for whom the model lies ready; nothing of the task is left.
+
+    The model is written first, however long that takes: who connects is expected to speak.
+    """
+    try:
+        while True:
+            _put(files, tensors)
+            with connected(files.exchange, connect_seconds, aborted) as connection:
+                # a trainer that starts clears the folder before it listens
+                if files.received.exists():
+                    yield connection
+                    return
+    finally:
+        files.remove()
 
 
 def _put(files: TaskFiles, tensors: Mapping[str, Tensor]) -> None:
@@ -127,6 +150,14 @@ def _as_error(failure: Failure) -> FedfmsError:
     why = f", {failure.exception}" if failure.exception else ""
     return kind(
         f"the trainer reports {failure.error} ({failure.code}{why})",
-        "the trainer's own log at the site has the details",
+        _FIXES.get(failure.code, "the trainer's own log at the site has the details"),
         code=failure.code,
     )
+
+
+_FIXES = {  # of what has to do with the trainer itself and not with its files
+    "too-slow": "look what else keeps the site's machine busy; the next round tries again",
+    "trainer-stalled": "look in the trainer's log for what it waited; if the machine is only slow, "
+    "set a larger stall_seconds in site.yml",
+    "trainer-stopped": "start the trainer at the site again; somebody stopped it",
+}

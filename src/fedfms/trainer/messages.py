@@ -8,6 +8,7 @@ goes from the trainer to the client is counts, phases, codes and the report that
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fedfms.config import Method, Recipe
+from fedfms.config import Method, Recipe, SiteConfig
 from fedfms.errors import ConfigError, ContributionRefused, TrainerError
 from fedfms.exchange.contribution import MAX_PICTURES as MAX_PICTURES
 from fedfms.exchange.contribution import Contribution
@@ -62,6 +63,35 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True)
+class Slicing:
+    """How a site makes pictures of its images: what sites should agree on and no recipe says."""
+
+    plane: str | None  # axial, coronal, sagittal; None where the files are pictures, not volumes
+    channels: str  # gray, rgb, neighbours
+    intensity: str  # the rule and its numbers, as `Intensity.from_text` reads them
+    # mm between slices, rows and columns: the median over some cases, of two digits. None: too few
+    # cases to tell, not known yet, or files without a voxel size
+    spacing_mm: tuple[float, float, float] | None = None
+
+    @classmethod
+    def of(cls, site: SiteConfig, spacing_mm: tuple[float, float, float] | None = None) -> Slicing:
+        """What a site.yml says."""
+        rule = site.intensity
+        numbers = (rule.center, rule.width) if rule.rule == "window" else rule.bounds
+        return cls(
+            plane=None if site.format == "image" else site.plane,  # pictures lie in no plane
+            channels=site.channels,
+            intensity=":".join([rule.rule, *(f"{number:g}" for number in numbers)]),
+            spacing_mm=spacing_mm,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        values = dataclasses.asdict(self)
+        return {**values, "spacing_mm": list(self.spacing_mm) if self.spacing_mm else None}
+
+
+@dataclass(frozen=True, slots=True)
 class Pong:
     """Trainer: I am, and this is what the site can do, by its site.yml and policy as they are now.
 
@@ -77,6 +107,8 @@ class Pong:
     methods: tuple[Method, ...] = ()  # that its policy allows
     max_rounds: int = 0  # that its policy allows
     device: Device | None = None  # what torch computes on here
+    slicing: Slicing | None = None  # None: not told, as by a trainer of an older version
+    overlapping: tuple[tuple[str, str], ...] = ()  # classes that have a label value in common here
 
     @property
     def ready(self) -> bool:
@@ -191,6 +223,8 @@ def encode(message: Request | Answer) -> bytes:
                 "methods": list(message.methods),
                 "max_rounds": message.max_rounds,
                 "device": message.device,
+                "slicing": message.slicing.to_dict() if message.slicing else None,
+                "overlapping": [list(pair) for pair in message.overlapping],
             }
         case Progress(phase, done, total):
             values = {"type": "progress", "phase": phase, "done": done, "total": total}
@@ -263,8 +297,14 @@ def decode_answer(line: bytes) -> Answer:
         _check(values, {"error": _word, "code": _code, "exception": _word_or_none})
         return Failure(**values)
     if kind == "pong":
+        # an older trainer does not tell the first two
+        values = {"slicing": None, "overlapping": [], **values}
         _check(values, _PONG)
         del values["protocol"]
+        values["overlapping"] = tuple((one, other) for one, other in values["overlapping"])
+        if (told := values["slicing"]) is not None:
+            spacing = told["spacing_mm"]
+            values["slicing"] = Slicing(**{**told, "spacing_mm": spacing and tuple(spacing)})
         for key in ("classes", "not_annotated", "methods"):
             values[key] = tuple(values[key])
         return Pong(**values)
@@ -308,6 +348,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
 _CODE = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _TASK_ID = re.compile(r"[0-9a-f]{16}")
+_RULE = re.compile(r"[a-z]{1,20}(:-?[0-9.e+-]{1,20}){2}")
 
 
 def _count(value: Any) -> bool:
@@ -342,6 +383,22 @@ def _word_or_none(value: Any) -> bool:
     return value is None or _word(value)
 
 
+def _slicing(value: Any) -> bool:
+    if value is None:
+        return True
+    keys = {field.name for field in dataclasses.fields(Slicing)}
+    if not isinstance(value, dict) or set(value) != keys:
+        return False
+    spacing = value["spacing_mm"]
+    return (
+        (value["plane"] is None or _word(value["plane"]))
+        and _word(value["channels"])
+        and _text(value["intensity"], _RULE)
+        and (spacing is None or (isinstance(spacing, list) and len(spacing) == 3))
+        and all(isinstance(mm, int | float) and 0 < mm < 1e4 for mm in spacing or ())
+    )
+
+
 _TASK: dict[str, Callable[[Any], bool]] = {
     "task_id": lambda value: _text(value, _TASK_ID),
     "kind": lambda value: value in ("train", "evaluate"),
@@ -365,6 +422,12 @@ _PONG: dict[str, Callable[[Any], bool]] = {
     "methods": lambda value: _names(value) and set(value) <= set(get_args(Method)),
     "max_rounds": _count,
     "device": lambda value: value is None or value in get_args(Device),
+    "slicing": _slicing,
+    "overlapping": lambda value: (
+        isinstance(value, list)
+        and len(value) <= MAX_CLASSES
+        and all(_names(pair) and len(pair) == 2 for pair in value)
+    ),
 }
 
 

@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 0.5  # between two signs of life to the client
 ABORT_GRACE_SECONDS = 4.0  # for a computation to stop by itself
-REQUEST_SECONDS = 10.0  # for a client that connected to say what it wants
+REQUEST_SECONDS = 60.0  # for a client that connected to say what it wants: one line
 MAX_UNREAD_BYTES = 1024 * 1024  # of signs of life that a client did not take
 
 # exit codes; a supervisor starts the trainer again after any of them but 0
@@ -246,7 +246,8 @@ class TrainerServer:
         timer_set_at = -math.inf
         while True:
             if writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
-                writer.transport.abort()  # a client that does not listen; ends `_stop_asked` too
+                log.warning("a client does not listen to its task, which is stopped")
+                writer.transport.abort()  # ends `_stop_asked` too
                 return
             writer.write(encode(running.progress))
             if running.started:
@@ -296,7 +297,7 @@ class TrainerServer:
         log.error("%s of round %d failed: %s; see %s", task.kind, task.round, public, path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
+            with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} job {task.job} ")
                 file.write(f"round {task.round} {task.kind}: {full}\n")
         except OSError as error:
@@ -352,10 +353,20 @@ async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
 
 
 async def _first_request(reader: asyncio.StreamReader) -> TaskRequest | Ping | Failure:
-    """What a new connection asks for, or the answer to what cannot be understood."""
+    """What a new connection asks for, or the answer to what cannot be understood.
+
+    Raises:
+        OSError: the client went away before it had said it.
+    """
     try:
-        request = decode_request(await asyncio.wait_for(reader.readline(), REQUEST_SECONDS))
-    except (asyncio.TimeoutError, ValueError):  # ValueError: a line beyond the limit
+        line = await asyncio.wait_for(reader.readline(), REQUEST_SECONDS)
+        if not line.endswith(b"\n"):
+            raise ConnectionResetError
+        request = decode_request(line)
+    except asyncio.TimeoutError:
+        log.warning("a client connected and did not ask for anything in %g s", REQUEST_SECONDS)
+        return Failure("TrainerError", "too-slow")
+    except ValueError:  # a line beyond the limit
         return Failure("TrainerError", "nonsense")
     except FedfmsError as error:
         log.warning("a request was refused: %s", error.public)

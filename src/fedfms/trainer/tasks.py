@@ -190,7 +190,7 @@ class TaskRunner:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = folder / f"{task.job}.csv"
         is_new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
+        with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.writer(file)
             if is_new:
                 table.writerow(["round", "model", "case", "class", "dice", "iou", "hd95"])

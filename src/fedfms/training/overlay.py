@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy.ndimage import binary_dilation, binary_erosion
+from scipy.ndimage import binary_dilation, binary_erosion, center_of_mass, label
 from torch import nn
 
 from fedfms.config import Recipe, SiteConfig
@@ -18,14 +18,28 @@ from fedfms.data.dataset import PreparedCase, class_masks
 from fedfms.training.evaluate import CaseScore, foreground, predict
 from fedfms.training.metrics import Mask
 
-# Okabe and Ito's blue and orange, which people with any colour blindness tell apart
-TRUTH_COLOUR = (86, 180, 233)
-PREDICTION_COLOUR = (230, 159, 0)
+Colour = tuple[int, int, int]
+
+# Okabe and Ito's colours, which people with any colour blindness tell apart. Of one class what was
+# drawn and what was found have a colour each; of several each class has one, from the first on.
+TRUTH_COLOUR: Colour = (86, 180, 233)
+PREDICTION_COLOUR: Colour = (230, 159, 0)
+CLASS_COLOURS: tuple[Colour, ...] = (
+    (86, 180, 233),
+    (230, 159, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (240, 228, 66),
+    (213, 94, 0),
+)
 
 _LONGER_SIDE = 512  # pixels of the picture
 _LINE = 2  # pixels of a contour
+_DASH = 7  # pixels along a contour
 _CAPTION_HEIGHT = 44
+_LEGEND_LINE = 19  # pixels of a line of class names
 _FONT_SIZE = 14
+_WHITE: Colour = (255, 255, 255)
 
 
 class Choice(NamedTuple):
@@ -70,7 +84,11 @@ def site_pictures(
         )
         drawn = [number for number, name in enumerate(recipe.classes) if name in site.classes]
         predicted = foreground(logits[None], case, recipe)[drawn, 0]
-        pictures.append(draw_overlay(case, index, predicted, truth[drawn, index], caption))
+        names = {
+            recipe.classes[number]: CLASS_COLOURS[number % len(CLASS_COLOURS)] for number in drawn
+        }
+        classes = names if len(recipe.classes) > 1 else None
+        pictures.append(draw_overlay(case, index, predicted, truth[drawn, index], caption, classes))
     return pictures
 
 
@@ -96,16 +114,24 @@ def fullest_slice(truth: Mask) -> int:
 
 
 def draw_overlay(
-    prepared: PreparedCase, index: int, predicted: Mask, truth: Mask, caption: str
+    prepared: PreparedCase,
+    index: int,
+    predicted: Mask,
+    truth: Mask,
+    caption: str,
+    classes: Mapping[str, Colour] | None = None,
 ) -> bytes:
-    """One slice in grey, true contours in blue just outside, predicted in orange just inside.
+    """One slice in grey, true contours just outside, predicted ones just inside.
 
-    So both stay visible where they agree. Pixels become as wide and high as they are in the body.
+    So both stay visible where they agree. Of one class the true contour is blue and the predicted
+    one orange; of several a class has one colour, and its true contour is dashed. Pixels become as
+    wide and high as they are in the body.
 
     Args:
         index: the slice.
         predicted, truth: (K, H, W) of that slice.
         caption: printed below; it leaves the site with the picture, so it names nobody.
+        classes: K names with their colours, in this order, for the legend; None: one class.
 
     Returns:
         a PNG file without metadata.
@@ -117,23 +143,67 @@ def draw_overlay(
     size = (max(1, round(wide * zoom)), max(1, round(tall * zoom)))  # columns, rows, as Pillow
     gray = Image.fromarray(picture).convert("L").resize(size, Image.Resampling.BILINEAR)
     pixels = np.array(gray.convert("RGB"))
-    for mask in truth:
+    colours = list(classes.values()) if classes is not None else [None] * len(truth)
+    for mask, colour in zip(truth, colours, strict=True):
         large = _enlarge(mask, size)
-        pixels[binary_dilation(large, iterations=_LINE) & ~large] = TRUTH_COLOUR
-    for mask in predicted:
+        band = binary_dilation(large, iterations=_LINE) & ~large
+        pixels[band if colour is None else _dashed(band, large)] = colour or TRUTH_COLOUR
+    for mask, colour in zip(predicted, colours, strict=True):
         large = _enlarge(mask, size)
-        pixels[large & ~binary_erosion(large, iterations=_LINE)] = PREDICTION_COLOUR
+        pixels[large & ~binary_erosion(large, iterations=_LINE)] = colour or PREDICTION_COLOUR
 
-    canvas = Image.new("RGB", (max(size[0], _LONGER_SIDE), size[1] + _CAPTION_HEIGHT))
+    width = max(size[0], _LONGER_SIDE)
+    font = ImageFont.load_default(_FONT_SIZE)
+    legend = _legend(classes, width, font)
+    lines = max((line for line, *_ in legend), default=0)
+    canvas = Image.new("RGB", (width, size[1] + _CAPTION_HEIGHT + lines * _LEGEND_LINE))
     canvas.paste(Image.fromarray(pixels), ((canvas.width - size[0]) // 2, 0))
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(_FONT_SIZE)
-    draw.text((6, size[1] + 4), caption, fill=(255, 255, 255), font=font)
-    draw.text((6, size[1] + 23), "drawn by the site", fill=TRUTH_COLOUR, font=font)
-    draw.text((160, size[1] + 23), "found by the model", fill=PREDICTION_COLOUR, font=font)
+    draw.text((6, size[1] + 4), caption, fill=_WHITE, font=font)
+    for line, left, text, colour in legend:
+        draw.text((left, size[1] + 23 + line * _LEGEND_LINE), text, fill=colour, font=font)
     stream = io.BytesIO()
     canvas.save(stream, format="PNG", optimize=True)
     return stream.getvalue()
+
+
+def _legend(
+    classes: Mapping[str, Colour] | None, width: int, font: Any
+) -> list[tuple[int, int, str, Colour]]:
+    """(line, left edge in pixels, text, colour): first the kinds of contours, then the classes."""
+    if classes is None:
+        return [
+            (0, 6, "drawn by the site", TRUTH_COLOUR),
+            (0, 160, "found by the model", PREDICTION_COLOUR),
+        ]
+    placed: list[tuple[int, int, str, Colour]] = [
+        (0, 6, "dashed: drawn by the site; solid: found by the model", _WHITE)
+    ]
+    line, left = 1, 6
+    for name, colour in classes.items():
+        text = name.replace("_", " ")
+        needs = int(font.getlength(text))
+        if left > 6 and left + needs > width:
+            line, left = line + 1, 6
+        placed.append((line, left, text, colour))
+        left += needs + 18
+    return placed
+
+
+def _dashed(band: Mask, inside: Mask) -> Mask:
+    """Every other stretch of the contours in `band`, around each separate part of `inside`."""
+    parts, count = label(inside | band)
+    if count == 0:
+        return band
+    centres = np.array(center_of_mass(parts > 0, parts, range(1, count + 1)))
+    rows, columns = np.nonzero(band)
+    part = parts[rows, columns] - 1
+    turn = np.arctan2(rows - centres[part, 0], columns - centres[part, 1]) / (2 * np.pi) + 0.5
+    length = np.bincount(part, minlength=count) / _LINE
+    dashes = 2 * np.maximum(3, np.round(length / (2 * _DASH)))
+    dashed = np.zeros_like(band)
+    dashed[rows, columns] = np.floor(turn * dashes[part]) % 2 == 0
+    return dashed
 
 
 def _enlarge(mask: Mask, size: tuple[int, int]) -> Mask:

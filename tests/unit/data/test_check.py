@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
-from site_files import cut, disk, picture, site_config, write_case, write_site, write_volume
+from site_files import cut, disk, picture, recipe, site_config, write_case, write_site, write_volume
 
 from fedfms.config import Intensity, SiteConfig
 from fedfms.control import Control
@@ -227,7 +227,7 @@ def test_a_class_of_the_job_that_nobody_mentioned(tmp_path):
         check_data(site_config(tmp_path, min_cases=1, not_annotated=("oedema",)), ["oedema"]) == []
     )
     with pytest.raises(SiteDataError):
-        annotated(site, type("R", (), {"classes": ("oedema",)})())
+        annotated(site, recipe(classes=("oedema",)))
 
 
 def warnings(site: SiteConfig) -> list[str]:

@@ -286,6 +286,15 @@ def test_two_classes_with_the_same_values(tmp_path):
     assert "disc and cup" in finding.problem
 
 
+def test_classes_of_a_job_that_exclude_each_other_share_no_value(tmp_path):
+    write_site(tmp_path, "image", cases=16)
+    site = site_config(tmp_path, "image", classes={"whole": (1, 2), "part": (2,)})
+    job = {"classes": ("whole", "part"), "image_size": 256}
+    assert codes(site, recipe=recipe(**job)) == ["class-never-drawn"]  # part is
+    excluding = recipe(**job, exclusive_classes=True)
+    assert codes(site, recipe=excluding) == ["classes-share-values"]
+
+
 # ----------------------------------------------------------------------------- unlikely pictures
 
 
@@ -377,6 +386,7 @@ def test_files_with_another_ending_than_the_globs_have(tmp_path):
     (finding,) = found.findings
     assert finding.code == "files-not-taken"
     assert "(32 .PNG)" in finding.problem
+    assert "rename .PNG to .png; else" in finding.fix
     assert ("not taken", "32 .PNG in the same folders, by no glob") in (
         found.summary.rows_for_print()
     )
@@ -398,6 +408,37 @@ def test_another_contrast_is_counted_and_no_warning(tmp_path):
     found = examine(site)
     assert found.summary.not_taken == {".nii.gz": 16}
     assert found.findings == []
+
+
+# ------------------------------------------------------------------------- what the readers say
+
+
+def test_what_the_files_were(tmp_path):
+    write_site(tmp_path, "image", cases=16)
+    Image.fromarray(picture(3, (24, 32, 3))).save(tmp_path / "images" / "c03.png")
+    site = site_config(tmp_path, "image")
+    summary = examine(site).summary
+    assert summary.image_kinds == {"PNG, gray, 8 bit": 15, "PNG, RGB, 8 bit": 1}
+    assert summary.label_kinds == {"PNG, gray, 8 bit": 16}
+    assert ("images", "15 PNG, gray, 8 bit; 1 PNG, RGB, 8 bit") in summary.rows_for_print()
+
+
+def test_a_doubt_of_the_reader_is_one_warning_for_all_files(tmp_path):
+    write_site(tmp_path, cases=16)
+    for name in ("c03", "c04"):
+        volume = nibabel.load(tmp_path / "images" / f"{name}.nii.gz")
+        values = np.asanyarray(volume.dataobj)
+        without = nibabel.Nifti1Image(values, None)
+        without.header["qform_code"] = without.header["sform_code"] = 0
+        nibabel.save(without, tmp_path / "images" / f"{name}.nii.gz")
+        label = nibabel.load(tmp_path / "labels" / f"{name}.nii.gz")
+        drawn = nibabel.Nifti1Image(np.asanyarray(label.dataobj), without.affine)
+        nibabel.save(drawn, tmp_path / "labels" / f"{name}.nii.gz")
+    findings = examine(site_config(tmp_path)).findings
+    assert {finding.severity for finding in findings} == {"warning"}
+    (orientation,) = [finding for finding in findings if finding.code == "no-orientation"]
+    assert "c03.nii.gz" in orientation.problem
+    assert "1 more with the same problem: c04.nii.gz" in orientation.problem
 
 
 # ---------------------------------------------------------------------------------------- memory

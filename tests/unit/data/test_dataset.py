@@ -63,6 +63,20 @@ def test_the_papers_grey_levels_are_cut_at_the_99th_percentile_from_the_minimum_
     assert np.abs(grey(values, low=0.0, high=99.0) - wanted).max() <= 0.51
 
 
+def test_the_papers_grey_levels_are_the_level_below():
+    values = np.random.default_rng(2).gamma(2.0, 300.0, (5, 24, 24))
+    values[0, :2] = np.linspace(0, 255, 48).reshape(2, 24)
+    stored = values.astype(np.float32)
+    cut = np.clip(stored.astype(np.float64), None, np.percentile(stored, 99))
+    wanted = ((cut - cut.min()) / (cut.max() - cut.min()) * 255).astype(np.uint8)
+    got = grey(stored, low=0.0, high=99.0, rounding="truncate")
+    np.testing.assert_array_equal(got, wanted)
+    higher = grey(stored, low=0.0, high=99.0).astype(int) - got
+    assert set(np.unique(higher)) == {0, 1} and 0.4 < higher.mean() < 0.6
+    every = np.arange(256).reshape(1, 16, 16)  # whole levels stay what they are
+    np.testing.assert_array_equal(grey(every, rule="range", rounding="truncate"), every)
+
+
 def test_a_window_in_hounsfield_units():
     got = grey([[[-1000, -160, 40, 240, 3000]]], rule="window", center=40.0, width=400.0)
     np.testing.assert_array_equal(got, [[[0, 0, 128, 255, 255]]])
@@ -570,3 +584,23 @@ def test_a_picture_of_another_size_is_scored_at_its_own(tmp_path):
     site = site_config(tmp_path, "image")
     shapes = [case.images.shape for case in prepare_cases(find_cases(site), site)]
     assert shapes == [(1, 20, 30), (1, 44, 12), (1, 64, 64)]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (1,),
+        (5, 2, 2, 9),
+        tuple(range(1, 168)),
+        (*range(-32768, 0), *range(1, 32768)),
+        tuple(range(-32768, 32768, 3)),
+        (-32768, 32767),
+    ],
+)
+def test_masks_hold_the_values_of_a_class_however_many_they_are(values):
+    labels = np.random.default_rng(0).integers(-32768, 32768, (3, 40, 50)).astype(np.int16)
+    labels[0] %= 200
+    labels[1, 0, :2] = -32768, 32767
+    site, job = site_config(".", classes={"lesion": values}, background=()), recipe()
+    masks = class_masks(prepared(np.zeros(labels.shape, np.uint8), labels), site, job)
+    np.testing.assert_array_equal(masks[0].numpy(), np.isin(labels, values))

@@ -92,6 +92,25 @@ def test_the_papers_weights_worked_out_by_hand() -> None:
     assert averaging_weights(PAPER, {"site-1": 5}) == {"site-1": 1.0}
 
 
+def test_the_last_site_in_the_papers_order_gets_the_rest() -> None:
+    # Fundus without REFUGE: by name ORIGA would be the last, in the paper's order Drishti-GS1 is
+    slices = {"ORIGA": 650, "G1020": 1020, "Drishti-GS1": 101, "REFUGE": 1200}
+    order = ("REFUGE", "ORIGA", "G1020", "Drishti-GS1")
+    fundus = dataclasses.replace(PAPER, holdout=("REFUGE",), site_order=order)
+    ordered = averaging_weights(fundus, slices)
+    assert ordered == {
+        "REFUGE": 0.0,
+        "ORIGA": 0.37,
+        "G1020": 0.58,
+        "Drishti-GS1": pytest.approx(0.05, abs=1e-15),
+    }
+    by_name = averaging_weights(dataclasses.replace(fundus, site_order=()), slices)
+    assert (by_name["Drishti-GS1"], by_name["ORIGA"]) == (0.06, pytest.approx(0.36, abs=1e-15))
+    # a site that is not listed comes behind those that are
+    some = dataclasses.replace(fundus, site_order=("ORIGA", "Drishti-GS1"))
+    assert averaging_weights(some, slices)["G1020"] == pytest.approx(0.57, abs=1e-15)
+
+
 def test_a_weight_that_the_paper_rounds_away_is_told_at_the_server(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -20,6 +20,7 @@ from fedfms.export.bundle import default_site
 from fedfms.export.run import export_model
 from fedfms.models import upstream  # which also lets segment_anything.modeling be imported
 from fedfms.models.build import SamSegmenter, build_model
+from rounding import assert_as_right, exactly
 
 
 def code_blocks(note: Path) -> list[str]:
@@ -63,11 +64,13 @@ def test_upstream_gives_our_embeddings_and_logits(tmp_path, results, monkeypatch
     with torch.no_grad():
         expected = ours.model(own_input)
         embeddings = ours.model.image_encoder(own_input)
-        assert (sam.image_encoder(their_input) - embeddings).abs().max() <= 1e-5
+        theirs = sam.image_encoder(their_input)
+        assert_as_right(embeddings, theirs, exactly(sam.image_encoder, their_input))
+        exact = exactly(ours.model, own_input)
     names = {"sam": sam, "torch": torch, "images": their_input}
     exec(segment, names)
     assert expected.std() > 0.1  # something is there to be equal
-    assert (names["logits"] - expected).abs().max() <= 1e-5
+    assert_as_right(names["logits"], expected, exact)
     probability = torch.tensor(sam.mask_threshold).sigmoid()
     assert float(probability) == pytest.approx(ours.recipe.probability_threshold, abs=1e-6)
 
@@ -162,4 +165,5 @@ def test_vit_b_of_256_pixels_is_refused_by_the_registry_and_loads_by_the_note(
     names = {"sam": sam, "torch": torch, "images": torch.randn(1, 3, 256, 256)}
     exec(segment, names)
     with torch.inference_mode():
-        assert (names["logits"] - model(names["images"])).abs().max() <= 1e-5
+        exact = exactly(model, names["images"])
+        assert_as_right(names["logits"], model(names["images"]), exact)

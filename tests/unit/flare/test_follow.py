@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,21 @@ def test_a_jobs_own_records_say_how_it_ended(job: Path) -> None:
     assert end.problem.startswith("the job did not come to its end: FLARE says FINISHED:ABANDONED")
 
 
+def test_an_aborted_job_is_said_to_be_aborted_and_no_site_is_blamed(job: Path) -> None:
+    lines = [json.loads(line) for line in records(job).read_text().splitlines()]
+    last = next(line["round"] for line in reversed(lines) if line["record"] == "round_started")
+    answer = next(line for line in lines if line["record"] == "contribution")
+    reason = "TaskAborted (aborted); the site's own log has the details"
+    lines[-1:] = [
+        {**answer, "round": last, "accepted": False, "reason": reason, "contribution": None},
+        {**lines[-1], "record": "job_done", "status": "aborted", "reason": None},
+    ]
+    records(job).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    end = read_end(records(job).parent, "FINISHED:ABORTED")
+    assert (end.completed, end.aborted) == (False, True)
+    assert end.problem == "the job was aborted, with fedfms abort or in FLARE's console"
+
+
 def test_progress_comes_to_another_machine_as_it_was(job: Path) -> None:
     reader = RecordReader(records(job), rounds=5)
     reader.read_new()
@@ -95,6 +112,26 @@ def test_a_log_shows_each_step_once_in_plain_lines(capsys: pytest.CaptureFixture
         "round 0: 2 of 2 sites in (site-1, site-2); about 90 min left",
         "site-1 missed round 0: late",
     ]
+
+
+def test_a_long_computation_says_in_a_log_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import fedfms.cli.common as common
+
+    with common.progress(False) as quick:
+        for done in range(4):
+            quick("prepare", done, 4)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(common, "FIRST_LINE_SECONDS", 0.2)
+    monkeypatch.setattr(common, "LINE_SECONDS", 0.2)
+    with common.progress(False) as slow:
+        for done in range(9):
+            slow("train", done, 12)
+            time.sleep(0.05)
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 <= len(lines) <= 2
+    assert re.fullmatch(r"train: [4-6] of 12, about [01] s left of this", lines[0])
 
 
 class FinishedJob:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -8,15 +9,23 @@ import pytest
 
 from fedfms import __version__
 from fedfms.config import Recipe
-from fedfms.errors import ConfigError
+from fedfms.errors import ConfigError, FederationError
 from fedfms.flare.announce import Announcement
+from fedfms.flare.lint import slicing_warnings
 from fedfms.flare.session import (
+    Admin,
+    Coordinator,
     PreparedJob,
     check_announcements,
     deploy_to,
     keep_model_at_server,
     prepare_job,
 )
+from fedfms.trainer.messages import Slicing
+
+SAGITTAL = Slicing("sagittal", "neighbours", "percentile:0.5:99.5", (1.0, 1.0, 1.0))
+AXIAL = dataclasses.replace(SAGITTAL, plane="axial", channels="gray")
+PICTURES = Slicing(None, "gray", "range:0:255")
 
 JOBS = Path(__file__).resolve().parents[3] / "jobs"
 
@@ -196,3 +205,118 @@ def test_requiring_a_gpu_makes_another_recipe() -> None:
     recipe = Recipe.from_json(JOBS / "fedmsa/app/config/recipe.json")
     assert recipe.require_gpu is False
     assert recipe.with_overrides(["require_gpu=true"]).sha256 != recipe.sha256
+
+
+# -------------------------------------------------------------------------- how pictures are made
+
+
+def with_slices(*slicing: Slicing | None) -> list[Announcement]:
+    return [site(f"site-{i}", slicing=one) for i, one in enumerate(slicing, 1)]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (AXIAL, "sagittal, neighbours at site-1, site-2; axial, gray at site-3"),
+        (dataclasses.replace(SAGITTAL, plane="axial"), "axial, neighbours at site-3"),
+        (dataclasses.replace(SAGITTAL, channels="gray"), "sagittal, gray at site-3"),
+        (PICTURES, "gray at site-3"),
+    ],
+)
+def test_another_plane_or_other_channels_keep_a_job_from_running(prepare, other, words) -> None:
+    told = with_slices(SAGITTAL, SAGITTAL, other)
+    job = prepare("holdout=site-3")  # a holdout that sees other pictures scores wrongly
+    error = refusal(job, told)
+    assert error.code == "different-slices"
+    assert words in error.problem
+    assert "--allow-different-slices" in error.fix
+    assert len(check_announcements(job, told, allow_different_slices=True)) == 3
+    two = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, holdout=()))
+    assert check_announcements(two, told, ["site-3"]) == ["site-1", "site-2"]
+
+
+def test_pictures_go_with_volumes_of_any_plane(prepare) -> None:
+    told = with_slices(AXIAL, PICTURES)
+    assert check_announcements(prepare(), told) == ["site-1", "site-2"]
+
+
+def test_a_site_that_does_not_tell_is_unknown_and_no_error(prepare) -> None:
+    told = with_slices(SAGITTAL, SAGITTAL, None)
+    assert len(check_announcements(prepare("holdout="), told)) == 3
+    (warning,) = slicing_warnings(told)
+    assert warning.startswith("site-3 does not tell how pictures are made")
+    assert slicing_warnings(with_slices(SAGITTAL, AXIAL)) == []  # an error of its own
+
+
+@pytest.mark.parametrize(
+    ("spacing", "warns"),
+    [((1.0, 1.0, 2.0), False), ((0.4, 1.0, 1.0), True), ((1.0, 1.0, 2.1), True), (None, False)],
+)
+def test_voxels_more_than_twice_as_far_apart_are_a_warning(spacing, warns) -> None:
+    told = with_slices(SAGITTAL, dataclasses.replace(SAGITTAL, spacing_mm=spacing))
+    warnings = slicing_warnings(told)
+    assert len(warnings) == warns
+    if warns:
+        assert "1 × 1 × 1 mm at site-1" in warnings[0]
+
+
+def test_other_grey_levels_are_a_warning() -> None:
+    window = dataclasses.replace(AXIAL, intensity="window:40:400")
+    (warning,) = slicing_warnings(with_slices(window, window, AXIAL))
+    assert "window:40:400 at site-1, site-2; percentile:0.5:99.5 at site-3" in warning
+
+
+def test_a_site_whose_classes_overlap_does_not_take_part_where_they_exclude_each_other(
+    prepare,
+) -> None:
+    overlap = site("site-2", classes=("disc", "cup", "rim"), overlapping=(("disc", "cup"),))
+    told = [site("site-1", classes=("disc", "cup", "rim")), overlap]
+    job = prepare("classes=disc,cup", "exclusive_classes=true")
+    error = refusal(job, told)
+    assert error.code == "classes-share-values"
+    assert "site-2 maps a label value to disc and cup" in error.problem
+    assert "--set exclusive_classes=false" in error.fix
+    for changes in ({"exclusive_classes": False}, {"classes": ("disc", "rim")}):
+        fits = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, **changes))
+        assert check_announcements(fits, told) == ["site-1", "site-2"]
+
+
+# ------------------------------------------------------------------------------- fedfms status
+
+
+def test_the_status_fits_80_columns_and_explains_its_codes(capsys) -> None:
+    from rich.console import Console
+
+    from fedfms.cli.jobs import _about_sites, _sites_table
+
+    told = [
+        site("st-mary", slicing=AXIAL, busy=True),
+        Announcement("lakeside", fault="site-files-slow", busy=True),
+        Announcement("northern", fault="no-trainer"),
+    ]
+    console = Console(width=80)
+    console.print(_sites_table(told))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in ("st-mary", "lakeside", "northern"):
+        assert sum(name in line for line in lines) == 1
+    assert len([line for line in lines if line.strip()]) == 1 + 2 + 3  # title, head, sites
+    assert _about_sites(told) == [
+        "lakeside is not ready (site-files-slow): its site.yml or policy cannot be read",
+        "northern is not ready (no-trainer): no trainer answers there",
+        "slices: axial, gray, percentile:0.5:99.5, 1 × 1 × 1 mm at st-mary",
+        "",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("role", "may"),
+    [("member", False), ("org_admin", False), ("lead", True), ("project_admin", True), ("x", True)],
+)
+def test_who_may_not_submit_is_told_that_first(role: str, may: bool) -> None:
+    coordinator = Coordinator(None, Admin("ann@a.org", "a", role))
+    with contextlib.nullcontext() if may else pytest.raises(FederationError) as refused:
+        coordinator.require_right("submit_job", "submit the job")
+    if not may:
+        assert "which does not allow it" in refused.value.problem
+        assert "project_admin, lead" in refused.value.fix

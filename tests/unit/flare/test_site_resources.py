@@ -9,7 +9,7 @@ import pytest
 from nvflare.apis.fl_context import FLContext
 
 from fedfms.flare.announce import Announcement, SiteResources, read_announcement
-from fedfms.trainer.messages import Pong, encode
+from fedfms.trainer.messages import Pong, Slicing, encode
 
 PONG = Pong(
     site="site-1",
@@ -20,6 +20,8 @@ PONG = Pong(
     methods=("fedmsa",),
     max_rounds=7,
     device="cuda",
+    slicing=Slicing("coronal", "gray", "window:40:400", (3.0, 0.75, 0.75)),
+    overlapping=(("disc", "cup"),),
 )
 
 
@@ -58,7 +60,20 @@ def test_what_the_trainer_says_reaches_the_coordinator(
         max_rounds=7,
         device="cuda",
         busy=True,
+        slicing=Slicing("coronal", "gray", "window:40:400", (3.0, 0.75, 0.75)),
+        overlapping=(("disc", "cup"),),
     )
+
+
+@pytest.mark.parametrize("told", [{}, {"slicing": None}])
+def test_a_trainer_of_an_older_version_is_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict
+) -> None:
+    line = json.loads(encode(PONG))
+    del line["slicing"], line["overlapping"]
+    answer_once(tmp_path, json.dumps({**line, **told}).encode() + b"\n")
+    announced = read_announcement("site-1", reported(tmp_path, monkeypatch))
+    assert (announced.ready, announced.device, announced.slicing) == (True, "cuda", None)
 
 
 @pytest.mark.parametrize(

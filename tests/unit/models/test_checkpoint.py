@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,6 +16,7 @@ from fedfms.files import file_sha256
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint, load_checkpoint
 from fedfms.models.upstream import ImageEncoderViT
+from rounding import assert_as_right, exactly
 
 
 @pytest.fixture
@@ -57,10 +59,10 @@ def test_tables_of_another_input_size_are_resampled_as_upstream_does(make_recipe
     with torch.no_grad():
         try:
             encoder.pos_embed = nn.Parameter(model.image_encoder.pos_embed.clone())
-            expected = encoder(images)
+            expected, exact = encoder(images), exactly(encoder, images)
         finally:
             encoder.pos_embed = grown
-        assert (model.image_encoder(images) - expected).abs().max() <= 1e-4
+        assert_as_right(model.image_encoder(images), expected, exact)
     window_table = model.image_encoder.blocks[0].attn.rel_pos_h
     assert torch.equal(window_table, encoder.blocks[0].attn.rel_pos_h), "windows stay as they are"
 
@@ -122,6 +124,29 @@ def test_a_training_checkpoint_is_no_state_dict(demo_state, tmp_path):
         load_checkpoint(tmp_path / "training.pth")
 
 
+@pytest.mark.parametrize(
+    ("also", "what"),
+    [
+        ({"epoch": np.float64(3)}, "multiarray.scalar"),
+        ({"net": torch.nn.ReLU()}, "activation.ReLU"),
+    ],
+)
+def test_what_is_no_tensor_is_named_in_one_plain_sentence(demo_state, tmp_path, also, what):
+    torch.save({**demo_state, **also}, tmp_path / "training.pth")
+    with pytest.raises(CheckpointError, match="tensors only") as refused:
+        load_checkpoint(tmp_path / "training.pth")
+    assert what in refused.value.problem
+    assert refused.value.problem.isprintable() and len(refused.value.problem) < 250
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02}q", b"junk" * 100, b"PK\x03\x04junk"])
+def test_whatever_torch_says_of_a_damaged_file_is_one_sentence(tmp_path, content):
+    (tmp_path / "damaged.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match="copy or download") as refused:
+        load_checkpoint(tmp_path / "damaged.pth")
+    assert refused.value.problem.isprintable() and ". " not in refused.value.problem
+
+
 class RunsCode:
     def __reduce__(self):
         return (print, ("a checkpoint ran code",))
@@ -162,6 +187,17 @@ def test_a_checkpoint_is_found_by_its_hash_under_any_name(make_recipe, tmp_path,
     ours.write_bytes(b"the model that is meant")
     recipe = make_recipe(backbone, backbone_sha256=file_sha256(ours))
     assert find_checkpoint(recipe, tmp_path) == ours
+
+
+@pytest.mark.parametrize("name", ["sam_vit_b.pt", "SAM.PTH", "sam.SafeTensors"])
+def test_every_ending_that_can_be_loaded_is_looked_at(make_recipe, demo_state, tmp_path, name):
+    path = tmp_path / name
+    (save_file if name.endswith("Tensors") else torch.save)(demo_state, path)
+    recipe = make_recipe("vit_b", image_size=1024, backbone_sha256=file_sha256(path))
+    assert find_checkpoint(recipe, tmp_path) == path
+    assert load_checkpoint(path).keys() == demo_state.keys()
+    with pytest.raises(CheckpointError, match=name):  # what lies there is another
+        find_checkpoint(make_recipe("vit_b", image_size=1024), tmp_path)
 
 
 def test_demo_checkpoint_comes_with_the_package(make_recipe):

@@ -1,11 +1,27 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from fedfms.models.build import build_model
+from fedfms.models.build import SamSegmenter, build_model
 from fedfms.models.upstream import MaskDecoder
+from rounding import assert_as_right, in_fp64
+
+
+def upstreams_masks(model: SamSegmenter, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Upstream's decoder with empty prompts: (1, 4, M, M) logits of SAM's masks, (1, 4) quality."""
+    masks, quality = MaskDecoder.predict_masks(
+        model.mask_decoder,
+        image_embeddings=model.image_encoder(image[None]),
+        image_pe=model.image_position,
+        sparse_prompt_embeddings=image.new_zeros(1, 0, 64),
+        dense_prompt_embeddings=image.new_zeros(1, 64, 16, 16),
+    )
+    return masks, quality
 
 
 @pytest.mark.parametrize("classes", [("one",), ("one", "two", "three")])
@@ -13,18 +29,17 @@ def test_masks_equal_upstreams_decoder_with_empty_prompts(make_recipe, classes):
     """Upstream takes one image at a time; no sparse prompt, and zeros for the dense one."""
     model = build_model(make_recipe(classes=classes), None)
     images = torch.randn(3, 3, 128, 128)
-    with torch.no_grad():
-        got = model(images)
-        for image, logits in zip(images, got, strict=True):
-            masks, _ = MaskDecoder.predict_masks(
-                model.mask_decoder,
-                image_embeddings=model.image_encoder(image[None]),
-                image_pe=model.prompt_encoder.get_dense_pe(),
-                sparse_prompt_embeddings=torch.zeros(1, 0, 64),
-                dense_prompt_embeddings=torch.zeros(1, 64, 16, 16),
-            )
-            expected = masks[:, :1] if len(classes) == 1 else model.class_head(masks)
-            assert (logits - expected[0]).abs().max() <= 1e-5
+    assert torch.equal(model.image_position, model.prompt_encoder.get_dense_pe())
+
+    def by_upstream(model: SamSegmenter, image: Tensor) -> Tensor:
+        masks, _ = upstreams_masks(model, image)
+        return masks[0, :1] if len(classes) == 1 else model.class_head(masks)[0]
+
+    with torch.no_grad(), in_fp64():
+        doubled = copy.deepcopy(model).double()
+        for image, logits in zip(images, model(images), strict=True):
+            exact = by_upstream(doubled, image.double())
+            assert_as_right(logits, by_upstream(model, image), exact)
 
 
 def test_several_classes_are_mixtures_of_the_four_mask_tokens_alone(make_recipe):
@@ -33,25 +48,23 @@ def test_several_classes_are_mixtures_of_the_four_mask_tokens_alone(make_recipe)
     model = build_model(make_recipe(classes=classes, paper_compat=True), None)
     assert [p.numel() for p in model.class_head.parameters()] == [4 * 3, 3]
     images = torch.randn(2, 3, 128, 128)
-    with torch.no_grad():
-        got = model(images).numpy()
-        weights = model.class_head.weight.numpy()[:, :, 0, 0].astype(np.float64)
-        biases = model.class_head.bias.numpy().astype(np.float64)
-        masks = []
-        for image in images:
-            of_one, quality = MaskDecoder.predict_masks(
-                model.mask_decoder,
-                image_embeddings=model.image_encoder(image[None]),
-                image_pe=model.prompt_encoder.get_dense_pe(),
-                sparse_prompt_embeddings=torch.zeros(1, 0, 64),
-                dense_prompt_embeddings=torch.zeros(1, 64, 16, 16),
-            )
-            masks.append(of_one[0].numpy().astype(np.float64))
-            assert quality.shape[1] == len(masks[-1]) == 4  # SAM's four, and nothing of the fifth
-    for b, k in np.ndindex(2, 3):
-        expected = sum(weights[k, m] * masks[b][m] for m in range(4)) + biases[k]
-        assert np.abs(got[b, k] - expected).max() <= 1e-5
-        assert np.abs(got[b, k] - masks[b][0]).max() > 1e-2  # not simply one of the masks
+    weights = model.class_head.weight.detach().numpy()[:, :, 0, 0].astype(np.float64)
+    biases = model.class_head.bias.detach().numpy().astype(np.float64)
+
+    def by_hand(model: SamSegmenter, image: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        of_one, quality = upstreams_masks(model, image)
+        masks = of_one[0].numpy().astype(np.float64)
+        assert quality.shape[1] == len(masks) == 4  # SAM's four, and nothing of the fifth
+        mixed = [sum(weights[k, m] * masks[m] for m in range(4)) + biases[k] for k in range(3)]
+        return np.stack(mixed), masks
+
+    with torch.no_grad(), in_fp64():
+        got, doubled = model(images), copy.deepcopy(model).double()
+        for image, logits in zip(images, got, strict=True):
+            expected, masks = by_hand(model, image)
+            assert_as_right(logits, expected, by_hand(doubled, image.double())[0])
+            for k in range(3):  # not simply one of the masks
+                assert np.abs(logits[k].numpy() - masks[0]).max() > 1e-2
 
 
 def test_a_single_class_is_the_first_mask_and_has_no_mixture(make_recipe):

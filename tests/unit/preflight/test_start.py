@@ -17,7 +17,12 @@ from site_kits import FEDFMS, Made, change_about, change_certificate, copy_place
 from fedfms.errors import ConfigError, FedfmsError
 from fedfms.flare.simulate import SERVER, free_port
 from fedfms.flare.start import lay_out, refuse_requests, run_client, run_server, why_not_registered
-from fedfms.preflight.health import check_flare, check_server, check_trainer
+from fedfms.preflight.health import (
+    check_flare,
+    check_server,
+    check_trainer,
+    role_of_container,
+)
 from fedfms.preflight.kit import check_kit
 from fedfms.preflight.site import FlarePlaces
 
@@ -230,6 +235,23 @@ def test_the_health_of_a_client_that_is_not_there(places: FlarePlaces, made: Mad
 def test_the_health_of_a_trainer_that_is_not_there(tmp_path: Path):
     with pytest.raises(FedfmsError, match="no trainer answers"):
         check_trainer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "role"),
+    [
+        (["/sbin/docker-init", "--", "entrypoint", "trainer"], "trainer"),
+        (["/sbin/docker-init", "--", "entrypoint", "dry-run"], "dry-run"),
+        (["/sbin/docker-init", "--", "entrypoint"], None),
+        (["/opt/venv/bin/python", "/opt/venv/bin/fedfms", "train-local", "/job"], "train-local"),
+        (["/usr/lib/systemd/systemd", "--user"], None),
+    ],
+)
+def test_a_container_knows_what_it_was_started_for(tmp_path, command, role):
+    """One that does one thing and ends is not unhealthy because no role runs in it."""
+    (tmp_path / "cmdline").write_bytes("\0".join([*command, ""]).encode())
+    assert role_of_container(tmp_path / "cmdline") == role
+    assert role_of_container(tmp_path / "none") is None
 
 
 def test_a_health_probe_imports_neither_torch_nor_flare(places):

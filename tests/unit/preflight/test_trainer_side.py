@@ -19,7 +19,7 @@ from fedfms.config import BACKBONES
 from fedfms.data.synthetic import STYLES, write_phantom_site
 from fedfms.errors import FedfmsError
 from fedfms.preflight.items import Item, Worry
-from fedfms.preflight.machine import check_driver, check_memory
+from fedfms.preflight.machine import check_capability, check_driver, check_memory
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_a_class_of_the_job_that_the_site_does_not_have(site, check):
 
 def test_data_that_can_be_written(site, check):
     remount = f"mount -o remount,bind,rw {site / 'data'}"
-    fails(check(mounts=(remount,)), "data-read-only", ":ro")
+    fails(check(mounts=(remount,)), "data-read-only", "read_only: true")
 
 
 def test_a_container_with_a_network(site):
@@ -238,9 +238,79 @@ def test_a_host_without_a_driver(tmp_path):
     else:
         assert done.returncode == 1
         assert "no NVIDIA driver" in done.stderr and "fix:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "needs"),
+    [
+        ("NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024", "13.0", 580),
+        ("NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12", "13.0", 580),
+        ("NVIDIA UNIX x86_64 Kernel Module  470.256.02  Thu May  2", "12.6", 525),
+        ("NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build", "13.0", None),
+        ("NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12", "12.6", None),
+        ("NVIDIA UNIX Open Kernel Module for x86_64  1000.10  Release Build", "13.0", None),
+        ("NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12", "14.0", None),
+    ],
+)
+def test_a_driver_is_compared_with_what_the_images_cuda_needs(tmp_path, driver, cuda, needs):
     version = tmp_path / "version"
-    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15\nGCC\n")
-    assert check_driver(version).endswith("550.54.15")
+    version.write_text(f"NVRM version: {driver}\nGCC version:\n")
+    if needs is None:
+        assert check_driver(cuda, version).startswith("NVRM version: NVIDIA")
+        return
+    with pytest.raises(FedfmsError, match=rf"CUDA {cuda}, which needs {needs} or later") as caught:
+        check_driver(cuda, version)
+    assert "newer driver" in caught.value.fix and "TORCH=cu126" in caught.value.fix
+
+
+def test_a_driver_of_windows_is_not_called_missing(tmp_path):
+    kernel = tmp_path / "osrelease"
+    kernel.write_text("5.15.167.4-microsoft-standard-WSL2\n")
+    assert "Windows" in check_driver("13.0", tmp_path / "none", kernel)
+    kernel.write_text("6.1.0-28-amd64\n")
+    with pytest.raises(FedfmsError, match="no NVIDIA driver"):
+        check_driver("13.0", tmp_path / "none", kernel)
+
+
+def test_an_image_for_processors_is_not_one_for_gpus(tmp_path):
+    version = tmp_path / "version"
+    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06\n")
+    with pytest.raises(FedfmsError, match="for processors only") as caught:
+        check_driver(None, version)
+    assert "FEDFMS_GPU_IMAGE" in caught.value.fix
+
+
+CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+CUDA_12 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernels", "works"),
+    [
+        ((7, 0), CUDA_13, False),  # V100
+        ((6, 1), CUDA_13, False),  # GTX 10xx, P40
+        ((6, 0), CUDA_13, False),  # P100
+        ((7, 5), CUDA_13, True),  # T4
+        ((8, 9), CUDA_13, True),  # L4: by the code for 8.0
+        ((13, 0), CUDA_13, True),  # by the code that the driver translates
+        ((6, 1), CUDA_12, True),
+        ((12, 0), CUDA_12, False),  # newer than the build, and nothing to translate
+        ((7, 0), [], True),  # a build that does not say
+    ],
+)
+def test_a_gpu_is_compared_with_what_torch_is_made_for(capability, kernels, works):
+    if works:
+        check_capability("this GPU", capability, kernels)
+        return
+    with pytest.raises(FedfmsError, match="compute capability") as caught:
+        check_capability("this GPU", capability, kernels)
+    assert "device: cpu" in caught.value.fix
+
+
+def test_an_empty_folder_of_images_is_probably_the_wrong_one(site, check):
+    shutil.rmtree(site / "data")
+    (site / "data").mkdir()
+    fails(check(), "data-folder", "is SITE_DATA in .env the right folder")
 
 
 def test_a_trainer_that_must_have_a_gpu_does_not_start_without(site):

@@ -63,12 +63,16 @@ class Job:
     status: str = "completed"
     rounds: int | None = None  # done; none: all of the recipe
     models: tuple[str, ...] = ("final", "best")
-    no_evaluation: dict[str, str] = field(default_factory=dict)
+    no_evaluation: dict[str, str] = field(default_factory=dict)  # site -> why, of any model
+    no_best: dict[str, str] = field(default_factory=dict)  # site -> why, of the best model alone
+    not_annotated: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by site
     pictures: tuple[str, ...] = ("site-1", "site-4")
 
     def metrics(self, site: str, rounds: int) -> tuple[Metric, ...]:
         found = []
         for index, name in enumerate(self.recipe.classes):
+            if name in self.not_annotated.get(site, ()):
+                continue
             dice = dice_of(site, rounds, index)
             cases, slices = CASES[site], CASES[site] * 18
             values = {
@@ -177,6 +181,8 @@ class Job:
         for model in self.models:
             for site in self.sites:
                 reason = self.no_evaluation.get(site)
+                if model == "best":
+                    reason = reason or self.no_best.get(site)
                 rounds = done if model == "final" else max(done - 1, 0)
                 pictures = [f"pictures/{site}-{model}-{i}.png" for i in range(3)]
                 said = None if reason else self.contribution(site, rounds, model).to_dict()

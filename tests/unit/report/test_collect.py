@@ -11,7 +11,7 @@ from job_writer import BYTES_DOWN, BYTES_UP, CASES, RECIPE, Job, dice_of
 from fedfms.errors import FederationError
 from fedfms.exchange.contribution import METRICS
 from fedfms.report.collect import collect, load_result, summary_table
-from fedfms.report.records import WITHHELD
+from fedfms.report.records import NOT_ANNOTATED, WITHHELD
 
 
 @pytest.fixture(scope="module")
@@ -351,3 +351,94 @@ def test_a_damaged_results_folder_is_named(tmp_path, job):
         with pytest.raises(FederationError, match="is no results folder") as caught:
             load_result(results)
         assert caught.value.code == "no-results"
+
+
+# ------------------------------------------------------------------- means of what can be compared
+
+TWO = dataclasses.replace(RECIPE, classes=("anterior", "posterior"))
+
+
+def unlike(**changes):
+    """Site-1 draws one class of two; with that one alone its mean is the highest of all."""
+    return Job(
+        **({"recipe": TWO, "withheld": (), "not_annotated": {"site-1": ("posterior",)}} | changes)
+    )
+
+
+def test_sites_of_other_classes_are_compared_class_by_class(tmp_path):
+    job = unlike()
+    result = collect(job.write(tmp_path / "job"), tmp_path / "results")
+    anterior, posterior = result.summary["parts"]
+    assert (anterior["classes"], posterior["classes"]) == (["anterior"], ["posterior"])
+    for part, index, sites in (
+        (anterior, 0, ["site-1", "site-2", "site-3"]),
+        (posterior, 1, ["site-2", "site-3"]),
+    ):
+        for key, rounds in (("round_0", 0), ("final", 6), ("best", 5)):
+            expected = np.mean([dice_of(site, rounds, index) for site in sites])
+            assert part["dice"][key]["mean"] == pytest.approx(expected)
+            assert part["dice"][key]["sites"] == sites
+        everyone = [*sites, "site-4"]
+        lowest = min(everyone, key=lambda site: dice_of(site, 6, index))
+        assert part["worst_site"]["site"] == lowest
+    assert posterior["sites"]["site-1"]["note"] == NOT_ANNOTATED
+    assert result.summary["sites"]["site-1"]["not_annotated"] == ["posterior"]
+    assert result.summary["dice"]["final"]["mean"] is None  # no mean over classes exists
+    assert result.summary["worst_site"] is None
+    rows = {(r["site"], r["class"]): r for r in summary_table(result)}
+    assert rows["site-1", "posterior"]["dice_after"] is None
+    assert rows["site-1", "anterior"]["dice_after"] == pytest.approx(dice_of("site-1", 6))
+
+
+def test_a_class_that_a_site_does_not_draw_has_a_row_that_says_so(tmp_path):
+    result = collect(unlike().write(tmp_path / "job"), tmp_path / "results")
+    rows = [r for r in read_csv(result.folder / "evaluation.csv") if r["site"] == "site-1"]
+    said = [(r["model"], r["class"], r["metric"], r["mean"]) for r in rows if r["note"]]
+    assert said == [("final", "posterior", "", ""), ("best", "posterior", "", "")]
+    assert {r["note"] for r in rows if r["note"]} == {NOT_ANNOTATED}
+
+
+def test_a_class_without_a_value_in_one_round_is_no_mean_over_fewer_classes(tmp_path):
+    """Nothing drawn and nothing found before training, a false alarm later: 0 of one class."""
+    job = Job(recipe=TWO, withheld=(), missed={})
+    records = job.records()
+    for record in records:
+        if record["record"] == "contribution" and record["site"] == "site-2":
+            for metric in record["contribution"]["metrics"]:
+                if metric["class_name"] == "posterior" and record["round"] == 0:
+                    metric |= {"mean": None, "std": None, "cases": 0}
+    result = collect(job.write(tmp_path / "job", records), tmp_path / "results")
+    first, second = result.summary["parts"]
+    assert first["dice"]["round_0"]["sites"] == ["site-1", "site-2", "site-3"]
+    assert second["dice"]["round_0"]["sites"] == ["site-1", "site-3"]
+    assert second["dice"]["gain"]["sites"] == ["site-1", "site-3"]
+    assert result.summary["sites"]["site-2"]["not_annotated"] == []
+
+
+def test_best_and_final_are_compared_over_the_same_sites(tmp_path):
+    why = "no answer within 600 s"
+    job = Job(withheld=(), missed={}, no_best={"site-3": why})
+    result = collect(job.write(tmp_path / "job"), tmp_path / "results")
+    dice = result.summary["dice"]
+    assert dice["best"]["sites"] == ["site-1", "site-2"]
+    assert dice["final"]["sites"] == ["site-1", "site-2", "site-3"]
+    both = dice["best_against_final"]
+    assert both["sites"] == ["site-1", "site-2"]
+    assert both["final"] == pytest.approx((dice_of("site-1", 6) + dice_of("site-2", 6)) / 2)
+    assert both["best"] == pytest.approx((dice_of("site-1", 5) + dice_of("site-2", 5)) / 2)
+    missed = [{"site": "site-3", "model": "best", "reason": why}]
+    assert result.summary["missed_evaluations"] == missed
+
+
+def test_millimetres_and_pixels_have_no_worst_site_in_common(tmp_path):
+    job = Job(withheld=(), models=("final",))
+    records = job.records()
+    for record in records:
+        if record["record"] == "evaluation" and record["site"] == "site-1":
+            record["contribution"]["distance_unit"] = "px"
+            for metric in record["contribution"]["metrics"]:
+                if metric["metric"] == "hd95":
+                    metric["mean"] = 99.0
+    result = collect(job.write(tmp_path / "job", records), tmp_path / "results")
+    expected = max(("site-2", "site-3", "site-4"), key=lambda site: -dice_of(site, 6))
+    assert [r.site for r in result.evaluation if r.worst and r.metric == "hd95"] == [expected]

@@ -8,7 +8,8 @@ from job_writer import BYTES_DOWN, BYTES_UP, RECIPE, Job, dice_of
 
 from fedfms.report import words
 from fedfms.report.collect import collect
-from fedfms.report.render import PICTURE_KEY, render
+from fedfms.report.parts import CLASS_COLOURS, PICTURE_KEY, picture_key
+from fedfms.report.render import render
 
 
 class Page(HTMLParser):
@@ -209,6 +210,54 @@ def test_two_classes_have_a_row_each(tmp_path):
     assert float(rows[1][4].split(" ")[0]) == round(dice_of("site-1", 6, 1), 3)
 
 
+def test_sites_of_other_classes_have_a_table_of_each_class(tmp_path):
+    recipe = dataclasses.replace(RECIPE, classes=("anterior", "posterior"))
+    job = Job(recipe=recipe, withheld=(), not_annotated={"site-1": ("posterior",)})
+    results = build(tmp_path, job)
+    page = Page((results / "report.html").read_text())
+    first, second = (t for t in page.tables if t[0][:2] == ["Site", "Role"])
+    by_site = {row[0]: row for row in second[1:]}
+    assert by_site["site-1"][4] == "not annotated"
+    assert float(by_site["Mean of the training sites"][4]) == pytest.approx(
+        (dice_of("site-2", 6, 1) + dice_of("site-3", 6, 1)) / 2, abs=5e-4
+    )
+    assert float({row[0]: row for row in first[1:]}["Mean of the training sites"][4]) == (
+        pytest.approx(sum(dice_of(f"site-{n}", 6) for n in (1, 2, 3)) / 3, abs=5e-4)
+    )
+    assert "site-1 does not annotate posterior." in page.text
+    assert "Dice by site, posterior" in page.text and "Dice by round, posterior" in page.text
+    together = [(dice_of(s, 6) + dice_of(s, 6, 1)) / 2 for s in ("site-2", "site-3")]
+    mixed = (dice_of("site-1", 6) + sum(together)) / 3  # of one class here and of two there
+    assert f"{mixed:.3f}" not in page.text
+    rows = page.table("Site", "Class")[1:]
+    assert rows[1][:3] == ["site-1", "posterior", "not annotated at this site"]
+    markdown = (results / "report.md").read_text()
+    assert "not annotated at this site" in markdown and "### Dice by site, posterior" in markdown
+
+
+def test_a_column_over_fewer_sites_says_so_and_best_is_compared_over_the_same(tmp_path):
+    job = Job(withheld=(), missed={}, no_best={"site-3": "no answer within 600 s"})
+    results = build(tmp_path, job)
+    text = (results / "report.md").read_text()
+    total = next(line for line in text.splitlines() if line.startswith("| **Mean of the training"))
+    same = (dice_of("site-1", 6) + dice_of("site-2", 6)) / 2
+    assert f"(2 of 3 sites; final model there {same:.3f})" in total
+    assert total.count("2 of 3 sites") == 1
+    page = Page((results / "report.html").read_text())
+    assert "site-3 did not evaluate the best model." in page.text
+    assert page.table("Round", "Site", "Why")[1:] == [
+        ["best model", "site-3", "no answer within 600 s"]
+    ]
+
+
+def test_a_site_that_never_answered_is_not_among_those_that_trained(tmp_path):
+    why = "SiteDataError (unknown-label-values); the site's own log has the details"
+    job = Job(missed={(number, "site-2"): why for number in range(6)}, withheld=())
+    page = Page((build(tmp_path, job) / "report.html").read_text())
+    assert "Segment Anything fine-tuned by 2 of 3 sites: hippocampus" in page.text
+    assert "site-2 never answered a round; nothing of it is in this model." in page.text
+
+
 # --------------------------------------------------------------------------------- runs cut short
 
 
@@ -279,6 +328,11 @@ def test_the_key_has_the_colours_of_the_overlays(page):
         ("prediction", overlay.PREDICTION_COLOUR),
     ):
         assert colours[what] == "#{:02x}{:02x}{:02x}".format(*colour)
+    drawn = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in overlay.CLASS_COLOURS]
+    assert list(CLASS_COLOURS) == drawn
+    by_name = {line.meaning: (line.colour, line.style) for line in picture_key(["disc", "the_cup"])}
+    assert by_name["annotation"][1] == "dashed" and by_name["prediction"][1] == "solid"
+    assert (by_name["disc"][0], by_name["the cup"][0]) == (drawn[0], drawn[1])
 
 
 def test_names_and_reasons_are_shown_and_never_run(tmp_path):

@@ -68,6 +68,8 @@ class StudyFolder:
     target_dice: float | None = None
     units: Mapping[str, str] = field(default_factory=dict)  # of HD95 by site; mm else
     empty_sites: tuple[str, ...] = ()  # nothing drawn and nothing found there
+    not_annotated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by site
+    paper_compat: bool = False
     unfinished: Callable[[RunKey], bool] = lambda key: False
     pictures: tuple[str, ...] = SITES[:3]
     picture_side: int = 192  # pixels
@@ -131,6 +133,8 @@ class StudyFolder:
                 if trained and split == "train":
                     continue
                 for index, name in enumerate(self.classes):
+                    if name in self.not_annotated.get(site, ()):
+                        continue
                     rows.append(self.row(key, site, trained, case, patient, split, name, index))
         self._written[key] = rows
         return rows
@@ -289,6 +293,7 @@ class StudyFolder:
                     "classes": list(self.classes),
                     "backbone": "vit_b",
                     "seed": key.seed,
+                    "paper_compat": self.paper_compat,
                 }
             )
         )

@@ -577,3 +577,78 @@ def test_a_disk_that_is_full_leaves_the_earlier_answer_as_it_was(tmp_path, monke
         write_answer(folder)
     assert first == {name: (folder / name).read_bytes() for name in FILES}
     assert {path.name for path in folder.iterdir()} == {*FILES, "study.json", "runs"}
+
+
+# ------------------------------------------------------------------- means of what can be compared
+
+
+def test_sites_of_other_classes_have_tables_class_by_class(tmp_path):
+    folder = write(
+        tmp_path / "s",
+        classes=("disc", "cup"),
+        methods=("fedmsa",),
+        not_annotated={"site-1": ("cup",)},
+    )
+    page, rows = read(folder), rows_of(folder)
+    for role, where in (("train", "training sites"), ("unseen", "unseen sites")):
+        assert f"Dice at {where}" not in page.titles
+        header, *body = page.table(f"Dice at {where}, cup")
+        assert [cell[0] for cell in header][1] == "site-1"
+        federated = body[0]
+        assert federated[1] == ["not annotated"]
+        assert federated[-2][1] == "3 of 4 sites"
+        mean = the_value(
+            rows,
+            table="scores",
+            method="fedmsa",
+            regime="federated",
+            role=role,
+            site="",
+            metric="dice",
+            statistic="mean",
+            **{"class": "cup"},
+        )
+        assert federated[-2][0].startswith(f"{mean:.3f} ")
+        assert all(cell != ["not annotated"] for cell in page.table(f"Dice at {where}, disc")[1])
+    assert "site-1 does not annotate cup" in page.text
+    assert "are of disc, which all sites scored in all runs" in page.text
+    assert "Mean Dice of cup, federated" in page.text
+    assert "not annotated" in (folder / "study.tex").read_text()
+
+
+def test_without_a_class_in_common_nothing_is_averaged_over_classes(tmp_path):
+    folder = write(
+        tmp_path / "s",
+        classes=("disc", "cup"),
+        methods=("fedmsa",),
+        regimes=("federated", "central"),
+        not_annotated={"site-1": ("cup",), "site-2": ("disc",)},
+    )
+    assert "There is no class that all sites scored" in read(folder).text
+    assert not any(row["table"] == "scores" and row["class"] == "" for row in rows_of(folder))
+
+
+def test_a_study_of_one_method_has_no_heading_of_method_against_method(tmp_path):
+    page = read(write(tmp_path / "s", methods=("fedmsa",), target_dice=0.99))
+    assert "Method against method" not in page.text
+    assert "It reached the target Dice (0.990) in none of 8 federated runs." in page.text
+
+
+def test_the_papers_table_is_the_table_of_slices(tmp_path):
+    folder = write(tmp_path / "s", methods=("fedmsa",), paper_compat=True)
+    page, rows = read(folder), rows_of(folder)
+    header, *body = page.table("Dice of slices at unseen sites")
+    assert [cell[0] for cell in header] == ["Method", *SITES, "Mean", "Worst site"]
+    value = the_value(
+        rows,
+        table="scores",
+        regime="federated",
+        role="unseen",
+        site="site-2",
+        metric="dice_slice",
+        statistic="mean",
+    )
+    assert body[0][2][0].startswith(f"{value:.3f}")
+    assert "an empty slice counts" in page.text
+    assert "Scores of slices" in (folder / "study.md").read_text()
+    assert "Dice of slices" in (folder / "study.tex").read_text()

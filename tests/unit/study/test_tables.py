@@ -187,6 +187,82 @@ def test_several_classes_have_lines_of_their_own_and_count_alike_in_the_mean(tmp
     )
 
 
+@pytest.fixture(scope="module")
+def unlike(tmp_path_factory):
+    """Site-1 draws the disc alone."""
+    study = StudyFolder(
+        **SMALL,
+        classes=("disc", "cup"),
+        methods=("fedmsa",),
+        not_annotated={"site-1": ("cup",)},
+    )
+    return study.write(tmp_path_factory.mktemp("unlike") / "s")
+
+
+def test_means_are_over_the_classes_that_all_sites_scored(unlike):
+    found, raw = answer_of(unlike), raw_rows(unlike)
+    assert (found.common, dict(found.not_annotated)) == (("disc",), {"site-1": ("cup",)})
+    discs = [row for row in raw if row["class"] == "disc"]
+    for role in ("train", "unseen"):
+        for regime in ("federated", "central", "local"):
+            line = found.line("fedmsa", regime, role)
+            expected = {
+                site: statistics.fmean(seed_values(discs, "fedmsa", regime, site, role).values())
+                for site in SITES
+            }
+            assert {s: score.value for s, score in line.sites.items()} == pytest.approx(expected)
+            assert line.worst == min(expected, key=lambda site: expected[site])
+    cells = {(c.trained_at, c.scored_at): c.dice.value for c in found.local}
+    at_home = seed_values(discs, "fedmsa", "local", "site-2", "train")
+    assert cells["site-2", "site-2"] == pytest.approx(statistics.fmean(at_home.values()))
+    federated, central = (
+        case_values(discs, "fedmsa", regime, "train") for regime in ("federated", "central")
+    )
+    differences = {
+        case: np.mean([federated[case][run] - central[case][run] for run in federated[case]])
+        for case in federated
+    }
+    gap = next(g for g in found.gaps if (g.against, g.role, g.site) == ("central", "train", ALL))
+    assert gap.difference == pytest.approx(statistics.fmean(site_means(differences).values()))
+
+
+def test_a_model_is_not_scored_on_a_class_that_nobody_taught_it(unlike):
+    found, raw = answer_of(unlike), raw_rows(unlike)
+    cups = [row for row in raw if row["class"] == "cup" and row["trained_on"] != ["site-1"]]
+    line = found.line("fedmsa", "local", "unseen", class_name="cup")
+    assert sorted(line.sites) == ["site-2", "site-3", "site-4"]
+    for site, score in line.sites.items():
+        values = seed_values(cups, "fedmsa", "local", site, "unseen")
+        assert score.value == pytest.approx(statistics.fmean(values.values()), rel=1e-12)
+
+
+def test_scores_of_slices_count_each_slice_once(tmp_path):
+    study = StudyFolder(**SMALL, methods=("fedmsa",))
+    folder = study.write(tmp_path / "s")
+    for run in (folder / "runs").iterdir():
+        with (run / "scores.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for number, row in enumerate(rows):
+            row["slices"] = str(1 + number % 5)
+        with (run / "scores.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    line = answer_of(folder).line("fedmsa", "federated", "unseen", "dice_slice")
+    by_seed = {}
+    for row in raw_rows(folder):
+        wanted = ("federated", "unseen", "site-2")
+        if (row["regime"], row["role"], row["site"]) == wanted:
+            by_seed.setdefault(row["seed"], []).append(row)
+    expected = [
+        np.average(
+            [float(row["dice_slice"]) for row in rows], weights=[int(r["slices"]) for r in rows]
+        )
+        for rows in by_seed.values()
+    ]
+    assert line.sites["site-2"].value == pytest.approx(np.mean(expected), rel=1e-12)
+
+
 def test_a_single_class_has_no_line_besides_the_mean(found):
     assert {line.class_name for line in found.scores} == {ALL}
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from trainer_process import SITE, Place, TrainerProcess
+from trainer_process import TrainerProcess
 
 from fedfms.config import Recipe
 from fedfms.errors import TrainingError
@@ -72,9 +72,7 @@ def settings(recipe: Recipe, **changes: object) -> list[str]:
 def test_train_local_trains_on_the_gpu_that_the_site_names(device, gpus, place, recipe):
     place.set_site(device=device, data_root=str(place.data), workers=int(device == "cuda:1"))
     site = place.data / "site.yml"
-    done = fedfms(
-        "train-local", "jobs/fedmsa", "--site", site, *settings(recipe, local_epochs=1)
-    )
+    done = fedfms("train-local", "jobs/fedmsa", "--site", site, *settings(recipe, local_epochs=1))
     assert done.returncode == 0, done.stderr
     assert "round 1:" in done.stdout
     for what in ("image", "current", "stats", "reset"):  # its helper threads go where it is
@@ -147,7 +145,9 @@ ASSERT = (
 )
 
 
-def test_a_failure_of_the_gpu_is_one_sentence_and_a_fix(gpus, place, tmp_path, recipe, checkpoints, global_model):
+def test_a_failure_of_the_gpu_is_one_sentence_and_a_fix(
+    gpus, place, tmp_path, recipe, checkpoints, global_model
+):
     place.set_site(device="cuda", data_root=str(place.data))
     gpus.fault.write_text("CUDA error: no kernel image is available for execution on the device\n")
     site = place.data / "site.yml"

@@ -89,6 +89,10 @@ def test_the_recipes_say_what_the_paper_says(method: str) -> None:
     assert (recipe.image_size, recipe.mask_size) == (1024, 256)
     assert (recipe.resize, recipe.normalize) == ("stretch", False)
     assert (recipe.rounds, recipe.local_epochs, recipe.evaluate_every) == (100, 1, 5)
+    scored = [number for number in range(100) if recipe.evaluates(number)]
+    assert scored == list(range(1, 97, 5)) and len(scored) + 1 == 21  # and the model of 100 rounds
+    assert recipe.start_draws == ((1.0, 1.0, 1.0) if method == "fedmsa" else ())
+    assert recipe.site_order[-1] == "Drishti-GS1"
     assert recipe.batch_size == {"fedmsa": 4, "fedsam": 6}[method]
     assert (recipe.learning_rate, recipe.optimizer_state) == (1e-4, "keep")
     assert (recipe.schedule, recipe.warmup_steps, recipe.clip_grad_norm) == ("constant", 0, None)
@@ -183,9 +187,9 @@ def test_a_site_scores_every_fifth_model_and_always_the_final_one(
     recipe = paper("fedmsa", *SMALL, *(["holdout=site-1"] if holdout else []))
     tensors, runner = start_of(recipe), trainer(site, tmp_path)
     scored = 6 if holdout else 2  # all cases of a holdout, else the validation cases
-    for number in (0, 1, 4, 5, 99):
+    for number in (0, 1, 5, 6, 99):
         said = run(runner, recipe, number, tensors).contribution
-        due = number in (0, 5)
+        due = number in (1, 6)
         assert said.evaluated_cases == (scored if due else 0)
         assert bool(said.metrics) == ("evaluate" in said.seconds) == due
         assert (said.mean_dice is not None) == due
@@ -195,11 +199,11 @@ def test_a_site_scores_every_fifth_model_and_always_the_final_one(
     assert final.evaluated_cases == scored
     assert {metric.metric for metric in final.metrics} >= {"dice", "iou", "hd95", "dice_slice"}
     rounds = [line.split(",")[0] for line in next((tmp_path / "scores").iterdir()).open()]
-    assert set(rounds[1:]) == {"0", "5", "99"}  # the site's own table as well
+    assert set(rounds[1:]) == {"1", "6", "99"}  # the site's own table as well
 
 
 def test_training_alone_scores_as_often_as_the_recipe_says_and_at_the_end(site: Path) -> None:
-    recipe = paper("fedmsa", *SMALL, "rounds=3", "evaluate_every=2")
+    recipe = paper("fedmsa", *SMALL, "rounds=3", "evaluate_every=2", "evaluate_first=0")
     told: list[PooledRound] = []
     train_pooled(
         recipe,

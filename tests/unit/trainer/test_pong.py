@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
+from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from trainer_process import Place, TrainerProcess
@@ -14,12 +18,16 @@ from fedfms.errors import TrainerError
 from fedfms.trainer.announce import SLOW_FILES
 from fedfms.trainer.client import run_task
 from fedfms.trainer.connection import ping
-from fedfms.trainer.messages import Pong, Task, decode_answer, encode
+from fedfms.trainer.messages import Pong, Slicing, Task, decode_answer, encode
+
+SLICING = Slicing("axial", "gray", "range:0:255").to_dict()
 
 
 def test_a_pong_comes_out_as_it_went_in() -> None:
     pong = Pong("s", "1.2", True, None, ("a", "b"), ("c",), ("fedsam",), 3, "cpu")
     assert decode_answer(encode(pong)) == pong
+    sliced = dataclasses.replace(pong, slicing=Slicing("axial", "gray", "range:0:255", (3, 1, 1)))
+    assert decode_answer(encode(sliced)) == sliced
     broken = Pong("s", "1.2", False, "config")
     assert decode_answer(encode(broken)) == broken
     assert (pong.ready, broken.ready) == (True, False)
@@ -36,6 +44,16 @@ def test_a_pong_comes_out_as_it_went_in() -> None:
         ("methods", ["fedprox"]),
         ("max_rounds", -1),
         ("device", "tpu"),
+        ("overlapping", "ab"),
+        ("overlapping", [["disc"]]),
+        ("overlapping", [["disc", "/data/x.nii"]]),
+        ("slicing", "axial"),
+        ("slicing", {"plane": "axial"}),
+        ("slicing", {**SLICING, "plane": "a file.nii"}),
+        ("slicing", {**SLICING, "intensity": "percentile:a:b"}),
+        ("slicing", {**SLICING, "spacing_mm": [1, 1]}),
+        ("slicing", {**SLICING, "spacing_mm": [1, 1, -1]}),
+        ("slicing", {**SLICING, "spacing_mm": [1, 1, "Jane Doe"]}),
     ],
 )
 def test_a_pong_with_a_value_that_cannot_be_is_nonsense(key: str, value: object) -> None:
@@ -58,6 +76,10 @@ def test_the_trainer_says_what_its_files_say_now(place: Place, start) -> None:
     told = ping(place.exchange)
     assert (told.methods, told.max_rounds) == (("fedsam",), 9)
     assert (told.classes, told.not_annotated) == (("disc",), ("cup",))
+    assert told.overlapping == ()
+    place.set_site(classes={"disc": [1, 2], "cup": [2], "rim": [1]}, not_annotated=[])
+    overlapping = {frozenset(pair) for pair in ping(place.exchange).overlapping}
+    assert overlapping == {frozenset({"disc", "cup"}), frozenset({"disc", "rim"})}
     place.set_site(data_root="nowhere/patient-7")
     assert ping(place.exchange).fault == "no-data-root"
     place.set_site(data_root=".", device="cuda")
@@ -67,6 +89,60 @@ def test_the_trainer_says_what_its_files_say_now(place: Place, start) -> None:
     assert (told.ready, told.fault, told.classes) == (False, "config", ())
     (place.policy / "privacy.json").unlink()
     assert ping(place.exchange).fault == "config"
+
+
+def told_spacing(place: Place, seconds: float = 20) -> tuple[float, ...] | None:
+    """What the trainer tells once it has looked; None if it does not within the time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if spacing := ping(place.exchange).slicing.spacing_mm:
+            return spacing
+        time.sleep(0.1)
+    return None
+
+
+def write_volumes(folder: Path, spacings: list[tuple[float, float, float]]) -> None:
+    """Volumes of 6 x 8 x 4 voxels; spacings in mm from left to right, back to front, foot to head.
+
+    What the voxels hold does not matter here, only that it is not constant.
+    """
+    for kind in ("images", "labels"):
+        (folder / kind).unlink()
+        (folder / kind).mkdir()
+        for number, spacing in enumerate(spacings):
+            voxels = np.arange(6 * 8 * 4, dtype=np.uint8).reshape(6, 8, 4)
+            image = nibabel.Nifti1Image(voxels if kind == "images" else voxels % 2, None)
+            image.header.set_xyzt_units("mm")
+            image.set_sform(np.diag([*spacing, 1.0]), 1)
+            nibabel.save(image, folder / kind / f"anna-{number}.nii.gz")
+
+
+def test_the_trainer_says_how_slices_are_made_and_roughly_how_far_voxels_are_apart(
+    place: Place, start
+) -> None:
+    # left-right, back-front, foot-head; one scanner of its own among them
+    write_volumes(place.data, [(0.712, 0.712, 3.0)] * 3 + [(0.3, 0.3, 9.0)] * 2)
+    place.set_site(plane="axial", channels="gray", min_cases=3, patient=None, format="nifti")
+    place.set_site(images="images/*.nii.gz", labels="labels/*.nii.gz")
+    place.set_site(intensity={"rule": "window", "center": 40, "width": 400})
+    start()
+    assert told_spacing(place) == (3.0, 0.71, 0.71)  # the median, of two digits
+    told = ping(place.exchange).slicing
+    assert (told.plane, told.channels, told.intensity) == ("axial", "gray", "window:40:400")
+    place.set_site(plane="sagittal", channels="neighbours")
+    assert told_spacing(place) == (0.71, 3.0, 0.71)
+    place.set_site(min_cases=6)  # there are five
+    assert told_spacing(place, 3) is None
+    place.set_site(min_cases=1)
+    place.set_policy(min_cases=6)
+    assert told_spacing(place, 3) is None
+
+
+def test_pictures_have_neither_plane_nor_spacing(place: Place, start) -> None:
+    place.set_site(format="image", images="images/*.png", labels="labels/*.png")
+    start()
+    told = ping(place.exchange).slicing
+    assert (told.plane, told.spacing_mm) == (None, None)
 
 
 def test_files_that_cannot_be_read_in_time_do_not_hold_up_a_ping(place: Place, start) -> None:

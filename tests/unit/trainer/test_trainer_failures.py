@@ -19,7 +19,7 @@ from fedfms.errors import TaskAborted, TrainerError
 from fedfms.exchange.payload import save_tensors
 from fedfms.trainer.client import run_task
 from fedfms.trainer.connection import ping
-from fedfms.trainer.messages import Task, TaskFiles, TaskRequest, encode
+from fedfms.trainer.messages import Failure, Task, TaskFiles, TaskRequest, encode
 from fedfms.trainer.server import EXIT_ABORT_IGNORED, EXIT_STALLED
 
 SOME = {"w": torch.zeros(3)}
@@ -215,6 +215,69 @@ def test_a_computation_without_sign_of_life_ends_the_process(
         run_task(place.exchange, train_task, global_model)
     assert caught.value.code in ("trainer-stalled", "trainer-died")
     assert trainer.process.wait(5) == EXIT_STALLED
+
+
+# -------------------------------------------------------------------------------------- slowly
+
+
+class SlowToWrite(dict):
+    """A model that takes a while to read, as one of gigabytes on a busy machine."""
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        time.sleep(1.5 / len(self))
+        return super().__getitem__(name)
+
+
+def test_a_model_that_takes_long_to_write_is_no_reason_to_hang_up(
+    place: Place, start, train_task: Task, global_model
+) -> None:
+    start(request_seconds=0.5)
+    at = time.monotonic()
+    assert run_task(place.exchange, train_task, SlowToWrite(global_model)).tensors
+    assert time.monotonic() - at > 1.5
+    wait_for_files(place, ["trainer.sock"])
+
+
+@pytest.mark.parametrize("said", [b"", b'{"type":"ta'])
+def test_a_client_that_does_not_say_what_it_wants_is_called_too_slow(
+    place: Place, start, said: bytes
+) -> None:
+    start(request_seconds=0.5)
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.connect(str(place.exchange / "trainer.sock"))
+        stream.settimeout(10)
+        stream.sendall(said)
+        line = stream.makefile("rb").readline()
+    assert b'"code":"too-slow"' in line
+    log = (place.root / "trainer.log").read_text()
+    assert "did not ask for anything in 0.5 s" in log
+
+
+def test_a_trainer_that_starts_after_the_model_was_written_gets_it_all_the_same(
+    place: Place, start, train_task: Task, global_model, begin
+) -> None:
+    task = begin(place, train_task, global_model, connect_seconds=120)
+    deadline = time.monotonic() + 30
+    while not any(name.endswith(".in.safetensors") for name in files_in(place)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    start(wait=False)  # clears the folder
+    task.wait()
+    assert task.error is None
+    assert task.result.tensors
+    wait_for_files(place, ["trainer.sock"])
+
+
+@pytest.mark.parametrize(
+    ("code", "fix"), [("too-slow", "busy"), ("trainer-stalled", "stall_seconds")]
+)
+def test_a_time_out_that_the_trainer_reports_says_what_to_do(
+    tmp_path: Path, train_task: Task, code: str, fix: str
+) -> None:
+    with pytest.raises(TrainerError) as caught:
+        ask_a_server_that_says(encode(Failure("TrainerError", code)), tmp_path, train_task)
+    assert caught.value.code == code
+    assert fix in caught.value.fix
 
 
 # ------------------------------------------------------------------------------------ nonsense

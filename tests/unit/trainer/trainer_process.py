@@ -56,7 +56,9 @@ class Place:
 class TrainerProcess:
     """`python -m fedfms.trainer` as its supervisor sees it."""
 
-    def __init__(self, place: Place, *, wait: bool = True) -> None:
+    def __init__(
+        self, place: Place, *, wait: bool = True, request_seconds: float | None = None
+    ) -> None:
         self.place = place
         self.log = (place.root / "trainer.log").open("ab")
         arguments = {
@@ -67,11 +69,17 @@ class TrainerProcess:
             "--checkpoints": place.checkpoints,
             "--work": place.work,
         }
+        program = ["-m", "fedfms.trainer"]
+        if request_seconds is not None:  # shorter than in earnest
+            program = [
+                "-c",
+                f"import sys, fedfms.trainer.server as s; s.REQUEST_SECONDS = {request_seconds}; "
+                "from fedfms.trainer.__main__ import main; sys.exit(main())",
+            ]
         self.process = subprocess.Popen(
             [
                 sys.executable,
-                "-m",
-                "fedfms.trainer",
+                *program,
                 *(str(x) for p in arguments.items() for x in p),
             ],
             env={**os.environ, "OMP_NUM_THREADS": "1"},

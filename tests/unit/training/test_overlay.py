@@ -8,12 +8,14 @@ import pytest
 import torch
 from little import disc_case, little_case, little_recipe, little_site
 from PIL import Image
-from scipy.ndimage import binary_dilation
+from scipy import ndimage
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from fedfms.control import Control
 from fedfms.models.build import build_model
 from fedfms.training.evaluate import CaseScore, evaluate
 from fedfms.training.overlay import (
+    CLASS_COLOURS,
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
     choose_cases,
@@ -55,6 +57,37 @@ def test_contours_lie_where_the_masks_end():
     assert orange[corner].all()
     grey = pixels[:512][~blue & ~orange]
     assert (grey == 90).all()
+
+
+def test_classes_are_told_apart_by_colour_and_truth_from_prediction_by_dashes():
+    truth, predicted = np.zeros((2, 64, 64), bool), np.zeros((2, 64, 64), bool)
+    truth[0, 6:30, 6:30], predicted[0, 8:28, 8:28] = True, True
+    truth[1, 36:60, 30:60], predicted[1, 38:58, 36:60] = True, True
+    case = little_case(np.full((1, 64, 64), 90), np.zeros((1, 64, 64)))
+    colours = dict(zip(("disc", "the_cup"), CLASS_COLOURS, strict=False))
+    pixels = pixels_of(draw_overlay(case, 0, predicted, truth, "case 1 of 1", colours))[:512]
+    zoom = np.ones((8, 8), bool)
+    for number, colour in enumerate(colours.values()):
+        mine = (pixels == colour).all(axis=-1)
+        large, found = np.kron(truth[number], zoom), np.kron(predicted[number], zoom)
+        outside = binary_dilation(large, iterations=2) & ~large
+        inside = found & ~binary_erosion(found, iterations=2)
+        assert mine[inside].all()  # solid
+        assert 0.3 < mine[outside].mean() < 0.7  # dashed
+        assert not (mine & ~inside & ~outside).any()  # and no other class in this colour
+        _, dashes = ndimage.label(mine & outside)
+        assert dashes > 10
+
+
+def test_the_legend_names_the_classes_and_wraps():
+    mask = np.zeros((9, 16, 16), bool)
+    names = [f"a_class_of_a_long_name_{number}" for number in range(9)]
+    colours = {name: CLASS_COLOURS[n % len(CLASS_COLOURS)] for n, name in enumerate(names)}
+    case = little_case(np.full((1, 16, 16), 90), np.zeros((1, 16, 16)))
+    pixels = pixels_of(draw_overlay(case, 0, mask, mask, "", colours))
+    assert pixels.shape[0] > 512 + 44 + 2 * 19  # three lines of names or more
+    for colour in CLASS_COLOURS:
+        assert (pixels[512:] == colour).all(axis=-1).any()
 
 
 def test_agreement_shows_both_contours():

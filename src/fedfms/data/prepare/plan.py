@@ -228,9 +228,12 @@ def read_assignment(path: Path, column: str, wanted: Iterable[str]) -> dict[str,
 
 
 def volume_intensity(paper: bool) -> dict[str, Any]:
-    """The percentile rule for volumes: the paper cuts at the 99th percentile, and not below."""
+    """The percentile rule for volumes: the paper cuts at the 99th percentile, and not below.
+
+    Its cast to 8 bits takes the level below.
+    """
     if paper:
-        return {"rule": "percentile", "low": 0, "high": 99}
+        return {"rule": "percentile", "low": 0, "high": 99, "rounding": "truncate"}
     return {"rule": "percentile", "low": 0.5, "high": 99.5}
 
 

@@ -45,7 +45,8 @@ def plan_prostate(
 
     Args:
         source: the folder that holds the six sites' folders, at any depth.
-        paper: the paper's clip at the 99th percentile and share of validation.
+        paper: the paper's clip at the 99th percentile, its slices as the files store them, and its
+            share of validation.
         only: these sites alone.
 
     Raises:
@@ -69,7 +70,7 @@ def plan_prostate(
                 settings={
                     "format": "nifti",
                     "classes": {"prostate": [1, 2]},
-                    "plane": "axial",
+                    "plane": "stored" if paper else "axial",
                     "channels": "gray",
                     "keep_empty_every": 1,
                     "intensity": volume_intensity(paper),

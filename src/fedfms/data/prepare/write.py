@@ -279,7 +279,7 @@ def _as_training_reads(
     names = {str(image): item.sources[0], str(label): item.sources[-1]}
     try:
         stored = read_image(image, made.image, site)
-        drawn = read_label(label, made.label, site)
+        drawn = read_label(label, made.label, site, stored)
         case = Case(item.case, item.patient, image, label, "train")
         try:
             return combine(case, stored, drawn, site), made
@@ -288,7 +288,7 @@ def _as_training_reads(
                 raise
         moved = with_grid_of(item.sources[0], made.image, item.sources[1], made.label)
         made = Made(made.image, moved, {**made.counts, "header_copied": 1})
-        return combine(case, stored, read_label(label, moved, site), site), made
+        return combine(case, stored, read_label(label, moved, site, stored), site), made
     except SiteDataError as error:
         if error.code in ("constant-image", "intensity-flat") and plan.format == "image":
             raise _Constant("every pixel has the same value") from None
@@ -446,12 +446,12 @@ def _csv(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> bytes:
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="surrogateescape")
 
 
 def _read_csv(path: Path) -> list[dict[str, str]] | None:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error):
         return None

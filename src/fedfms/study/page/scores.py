@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
 
 from fedfms.report import words as shown
 from fedfms.report.parts import SHADES, Cell, Column, Figure, Table
-from fedfms.study.answer import ALL, FAILS_BELOW, Answer, LocalCell, Metric, Role, Score, ScoreLine
+from fedfms.study.answer import (
+    ALL,
+    FAILS_BELOW,
+    ROLES,
+    SLICE_METRICS,
+    Answer,
+    LocalCell,
+    Metric,
+    Role,
+    Score,
+    ScoreLine,
+)
 from fedfms.study.page import figures, words
 from fedfms.study.page.cells import way, with_note
 
@@ -20,12 +32,75 @@ _ROLE_NOTES: dict[Role, str] = {
     "with hindsight.",
 }
 
-_METRICS: dict[Metric, str] = {"dice": "Dice", "iou": "IoU", "hd95": "HD95"}
+_METRICS: dict[Metric, str] = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "hd95": "HD95",
+    "dice_slice": "Dice of slices",
+    "iou_slice": "IoU of slices",
+}
 
 
-def score_table(found: Answer, role: Role, metric: Metric) -> Table | None:
+def score_tables(found: Answer, metric: Metric) -> list[Table]:
+    """Tables of one score: over the classes, or class by class where sites differ in them."""
+    groups = [ALL]
+    if words.by_class(found):
+        groups = [*found.classes, *([ALL] if len(found.common) > 1 else [])]
+    tables = [
+        table
+        for name in groups
+        for role in ROLES
+        if (table := _score_table(found, role, metric, name))
+    ]
+    if metric == "hd95":
+        return with_note(
+            tables,
+            "Scores, cases and spread as in the tables of Dice. HD95 is the 95th percentile of the "
+            "distances between the two outlines, the larger of the two directions, lower is "
+            "better; mm and px are never averaged together. Where one of annotation and prediction "
+            "is empty it is the diagonal of the image.",
+        )
+    return tables
+
+
+def slice_tables(found: Answer) -> list[Table]:
+    """The scores of slices, where they are not those of the cases again."""
+    if all(_same_as_cases(found, line) for line in found.scores):
+        return []
+    paper = any(run.recipe.get("paper_compat") for run in found.runs)
+    note = "Mean over all slices with a value, each slice once; sites, folds and seeds as above."
+    if paper:
+        note += (
+            " These runs score slices as FedFMS does (paper_compat): at mask size, five thresholds "
+            "on logits, and an empty slice counts, as 1 where nothing was found and as 0 where "
+            "anything was."
+        )
+    tables = [table for metric in SLICE_METRICS for table in score_tables(found, metric)]
+    return with_note(tables, note)
+
+
+def _same_as_cases(found: Answer, line: ScoreLine) -> bool:
+    """Whether a line of slices says what the line of cases says, as for pictures."""
+    if line.metric not in SLICE_METRICS:
+        return True
+    of_cases: Metric = "dice" if line.metric == "dice_slice" else "iou"
+    cases = found.line(
+        line.method,
+        line.regime,
+        line.role,
+        of_cases,
+        class_name=line.class_name,
+        best=line.best,
+    )
+    return cases is not None and all(
+        site in cases.sites and math.isclose(cases.sites[site].value, score.value, rel_tol=1e-9)
+        for site, score in line.sites.items()
+    )
+
+
+def _score_table(found: Answer, role: Role, metric: Metric, class_name: str) -> Table | None:
     """Methods by sites with mean and worst site; None where no run has such a score."""
-    lines = _lines(found, role, metric, ALL)
+    lines = _lines(found, role, metric, class_name)
     if not lines:
         return None
     cases = {entry.site: entry for entry in found.cases if entry.role == role}
@@ -37,19 +112,17 @@ def score_table(found: Answer, role: Role, metric: Metric) -> Table | None:
         rows.append(
             [
                 way(line.method, line.regime, line.best),
-                *(_score(found, score, metric, line.unit) for score in scores),
+                *(
+                    Cell("not annotated")
+                    if class_name in found.not_annotated.get(site, ())
+                    else _score(found, score, metric, line.unit)
+                    for site, score in zip(sites, scores, strict=True)
+                ),
                 _mean(found, line, len(sites)),
                 Cell(_plain_score(worst, metric, line.unit), small=line.worst or ""),
             ]
         )
     note = _how_averaged(found) + _ROLE_NOTES[role] if metric == "dice" else ""
-    if metric == "hd95" and role == "unseen":
-        note = (
-            "Scores, cases and spread as in the tables of Dice. HD95 is the 95th percentile of the "
-            "distances between the two outlines, lower is better; mm and px are never averaged "
-            "together. Where one of annotation and prediction is empty it is the diagonal of the "
-            "image."
-        )
     empty = [
         f"{entry.without_value} at {entry.site}" for entry in cases.values() if entry.without_value
     ]
@@ -58,8 +131,13 @@ def score_table(found: Answer, role: Role, metric: Metric) -> Table | None:
             " Without a score, because nothing was drawn and nothing found: "
             f"{shown.listing(empty)}."
         )
+    title = f"{_METRICS[metric]} at {words.ROLES[role]}"
+    if class_name != ALL:
+        title += f", {shown.class_names([class_name])}"
+    elif words.by_class(found):
+        title += f", mean over {shown.class_names(found.common)}"
     return Table(
-        f"{_METRICS[metric]} at {words.ROLES[role]}",
+        title,
         [
             Column("Method", "trained", number=False),
             *(Column(site, shown.numerals(cases[site].cases, "case")) for site in sites),
@@ -129,8 +207,8 @@ def _plain_score(score: Score | None, metric: Metric, unit: str) -> str:
 
 
 def class_tables(found: Answer) -> list[Table]:
-    """Mean Dice of each class; nothing where there is one."""
-    if len(found.classes) < 2:
+    """Mean Dice of each class; nothing where there is one, or the first tables are by class."""
+    if len(found.classes) < 2 or words.by_class(found):
         return []
     tables = []
     roles: tuple[Role, ...] = ("train", "unseen")

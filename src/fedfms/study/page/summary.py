@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from fedfms.report import words as shown
 from fedfms.report.parts import Tile
-from fedfms.study.answer import Answer
+from fedfms.study.answer import ALL, Answer
 from fedfms.study.page import words
 from fedfms.study.record import RUNS_FOLDER
 
@@ -41,6 +42,8 @@ def notices(found: Answer) -> Iterator[str]:
             "are not in the study's plan and count nowhere: "
             f"{', '.join(found.strangers[:_RUNS_NAMED])}."
         )
+    if found.runs and words.by_class(found):
+        yield _unlike(found)
     for site in found.study.sites:
         facts = [run.record.sites[site] for run in found.runs if site in run.record.sites]
         for what, values in (
@@ -61,16 +64,39 @@ def notices(found: Answer) -> Iterator[str]:
             yield f"The runs did not all use the same {what}: there are {count}. See What ran."
 
 
+def _unlike(found: Answer) -> str:
+    """Which classes are compared, where sites did not all score the same."""
+    missing = [
+        f"{site} does not annotate {shown.class_names(names)}"
+        for site, names in found.not_annotated.items()
+    ]
+    why = f" ({'; '.join(missing)})" if missing else ""
+    told = f"Not every site has a score of every class{why}, so each class is told by itself."
+    if found.common:
+        return (
+            f"{told} Differences, one site alone, curves and costs are of "
+            f"{shown.class_names(found.common)}, which all sites scored in all runs."
+        )
+    return (
+        f"{told} There is no class that all sites scored in all runs: differences are taken case "
+        "by case over the classes that both scored, and there are no curves and no target."
+    )
+
+
 def headlines(found: Answer) -> list[Tile]:
     """The few numbers above all tables."""
     tiles = []
-    for method in found.study.methods[:2]:
+    partly = words.by_class(found)
+    groups = [ALL] if found.common or not partly else list(found.classes)
+    for method, class_name in itertools.product(found.study.methods[:2], groups):
+        named = found.common if class_name == ALL else [class_name]
+        of_class = f" of {shown.class_names(named)}" if partly else ""
         for role, where in (("unseen", "unseen sites"), ("train", "training sites")):
-            line = found.line(method, "federated", role)  # type: ignore[arg-type]
+            line = found.line(method, "federated", role, class_name=class_name)  # type: ignore[arg-type]
             if line is not None:
                 others = []
                 for regime in ("central", "local"):
-                    other = found.line(method, regime, role)  # type: ignore[arg-type]
+                    other = found.line(method, regime, role, class_name=class_name)  # type: ignore[arg-type]
                     if other is not None:
                         same = set(other.sites) == set(line.sites)
                         over = "" if same else f" over {shown.numerals(len(other.sites), 'site')}"
@@ -80,7 +106,7 @@ def headlines(found: Answer) -> list[Tile]:
                 sites = f"mean of {shown.numerals(len(line.sites), 'site')}"
                 tiles.append(
                     Tile(
-                        f"Dice, {words.method(method)}, {where}",
+                        f"Dice{of_class}, {words.method(method)}, {where}",
                         shown.score(line.mean.value),
                         "; ".join([*others, sites]),
                     )

@@ -9,6 +9,7 @@ from fedfms.report.words import MINUS, NONE
 from fedfms.study.answer import (
     ALL,
     FAILS_BELOW,
+    FEWEST_PATIENTS,
     TARGET_SHARE,
     Answer,
     Asked,
@@ -24,6 +25,11 @@ REGIMES = {"federated": "federated", "central": "centralized", "local": "one sit
 ROLES = {"train": "training sites", "unseen": "unseen sites"}
 
 _SITES_NAMED = 6  # in one sentence; the table has them all
+
+
+def by_class(answer: Answer) -> bool:
+    """Whether sites differ in the classes that they scored, so that each is told by itself."""
+    return set(answer.common) != set(answer.classes)
 
 
 def method(name: str) -> str:
@@ -103,20 +109,27 @@ def verdicts(answer: Answer) -> dict[str, list[str]]:
             *_reached(answer, name),
             *_against_central(answer, name),
             *_against_local(answer, name),
+            *_to_target(answer, name),
         ]
         for name in answer.study.methods
     }
-    found["Method against method"] = list(_between_methods(answer))
+    if len(answer.study.methods) > 1:
+        found["Method against method"] = list(_between_methods(answer))
     return {title: sentences for title, sentences in found.items() if sentences}
 
 
 def _reached(answer: Answer, name: str) -> Iterator[str]:
+    for class_name in answer.classes if by_class(answer) else [ALL]:
+        yield from _reached_of(answer, name, class_name)
+
+
+def _reached_of(answer: Answer, name: str, class_name: str) -> Iterator[str]:
     parts = []
     lines = {
         (regime, role): line
         for regime in answer.study.regimes
         for role in ROLES
-        if (line := answer.line(name, regime, role))  # type: ignore[arg-type]
+        if (line := answer.line(name, regime, role, class_name=class_name))  # type: ignore[arg-type]
     }
     for regime in answer.study.regimes:
         scores = []
@@ -134,7 +147,8 @@ def _reached(answer: Answer, name: str) -> Iterator[str]:
             parts.append(f"{REGIMES.get(regime, regime)}: {' and '.join(scores)}")
     if parts:
         text = "; ".join(parts)
-        yield f"Mean Dice, {text}."
+        of_class = f" of {words.class_names([class_name])}" if class_name != ALL else ""
+        yield f"Mean Dice{of_class}, {text}."
 
 
 def _against_central(answer: Answer, name: str) -> Iterator[str]:
@@ -155,12 +169,14 @@ def _against_central(answer: Answer, name: str) -> Iterator[str]:
             f"Federated is below centralized training, with an interval that excludes 0, at "
             f"{_sites(clear)}."
         )
-    unclear = len(below) - len(clear)
-    if unclear:
-        times = words.numerals(unclear, "more time" if clear else "time")
+    wide = [gap for gap in below if gap.interval is not None and not gap.interval.excludes_zero]
+    if wide:
+        yield f"Below, with an interval that includes 0: {_sites(wide)}."
+    few = [gap for gap in below if gap.interval is None]
+    if few:
         yield (
-            f"At a single site it is below {times}, with an interval that includes 0, or without "
-            "one."
+            f"Below, with fewer than the {FEWEST_PATIENTS} patients that an interval needs: "
+            f"{_sites(few)}."
         )
     if not below:
         yield "At no site is federated below centralized training."
@@ -219,18 +235,27 @@ def _between_methods(answer: Answer) -> Iterator[str]:
             if (saving := found.get(what)) is not None:
                 parts.append(f"{_saved(saving)} {text}")
         yield f"{method(name)} against {method(other)}: {'; '.join(parts)}."
-    for moved in answer.communication:
-        if moved.target is not None and len(moved.reached) < moved.target.n:
-            yield (
-                f"{method(moved.method)} reached its target Dice in {len(moved.reached)} of "
-                f"{words.numerals(moved.target.n, 'federated run')}; bytes and rounds to it are "
-                "of those."
-            )
     for gap in answer.gaps:
         if gap.against == "method" and gap.site == ALL:
             yield (
                 f"Federated {method(gap.method)} minus federated {method(gap.other)}, "
                 f"{ROLES[gap.role]}: {_difference(gap)} ({_evidence(gap)})."
+            )
+
+
+def _to_target(answer: Answer, name: str) -> Iterator[str]:
+    for moved in answer.communication:
+        if (
+            moved.method == name
+            and moved.target is not None
+            and len(moved.reached) < moved.target.n
+        ):
+            low, high = words.score(moved.target.low), words.score(moved.target.high)
+            aim = low if low == high else f"{low} to {high}, by fold"
+            of_those = "; bytes and rounds to it are of those" if moved.reached else ""
+            yield (
+                f"It reached the target Dice ({aim}) in {len(moved.reached) or 'none'} of "
+                f"{words.numerals(moved.target.n, 'federated run')}{of_those}."
             )
 
 

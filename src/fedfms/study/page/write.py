@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfms.report.parts import PICTURE_KEY, Figure, Picture, Table, Tile, environment
+from fedfms.report.parts import Figure, Line, Picture, Table, Tile, environment, picture_key
 from fedfms.study.answer import Answer, read_study
 from fedfms.study.numbers import csv_text, numbers
 from fedfms.study.page import words
@@ -19,7 +19,13 @@ from fedfms.study.page.costs import cost_tables
 from fedfms.study.page.gaps import forests, gap_tables, why_no_gaps
 from fedfms.study.page.latex import document
 from fedfms.study.page.runs import data_table, overlays, run_table, what_ran
-from fedfms.study.page.scores import class_tables, curves, local_tables, score_table
+from fedfms.study.page.scores import (
+    class_tables,
+    curves,
+    local_tables,
+    score_tables,
+    slice_tables,
+)
 from fedfms.study.page.summary import headlines, meta, notices
 from fedfms.study.record import read_runs
 from fedfms.study.tables import answer as answer_of
@@ -41,8 +47,8 @@ LIMITS = [
 ]
 
 _MEASURE = (
-    "A site's score is the mean over its cases, then over the classes; 3-D for volumes, at the "
-    "images' own resolution; Dice and IoU in [0, 1]."
+    "A site's score is the mean over its cases, then over the classes (of one class where a table "
+    "names it); 3-D for volumes, at the images' own resolution; Dice and IoU in [0, 1]."
 )
 
 
@@ -65,9 +71,10 @@ class Page:
     local: list[Table]
     classes: list[Table]
     further: list[Table]
+    slices: list[Table]
     costs: list[Table]
     pictures: dict[str, list[Picture]]  # by "FedMSA, site-4, unseen"
-    picture_key: list[tuple[str, str]]
+    picture_key: list[Line]
     facts: list[tuple[str, str]]
     data: Table | None
     runs: Table | None
@@ -121,22 +128,18 @@ def _page(found: Answer) -> Page:
         verdicts=words.verdicts(found),
         tiles=headlines(found),
         measure=_MEASURE,
-        scores=[t for role in ("train", "unseen") if (t := score_table(found, role, "dice"))],
+        scores=score_tables(found, "dice"),
         gaps=gap_tables(found),
         forests=forests(found),
         no_gaps="" if found.gaps else why_no_gaps(found),
         curves=curves(found),
         local=local_tables(found),
         classes=class_tables(found),
-        further=[
-            table
-            for metric in ("iou", "hd95")
-            for role in ("train", "unseen")
-            if (table := score_table(found, role, metric))
-        ],
+        further=[*score_tables(found, "iou"), *score_tables(found, "hd95")],
+        slices=slice_tables(found),
         costs=cost_tables(found),
         pictures=overlays(found),
-        picture_key=PICTURE_KEY,
+        picture_key=picture_key(found.runs[0].recipe.get("classes") or () if found.runs else ()),
         facts=what_ran(found),
         data=data_table(found),
         runs=run_table(found),
@@ -152,6 +155,7 @@ def _for_paper(page: Page) -> list[tuple[str, Table]]:
         "local": page.local,
         "class": page.classes,
         "further": page.further,
+        "slice": page.slices,
         "cost": page.costs,
     }
     return [

@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
+import yaml
 from downloads import manifest, noise, save_picture, save_volume, tree
 from PIL import Image
 
@@ -19,13 +20,14 @@ from fedfms.config import Policy, SiteConfig
 from fedfms.data.check import check_data
 from fedfms.data.dataset import SliceDataset, class_masks, prepare_cases
 from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import ctlung, fets, fundus, nuclei, prostate
 from fedfms.data.prepare.ctlung import plan_ctlung
 from fedfms.data.prepare.decathlon import plan_decathlon
 from fedfms.data.prepare.fets import plan_fets
 from fedfms.data.prepare.fundus import plan_fundus
 from fedfms.data.prepare.nuclei import plan_nuclei
 from fedfms.data.prepare.pictures import fill, read_numbers
-from fedfms.data.prepare.plan import deal
+from fedfms.data.prepare.plan import deal, flare_name
 from fedfms.data.prepare.prostate import plan_prostate
 from fedfms.data.prepare.source import Source
 from fedfms.data.prepare.write import Prepared, prepare
@@ -99,6 +101,42 @@ def test_prostate_is_six_sites_whose_volumes_are_the_downloads_own_bytes(tmp_pat
             for ours, theirs in ((row["image"], image), (row["label"], drawn)):
                 mine = (tmp_path / "out" / name / ours).read_bytes()
                 assert mine == (tmp_path / "src" / theirs).read_bytes()
+
+
+def test_prostate_as_the_paper_has_it_is_stored_slices_cut_off_to_8_bits(tmp_path):
+    downloads.prostate(tmp_path / "src")
+    run(plan_prostate, tmp_path / "src", tmp_path / "out", paper=True, only=["HK"])
+    site = site_of(tmp_path / "out", "HK")
+    assert site.plane == "stored" and site.intensity.rounding == "truncate"
+    rows = manifest(tmp_path / "out" / "HK")
+    assert {(row["slices"], row["rows"], row["columns"]) for row in rows} == {("5", "10", "8")}
+    for case, row in zip(prepare_cases(find_cases(site), site), rows, strict=True):
+        stored = nibabel.load(tmp_path / "out" / "HK" / row["image"]).get_fdata()
+        cut = np.clip(stored, None, np.percentile(stored.astype(np.float32), 99))
+        levels = (cut - cut.min()) / (cut.max() - cut.min()) * 255
+        for index in range(stored.shape[2]):
+            np.testing.assert_array_equal(case.images[index], levels[:, :, index].astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("study", "names"),
+    [
+        ("prostate", tuple(prostate.SITES)),
+        ("fundus", fundus.SITES),
+        ("nuclei", nuclei.SITES),
+        ("fets", fets.PAPER_SITES),
+        ("ctlung", ctlung.SITES),
+    ],
+)
+def test_the_studies_have_the_papers_order_of_sites(study, names):
+    """As prepare lists them; the last site in it gets the rest of the paper's rounded weights."""
+    path = Path(__file__).parents[4] / "studies" / f"paper-{study}.yml"
+    said = yaml.safe_load(path.read_text())
+    assert said["set"]["site_order"] == [flare_name(name) for name in names]
+    training = len(names) - 1  # each site is left out in turn
+    assert said["methods"]["fedmsa"]["set"]["start_draws"] == [1] * training
+    last = {"prostate": "UCL", "fundus": "Drishti-GS1", "nuclei": "MoNuSAC2018", "fets": "21"}
+    assert said["set"]["site_order"][-1] == last.get(study, "5")
 
 
 def test_prostate_under_the_names_of_the_hospitals(tmp_path):
