@@ -192,8 +192,8 @@ def _passed_over(paths: Sequence[Path]) -> str:
     endings = Counter(path.suffix.lower() or "without ending" for path in paths)
     some = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(6))
     return (
-        f"passed over {len(paths)} files that are no images for this ({some}); it reads NIfTI, "
-        "PNG, JPEG, TIFF, NPY and folders of DICOM"
+        f"passed over, since they are no images for this: {some}; it reads NIfTI, PNG, JPEG, TIFF, "
+        "NPY and folders of DICOM"
     )
 
 

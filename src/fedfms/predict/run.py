@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,9 +205,11 @@ def _predict_one(
         )
     site = _for_format(site, item.format)
     data = read_bytes(item.source, site)
-    stored = read_image(item.source, data, site)
-    notes = (*stored.notices, *_header_notes(item, stored))
-    image = prepare_image(item.source, stored, site)
+    with warnings.catch_warnings(record=True) as warned:  # otherwise lines of code on the terminal
+        warnings.simplefilter("default")
+        stored = read_image(item.source, data, site)
+        image = prepare_image(item.source, stored, site)
+    notes = (*stored.notices, *_warning_notes(item, warned), *_header_notes(item, stored))
     result = _masks(trained, image, site, control, keep_probabilities=bool(item.probabilities))
     content = data if isinstance(data, bytes) else b""  # the files of a series are not needed again
     write_files(_files(item, stored, content, result, origin))
@@ -217,6 +220,15 @@ def _predict_one(
     overlap = int((result.masks.sum(axis=0) > 1).sum())
     log.info("predicted an image of %d slices", len(image.images))
     return Predicted(item, pixels, millilitres, overlap, notes=notes)
+
+
+def _warning_notes(item: Item, warned: Sequence[warnings.WarningMessage]) -> tuple[Notice, ...]:
+    """What libraries warned of while they read an image, each once."""
+    lines = {str(one.message).strip().partition("\n")[0][:300]: None for one in warned}
+    return tuple(
+        Notice("library-warning", f"reading {item.name}: {line}", "look at its mask with care")
+        for line in lines
+    )
 
 
 def _header_notes(item: Item, stored: Stored) -> tuple[Notice, ...]:
