@@ -140,3 +140,16 @@ def test_why_there_is_no_gpu_is_said():
         ready_device(little_site(device="cuda"))
     reason = "not compiled with CUDA" if torch.version.cuda is None else "NVIDIA driver|No CUDA"
     assert caught.match(f"no CUDA device here: .*({reason})")
+
+
+def test_auto_that_cannot_use_the_gpu_says_once_that_it_takes_the_processor(
+    monkeypatch, caplog, tmp_path
+):
+    if torch.cuda.is_available():
+        pytest.skip("it can")
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.57")
+    monkeypatch.setattr("fedfms.training.device._DRIVER", tmp_path / "version")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for _ in range(2):
+        assert ready_device(little_site(device="auto")) == torch.device("cpu")
+    assert len([r for r in caplog.records if "computing on the processor" in r.message]) == 1
