@@ -1,6 +1,7 @@
 # make demo   install into .venv, then let three sites learn together on this machine; no Docker
 # make test   install into .venv, then run every test that needs no Docker
 # make test-docker   the same with real containers; where no Docker engine is, it installs one (Debian)
+# make test-gpu   what this machine's GPU does with fedfms, as a table; at most six minutes
 # make lint   ruff, mypy, shellcheck
 
 PYTHON ?= python3
@@ -14,10 +15,10 @@ DEMO ?= workspace/demo
 BIN := $(VENV)/bin
 SOURCES := $(shell find src -type f -not -name '*.pyc' -not -path '*.egg-info*') pyproject.toml
 
-.PHONY: help demo test test-docker lint format clean
+.PHONY: help demo test test-docker test-gpu lint format clean
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 # Each step leaves a stamp, so that a second call installs nothing.
 $(VENV)/torch.stamp:
@@ -46,6 +47,19 @@ test: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 
 test-docker: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/docker
+
+# A machine without internet has its own torch: PYTHON is asked first, and what else it lacks may lie
+# in a folder named by PYTHONPATH. GPU_TESTS: what tests/gpu/run.py takes, such as --output FILE.
+GPU_TESTS ?=
+
+test-gpu:
+	@if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
+		$(PYTHON) tests/gpu/run.py $(GPU_TESTS); \
+	elif ls /dev/nvidia[0-9]* /dev/dxg >/dev/null 2>&1; then \
+		$(MAKE) $(VENV)/fedfms.stamp && $(BIN)/python tests/gpu/run.py $(GPU_TESTS); \
+	else \
+		echo "test-gpu: there is no NVIDIA GPU here, so nothing was tested"; exit 3; \
+	fi
 
 lint: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(BIN)/ruff check --no-cache

@@ -94,7 +94,10 @@ def describe_machine(device: str) -> str:
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         return _NO_GPU + (lines[-1] if lines else f"exit code {done.returncode}")
-    return f"{done.stdout.strip()}, {os.cpu_count()} CPU cores, {platform.system()}"
+    said = done.stdout.strip()
+    if said.startswith(_NO_GPU):
+        return said
+    return f"{said}, {os.cpu_count()} CPU cores, {platform.system()}"
 
 
 def run_check(name: str, device: str, end: float) -> tuple[str, str, float]:

@@ -8,10 +8,12 @@ chooses; `ready_device` and `make_ready` start CUDA, and from then on everything
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -19,6 +21,8 @@ from fedfms.config import Machine, Recipe, SiteConfig
 from fedfms.errors import ConfigError, TrainingError
 
 log = logging.getLogger(__name__)
+
+_DRIVER = Path("/proc/driver/nvidia/version")  # every container of the host sees it
 
 # How the allocators say it where they raise no torch.OutOfMemoryError.
 _OUT_OF_MEMORY = re.compile(
@@ -64,8 +68,15 @@ def ready_device(site: SiteConfig) -> torch.device:
         TrainingError: as `make_ready`.
     """
     device = torch_device(site)
+    if device.type == "cpu" and site.device == "auto" and torch.version.cuda and _DRIVER.exists():
+        _warn_once(f"computing on the processor, though there is a GPU's driver: {why_no_gpu()}")
     make_ready(device)
     return device
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    log.warning(text)
 
 
 def make_ready(device: torch.device) -> None:

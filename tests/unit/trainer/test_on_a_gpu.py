@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,9 +53,14 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return machine
 
 
-def fedfms(*arguments: object) -> subprocess.CompletedProcess[str]:
+def fedfms(*arguments: object, python: object = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from fedfms.cli import main; main()", *map(str, arguments)],
+        [
+            str(python or sys.executable),
+            "-c",
+            "from fedfms.cli import main; main()",
+            *map(str, arguments),
+        ],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         capture_output=True,
@@ -108,7 +114,22 @@ def test_predict_works_on_the_gpu_that_is_named(
     assert gpus.used("image") == gpus.used("current") == {FORMS[device]}
 
 
-def test_a_study_trains_and_scores_on_the_second_gpu(gpus, place, tmp_path, recipe):
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """A Python whose every process has the fake GPUs; a study hands no PYTHONPATH on."""
+    folder = tmp_path / "venv"
+    venv.create(folder, symlinks=True, with_pip=False)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    here = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "fake.pth").write_text(
+        f"import sys; sys.path.insert(0, {str(REPOSITORY / 'tests/unit/fake_cuda')!r})\n"
+        + "".join(f"import site; site.addsitedir({path!r})\n" for path in here)
+    )
+    return folder / "bin/python"
+
+
+@pytest.mark.slow
+def test_a_study_trains_and_scores_on_the_second_gpu(gpus, place, tmp_path, recipe, python):
     sites = tmp_path / "sites"
     for name in ("site-1", "site-2"):
         shutil.copytree(place.data, sites / name)
@@ -134,7 +155,7 @@ def test_a_study_trains_and_scores_on_the_second_gpu(gpus, place, tmp_path, reci
             }
         )
     )
-    done = fedfms("study", tmp_path / "study.yml", "--output", tmp_path / "out")
+    done = fedfms("study", tmp_path / "study.yml", "--output", tmp_path / "out", python=python)
     assert done.returncode == 0, done.stdout + done.stderr
     assert gpus.used("image") == gpus.used("stats") == {1}
 

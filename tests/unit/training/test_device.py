@@ -4,8 +4,16 @@ import pytest
 import torch
 from little import little_recipe, little_site
 
-from fedfms.errors import ConfigError
-from fedfms.training.device import is_out_of_memory, slices_at_once, torch_device, use_threads
+from fedfms.errors import ConfigError, TrainingError
+from fedfms.training.device import (
+    explanation,
+    failures_explained,
+    is_out_of_memory,
+    ready_device,
+    slices_at_once,
+    torch_device,
+    use_threads,
+)
 
 
 def test_the_processor_where_the_site_says_so_or_has_nothing_else():
@@ -61,3 +69,87 @@ def test_what_running_out_of_memory_looks_like():
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("not enough memory"))
+
+
+# as torch 2.11 and 2.13 and the CUDA runtime write them
+SAID = {
+    "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors "
+    "might be asynchronously reported": ("gpu-unsupported", "device: cpu"),
+    "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU "
+    "driver": ("no-gpu", "update the driver"),
+    "CUDA driver version is insufficient for CUDA runtime version": ("no-gpu", "update the driver"),
+    "Found no NVIDIA driver on your system. Please check that you have": ("no-gpu", "nvidia-smi"),
+    "No CUDA GPUs are available": ("no-gpu", "nvidia-smi"),
+    "CUDA unknown error - this may be due to an incorrectly set up environment": (
+        "no-gpu",
+        "nvidia-smi",
+    ),
+    "CUDA error: CUDA-capable device(s) is/are busy or unavailable": ("gpu-busy", "nvidia-smi"),
+    "CUDA error: device-side assert triggered": ("gpu-failed", "device: cpu"),
+    "CUDA error: an illegal memory access was encountered": ("gpu-failed", "start again"),
+    "CUDA error: uncorrectable ECC error encountered": ("gpu-failed", "service"),
+    "CUDA error: unspecified launch failure": ("gpu-failed", "dmesg"),
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`": (
+        "gpu-failed",
+        "micro_batch",
+    ),
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR": ("gpu-failed", "micro_batch"),
+    "Invalid device argument": ("gpu-failed", "start again"),
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`": (
+        "out-of-memory",
+        "what else uses this device",
+    ),
+    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79 GiB": (
+        "out-of-memory",
+        "what else uses this device",
+    ),
+    "CUDA error: out of memory": ("out-of-memory", "what else uses this device"),
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_what_a_gpu_says_becomes_problem_and_fix(said):
+    code, fix = SAID[said]
+    with pytest.raises(TrainingError) as caught, failures_explained():
+        raise torch.AcceleratorError(said)
+    assert caught.value.code == code
+    assert fix in caught.value.fix
+    first = said.splitlines()[0]
+    assert first in caught.value.problem  # the words that a person can search for
+    assert "asynchronously" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu!"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x3 and 4x3)"),
+        ValueError("CUDA error: in a text of somebody else"),
+    ],
+)
+def test_our_own_mistakes_keep_their_traceback(ours):
+    assert explanation(ours) is None
+    with pytest.raises(type(ours)), failures_explained():
+        raise ours
+
+
+def test_why_there_is_no_gpu_is_said():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ConfigError) as caught:
+        ready_device(little_site(device="cuda"))
+    reason = "not compiled with CUDA" if torch.version.cuda is None else "NVIDIA driver|No CUDA"
+    assert caught.match(f"no CUDA device here: .*({reason})")
+
+
+def test_auto_that_cannot_use_the_gpu_says_once_that_it_takes_the_processor(
+    monkeypatch, caplog, tmp_path
+):
+    if torch.cuda.is_available():
+        pytest.skip("it can")
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.57")
+    monkeypatch.setattr("fedfms.training.device._DRIVER", tmp_path / "version")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for _ in range(2):
+        assert ready_device(little_site(device="auto")) == torch.device("cpu")
+    assert len([r for r in caplog.records if "computing on the processor" in r.message]) == 1

@@ -32,6 +32,7 @@ from fedfms.training.loop import (
     train_step,
 )
 from fedfms.training.losses import loss_per_class
+from rounding import assert_as_right, assert_gradients_as_right, in_fp64
 
 
 def run_round(model: nn.Module, recipe=None, site=None, round_number=0, optimizer=None, **more):
@@ -52,6 +53,10 @@ def batch_of(dataset: SliceDataset, items: list[int]) -> dict[str, torch.Tensor]
     return torch.utils.data.default_collate([dataset[item] for item in items])
 
 
+def doubled(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: values.double() for key, values in batch.items()}
+
+
 # ------------------------------------------------------------------------- the gradient of a step
 
 
@@ -62,28 +67,32 @@ def test_micro_batches_add_up_to_the_gradient_of_the_full_batch(micro_batch, los
     batch = batch_of(disc_dataset(recipe, little_site()), [0, 3, 1, 6, 5])
     batch["annotated"] = torch.tensor([[1.0, 1], [1, 0], [0, 0], [0, 1], [1, 1]])  # 6 of 10 pairs
 
-    whole, parts = LittleNet(), LittleNet()
-    losses = loss_per_class(whole(batch["image"]), batch["target"], recipe)
-    expected = losses[batch["annotated"].bool()].mean()
-    expected.backward()
+    whole, parts, exact = LittleNet(), LittleNet(), LittleNet().double()
+    losses = []
+    for model, values in ((whole, batch), (exact, doubled(batch))):
+        pairs = loss_per_class(model(values["image"]), values["target"], recipe)
+        losses.append(pairs[batch["annotated"].bool()].mean())
+        losses[-1].backward()
     got = accumulate_gradients(parts, batch, recipe, micro_batch, Control())
 
-    assert got == pytest.approx(expected.item(), abs=1e-6)
-    for mine, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+    assert_as_right(got, *losses)
+    assert_gradients_as_right(parts, whole, exact)
 
 
 def test_micro_batches_do_not_change_what_sam_learns():
     recipe = little_recipe(method="fedmsa", image_size=64, batch_size=4)
     batch = batch_of(disc_dataset(recipe, little_site()), [0, 1, 2, 3])
-    gradients = []
+    exact = build_model(recipe, None).double()
+    with in_fp64():
+        accumulate_gradients(exact, doubled(batch), recipe, 4, Control())
+    models = {}
     for micro_batch in (4, 1, 3):
-        model = build_model(recipe, None)
-        accumulate_gradients(model, batch, recipe, micro_batch, Control())
-        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
-    assert set(gradients[0]) == set(travelling_names(model))
-    assert largest_difference(gradients[0], gradients[1]) < 1e-6
-    assert largest_difference(gradients[0], gradients[2]) < 1e-6
+        models[micro_batch] = build_model(recipe, None)
+        accumulate_gradients(models[micro_batch], batch, recipe, micro_batch, Control())
+    moved = {name for name, p in models[4].named_parameters() if p.grad is not None}
+    assert moved == set(travelling_names(models[4]))
+    assert_gradients_as_right(models[1], models[4], exact)
+    assert_gradients_as_right(models[3], models[4], exact)
 
 
 def test_a_batch_without_an_annotated_class_changes_nothing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,11 +62,27 @@ def test_without_the_right_to_count_anew_a_phase_has_the_peak_of_the_process(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpus_memory_is_counted_by_phase() -> None:
-    device = torch.device("cuda")
-    meter = Meter(device)
-    for phase, mebibytes in (("train", 256), ("evaluate", 64)):
-        with meter(phase):
-            block = torch.ones(mebibytes * MIB, dtype=torch.uint8, device=device)
-            del block
-    assert meter.peak_memory_bytes["train"] - meter.peak_memory_bytes["evaluate"] == 192 * MIB
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
+def test_a_gpus_memory_is_counted_by_phase(device: str) -> None:
+    """In a fresh process, where nobody has started CUDA, on the device that the product makes."""
+    code = f"""
+import torch
+from little import little_site
+from fedfms.training.device import torch_device
+from fedfms.training.meter import Meter
+device = torch_device(little_site(device={device!r}))
+meter = Meter(device)
+for phase, mebibytes in (("train", 256), ("evaluate", 64)):
+    with meter(phase):
+        block = torch.ones(mebibytes * 2**20, dtype=torch.uint8, device=device)
+        del block
+print(device, meter.peak_memory_bytes["train"] - meter.peak_memory_bytes["evaluate"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["cuda:0", str(192 * MIB)]
