@@ -636,3 +636,20 @@ def test_configurations_cannot_be_changed_after_they_were_checked(tmp_path):
         name = next(iter(typing.get_type_hints(type(config))))
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(config, name, None)
+
+
+def test_an_intensity_is_read_as_it_is_described():
+    from fedfms.predict.run import describe_intensity
+
+    for text in ("percentile:0:99:truncate", "window:40:400", "range:0:255:truncate"):
+        assert describe_intensity(Intensity.from_text(text)) == text
+    assert Intensity.from_text("percentile:truncate").rounding == "truncate"
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Intensity.from_text("percentile:0:99:down")
+
+
+def test_draws_and_orders_that_mean_nothing_are_refused():
+    for bad in ([0.0], [1.0, -1.0], [float("nan")]):
+        assert "start_draws" in refusal(recipe, start_draws=bad).problem
+    assert "twice" in refusal(recipe, site_order=["a", "b", "a"]).problem
+    assert recipe(start_draws=[1, 1]).sha256 == recipe(start_draws=["1", 1.0]).sha256

@@ -322,8 +322,7 @@ def _round_line(done: FinishedRound, event: Event) -> str:
 def show_result(folder: Path, as_json: bool) -> None:
     """The last word of a run: a table of Dice by site, and where the report is."""
     from fedfms.report.collect import load_result, summary_table
-    from fedfms.report.records import NOT_ANNOTATED
-    from fedfms.report.words import missed_evaluations, silent_sites
+    from fedfms.report.words import class_names, missed_evaluations, silent_sites
 
     rows, summary = summary_table(folder), load_result(folder).summary
     by_class = any(row["class"] for row in rows)
@@ -351,8 +350,6 @@ def show_result(folder: Path, as_json: bool) -> None:
     table.add_column("missed", justify="right")
     for row in rows:
         scores = [_score(row[key]) for key in ("dice_before", "dice_after")]
-        if row["note"] == NOT_ANNOTATED:
-            scores[1] = "not annotated"
         change = "–" if row["change"] is None else f"{row['change']:+.3f}"
         role = "trains" if row["role"] == "train" else "unseen"
         named = [row["site"], row["class"]] if by_class else [row["site"]]
@@ -369,6 +366,9 @@ def show_result(folder: Path, as_json: bool) -> None:
                 who = f"{len(gain['sites'])} of {training} training sites"
             what = f", {part['classes'][0]}" if by_class else ""
             out.print(f"mean of {who}{what}: {before} before, {after} after")
+    for site, values in summary["sites"].items():
+        if values["not_annotated"]:
+            out.print(f"{site} does not annotate {class_names(values['not_annotated'])}")
     for site, models in missed_evaluations(summary).items():
         out.print(f"{site} did not evaluate {models}")
     for site in silent_sites(summary):

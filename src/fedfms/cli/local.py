@@ -203,14 +203,12 @@ def train_local(
     if output is not None:
         _require_place(output, chosen)  # before the hours that it holds
     every = "each round" if chosen.evaluate_every == 1 else f"every {chosen.evaluate_every} rounds"
-    first = (
-        "before training"
-        if chosen.evaluate_first == 0
-        else (f"first after round {chosen.evaluate_first}")
-    )
+    when = f"before training and after {every}"
+    if chosen.evaluate_first > 0:
+        when = f"first after round {chosen.evaluate_first}, then after {every}"
     out.print(
         "Scores are means over this site's validation cases, at native resolution "
-        f"(3-D for volumes), {first} and after {every}."
+        f"(3-D for volumes), {when}."
     )
 
     def show(result: PooledRound) -> None:

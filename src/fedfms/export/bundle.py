@@ -303,7 +303,7 @@ def metadata(recipe: Recipe, site: SiteConfig) -> dict[str, Any]:
                 "intensity": {
                     "rule": site.intensity.rule,
                     "bounds": list(site.intensity.bounds),  # percentiles, or stored values
-                    "rounding": site.intensity.rounding,
+                    **({"rounding": "truncate"} if _rounded(site) == "cut off" else {}),
                 },
             },
         },

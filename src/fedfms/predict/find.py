@@ -5,6 +5,7 @@ Nothing is read but names and, of DICOM, a header for each folder.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,17 +107,8 @@ def passed_over(source: Path, output: Path, items: Sequence[Item]) -> list[Path]
     if source.is_file():
         return []
     series = {item.source for item in items if item.format == "dicom"}
-    outside = output.resolve()
     found: list[Path] = []
-    for place, subfolders, names in os.walk(source):
-        folder = Path(place)
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if not name.startswith(".")
-            and name.lower() not in JUNK
-            and (folder / name).resolve() != outside
-        ]
+    for folder, names in _folders(source, output, closed=[]):
         if folder not in series:
             found.extend(folder / name for name in names if _is_other_file(folder / name))
     return sorted(found)
@@ -134,8 +126,22 @@ def _images(source: Path, output: Path) -> Iterator[tuple[Path, ImageFormat]]:
         if kind is not None:
             yield source, kind
         return
-    outside = output.resolve()
     closed: list[Path] = []
+    for folder, names in _folders(source, output, closed):
+        files = sorted(folder / name for name in names if is_plain_file(folder / name))
+        kinds = [_kind(path) for path in files]
+        if None in kinds and _holds_images(folder):
+            yield folder, "dicom"
+        for path, kind in zip(files, kinds, strict=True):
+            if kind is not None:
+                yield path, kind
+    for folder in closed:  # as an image whose reader says why not
+        yield folder, "dicom"
+
+
+def _folders(source: Path, output: Path, closed: list[Path]) -> Iterator[tuple[Path, list[str]]]:
+    """The folders of INPUT with the names of their files; what cannot be read goes to `closed`."""
+    outside = output.resolve()
     for place, subfolders, names in os.walk(
         source, onerror=lambda error: closed.append(Path(error.filename))
     ):
@@ -151,15 +157,7 @@ def _images(source: Path, output: Path) -> Iterator[tuple[Path, ImageFormat]]:
             and name.lower() not in JUNK
             and (folder / name).resolve() != outside
         )
-        files = sorted(folder / name for name in names if is_plain_file(folder / name))
-        kinds = [_kind(path) for path in files]
-        if None in kinds and _holds_images(folder):
-            yield folder, "dicom"
-        for path, kind in zip(files, kinds, strict=True):
-            if kind is not None:
-                yield path, kind
-    for folder in closed:  # as an image whose reader says why not
-        yield folder, "dicom"
+        yield folder, names
 
 
 def _kind(path: Path) -> ImageFormat | None:

@@ -272,12 +272,13 @@ def _tiles(summary: dict[str, Any]) -> list[Tile]:
             )
         )
     if summary["job"]["seconds"] is not None:
+        took_part = sum(v["rounds_accepted"] > 0 or v["evaluated"] for v in sites.values())
         tiles.append(
             Tile(
                 "Duration",
                 words.duration(summary["job"]["seconds"]),
                 f"{words.numerals(summary['rounds']['done'], 'round')}, "
-                f"{words.numerals(len(sites), 'site')}, start to last record",
+                f"{_of(took_part, len(sites))}, start to last record",
             )
         )
     return tiles

@@ -26,7 +26,7 @@ from fedfms.study.answer import (
 class Number:
     """One row of study.csv: a number with all its digits, and where it comes from."""
 
-    table: str  # study, cases, scores, gaps, local, communication, training, curves
+    table: str  # study, cases, classes, scores, gaps, local, communication, training, curves
     method: str = ALL
     regime: str = ""  # or what is compared: "federated - central"
     site: str = ALL
@@ -102,6 +102,7 @@ def numbers(answer: Answer) -> Iterator[Number]:
                 value=getattr(cases, metric),
                 runs=cases.runs,
             )
+    yield from _class_numbers(answer, names)
     for line in answer.scores:
         yield from _score_numbers(line)
     for gap in answer.gaps:
@@ -128,6 +129,33 @@ def numbers(answer: Answer) -> Iterator[Number]:
             unit="s",
             runs=(run.record.key.name,),
         )
+
+
+def _class_numbers(answer: Answer, names: tuple[str, ...]) -> Iterator[Number]:
+    """Whether means are over a class, and which site does not draw it; nothing of a single class.
+
+    A number of class "" is over the classes that are in common.
+    """
+    for class_name in answer.classes if len(answer.classes) > 1 else ():
+        yield Number(
+            table="classes",
+            class_name=class_name,
+            metric="in common",
+            statistic="yes or no",
+            value=int(class_name in answer.common),
+            runs=names,
+        )
+        for site in answer.study.sites:
+            if class_name in answer.not_annotated.get(site, ()):
+                yield Number(
+                    table="classes",
+                    site=site,
+                    class_name=class_name,
+                    metric="annotated",
+                    statistic="yes or no",
+                    value=0,
+                    runs=names,
+                )
 
 
 def _score_numbers(line: ScoreLine) -> Iterator[Number]:

@@ -137,7 +137,11 @@ CASES = {
         {"intensity": Intensity(rule="range", low=1000.0, high=25000.0), "channels": "neighbours"},
         {"method": "fedsam", "resize": "stretch", "normalize": False},
     ),
-    "paper": ("bright", {}, {"method": "fedmsa", "paper_compat": True, "image_size": 80}),
+    "paper": (
+        "bright",
+        {"intensity": Intensity(low=0.0, high=99.0, rounding="truncate")},
+        {"method": "fedmsa", "paper_compat": True, "image_size": 80},
+    ),
 }
 
 
@@ -377,4 +381,12 @@ def test_pictures_are_refused(tmp_path, results, changes):
     with pytest.raises(ConfigError, match="reads grey NIfTI volumes") as error:
         export_model(results(), tmp_path / "bundle", "bundle", site=tmp_path / "given-site.yml")
     assert "--as onnx" in error.value.fix
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_order_of_one_sites_own_files_is_refused(tmp_path, results):
+    site = dataclasses.replace(phantoms(tmp_path / "site", "bright"), plane="stored")
+    with pytest.raises(ConfigError, match="the order of that site's own files") as error:
+        export_model(results(), tmp_path / "bundle", "bundle", site=site_file(tmp_path, site))
+    assert "axial" in error.value.fix
     assert not (tmp_path / "bundle").exists()

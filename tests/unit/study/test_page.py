@@ -610,6 +610,16 @@ def test_sites_of_other_classes_have_tables_class_by_class(tmp_path):
         )
         assert federated[-2][0].startswith(f"{mean:.3f} ")
         assert all(cell != ["not annotated"] for cell in page.table(f"Dice at {where}, disc")[1])
+    said = [
+        (row["class"], row["site"], row["metric"], row["value"])
+        for row in rows
+        if row["table"] == "classes"
+    ]
+    assert said == [
+        ("disc", "", "in common", "1"),
+        ("cup", "", "in common", "0"),
+        ("cup", "site-1", "annotated", "0"),
+    ]
     assert "site-1 does not annotate cup" in page.text
     assert "are of disc, which all sites scored in all runs" in page.text
     assert "Mean Dice of cup, federated" in page.text

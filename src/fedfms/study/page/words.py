@@ -140,7 +140,8 @@ def _reached_of(answer: Answer, name: str, class_name: str) -> Iterator[str]:
                 if regime == "local":
                     where = "at its own site" if role == "train" else "at the other sites"
                 alike = {frozenset(x.sites) for (_, r), x in lines.items() if r == role}
-                if len(alike) > 1:  # a mean over other sites is no comparison
+                fewer = class_name != ALL and len(line.sites) < len(answer.study.sites)
+                if len(alike) > 1 or fewer:  # a mean over other sites is no comparison
                     where += f" ({words.numerals(len(line.sites), 'site')})"
                 scores.append(f"{words.score(line.mean.value)} {where}")
         if scores:
@@ -171,12 +172,12 @@ def _against_central(answer: Answer, name: str) -> Iterator[str]:
         )
     wide = [gap for gap in below if gap.interval is not None and not gap.interval.excludes_zero]
     if wide:
-        yield f"Below, with an interval that includes 0: {_sites(wide)}."
+        yield f"It is below, with an interval that includes 0, at {_sites(wide)}."
     few = [gap for gap in below if gap.interval is None]
     if few:
         yield (
-            f"Below, with fewer than the {FEWEST_PATIENTS} patients that an interval needs: "
-            f"{_sites(few)}."
+            f"It is below, with fewer than the {FEWEST_PATIENTS} patients that an interval needs, "
+            f"at {_sites(few)}."
         )
     if not below:
         yield "At no site is federated below centralized training."

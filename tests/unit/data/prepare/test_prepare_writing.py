@@ -615,8 +615,9 @@ def test_the_command_prepares_checks_and_says_that_nothing_is_to_do(fedfms, tmp_
 )
 def test_every_data_set_has_its_command(fedfms, tmp_path, name, options, sites):
     source = make(name, tmp_path / "src")
-    code, _, err = fedfms("prepare", name, source, tmp_path / "out", *options)
+    code, out, err = fedfms("prepare", name, source, tmp_path / "out", *options)
     assert (code, err.count("error")) == (0, 0)
+    assert (f"--set site_order={','.join(sites)}" in out) == ("--paper" in options)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sites
 
 
