@@ -32,7 +32,10 @@ TOP = ("src", "docs", "tests", "jobs", "sites", "provisioning", "docker", "studi
 PLACEHOLDER = re.compile(r"[*…<>{}$]|\b(?:N|NAME|SITE|FILE|FOLDER)\b|\.\.\.")
 
 
-ELSEWHERE = {"docs/README.md"}  # of an exported bundle
+ELSEWHERE = {
+    "docs/README.md",  # of an exported bundle
+    "docker/torch-cu126.lock",  # whoever builds for older drivers makes it: tools/lock.sh
+}
 
 
 def name(path: Path) -> str:

@@ -99,7 +99,8 @@ def test_check_site_and_the_trainers_places(home: Path) -> None:
         item.code: item
         for item in check_trainer_side(dataclasses.replace(places, data=Path("none")))
     }
-    assert f"there is no folder {home}/none" in items["data"].text
+    assert items["data-folder"].status == "FAIL"
+    assert str(home / "none") in items["data-folder"].text
 
 
 def test_a_study_and_its_sites_and_data(run: Run, home: Path) -> None:

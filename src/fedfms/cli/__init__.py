@@ -74,10 +74,12 @@ def main() -> None:
 
 
 def _let_any_name_through(stream: TextIO) -> None:
-    """Print names of files whose bytes are no text of this locale, instead of ending there."""
-    utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+    """Escape what cannot be encoded, such as names of files of any bytes, and do not end there.
+
+    Not the bytes themselves: what scripts read of `--json` has to stay UTF-8.
+    """
     if hasattr(stream, "reconfigure"):  # not where a test took its place
-        stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _print_wrong_usage(error: Exception) -> None:

@@ -282,7 +282,7 @@ def check_gpu(site: SiteConfig | None) -> str:
         raise NotHere(f"no GPU is asked for (device: {wanted})")
     import torch
 
-    from fedfms.training.device import require_gpu, torch_device
+    from fedfms.training.device import make_ready, require_gpu, torch_device
 
     if DRIVER_FILE.exists():  # torch says of an old driver only that there is no device
         check_driver(torch.version.cuda)
@@ -297,6 +297,7 @@ def check_gpu(site: SiteConfig | None) -> str:
     name = torch.cuda.get_device_name(device)
     capability = torch.cuda.get_device_capability(device)
     check_capability(name, capability, torch.cuda.get_arch_list())
+    make_ready(device)  # it computes one number: a GPU that is taken or broken is told here
     return f"torch {torch.__version__} sees {name}, compute capability {_dotted(capability)}"
 
 
