@@ -304,13 +304,23 @@ def _wait_for_sites(
     quiet: bool,
 ) -> tuple[list[Announcement], list[str]]:
     """What the sites say, and those that take part, once there are enough and the job fits them."""
+    from fedfms.flare.follow import LOST_SECONDS
+
     deadline = time.monotonic() + _patience(wait_for, wait_seconds)
     before, told_at = "", 0.0
+    last_answer = time.monotonic()
     while True:
-        told = coordinator.announcements()
+        late = time.monotonic() >= deadline
+        try:
+            told = coordinator.announcements()
+            last_answer = time.monotonic()
+        except FederationError as error:  # a server that just starts, or is busy
+            if late or error.code != "no-server" or time.monotonic() > last_answer + LOST_SECONDS:
+                raise
+            time.sleep(POLL_SECONDS)
+            continue
         ready = [one.site for one in told if one.ready and one.site not in without]
         enough = wait_for is None or len(ready) >= wait_for
-        late = time.monotonic() >= deadline
         try:
             sites = check(told)
             if enough:
