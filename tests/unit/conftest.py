@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from plain_user import a_plain_user
 
 from fedfms.cli import main
 
@@ -26,3 +30,20 @@ def run(
         return int(end.value.code or 0), captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """As tmp_path, but any user can come to it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        folder.chmod(0o755)
+        with a_plain_user():
+            try:
+                list(folder.iterdir())
+            except OSError:
+                pytest.skip("the folder for temporary files is not open to other users")
+        yield folder
+        for place, folders, _ in os.walk(folder):
+            for one in folders:
+                (Path(place) / one).chmod(0o755)

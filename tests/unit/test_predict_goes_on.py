@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -19,15 +20,20 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from plain_user import a_plain_user
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))  # the DICOM files of the readers' tests
 from dicom_files import grid, segmentation, series, stored_values, true_values, write, write_series
 
 from fedfms.config import BACKBONES, Recipe
+from fedfms.data.content import read_bytes
+from fedfms.errors import SiteDataError
 from fedfms.exchange.payload import read_travelling, save_tensors
+from fedfms.export.bundle import default_site
 from fedfms.export.run import export_model
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
+from fedfms.predict.find import find_items
 
 Run = Callable[..., tuple[int, str, str]]
 SHAPE = (20, 18, 6)  # columns, rows, slices
@@ -379,19 +385,20 @@ def test_files_that_cannot_be_used_are_named_and_others_passed_over_aloud(tmp_pa
     assert "1 of 4 images predicted" in out
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="nothing is closed to root")
-def test_a_folder_that_cannot_be_entered_is_named(tmp_path, model, run):
-    volumes(tmp_path / "in", "a.nii")
-    volumes(tmp_path / "in/closed", "b.nii")
-    (tmp_path / "in/closed").chmod(0)
-    try:
-        code, out, err = run(model, tmp_path / "in", tmp_path / "out")
-    finally:
-        (tmp_path / "in/closed").chmod(0o700)
-    assert code == 1
-    require_one_sentence(err)
-    assert "closed cannot be read" in err
-    assert "1 of 2 images predicted" in out
+@pytest.mark.parametrize("mode", [0o000, 0o444, 0o311])
+def test_a_folder_that_cannot_be_entered_is_named_as_an_image(open_folder, model, mode):
+    recipe = Recipe.from_json(model / "recipe.json")
+    for name in ("a", "closed/b", "open/c"):
+        (open_folder / name).parent.mkdir(exist_ok=True)
+        (open_folder / name).with_suffix(".nii").write_bytes(b"x")
+    (open_folder / "closed").chmod(mode)
+    site = dataclasses.replace(default_site(recipe), format="dicom")
+    with a_plain_user():
+        items = find_items(open_folder, open_folder / "masks", recipe)
+        assert [item.name for item in items] == ["a.nii", "open/c.nii", "closed"]
+        with pytest.raises(SiteDataError, match="closed cannot be read") as error:
+            read_bytes(items[-1].source, site)
+    assert error.value.code == "unreadable-folder"
 
 
 # ---------------------------------------------------------------------------------------------- NPY
@@ -462,16 +469,26 @@ def test_a_model_that_says_how_pictures_came_about_is_taken_at_its_word(tmp_path
     (tmp_path / "site.yml").write_text(
         "data_root: .\nformat: nifti\nimages: i/*.nii\nlabels: l/*.nii\nclasses: {lesion: [1]}\n"
         "plane: sagittal\nchannels: neighbours\n"
-        "intensity: {rule: window, center: 120, width: 170}\n"
+        "intensity: {rule: window, center: 120, width: 170, rounding: truncate}\n"
     )
     one_file = tmp_path / "model.safetensors"
     export_model(model, one_file, "fedfms", site=tmp_path / "site.yml")
-    options = ("--plane", "sagittal", "--channels", "neighbours", "--intensity", "window:120:170")
+    options = (
+        "--plane",
+        "sagittal",
+        "--channels",
+        "neighbours",
+        "--intensity",
+        "window:120:170:truncate",
+    )
     assert run(model, tmp_path / "in", tmp_path / "wanted", *options)[0] == 0
     assert run(model, tmp_path / "in", tmp_path / "plain")[0] == 0
     code, out, err = run(one_file, tmp_path / "in", tmp_path / "got")
     assert code == 0, err
-    assert "plane sagittal, channels neighbours, intensity window:120:170 (as the model" in out
+    assert (
+        "plane sagittal, channels neighbours, intensity window:120:170:truncate (as the model"
+        in out
+    )
     wanted, plain, got = (
         np.asanyarray(nibabel.load(tmp_path / f"{name}/a.nii").dataobj)
         for name in ("wanted", "plain", "got")

@@ -21,7 +21,7 @@ from fedfms.data.dataset import Frame, PreparedCase, network_input, to_native
 from fedfms.data.manifest import Case
 from fedfms.errors import ConfigError, TrainingError
 from fedfms.exchange.trained import Trained
-from fedfms.export.facts import about, input_facts
+from fedfms.export.facts import about, input_facts, rounded, site_facts
 from fedfms.export.torchscript import write_torchscript
 
 # MONAI's current schema of metadata.json; the models of its own model zoo name this address
@@ -297,15 +297,7 @@ def metadata(recipe: Recipe, site: SiteConfig) -> dict[str, Any]:
             "version": __version__,
             "recipe": recipe.to_dict(),
             "input": input_facts(recipe),
-            "site": {
-                "plane": site.plane,
-                "channels": site.channels,
-                "intensity": {
-                    "rule": site.intensity.rule,
-                    "bounds": list(site.intensity.bounds),  # percentiles, or stored values
-                    **({"rounding": "truncate"} if _rounded(site) == "cut off" else {}),
-                },
-            },
+            "site": site_facts(site),
         },
     }
 
@@ -332,10 +324,6 @@ def _greys(site: SiteConfig) -> str:
     return f"grey levels from stored value {low:g} to {high:g}"
 
 
-def _rounded(site: SiteConfig) -> str:
-    return "cut off" if site.intensity.rounding == "truncate" else "rounded"
-
-
 def _readme(recipe: Recipe, site: SiteConfig) -> str:
     if len(recipe.classes) == 1 or recipe.exclusive_classes:
         values = ", ".join(f"{n} is {name}" for n, name in enumerate(recipe.classes, 1))
@@ -356,7 +344,7 @@ def _readme(recipe: Recipe, site: SiteConfig) -> str:
 {about(recipe)}.
 
 - slices: {_slices(site)}
-- {_greys(site)}, {_rounded(site)} to 8 bits
+- {_greys(site)}, {rounded(site)} to 8 bits
 - each slice resized to {recipe.image_size} pixels ({_resize(recipe)}), and its logits back, in
   models/model.ts, which is told the voxel size
 - a voxel is foreground from probability {recipe.probability_threshold:g} on{

@@ -47,8 +47,17 @@ def site_facts(site: SiteConfig | None) -> dict[str, Any]:
     return {
         "plane": site.plane if site.format in ("nifti", "dicom") else None,
         "channels": site.channels,
-        "intensity": {"rule": site.intensity.rule, "bounds": [low, high]},  # percentiles, or values
+        "intensity": {
+            "rule": site.intensity.rule,
+            "bounds": [low, high],  # percentiles, or stored values
+            "rounding": site.intensity.rounding,
+        },
     }
+
+
+def rounded(site: SiteConfig) -> str:
+    """What becomes of the digits behind the point when grey levels get 8 bits."""
+    return "cut off" if site.intensity.rounding == "truncate" else "rounded"
 
 
 _CHANNELS = {
@@ -79,7 +88,10 @@ def pictures_text(site: SiteConfig | None) -> str:
         else f"from stored value {low:g} to {high:g}"
     )
     slices = f"{facts['plane']} slices, " if facts["plane"] else ""
-    return f"Grey levels 0 to 255 {greys}, rounded to 8 bits; {slices}{_CHANNELS[site.channels]}."
+    return (
+        f"Grey levels 0 to 255 {greys}, {rounded(site)} to 8 bits; "
+        f"{slices}{_CHANNELS[site.channels]}."
+    )
 
 
 def about(recipe: Recipe) -> str:

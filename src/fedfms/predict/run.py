@@ -99,7 +99,10 @@ def _written_reading(trained: Trained) -> dict[str, Any]:
         rule, (low, high) = facts["intensity"]["rule"], facts["intensity"]["bounds"]
         if rule == "window":  # whose bounds are what it leaves
             low, high = (low + high) / 2, high - low
-        reading["intensity"] = Intensity.from_text(f"{rule}:{low!r}:{high!r}")
+        text = f"{rule}:{low!r}:{high!r}"
+        if facts["intensity"].get("rounding") == "truncate":
+            text += ":truncate"
+        reading["intensity"] = Intensity.from_text(text)
     return reading
 
 

@@ -1,11 +1,9 @@
-import contextlib
 import hashlib
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from plain_user import a_plain_user
 from site_files import site_config, write_site
 
 from fedfms.data.manifest import (
@@ -17,7 +15,6 @@ from fedfms.data.manifest import (
 )
 from fedfms.data.prepare.source import Source
 from fedfms.errors import SiteDataError
-from fedfms.predict.find import find_items
 from fedfms.sites import find_sites
 
 
@@ -295,38 +292,6 @@ def test_files_of_a_series_are_taken_with_their_folder(tmp_path):
 # ----------------------------------------------------------------------- folders that are closed
 
 
-@contextlib.contextmanager
-def a_plain_user() -> Iterator[None]:
-    """No file's mode stops root; in here it stops this process too."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.setegid(65534)
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """As tmp_path, but any user can come to it."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name).resolve()
-        folder.chmod(0o755)
-        with a_plain_user():
-            try:
-                list(folder.iterdir())
-            except OSError:
-                pytest.skip("the folder for temporary files is not open to other users")
-        yield folder
-        for place, folders, _ in os.walk(folder):
-            for one in folders:
-                (Path(place) / one).chmod(0o755)
-
-
 @pytest.mark.parametrize("mode", [0o000, 0o444, 0o311])
 @pytest.mark.parametrize(
     ("closed", "images", "labels"),
@@ -367,7 +332,6 @@ def test_no_other_command_leaves_a_closed_folder_out(open_folder, mode):
     closed = open_folder / "site-1"
     closed.chmod(mode)
     calls = (
-        lambda: find_items(open_folder, open_folder / "masks", ["lesion"]),
         lambda: find_sites(open_folder, None),
         lambda: Source(open_folder),
     )

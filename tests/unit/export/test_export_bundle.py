@@ -344,7 +344,7 @@ def test_what_the_site_did_is_written_down(tmp_path, results):
     assert metadata["fedfms"]["site"] == {
         "plane": "coronal",
         "channels": "neighbours",
-        "intensity": {"rule": "percentile", "bounds": [0.5, 99.5]},
+        "intensity": {"rule": "percentile", "bounds": [0.5, 99.5], "rounding": "nearest"},
     }
     assert metadata["fedfms"]["recipe"]["classes"] == ["lesion"]
     readme = (tmp_path / "bundle/docs/README.md").read_text()

@@ -358,8 +358,8 @@ def decathlon_4d(root: Path) -> None:
         plain[112:120] = np.array([0.25, 7.0], "<f4").tobytes()  # scl_slope, scl_inter
         path.write_bytes(gzip.compress(bytes(plain)))
         label = np.zeros((8, 8, 5), np.uint8)
-        label[2:4, 2:4, 1:3] = 1
-        label[4:6, 2:4, 1:3] = 2
+        label[2:5, 2:5, 1:3] = 1
+        label[5:8, 2:5, 1:3] = 2
         save_volume(task / "labelsTr" / name, label, np.diag([0.6, -0.6, 4.0, 1.0]))
         training.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
     _dataset_json(
