@@ -55,7 +55,7 @@ def test_metadata_says_how_the_sites_pictures_came_about(tmp_path, results, name
     facts = written_facts(tmp_path / name)
     assert facts["plane"] == "sagittal"
     assert facts["channels"] == "neighbours"
-    assert facts["intensity"] == {"rule": "window", "bounds": [-160, 240]}
+    assert facts["intensity"] == {"rule": "window", "bounds": [-160, 240], "rounding": "nearest"}
     assert facts["image_size"] == 64
     assert str(tmp_path).encode() not in (tmp_path / name).read_bytes()
 
