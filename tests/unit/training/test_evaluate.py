@@ -13,7 +13,7 @@ from fedfms.control import Control
 from fedfms.data.dataset import Frame, PreparedCase, class_masks, network_input, to_native
 from fedfms.errors import TaskAborted, TrainingError
 from fedfms.models.build import build_model
-from fedfms.training.evaluate import CaseScore, SliceScore, evaluate, summarize
+from fedfms.training.evaluate import CaseScore, SliceScore, evaluate, predict, summarize
 
 
 class Reader(nn.Module):
@@ -145,12 +145,30 @@ def test_a_class_that_the_site_never_drew_is_not_scored(three_cases):
     assert len(scores) == 3
 
 
-def test_batches_are_filled_across_cases_and_progress_is_told(three_cases):
+def test_a_batch_holds_slices_of_one_case_and_progress_is_told(three_cases):
     told, model = [], Reader()
     control = Control(lambda *step: told.append(step))
     evaluate(model, three_cases, RECIPE, SITE, control)
     assert model.batches == [3, 3, 1]
     assert told == [("evaluate", 0, 7), ("evaluate", 3, 7), ("evaluate", 6, 7), ("evaluate", 7, 7)]
+
+
+def test_a_case_is_the_same_alone_as_among_others(three_cases):
+    class Rounding(Reader):
+        """As sums of a real network: the last digits depend on all that is in the batch."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            places = torch.arange(len(images)).view(-1, 1, 1, 1)
+            return super().forward(images) + 1e-6 * (len(images) + places)
+
+    def logits(*cases: PreparedCase) -> list[Tensor]:
+        slices = [(case, index) for case in cases for index in range(len(case.images))]
+        return list(predict(Rounding(), slices, recipe, SITE, Control()))
+
+    recipe = little_recipe(normalize=False, batch_size=2)
+    alone = [one for case in three_cases for one in logits(case)]
+    for one, among in zip(alone, logits(*three_cases), strict=True):
+        assert torch.equal(one, among)
 
 
 def test_sam_scores_equal_slice_by_slice_prediction_and_monai():
