@@ -22,7 +22,6 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
-from nvflare.app_common.widgets.intime_model_selector import IntimeModelSelector
 
 from fedfms import __version__
 from fedfms.config import Recipe
@@ -35,6 +34,7 @@ from fedfms.flare.job import CONTRIBUTION, PICTURES, REASON, result_folder
 from fedfms.flare.persistor import SafeTensorsPersistor
 from fedfms.flare.progress import RecordReader
 from fedfms.flare.result_guard import ResultGuard
+from fedfms.flare.selector import BestModelSelector
 
 FEDMSA = Recipe.from_json(JOBS / "fedmsa/app/config/recipe.json")
 
@@ -248,40 +248,43 @@ class Heard:
             self.rounds.append(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
 
 
-def test_flares_selector_passes_over_rounds_in_which_no_site_evaluates(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(FEDMSA, rounds=20, evaluate_every=5)
-    heard, guard = Heard(), ResultGuard(min_contributions=2)
-    selector = IntimeModelSelector(key_metric="val_dice")
+def best_rounds(
+    folder: Path, recipe: Recipe, dice: dict[int, dict[str, dict[str, float]]]
+) -> tuple[list[int], Path]:
+    """The rounds that the selector calls the best so far, and the file of the best model.
+
+    Args:
+        folder: of the server.
+        recipe: with as many rounds as are run.
+        dice: by round, site and class, of the model received; a site that is not there missed the
+            round, a site without a class evaluated nothing.
+    """
+    heard, guard = Heard(), ResultGuard(min_contributions=1)
+    selector = BestModelSelector()
     components = {"persistor": SafeTensorsPersistor(), "selector": selector, "heard": heard}
-    engine = Engine(tmp_path, "server", {**components, "guard": guard})
+    engine = Engine(folder, "server", {**components, "guard": guard})
     (engine.config_folder() / "recipe.json").write_text(recipe.to_json())
-    dice = {0: 0.9, 5: 0.4, 10: 0.3, 15: 0.5}  # of the model received; that of round 0 is no result
-    for number in range(20):
+    for number in range(recipe.rounds):
         with engine.new_context() as fl_ctx:
             fl_ctx.set_prop(AppConstants.CURRENT_ROUND, number, private=True)
             received = make_model_learnable({"w": torch.full((2,), float(number))}, {})
             fl_ctx.set_prop(AppConstants.GLOBAL_MODEL, received, private=True)
             engine.fire_event(AppEventType.ROUND_STARTED, fl_ctx)
-            for site in ("site-1", "site-2"):
-                scored = number in dice
-                metric = Metric(
-                    class_name="lesion",
-                    metric="dice",
-                    mean=dice.get(number),
-                    std=0.1,
-                    cases=4,
-                    empty=0,
+            for site, scores in dice.get(number, {"site-1": {}, "site-2": {}}).items():
+                metrics = tuple(
+                    Metric(class_name=name, metric="dice", mean=mean, std=0.1, cases=4, empty=0)
+                    for name, mean in scores.items()
                 )
                 said = report(
                     engine,
                     site,
                     round=number,
-                    metrics=(metric,) if scored else (),
-                    evaluated_cases=4 if scored else 0,
+                    metrics=metrics,
+                    evaluated_cases=4 if scores else 0,
                 )
                 came = answer(engine, site, said, zeros=True)
                 came.set_cookie_jar({AppConstants.CONTRIBUTION_ROUND: number})
-                if not scored:  # a site may claim what it likes: the report alone counts
+                if not scores:  # a site may claim what it likes: the report alone counts
                     assert from_shareable(came).get_meta_prop(MetaKey.INITIAL_METRICS)
                 passed = guard.process(came, fl_ctx)
                 assert passed.get_return_code() in (None, ReturnCode.OK)
@@ -291,11 +294,47 @@ def test_flares_selector_passes_over_rounds_in_which_no_site_evaluates(tmp_path:
                 fl_ctx.set_peer_context(peer)
                 selector.handle_event(AppEventType.BEFORE_CONTRIBUTION_ACCEPT, fl_ctx)
             selector.handle_event(AppEventType.BEFORE_AGGREGATION, fl_ctx)
-    assert heard.rounds == [5, 15]
-    assert selector.best_val_metric == 0.5
     with engine.new_context() as fl_ctx:
-        best = load_tensors(result_folder(fl_ctx) / "best_model.safetensors")
-    assert best["w"].tolist() == [15.0, 15.0]
+        return heard.rounds, result_folder(fl_ctx) / "best_model.safetensors"
+
+
+def test_the_selector_passes_over_rounds_in_which_no_site_evaluates(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(FEDMSA, rounds=20, evaluate_every=5)
+    # of the model received; that of round 0 is no result
+    dice = {number: {"site-1": {"lesion": score}, "site-2": {"lesion": score}} for number, score in
+            {0: 0.9, 5: 0.4, 10: 0.3, 15: 0.5}.items()}  # fmt: skip
+    rounds, file = best_rounds(tmp_path, recipe, dice)
+    assert rounds == [5, 15]
+    assert load_tensors(file)["w"].tolist() == [15.0, 15.0]
+
+
+def test_a_round_that_the_weakest_site_missed_is_not_the_best_for_it(tmp_path: Path) -> None:
+    def scores(one: float, other: float | None = None) -> dict[str, dict[str, float]]:
+        weak = {} if other is None else {"site-2": {"lesion": other}}
+        return {"site-1": {"lesion": one}, **weak}
+
+    recipe = dataclasses.replace(FEDMSA, rounds=6)
+    dice = {
+        0: scores(0.1, 0.1),
+        1: scores(0.8, 0.4),
+        2: scores(0.7),  # the mean of whoever answered is higher, the model is not
+        3: scores(0.81, 0.5),
+        4: scores(0.82),  # better at the site that answered both times
+        5: {"site-2": {"lesion": 0.9}},  # nothing to compare with
+    }
+    rounds, _ = best_rounds(tmp_path, recipe, dice)
+    assert rounds == [1, 3, 4]
+
+
+def test_a_class_without_a_score_in_a_round_does_not_make_it_the_best(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(FEDMSA, rounds=4, classes=("disc", "cup"))
+    dice = {
+        1: {"site-1": {"disc": 0.9, "cup": 0.5}, "site-2": {"disc": 0.8}},
+        2: {"site-1": {"disc": 0.89}, "site-2": {"disc": 0.8}},
+        3: {"site-1": {"cup": 0.6}, "site-2": {"disc": 0.75}},
+    }
+    rounds, _ = best_rounds(tmp_path, recipe, dice)
+    assert rounds == [1, 3]
 
 
 # ----------------------------------------------------------------------------------- aggregator

@@ -38,6 +38,7 @@ CLASSES = (
     "fedfms.flare.presence.Presence",
     "fedfms.flare.recorder.Recorder",
     "fedfms.flare.result_guard.ResultGuard",
+    "fedfms.flare.selector.BestModelSelector",
 )
 
 # a project admin may do everything that runs a federation, and nothing that reads a site's files

@@ -72,8 +72,9 @@ _METRIC_COLUMNS = {
 }
 
 _BEST_NOTE = (
-    " The best model is the one with the highest validation score during training, so its own "
-    "score here is on the optimistic side."
+    " The best model is the one with the highest validation score of the training sites during "
+    "training, each model compared with the best before it over the sites that scored both; so "
+    "its own score here is on the optimistic side."
 )
 _EVALUATION_NOTE = (
     "Mean ± standard deviation over each site's validation cases, or over their slices, at the "
