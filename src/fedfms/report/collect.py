@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -321,15 +322,25 @@ def _part(
             "after_is": after_is if after is not None else None,
             "note": "" if final is not None else why,
         }
-    training = {site: v for site, v in sites.items() if history.role(site) == "train"}
-    comparable = {site: v for site, v in sites.items() if v["after"] is not None}
+    after_is = _most(v["after_is"] for v in sites.values())
+    alike = {  # for want of a final evaluation sites may stand with models of different rounds
+        site: v if v["after_is"] == after_is else {**v, "after": None} for site, v in sites.items()
+    }
+    comparable = {site: v for site, v in alike.items() if v["after"] is not None}
     worst = min(comparable, key=lambda s: comparable[s]["after"]) if len(comparable) > 1 else None
     return {
         "classes": list(classes),
-        "dice": _dice_of(training),
+        "after_is": after_is,  # of what is compared; a site may have another
+        "dice": _dice_of({s: v for s, v in alike.items() if history.role(s) == "train"}),
         "worst_site": {"site": worst, "dice": sites[worst]["after"]} if worst else None,
         "sites": sites,
     }
+
+
+def _most(models: Iterable[str | None]) -> str | None:
+    """What most sites have a score of, "final" or "round N"; of as many the later round."""
+    counts = Counter(model for model in models if model is not None)
+    return max(counts, key=lambda m: (counts[m], int(m.partition(" ")[2] or 0)), default=None)
 
 
 def over(dice: Mapping[str, float], classes: Sequence[str]) -> float | None:

@@ -192,7 +192,8 @@ def _notices(summary: dict[str, Any]) -> list[str]:
     if stale := _stale(summary):
         notices.append(
             f"There is no final evaluation of {words.listing(stale)}; the scores shown instead are "
-            "of the last round in which each was scored, before that round's training."
+            "of the last round in which each was scored, before that round's training. Means and "
+            "the lowest site are of sites that stand with the same round."
         )
     if count := summary["unreadable_records"]:
         notices.append(
@@ -245,7 +246,8 @@ def _part_tiles(summary: dict[str, Any], part: dict[str, Any]) -> list[Tile]:
                     f"Dice, unseen site{of_class}",
                     words.score(values["after"]),
                     (before if values["round_0"] is not None else "")
-                    + f"{site}, {words.numerals(cases, 'case')}, never trained",
+                    + f"{site}, {words.numerals(cases, 'case')}, never trained"
+                    + ("" if values["after_is"] == "final" else f"; {values['after_is']}"),
                 )
             )
     if worst := part["worst_site"]:

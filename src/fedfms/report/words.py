@@ -217,10 +217,9 @@ def _of_part(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
     rounds = summary["rounds"]["done"]
     sentences = []
     gain, after = part["dice"]["gain"], part["dice"]["after"]
-    final = all(v["after_is"] in ("final", None) for v in sites.values())
     when = f"after {numerals(rounds, 'round')}" if rounds else "with the model that was handed in"
-    if not final:
-        when = "in the last round that was recorded"
+    if part["after_is"] not in ("final", None):
+        when = f"in {part['after_is']} (rounds are counted from 0)"
     having = len(after["sites"])
     who = f"{having} of {numerals(len(training), 'training site')}"
     if having == len(training):
@@ -248,13 +247,17 @@ def _of_part(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
         if roles[site] == "train" or values["after"] is None:
             continue
         cases = numerals(summary["sites"][site]["cases"] or 0, "case")
-        if values["round_0"] is None:
-            went = f"it is {score(values['after'])}"
-        else:
+        went = f"it is {score(values['after'])}"
+        if values["round_0"] is not None:
             went = f"it went from {score(values['round_0'])} to {score(values['after'])}"
+        if values["after_is"] != part["after_is"]:
+            went += f" in {values['after_is']}"
         sentences.append(f"At {site}, which never trained, {went} ({cases}).")
     if worst := part["worst_site"]:
-        scored = sum(values["after"] is not None for values in sites.values())
-        among = "of all sites" if scored == len(sites) else f"of the {scored} sites with a score"
+        scored = sum(values["after_is"] == part["after_is"] for values in sites.values())
+        of_it = "" if part["after_is"] == "final" else f" of {part['after_is']}"
+        among = f"of the {scored} sites with a score{of_it}"
+        if scored == len(sites):
+            among = "of all sites"
         sentences.append(f"The lowest {among} is {worst['site']} with {score(worst['dice'])}.")
     return sentences

@@ -12,6 +12,7 @@ from fedfms.errors import FederationError
 from fedfms.exchange.contribution import METRICS
 from fedfms.report.collect import collect, load_result, summary_table
 from fedfms.report.records import NOT_ANNOTATED, WITHHELD
+from fedfms.report.words import headline
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +230,27 @@ def test_without_final_evaluation_the_last_scored_round_stands_in_and_says_so(tm
     assert sites["site-2"]["after_is"] == "round 1"  # it missed round 2
     assert sites["site-3"]["note"] == WITHHELD
     assert result.summary["dice"]["final"]["mean"] is None
+
+
+def test_models_of_different_rounds_are_not_compared(tmp_path):
+    """Site-2 was scored in round 0 alone, when nothing was learnt yet."""
+    gone = {(1, "site-2"): "the site is gone", (2, "site-2"): "the site is gone"}
+    job = Job(rounds=3, models=(), status="aborted", missed=gone, withheld=())
+    result = collect(job.write(tmp_path / "job"), tmp_path / "results")
+    summary = result.summary
+    assert summary["sites"]["site-2"]["after_is"] == "round 0"
+    (part,) = summary["parts"]
+    assert part["after_is"] == "round 2"
+    for key in ("after", "gain"):
+        assert part["dice"][key]["sites"] == ["site-1", "site-3"]
+    expected = np.mean([dice_of(site, 2) for site in ("site-1", "site-3")])
+    assert part["dice"]["after"]["mean"] == pytest.approx(expected)
+    lowest = min(("site-1", "site-3", "site-4"), key=lambda site: dice_of(site, 2))
+    assert part["worst_site"]["site"] == lowest
+    said = " ".join(headline(summary))
+    assert "Over the validation cases of 2 of 3 training sites" in said
+    assert "in round 2 (rounds are counted from 0)" in said
+    assert f"The lowest of the 3 sites with a score of round 2 is {lowest}" in said
 
 
 def test_rounds_without_an_evaluation_are_neither_withheld_nor_missing(tmp_path):
