@@ -163,8 +163,7 @@ def predict(
     done = 0
     control.report("evaluate", done, len(slices))
     while done < len(slices):
-        first, _ = slices[done]
-        some = takewhile(lambda one: one[0] is first, slices[done : done + limit])
+        some = _of_one_case(slices[done : done + limit])
         images = torch.stack([network_input(case, i, site, recipe) for case, i in some])
         logits = _forward(model, images, device, control)
         if logits is None:
@@ -173,6 +172,11 @@ def predict(
         done += len(images)
         control.report("evaluate", done, len(slices))
         yield from logits
+
+
+def _of_one_case(slices: Sequence[tuple[Pictured, int]]) -> Iterator[tuple[Pictured, int]]:
+    """The first slices, as far as they are of the first one's case."""
+    return takewhile(lambda one: one[0] is slices[0][0], slices)
 
 
 def probabilities(logits: Tensor, case: Pictured, recipe: Recipe) -> Iterator[Tensor]:
