@@ -631,3 +631,88 @@ def test_json_says_what_was_used_and_what_became_of_each_image(tmp_path, model, 
     assert first["millilitres"] == pytest.approx([n * 20 / 1000 for n in first["pixels"]])
     assert second["error"]["code"] == "empty-file"
     assert second["outputs"] == []
+
+
+# ------------------------------------------------------------ the masks of each case and its scores
+
+
+def written(folder: Path, name: str, ending: str, classes: tuple[str, ...]) -> dict:
+    """Masks by class of one image, read by other libraries, from a label map or a file each."""
+
+    def read(path: Path) -> np.ndarray:
+        if ending == ".npy":
+            return np.load(path)
+        if ending == ".png":
+            return np.asarray(Image.open(path))
+        return np.asanyarray(nibabel.load(path).dataobj)
+
+    whole = folder / f"{name}{ending}"
+    if whole.exists():
+        values = read(whole)
+        return {one: values == number for number, one in enumerate(classes, 1)}
+    return {one: read(folder / f"{name}_{one}{ending}") == 1 for one in classes}
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("npy", {"precision": "bf16", "batch_size": 3}),
+        ("image", {"paper_compat": True, "resize": "stretch"}),
+        ("nifti", {"precision": "bf16", "batch_size": 4}),
+    ],
+)
+def test_each_cases_masks_score_what_the_site_says(tmp_path, run, kind, more, exclusive):
+    """Three classes, one of which nobody drew here, at a threshold that is not a half."""
+    classes = ("disc", "cup", "rim")
+    recipe = dataclasses.replace(RECIPE, classes=classes, exclusive_classes=exclusive, **more)
+    network = build_model(recipe, find_checkpoint(recipe, None)).eval()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    (tmp_path / "model").mkdir()
+    save_tensors(tmp_path / "model/global_model.safetensors", read_travelling(network), "fp32")
+    with torch.inference_mode():
+        median = torch.sigmoid(network(torch.randn(2, 3, 64, 64, generator=generator))).median()
+    recipe = dataclasses.replace(recipe, probability_threshold=round(float(median), 3))
+    (tmp_path / "model/recipe.json").write_text(recipe.to_json())
+
+    ending = {"npy": ".npy", "image": ".png", "nifti": ".nii"}[kind]
+    shape = (37, 26) if kind == "image" else (17, 9, 6)
+    truths = {}
+    for name, seed in (("a", 1), ("b", 2), ("c", 3), ("d", 4), ("e", 5)):
+        values = blob(shape, seed)
+        truth = np.zeros(shape, np.uint8)
+        truth[3:13, 2:8], truth[5:9, 3:6] = 1, 2
+        truths[name] = truth
+        for what, array in (("images", values), ("labels", truth)):
+            path = tmp_path / f"site/{what}/{name}{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if kind == "npy":
+                np.save(path, array)
+            elif kind == "image":
+                top = 1 if what == "labels" else 255 / values.max()
+                Image.fromarray((array * top).astype(np.uint8)).save(path)
+            else:
+                write_volume(path, array, np.diag([0.7, 1.9, 3.0, 1.0]))
+    plane = "plane: sagittal\n" if kind == "nifti" else ""
+    (tmp_path / "site.yml").write_text(
+        f"data_root: site\nformat: {kind}\nimages: images/*{ending}\nlabels: labels/*{ending}\n"
+        f"classes: {{disc: [1], cup: [2]}}\nnot_annotated: [rim]\ndevice: cpu\n{plane}"
+    )
+    code, _, err = run(
+        *(tmp_path / "model", tmp_path / "site/images", tmp_path / "out"),
+        *("--site", tmp_path / "site.yml"),
+    )
+    assert code == 0, err
+    site = SiteConfig.from_yaml(tmp_path / "site.yml")
+    scores, _ = evaluated(tmp_path / "model", site)
+    assert {name for _, name in scores} == {"disc", "cup"}
+    assert len(scores) == 10
+    for (key, class_name), dice in scores.items():
+        found = written(tmp_path / "out", key, ending, classes)[class_name]
+        expected = dice_of(found, truths[key] == classes.index(class_name) + 1)
+        assert dice == pytest.approx(expected, abs=1e-6)
+    assert len({round(dice, 3) for dice in scores.values()}) > 3
