@@ -93,19 +93,51 @@ sam.load_state_dict(torch.load("{file_name}", weights_only=True))
 """ + _own_pixels(recipe)
 
 
-def segmenting_code() -> str:
-    """Python that segments without prompts with `sam`: input `images`, output `logits`."""
-    return """\
-# images: (1, 3, S, S) float32, preprocessed as sam.preprocess does
-with torch.no_grad():
+def segmenting_code(recipe: Recipe) -> str:
+    """Python that segments without prompts with `sam`: `logits_of`, and `mask_of` a slice."""
+    size, side, patch = recipe.image_size, recipe.mask_size, recipe.image_size // recipe.mask_size
+    if recipe.resize == "stretch":
+        covered = f"    rows = columns = {side}  # stretched to a square\n"
+    else:
+        covered = f"""\
+    aspect = float(f"{{row_mm / column_mm:.5g}}")  # five digits: headers round
+    tall, wide = grey.shape[1] * aspect, float(grey.shape[2])  # the longer side covers all
+    rows = max(2, math.floor(tall * {side} / max(tall, wide) + 0.5))
+    columns = max(2, math.floor(wide * {side} / max(tall, wide) + 0.5))
+"""
+    resizing = f'mode="bilinear", antialias={not recipe.paper_compat}'
+    return f"""\
+import math
+
+import torch
+from torch.nn import functional as F
+
+
+@torch.no_grad()
+def logits_of(images):
+    \"\"\"(1, 3, {size}, {size}) float32 from sam.preprocess to (1, 1, {side}, {side}).\"\"\"
     embeddings = sam.image_encoder(images)
-    logits, _ = sam.mask_decoder(
+    return sam.mask_decoder(
         image_embeddings=embeddings,
         image_pe=sam.prompt_encoder.get_dense_pe(),
         sparse_prompt_embeddings=embeddings.new_zeros(1, 0, embeddings.shape[1]),
         dense_prompt_embeddings=torch.zeros_like(embeddings),  # not no_mask_embed
         multimask_output=False,
-    )
+    )[0]
+
+
+def mask_of(grey, row_mm=1.0, column_mm=1.0):
+    \"\"\"(3, H, W) uint8 grey levels of a slice to its mask, (H, W) bool.
+
+    row_mm, column_mm: from a row to the next, from a column to the next; alike in a picture.
+    \"\"\"
+{covered}\
+    picture = F.interpolate(
+        grey[None], size=(rows * {patch}, columns * {patch}), {resizing}
+    )[0]
+    logits = logits_of(sam.preprocess(picture.float())[None])[..., :rows, :columns]
+    native = F.interpolate(logits, size=grey.shape[1:], {resizing})
+    return native[0, 0].sigmoid() >= {recipe.probability_threshold!r}
 """
 
 
@@ -152,12 +184,12 @@ def _notes(recipe: Recipe) -> tuple[str, ...]:
     if recipe.resize == "stretch":
         notes.append(
             "It was trained on pictures stretched to a square; SAM's ResizeLongestSide keeps the "
-            "aspect ratio instead: resize to S x S yourself."
+            "aspect ratio instead: resize as mask_of in the .md file does."
         )
     else:
         notes.append(
             "Slices of volumes kept their shape in millimetres; SAM's ResizeLongestSide counts "
-            "pixels: make those of a slice square first where they are not."
+            "pixels: where those of a slice are not square, resize as mask_of in the .md file does."
         )
     if recipe.probability_threshold != 0.5:
         notes.append(
@@ -189,10 +221,11 @@ All tensors of Segment Anything in its own names, fp32, trained from {started} (
 ## Segment without prompts, as it was trained and evaluated
 
 ```python
-{segmenting_code()}```
+{segmenting_code(recipe)}```
 
 {pictures_text(site)}
-Resized to {recipe.image_size} pixels ({recipe.resize}); logits come at {recipe.mask_size} pixels.
+`mask_of` takes them from there to the mask: to {recipe.image_size} pixels ({recipe.resize}),
+logits at {recipe.mask_size} pixels, and back.
 
 ## The recipe
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedfms.config import BACKBONES, Recipe
-from fedfms.data.dataset import PreparedCase, network_input
+from fedfms.control import Control
+from fedfms.data.dataset import PreparedCase, PreparedImage, network_input
 from fedfms.data.manifest import Case
 from fedfms.errors import ConfigError
 from fedfms.exchange.trained import RECIPE_KEY, load_trained, whole_network
@@ -20,6 +22,7 @@ from fedfms.export.bundle import default_site
 from fedfms.export.run import export_model
 from fedfms.models import upstream  # which also lets segment_anything.modeling be imported
 from fedfms.models.build import SamSegmenter, build_model
+from fedfms.training.evaluate import foreground, predict, probabilities
 from rounding import assert_as_right, exactly
 
 
@@ -67,10 +70,10 @@ def test_upstream_gives_our_embeddings_and_logits(tmp_path, results, monkeypatch
         theirs = sam.image_encoder(their_input)
         assert_as_right(embeddings, theirs, exactly(sam.image_encoder, their_input))
         exact = exactly(ours.model, own_input)
-    names = {"sam": sam, "torch": torch, "images": their_input}
+    names: dict[str, Any] = {"sam": sam}
     exec(segment, names)
     assert expected.std() > 0.1  # something is there to be equal
-    assert_as_right(names["logits"], expected, exact)
+    assert_as_right(names["logits_of"](their_input), expected, exact)
     probability = torch.tensor(sam.mask_threshold).sigmoid()
     assert float(probability) == pytest.approx(ours.recipe.probability_threshold, abs=1e-6)
 
@@ -119,6 +122,43 @@ def test_what_differs_from_plain_sam_is_said(tmp_path, results):
         assert word not in notes, word
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"resize": "stretch", "paper_compat": True, "normalize": False},
+    ],
+)
+def test_the_note_gives_the_masks_of_slices_whose_pixels_are_not_square(
+    tmp_path, results, monkeypatch, values
+):
+    source = results(method="fedsam", **values)
+    ours = load_trained(source, None)
+    grey = np.random.default_rng(2).integers(0, 256, (3, 17, 40)).astype(np.uint8)
+    volume = PreparedImage(grey, (1.0, 3.1, 0.9), True)
+    slices = [(volume, index) for index in range(3)]
+    site = default_site(ours.recipe)
+    logits = torch.stack(list(predict(ours.model, slices, ours.recipe, site, Control())))
+    middle = float(next(probabilities(logits, volume, ours.recipe)).median())
+    recipe = dataclasses.replace(ours.recipe, probability_threshold=round(middle, 3))
+    (source / "recipe.json").write_text(recipe.to_json())
+    expected = foreground(logits, volume, recipe)[0]
+    assert 0.2 < expected.mean() < 0.8
+
+    export_model(source, tmp_path / "sam.pth", "sam")
+    sam, segment = run_as_the_note_says(tmp_path, "sam.pth", monkeypatch)
+    names: dict[str, Any] = {"sam": sam}
+    exec(segment, names)
+    masks = [
+        names["mask_of"](torch.from_numpy(one).expand(3, -1, -1), row_mm=3.1, column_mm=0.9)
+        for one in grey
+    ]
+    differ = np.stack(masks) != expected
+    assert (
+        differ.sum() <= 2
+    )  # of 2040: pixels at the threshold, since sums differ in the last digit
+
+
 def vit_b(folder: Path, image_size: int) -> SamSegmenter:
     """A FedSAM model on ViT-B with random weights, as one file in the folder."""
     recipe = Recipe(
@@ -162,8 +202,9 @@ def test_vit_b_of_256_pixels_is_refused_by_the_registry_and_loads_by_the_note(
     with pytest.raises(RuntimeError, match="pos_embed"):
         sam_model_registry["vit_b"](checkpoint=str(tmp_path / "sam.pth"))
     sam, segment = run_as_the_note_says(tmp_path, "sam.pth", monkeypatch)
-    names = {"sam": sam, "torch": torch, "images": torch.randn(1, 3, 256, 256)}
+    names: dict[str, Any] = {"sam": sam}
     exec(segment, names)
+    images = torch.randn(1, 3, 256, 256)
     with torch.inference_mode():
-        exact = exactly(model, names["images"])
-        assert_as_right(names["logits"], model(names["images"]), exact)
+        exact = exactly(model, images)
+        assert_as_right(names["logits_of"](images), model(images), exact)
