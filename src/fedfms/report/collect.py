@@ -322,15 +322,15 @@ def _part(
             "after_is": after_is if after is not None else None,
             "note": "" if final is not None else why,
         }
-    after_is = _most(v["after_is"] for v in sites.values())
+    most = _most(v["after_is"] for v in sites.values())
     alike = {  # for want of a final evaluation sites may stand with models of different rounds
-        site: v if v["after_is"] == after_is else {**v, "after": None} for site, v in sites.items()
+        site: v if v["after_is"] == most else {**v, "after": None} for site, v in sites.items()
     }
     comparable = {site: v for site, v in alike.items() if v["after"] is not None}
     worst = min(comparable, key=lambda s: comparable[s]["after"]) if len(comparable) > 1 else None
     return {
         "classes": list(classes),
-        "after_is": after_is,  # of what is compared; a site may have another
+        "after_is": most,  # of what is compared; a site may have another
         "dice": _dice_of({s: v for s, v in alike.items() if history.role(s) == "train"}),
         "worst_site": {"site": worst, "dice": sites[worst]["after"]} if worst else None,
         "sites": sites,

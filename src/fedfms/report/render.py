@@ -429,7 +429,7 @@ def _curves(result: Result) -> list[Figure]:
         (
             "Training loss by round",
             f"Mean of the {_loss(result.recipe)} over the steps of a round, at each site on "
-            "its own training slices. Rounds are counted from 0.",
+            f"its own training slices{_drawn(result.summary)}. Rounds are counted from 0.",
             figures.loss_by_round(result),
         ),
     ]
@@ -443,6 +443,12 @@ def _evaluated(recipe: dict[str, Any]) -> str:
         after = words.numerals(first, "round")
         return f" Sites evaluate after {after} and then every {words.numerals(every, 'round')}."
     return "" if every == 1 else f" Sites evaluate before training and every {every} rounds."
+
+
+def _drawn(summary: dict[str, Any]) -> str:
+    """Over which classes a loss is, where these are not the same at all training sites."""
+    unlike = {tuple(v["not_annotated"]) for v in summary["sites"].values() if v["role"] == "train"}
+    return ", over the classes that it annotates" if len(unlike) > 1 else ""
 
 
 def _loss(recipe: dict[str, Any]) -> str:

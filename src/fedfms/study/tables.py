@@ -49,7 +49,7 @@ def answer(study: Asked, runs: Sequence[Run]) -> Answer:
     finished = {run.record.key.name for run in ours}
     classes = tuple(dict.fromkeys(row.class_name for run in ours for row in run.scores))
     common = classes_in_common(ours, classes)
-    best = _best_local(study, ours, common)
+    best = _best_local(ours, common)
     learnt = {run.record.key.name: costs.learning(run, common, classes) for run in ours}
     moved = tuple(costs.communication(study, ours, learnt))
     trained = tuple(costs.training(study, ours))
@@ -113,7 +113,7 @@ def _score_lines(
     runs: Sequence[Run],
     classes: Sequence[str],
     common: Sequence[str],
-    best: Mapping[tuple[str, str], str],
+    best: Mapping[tuple[str, str, str], str],
 ) -> Iterator[ScoreLine]:
     found: dict[_Line, dict[str, list[_Value]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
@@ -124,7 +124,8 @@ def _score_lines(
             line = _Line(key.method, key.regime, role, metric, unit, class_name, False)
             found[line][site].append(_Value(key, value))
             away = key.regime == "local" and role == "unseen"
-            if away and key.trained_on == (best.get((key.method, site)),):
+            chosen_by = ALL if class_name in common else class_name
+            if away and key.trained_on == (best.get((key.method, site, chosen_by)),):
                 found[line._replace(best=True)][site].append(_Value(key, value))
     order = (ROLES, study.methods, study.regimes, (False, True), ("", "mm", "px"))
     for class_name in (ALL, *classes):
@@ -174,31 +175,24 @@ def _names(keys: Iterable[RunKey]) -> tuple[str, ...]:
     return tuple(sorted({key.name for key in keys}))
 
 
-def _best_local(
-    study: Asked, runs: Sequence[Run], common: Sequence[str]
-) -> dict[tuple[str, str], str]:
-    """For each (method, site), where the local model of another site that is best there trained.
+def _best_local(runs: Sequence[Run], common: Sequence[str]) -> dict[tuple[str, str, str], str]:
+    """For each (method, site, class), where another site's local model that is best there trained.
 
-    Best by Dice on that very site, mean over seeds: who must choose beforehand does no better.
+    Best by Dice on that very site, mean over seeds: who must choose beforehand does no better. ALL
+    is by the mean over the classes in common.
     """
-    dice: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    dice: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(dict)
     for run in runs:
         key = run.record.key
         if key.regime == "local":
             for (site, role, metric, _, class_name), value in run_scores(run, common).items():
-                if role == "unseen" and metric == "dice" and class_name == ALL:
-                    dice[key.method, site, key.trained_on[0]].append(value)
-    best: dict[tuple[str, str], str] = {}
-    for method in study.methods:
-        for site in study.sites:
-            others = {
-                trained_at: sum(values) / len(values)
-                for (m, s, trained_at), values in sorted(dice.items())
-                if (m, s) == (method, site)
-            }
-            if others:
-                best[method, site] = max(others, key=lambda name: others[name])
-    return best
+                if role == "unseen" and metric == "dice":
+                    others = dice[key.method, site, class_name]
+                    others.setdefault(key.trained_on[0], []).append(value)
+    return {
+        place: max(sorted(others), key=lambda name: sum(others[name]) / len(others[name]))
+        for place, others in dice.items()
+    }
 
 
 def _site_cases(study: Asked, runs: Sequence[Run]) -> Iterator[SiteCases]:
@@ -349,7 +343,10 @@ class _Comparison:
 
 
 def _gaps(
-    study: Asked, runs: Sequence[Run], common: Sequence[str], best: Mapping[tuple[str, str], str]
+    study: Asked,
+    runs: Sequence[Run],
+    common: Sequence[str],
+    best: Mapping[tuple[str, str, str], str],
 ) -> Iterator[Gap]:
     """Over all sites first, with the test and its correction; then site by site, untested."""
     cases = _Cases(runs, common)
@@ -363,7 +360,7 @@ def _gaps(
 
 
 def _comparisons(
-    study: Asked, cases: _Cases, best: Mapping[tuple[str, str], str]
+    study: Asked, cases: _Cases, best: Mapping[tuple[str, str, str], str]
 ) -> Iterator[_Comparison]:
     """The family: each method against central and local training, then method against method."""
     everyone: list[tuple[str, tuple[str, ...]]] = [(m, (m,)) for m in study.methods]
@@ -375,7 +372,7 @@ def _comparisons(
         for site in study.sites:
             left = cases.side(site, role, methods, "federated")
             if other == "local-best":
-                chosen = {m: best[m, site] for m in methods if (m, site) in best}
+                chosen = {m: best[m, site, ALL] for m in methods if (m, site, ALL) in best}
                 right = cases.side(site, role, tuple(chosen), "local", chosen)
             else:
                 right = cases.side(site, role, methods, other)

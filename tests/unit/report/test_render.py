@@ -226,6 +226,7 @@ def test_sites_of_other_classes_have_a_table_of_each_class(tmp_path):
     )
     assert "site-1 does not annotate posterior." in page.text
     assert "Dice by site, posterior" in page.text and "Dice by round, posterior" in page.text
+    assert "its own training slices, over the classes that it annotates." in page.text
     together = [(dice_of(s, 6) + dice_of(s, 6, 1)) / 2 for s in ("site-2", "site-3")]
     mixed = (dice_of("site-1", 6) + sum(together)) / 3  # of one class here and of two there
     assert f"{mixed:.3f}" not in page.text

@@ -623,6 +623,9 @@ def test_sites_of_other_classes_have_tables_class_by_class(tmp_path):
     assert "site-1 does not annotate cup" in page.text
     assert "are of disc, which all sites scored in all runs" in page.text
     assert "Mean Dice of cup, federated" in page.text
+    for sentence in ("Federated minus centralized: ", "Federated minus a model of the own site "):
+        assert " Dice of disc" in page.text.split(sentence)[1].split(".")[1]
+    assert "more than 0.10 Dice of disc below federated training" in page.text
     assert "not annotated" in (folder / "study.tex").read_text()
 
 

@@ -236,6 +236,20 @@ def test_a_model_is_not_scored_on_a_class_that_nobody_taught_it(unlike):
         assert score.value == pytest.approx(statistics.fmean(values.values()), rel=1e-12)
 
 
+def test_the_best_model_of_another_site_is_best_for_the_class_of_the_table(unlike):
+    """The model that is best for the disc may be site-1's, which knows no cup."""
+    found, raw = answer_of(unlike), raw_rows(unlike)
+    line = found.line("fedmsa", "local", "unseen", class_name="cup", best=True)
+    assert sorted(line.sites) == ["site-2", "site-3", "site-4"]
+    for site, score in line.sites.items():
+        by_model = []
+        for other in {"site-2", "site-3", "site-4"} - {site}:
+            rows = [r for r in raw if r["class"] == "cup" and r["trained_on"] == [other]]
+            values = seed_values(rows, "fedmsa", "local", site, "unseen")
+            by_model.append(statistics.fmean(values.values()))
+        assert score.value == pytest.approx(max(by_model), rel=1e-12)
+
+
 def test_scores_of_slices_count_each_slice_once(tmp_path):
     study = StudyFolder(**SMALL, methods=("fedmsa",))
     folder = study.write(tmp_path / "s")

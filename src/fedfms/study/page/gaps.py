@@ -22,7 +22,7 @@ def gap_tables(found: Answer) -> list[Table]:
     tested = sum(gap.p is not None for gap in overall)
     tables = [
         Table(
-            "Federated minus other training",
+            f"Federated minus other training{words.of_common(found)}",
             [
                 Column("Federated", number=False),
                 Column("Minus", number=False),

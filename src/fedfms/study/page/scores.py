@@ -273,9 +273,9 @@ def local_tables(found: Answer) -> list[Table]:
         )
     return with_note(
         tables,
-        "Mean Dice over seeds: validation cases at the model's own site, all cases elsewhere. "
-        "Below it how far federated training is ahead (+) or behind (−) on the same cases: at the "
-        "own site where it trained, elsewhere in runs where that site is unseen if there are any. "
+        f"Mean Dice{words.of_common(found)} over seeds: validation cases at the model's own site, "
+        "all cases elsewhere. Below it how far federated training is ahead (+) or behind (−) on "
+        "the same cases: at the own site where it trained, elsewhere in runs where that site is unseen if there are any. "
         f"Fails: federated is more than {FAILS_BELOW:.2f} ahead at another site.",
     )
 
@@ -312,10 +312,10 @@ def curves(found: Answer) -> list[Figure]:
             drawn.append(
                 Figure(
                     f"{words.method(method)}: Dice by round",
-                    "Mean validation Dice of the training sites after so many rounds of training, "
-                    "mean over folds and seeds; the last point is the final model. Band: lowest to "
-                    "highest fold and seed (one site alone: seed, each over the models of all "
-                    "sites).",
+                    f"Mean validation Dice{words.of_common(found)} of the training sites after so "
+                    "many rounds of training, mean over folds and seeds; the last point is the "
+                    "final model. Band: lowest to highest fold and seed (one site alone: seed, "
+                    "each over the models of all sites).",
                     Markup(svg),
                 )
             )

@@ -32,6 +32,12 @@ def by_class(answer: Answer) -> bool:
     return set(answer.common) != set(answer.classes)
 
 
+def of_common(answer: Answer) -> str:
+    """` of disc` where not all classes are in a comparison; else nothing."""
+    partly = by_class(answer) and answer.common
+    return f" of {words.class_names(answer.common)}" if partly else ""
+
+
 def method(name: str) -> str:
     """A method's name as it is written, such as FedMSA."""
     if name == ALL:
@@ -158,7 +164,7 @@ def _against_central(answer: Answer, name: str) -> Iterator[str]:
     if not overall:
         return
     parts = [
-        f"{_difference(gap)} at {'training' if gap.role == 'train' else 'unseen'} sites "
+        f"{_difference(answer, gap)} at {'training' if gap.role == 'train' else 'unseen'} sites "
         f"({_evidence(gap)})"
         for gap in overall
     ]
@@ -188,7 +194,7 @@ def _against_local(answer: Answer, name: str) -> Iterator[str]:
         if (gap.method, gap.against, gap.role, gap.site) == (name, "local", "train", ALL):
             yield (
                 "Federated minus a model of the own site alone, at that site: "
-                f"{_difference(gap)} ({_evidence(gap)})."
+                f"{_difference(answer, gap)} ({_evidence(gap)})."
             )
     away = [
         cell
@@ -201,7 +207,7 @@ def _against_local(answer: Answer, name: str) -> Iterator[str]:
     behind = [cell for cell in away if _behind(cell) > 0]
     told = (
         "Trained at one site alone and scored at another, a model fails (more than "
-        f"{FAILS_BELOW:.2f} Dice below federated training on the same cases) in "
+        f"{FAILS_BELOW:.2f} Dice{of_common(answer)} below federated training on the same cases) in "
         f"{len(fails) or 'none'} of {words.numerals(len(away), 'pair')} of sites"
     )
     if fails:
@@ -240,7 +246,7 @@ def _between_methods(answer: Answer) -> Iterator[str]:
         if gap.against == "method" and gap.site == ALL:
             yield (
                 f"Federated {method(gap.method)} minus federated {method(gap.other)}, "
-                f"{ROLES[gap.role]}: {_difference(gap)} ({_evidence(gap)})."
+                f"{ROLES[gap.role]}: {_difference(answer, gap)} ({_evidence(gap)})."
             )
 
 
@@ -252,7 +258,7 @@ def _to_target(answer: Answer, name: str) -> Iterator[str]:
             and len(moved.reached) < moved.target.n
         ):
             low, high = words.score(moved.target.low), words.score(moved.target.high)
-            aim = low if low == high else f"{low} to {high}, by fold"
+            aim = (low if low == high else f"{low} to {high}, by fold") + of_common(answer)
             of_those = "; bytes and rounds to it are of those" if moved.reached else ""
             yield (
                 f"It reached the target Dice ({aim}) in {len(moved.reached) or 'none'} of "
@@ -269,8 +275,8 @@ def _saved(saving: Saving) -> str:
     return f"{here} instead of {there} ({share(abs(by))} {word})"
 
 
-def _difference(gap: Gap) -> str:
-    return f"{words.change(gap.difference)} Dice"
+def _difference(answer: Answer, gap: Gap) -> str:
+    return f"{words.change(gap.difference)} Dice{of_common(answer)}"
 
 
 def _evidence(gap: Gap) -> str:
