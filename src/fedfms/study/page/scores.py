@@ -275,7 +275,8 @@ def local_tables(found: Answer) -> list[Table]:
         tables,
         f"Mean Dice{words.of_common(found)} over seeds: validation cases at the model's own site, "
         "all cases elsewhere. Below it how far federated training is ahead (+) or behind (−) on "
-        "the same cases: at the own site where it trained, elsewhere in runs where that site is unseen if there are any. "
+        "the same cases: at the own site where it trained, elsewhere in runs where that site is "
+        "unseen if there are any. "
         f"Fails: federated is more than {FAILS_BELOW:.2f} ahead at another site.",
     )
 
