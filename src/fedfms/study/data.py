@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from fedfms.config import SiteConfig
@@ -82,11 +82,14 @@ def read_manifest(path: Path) -> dict[str, list[ManifestRow]]:
     """Read manifest.csv back, by site.
 
     Raises:
-        OSError, TypeError: the file is missing or damaged.
+        OSError, ValueError, TypeError: the file is missing or damaged.
     """
     rows: dict[str, list[ManifestRow]] = {}
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        for cells in csv.DictReader(file):
+        table = csv.DictReader(file)
+        if table.fieldnames != [one.name for one in fields(ManifestRow)]:
+            raise ValueError(f"{path.name} has other columns")  # also where no row follows
+        for cells in table:
             row = ManifestRow(**cells)  # type: ignore[arg-type]
             rows.setdefault(row.site, []).append(row)
     return rows

@@ -188,7 +188,10 @@ def _differing(where: str, row: RoundRow, other: RoundRow | None) -> list[str]:
 def _data_problems(run: Run, sites: Sequence[Site]) -> list[str]:
     kept = read_manifest(run.folder / MANIFEST_FILE)
     there = {site.name: site for site in sites}
-    found = []
+    found = [
+        f"{name}: no case is in {MANIFEST_FILE}"
+        for name in sorted(set(run.record.sites) - set(kept))
+    ]
     for name in sorted(kept):
         if name not in there:
             found.append(f"{name}: there is no such site any more")

@@ -9,7 +9,9 @@ from fedfms.study.verify import verify_run
 
 
 @pytest.mark.parametrize(
-    "manifest", [None, "site,colour\na,b\n", "\0\xff"], ids=["missing", "other", "nonsense"]
+    "manifest",
+    [None, "site,colour\na,b\n", "site,colour\n", "", "\0\xff"],
+    ids=["missing", "other", "no-row", "empty", "nonsense"],
 )
 def test_files_that_cannot_be_read_are_problems_of_their_check_and_the_others_go_on(
     tmp_path, manifest
