@@ -100,7 +100,12 @@ def scan(site: SiteConfig) -> Scan:
         return _stopped(
             f"there is no folder {site.data_root} ({site.data_root_named_by})",
             "name the folder with your images there; --data on the command line goes before "
-            "SITE_DATA in the environment, and that before data_root in site.yml",
+            "SITE_DATA in the environment, and that before data_root in site.yml"
+            + (
+                "; a drive of Windows has another name here, such as /mnt/c"
+                if re.search(r"(^|/)[A-Za-z]:($|[\\/])", str(site.data_root))
+                else ""
+            ),
             "no-data-root",
         )
     is_dicom = site.format == "dicom"
@@ -472,6 +477,14 @@ def _several(groups: list[list[Path]], what: str, site: SiteConfig) -> SiteDataE
 # --------------------------------------------------------------------------------------- problems
 
 
+# What people write who know other globs and other systems, and what to write here.
+_NO_WILDCARDS = (
+    (r"\\", "folders are separated by / and not by \\"),
+    (r"\{[^{}]*,", "{a,b} is no wildcard here, * and ? and [ab] are"),
+    (r"[“”‘’„«»]", "the quotes of YAML are straight, ' or \""),
+)
+
+
 def _nothing_matches(
     site: SiteConfig, what: Literal["images", "labels"], others: list[Path]
 ) -> SiteDataError:
@@ -488,6 +501,7 @@ def _nothing_matches(
     return SiteDataError(
         f"no {kind} under {root} matches {what}: {pattern}{beside}",
         f"compare with: ls {site.data_root}; the glob is relative to data_root, and capitals count"
+        + "".join(f"; {hint}" for sign, hint in _NO_WILDCARDS if re.search(sign, pattern))
         + ("; in DICOM it matches folders, one series each" if kind == "folder" else ""),
         code=f"no-{what}",
     )
