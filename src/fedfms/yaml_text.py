@@ -98,10 +98,10 @@ class _Loader(yaml.SafeLoader):
             lines[key.value] = key.start_mark.line
         return super().construct_mapping(node, deep)
 
-    def construct_yaml_map(self, node: yaml.MappingNode) -> dict[Any, Any]:
+    def construct_whole_map(self, node: yaml.MappingNode) -> dict[Any, Any]:
         return self.construct_mapping(node, deep=True)
 
-    def construct_yaml_seq(self, node: yaml.SequenceNode) -> list[Any]:
+    def construct_whole_seq(self, node: yaml.SequenceNode) -> list[Any]:
         return list(self.construct_sequence(node, deep=True))  # type: ignore[no-untyped-call]
 
     def _require_a_name(self, key: yaml.ScalarNode) -> None:
@@ -137,7 +137,7 @@ class _Loader(yaml.SafeLoader):
 
 
 # at once and not, as PyYAML has it, after the rest: so what holds itself is an error
-_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_yaml_map)
-_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_yaml_seq)
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_whole_map)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_whole_seq)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)

@@ -25,7 +25,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 
 from fedfms.config import SiteConfig
-from fedfms.data.content import Folder, cannot_read_here, damaged, is_plain_file
+from fedfms.data.content import Folder, cannot_read_here, damaged, is_plain_file, opened
 from fedfms.data.grid import Array
 from fedfms.errors import SiteDataError
 
@@ -144,7 +144,7 @@ def _headers(path: Path) -> Iterator[Dataset | None]:
 def _header_of(path: Path) -> Iterator[Dataset | None]:
     """The little that is read of a file; nothing where it is no DICOM, None where it is damaged."""
     try:
-        with path.open("rb") as file, no_warnings():
+        with opened(path) as file, no_warnings():
             if file.read(132)[128:] == b"DICM":
                 file.seek(0)
                 yield dcmread(
