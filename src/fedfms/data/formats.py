@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from fedfms.data.dicom.series import Series
 
 
+_LARGEST_BODY = 3000.0  # mm
+
+
 @dataclass(frozen=True, slots=True)
 class Notice:
     """What a person should know of a file that is read all the same; may name it."""
@@ -112,7 +115,8 @@ def read_label(path: Path, data: Content, site: SiteConfig, image: Stored | None
     if values.dtype.kind == "f" and not _is_whole(values):
         raise SiteDataError(
             f"{path} holds label values that are no whole numbers",
-            "export the labels again without interpolation (nearest neighbour), or threshold them",
+            "export the labels again without interpolation (nearest neighbour), or threshold them; "
+            "if these are grey values, correct images and labels in site.yml",
             code="fractional-labels",
         )
     if values.min() < -32768 or values.max() > 32767:
@@ -274,12 +278,13 @@ def _notices(path: Path, header: Any, affine: Array) -> tuple[Notice, ...]:
                 )
             )
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    if sizes.max() > 100 or sizes.min() < 1e-5:
+    extent = (sizes * header.get_data_shape()[:3]).max() if header.get_data_shape()[2:] else 0
+    if sizes.max() > 100 or sizes.min() < 1e-5 or extent > _LARGEST_BODY:
         notices.append(
             Notice(
                 "odd-voxel-size",
                 f"{path} has voxels of {sizes[0]:.3g} x {sizes[1]:.3g} x {sizes[2]:.3g} mm by its "
-                "header",
+                f"header{f', {extent / 1000:.3g} m in all' if extent > _LARGEST_BODY else ''}",
                 "correct the voxel size (pixdim) or the unit of length (xyzt_units) in the header; "
                 "volumes and distances follow from it",
             )

@@ -67,6 +67,26 @@ def untaken(site: SiteConfig, found: Scan) -> list[Path]:
     return sorted(set(files) - found.taken, key=lambda path: (ending_of(path, site), path))
 
 
+def below(site: SiteConfig, found: Scan) -> int:
+    """Files that this site could read in folders right below those into which the globs look.
+
+    Where the globs look into these too, none. In DICOM a folder is a series, and not looked into.
+    """
+    known = {place for into in found.looked_into for place in (into, *into.parents)}
+    count = 0
+    for folder in found.looked_into if site.format != "dicom" else ():
+        try:
+            for other in folder.iterdir():
+                if other not in known and _is_own(other.name, "*") and other.is_dir():
+                    count += sum(
+                        bool(ending_of(path, site)) and is_plain_file(path)
+                        for path in other.iterdir()
+                    )
+        except OSError:  # nobody asked for them
+            continue
+    return count
+
+
 def ending_of(path: Path, site: SiteConfig) -> str:
     """The file's ending as it is written, `.nii.gz` and `.PNG` too; empty where it is none of the
     format's."""
