@@ -767,7 +767,8 @@ def _require_known(key: str, known: typing.Iterable[str], source: str) -> None:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # Windows' editors may write a mark before it
+        # editors of Windows may write a mark before the text
+        return path.read_text(encoding="utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         raise ConfigError(f"there is no {path}", "check the path") from None
     except UnicodeDecodeError:
