@@ -475,6 +475,11 @@ class SiteConfig:
                 f"{key} in site.yml is {pattern!r}",
                 "write a glob relative to data_root, with a * that stands for the case's name",
             )
+            _require(
+                "[^" not in pattern,
+                f"{key} in site.yml is {pattern!r}, in which [^ is no sign of a glob",
+                "write [!ab] for a letter that is not a or b; a ^ itself may stand behind another",
+            )
         _require(
             self.plane != "stored" or self.format != "dicom",
             "plane in site.yml is stored, and a DICOM series has no order of its own",

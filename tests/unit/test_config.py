@@ -461,6 +461,7 @@ def test_intensity_bounds_have_the_defaults_of_their_rule():
         ),
         ({"intensity": "{rule: window, center: 0, width: .inf}"}, "width is inf", "a number"),
         ({"intensity": "{rule: range, low: 0, high: .inf}"}, "high is inf", "write a number"),
+        ({"images": "'images/[^a]*.nii.gz'"}, "[^ is no sign of a glob", "[!ab]"),
         ({"data_root": "~"}, "data_root is None", "the folder's path"),
         ({"data_root": "''"}, "data_root is ''", "the folder's path"),
         ({"data_root": "2024"}, "data_root is 2024", "the folder's path"),

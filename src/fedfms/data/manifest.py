@@ -365,9 +365,16 @@ def _groups(pattern: str) -> re.Pattern[str]:
         elif token == "?":
             text += r"([^/])"
         else:
-            text += f"([{'^' + token[2:-1] if token[1] == '!' else token[1:-1]}])"
+            text += f"({_set_of_characters(token)})"
         end = wildcard.end()
     return re.compile(text + re.escape(pattern[end:]))
+
+
+def _set_of_characters(token: str) -> str:
+    """A part of a glob in brackets as a regular expression, as the standard library reads it."""
+    found = re.fullmatch(r"\(\?s:(.*)\)\\[zZ]", fnmatch.translate(token), re.DOTALL)
+    assert found is not None  # the form of all versions of Python from 3.7 on
+    return found.group(1)
 
 
 # ------------------------------------------------------------------------------------------ pairs
@@ -501,6 +508,7 @@ def _several(groups: list[list[Path]], what: str, site: SiteConfig) -> SiteDataE
 _NO_WILDCARDS = (
     (r"\\", "folders are separated by / and not by \\"),
     (r"\{[^{}]*,", "{a,b} is no wildcard here, * and ? and [ab] are"),
+    (r"\*\*$", "** stands for folders, and **/* for the files in them"),
     (r"[“”‘’„«»]", "the quotes of YAML are straight, ' or \""),
 )
 
