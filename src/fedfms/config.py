@@ -310,6 +310,23 @@ class Intensity:
 
     def __post_init__(self) -> None:
         check_types(self, "site.yml, intensity")
+        used, other = ("low", "high"), ("center", "width")
+        if self.rule == "window":
+            used, other = other, used
+        for name in other:
+            _require(
+                getattr(self, name) is None,
+                f"intensity rule {self.rule!r} has no {name}, which stands in site.yml",
+                f"remove {name}, or write the rule that it belongs to under intensity in site.yml, "
+                f"such as rule: {'range' if self.rule == 'window' else 'window'}",
+            )
+        for name in used:
+            value = getattr(self, name)
+            _require(
+                value is None or math.isfinite(value),
+                f"intensity {name} is {value}",
+                f"write a number for {name} under intensity in site.yml",
+            )
         if self.rule == "window":
             _require(
                 self.center is not None and self.width is not None and self.width > 0,
@@ -458,6 +475,11 @@ class SiteConfig:
                 f"{key} in site.yml is {pattern!r}",
                 "write a glob relative to data_root, with a * that stands for the case's name",
             )
+            _require(
+                "[^" not in pattern,
+                f"{key} in site.yml is {pattern!r}, in which [^ is no sign of a glob",
+                "write [!ab] for a letter that is not a or b; a ^ itself may stand behind another",
+            )
         _require(
             self.plane != "stored" or self.format != "dicom",
             "plane in site.yml is stored, and a DICOM series has no order of its own",
@@ -578,11 +600,15 @@ class SiteConfig:
             "name the folder with --data, set SITE_DATA to it, or add data_root to site.yml",
         )
         for key in ("data_root", "cache"):
-            if isinstance(values.get(key), str):
-                values[key] = str(_folder(values[key], path.parent))
-        for key in ("classes", "background"):
-            if key in values:
-                values[key] = _label_values(values[key], f"{path}, {key}")
+            if values.get(key) is not None or (key == "data_root" and data_root is None):
+                values[key] = str(_written_folder(values[key], path.parent, f"{path}, {key}"))
+        if isinstance(values.get("classes"), dict):
+            values["classes"] = {
+                name: _label_values(given, f"{path}, classes, {name}")
+                for name, given in values["classes"].items()
+            }
+        if "background" in values:
+            values["background"] = _label_values(values["background"], f"{path}, background")
         site = from_dict(cls, values, str(path))
         if data_root is None:
             return site
@@ -597,10 +623,27 @@ def _folder(name: str | Path, start: Path) -> Path:
         return (start / name).resolve()
 
 
+def _written_folder(given: Any, start: Path, where: str) -> Path:
+    """A folder as it stands in a file.
+
+    Raises:
+        ConfigError: it is no text, is empty, or no file system has such a name.
+    """
+    fix = "write the folder's path, in single quotes if it holds a \\, # or :"
+    _require(isinstance(given, str) and given.strip() != "", f"{where} is {_short(given)}", fix)
+    has_control = any(unicodedata.category(character) in _CONTROLS for character in given)
+    _require(not has_control, f"{where} holds a control character: {given!r}", fix)
+    try:
+        return _folder(given, start)
+    except ValueError:  # what has no bytes in any name
+        raise ConfigError(f"{where} is {given!r}, which no folder is called", fix) from None
+
+
+_INTS = tuple[int, ...]
+
+
 def _label_values(given: Any, where: str) -> Any:
     """Ranges such as 1-167, and nonzero, as the numbers that they mean; all else as it is."""
-    if isinstance(given, dict):
-        return {name: _label_values(values, f"{where}, {name}") for name, values in given.items()}
     if isinstance(given, str):
         given = [given]
     if not isinstance(given, list):
@@ -621,7 +664,9 @@ def _label_values(given: Any, where: str) -> Any:
                 "for all values but 0",
             )
             numbers += range(low, high + 1)
-    return list(dict.fromkeys(numbers)) if any(isinstance(one, str) for one in given) else numbers
+    has_ranges = any(isinstance(one, str) for one in given)
+    # what is no number (true is 1 to a dict) stays for the check of types
+    return list(dict.fromkeys(numbers)) if has_ranges and _fits(tuple(numbers), _INTS) else numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -727,10 +772,13 @@ def _require_known(key: str, known: typing.Iterable[str], source: str) -> None:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        # editors of Windows may write a mark before the text
+        return path.read_text(encoding="utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         raise ConfigError(f"there is no {path}", "check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no text in UTF-8", "save it again as UTF-8") from None
+    except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}", "check the file") from None
 
 
@@ -808,15 +856,21 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             return None
         return _convert(value, next(a for a in args if a is not type(None)), where)
     if origin is tuple:
-        _require(isinstance(value, list | tuple), f"{where} is {value!r}", "write a list, [ … ]")
+        _require(
+            isinstance(value, list | tuple), f"{where} is {_short(value)}", "write a list, [ … ]"
+        )
         return tuple(_convert(item, args[0], where) for item in value)
     if origin is dict:
-        _require(isinstance(value, dict), f"{where} is {value!r}", "write 'name: value' lines")
+        _require(
+            isinstance(value, dict), f"{where} is {_short(value)}", "write 'name: value' lines"
+        )
         if args[0] is int:  # JSON and YAML give whole numbers as they are, checked by _fits
-            return {key: _convert(item, args[1], where) for key, item in value.items()}
-        return {str(key): _convert(item, args[1], where) for key, item in value.items()}
+            return {key: _convert(item, args[1], f"{where}, {key}") for key, item in value.items()}
+        return {str(key): _convert(item, args[1], f"{where}, {key}") for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
-        _require(isinstance(value, dict), f"{where} is {value!r}", "write 'name: value' lines")
+        _require(
+            isinstance(value, dict), f"{where} is {_short(value)}", "write 'name: value' lines"
+        )
         return from_dict(typing.cast(type, hint), value, where)
     if hint is Path and isinstance(value, str):
         return Path(value)
@@ -854,9 +908,15 @@ def check_types(config: Any, source: str) -> None:
         value = getattr(config, name)
         if not _fits(value, hint):
             raise ConfigError(
-                f"{source}: {name} is {value!r}",
+                f"{source}: {name} is {_short(value)}",
                 f"use {_describe(hint)}" + _quotes(value, hint, source),
             )
+
+
+def _short(value: Any) -> str:
+    """A value as it is written, of a long one (a range of label values) the beginning."""
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + " …"
 
 
 def _quotes(value: Any, hint: Any, source: str) -> str:
@@ -905,5 +965,11 @@ def _describe(hint: Any) -> str:
         return f"'name: value' lines: {_describe(args[0])}, then {_describe(args[1])}"
     if hint is type(None):
         return "null"
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+        Path: "a path",
+    }
     return names.get(hint, f"a {getattr(hint, '__name__', hint)}")

@@ -55,7 +55,7 @@ def _cure(line: str, reason: str) -> str:
         return "there is a tab in this line; write spaces in its place"
     if "escape" in reason:
         return (
-            "write regular expressions in single quotes, in which a \\ is a \\: "
+            "write regular expressions and paths in single quotes, in which a \\ is a \\: "
             "patient: '^(p\\d+)_'"
         )
     found = _VALUE.match(line)
@@ -98,6 +98,12 @@ class _Loader(yaml.SafeLoader):
             lines[key.value] = key.start_mark.line
         return super().construct_mapping(node, deep)
 
+    def construct_whole_map(self, node: yaml.MappingNode) -> dict[Any, Any]:
+        return self.construct_mapping(node, deep=True)
+
+    def construct_whole_seq(self, node: yaml.SequenceNode) -> list[Any]:
+        return list(self.construct_sequence(node, deep=True))  # type: ignore[no-untyped-call]
+
     def _require_a_name(self, key: yaml.ScalarNode) -> None:
         kind = key.tag.rpartition(":")[2]
         if kind == "str" or (kind == "int" and _PLAIN_NUMBER.fullmatch(key.value)):
@@ -130,5 +136,8 @@ class _Loader(yaml.SafeLoader):
         )
 
 
+# at once and not, as PyYAML has it, after the rest: so what holds itself is an error
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_whole_map)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_whole_seq)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)

@@ -448,6 +448,32 @@ def test_intensity_bounds_have_the_defaults_of_their_rule():
         ({"intensity": "{rule: window}"}, "needs center and width", "center: 40"),
         ({"intensity": "{low: 60, high: 40}"}, "low is 60", "low below high"),
         ({"intensity": "{low: 0, high: 255}"}, "percentiles are", "between 0 and 100"),
+        ({"intensity": "{center: 40, width: 400}"}, "'percentile' has no center", "rule: window"),
+        (
+            {"intensity": "{rule: window, center: 40, width: 400, low: 3}"},
+            "'window' has no low",
+            "rule: range",
+        ),
+        (
+            {"intensity": "{rule: window, center: .nan, width: 4}"},
+            "center is nan",
+            "write a number",
+        ),
+        ({"intensity": "{rule: window, center: 0, width: .inf}"}, "width is inf", "a number"),
+        ({"intensity": "{rule: range, low: 0, high: .inf}"}, "high is inf", "write a number"),
+        ({"images": "'images/[^a]*.nii.gz'"}, "[^ is no sign of a glob", "[!ab]"),
+        ({"data_root": "~"}, "data_root is None", "the folder's path"),
+        ({"data_root": "''"}, "data_root is ''", "the folder's path"),
+        ({"data_root": "2024"}, "data_root is 2024", "the folder's path"),
+        ({"data_root": '"C:\\new"'}, "control character", "single quotes"),
+        ({"cache": '"a\\0b"'}, "control character", "single quotes"),
+        ({"cache": '"\\ud800"'}, "which no folder is called", "the folder's path"),
+        ({"cache": "[a]"}, "cache is ['a']", "the folder's path"),
+        ({"classes": "nonzero"}, "classes is 'nonzero'", "name: value"),
+        ({"classes": "{a: [nonzero, true]}"}, " …", "a whole number"),
+        ({"classes": "{a: [1-3, [2]]}"}, "classes is", "a whole number"),
+        ({"classes": "{a: }"}, "classes, a is None", "write a list"),
+        ({"classes": "&c {a: *c}"}, "recursive", "in quotes"),
     ],
 )
 def test_a_site_that_cannot_be_meant_is_refused_with_a_fix(tmp_path, changes, problem, fix):
@@ -542,6 +568,22 @@ def test_plain_yaml_is_read_as_before(tmp_path):
         "e": {"c": True, "d": -1},
         "no": 1500.0,
     }
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_file(tmp_path):
+    path = write_site(tmp_path)
+    wanted = SiteConfig.from_yaml(path)
+    path.write_bytes(SITE.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert SiteConfig.from_yaml(path) == wanted
+    (tmp_path / "privacy.json").write_bytes('{"min_cases": 7}'.encode("utf-8-sig"))
+    assert Policy.from_folder(tmp_path).min_cases == 7
+    path.write_bytes(SITE.encode("utf-16"))
+    assert "save it again as UTF-8" in refusal(SiteConfig.from_yaml, path).fix
+
+
+def test_an_error_with_thousands_of_label_values_stays_short(tmp_path):
+    path = write_site(tmp_path, SITE.replace("[1, 2]", "[nonzero, true]"))
+    assert len(refusal(SiteConfig.from_yaml, path).problem) < 400
 
 
 def test_a_key_that_stands_twice_in_json_is_an_error_with_both_lines(tmp_path):

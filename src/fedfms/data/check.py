@@ -27,7 +27,7 @@ from fedfms.data.dataset import (
     unknown_classes,
 )
 from fedfms.data.formats import Notice, Stored, read_image, read_label
-from fedfms.data.manifest import Case, ending_of, scan, several_files_a_patient, untaken
+from fedfms.data.manifest import Case, below, ending_of, scan, several_files_a_patient, untaken
 from fedfms.data.numbers import (
     CaseNumbers,
     DataSummary,
@@ -95,7 +95,12 @@ def examine(
     memory = memory_of(reading.numbers, site, grid, classes or tuple(site.classes))
     left = untaken(site, found)
     summary = summarize_numbers(
-        found.cases, reading.numbers, site, Counter(ending_of(path, site) for path in left), memory
+        found.cases,
+        reading.numbers,
+        site,
+        Counter(ending_of(path, site) for path in left),
+        below(site, found),
+        memory,
     )
     findings = [
         *(Finding(error.code, error.problem, error.fix, "error") for error in errors),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from fedfms.config import SiteConfig
 from fedfms.errors import SiteDataError
@@ -212,13 +214,10 @@ def content_sha256(content: Content) -> str:
 
 def _read_file(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        with opened(path) as file:
+            data = file.read()
     except OSError as error:
-        raise SiteDataError(
-            f"{path} cannot be read: {error.strerror}",
-            "check with ls -lL that the file is there and that this user may read it",
-            code="unreadable-file",
-        ) from None
+        raise unreadable_file(path, error) from None
     if not data:
         raise SiteDataError(
             f"{path} is empty (0 bytes)", "copy the file from its source again", code="empty-file"
@@ -267,14 +266,44 @@ def may_enter(folder: Path) -> bool:
 
 
 def is_plain_file(path: Path) -> bool:
-    """A file of the person's own, not one that a system or a file browser leaves in folders."""
-    junk = path.name.startswith(".") or path.name.lower() in JUNK
-    return not junk and not path.is_dir()
+    """A file of the person's own, not one that a system or a file browser leaves in folders.
+
+    A pipe, a socket or a device is none; a link that leads nowhere is, whoever reads it says so.
+    """
+    if path.name.startswith(".") or path.name.lower() in JUNK:
+        return False
+    return path.is_file() or not path.exists()
 
 
 def is_nifti(path: Path) -> bool:
     """Whether the name is one of NIfTI."""
     return path.name.lower().endswith(EXTENSIONS["nifti"])
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file, open to be read; a pipe, which would be waited for, is refused.
+
+    Raises:
+        SiteDataError: "unreadable-file".
+        OSError: as of `open`.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise SiteDataError(
+            f"{path} is no file but a pipe, a socket or a device",
+            "put the file itself there, or move this away",
+            code="unreadable-file",
+        )
+    return path.open("rb")
+
+
+def unreadable_file(path: Path, error: OSError) -> SiteDataError:
+    """The error for a file that cannot be opened or read."""
+    return SiteDataError(
+        f"{path} cannot be read: {error.strerror}",
+        "check with ls -lL that the file is there and that this user may read it",
+        code="unreadable-file",
+    )
 
 
 def unreadable_folder(path: Path, error: OSError) -> SiteDataError:

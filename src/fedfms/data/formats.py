@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from fedfms.data.dicom.series import Series
 
 
+_LARGEST_BODY = 3000.0  # mm
+
+
 @dataclass(frozen=True, slots=True)
 class Notice:
     """What a person should know of a file that is read all the same; may name it."""
@@ -77,7 +80,7 @@ def read_image(path: Path, data: Content, site: SiteConfig) -> Stored:
             what the format can do wrong (data/pictures.py, data/tiff.py, data/dicom/series.py).
     """
     stored = _read(path, data, site, label=False)
-    values = np.ascontiguousarray(stored.values, dtype=np.float32)
+    values = np.ascontiguousarray(_as_float32(path, stored.values))
     if values.size == 0:
         raise damaged(path, "it has no pixels")
     _require_finite(path, values)
@@ -112,7 +115,8 @@ def read_label(path: Path, data: Content, site: SiteConfig, image: Stored | None
     if values.dtype.kind == "f" and not _is_whole(values):
         raise SiteDataError(
             f"{path} holds label values that are no whole numbers",
-            "export the labels again without interpolation (nearest neighbour), or threshold them",
+            "export the labels again without interpolation (nearest neighbour), or threshold them; "
+            "if these are grey values, correct images and labels in site.yml",
             code="fractional-labels",
         )
     if values.min() < -32768 or values.max() > 32767:
@@ -124,6 +128,26 @@ def read_label(path: Path, data: Content, site: SiteConfig, image: Stored | None
     if values.dtype.kind == "f":
         values = np.rint(values)
     return dataclasses.replace(stored, values=np.ascontiguousarray(values, dtype=np.int16))
+
+
+def _as_float32(path: Path, values: Array) -> Array:
+    """Values of an image in 32 bits, if that keeps their differences.
+
+    Raises:
+        SiteDataError: "non-finite", "cannot-be-read-here".
+    """
+    if values.dtype.itemsize < 4 or values.dtype == np.float32 or not values.size:
+        return values.astype(np.float32, copy=False)
+    _require_finite(path, values)
+    low, high = float(values.min()), float(values.max())
+    largest = max(abs(low), abs(high))
+    if largest > float(np.finfo(np.float32).max) or 0 < high - low < largest * 2.0**-14:
+        raise cannot_read_here(
+            path,
+            f"its values, {low:.10g} to {high:.10g}, need more digits than are kept",
+            "subtract what all values have in common, or scale them, and save the file again",
+        )
+    return values.astype(np.float32)
 
 
 def _read(
@@ -208,7 +232,7 @@ def _read_nifti(
     if label and values.dtype.kind == "f":
         _require_whole_numbers(path, values, volume.dataobj)
     if not label:  # labels stay exact, in the type that they have
-        values = values.astype(np.float32, copy=False)
+        values = _as_float32(path, values)
     notices = () if label else _notices(path, header, affine)
     cut = None
     if image is not None and image.cut is not None:
@@ -240,13 +264,27 @@ def _notices(path: Path, header: Any, affine: Array) -> tuple[Notice, ...]:
                 "again from its source (dcm2niix writes the codes)",
             )
         )
+    elif int(header["qform_code"]) > 0 and int(header["sform_code"]) > 0:
+        by_qform = nibabel.aff2axcodes(header.get_qform())
+        by_sform = nibabel.aff2axcodes(header.get_sform())
+        if by_qform != by_sform:
+            notices.append(
+                Notice(
+                    "two-orientations",
+                    f"{path} lies as {''.join(by_sform)} by its sform and as {''.join(by_qform)} "
+                    f"by its qform; read as {''.join(by_sform)}",
+                    "compare a slice with the patient: programs differ in which of the two they "
+                    "go by; convert the file again from its source",
+                )
+            )
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    if sizes.max() > 100 or sizes.min() < 1e-5:
+    extent = (sizes * header.get_data_shape()[:3]).max() if header.get_data_shape()[2:] else 0
+    if sizes.max() > 100 or sizes.min() < 1e-5 or extent > _LARGEST_BODY:
         notices.append(
             Notice(
                 "odd-voxel-size",
                 f"{path} has voxels of {sizes[0]:.3g} x {sizes[1]:.3g} x {sizes[2]:.3g} mm by its "
-                "header",
+                f"header{f', {extent / 1000:.3g} m in all' if extent > _LARGEST_BODY else ''}",
                 "correct the voxel size (pixdim) or the unit of length (xyzt_units) in the header; "
                 "volumes and distances follow from it",
             )
@@ -281,7 +319,7 @@ def nifti_image(path: Path, data: bytes) -> Any:
     """nibabel's image of a NIfTI-1 or NIfTI-2 file's bytes, gzip or not.
 
     Raises:
-        SiteDataError: "damaged-file", "wrong-magic".
+        SiteDataError: "damaged-file", "wrong-magic", "cannot-be-read-here".
     """
     if path.name.lower().endswith(".gz"):
         try:
@@ -289,10 +327,19 @@ def nifti_image(path: Path, data: bytes) -> Any:
         except (EOFError, OSError, zlib.error) as error:
             raise damaged(path, str(error)) from None
     if data[344:348] == b"n+1\0":
-        return nibabel.Nifti1Image.from_bytes(data)
-    if data[4:8] == b"n+2\0":
-        return nibabel.Nifti2Image.from_bytes(data)
-    raise wrong_magic(path, data)
+        image, least = nibabel.Nifti1Image.from_bytes(data), 352
+    elif data[4:8] == b"n+2\0":
+        image, least = nibabel.Nifti2Image.from_bytes(data), 544
+    else:
+        raise wrong_magic(path, data)
+    start = image.dataobj.offset
+    if start < least:  # nibabel takes 0 at its word, and the header for voxels
+        raise cannot_read_here(
+            path,
+            f"its voxels begin at byte {start} (vox_offset), within the header",
+            "convert the file again from its source",
+        )
+    return image
 
 
 def _volume(voxels: Array, cut: Cut, series: Series | None = None) -> Stored:
@@ -330,13 +377,18 @@ def _read_npy(
     path: Path, data: bytes, site: SiteConfig, *, label: bool, image: Stored | None
 ) -> Stored:
     try:
-        values = np.load(io.BytesIO(data), allow_pickle=False)
+        stream = io.BytesIO(data)
+        values = np.load(stream, allow_pickle=False)
     except ValueError as error:
         if "allow_pickle" not in str(error):
             raise
         raise _no_plain_numbers(path, "Python objects") from None
     if values.dtype.kind not in "biuf":
         raise _no_plain_numbers(path, str(values.dtype))
+    if stream.read(1):
+        raise cannot_read_here(
+            path, "behind its array stands something else", "save one array in each file"
+        )
     colours = site.channels == "rgb" and not label
     wanted = "(H, W, 3) or (D, H, W, 3)" if colours else "(H, W) or (D, H, W)"
     depth = values.ndim - 1 if colours else values.ndim

@@ -67,6 +67,26 @@ def untaken(site: SiteConfig, found: Scan) -> list[Path]:
     return sorted(set(files) - found.taken, key=lambda path: (ending_of(path, site), path))
 
 
+def below(site: SiteConfig, found: Scan) -> int:
+    """Files that this site could read in folders right below those into which the globs look.
+
+    Where the globs look into these too, none. In DICOM a folder is a series, and not looked into.
+    """
+    known = {place for into in found.looked_into for place in (into, *into.parents)}
+    count = 0
+    for folder in found.looked_into if site.format != "dicom" else ():
+        try:
+            for other in folder.iterdir():
+                if other not in known and _is_own(other.name, "*") and other.is_dir():
+                    count += sum(
+                        bool(ending_of(path, site)) and is_plain_file(path)
+                        for path in other.iterdir()
+                    )
+        except OSError:  # nobody asked for them
+            continue
+    return count
+
+
 def ending_of(path: Path, site: SiteConfig) -> str:
     """The file's ending as it is written, `.nii.gz` and `.PNG` too; empty where it is none of the
     format's."""
@@ -100,7 +120,12 @@ def scan(site: SiteConfig) -> Scan:
         return _stopped(
             f"there is no folder {site.data_root} ({site.data_root_named_by})",
             "name the folder with your images there; --data on the command line goes before "
-            "SITE_DATA in the environment, and that before data_root in site.yml",
+            "SITE_DATA in the environment, and that before data_root in site.yml"
+            + (
+                "; a drive of Windows has another name here, such as /mnt/c"
+                if re.search(r"(^|/)[A-Za-z]:($|[\\/])", str(site.data_root))
+                else ""
+            ),
             "no-data-root",
         )
     is_dicom = site.format == "dicom"
@@ -340,9 +365,16 @@ def _groups(pattern: str) -> re.Pattern[str]:
         elif token == "?":
             text += r"([^/])"
         else:
-            text += f"([{'^' + token[2:-1] if token[1] == '!' else token[1:-1]}])"
+            text += f"({_set_of_characters(token)})"
         end = wildcard.end()
     return re.compile(text + re.escape(pattern[end:]))
+
+
+def _set_of_characters(token: str) -> str:
+    """A part of a glob in brackets as a regular expression, as the standard library reads it."""
+    found = re.fullmatch(r"\(\?s:(.*)\)\\[zZ]", fnmatch.translate(token), re.DOTALL)
+    assert found is not None  # the form of all versions of Python from 3.7 on
+    return found.group(1)
 
 
 # ------------------------------------------------------------------------------------------ pairs
@@ -472,6 +504,15 @@ def _several(groups: list[list[Path]], what: str, site: SiteConfig) -> SiteDataE
 # --------------------------------------------------------------------------------------- problems
 
 
+# What people write who know other globs and other systems, and what to write here.
+_NO_WILDCARDS = (
+    (r"\\", "folders are separated by / and not by \\"),
+    (r"\{[^{}]*,", "{a,b} is no wildcard here, * and ? and [ab] are"),
+    (r"\*\*$", "** stands for folders, and **/* for the files in them"),
+    (r"[“”‘’„«»]", "the quotes of YAML are straight, ' or \""),
+)
+
+
 def _nothing_matches(
     site: SiteConfig, what: Literal["images", "labels"], others: list[Path]
 ) -> SiteDataError:
@@ -488,6 +529,7 @@ def _nothing_matches(
     return SiteDataError(
         f"no {kind} under {root} matches {what}: {pattern}{beside}",
         f"compare with: ls {site.data_root}; the glob is relative to data_root, and capitals count"
+        + "".join(f"; {hint}" for sign, hint in _NO_WILDCARDS if re.search(sign, pattern))
         + ("; in DICOM it matches folders, one series each" if kind == "folder" else ""),
         code=f"no-{what}",
     )

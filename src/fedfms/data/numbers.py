@@ -236,6 +236,7 @@ class DataSummary:
     stored_values: of the images, before any intensity rule.
     image_kinds, label_kinds: what the files were, and how many.
     not_taken: ending, such as .PNG -> files in the same folders that no glob takes.
+    below: files of the format in folders right below those, into which no glob looks.
     memory: what the data needs in the trainer.
     """
 
@@ -254,6 +255,7 @@ class DataSummary:
     image_kinds: Mapping[str, int]
     label_kinds: Mapping[str, int]
     not_taken: Mapping[str, int]
+    below: int
     memory: MemoryNeed
 
     def as_json(self) -> dict[str, Any]:
@@ -292,6 +294,10 @@ class DataSummary:
         if self.not_taken:
             some = [f"{count} {ending}" for ending, count in self.not_taken.items()]
             lines.append(("not taken", f"{', '.join(some)} in the same folders, by no glob"))
+        if self.below:
+            lines.append(
+                ("not looked at", f"{count_of(self.below, 'file')} in folders below, by no glob")
+            )
         if self.read:
             lines.append(("memory", self.memory.text()))
         return lines
@@ -320,6 +326,7 @@ def summarize_numbers(
     read: Sequence[CaseNumbers],
     site: SiteConfig,
     not_taken: Mapping[str, int],
+    below: int,
     memory: MemoryNeed,
 ) -> DataSummary:
     """All cases of a site together.
@@ -328,7 +335,7 @@ def summarize_numbers(
         cases: that the globs found.
         read: numbers of those that could be read.
         site: the site's configuration.
-        not_taken: see `DataSummary`.
+        not_taken, below: see `DataSummary`.
         memory: what the data needs in the trainer.
     """
     patients = {case.patient: case for case in cases}  # a patient is on one side
@@ -357,6 +364,7 @@ def summarize_numbers(
         image_kinds=dict(Counter(numbers.kinds[0] for numbers in read).most_common()),
         label_kinds=dict(Counter(numbers.kinds[1] for numbers in read).most_common()),
         not_taken=dict(not_taken),
+        below=below,
         memory=memory,
     )
 

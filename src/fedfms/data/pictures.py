@@ -328,6 +328,8 @@ def _png(path: Path, data: bytes) -> Picture:
         require_upright(path, image.getexif().get(_ORIENTATION_TAG, 1))
         image.load()  # looks at all checksums
         transparent, colours = image.info.get("transparency"), image.getpalette("RGB")
+        if image.mode == "1" and transparent is not None:
+            transparent = int(transparent != 0)  # Pillow says 255 for 1
         samples = np.asarray(image)
     if header.bits == 16:
         samples = png.read_16_bits(data)

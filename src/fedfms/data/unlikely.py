@@ -75,6 +75,7 @@ def unlikely(
     findings += [
         _same_values(site),
         _pixels(read, site),
+        _sizes(read),
         _colours(read),
         _units(read),
         _offset(read, site),
@@ -249,6 +250,26 @@ def _pixels(read: Sequence[CaseNumbers], site: SiteConfig) -> Finding | None:
             "that the voxel sizes are right",
         )
     return None
+
+
+def _sizes(read: Sequence[CaseNumbers]) -> Finding | None:
+    """One case in another unit of length than the rest, such as cm instead of mm."""
+    volumes = np.array([np.prod(numbers.spacing) for numbers in read if numbers.is_volume])
+    if not volumes.size:
+        return None
+    usual = float(np.median(volumes))
+    far = np.flatnonzero((volumes > _OTHER_UNIT * usual) | (volumes * _OTHER_UNIT < usual))
+    if not far.size:
+        return None
+    first = [numbers for numbers in read if numbers.is_volume][int(far[0])]
+    sizes = " x ".join(f"{size:.3g}" for size in first.spacing)
+    return _warning(
+        "other-voxel-size",
+        f"the voxels of {count_of(len(far), 'volume')} are over 100 times larger or smaller than "
+        f"those of most; the first is {first.case.image} with {sizes} mm (slices x rows x columns)",
+        "check the voxel size and the unit of length in the header; volumes and distances follow "
+        "from it",
+    )
 
 
 def _pixel(numbers: CaseNumbers) -> str:

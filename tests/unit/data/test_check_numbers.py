@@ -354,6 +354,22 @@ def test_an_image_in_another_unit(tmp_path):
     assert "c04.nii.gz with" in finding.problem
 
 
+def test_a_volume_whose_lengths_are_in_another_unit(tmp_path):
+    sizes = [(1.0, 1.0, 5.0)] * 15 + [(0.1, 0.1, 0.5)]
+    write_volumes(tmp_path, sizes)
+    finding = one_finding(site_config(tmp_path))
+    assert finding.code == "other-voxel-size"
+    assert "the voxels of 1 volume are over 100 times" in finding.problem
+    assert "0.5 x 0.1 x 0.1 mm" in finding.problem
+
+
+def test_a_volume_larger_than_any_body(tmp_path):
+    write_volumes(tmp_path, [(90.0, 90.0, 90.0)] * 16, shape=(40, 40, 3))
+    finding = one_finding(site_config(tmp_path))
+    assert finding.code == "odd-voxel-size"
+    assert "3.6 m in all" in finding.problem
+
+
 def test_ct_of_which_some_is_not_in_hounsfield_units(tmp_path):
     write_site(tmp_path, cases=16)
     for number in range(1, 17):
@@ -402,6 +418,22 @@ def test_files_with_another_ending_than_the_globs_have(tmp_path):
     assert ("not taken", "32 .PNG in the same folders, by no glob") in (
         found.summary.rows_for_print()
     )
+
+
+def test_files_in_folders_below_are_counted(tmp_path):
+    write_site(tmp_path, "image", cases=16)
+    for part in ("images", "labels"):
+        (tmp_path / part / "second half").mkdir()
+        (tmp_path / part / "second half" / "notes.txt").write_text("x")
+        for path in list((tmp_path / part).glob("*.png"))[:5]:
+            path.rename(path.parent / "second half" / path.name)
+    found = examine(site_config(tmp_path, "image"))
+    assert found.summary.below == 10
+    assert ("not looked at", "10 files in folders below, by no glob") in (
+        found.summary.rows_for_print()
+    )
+    deep = site_config(tmp_path, "image", images="images/**/*.png", labels="labels/**/*.png")
+    assert examine(deep).summary.below == 0
 
 
 def test_they_may_explain_an_error(tmp_path):

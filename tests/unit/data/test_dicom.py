@@ -33,6 +33,8 @@ from dicom_files import (
     write_twin,
 )
 from pydicom import Dataset, dcmread
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
     HTJ2KLossless,
@@ -762,6 +764,42 @@ def no_letters_dicm(root):
     (root / "labels/c1.dcm").write_bytes(b"\0" * 1000)
 
 
+def as_bytes(path, tag, vr, value):
+    """A value that pydicom would not write."""
+    slice_ = dcmread(path)
+    slice_[tag] = RawDataElement(Tag(tag), vr, len(value), value, 0, False, True)
+    write(path, slice_)
+
+
+def slope_with_a_comma(root):
+    as_bytes(images(root)[1], 0x00281053, "DS", b"1,5 ")
+
+
+def position_with_commas(root):
+    as_bytes(images(root)[1], 0x00200032, "DS", b"1,5\\2,5\\3,5 ")
+
+
+def direction_that_is_no_number(root):
+    as_bytes(images(root)[1], 0x00200037, "DS", b"nan\\0\\0\\0\\1\\0 ")
+
+
+def slope_of_nothing(root):
+    change(images(root)[1], RescaleSlope=0)
+
+
+def two_slopes(root):
+    change(images(root)[1], RescaleSlope=[1, 2])
+
+
+def twelve_bits_packed(root):
+    change(images(root)[1], BitsAllocated=12, BitsStored=12, HighBit=11)
+
+
+def a_column_too_few(root):
+    for path in images(root):
+        change(path, Columns=13)
+
+
 BROKEN = {
     several_series: ("several-series", "'adc' (1), 't2_tse_tra' (6)"),
     a_large_gap: ("missing-slices", "lacks 20 slices"),
@@ -801,6 +839,13 @@ BROKEN = {
     outline_beyond_the_slices: ("outline-between-slices", "between or beyond"),
     points_for_an_outline: ("open-outline", "the kind POINT"),
     no_letters_dicm: ("not-dicom", "no DICOM file"),
+    slope_with_a_comma: ("cannot-be-read-here", "RescaleSlope is no number"),
+    position_with_commas: ("cannot-be-read-here", "ImagePositionPatient is no number"),
+    direction_that_is_no_number: ("cannot-be-read-here", "ImageOrientationPatient is not finite"),
+    slope_of_nothing: ("cannot-be-read-here", "its RescaleSlope is 0"),
+    two_slopes: ("cannot-be-read-here", "its RescaleSlope is [1.0, 2.0]"),
+    twelve_bits_packed: ("cannot-be-read-here", "12 bits (BitsAllocated)"),
+    a_column_too_few: ("cannot-be-read-here", "168 pixels, but 12 x 13"),
 }
 
 
@@ -864,6 +909,17 @@ def test_odd_headers_are_read_without_a_word_about_the_patient(tmp_path, caplog,
     assert len(prepare_cases(find_cases(site), site)) == 3
     assert not recwarn.list
     assert "Secret" not in caplog.text
+
+
+def test_a_header_that_leaves_out_what_is_certain_is_read_as_with_it(tmp_path):
+    site = write_site(tmp_path)
+    before = prepare_cases(find_cases(site), site)
+    for path in (tmp_path / "images").glob("*/IM*"):
+        change(path, SamplesPerPixel=None)
+        if dcmread(path).RescaleIntercept == 0 and dcmread(path).RescaleSlope == 1:
+            change(path, RescaleSlope="", RescaleIntercept="")
+    for one, other in zip(before, prepare_cases(find_cases(site), site), strict=True):
+        assert np.array_equal(one.images, other.images)
 
 
 # ------------------------------------------------------------------------ in a trainer, to its end

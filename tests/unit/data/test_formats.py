@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -491,6 +492,41 @@ def test_arrays_that_are_no_image(tmp_path, values, changes, code):
 def test_pickled_arrays_are_never_unpickled(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     assert refused(image, tmp_path / "a.npy", format="npy").code == "not-one-number-a-voxel"
+
+
+@pytest.mark.parametrize("read", [image, label])
+@pytest.mark.parametrize("format", ["nifti", "dicom"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, read, format):
+    os.mkfifo(tmp_path / "v.nii")
+    error = refused(read, tmp_path / "v.nii", format=format)
+    assert error.code == "unreadable-file"
+    assert "a pipe" in error.problem
+
+
+def test_two_arrays_in_one_file_are_not_taken_for_one(tmp_path):
+    with (tmp_path / "v.npy").open("wb") as file:
+        np.save(file, picture(1))
+        np.save(file, picture(2))
+    error = refused(image, tmp_path / "v.npy", format="npy")
+    assert error.code == "cannot-be-read-here"
+    assert "one array in each file" in error.fix
+
+
+@pytest.mark.parametrize(
+    ("shape", "values"),
+    [("f8", (1.0, 1e39)), ("i4", (2**30, 2**30 + 900)), ("f8", (1e9, 1e9 + 255))],
+)
+@pytest.mark.parametrize("ending", ["nii", "npy"])
+def test_values_that_32_bits_would_make_alike_are_refused(tmp_path, ending, shape, values, recwarn):
+    grey = np.linspace(*values, 60).reshape(5, 4, 3).astype(shape)
+    if ending == "nii":
+        write_volume(tmp_path / "v.nii", grey, dtype=shape)
+    else:
+        np.save(tmp_path / "v.npy", grey)
+    error = refused(image, tmp_path / f"v.{ending}", format={"nii": "nifti"}.get(ending, ending))
+    assert error.code == "cannot-be-read-here"
+    assert "more digits than are kept" in error.problem
+    assert not recwarn.list
 
 
 def test_a_file_that_is_gone_and_a_wrong_ending(tmp_path):

@@ -132,6 +132,33 @@ def test_a_volume_without_orientation_is_read_and_said_to_have_none(tmp_path, qf
     assert not label(tmp_path / "v.nii").notices  # said once, of the image
 
 
+@pytest.mark.parametrize(("kind", "least"), [("1", 352), ("2", 544)])
+def test_voxels_that_begin_within_the_header_are_refused(tmp_path, kind, least):
+    stored = getattr(nibabel, f"Nifti{kind}Image")(picture(1, (60, 8, 5)), np.eye(4))
+    data = bytearray(stored.to_bytes())
+    place, form = {"1": (108, "<f"), "2": (168, "<q")}[kind]
+    assert struct.unpack_from(form, data, place) == (least,)
+    struct.pack_into(form, data, place, 0)  # nibabel gives the header's bytes as voxels
+    (tmp_path / "v.nii").write_bytes(bytes(data))
+    error = refusal(image, tmp_path / "v.nii")
+    assert error.code == "cannot-be-read-here"
+    assert "within the header" in error.problem
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_volume_that_lies_in_two_ways_is_read_and_said_to(tmp_path, flipped):
+    stored = nibabel.Nifti1Image(picture(1, (6, 8, 5)), np.eye(4))
+    stored.header.set_sform(np.eye(4), 4)
+    stored.header.set_qform(np.diag([-1.0 if flipped else 1.0, 1.1, 1.0, 1.0]), 1)
+    (tmp_path / "v.nii").write_bytes(
+        nibabel.Nifti1Image(picture(1, (6, 8, 5)), None, stored.header).to_bytes()
+    )
+    notices = image(tmp_path / "v.nii").notices
+    assert [notice.code for notice in notices] == ["two-orientations"] * flipped
+    if flipped:
+        assert "RAS by its sform and as LAS by its qform; read as RAS" in notices[0].problem
+
+
 def turned(degrees: float) -> np.ndarray:
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     affine = np.eye(4)

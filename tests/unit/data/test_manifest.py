@@ -56,6 +56,36 @@ def test_double_star_matches_folders_of_any_depth(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    "part", ["[!q]*", "[q^]*", r"[\q]*", "[9-1]*", "[[:p:]]*", "[]^]*", "p[1-2]*", "[1-2q]*", "[q*"]
+)
+def test_brackets_are_those_of_the_standard_library(tmp_path, part, recwarn):
+    written = ["p1", "p2", "q3", "^x", "[^]y", "[q", "]z", ":]:"]
+    touch(tmp_path, *(f"{folder}/{name}.png" for folder in "il" for name in written))
+    taken = {path.stem for path in (tmp_path / "i").glob(f"{part}.png")}
+    site = site_config(tmp_path, "image", images=f"i/{part}.png", labels=f"l/{part}.png")
+    found = scan(site)
+    assert {path.stem for path in found.taken} == taken
+    assert {case.image.stem for case in found.cases} == taken
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("glob", "hint"),
+    [
+        ("i\\*.png", "separated by /"),
+        ("i/*.{png,jpg}", "{a,b} is no wildcard"),
+        ("i/**", "**/*"),
+        ("“i/*.png”", "straight"),
+    ],
+)
+def test_globs_of_other_programs_get_a_hint(tmp_path, glob, hint):
+    touch(tmp_path, "i/x/a.png", "l/x/a.png")
+    labels = glob.replace("i/", "l/").replace("i\\", "l\\")
+    (problem,) = scan(site_config(tmp_path, "image", images=glob, labels=labels)).problems
+    assert hint in problem.fix
+
+
 def test_one_folder_for_images_and_labels(tmp_path):
     touch(tmp_path, "a.png", "a_seg.png", "b.png", "b_seg.png")
     assert pairs(tmp_path, "*.png", "*_seg.png") == {"a.png": "a_seg.png", "b.png": "b_seg.png"}

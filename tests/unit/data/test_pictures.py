@@ -557,3 +557,13 @@ def test_a_12_bit_jpeg_is_not_called_damaged(tmp_path):
     data = bytearray((tmp_path / "p.jpg").read_bytes())
     data[data.index(b"\xff\xc0") + 4] = 12
     assert refused(tmp_path / "p.jpg", bytes(data)).code == "cannot-be-read-here"
+
+
+@pytest.mark.parametrize("transparent", [0, 1])
+def test_in_a_label_of_1_bit_the_mask_may_not_be_what_cannot_be_seen(tmp_path, transparent):
+    path = tmp_path / "m.png"
+    Image.fromarray(MASK.astype(bool)).save(path, transparency=transparent)
+    if transparent == 0:
+        assert np.array_equal(read(path, path.read_bytes(), label=True).values[0], MASK)
+    else:
+        assert refused(path, path.read_bytes(), label=True).code == "label-in-alpha"

@@ -15,7 +15,13 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import UID, RTStructureSetStorage, SegmentationStorage
 
 from fedfms.config import SiteConfig
-from fedfms.data.content import damaged, is_plain_file, unreadable_folder
+from fedfms.data.content import (
+    damaged,
+    is_plain_file,
+    opened,
+    unreadable_file,
+    unreadable_folder,
+)
 from fedfms.data.dicom.series import is_beside_images, no_warnings
 from fedfms.data.manifest import some, unpaired
 from fedfms.errors import SiteDataError
@@ -164,17 +170,15 @@ def _header_of(path: Path) -> Iterator[tuple[Path, Dataset]]:
         SiteDataError: "unreadable-file", "damaged-file".
     """
     try:
-        with path.open("rb") as file, no_warnings():
+        with opened(path) as file, no_warnings():
             if file.read(132)[128:] != b"DICM":
                 return
             file.seek(0)
             header = dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
     except OSError as error:
-        raise SiteDataError(
-            f"{path} cannot be read: {error.strerror}",
-            "check with ls -lL that the file is there and that this user may read it",
-            code="unreadable-file",
-        ) from None
+        raise unreadable_file(path, error) from None
+    except SiteDataError:
+        raise
     except Exception as error:  # a damaged file makes pydicom raise nearly anything
         raise damaged(path, type(error).__name__) from None
     yield path, header

@@ -25,7 +25,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 
 from fedfms.config import SiteConfig
-from fedfms.data.content import Folder, cannot_read_here, damaged, is_plain_file
+from fedfms.data.content import Folder, cannot_read_here, damaged, is_plain_file, opened
 from fedfms.data.grid import Array
 from fedfms.errors import SiteDataError
 
@@ -144,7 +144,7 @@ def _headers(path: Path) -> Iterator[Dataset | None]:
 def _header_of(path: Path) -> Iterator[Dataset | None]:
     """The little that is read of a file; nothing where it is no DICOM, None where it is damaged."""
     try:
-        with path.open("rb") as file, no_warnings():
+        with opened(path) as file, no_warnings():
             if file.read(132)[128:] == b"DICM":
                 file.seek(0)
                 yield dcmread(
@@ -252,6 +252,10 @@ def _require_plain_slice(path: Path, slice_: Dataset) -> None:
             f"its header lacks {', '.join(lacking)}, which say what its pixels are",
             _EXPORT_AGAIN,
         )
+    if int(slice_.BitsAllocated) not in (1, 8, 16, 32):
+        raise cannot_read_here(
+            path, f"its pixels have {slice_.BitsAllocated} bits (BitsAllocated)", _EXPORT_AGAIN
+        )
     bits, high = int(slice_.BitsStored), slice_.get("HighBit")
     if high is not None and int(high) != bits - 1:
         raise cannot_read_here(
@@ -274,12 +278,13 @@ def _require_plain_slice(path: Path, slice_: Dataset) -> None:
             "export the series as MONOCHROME2; what its values mean is then no guess",
             code="monochrome1",
         )
-    if photometric != "MONOCHROME2" or slice_.get("SamplesPerPixel", 1) != 1:
+    if photometric != "MONOCHROME2" or (slice_.get("SamplesPerPixel") or 1) != 1:
         raise SiteDataError(
             f"{path} holds colours ({photometric or 'no PhotometricInterpretation'})",
             "leave out screenshots and reports; export colour pictures as PNG for format: image",
             code="colour-dicom",
         )
+    slice_.SamplesPerPixel = 1  # also where the header forgets it
     if any(str(value).upper() == "LOCALIZER" for value in _values(slice_, "ImageType")):
         raise SiteDataError(
             f"{path} is a localizer (scout)",
@@ -302,6 +307,30 @@ def _require_plain_slice(path: Path, slice_: Dataset) -> None:
             "PNG for format: image",
             code="no-position",
         )
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        _require_numbers(path, slice_, name)
+    for name in ("RescaleSlope", "RescaleIntercept"):
+        if not _values(slice_, name):
+            slice_.pop(name, None)  # there and empty, as not there
+            continue
+        _require_numbers(path, slice_, name)
+        if len(_values(slice_, name)) > 1 or (name == "RescaleSlope" and not slice_[name].value):
+            raise cannot_read_here(
+                path,
+                f"its {name} is {slice_[name].value}, where one number should be",
+                _EXPORT_AGAIN,
+            )
+
+
+def _require_numbers(path: Path, slice_: Dataset, name: str) -> None:
+    """Refuse a value that is no number, such as 0,5 of a program that writes commas."""
+    try:
+        if np.isfinite([float(value) for value in _values(slice_, name)]).all():
+            return
+        reason = "is not finite"
+    except (ValueError, TypeError):
+        reason = "is no number"
+    raise cannot_read_here(path, f"its {name} {reason}", _EXPORT_AGAIN)
 
 
 def _stacked(path: Path, named: list[tuple[str, Dataset]]) -> tuple[list[Dataset], Array]:
@@ -415,6 +444,8 @@ def _pixels(path: Path, slice_: Dataset) -> Array:
     compressed = syntax.is_encapsulated if syntax.is_transfer_syntax else False
     if compressed:
         require_decoder(path, syntax)
+    else:
+        _require_no_more_pixels(path, slice_)
     try:
         with no_warnings():
             # the dataset's own attribute would keep a copy
@@ -436,6 +467,18 @@ def _pixels(path: Path, slice_: Dataset) -> Array:
     if values.ndim != 2:
         raise damaged(path, f"it has {values.ndim} dimensions")
     return values.astype(np.float32)
+
+
+def _require_no_more_pixels(path: Path, slice_: Dataset) -> None:
+    """Refuse a header with too few rows or columns: with the latter a picture would be sheared."""
+    rows, columns, bits = (int(slice_[name].value) for name in _NEEDED[:3])
+    pixels = len(slice_.PixelData) * 8 // bits
+    if pixels - rows * columns >= max(8, min(rows, columns)):  # less is padding
+        raise cannot_read_here(
+            path,
+            f"it has {pixels} pixels, but {rows} x {columns} by its Rows and Columns",
+            _EXPORT_AGAIN,
+        )
 
 
 def only_stored_bits(values: Array, bits: int) -> Array:
