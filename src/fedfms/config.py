@@ -344,7 +344,9 @@ class Intensity:
         except ValueError:
             values = [math.nan]
         _require(
-            len(values) in (0, 2) and all(map(math.isfinite, values)),
+            rule in ("percentile", "window", "range")
+            and len(values) in (0, 2)
+            and all(map(math.isfinite, values)),
             f"the intensity {text!r} cannot be read",
             "write percentile:0.5:99.5, window:CENTER:WIDTH or range:LOW:HIGH",
         )
@@ -580,10 +582,10 @@ class SiteConfig:
         for key in ("data_root", "cache"):
             if isinstance(values.get(key), str):
                 values[key] = str(_folder(values[key], path.parent))
-        for key in ("classes", "background"):
-            if key in values:
+        for key, kind in (("classes", dict), ("background", list | str)):
+            if isinstance(values.get(key), kind):
                 values[key] = _label_values(values[key], f"{path}, {key}")
-        site = from_dict(cls, values, str(path))
+        site = _build(cls, values, path)
         if data_root is None:
             return site
         return dataclasses.replace(site, data_root_named_by=named_by)
@@ -662,7 +664,8 @@ class Policy:
     @classmethod
     def from_folder(cls, folder: Path) -> Policy:
         """Read `privacy.json` in the site's policy folder; a missing file closes the door."""
-        return from_dict(cls, _read_json(folder / "privacy.json"), str(folder / "privacy.json"))
+        path = folder / "privacy.json"
+        return _build(cls, _read_json(path), path)
 
 
 # ----------------------------------------------------------------------------------- environment
@@ -709,6 +712,18 @@ def _require(condition: bool, problem: str, fix: str) -> None:
         raise ConfigError(problem, fix)
 
 
+def _build(cls: type[T], values: dict[str, Any], path: Path) -> T:
+    """As `from_dict`; every error names this very file, since each site has one of that name."""
+    try:
+        return from_dict(cls, values, str(path))
+    except ConfigError as error:
+        if str(path) in error.problem:
+            raise
+        said = error.problem
+        named = said[len(path.name) :] if said.startswith(path.name) else f": {said}"
+        raise ConfigError(f"{path}{named}", error.fix, code=error.code) from None
+
+
 def _require_name(name: str, what: str) -> None:
     _require(
         _NAME.fullmatch(name) is not None,
@@ -725,17 +740,30 @@ def _require_known(key: str, known: typing.Iterable[str], source: str) -> None:
         raise ConfigError(f"{source}: unknown key {key!r}", fix)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file that a person wrote; the mark that some editors put before it is left out.
+
+    Raises:
+        ConfigError: it is not there, or cannot be read as text.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"there is no {path}", "check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", "check the file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder", "name the file in it") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is no UTF-8 text (at byte {error.start})", "save it as UTF-8 in your editor"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}", "let this user read it"
+        ) from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return _parse_json(_read_text(path), str(path))
+    return _parse_json(read_text(path), str(path))
 
 
 def _parse_json(text: str, source: str) -> dict[str, Any]:
@@ -772,7 +800,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such file, or it is no YAML with keys.
     """
-    values = parse_yaml(_read_text(path), str(path))
+    values = parse_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no keys", "write one 'key: value' a line")
     return values

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedfms.config import read_text
 from fedfms.errors import ConfigError
 from fedfms.kits.about import ParticipantType
 from fedfms.yaml_text import parse_yaml
@@ -150,14 +151,12 @@ def check_site_name(name: Any) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except FileNotFoundError:
+    if not path.exists():
         raise _wrong(
             f"there is no {path}", "name your project.yml; start from provisioning/project.yml"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise _wrong(f"{path} cannot be read: {error}", "check the file") from None
+        )
+    try:
+        content = parse_yaml(read_text(path), str(path))
     except ConfigError as error:
         raise _wrong(error.problem, error.fix) from None
     if not isinstance(content, dict):
