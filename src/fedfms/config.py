@@ -806,17 +806,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def require_known(cls: type, values: dict[str, Any], source: str) -> None:
+    """Refuse a key that is none of this config dataclass.
+
+    Raises:
+        ConfigError: naming the key, and the one that was meant or all that there are.
+    """
+    for key in values:
+        _require_known(str(key), _fields_in_file(cls), source)
+
+
+def _fields_in_file(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    return {f.name: f for f in dataclasses.fields(cls) if f.metadata.get("in_file", True)}
+
+
 def from_dict(cls: type[T], values: dict[str, Any], source: str) -> T:
     """Build a config dataclass from plain JSON or YAML values; lists become tuples."""
     hints = typing.get_type_hints(cls)
-    fields = {
-        f.name: f
-        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
-        if f.metadata.get("in_file", True)
-    }
+    fields = _fields_in_file(cls)
+    require_known(cls, values, source)
     arguments: dict[str, Any] = {}
     for key, value in values.items():
-        _require_known(str(key), fields, source)
         arguments[key] = _convert(value, hints[key], f"{source}, {key}")
     missing = [
         name

@@ -187,13 +187,21 @@ def _participant(entry: Any, number: int, where: str) -> Participant:
 
 
 def _check_name(name: Any, kind: str, label: str) -> str:
-    pattern, advice = {
-        "server": (_HOST_NAME, "write the host name that sites connect to: server.example.org"),
-        "client": (_SITE_NAME, "use letters, digits, - and _, at most 63 of them"),
-        "admin": (_ADMIN_NAME, "write an e-mail address; FLARE takes it as the user's name"),
+    pattern, whose, advice = {
+        "server": (
+            _HOST_NAME,
+            "a server",
+            "write the host name that sites connect to: server.example.org",
+        ),
+        "client": (_SITE_NAME, "a site", "use letters, digits, - and _, at most 63 of them"),
+        "admin": (
+            _ADMIN_NAME,
+            "an admin",
+            "write an e-mail address; FLARE takes it as the user's name",
+        ),
     }[kind]
     if not isinstance(name, str) or not pattern.fullmatch(name):
-        raise _wrong(f"{label}: {name!r} cannot be the name of a {kind}", advice)
+        raise _wrong(f"{label}: {name!r} cannot be the name of {whose}", advice)
     if len(name) > 64:  # the length of a common name in a certificate
         raise _wrong(
             f"{label}: the name is longer than 64 characters",
