@@ -361,7 +361,9 @@ class Intensity:
         except ValueError:
             values = [math.nan]
         _require(
-            len(values) in (0, 2) and all(map(math.isfinite, values)),
+            rule in ("percentile", "window", "range")
+            and len(values) in (0, 2)
+            and all(map(math.isfinite, values)),
             f"the intensity {text!r} cannot be read",
             "write percentile:0.5:99.5, window:CENTER:WIDTH or range:LOW:HIGH",
         )
@@ -609,7 +611,7 @@ class SiteConfig:
             }
         if "background" in values:
             values["background"] = _label_values(values["background"], f"{path}, background")
-        site = from_dict(cls, values, str(path))
+        site = _build(cls, values, path)
         if data_root is None:
             return site
         return dataclasses.replace(site, data_root_named_by=named_by)
@@ -707,7 +709,8 @@ class Policy:
     @classmethod
     def from_folder(cls, folder: Path) -> Policy:
         """Read `privacy.json` in the site's policy folder; a missing file closes the door."""
-        return from_dict(cls, _read_json(folder / "privacy.json"), str(folder / "privacy.json"))
+        path = folder / "privacy.json"
+        return _build(cls, _read_json(path), path)
 
 
 # ----------------------------------------------------------------------------------- environment
@@ -754,6 +757,18 @@ def _require(condition: bool, problem: str, fix: str) -> None:
         raise ConfigError(problem, fix)
 
 
+def _build(cls: type[T], values: dict[str, Any], path: Path) -> T:
+    """As `from_dict`; every error names this very file, since each site has one of that name."""
+    try:
+        return from_dict(cls, values, str(path))
+    except ConfigError as error:
+        if str(path) in error.problem:
+            raise
+        said = error.problem
+        named = said[len(path.name) :] if said.startswith(path.name) else f": {said}"
+        raise ConfigError(f"{path}{named}", error.fix, code=error.code) from None
+
+
 def _require_name(name: str, what: str) -> None:
     _require(
         _NAME.fullmatch(name) is not None,
@@ -770,20 +785,31 @@ def _require_known(key: str, known: typing.Iterable[str], source: str) -> None:
         raise ConfigError(f"{source}: unknown key {key!r}", fix)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file that a person wrote; the mark that some editors put before it is left out.
+
+    Raises:
+        ConfigError: it is not there, or cannot be read as text.
+    """
     try:
-        # editors of Windows may write a mark before the text
-        return path.read_text(encoding="utf-8").removeprefix("\ufeff")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"there is no {path}", "check the path") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is no text in UTF-8", "save it again as UTF-8") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder", "name the file in it") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is no UTF-8 text (at byte {error.start})",
+            "save it again as UTF-8 in your editor",
+        ) from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error}", "check the file") from None
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}", "let this user read it"
+        ) from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return _parse_json(_read_text(path), str(path))
+    return _parse_json(read_text(path), str(path))
 
 
 def _parse_json(text: str, source: str) -> dict[str, Any]:
@@ -820,23 +846,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such file, or it is no YAML with keys.
     """
-    values = parse_yaml(_read_text(path), str(path))
+    values = parse_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no keys", "write one 'key: value' a line")
     return values
 
 
+def require_known(cls: type, values: dict[str, Any], source: str) -> None:
+    """Refuse a key that is none of this config dataclass.
+
+    Raises:
+        ConfigError: naming the key, and the one that was meant or all that there are.
+    """
+    for key in values:
+        _require_known(str(key), _fields_in_file(cls), source)
+
+
+def _fields_in_file(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    return {f.name: f for f in dataclasses.fields(cls) if f.metadata.get("in_file", True)}
+
+
 def from_dict(cls: type[T], values: dict[str, Any], source: str) -> T:
     """Build a config dataclass from plain JSON or YAML values; lists become tuples."""
     hints = typing.get_type_hints(cls)
-    fields = {
-        f.name: f
-        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
-        if f.metadata.get("in_file", True)
-    }
+    fields = _fields_in_file(cls)
+    require_known(cls, values, source)
     arguments: dict[str, Any] = {}
     for key, value in values.items():
-        _require_known(str(key), fields, source)
         arguments[key] = _convert(value, hints[key], f"{source}, {key}")
     missing = [
         name

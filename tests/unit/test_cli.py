@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fedfms.data.synthetic import write_phantom_site
+from fedfms.data.synthetic import write_phantom_federation, write_phantom_site
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 
@@ -153,6 +154,44 @@ def test_a_mistake_ends_with_one_message_and_no_traceback(
     assert problem in err
     assert fix in err.partition("fix:")[2]
     assert "Traceback" not in out + err
+
+
+def test_ctrl_c_ends_a_command_with_one_line(
+    run: Run, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "percentile", stopped)  # a library, in the middle of the work
+    code, _, err = run("train-local", JOBS / "fedmsa", "--site", site / "site.yml")
+    assert (code, err) == (130, "stopped\n")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("site.yml", "\nplane:\n"),
+        ("site.yml", "\nworkers: two\n"),
+        ("site.yml", "\nintensity: {rounding: up}\n"),
+        ("policy/privacy.json", '{"min_cases": 0}'),
+        ("policy/privacy.json", '{"min_cases": "3"}'),
+        ("policy/privacy.json", "{"),
+    ],
+)
+def test_a_simulation_names_the_file_of_the_site_before_anything_starts(
+    run: Run, tmp_path: Path, file: str, text: str
+) -> None:
+    write_phantom_federation(tmp_path / "sites", cases=4, slices=1)
+    path = tmp_path / "sites" / "site-2" / file
+    before = path.read_text(encoding="utf-8") if file == "site.yml" else ""
+    path.write_text(before + text, encoding="utf-8")
+    code, _, err = run(
+        *("simulate", JOBS / "fedmsa", "--sites", tmp_path / "sites"),
+        *("--workspace", tmp_path / "w"),
+    )
+    assert code == 1
+    assert str(path) in err
+    assert "provisioning" not in err
 
 
 def test_an_unknown_option_is_a_mistake_of_the_command_line(run: Run) -> None:

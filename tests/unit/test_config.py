@@ -438,6 +438,7 @@ def test_intensity_bounds_have_the_defaults_of_their_rule():
         ),
         ({"validation_fraction": "1"}, "validation_fraction is 1", "between 0 and 1"),
         ({"workers": "-1"}, "workers is -1", "0 or more"),
+        ({"classes": "[lesion]"}, "classes is ['lesion']", "name: value"),
         ({"micro_batch": "0"}, "micro_batch is 0", "1 or more"),
         ({"min_cases": "0"}, "min_cases is 0", "1 or more"),
         ({"stall_seconds": "0"}, "stall_seconds is 0", "above 0"),
@@ -584,6 +585,21 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_file(tmp_path)
 def test_an_error_with_thousands_of_label_values_stays_short(tmp_path):
     path = write_site(tmp_path, SITE.replace("[1, 2]", "[nonzero, true]"))
     assert len(refusal(SiteConfig.from_yaml, path).problem) < 400
+
+
+def test_text_of_any_editor_is_read_or_the_editor_is_told(tmp_path):
+    for name, text in {"a.yml": SITE, "a.json": recipe().to_json()}.items():
+        path = tmp_path / name
+        read = SiteConfig.from_yaml if name == "a.yml" else Recipe.from_json
+        path.write_text(text, encoding="utf-8")
+        expected = read(path)
+        path.write_text(text, encoding="utf-8-sig")  # with a mark in front, as Windows writes
+        assert read(path) == expected
+        path.write_text(text, encoding="utf-16")
+        error = refusal(read, path)
+        assert str(path) in error.problem and "UTF-8" in error.fix
+    error = refusal(SiteConfig.from_yaml, tmp_path)
+    assert f"{tmp_path} is a folder" in error.problem and "file in it" in error.fix
 
 
 def test_a_key_that_stands_twice_in_json_is_an_error_with_both_lines(tmp_path):

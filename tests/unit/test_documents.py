@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 import shlex
@@ -12,6 +13,9 @@ import pytest
 import typer
 
 from fedfms.cli import app
+from fedfms.config import Intensity, Policy, Recipe, SiteConfig
+from fedfms.flare.session import MIN_CLIENTS
+from fedfms.study.plan import MethodEntry, Study
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "src/fedfms/provisioning/templates"
@@ -204,3 +208,94 @@ def test_nobody_is_told_to_install_this_package_from_an_index() -> None:
                 assert not re.search(r"[\s\"']fedfms(?:-kit)?(?:[\s\"'\[=<>~]|$)", line), (
                     f"{name(file)}: {line.strip()}"
                 )
+
+
+# ----------------------------------------------------------------------- keys, variables, sentences
+
+
+def fields(*kinds: type) -> set[str]:
+    return {field.name for kind in kinds for field in dataclasses.fields(kind)}
+
+
+# of project.yml, FLARE's own format
+PROJECT_KEYS = {*("api_version", "name", "participants", "own_key", "org", "type", "role")}
+SETTINGS = fields(Recipe, SiteConfig, Intensity, Policy, Study, MethodEntry) | PROJECT_KEYS
+
+
+@parametrized(TEXTS)
+def test_keys_are_fields_of_what_they_are_set_in(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for key in re.findall(r"--set[ =]\"?([a-z_]+)=", text):
+        assert key in fields(Recipe) | {MIN_CLIENTS}, f"--set {key}"
+    if page.suffix != ".md":
+        return
+    for span in re.findall(r"`([a-z_]+: [^`\n]+)`", text):
+        for key, value in re.findall(r"([a-z_]+): ([\[{]?)", span):
+            is_class = value == "["  # with its label values
+            assert is_class or key in SETTINGS, span
+    for fence in re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for key in re.findall(r"^([a-z_]+):", fence, re.MULTILINE):
+            assert key in SETTINGS, key
+
+
+def test_every_key_of_a_site_stands_in_the_template() -> None:
+    text = (TEMPLATES / "site/site.yml").read_text(encoding="utf-8")
+    in_files = {f.name for f in dataclasses.fields(SiteConfig) if f.metadata.get("in_file", True)}
+    for key in in_files | {"rule", "low", "high", "rounding"}:
+        assert re.search(rf"^(?:# )? *{key}:", text, re.MULTILINE), key
+
+
+def machinery(*folders_too: str) -> str:
+    """All of the tree that is no document, and what a kit's owner sets."""
+    kinds = ("*.py", "*.yml", "*.sh", "*.env", "env", "check-site", "entrypoint", "Dockerfile")
+    names = ("src", "docker", "provisioning", "sites", "tools", *folders_too)
+    folders = [ROOT / folder for folder in names]
+    files = [file for folder in folders for kind in kinds for file in folder.rglob(kind)]
+    files += [ROOT / "docker-compose.yml", ROOT / "Makefile"]
+    others = [file for file in files if file != Path(__file__)]
+    return "\n".join(file.read_text(encoding="utf-8") for file in others)
+
+
+def test_environment_variables_exist() -> None:
+    """Of ours and the compose files': a name that nothing reads would be set in vain."""
+    known = set(re.findall(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b", machinery("tests")))
+    prefixes = "FEDFMS|SITE|SERVER|TRAINER|FLARE|GPU|EXCHANGE|CLIENT|DEAD|TORCH|PIP|COMPOSE"
+    found = 0
+    for page in [*TEXTS, ROOT / "CHANGELOG.md"]:
+        text = page.read_text(encoding="utf-8")
+        for variable in re.findall(rf"\b(?:{prefixes})_[A-Z0-9_]*[A-Z0-9]\b(?!_)", text):
+            found += 1
+            assert variable in known, f"{name(page)}: {variable}"
+    assert found > 60
+
+
+# said by Docker and by FLARE
+OTHERS_SAY = (
+    *("required variable SITE_DATA", "bind source path", "No such image", "permission denied"),
+    *("unable to find user", "'docker-compose'", "could not select device driver"),
+)
+
+
+FILLED_IN = (
+    r"…|\bsite-1\b|\d+:\d+|/\w+|\([A-Z]\w+ \w+\)|\([a-z-]+\)|\bvit_b\b|\w+\.key"
+    r"|\bs behind\b|\bis connected"
+)
+
+
+def test_sentences_that_the_page_for_sites_explains_are_said_somewhere() -> None:
+    """Where a message was changed, whoever looks for it on the page would not find it."""
+    page = (ROOT / "docs/site.md").read_text(encoding="utf-8")
+    table = page.partition("| it says | what to do |")[2].partition("\n\n")[0]
+    source = re.sub(r"[\"']\s*(?:\n\s*)?(?:rf|fr|f|r)?[\"']", "", machinery())  # joined literals
+    source = re.sub(r"\{[^{}]*\}|\s+", " ", source)
+    looked_at = 0
+    for row in table.splitlines()[2:]:
+        for sentence in re.findall(r"`([^`]+)`", row.split("|")[1]):
+            if sentence.startswith(OTHERS_SAY):
+                continue
+            for part in re.split(FILLED_IN, sentence):
+                words = part.strip(" ,:")
+                if len(words) > 3:
+                    looked_at += 1
+                    assert words in source, sentence
+    assert looked_at > 40

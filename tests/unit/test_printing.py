@@ -172,7 +172,8 @@ def test_a_name_that_is_no_text_ends_no_command(
         monkeypatch.setattr(sys, "stderr", file)
         with pytest.raises(SystemExit):
             main()
-    assert b"there is no /M\xfcller/site.yml" in (tmp_path / "err").read_bytes()
+    said = (tmp_path / "err").read_text(encoding="utf-8")  # still UTF-8, for whoever reads it
+    assert r"there is no /M\udcfcller/site.yml" in said
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

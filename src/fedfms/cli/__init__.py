@@ -41,6 +41,8 @@ for title, modules in {
         app.add_typer(own)
 
 
+_INTERRUPTED = 130
+
 # The base of typer's own errors. Its name is the same in every version; its module is not.
 _UsageError = cast(
     "type[Exception]",
@@ -60,8 +62,7 @@ def main() -> None:
         show_details([error])
         sys.exit(1)
     except KeyboardInterrupt:
-        err.print("stopped")
-        sys.exit(130)
+        code = _INTERRUPTED
     except _UsageError as error:  # typer would draw a box and break what was typed at its edge
         _print_wrong_usage(error)
         sys.exit(2)
@@ -70,6 +71,8 @@ def main() -> None:
         show_error(told)
         show_details([told])
         sys.exit(1)
+    if code == _INTERRUPTED:  # typer makes this of Ctrl-C, without a word
+        err.print("stopped")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -390,7 +390,7 @@ def _follow(coordinator: Coordinator, job_id: str, quiet: bool) -> tuple[JobStat
     except KeyboardInterrupt:
         short = job_id[:8]
         err.print(f"the job goes on: fedfms watch {short}, or stop it: fedfms abort {short}")
-        raise typer.Exit(130) from None
+        raise SystemExit(130) from None  # not Exit: "stopped" would be read as said of the job
 
 
 def _say_nothing(event: Event) -> None:

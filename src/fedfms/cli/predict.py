@@ -52,7 +52,9 @@ def predict(
     intensity: Annotated[
         str | None,
         typer.Option(
-            metavar="RULE:A:B", help="percentile:0.5:99.5, window:CENTER:WIDTH or range:LOW:HIGH."
+            metavar="RULE:A:B",
+            help="percentile:0.5:99.5, window:CENTER:WIDTH or range:LOW:HIGH; with :truncate "
+            "behind it grey levels are cut off and not rounded.",
         ),
     ] = None,
     device: Annotated[

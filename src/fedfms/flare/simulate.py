@@ -23,6 +23,7 @@ from typing import Any
 
 from fedfms.config import Recipe, SiteConfig
 from fedfms.errors import FederationError
+from fedfms.exchange.door import read_policy
 from fedfms.flare.announce import Announcement
 from fedfms.flare.follow import (
     OnEvent,
@@ -190,9 +191,11 @@ def _different_slices(sites: Sequence[Site]) -> list[str]:
 
     Raises:
         ConfigError: the first site.yml that cannot be used.
+        DoorClosed: likewise the first policy: nothing of that site would ever be in the model.
     """
     told = []
     for site in sites:
+        read_policy(site.folder / "policy")
         config = SiteConfig.from_yaml(site.folder / "site.yml", site.data)
         told.append(Announcement(site.name, slicing=Slicing.of(config)))
     return [*(problem.text for problem in slicing_problems(told)), *slicing_warnings(told)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedfms.config import read_text
 from fedfms.errors import ConfigError
 from fedfms.kits.about import ParticipantType
 from fedfms.yaml_text import parse_yaml
@@ -150,14 +151,12 @@ def check_site_name(name: Any) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except FileNotFoundError:
+    if not path.exists():
         raise _wrong(
             f"there is no {path}", "name your project.yml; start from provisioning/project.yml"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise _wrong(f"{path} cannot be read: {error}", "check the file") from None
+        )
+    try:
+        content = parse_yaml(read_text(path), str(path))
     except ConfigError as error:
         raise _wrong(error.problem, error.fix) from None
     if not isinstance(content, dict):
@@ -188,13 +187,21 @@ def _participant(entry: Any, number: int, where: str) -> Participant:
 
 
 def _check_name(name: Any, kind: str, label: str) -> str:
-    pattern, advice = {
-        "server": (_HOST_NAME, "write the host name that sites connect to: server.example.org"),
-        "client": (_SITE_NAME, "use letters, digits, - and _, at most 63 of them"),
-        "admin": (_ADMIN_NAME, "write an e-mail address; FLARE takes it as the user's name"),
+    pattern, whose, advice = {
+        "server": (
+            _HOST_NAME,
+            "a server",
+            "write the host name that sites connect to: server.example.org",
+        ),
+        "client": (_SITE_NAME, "a site", "use letters, digits, - and _, at most 63 of them"),
+        "admin": (
+            _ADMIN_NAME,
+            "an admin",
+            "write an e-mail address; FLARE takes it as the user's name",
+        ),
     }[kind]
     if not isinstance(name, str) or not pattern.fullmatch(name):
-        raise _wrong(f"{label}: {name!r} cannot be the name of a {kind}", advice)
+        raise _wrong(f"{label}: {name!r} cannot be the name of {whose}", advice)
     if len(name) > 64:  # the length of a common name in a certificate
         raise _wrong(
             f"{label}: the name is longer than 64 characters",

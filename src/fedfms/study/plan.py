@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedfms.config import JOB_RECIPE, Recipe, check_types, from_dict, read_job_recipe, read_yaml
+from fedfms.config import (
+    JOB_RECIPE,
+    Recipe,
+    check_types,
+    from_dict,
+    read_job_recipe,
+    read_yaml,
+    require_known,
+)
 from fedfms.errors import ConfigError
 from fedfms.sites import Site, find_sites
 from fedfms.study.record import REGIMES, Engine, Regime, RunKey
@@ -107,6 +115,7 @@ class Study:
             ConfigError: it cannot be used, with the key and what to write.
         """
         values = read_yaml(path)
+        require_known(cls, values, str(path))  # first: a typo in methods is no study without them
         folder = path.parent
         values.setdefault("name", path.stem)
         if isinstance(values.get("holdout"), str):

@@ -43,17 +43,17 @@ def torch_device(site: SiteConfig) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"site.yml asks for device {site.device}, and torch finds no CUDA device here: "
+            f"device {site.device} is asked for, and torch finds no CUDA device here: "
             f"{why_no_gpu()}",
             "check the driver with nvidia-smi, start the trainer with the GPU overlay, or set "
-            "device: cpu in site.yml",
+            "device: cpu in site.yml (predict: --device cpu)",
             code="no-gpu",
         )
     device = torch.device("cuda", int(site.device.partition(":")[2] or 0))
     count = torch.cuda.device_count()
     if device.index >= count:
         raise ConfigError(
-            f"site.yml asks for device {site.device}, and torch finds {count} CUDA device(s) here",
+            f"device {site.device} is asked for, and torch finds {count} CUDA device(s) here",
             f"use cuda:0 to cuda:{count - 1}, or let the trainer see more devices",
             code="no-gpu",
         )

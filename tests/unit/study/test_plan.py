@@ -84,6 +84,7 @@ def test_a_recipe_is_the_jobs_with_the_study_s_values_and_the_methods_on_top(
         ({"methods": ["fedmsa"]}, "methods is"),
         ({"methods": {"a": {"job": "nowhere"}}}, "is no job folder"),
         ({"sets": {}}, "did you mean set"),
+        ({"methods": None, "method": {}}, "did you mean methods"),
         ({"threads": 0}, "threads is 0"),
         ({"set": {"round": 3}}, "did you mean rounds"),
     ],
