@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -47,7 +48,8 @@ def test_what_stands_in_a_comment_is_the_default(name):
 
 
 def test_globs_stand_in_quotes_wherever_people_copy_them_from():
-    files = [TEMPLATE / "site.yml", *(TEMPLATES.parents[3] / "sites").rglob("site.yml")]
+    repository = Path(__file__).parents[3]
+    files = [TEMPLATE / "site.yml", *(repository / "sites").rglob("site.yml")]
     assert len(files) > 8
     for file in files:
         lines = re.findall(r"^(?:images|labels): .*$", file.read_text(), re.MULTILINE)
