@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FedfmsError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    if any(thread.daemon and thread.is_alive() for thread in threading.enumerate()):
+        # one that reads files for an announcement: Python's own end would stop it in the middle of
+        # a library in C++, which takes that for an error and aborts the process
+        logging.shutdown()
+        os._exit(0)
     return 0
 
 
