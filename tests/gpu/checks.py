@@ -290,7 +290,7 @@ def predict(folder: Path) -> str:
     seconds = time.perf_counter() - started
     file = folder / "model.safetensors"
     save_file(whole_network(model), file, {RECIPE_KEY: chosen.to_json()})
-    items = find_items(folder / "site/images", folder / "masks", chosen.classes)
+    items = find_items(folder / "site/images", folder / "masks", chosen)
     done = list(predict_items(load_trained(file, None), items, site))
     assert all(one.error is None for one in done), [str(one.error) for one in done]
     images = {case.key: case for case in find_cases(site)}
