@@ -34,8 +34,9 @@ def run(
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """As tmp_path, but any user can come to it."""
+    """As tmp_path, but any user can come to it and to what is made in it."""
     with tempfile.TemporaryDirectory() as name:
+        before = os.umask(0o022)  # code under test may have set another in this process
         folder = Path(name).resolve()
         folder.chmod(0o755)
         with a_plain_user():
@@ -44,6 +45,7 @@ def open_folder() -> Iterator[Path]:
             except OSError:
                 pytest.skip("the folder for temporary files is not open to other users")
         yield folder
+        os.umask(before)
         for place, folders, _ in os.walk(folder):
             for one in folders:
                 (Path(place) / one).chmod(0o755)
