@@ -178,11 +178,7 @@ def check_data_folder(folder: Path) -> str:
             code="data-unreadable",
         ) from None
     except OSError as error:
-        raise MachineError(
-            f"there is no folder {folder} ({error.strerror})",
-            "set SITE_DATA in .env to the folder that holds your images",
-            code="no-data",
-        ) from None
+        raise _no_data(folder, error) from None
     if count == 0:
         raise MachineError(
             f"{folder} is empty",
@@ -191,6 +187,14 @@ def check_data_folder(folder: Path) -> str:
             code="data-empty",
         )
     return f"{folder} holds {count} files and folders"
+
+
+def _no_data(folder: Path, error: OSError) -> MachineError:
+    return MachineError(
+        f"there is no folder {folder} ({error.strerror})",
+        "set SITE_DATA in .env to the folder that holds your images",
+        code="no-data",
+    )
 
 
 def check_read_only(folder: Path) -> str:
@@ -202,11 +206,7 @@ def check_read_only(folder: Path) -> str:
     try:
         flags = os.statvfs(folder).f_flag
     except OSError as error:
-        raise MachineError(
-            f"there is no folder {folder} ({error.strerror})",
-            "set SITE_DATA in .env to the folder that holds your images",
-            code="no-data",
-        ) from None
+        raise _no_data(folder, error) from None
     if flags & os.ST_RDONLY:
         return f"{folder} is mounted read-only"
     raise MachineError(
