@@ -56,10 +56,12 @@ def test_its_checks_of_training_predict_and_restart_hold_on_the_processor():
 
 
 def test_what_a_machine_lacks_is_named_and_an_error_is_wrong(runner, monkeypatch):
-    end = time.monotonic() + 60
+    end, python = time.monotonic() + 60, Path(sys.executable)
     monkeypatch.setitem(runner.CHECKS, "memory", ("", ("torch", "no_such_module"), 60, False))
-    assert runner.run_check("memory", "cpu", end)[:2] == ("not run", "missing here: no_such_module")
+    missing = ("not run", "missing here: no_such_module")
+    assert runner.run_check("memory", "cpu", end, python)[:2] == missing
     monkeypatch.setitem(runner.CHECKS, "no-such-check", ("", (), 60, False))
-    result, found, _ = runner.run_check("no-such-check", "cpu", end)
+    result, found, _ = runner.run_check("no-such-check", "cpu", end, python)
     assert (result, found) == ("WRONG", "KeyError: 'no-such-check'")
-    assert runner.run_check("devices", "cpu", time.monotonic())[:2] == ("not run", "no time left")
+    late = runner.run_check("devices", "cpu", time.monotonic(), python)
+    assert late[:2] == ("not run", "no time left")
