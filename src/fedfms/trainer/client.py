@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from fedfms.exchange.contribution import MAX_PICTURE_BYTES as MAX_PICTURE_BYTES
 from fedfms.exchange.contribution import Contribution
 from fedfms.exchange.payload import load_tensors, read_whole, save_tensors
 from fedfms.trainer.connection import (
+    POLL_SECONDS,
     AbortAsked,
     Connection,
     connected,
@@ -68,24 +70,52 @@ def run_task(
         FedfmsError: the public part of whatever else the trainer reports (SiteDataError,
             DoorClosed, …), with its code and no name from the site.
     """
-    files = TaskFiles(exchange, secrets.token_hex(8))
-    with _handed_over(files, tensors, connect_seconds, aborted) as connection:
+    heard: list[str] = []
+
+    def note(phase: str, done: int, total: int) -> None:
+        heard.append(phase)
+        if on_progress is not None:
+            on_progress(phase, done, total)
+
+    deadline = time.monotonic() + connect_seconds
+    while True:
+        files = TaskFiles(exchange, secrets.token_hex(8))
+        left = max(0.0, deadline - time.monotonic())
         try:
-            connection.send(TaskRequest(files.task_id, task), stall_seconds)
-            while True:
-                answer = connection.next_answer(stall_seconds, aborted)
-                if isinstance(answer, Progress):
-                    if on_progress is not None:
-                        on_progress(answer.phase, answer.done, answer.total)
-                elif isinstance(answer, Failure):
-                    raise _as_error(answer)
-                elif isinstance(answer, Reply):
-                    return _take(files, task, tensors, answer)
-                else:
-                    raise not_understood("it answered a question that nobody asked")
-        except AbortAsked:
-            connection.abort()
-            raise stopped_on_request() from None
+            with _handed_over(files, tensors, left, aborted) as connection:
+                return _follow(connection, files, task, tensors, note, stall_seconds, aborted)
+        except TrainerError as error:
+            if error.code != "trainer-died" or heard or time.monotonic() > deadline:
+                raise
+        # one that is dying may still take a connection, but begins nothing: wait for its successor
+        time.sleep(POLL_SECONDS)
+
+
+def _follow(
+    connection: Connection,
+    files: TaskFiles,
+    task: Task,
+    tensors: Mapping[str, Tensor],
+    on_progress: Callable[[str, int, int], None],
+    stall_seconds: float,
+    aborted: Callable[[], bool],
+) -> TaskResult:
+    """Ask for the task on a connection, and follow it to its end."""
+    try:
+        connection.send(TaskRequest(files.task_id, task), stall_seconds)
+        while True:
+            answer = connection.next_answer(stall_seconds, aborted)
+            if isinstance(answer, Progress):
+                on_progress(answer.phase, answer.done, answer.total)
+            elif isinstance(answer, Failure):
+                raise _as_error(answer)
+            elif isinstance(answer, Reply):
+                return _take(files, task, tensors, answer)
+            else:
+                raise not_understood("it answered a question that nobody asked")
+    except AbortAsked:
+        connection.abort()
+        raise stopped_on_request() from None
 
 
 @contextlib.contextmanager

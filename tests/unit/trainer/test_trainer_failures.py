@@ -106,6 +106,20 @@ def test_an_abort_while_waiting_for_the_trainer_is_heard(place: Place, train_tas
 # --------------------------------------------------------------------------------------- death
 
 
+def test_a_connection_that_a_dying_trainer_still_took_goes_on_to_its_successor(
+    place: Place, start, train_task: Task, global_model, begin
+) -> None:
+    with socket.socket(socket.AF_UNIX) as dying:
+        dying.bind(str(place.exchange / "trainer.sock"))
+        dying.listen()
+        thread = begin(place, train_task, global_model, connect_seconds=120)
+        dying.accept()[0].close()
+    start(wait=False)
+    thread.wait()
+    assert thread.error is None
+    assert thread.result.contribution.role == "train"
+
+
 def test_a_killed_trainer_is_an_error_and_its_successor_works(
     place: Place, start, long_task: Task, train_task: Task, global_model, begin
 ) -> None:
