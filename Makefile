@@ -13,7 +13,8 @@ TORCH_INDEX ?=
 DEMO ?= workspace/demo
 
 BIN := $(VENV)/bin
-SOURCES := $(shell find src -type f -not -name '*.pyc' -not -path '*.egg-info*') pyproject.toml
+SOURCES := $(shell find src jobs -type f -not -name '*.pyc' -not -path '*.egg-info*' -not -path '*/build/*') \
+	pyproject.toml setup.py
 
 .PHONY: help demo test test-docker test-gpu lint format clean
 
@@ -35,7 +36,7 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.lock
 	touch $@
 
 $(VENV)/fedfms.stamp: $(VENV)/run.stamp $(SOURCES)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall . ./src/fedfms_lab
 	touch $@
 
 demo: $(VENV)/fedfms.stamp
@@ -74,4 +75,4 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff format
 
 clean:
-	rm -rf build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build src/*.egg-info src/fedfms_lab/build src/fedfms_lab/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -30,7 +30,7 @@ from scipy.ndimage import binary_erosion, gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedfms.config import Recipe
+from fedfms.contracts.recipe import Recipe
 from fedfms.models.build import MASK_TOKENS, SamSegmenter, build_model
 from fedfms.models.sam import file_sha256
 
@@ -266,7 +266,7 @@ def main() -> None:
     }
     path.with_suffix(".json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     print(f"Dice on {VALIDATION_PICTURES} held-out pictures: {dice}; {cpu_seconds} CPU seconds")
-    print("the line for BACKBONES in src/fedfms/config.py:")
+    print("the line for BACKBONES in src/fedfms/contracts/recipe.py:")
     print(f'    "vit_demo": BackboneFile(8, "{path.name}", "{made["sha256"]}"),')
 
 

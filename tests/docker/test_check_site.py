@@ -17,7 +17,7 @@ from certificates import with_own_certificate
 from containers import REPOSITORY, Project, docker, wait_until
 from hospitals import HOST, USER, Hospitals, fedfms
 
-from fedfms.data.synthetic import STYLES, write_phantom_site
+from fedfms.local.synthetic import STYLES, write_phantom_site
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -562,7 +562,7 @@ def test_root_is_refused_by_check_site(clinic: Clinic, uid: str) -> None:
 def test_root_is_refused_at_every_other_start(clinic: Clinic) -> None:
     project = Project(clinic.project.folder, "fedfms-check-root", {"FEDFMS_UID": "0"})
     trainer, flare = f"{SITE}-trainer", f"{SITE}-flare"
-    job = "/opt/fedfms/jobs/fedmsa"
+    job = "fedmsa"
     try:
         for command in (("dry-run",), ("train-local", job, "--site", "/site/site.yml")):
             done = project.run("run", "--rm", "--no-deps", "-T", trainer, *command, check=False)
@@ -604,7 +604,7 @@ def test_a_container_that_does_one_thing_is_not_unhealthy(clinic: Clinic) -> Non
     probe = "python -m fedfms.preflight.health trainer"
     started = clinic.project.run(
         *("run", "-d", "--no-deps", f"{SITE}-trainer"),
-        *("train-local", "/opt/fedfms/jobs/fedmsa", "--site", "/site/site.yml"),
+        *("train-local", "fedmsa", "--site", "/site/site.yml"),
         *("--set", "rounds=50", "--set", "classes=lesion"),
     )
     container = started.stdout.split()[-1]

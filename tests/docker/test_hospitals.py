@@ -206,7 +206,7 @@ def both(running: Hospitals) -> Both:
     settings = [part for text in [*RECIPE, "rounds=2"] for part in ("--set", text)]
     started = time.monotonic()
     running.coordinate(
-        *("submit", "/opt/fedfms/jobs/fedmsa", *settings, "--watch", "--workspace", "/jobs/ws"),
+        *("submit", "fedmsa", *settings, "--watch", "--workspace", "/jobs/ws"),
         *("--results", "/jobs/of-submit"),
     )
     in_containers = time.monotonic() - started
@@ -393,7 +393,7 @@ def test_a_class_outside_the_list_is_refused_at_the_site(running: Hospitals) -> 
 
 def test_a_recipe_beyond_the_sites_policy_is_refused_on_both_sides(running: Hospitals) -> None:
     settings = [part for text in [*RECIPE, "rounds=4"] for part in ("--set", text)]
-    ours = running.coordinate("submit", "/opt/fedfms/jobs/fedmsa", *settings, check=False)
+    ours = running.coordinate("submit", "fedmsa", *settings, check=False)
     assert ours.returncode == 1, ours.stdout
     assert "scanner-a" in ours.stdout and "rounds" in ours.stdout and "fix:" in ours.stdout
     job = prepare_job(JOBS / "fedmsa", running.jobs / "too-long", [*RECIPE, "rounds=4"]).folder
@@ -407,9 +407,7 @@ def test_a_recipe_beyond_the_sites_policy_is_refused_on_both_sides(running: Hosp
 
 def test_a_member_may_look_and_not_submit(running: Hospitals) -> None:
     settings = [part for text in SHORT for part in ("--set", text)]
-    done = running.coordinate(
-        "submit", "/opt/fedfms/jobs/fedmsa", *settings, user=MEMBER, check=False
-    )
+    done = running.coordinate("submit", "fedmsa", *settings, user=MEMBER, check=False)
     assert done.returncode == 1
     assert "member" in done.stdout and "project_admin" in done.stdout, done.stdout
     assert "scanner-a" in running.coordinate("status", user=MEMBER).stdout
@@ -464,7 +462,7 @@ def test_a_fifth_site_joins_and_leaves_and_nobody_else_notices(running: Hospital
     assert code == 1 and verdicts["revoked"] == "FAIL"
     settings = [part for text in SHORT for part in ("--set", text)]
     running.coordinate(
-        *("submit", "/opt/fedfms/jobs/fedmsa", *settings, "--watch"),
+        *("submit", "fedmsa", *settings, "--watch"),
         *("--workspace", "/jobs/ws", "--results", "/jobs/after-revocation"),
     )
     fifth.down()

@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def recipe(method: str = "fedmsa", precision: str = "fp32", **changes: Any) -> Any:
-    from fedfms.config import Recipe
+    from fedfms.contracts.recipe import Recipe
 
     values: dict[str, Any] = {
         "method": method,
@@ -75,8 +75,8 @@ def phantom_site(folder: Path, cases: int = 6, style: str = "bright", **changes:
     """A site of phantoms on disk, whose one class is called lesion."""
     import yaml
 
-    from fedfms.config import SiteConfig
-    from fedfms.data.synthetic import CLASS_NAME, write_phantom_site
+    from fedfms.contracts.site import SiteConfig
+    from fedfms.local.synthetic import CLASS_NAME, write_phantom_site
 
     write_phantom_site(folder, style, cases=cases, slices=2, seed=1)
     path = folder / "site.yml"
@@ -138,7 +138,7 @@ def devices(folder: Path) -> str:
 import sys
 from pathlib import Path
 import torch
-from fedfms.config import SiteConfig
+from fedfms.contracts.site import SiteConfig
 from fedfms.training.device import torch_device
 from fedfms.training.meter import Meter
 site = SiteConfig(data_root=Path("x"), format="nifti", images="i/*", labels="l/*",
@@ -160,7 +160,7 @@ print(device)
 
 def model_against_cpu(method: str) -> str:
     """Logits and gradients of one picture on both; bf16 against fp32 on the CPU as well."""
-    from fedfms.config import SiteConfig
+    from fedfms.contracts.site import SiteConfig
     from fedfms.training.device import ready_device
 
     site = SiteConfig(
@@ -275,7 +275,7 @@ def predict(folder: Path) -> str:
 
     from fedfms.control import Control
     from fedfms.data.manifest import find_cases
-    from fedfms.exchange.trained import RECIPE_KEY, load_trained, whole_network
+    from fedfms.models.trained import RECIPE_KEY, load_trained, whole_network
     from fedfms.predict.find import find_items
     from fedfms.predict.run import predict_items
     from fedfms.training.evaluate import evaluate
@@ -366,10 +366,10 @@ def random_checkpoint(folder: Path, chosen: Any) -> Any:
 
 def restart(folder: Path) -> str:
     """Two rounds by one trainer, and by two with a SIGKILL between them."""
+    from fedfms.contracts.messages import Task
     from fedfms.models.build import build_model
     from fedfms.models.sam import find_checkpoint
     from fedfms.trainer.client import run_task
-    from fedfms.trainer.messages import Task
 
     phantom_site(folder / "site")
     (folder / "exchange").mkdir()
@@ -411,12 +411,12 @@ def restart(folder: Path) -> str:
 
 def require(folder: Path) -> str:
     """A trainer that must have a GPU starts with it, and refuses in words without it."""
+    from fedfms.contracts.messages import Task
     from fedfms.errors import TrainingError
     from fedfms.models.build import build_model
     from fedfms.models.sam import find_checkpoint
     from fedfms.trainer.client import run_task
     from fedfms.trainer.connection import ping
-    from fedfms.trainer.messages import Task
 
     phantom_site(folder / "site", device="auto")
     (folder / "exchange").mkdir()

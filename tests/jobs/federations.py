@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import yaml
 
-from fedfms.data.synthetic import write_phantom_site
-from fedfms.processes import MARK
+from fedfms.local.processes import MARK
+from fedfms.local.synthetic import write_phantom_site
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 JOBS = REPOSITORY / "jobs"

@@ -24,9 +24,9 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 
 from fedfms import __version__
-from fedfms.config import Recipe
+from fedfms.contracts.contribution import Contribution, Metric
+from fedfms.contracts.recipe import Recipe
 from fedfms.exchange.averaging import average
-from fedfms.exchange.contribution import Contribution, Metric
 from fedfms.exchange.payload import load_tensors
 from fedfms.flare.aggregator import OrderedAggregator
 from fedfms.flare.executor import EvaluationExecutor, FedMSAExecutor, FedSAMExecutor

@@ -39,8 +39,8 @@ from fedfms.flare.simulate import (
     SERVER,
     Federation,
 )
-from fedfms.processes import Processes
-from fedfms.sites import find_sites
+from fedfms.local.processes import Processes
+from fedfms.local.sites import find_sites
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

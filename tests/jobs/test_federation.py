@@ -14,11 +14,11 @@ from averaging import federated_average, largest_difference
 from federations import JOBS, of_kind, processes_below, read_records, write_sites
 from strace import traced, traced_processes
 
-from fedfms.config import Recipe
+from fedfms.contracts.recipe import Recipe
 from fedfms.flare.progress import RecordReader
 from fedfms.flare.session import prepare_job
 from fedfms.flare.simulate import Federation, simulate
-from fedfms.sites import Site, find_sites
+from fedfms.local.sites import Site, find_sites
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

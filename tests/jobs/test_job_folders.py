@@ -9,7 +9,7 @@ import pytest
 from federations import JOBS
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 
-from fedfms.config import BACKBONES, Recipe
+from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.errors import ConfigError
 from fedfms.flare.kit import CLASSES
 from fedfms.flare.session import check_sites, keep_model_at_server, prepare_job

@@ -18,7 +18,7 @@ from fedfms.flare.kit import AUTHORIZATION, CLASSES
 from fedfms.flare.progress import Event
 from fedfms.flare.session import prepare_job
 from fedfms.flare.simulate import Federation, provision
-from fedfms.sites import find_sites
+from fedfms.local.sites import find_sites
 
 
 @pytest.fixture(scope="module")

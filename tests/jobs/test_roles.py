@@ -18,10 +18,10 @@ import pytest
 from federations import JOBS, wait_until
 from nvflare.private.defs import SysCommandTopic
 
-from fedfms.data.synthetic import write_phantom_site
 from fedfms.errors import FedfmsError
 from fedfms.flare.session import Coordinator, connect, prepare_job
 from fedfms.flare.simulate import ADMIN, SERVER, SERVER_SETTINGS, free_port, provision
+from fedfms.local.synthetic import write_phantom_site
 
 pytestmark = pytest.mark.slow
 

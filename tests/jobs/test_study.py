@@ -18,12 +18,12 @@ import yaml
 from federations import JOBS, processes_below, wait_until, write_sites
 from strace import TracedProcess, traced, traced_processes
 
-from fedfms.config import Recipe
+from fedfms.contracts.recipe import Recipe
 from fedfms.errors import FederationError
-from fedfms.sites import find_sites
-from fedfms.study.loop import federate
-from fedfms.study.record import RUN_FILE, RUNS_FOLDER, read_run, read_scores
-from fedfms.study.verify import Check, verify_run
+from fedfms.local.sites import find_sites
+from fedfms_lab.study.loop import federate
+from fedfms_lab.study.record import RUN_FILE, RUNS_FOLDER, read_run, read_scores
+from fedfms_lab.study.verify import Check, verify_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -156,7 +156,7 @@ def test_no_process_that_trains_ever_opened_an_image_of_a_held_out_site(studies:
     seen: dict[str, set[str]] = {}
     for process in traced_processes(studies.trace):
         opened = images_opened(process, studies.sites)
-        if '"fedfms.study.process"' in process.program:  # trains, or leads a federation
+        if '"fedfms_lab.study.process"' in process.program:  # trains, or leads a federation
             run = next(name for name in NAMES if name in process.program)
             trained_on = set(read_run(studies.looped / RUNS_FOLDER / run).record.key.trained_on)
             assert opened == (set() if "federated" in run else trained_on)
@@ -164,7 +164,7 @@ def test_no_process_that_trains_ever_opened_an_image_of_a_held_out_site(studies:
         elif '"fedfms.trainer"' in process.program:
             site = re.search(r'"--site", "([^"]+)"', process.program)
             assert site is not None and opened == {site[1]}
-        elif '"fedfms.study.score"' in process.program:
+        elif '"fedfms_lab.study.score"' in process.program:
             assert opened == {"site-1", "site-2", "site-3"}  # the audit sees what is opened
     assert len(seen) >= len(NAMES) - len(studies.first) - 1
 

@@ -16,7 +16,7 @@ import torch
 from federations import JOBS, of_kind, read_records, write_sites
 
 import fedfms.flare.simulate
-from fedfms.config import Recipe
+from fedfms.contracts.recipe import Recipe
 from fedfms.models.build import build_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -18,7 +18,7 @@ from project_files import REPOSITORY, Made
 from typer.testing import CliRunner
 
 from fedfms.cli import app
-from fedfms.config import Policy
+from fedfms.contracts.policy import Policy
 from fedfms.errors import ConfigError
 from fedfms.flare.kit import AUTHORIZATION
 from fedfms.provisioning.render import TEMPLATES, new_site

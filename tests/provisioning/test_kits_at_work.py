@@ -14,7 +14,7 @@ from project_files import COORDINATOR, NAME, Made, certificate, entry, site, wri
 from fedfms.errors import FederationError
 from fedfms.flare.session import Coordinator, connect
 from fedfms.flare.simulate import free_port
-from fedfms.processes import Processes, Supervised
+from fedfms.local.processes import Processes, Supervised
 from fedfms.provisioning.own_key import approve, install, request
 from fedfms.provisioning.provision import provision
 

@@ -18,8 +18,8 @@ from fedfms.errors import FederationError, FedfmsError
 from fedfms.flare.instance import read_instance
 from fedfms.flare.session import Coordinator, connect
 from fedfms.flare.simulate import free_port
+from fedfms.local.processes import Processes, Supervised
 from fedfms.preflight.health import check_flare
-from fedfms.processes import Processes, Supervised
 from fedfms.provisioning.provision import provision
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedfms.data.synthetic import write_phantom_federation, write_phantom_site
+from fedfms.local.synthetic import write_phantom_federation, write_phantom_site
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 

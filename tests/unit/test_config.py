@@ -6,17 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fedfms.config import (
-    BACKBONES,
-    JOB_RECIPE,
-    Intensity,
-    Machine,
-    Policy,
-    Recipe,
-    SiteConfig,
-    read_job_recipe,
-    read_yaml,
-)
+from fedfms.contracts.decode import read_yaml
+from fedfms.contracts.machine import Machine
+from fedfms.contracts.policy import Policy
+from fedfms.contracts.recipe import BACKBONES, JOB_RECIPE, Recipe, read_job_recipe
+from fedfms.contracts.site import Intensity, SiteConfig
 from fedfms.errors import ConfigError
 
 MINIMAL = {

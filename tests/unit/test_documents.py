@@ -13,9 +13,11 @@ import pytest
 import typer
 
 from fedfms.cli import app
-from fedfms.config import Intensity, Policy, Recipe, SiteConfig
+from fedfms.contracts.policy import Policy
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import Intensity, SiteConfig
 from fedfms.flare.session import MIN_CLIENTS
-from fedfms.study.plan import MethodEntry, Study
+from fedfms_lab.study.plan import MethodEntry, Study
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "src/fedfms/provisioning/templates"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from fedfms.config import SiteConfig
-from fedfms.data.synthetic import write_phantom_site
-from fedfms.sites import Site
-from fedfms.study.data import manifest_sha256, read_manifest, read_site, write_manifest
+from fedfms.contracts.site import SiteConfig
+from fedfms.local.sites import Site
+from fedfms.local.synthetic import write_phantom_site
+from fedfms_lab.study.data import manifest_sha256, read_manifest, read_site, write_manifest
 
 Run = Callable[..., tuple[int, str, str]]
 

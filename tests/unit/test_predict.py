@@ -30,17 +30,19 @@ from dicom_files import (
     write_series,
 )
 
-from fedfms.config import BACKBONES, ConfigError, Intensity, Recipe, SiteConfig
+from fedfms.contracts.recipe import BACKBONES, Recipe
+from fedfms.contracts.site import Intensity, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import read_bytes
 from fedfms.data.dataset import prepare_cases
 from fedfms.data.dicom.labels import read_label
 from fedfms.data.dicom.series import read_series
 from fedfms.data.manifest import find_cases
+from fedfms.errors import ConfigError
 from fedfms.exchange.payload import read_travelling, save_tensors
-from fedfms.exchange.trained import load_trained
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
+from fedfms.models.trained import load_trained
 from fedfms.predict.find import find_items
 from fedfms.predict.write import write_files
 from fedfms.training.evaluate import evaluate, foreground, predict

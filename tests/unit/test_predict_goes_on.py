@@ -25,7 +25,7 @@ from plain_user import a_plain_user
 sys.path.insert(0, str(Path(__file__).parent / "data"))  # the DICOM files of the readers' tests
 from dicom_files import grid, segmentation, series, stored_values, true_values, write, write_series
 
-from fedfms.config import BACKBONES, Recipe
+from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.data.content import read_bytes
 from fedfms.errors import SiteDataError
 from fedfms.exchange.payload import read_travelling, save_tensors

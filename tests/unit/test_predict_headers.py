@@ -18,7 +18,7 @@ from pydicom.uid import CTImageStorage, MRImageStorage
 sys.path.insert(0, str(Path(__file__).parent / "data"))  # the DICOM files of the readers' tests
 from dicom_files import grid, series, stored_values, write_series
 
-from fedfms.config import SiteConfig
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.content import read_bytes
 from fedfms.data.dicom.series import read_series
 from fedfms.data.grid import Cut

@@ -7,7 +7,8 @@ import dataclasses
 import re
 from pathlib import Path
 
-from fedfms.config import Intensity, Recipe, SiteConfig
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import Intensity, SiteConfig
 from fedfms.flare.session import MIN_CLIENTS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedfms.config import JOB_RECIPE, Recipe
-from fedfms.data.synthetic import write_phantom_site
+from fedfms.contracts.recipe import JOB_RECIPE, Recipe
+from fedfms.local.synthetic import write_phantom_site
 from fedfms.preflight.site import TrainerPlaces, check_trainer_side
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"

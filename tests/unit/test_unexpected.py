@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedfms.config import SiteConfig
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.dataset import prepare_cases
 from fedfms.data.manifest import find_cases
-from fedfms.data.synthetic import write_phantom_site
 from fedfms.errors import SiteDataError, unexpected
+from fedfms.local.synthetic import write_phantom_site
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 Run = Callable[..., tuple[int, str, str]]

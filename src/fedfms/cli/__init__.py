@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib.metadata import entry_points
 from typing import Annotated, TextIO, cast
 
 import typer
 
 from fedfms import __version__
-from fedfms.cli import export, jobs, kits, local, predict, prepare, site, study
+from fedfms.cli import export, jobs, kits, local, predict, site
 from fedfms.cli.common import err, out, print_error, show_details, show_error
 from fedfms.errors import FedfmsError, unexpected
 from fedfms.user import refuse_root
@@ -26,21 +27,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for title, modules in {
+_PANELS = {
     "On one machine": (local,),
-    "Data sets and studies": (prepare, study),
     "A trained model": (predict, export),
     "Kits: who takes part": (kits,),
     "A coordinator's jobs, with an admin's kit": (jobs,),
     "In the containers of a kit": (site,),
-}.items():
-    for module in modules:
-        own = module.commands
-        for command in (*own.registered_commands, *own.registered_groups):
-            command.rich_help_panel = title
-        app.add_typer(own)
-
-
+}
 _INTERRUPTED = 130
 
 # The base of typer's own errors. Its name is the same in every version; its module is not.
@@ -50,10 +43,37 @@ _UsageError = cast(
 )
 
 
+def _add(commands: typer.Typer, panel: str) -> None:
+    for command in commands.registered_commands:
+        command.rich_help_panel = command.rich_help_panel or panel
+    for group in commands.registered_groups:
+        group.rich_help_panel = group.rich_help_panel or panel
+    app.add_typer(commands)
+
+
+def _add_commands() -> list[str]:
+    """Our commands and those of other packages here; why the commands of one are missing."""
+    for panel, modules in _PANELS.items():
+        for module in modules:
+            _add(module.commands, panel)
+    missing = []
+    for point in sorted(entry_points(group="fedfms.commands"), key=lambda point: point.name):
+        try:
+            _add(point.load(), f"From {point.dist.name}" if point.dist else "From other packages")
+        except Exception as error:  # a package that is not ours must not end ours
+            missing.append(f"fedfms {point.name} is not there: {error}")
+    return missing
+
+
+_missing = _add_commands()
+
+
 def main() -> None:
     """Run the command line; whatever goes wrong ends with one message and no traceback."""
     for stream in (sys.stdout, sys.stderr):
         _let_any_name_through(stream)
+    for problem in _missing:
+        err.print(problem)
     try:
         refuse_root()
         code = app(prog_name="fedfms", standalone_mode=False)

@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedfms.errors import FedfmsError
+from fedfms.shipped import find_shipped
 
 if TYPE_CHECKING:
     from fedfms.flare.progress import Event, FinishedRound
@@ -40,6 +41,14 @@ out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
 styled = Text.assemble  # of texts, and of (text, style) for those in colour
 
+Job = Annotated[
+    Path,
+    typer.Argument(
+        metavar="JOB",
+        parser=find_shipped,
+        help="fedmsa, fedsam, evaluate, or a job folder of your own.",
+    ),
+]
 Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="NAME=VALUE", help="Set a value of the recipe; may be repeated."),
@@ -49,6 +58,7 @@ RecipeFile = Annotated[
     typer.Option(
         "--recipe",
         metavar="FILE",
+        parser=find_shipped,
         help="A recipe in the place of the job's own, such as jobs/recipes/fedmsa-paper.json; "
         "--set applies on top.",
     ),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedfms.cli.common import AsJson, Checkpoints, out
-from fedfms.config import Machine
+from fedfms.contracts.machine import Machine
 
 if TYPE_CHECKING:
     from fedfms.export.run import Exported

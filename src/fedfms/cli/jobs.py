@@ -24,6 +24,7 @@ from rich.table import Table
 
 from fedfms.cli.common import (
     AsJson,
+    Job,
     Overrides,
     RecipeFile,
     WholeWords,
@@ -70,7 +71,7 @@ WORKSPACE = Path("workspace")
 
 @commands.command()
 def submit(
-    job: Annotated[Path, typer.Argument(help="A job folder, such as jobs/fedmsa.")],
+    job: Job,
     kit: Kit,
     overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
     recipe: RecipeFile = None,

@@ -17,6 +17,7 @@ from fedfms.cli.common import (
     Checkpoints,
     Classes,
     Data,
+    Job,
     Overrides,
     RecipeFile,
     names_in,
@@ -26,8 +27,11 @@ from fedfms.cli.common import (
     styled,
     watching,
 )
-from fedfms.config import Machine, Recipe, SiteConfig, read_job_recipe
+from fedfms.contracts.machine import Machine
+from fedfms.contracts.recipe import Recipe, read_job_recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.errors import ConfigError
+from fedfms.shipped import find_shipped
 
 if TYPE_CHECKING:
     from fedfms.data.numbers import DataSummary
@@ -45,7 +49,7 @@ def synth(
     keep: Annotated[bool, typer.Option("--keep", help="Leave sites that are there.")] = False,
 ) -> None:
     """Make phantoms: four synthetic sites that differ as scanners do."""
-    from fedfms.data.synthetic import write_phantom_federation
+    from fedfms.local.synthetic import write_phantom_federation
 
     names = write_phantom_federation(
         folder,
@@ -60,7 +64,7 @@ def synth(
 
 @commands.command()
 def simulate(
-    job: Annotated[Path, typer.Argument(help="A job folder, such as jobs/fedmsa.")],
+    job: Job,
     sites: Annotated[
         Path, typer.Option(help="Folder with one folder for each site, each with a site.yml.")
     ],
@@ -114,7 +118,11 @@ def check_data(
     classes: Classes = None,
     job: Annotated[
         Path | None,
-        typer.Option(help="Folder of the job that is to run: its classes and sizes count."),
+        typer.Option(
+            metavar="JOB",
+            parser=find_shipped,
+            help="The job that is to run, such as fedmsa: its classes and sizes count.",
+        ),
     ] = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
     recipe: RecipeFile = None,
@@ -180,7 +188,7 @@ def _show_data(summary: DataSummary) -> None:
 
 @commands.command("train-local")
 def train_local(
-    job: Annotated[Path, typer.Argument(help="A job folder, such as jobs/fedmsa.")],
+    job: Job,
     site: Annotated[Path, typer.Option(help="The site's site.yml.")],
     data: Data = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
@@ -197,7 +205,7 @@ def train_local(
     """Train a job's recipe on one site alone, without FLARE; print its validation scores."""
     from fedfms.control import Control
     from fedfms.exchange.payload import save_tensors
-    from fedfms.trainer.pooled import PooledRound, train_pooled
+    from fedfms.training.pooled import PooledRound, train_pooled
 
     chosen = read_job_recipe(job, recipe, overrides)
     if output is not None:

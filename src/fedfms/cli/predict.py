@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedfms.cli.common import AsJson, Checkpoints, err, out, progress, show_details, show_error
-from fedfms.config import Intensity, Machine
+from fedfms.contracts.machine import Machine
+from fedfms.contracts.site import Intensity
 from fedfms.errors import FedfmsError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Write the masks that a trained model finds in images; the images are never changed."""
-    from fedfms.exchange.trained import load_trained
+    from fedfms.models.trained import load_trained
     from fedfms.predict.find import find_items, passed_over
     from fedfms.predict.run import origin_of, predict_items, site_for_prediction
     from fedfms.training.device import torch_device

@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedfms.cli.common import AsJson, Checkpoints, Classes, Data, names_in, out, progress, styled
-from fedfms.config import Machine
+from fedfms.cli.common import (
+    AsJson,
+    Checkpoints,
+    Classes,
+    Data,
+    Job,
+    names_in,
+    out,
+    progress,
+    styled,
+)
+from fedfms.contracts.machine import Machine
+from fedfms.shipped import JOBS
 
 if TYPE_CHECKING:
     from fedfms.preflight.items import Item
@@ -20,7 +31,6 @@ commands = typer.Typer()
 
 KIT, POLICY, SITE_YML = Path("/kit"), Path("/policy"), Path("/site/site.yml")
 WORKSPACE, EXCHANGE, WORK = Path("/workspace"), Path("/exchange"), Path("/work")
-JOB = Path("/opt/fedfms/jobs/fedmsa")
 # which container, and what its paths are on the host
 _SIDES = {
     "trainer": (
@@ -160,7 +170,7 @@ def gpu_check() -> None:
 
 @commands.command("dry-run")
 def dry_run(
-    job: Annotated[Path, typer.Argument(help="A job folder.")] = JOB,
+    job: Job = JOBS / "fedmsa",
     checkpoints: Checkpoints = None,
 ) -> None:
     """Train a job's recipe for one round on phantoms: everything of a site but its images."""

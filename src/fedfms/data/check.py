@@ -15,7 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from fedfms.config import Recipe, SiteConfig
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import Content, read_bytes
 from fedfms.data.dataset import (

@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fedfms.config import Recipe, SiteConfig
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import Content, content_sha256, read_bytes
 from fedfms.data.formats import Stored, read_image, read_label

@@ -24,7 +24,7 @@ import nibabel
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-from fedfms.config import SiteConfig
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.content import Content, cannot_read_here, damaged, is_nifti, wrong_magic
 from fedfms.data.grid import Array, Cut
 from fedfms.data.pictures import Palette, image_values, label_values, lossy, read_picture, varies

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fedfms.config import SiteConfig
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.content import EXTENSIONS, JUNK, is_plain_file, may_enter, unreadable_folder
 from fedfms.errors import SiteDataError
 

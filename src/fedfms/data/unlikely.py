@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from fedfms.config import Recipe, SiteConfig
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.memory import size_text
 from fedfms.data.numbers import CaseNumbers, DataSummary, MaskGrid, count_of, percent
 

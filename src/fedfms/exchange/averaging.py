@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedfms.config import Recipe
+from fedfms.contracts.recipe import Recipe
 
 log = logging.getLogger(__name__)
 

@@ -16,14 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedfms.config import Policy, Recipe, SiteConfig
-from fedfms.errors import ConfigError, ContributionRefused, DoorClosed
-from fedfms.exchange.contribution import (
+from fedfms.contracts.contribution import (
     MAX_PICTURE_BYTES,
     MAX_PICTURES,
     Contribution,
     Metric,
 )
+from fedfms.contracts.policy import Policy
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
+from fedfms.errors import ConfigError, ContributionRefused, DoorClosed
 from fedfms.exchange.payload import Shapes, find_fault, to_precision, update_norm
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

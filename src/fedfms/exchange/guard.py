@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedfms.config import Recipe
+from fedfms.contracts.contribution import Contribution
+from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ContributionRefused
-from fedfms.exchange.contribution import Contribution
 from fedfms.exchange.payload import Shapes, find_fault, update_norm
 
 NORM_TOLERANCE = 1e-3  # relative; what half precision may add to a difference clipped at the bound

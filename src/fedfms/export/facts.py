@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fedfms import __version__
-from fedfms.config import Recipe, SiteConfig
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.dataset import PIXEL_MEAN, PIXEL_STD
 
 VERSION_KEY = "fedfms_version"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import safetensors.torch
 
-from fedfms.config import SiteConfig
-from fedfms.exchange.trained import INPUT_KEY, RECIPE_KEY, Trained, whole_network
+from fedfms.contracts.site import SiteConfig
 from fedfms.export.facts import input_facts, site_facts
+from fedfms.models.trained import INPUT_KEY, RECIPE_KEY, Trained, whole_network
 
 
 def write_fedfms(trained: Trained, site: SiteConfig | None, file: Path) -> tuple[str, ...]:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from fedfms import __version__
-from fedfms.config import SiteConfig
+from fedfms.contracts.site import SiteConfig
 from fedfms.errors import ConfigError, TrainingError
-from fedfms.exchange.trained import INPUT_KEY, RECIPE_KEY, Trained
 from fedfms.export.facts import VERSION_KEY, about, input_facts, site_facts
 from fedfms.models.build import SamSegmenter
+from fedfms.models.trained import INPUT_KEY, RECIPE_KEY, Trained
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20  # the exporter's own choice in torch 2.13, and what its operators are tested with

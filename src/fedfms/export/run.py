@@ -9,14 +9,14 @@ from typing import Literal, get_args
 
 import torch
 
-from fedfms.config import SiteConfig
+from fedfms.contracts.site import SiteConfig
 from fedfms.errors import ConfigError
-from fedfms.exchange.trained import load_trained
 from fedfms.export import bundle, onnx
 from fedfms.export.fedfms import write_fedfms
 from fedfms.export.place import refuse_existing, require_room, whole_or_nothing
 from fedfms.export.sam import write_sam
 from fedfms.files import file_sha256
+from fedfms.models.trained import load_trained
 
 Format = Literal["sam", "fedfms", "onnx", "bundle"]
 FORMATS: tuple[Format, ...] = get_args(Format)

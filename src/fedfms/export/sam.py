@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from fedfms.config import BACKBONES, Recipe, SiteConfig
+from fedfms.contracts.recipe import BACKBONES, Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.errors import ConfigError
-from fedfms.exchange.trained import Trained, whole_network
 from fedfms.export.facts import about, pictures_text, pixel_statistics
 from fedfms.models.sam import GEOMETRY
+from fedfms.models.trained import Trained, whole_network
 
 UPSTREAM_IMAGE_SIZE = 1024  # pixels; the only one that upstream's build_sam.py builds
 

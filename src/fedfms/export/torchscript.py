@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedfms.config import Recipe
+from fedfms.contracts.recipe import Recipe
 from fedfms.data.dataset import covered, pixel_aspect
 from fedfms.export.facts import pixel_statistics
 from fedfms.models.build import SamSegmenter

@@ -21,7 +21,7 @@ from nvflare.app_common.aggregators.intime_accumulate_model_aggregator import (
 from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
 from torch import Tensor
 
-from fedfms.config import Recipe
+from fedfms.contracts.recipe import Recipe
 from fedfms.errors import FedfmsError
 from fedfms.exchange.averaging import average, averaging_weights
 from fedfms.flare.job import read_recipe

@@ -21,11 +21,11 @@ from nvflare.app_common.resource_managers.passthrough_resource_manager import (
     PassthroughResourceManager,
 )
 
-from fedfms.config import Machine
+from fedfms.contracts.machine import Machine
+from fedfms.contracts.messages import PROTOCOL, Pong, Slicing, decode_answer, public_code
 from fedfms.errors import FedfmsError
 from fedfms.flare.instance import say_instance
 from fedfms.trainer.connection import ping
-from fedfms.trainer.messages import PROTOCOL, Pong, Slicing, decode_answer, public_code
 
 KEY = "fedfms"  # of what report_resources returns
 PING_SECONDS = 3.0

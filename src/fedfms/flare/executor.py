@@ -21,7 +21,9 @@ from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 from torch import Tensor
 
-from fedfms.config import Machine, Method
+from fedfms.contracts.machine import Machine
+from fedfms.contracts.messages import ModelName, Task
+from fedfms.contracts.recipe import Method
 from fedfms.errors import ConfigError, FedfmsError, TaskAborted, TrainerError
 from fedfms.flare.job import (
     CONTRIBUTION,
@@ -33,7 +35,6 @@ from fedfms.flare.job import (
     read_recipe,
 )
 from fedfms.trainer.client import TaskResult, run_task
-from fedfms.trainer.messages import ModelName, Task
 
 SERVER_MODELS: dict[str, ModelName] = {"SRV_final": "final", "SRV_best": "best"}  # FLARE's prefix
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfms.config import Recipe
+from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError, FederationError
 from fedfms.flare.job import RECIPE_FILE
 from fedfms.flare.progress import Event, RecordReader

@@ -8,7 +8,7 @@ from pathlib import Path
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
-from fedfms.config import Recipe
+from fedfms.contracts.recipe import Recipe
 
 RECIPE_FILE = "recipe.json"  # in the job's app/config, at the server and at every site
 START_MODEL_FILE = "model.safetensors"  # beside it: the model to start from, or to evaluate

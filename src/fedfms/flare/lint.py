@@ -13,10 +13,10 @@ from typing import Any
 from nvflare.private.fed.utils.fed_utils import extract_participants
 
 from fedfms import __version__
-from fedfms.config import Recipe
+from fedfms.contracts.messages import Slicing
+from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError
 from fedfms.flare.announce import Announcement
-from fedfms.trainer.messages import Slicing
 
 EVERYBODY, SERVER = "@ALL", "server"  # FLARE's names in a deploy_map
 MOST_SPACING = 2.0  # times by which voxels of sites may differ without a word

@@ -27,7 +27,8 @@ from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 from torch import Tensor
 
-from fedfms.config import Machine, Recipe
+from fedfms.contracts.machine import Machine
+from fedfms.contracts.recipe import Recipe
 from fedfms.errors import CheckpointError, ConfigError, FederationError, FedfmsError
 from fedfms.exchange.payload import (
     Shapes,

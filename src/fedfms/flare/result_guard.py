@@ -18,9 +18,9 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 
 from fedfms import __version__
-from fedfms.config import Recipe
+from fedfms.contracts.contribution import MAX_PICTURE_BYTES, MAX_PICTURES, Contribution
+from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ContributionRefused, FedfmsError
-from fedfms.exchange.contribution import MAX_PICTURE_BYTES, MAX_PICTURES, Contribution
 from fedfms.exchange.door import is_plain_png
 from fedfms.exchange.guard import check_contribution
 from fedfms.flare.executor import SERVER_MODELS

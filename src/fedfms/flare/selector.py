@@ -14,7 +14,7 @@ from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.widgets.intime_model_selector import IntimeModelSelector
 
-from fedfms.exchange.contribution import Contribution
+from fedfms.contracts.contribution import Contribution
 from fedfms.flare.job import CONTRIBUTION
 
 Scores = dict[str, dict[str, float]]  # Dice by site and class

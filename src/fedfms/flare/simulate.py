@@ -21,7 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fedfms.config import Recipe, SiteConfig
+from fedfms.contracts.messages import Slicing
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.errors import FederationError
 from fedfms.exchange.door import read_policy
 from fedfms.flare.announce import Announcement
@@ -44,9 +46,8 @@ from fedfms.flare.session import (
     keep_model_at_server,
     prepare_job,
 )
-from fedfms.processes import Processes, Supervised
-from fedfms.report.write import check_results_folder, write_results
-from fedfms.sites import (
+from fedfms.local.processes import Processes, Supervised
+from fedfms.local.sites import (
     Site,
     child_environment,
     find_sites,
@@ -54,7 +55,7 @@ from fedfms.sites import (
     threads_of_a_trainer,
     trainer_command,
 )
-from fedfms.trainer.messages import Slicing
+from fedfms.report.write import check_results_folder, write_results
 
 log = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ from nvflare.private.fed.client.client_req_processors import ClientRequestProces
 from nvflare.private.fed.client.communicator import Communicator
 
 from fedfms import __version__
-from fedfms.config import Machine
+from fedfms.contracts.machine import Machine
 from fedfms.errors import ConfigError, FedfmsError
 from fedfms.flare.announce import HEARTBEAT
 from fedfms.flare.instance import FRESH_SECONDS, SECOND_COPY

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fedfms.config import Recipe
+from fedfms.contracts.recipe import Recipe
 from fedfms.models.adapters import add_adapters, is_adapter
 from fedfms.models.sam import build_parts, load_backbone, load_checkpoint
 

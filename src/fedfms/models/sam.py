@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedfms.config import BACKBONES, Recipe
+from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.errors import CheckpointError
 from fedfms.files import file_sha256
 from fedfms.models.decoder import PromptFreeMaskDecoder

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfms.config import ImageFormat, Recipe
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import ImageFormat
 from fedfms.data.content import EXTENSIONS, JUNK, is_plain_file, may_enter
 from fedfms.errors import ConfigError
 

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fedfms.config import ImageFormat, Intensity, SiteConfig
+from fedfms.contracts.site import ImageFormat, Intensity, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import read_bytes
 from fedfms.data.dataset import PreparedImage, prepare_image
 from fedfms.data.formats import Notice, Stored, read_image
 from fedfms.data.grid import Array
 from fedfms.errors import ConfigError, FedfmsError, TaskAborted, unexpected
-from fedfms.exchange.trained import Trained
 from fedfms.files import file_sha256
+from fedfms.models.trained import Trained
 from fedfms.predict.find import Item
 from fedfms.predict.write import (
     Origin,

@@ -7,12 +7,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfms.config import Recipe, SiteConfig
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control, Progress
 from fedfms.data.manifest import find_cases
-from fedfms.data.synthetic import CLASS_NAME, STYLES, write_phantom_site
-from fedfms.trainer.pooled import PooledRound, train_pooled
+from fedfms.local.synthetic import CLASS_NAME, STYLES, write_phantom_site
 from fedfms.training.device import torch_device
+from fedfms.training.pooled import PooledRound, train_pooled
 
 CASES, SLICES = 6, 3  # phantoms; enough for a batch and a validation case
 

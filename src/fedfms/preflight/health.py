@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from fedfms.config import Machine
+from fedfms.contracts.machine import Machine
 from fedfms.errors import FedfmsError
 from fedfms.preflight.kit import read_kit
 from fedfms.preflight.network import NetworkError, connect, proxy_for, shake_hands

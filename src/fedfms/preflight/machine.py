@@ -13,7 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from fedfms.config import BACKBONES, Machine, SiteConfig
+from fedfms.contracts.machine import Machine
+from fedfms.contracts.recipe import BACKBONES
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.memory import GIB, allowed_bytes
 from fedfms.data.memory import size_text as _size
 from fedfms.errors import CheckpointError, ConfigError, FedfmsError

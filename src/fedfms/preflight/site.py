@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedfms import __version__
-from fedfms.config import Machine, Policy, SiteConfig
+from fedfms.contracts.machine import Machine
+from fedfms.contracts.policy import Policy
+from fedfms.contracts.site import SiteConfig
 from fedfms.errors import ConfigError, TrainerError
 from fedfms.preflight import machine, network
 from fedfms.preflight.items import Checklist, Item, NotHere, Worry

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedfms.config import read_text
+from fedfms.contracts.decode import read_text
+from fedfms.contracts.yaml_text import parse_yaml
 from fedfms.errors import ConfigError
 from fedfms.kits.about import ParticipantType
-from fedfms.yaml_text import parse_yaml
 
 ROLES = ("project_admin", "org_admin", "lead", "member")
 SUBMITTERS = ("project_admin", "lead")

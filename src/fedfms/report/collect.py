@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedfms.contracts.contribution import PHASES
 from fedfms.errors import FederationError
-from fedfms.exchange.contribution import PHASES
 from fedfms.files import file_sha256
 from fedfms.report.records import (
     NO_VALUE,

@@ -11,9 +11,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedfms.report import words
-from fedfms.report.collect import Result, over
-from fedfms.report.svg import (
+from fedfms.pages.svg import (
     COLOURS,
     DASHED,
     MARKER_PATHS,
@@ -26,6 +24,8 @@ from fedfms.report.svg import (
     stand_in,
     tenths,
 )
+from fedfms.report import words
+from fedfms.report.collect import Result, over
 from fedfms.report.tables import RoundRow
 
 

@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from fedfms.contracts.contribution import METRICS, Contribution, Metric
 from fedfms.errors import ContributionRefused, FederationError
-from fedfms.exchange.contribution import METRICS, Contribution, Metric
 from fedfms.report.tables import EvaluationRow, RoundRow
 
 RECORDS = "records.jsonl"

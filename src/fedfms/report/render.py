@@ -11,7 +11,19 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fedfms.exchange.contribution import PHASES
+from fedfms.contracts.contribution import PHASES
+from fedfms.pages.parts import (
+    Cell,
+    Column,
+    Figure,
+    Line,
+    Picture,
+    Table,
+    Tile,
+    embed_png,
+    environment,
+    picture_key,
+)
 from fedfms.report import figures, words
 from fedfms.report.collect import (
     BEST_MODEL,
@@ -23,18 +35,6 @@ from fedfms.report.collect import (
     Result,
     load_result,
     write_text_atomically,
-)
-from fedfms.report.parts import (
-    Cell,
-    Column,
-    Figure,
-    Line,
-    Picture,
-    Table,
-    Tile,
-    embed_png,
-    environment,
-    picture_key,
 )
 from fedfms.report.records import NOT_ANNOTATED, NOTHING_RECORDED, WITHHELD
 from fedfms.report.tables import EvaluationRow
@@ -122,7 +122,11 @@ def render(results: Path) -> None:
     """
     page = _page(load_result(results))
     for name in (REPORT_HTML, REPORT_MD):
-        text = environment("fedfms.report").get_template(f"{name}.j2").render(page=page)
+        text = (
+            environment("fedfms.report", "fedfms.pages")
+            .get_template(f"{name}.j2")
+            .render(page=page)
+        )
         write_text_atomically(results / name, text)
     log.info("report of %d sites written", len(page.legend))
 

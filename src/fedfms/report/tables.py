@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedfms.exchange.contribution import METRICS, PHASES
+from fedfms.contracts.contribution import METRICS, PHASES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedfms.config import Machine
+from fedfms.contracts.machine import Machine
 from fedfms.errors import FedfmsError
 from fedfms.user import refuse_root
 from fedfms.watch import watch_files

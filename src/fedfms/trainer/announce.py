@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from statistics import median
 
 from fedfms import __version__
-from fedfms.config import Policy, SiteConfig
+from fedfms.contracts.messages import MAX_CLASSES, Device, Pong, Slicing, public_code
+from fedfms.contracts.policy import Policy
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.content import read_bytes
 from fedfms.data.formats import read_image
 from fedfms.data.manifest import find_cases
 from fedfms.errors import FedfmsError, SiteDataError
 from fedfms.exchange.door import read_policy
-from fedfms.trainer.messages import MAX_CLASSES, Device, Pong, Slicing, public_code
 from fedfms.trainer.tasks import SiteFolders
 from fedfms.training.device import torch_device
 

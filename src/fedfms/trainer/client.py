@@ -16,9 +16,10 @@ from pathlib import Path
 from torch import Tensor
 
 import fedfms.errors
+from fedfms.contracts.contribution import MAX_PICTURE_BYTES as MAX_PICTURE_BYTES
+from fedfms.contracts.contribution import Contribution
+from fedfms.contracts.messages import Failure, Progress, Reply, Task, TaskFiles, TaskRequest
 from fedfms.errors import CheckpointError, FedfmsError, TrainerError
-from fedfms.exchange.contribution import MAX_PICTURE_BYTES as MAX_PICTURE_BYTES
-from fedfms.exchange.contribution import Contribution
 from fedfms.exchange.payload import load_tensors, read_whole, save_tensors
 from fedfms.trainer.connection import (
     POLL_SECONDS,
@@ -28,7 +29,6 @@ from fedfms.trainer.connection import (
     not_understood,
     stopped_on_request,
 )
-from fedfms.trainer.messages import Failure, Progress, Reply, Task, TaskFiles, TaskRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fedfms.errors import FedfmsError, TaskAborted, TrainerError
-from fedfms.trainer.messages import (
+from fedfms.contracts.messages import (
     MAX_LINE_BYTES,
     AbortRequest,
     Answer,
@@ -26,6 +25,7 @@ from fedfms.trainer.messages import (
     encode,
     socket_address,
 )
+from fedfms.errors import FedfmsError, TaskAborted, TrainerError
 
 log = logging.getLogger(__name__)
 

@@ -25,11 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from fedfms import __version__
-from fedfms.control import Control
-from fedfms.errors import FedfmsError, TaskAborted, TrainerError
-from fedfms.exchange.payload import load_tensors, save_tensors, write_whole
-from fedfms.trainer.announce import Announcer
-from fedfms.trainer.messages import (
+from fedfms.contracts.messages import (
     MAX_LINE_BYTES,
     SOCKET_NAME,
     AbortRequest,
@@ -47,6 +43,10 @@ from fedfms.trainer.messages import (
     remove_leftovers,
     socket_address,
 )
+from fedfms.control import Control
+from fedfms.errors import FedfmsError, TaskAborted, TrainerError
+from fedfms.exchange.payload import load_tensors, save_tensors, write_whole
+from fedfms.trainer.announce import Announcer
 from fedfms.trainer.tasks import Outcome, SiteFolders, TaskRunner
 from fedfms.training.device import GPU_FAILED
 

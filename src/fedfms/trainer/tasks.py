@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from fedfms import __version__
-from fedfms.config import Recipe, SiteConfig
+from fedfms.contracts.contribution import Contribution
+from fedfms.contracts.messages import Task
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.dataset import PreparedCase, SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
 from fedfms.errors import TrainerError, TrainingError
-from fedfms.exchange.contribution import Contribution
 from fedfms.exchange.door import check_job, pass_door, pass_pictures, read_policy
 from fedfms.exchange.payload import difference, read_travelling, shapes_of, write_travelling
 from fedfms.models.build import SamSegmenter, build_model
 from fedfms.models.sam import find_checkpoint
-from fedfms.trainer.messages import Task
 from fedfms.training.device import (
     failures_explained,
     free_unused_memory,

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import torch
 
-from fedfms.config import Machine, Recipe, SiteConfig
+from fedfms.contracts.machine import Machine
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.errors import ConfigError, TrainingError
 
 log = logging.getLogger(__name__)

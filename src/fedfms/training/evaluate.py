@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedfms.config import Recipe, SiteConfig
+from fedfms.contracts.contribution import Metric
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.dataset import (
     Frame,
@@ -26,7 +28,6 @@ from fedfms.data.dataset import (
     to_native,
 )
 from fedfms.errors import TrainingError
-from fedfms.exchange.contribution import Metric
 from fedfms.training.device import (
     failures_explained,
     free_unused_memory,

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader
 
-from fedfms.config import Recipe, SiteConfig
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.dataset import SliceDataset
 from fedfms.errors import TrainingError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 
-from fedfms.config import Recipe
+from fedfms.contracts.recipe import Recipe
 
 _DICE_SMOOTH = 1.0  # pixels; keeps the Dice loss of an empty mask finite and its gradient useful
 _dice_loss = DiceLoss(

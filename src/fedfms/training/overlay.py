@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
 from torch import nn
 
-from fedfms.config import Recipe, SiteConfig
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.dataset import PreparedCase, class_masks
 from fedfms.training.evaluate import CaseScore, foreground, predict

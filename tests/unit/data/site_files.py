@@ -10,7 +10,8 @@ import nibabel
 import numpy as np
 from PIL import Image
 
-from fedfms.config import Recipe, SiteConfig
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 

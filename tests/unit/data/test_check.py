@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from site_files import cut, disk, picture, recipe, site_config, write_case, write_site, write_volume
 
-from fedfms.config import Intensity, SiteConfig
+from fedfms.contracts.site import Intensity, SiteConfig
 from fedfms.control import Control
 from fedfms.data.check import check_data
 from fedfms.data.dataset import annotated, prepare_cases

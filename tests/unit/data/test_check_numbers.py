@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from site_files import disk, picture, recipe, site_config, write_case, write_site, write_volume
 
-from fedfms.config import Intensity
+from fedfms.contracts.site import Intensity
 from fedfms.data.check import examine
 from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.formats import read_image, read_label

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom
 from site_files import disk, picture, recipe, site_config, write_case, write_site, write_volume
 
-from fedfms.config import Intensity
+from fedfms.contracts.site import Intensity
 from fedfms.control import Control
 from fedfms.data.dataset import (
     PIXEL_MEAN,

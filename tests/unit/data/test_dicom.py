@@ -47,7 +47,7 @@ from pydicom.uid import (
 )
 from site_files import recipe, site_config
 
-from fedfms.config import ConfigError, SiteConfig
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.check import check_data
 from fedfms.data.content import content_sha256, read_bytes
 from fedfms.data.dataset import SliceDataset, prepare_cases
@@ -55,7 +55,7 @@ from fedfms.data.dicom.labels import read_label
 from fedfms.data.dicom.series import read_series
 from fedfms.data.formats import read_image
 from fedfms.data.manifest import find_cases
-from fedfms.errors import SiteDataError
+from fedfms.errors import ConfigError, SiteDataError
 
 CLASSES = {"prostate": (1, 2), "lesion": (2,)}
 
@@ -931,10 +931,11 @@ from pathlib import Path
 logging.basicConfig(level=logging.INFO)
 from fedfms.trainer.__main__ import refuse_networks
 refuse_networks()
-from fedfms.config import BACKBONES, Recipe, SiteConfig
+from fedfms.contracts.recipe import BACKBONES, Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.check import check_data
-from fedfms.trainer.pooled import train_pooled
+from fedfms.training.pooled import train_pooled
 recipe = Recipe(method="fedmsa", backbone="vit_demo", rounds=1, image_size=64,
                 backbone_sha256=BACKBONES["vit_demo"].sha256, classes=("prostate", "lesion"))
 def show(done):

@@ -13,9 +13,9 @@ from fedfms.data.manifest import (
     untaken,
     validation_patients,
 )
-from fedfms.data.prepare.source import Source
 from fedfms.errors import SiteDataError
-from fedfms.sites import find_sites
+from fedfms.local.sites import find_sites
+from fedfms_lab.prepare.source import Source
 
 
 def touch(root: Path, *names: str) -> None:

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from site_files import recipe
 
-from fedfms.config import Policy, SiteConfig
+from fedfms.contracts.policy import Policy
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.check import check_data
 from fedfms.data.dataset import Frame, SliceDataset, class_masks, prepare_cases, to_native
 from fedfms.data.manifest import find_cases

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedfms.config import Policy, SiteConfig
+from fedfms.contracts.policy import Policy
+from fedfms.contracts.site import SiteConfig
 from fedfms.provisioning.render import TEMPLATES
 
 TEMPLATE = TEMPLATES / "site"

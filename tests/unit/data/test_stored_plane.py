@@ -11,7 +11,7 @@ import pytest
 from nibabel import orientations
 from site_files import site_config
 
-from fedfms.config import SiteConfig
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.content import read_bytes
 from fedfms.data.dataset import prepare_cases
 from fedfms.data.formats import read_image, read_label

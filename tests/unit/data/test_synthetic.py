@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 from site_files import recipe
 
-from fedfms.config import Policy, SiteConfig
+from fedfms.contracts.policy import Policy
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.check import check_data
 from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
-from fedfms.data.synthetic import (
+from fedfms.errors import ConfigError
+from fedfms.local.synthetic import (
     STYLES,
     phantom,
     write_phantom_federation,
     write_phantom_site,
 )
-from fedfms.errors import ConfigError
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -138,7 +139,7 @@ def test_what_an_interrupted_run_left_is_cleared_away(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedfms.data.synthetic._write_settings", interrupted)
+        patch.setattr("fedfms.local.synthetic._write_settings", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write_phantom_site(tmp_path / "s", "bright", cases=2, slices=1)
     assert files(tmp_path / "s") == {}

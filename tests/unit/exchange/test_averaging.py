@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedfms.config import Recipe
+from fedfms.contracts.recipe import Recipe
 from fedfms.exchange.averaging import average, averaging_weights
 
 RECIPE = Recipe(

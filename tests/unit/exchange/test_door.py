@@ -13,9 +13,11 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from fedfms.config import Policy, Recipe, SiteConfig
+from fedfms.contracts.contribution import Contribution, Metric
+from fedfms.contracts.policy import Policy
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.errors import DoorClosed
-from fedfms.exchange.contribution import Contribution, Metric
 from fedfms.exchange.door import (
     check_job,
     pass_door,

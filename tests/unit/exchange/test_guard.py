@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from fedfms.config import Recipe
+from fedfms.contracts.contribution import Contribution, Metric
+from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ContributionRefused
-from fedfms.exchange.contribution import Contribution, Metric
 from fedfms.exchange.guard import check_contribution
 from fedfms.exchange.payload import shapes_of
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from fedfms.config import Recipe
+from fedfms.contracts.recipe import Recipe
 from fedfms.errors import CheckpointError, DoorClosed
 from fedfms.exchange.payload import (
     difference,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedfms.config import BACKBONES, Recipe
+from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.exchange.payload import read_travelling, save_tensors
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint

@@ -20,16 +20,16 @@ import pytest
 import torch
 from monai.bundle.properties import InferProperties, MetaProperties
 
-from fedfms.config import Intensity, SiteConfig
+from fedfms.contracts.site import Intensity, SiteConfig
 from fedfms.control import Control
 from fedfms.data.dataset import prepare_cases
 from fedfms.data.formats import read_label
 from fedfms.data.manifest import Case, find_cases
-from fedfms.data.synthetic import write_phantom_site
 from fedfms.errors import ConfigError
-from fedfms.exchange.trained import load_trained
 from fedfms.export.bundle import LARGEST_DIFFERENCE, _difference, default_site
 from fedfms.export.run import export_model
+from fedfms.local.synthetic import write_phantom_site
+from fedfms.models.trained import load_trained
 from fedfms.training.evaluate import foreground, predict
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -6,8 +6,8 @@ import pytest
 import safetensors
 import torch
 
-from fedfms.exchange.trained import load_trained
 from fedfms.export.run import export_model
+from fedfms.models.trained import load_trained
 
 
 @pytest.mark.parametrize("classes", [("lesion",), ("disc", "cup")])

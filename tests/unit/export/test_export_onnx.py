@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from fedfms.errors import ConfigError
-from fedfms.exchange.trained import load_trained
 from fedfms.export.onnx import LARGEST_DIFFERENCE, _difference
 from fedfms.export.run import export_model
+from fedfms.models.trained import load_trained
 from rounding import EPSILON, assert_as_right, exactly
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -14,11 +14,11 @@ import pytest
 import safetensors
 import torch
 
-from fedfms.config import Recipe
+from fedfms.contracts.recipe import Recipe
 from fedfms.data.dataset import PreparedImage, network_input
-from fedfms.exchange.trained import load_trained
 from fedfms.export.bundle import default_site
 from fedfms.export.run import export_model
+from fedfms.models.trained import load_trained
 
 LINES = {
     "nifti": "format: nifti\nimages: images/*.nii\nlabels: labels/*.nii\n",

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedfms import __version__
-from fedfms.config import Recipe
+from fedfms.contracts.messages import Slicing
+from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError, FederationError
 from fedfms.flare.announce import Announcement
 from fedfms.flare.lint import slicing_warnings
@@ -21,7 +22,6 @@ from fedfms.flare.session import (
     keep_model_at_server,
     prepare_job,
 )
-from fedfms.trainer.messages import Slicing
 
 SAGITTAL = Slicing("sagittal", "neighbours", "percentile:0.5:99.5", (1.0, 1.0, 1.0))
 AXIAL = dataclasses.replace(SAGITTAL, plane="axial", channels="gray")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from nvflare.apis.fl_context import FLContext
 
+from fedfms.contracts.messages import Pong, Slicing, encode
 from fedfms.flare.announce import Announcement, SiteResources, read_announcement
-from fedfms.trainer.messages import Pong, Slicing, encode
 
 PONG = Pong(
     site="site-1",

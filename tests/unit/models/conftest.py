@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedfms.config import BACKBONES, Recipe
+from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.models.upstream import ImageEncoderViT
 
 

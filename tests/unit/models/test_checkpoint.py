@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fedfms.config import BACKBONES
+from fedfms.contracts.recipe import BACKBONES
 from fedfms.errors import CheckpointError
 from fedfms.files import file_sha256
 from fedfms.models.build import build_model

@@ -24,10 +24,10 @@ from site_kits import (
     in_namespace,
 )
 
+from fedfms.contracts.messages import SOCKET_NAME, Pong, encode
 from fedfms.flare.simulate import SERVER, free_port
 from fedfms.preflight.items import Item
 from fedfms.preflight.site import FlarePlaces
-from fedfms.trainer.messages import SOCKET_NAME, Pong, encode
 
 SERVER_ITEMS = [
     *("server-name", "proxy", "server-tcp", "server-tls", "server-flare"),

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from site_kits import FEDFMS, in_namespace
 
-from fedfms.config import BACKBONES
-from fedfms.data.synthetic import STYLES, write_phantom_site
+from fedfms.contracts.recipe import BACKBONES
 from fedfms.errors import FedfmsError
+from fedfms.local.synthetic import STYLES, write_phantom_site
 from fedfms.preflight.items import Item, Worry
 from fedfms.preflight.machine import check_capability, check_driver, check_memory
 

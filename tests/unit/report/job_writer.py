@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
-from fedfms.config import BACKBONES, Recipe
-from fedfms.exchange.contribution import Contribution, Metric
+from fedfms.contracts.contribution import Contribution, Metric
+from fedfms.contracts.recipe import BACKBONES, Recipe
 
 START = 1_780_300_800.0
 BYTES_DOWN, BYTES_UP = 1_812_480, 906_240

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from job_writer import BYTES_DOWN, BYTES_UP, CASES, RECIPE, Job, dice_of
 
+from fedfms.contracts.contribution import METRICS
 from fedfms.errors import FederationError
-from fedfms.exchange.contribution import METRICS
 from fedfms.report.collect import collect, load_result, summary_table
 from fedfms.report.records import NOT_ANNOTATED, WITHHELD
 from fedfms.report.words import headline

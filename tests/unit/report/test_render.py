@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 import pytest
 from job_writer import BYTES_DOWN, BYTES_UP, RECIPE, Job, dice_of
 
+from fedfms.pages.parts import CLASS_COLOURS, PICTURE_KEY, picture_key
 from fedfms.report import words
 from fedfms.report.collect import collect
-from fedfms.report.parts import CLASS_COLOURS, PICTURE_KEY, picture_key
 from fedfms.report.render import render
 
 

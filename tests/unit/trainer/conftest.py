@@ -11,12 +11,12 @@ import torch
 import yaml
 from trainer_process import SITE, Place, TaskThread, TrainerProcess
 
-from fedfms.config import Recipe
-from fedfms.data.synthetic import write_phantom_site
+from fedfms.contracts.messages import Task
+from fedfms.contracts.recipe import Recipe
 from fedfms.exchange.payload import read_travelling, save_tensors
 from fedfms.files import file_sha256
+from fedfms.local.synthetic import write_phantom_site
 from fedfms.models.build import build_model
-from fedfms.trainer.messages import Task
 
 
 @pytest.fixture(scope="session")

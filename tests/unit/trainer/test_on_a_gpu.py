@@ -20,12 +20,12 @@ import pytest
 import yaml
 from trainer_process import TrainerProcess
 
-from fedfms.config import Recipe
+from fedfms.contracts.messages import Task
+from fedfms.contracts.recipe import Recipe
 from fedfms.errors import TrainingError
 from fedfms.exchange.payload import save_tensors
 from fedfms.trainer.client import run_task
 from fedfms.trainer.connection import ping
-from fedfms.trainer.messages import Task
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FORMS = {"auto": 0, "cuda": 0, "cuda:1": 1}  # device in site.yml to the GPU's number

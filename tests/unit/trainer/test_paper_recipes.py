@@ -11,18 +11,19 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from fedfms.config import BACKBONES, Recipe, SiteConfig
+from fedfms.contracts.messages import Task
+from fedfms.contracts.recipe import BACKBONES, Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
-from fedfms.data.synthetic import write_phantom_site
 from fedfms.exchange.payload import read_travelling
+from fedfms.local.synthetic import write_phantom_site
 from fedfms.models.build import build_model, travelling_names
 from fedfms.models.sam import find_checkpoint
-from fedfms.trainer.messages import Task
-from fedfms.trainer.pooled import PooledRound, train_pooled
 from fedfms.trainer.tasks import Outcome, SiteFolders, TaskRunner
 from fedfms.training.loop import round_seed
+from fedfms.training.pooled import PooledRound, train_pooled
 
 RECIPES = Path(__file__).resolve().parents[3] / "jobs" / "recipes"
 SMALL = ["backbone=vit_demo", "image_size=128"]

@@ -14,11 +14,11 @@ import torch
 from trainer_process import Place, TrainerProcess
 
 from fedfms import __version__
+from fedfms.contracts.messages import Pong, Slicing, Task, decode_answer, encode
 from fedfms.errors import TrainerError
 from fedfms.trainer.announce import SLOW_FILES
 from fedfms.trainer.client import run_task
 from fedfms.trainer.connection import ping
-from fedfms.trainer.messages import Pong, Slicing, Task, decode_answer, encode
 
 SLICING = Slicing("axial", "gray", "range:0:255").to_dict()
 

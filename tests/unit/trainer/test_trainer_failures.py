@@ -15,11 +15,11 @@ import pytest
 import torch
 from trainer_process import Place, TrainerProcess
 
+from fedfms.contracts.messages import Failure, Task, TaskFiles, TaskRequest, encode
 from fedfms.errors import TaskAborted, TrainerError
 from fedfms.exchange.payload import save_tensors
 from fedfms.trainer.client import run_task
 from fedfms.trainer.connection import ping
-from fedfms.trainer.messages import Failure, Task, TaskFiles, TaskRequest, encode
 from fedfms.trainer.server import EXIT_ABORT_IGNORED, EXIT_STALLED
 
 SOME = {"w": torch.zeros(3)}
@@ -330,7 +330,7 @@ def test_a_reply_about_another_task_or_without_its_files_is_nonsense(
     tmp_path: Path, train_task: Task, shared_trainer, shared_place: Place, global_model
 ) -> None:
     report = run_task(shared_place.exchange, train_task, global_model).contribution
-    from fedfms.trainer.messages import Reply
+    from fedfms.contracts.messages import Reply
 
     other = dataclasses.replace(report, round=2)
     for reply in (Reply(other, True, 0), Reply(report, False, 0), Reply(report, True, 0)):

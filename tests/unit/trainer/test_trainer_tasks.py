@@ -17,7 +17,10 @@ import pytest
 import torch
 from trainer_process import SITE, Place, TrainerProcess
 
-from fedfms.config import Policy, Recipe, SiteConfig
+from fedfms.contracts.messages import Task, TaskFiles, TaskRequest, decode_answer, encode
+from fedfms.contracts.policy import Policy
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
@@ -40,7 +43,6 @@ from fedfms.exchange.payload import (
 )
 from fedfms.models.build import build_model
 from fedfms.trainer.client import run_task
-from fedfms.trainer.messages import Task, TaskFiles, TaskRequest, decode_answer, encode
 from fedfms.training.evaluate import evaluate, summarize
 from fedfms.training.loop import train_round
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import yaml
 
+from fedfms.contracts.messages import Task
 from fedfms.errors import TrainerError
 from fedfms.trainer.client import TaskResult, run_task
 from fedfms.trainer.connection import ping
-from fedfms.trainer.messages import Task
 
 SITE = "site-1"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedfms.config import SiteConfig
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.dicom.series import Series
 from fedfms.data.grid import Array
 from fedfms.errors import SiteDataError

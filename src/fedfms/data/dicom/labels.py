@@ -8,7 +8,7 @@ from pathlib import Path
 from pydicom import dcmread
 from pydicom.uid import UID, RTStructureSetStorage
 
-from fedfms.config import SiteConfig
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.content import Content
 from fedfms.data.dicom.drawn import label_values
 from fedfms.data.dicom.references import LABEL_KINDS

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydicom import Dataset, dcmread
 from pydicom.uid import UID, RTStructureSetStorage, SegmentationStorage
 
-from fedfms.config import SiteConfig
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.content import (
     damaged,
     is_plain_file,

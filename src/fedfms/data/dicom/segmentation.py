@@ -9,7 +9,7 @@ from pydicom import Dataset
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
-from fedfms.config import SiteConfig
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.content import damaged
 from fedfms.data.dicom.drawn import Drawn, mapped, nothing_drawn, require_same_series
 from fedfms.data.dicom.series import (

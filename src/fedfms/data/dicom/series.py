@@ -24,7 +24,7 @@ from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 
-from fedfms.config import SiteConfig
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.content import Folder, cannot_read_here, damaged, is_plain_file, opened
 from fedfms.data.grid import Array
 from fedfms.errors import SiteDataError

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 
-from fedfms.config import SiteConfig
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.dicom.drawn import Drawn, mapped, nothing_drawn, require_same_series
 from fedfms.data.dicom.series import LPS_TO_RAS, Series
 from fedfms.data.grid import Array

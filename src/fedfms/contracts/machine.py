@@ -1,0 +1,38 @@
+"""Facts of the machine, from the environment, which is read here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Facts of the machine, from the environment; read once."""
+
+    site_name: str | None = None  # SITE_NAME: who this site believes it is
+    site_data: Path | None  # SITE_DATA: the mounted imaging volume (trainer only)
+    exchange: Path | None  # FEDFMS_EXCHANGE: the folder that trainer and FLARE client share
+    checkpoints: Path | None  # FEDFMS_CHECKPOINTS: folder of SAM checkpoints
+    log_level: str | None = None  # FEDFMS_LOG_LEVEL: of what FLARE logs in a container; info
+    require_gpu: bool = False  # FEDFMS_REQUIRE_GPU: the trainer was started with the GPU overlay
+    watch: Path | None = None  # FEDFMS_WATCH: which files this process may open (fedfms.watch)
+
+    @classmethod
+    def from_environment(cls) -> Machine:
+        """Read what is set; an empty variable counts as not set."""
+
+        def folder(name: str) -> Path | None:
+            value = os.environ.get(name)
+            return Path(value).absolute() if value else None  # relative to where the person stands
+
+        return cls(
+            site_name=os.environ.get("SITE_NAME") or None,
+            site_data=folder("SITE_DATA"),
+            exchange=folder("FEDFMS_EXCHANGE"),
+            checkpoints=folder("FEDFMS_CHECKPOINTS"),
+            log_level=os.environ.get("FEDFMS_LOG_LEVEL") or None,
+            require_gpu=os.environ.get("FEDFMS_REQUIRE_GPU", "") not in ("", "0"),
+            watch=folder("FEDFMS_WATCH"),
+        )

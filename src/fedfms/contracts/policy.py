@@ -1,0 +1,52 @@
+"""What may leave a site: `policy/privacy.json`, the site's own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedfms.contracts.decode import build, check_types, read_json, require
+from fedfms.contracts.recipe import Method
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What may leave a site; `policy/privacy.json`, owned by the site. The last word."""
+
+    methods: tuple[Method, ...] = ("fedsam", "fedmsa")  # the jobs that may run here
+    max_rounds: int = 1000
+    clip_norm: float | None = None  # largest L2 norm of a whole difference; longer ones are scaled
+    noise_std: float = 0.0  # Gaussian noise on each value, as a share of clip_norm
+    min_cases: int = 3  # a metric over fewer cases stays; the larger of this and site.yml's counts
+    pictures: bool = False  # prediction overlays of validation cases in the report
+
+    def __post_init__(self) -> None:
+        check_types(self, "privacy.json")
+        require(
+            len(self.methods) > 0, "methods in privacy.json is empty", "list fedsam, fedmsa or both"
+        )
+        for key in ("max_rounds", "min_cases"):
+            value = getattr(self, key)
+            require(value >= 1, f"{key} in privacy.json is {value}", f"set {key} to 1 or more")
+        require(
+            self.clip_norm is None or (math.isfinite(self.clip_norm) and self.clip_norm > 0),
+            f"clip_norm in privacy.json is {self.clip_norm}",
+            "set a positive number, or null for no clipping",
+        )
+        require(
+            math.isfinite(self.noise_std) and self.noise_std >= 0,
+            f"noise_std in privacy.json is {self.noise_std}",
+            "set 0 or more",
+        )
+        require(
+            self.noise_std == 0 or self.clip_norm is not None,
+            "privacy.json asks for noise without a clip_norm",
+            "set clip_norm: noise_std is a share of it",
+        )
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Policy:
+        """Read `privacy.json` in the site's policy folder; a missing file closes the door."""
+        path = folder / "privacy.json"
+        return build(cls, read_json(path), path)

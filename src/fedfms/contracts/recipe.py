@@ -1,0 +1,283 @@
+"""What is learnt: the same at every site; `recipe.json` in a job."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fedfms.contracts.decode import (
+    check_types,
+    from_dict,
+    parse_json,
+    parse_override,
+    read_json,
+    require,
+    require_key,
+    require_name,
+)
+from fedfms.errors import ConfigError
+
+Method = Literal["fedsam", "fedmsa"]
+Backbone = Literal["vit_demo", "vit_b", "vit_l", "vit_h"]
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneFile:
+    """A SAM backbone: its token size and the checkpoint that is meant by its name."""
+
+    patch_size: int  # pixels a side of one encoder token
+    file_name: str
+    sha256: str
+
+
+BACKBONES: dict[str, BackboneFile] = {
+    # shipped with the package (fedfms/models/vit_demo.safetensors); tools/train_demo_backbone.py
+    "vit_demo": BackboneFile(
+        8,
+        "vit_demo.safetensors",
+        "eb24a2e61749714e43c8b8c2a2bef9ab5b9873d04ff69ff9c737165194d41ea0",
+    ),
+    # Meta's own files, as linked from the README of facebookresearch/segment-anything
+    "vit_b": BackboneFile(
+        16,
+        "sam_vit_b_01ec64.pth",
+        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+    ),
+    "vit_l": BackboneFile(
+        16,
+        "sam_vit_l_0b3195.pth",
+        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+    ),
+    "vit_h": BackboneFile(
+        16,
+        "sam_vit_h_4b8939.pth",
+        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+    ),
+}
+
+JOB_RECIPE = Path("app/config/recipe.json")  # in a job folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What the federation learns. The same at every site; `recipe.json` in a job."""
+
+    method: Method
+    backbone: Backbone
+    backbone_sha256: str  # of the SAM checkpoint; every party proves that it holds this one
+    classes: tuple[str, ...]  # in the order of the output channels
+    rounds: int
+    exclusive_classes: bool = False  # a pixel has the likeliest class only; False: may have several
+    image_size: int = 1024  # pixels, square; SAM's own input size
+    resize: Literal["pad", "stretch"] = "pad"  # pad: longest side, as SAM; stretch: as FedFMS
+    normalize: bool = True  # SAM's pixel mean and standard deviation; False: [0, 1], as FedFMS
+    local_epochs: int = 1  # passes over a site's training slices in one round
+    batch_size: int = 4  # slices per optimizer step, whatever the site's micro-batch
+    learning_rate: float = 1e-4  # Adam
+    schedule: Literal["constant", "cosine"] = "constant"  # over all rounds
+    warmup_steps: int = 0  # optimizer steps of linear warm-up in the first round
+    clip_grad_norm: float | None = None  # largest L2 norm of the gradient of one step
+    loss: Literal["bce", "dice_bce"] = "bce"
+    positive_weight: float = 2.0  # of foreground pixels in BCE
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder's arithmetic
+    optimizer_state: Literal["keep", "reset"] = "reset"  # Adam's moments between rounds
+    transfer_precision: Literal["fp32", "fp16"] = "fp32"  # on the wire; averaging is always fp32
+    holdout: tuple[str, ...] = ()  # sites that evaluate and never train
+    max_update_norm: float | None = None  # the server refuses a difference with a larger L2 norm
+    probability_threshold: float = 0.5  # from which a pixel is foreground
+    evaluate_every: int = 1  # rounds; before training, then every so many; the final model always
+    evaluate_first: int = 0  # rounds of training before the first evaluation
+    seed: int = 0
+    require_gpu: bool = False  # a site without CUDA refuses, rather than take days on a processor
+    # what the checkpoint does not hold starts as the mean of so many draws, with these weights;
+    # none: a single draw
+    start_draws: tuple[float, ...] = ()
+    # paper_compat: the last training site in this order gets the rest of the rounded weights; sites
+    # that are not listed come after the others, by name
+    site_order: tuple[str, ...] = ()
+    paper_compat: bool = False  # FedFMS's own behaviour; docs/protocol.md lists what changes
+
+    def __post_init__(self) -> None:
+        check_types(self, "recipe.json")
+        require(
+            re.fullmatch(r"[0-9a-f]{64}", self.backbone_sha256) is not None,
+            f"backbone_sha256 is {self.backbone_sha256!r}",
+            "write the SHA-256 of the SAM checkpoint, 64 hexadecimal digits (sha256sum FILE)",
+        )
+        require(bool(self.classes), "classes is empty", "name at least one class in recipe.json")
+        for name in self.classes:
+            require_name(name, "class")
+        require(
+            len(set(self.classes)) == len(self.classes),
+            f"classes names one class twice: {', '.join(self.classes)}",
+            "name each class once in recipe.json",
+        )
+        require(
+            not self.exclusive_classes or len(self.classes) > 1,
+            "exclusive_classes is true, and there is one class",
+            "set exclusive_classes to false, or name the classes that exclude each other",
+        )
+        for key in ("rounds", "local_epochs", "batch_size", "evaluate_every"):
+            value = getattr(self, key)
+            require(value >= 1, f"{key} is {value}", f"set {key} to 1 or more in recipe.json")
+        require(
+            self.image_size >= self.patch_size and self.image_size % self.patch_size == 0,
+            f"image_size is {self.image_size}",
+            f"use a multiple of the backbone's patch size, {self.patch_size} pixels",
+        )
+        require(
+            math.isfinite(self.learning_rate) and self.learning_rate > 0,
+            f"learning_rate is {self.learning_rate}",
+            "set a positive number, such as 1e-4",
+        )
+        require(
+            math.isfinite(self.positive_weight) and self.positive_weight > 0,
+            f"positive_weight is {self.positive_weight}",
+            "set a positive number, such as 2.0",
+        )
+        require(
+            0.0 < self.probability_threshold < 1.0,
+            f"probability_threshold is {self.probability_threshold}",
+            "set a number between 0 and 1, such as 0.5",
+        )
+        require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}", "set 0 or more")
+        require(self.seed >= 0, f"seed is {self.seed}", "set 0 or more")
+        require(
+            self.evaluate_first >= 0,
+            f"evaluate_first is {self.evaluate_first}",
+            "set 0 (before training) or more rounds",
+        )
+        require(
+            all(math.isfinite(weight) and weight > 0 for weight in self.start_draws),
+            f"start_draws is {', '.join(map(str, self.start_draws))}",
+            "write a positive weight for each draw, such as 1, 1, 1, or leave it out",
+        )
+        for name in self.site_order:
+            require_name(name, "site")
+        require(
+            len(set(self.site_order)) == len(self.site_order),
+            f"site_order names one site twice: {', '.join(self.site_order)}",
+            "name each site once in recipe.json",
+        )
+        for key in ("clip_grad_norm", "max_update_norm"):
+            value = getattr(self, key)
+            require(
+                value is None or (math.isfinite(value) and value > 0),
+                f"{key} is {value}",
+                "set a positive number, or null for no limit",
+            )
+        for name in self.holdout:
+            require_name(name, "holdout site")
+
+    @property
+    def patch_size(self) -> int:
+        """Side of one encoder token in pixels."""
+        return BACKBONES[self.backbone].patch_size
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the decoder's output in pixels: four per encoder token (256 at 1024 pixels)."""
+        return self.image_size // self.patch_size * 4
+
+    def evaluates(self, rounds_trained: int) -> bool:
+        """Whether the model is scored after so many rounds of training, before it goes on.
+
+        In a federation that is the model that they receive in the round of this number, counted
+        from 0. The final model is scored after the last round whatever this says.
+        """
+        since = rounds_trained - self.evaluate_first
+        return since >= 0 and since % self.evaluate_every == 0
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "recipe.json") -> Recipe:
+        """Build from JSON types; `source` says in an error where they stood."""
+        return from_dict(cls, values, source)
+
+    @classmethod
+    def from_json(cls, path: Path) -> Recipe:
+        """Read a `recipe.json`."""
+        return cls.from_dict(read_json(path), str(path))
+
+    @classmethod
+    def from_text(cls, text: str, source: str) -> Recipe:
+        """Read the text of a `recipe.json`; `source` says in an error where it stood."""
+        return cls.from_dict(parse_json(text, source), source)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values, defaults included, as JSON types."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+
+    def to_json(self) -> str:
+        """The text of a `recipe.json` with all values."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 over all values in canonical JSON: equal exactly where the recipes are equal."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def with_overrides(self, overrides: typing.Sequence[str]) -> Recipe:
+        """The recipe with `key=value` texts applied, as `--set rounds=20 --set classes=disc,cup`.
+
+        See `with_values` for the backbone.
+        """
+        hints = typing.get_type_hints(Recipe)
+        values: dict[str, Any] = {}
+        for text in overrides:
+            key, sign, value = text.partition("=")
+            require(bool(sign), f"--set {text} has no '='", "write --set NAME=VALUE")
+            require_key(key, hints, "--set")
+            values[key] = parse_override(key, value, hints[key])
+        return self.with_values(values, "--set")
+
+    def with_values(self, values: typing.Mapping[str, Any], source: str) -> Recipe:
+        """The recipe with other values, as JSON types; `source` says in an error where they stood.
+
+        Another backbone without its own `backbone_sha256` means the official checkpoint.
+        """
+        official = BACKBONES.get(str(values.get("backbone")))
+        implied = {} if official is None else {"backbone_sha256": official.sha256}
+        return Recipe.from_dict({**self.to_dict(), **implied, **values}, source)
+
+
+def read_job_recipe(
+    job: Path,
+    instead: Path | None = None,
+    overrides: typing.Sequence[str] = (),
+    *,
+    any_method: bool = False,
+) -> Recipe:
+    """The recipe of a job folder with `key=value` overrides.
+
+    Args:
+        job: job folder, such as jobs/fedmsa.
+        instead: a recipe in the place of the job's own; the overrides are applied to it.
+        overrides: see `Recipe.with_overrides`.
+        any_method: whether the recipe may be of another method than the job's own, as for a job
+            that only evaluates.
+
+    Raises:
+        ConfigError: a recipe or an override that cannot be used; code other-method.
+    """
+    own = Recipe.from_json(job / JOB_RECIPE)
+    recipe = own if instead is None else Recipe.from_json(instead)
+    recipe = recipe.with_overrides(overrides)
+    if recipe.method != own.method and not any_method:
+        where = f"{instead} is" if instead is not None else "--set asks for"
+        raise ConfigError(
+            f"{where} a recipe of {recipe.method}, and {job} is a job of {own.method}",
+            f"name jobs/{recipe.method}, or a recipe of {own.method}",
+            code="other-method",
+        )
+    return recipe

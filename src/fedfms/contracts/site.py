@@ -1,0 +1,406 @@
+"""Where a site's data is and how it is read: `site.yml`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fedfms.contracts.decode import (
+    build,
+    check_types,
+    fits,
+    from_dict,
+    read_yaml,
+    require,
+    require_name,
+    short,
+)
+from fedfms.errors import ConfigError
+
+ImageFormat = Literal["nifti", "dicom", "image", "npy"]
+
+_CONTROLS = ("Cc", "Zl", "Zp")  # categories of characters that no glob or expression means
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intensity:
+    """How stored values become grey levels 0 to 255, over a whole case.
+
+    percentile: `low` and `high` are percentiles (0 to 100) of the case's own values.
+    window: `center` and `width`, as in computed tomography (Hounsfield units).
+    range: `low` and `high` are stored values; for 8-bit pictures 0 and 255.
+    """
+
+    rule: Literal["percentile", "window", "range"] = "percentile"
+    low: float | None = None  # percentile: 0.5 where not given; range: 0
+    high: float | None = None  # percentile: 99.5; range: 255
+    center: float | None = None
+    width: float | None = None
+    rounding: Literal["nearest", "truncate"] = "nearest"  # truncate: downwards, as FedFMS
+
+    def __post_init__(self) -> None:
+        check_types(self, "site.yml, intensity")
+        used, other = ("low", "high"), ("center", "width")
+        if self.rule == "window":
+            used, other = other, used
+        for name in other:
+            require(
+                getattr(self, name) is None,
+                f"intensity rule {self.rule!r} has no {name}, which stands in site.yml",
+                f"remove {name}, or write the rule that it belongs to under intensity in site.yml, "
+                f"such as rule: {'range' if self.rule == 'window' else 'window'}",
+            )
+        for name in used:
+            value = getattr(self, name)
+            require(
+                value is None or math.isfinite(value),
+                f"intensity {name} is {value}",
+                f"write a number for {name} under intensity in site.yml",
+            )
+        if self.rule == "window":
+            require(
+                self.center is not None and self.width is not None and self.width > 0,
+                "intensity rule 'window' needs center and width",
+                "add for example center: 40 and width: 400 under intensity in site.yml",
+            )
+            return
+        low, high = self.bounds
+        require(
+            low < high,
+            f"intensity low is {low} and high is {high}",
+            "set low below high under intensity in site.yml",
+        )
+        if self.rule == "percentile":
+            require(
+                low >= 0 and high <= 100,
+                f"intensity percentiles are {low} and {high}",
+                "use percentiles between 0 and 100",
+            )
+
+    @classmethod
+    def from_text(cls, text: str) -> Intensity:
+        """A rule and its two numbers as a command line gives them, such as window:40:400.
+
+        Behind them may stand :truncate.
+        """
+        rule, *numbers = text.split(":")
+        rounding = numbers.pop() if numbers[-1:] == ["truncate"] else "nearest"
+        keys = ("center", "width") if rule == "window" else ("low", "high")
+        try:
+            values = [float(number) for number in numbers]
+        except ValueError:
+            values = [math.nan]
+        require(
+            rule in ("percentile", "window", "range")
+            and len(values) in (0, 2)
+            and all(map(math.isfinite, values)),
+            f"the intensity {text!r} cannot be read",
+            "write percentile:0.5:99.5, window:CENTER:WIDTH or range:LOW:HIGH",
+        )
+        return from_dict(
+            cls,
+            {"rule": rule, **dict(zip(keys, values, strict=False)), "rounding": rounding},
+            "the intensity",
+        )
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """(low, high) with the defaults of the rule filled in; stored values, or percentiles."""
+        if self.rule == "window":
+            assert self.center is not None and self.width is not None  # __post_init__ checked it
+            return self.center - self.width / 2, self.center + self.width / 2
+        low, high = (0.5, 99.5) if self.rule == "percentile" else (0.0, 255.0)
+        return (low if self.low is None else self.low, high if self.high is None else self.high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteConfig:
+    """What a site's files mean and how its machine is used; `site.yml`, owned by the site.
+
+    Globs are relative to `data_root`; what their wildcards match must be alike for an image and its
+    label, which is how the two are paired, unless `pair_by` says otherwise.
+    """
+
+    data_root: Path  # the mounted folder; SITE_DATA in the environment goes before it
+    format: ImageFormat
+    images: str  # glob, such as images/*.nii.gz
+    labels: str  # glob, such as labels/*.nii.gz
+    classes: dict[str, tuple[int, ...]]  # class name -> label values that mean it
+    # what is alike of an image and its label: what all wildcards match; what those of the folders
+    # match; the patient; DICOM: the series that the label names. None: wildcards, but in DICOM the
+    # reference where the two globs have different wildcards or are one
+    pair_by: Literal["wildcards", "folder", "patient", "reference"] | None = None
+    background: tuple[int, ...] = (0,)  # label values that mean none of the classes
+    # DICOM: label value -> names of the segments or structures that get it; "*" is any other name.
+    # None: the value is SegmentNumber or ROINumber.
+    label_names: dict[int, tuple[str, ...]] | None = None
+    # DICOM: what happens where segments of two label values meet; highest: the larger value stands
+    overlap: Literal["refuse", "highest"] = "refuse"
+    series: str | None = None  # DICOM: regular expression on SeriesDescription, chooses in a folder
+    not_annotated: tuple[str, ...] = ()  # classes this site never drew: their loss is masked here
+    # of the slices of a volume; stored (NIfTI): along the file's third axis, rows its first, as
+    # FedFMS reads them, whatever the patient's position
+    plane: Literal["axial", "coronal", "sagittal", "stored"] = "axial"
+    channels: Literal["gray", "rgb", "neighbours"] = "gray"  # neighbours: slices i-1, i, i+1
+    keep_empty_every: int = 1  # training: every n-th slice without foreground; 1 all, 0 none
+    intensity: Intensity = field(default_factory=Intensity)
+    patient: str | None = None  # regular expression on the file name; group 1 is the patient
+    validation_fraction: float = 0.2  # of the patients
+    validation_seed: int = 0
+    cache: Path | None = None  # folder for prepared slices; none: prepared anew at each start
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    threads: int | None = None  # CPU threads of torch; none: torch decides
+    workers: int = 0  # data loader processes
+    # largest number of slices in memory at once; none: batch_size, but 1 above 512 pixels on a CPU
+    micro_batch: int | None = None
+    min_cases: int = 3  # a metric over fewer cases stays at the site
+    stall_seconds: float = 3600.0  # without progress for so long, the trainer ends itself
+    # who said where data_root is, for errors; no key of the file
+    data_root_named_by: str = field(default="data_root in site.yml", metadata={"in_file": False})
+
+    def __post_init__(self) -> None:
+        check_types(self, "site.yml")
+        for key in ("images", "labels", "patient", "series"):
+            text = getattr(self, key) or ""
+            require(
+                not any(unicodedata.category(character) in _CONTROLS for character in text),
+                f"{key} in site.yml holds a control character: {text!r}",
+                f"write {key} in single quotes, in which YAML takes a \\ as it is",
+            )
+        require(
+            len(self.classes) > 0,
+            "classes in site.yml is empty",
+            "map at least one class to its label values, for example nucleus: [255]",
+        )
+        owner: dict[int, str] = {}
+        for name, values in self.classes.items():
+            require_name(name, "class")
+            require(
+                len(values) > 0,
+                f"class {name} in site.yml has no label values",
+                f"give its values, as in {name}: [1], or list it under not_annotated",
+            )
+            outside = [value for value in values if not -32768 <= value <= 32767]
+            require(
+                not outside,
+                f"class {name} in site.yml has the label value {outside[0] if outside else ''}",
+                "use label values from -32768 to 32767",
+            )
+            for value in values:
+                owner[value] = name
+        both = [value for value in self.background if value in owner]
+        require(
+            not both,
+            f"label value {both[0] if both else ''} is background and class at once",
+            "list each label value under classes or under background in site.yml, not both",
+        )
+        twice = [name for name in self.not_annotated if name in self.classes]
+        require(
+            not twice,
+            f"class {twice[0] if twice else ''} has label values and is listed as not annotated",
+            "keep it in one of the two places in site.yml",
+        )
+        for key in ("images", "labels"):
+            pattern = getattr(self, key)
+            require(
+                "*" in pattern and not pattern.startswith("/") and ".." not in Path(pattern).parts,
+                f"{key} in site.yml is {pattern!r}",
+                "write a glob relative to data_root, with a * that stands for the case's name",
+            )
+            require(
+                "[^" not in pattern,
+                f"{key} in site.yml is {pattern!r}, in which [^ is no sign of a glob",
+                "write [!ab] for a letter that is not a or b; a ^ itself may stand behind another",
+            )
+        require(
+            self.plane != "stored" or self.format != "dicom",
+            "plane in site.yml is stored, and a DICOM series has no order of its own",
+            "set plane: axial, coronal or sagittal",
+        )
+        require(
+            self.images != self.labels
+            or (self.format == "dicom" and self.pair_by in (None, "reference")),
+            f"images and labels in site.yml are the same glob, {self.images}",
+            "point labels at the label files",
+        )
+        require(
+            self.pair_by != "reference" or self.format == "dicom",
+            f"pair_by in site.yml is reference, and format: {self.format} has no references",
+            "use pair_by: wildcards, folder or patient",
+        )
+        require(
+            self.pair_by != "patient" or self.patient is not None or self.format == "dicom",
+            "pair_by in site.yml is patient, and there is no patient in it",
+            "add patient: with a regular expression whose group 1 is the patient in the paths of "
+            "images and labels",
+        )
+        require(
+            0.0 < self.validation_fraction < 1.0,
+            f"validation_fraction is {self.validation_fraction}",
+            "set a number between 0 and 1, such as 0.2",
+        )
+        for key in ("workers", "keep_empty_every", "validation_seed"):
+            value = getattr(self, key)
+            require(value >= 0, f"{key} is {value}", f"set {key} to 0 or more in site.yml")
+        for key in ("threads", "micro_batch", "min_cases"):
+            value = getattr(self, key)
+            require(
+                value is None or value >= 1,
+                f"{key} is {value}",
+                f"set {key} to 1 or more in site.yml",
+            )
+        require(
+            self.stall_seconds > 0, f"stall_seconds is {self.stall_seconds}", "set seconds above 0"
+        )
+        self._check_dicom_keys()
+        if self.patient is not None:
+            try:
+                groups = re.compile(self.patient).groups
+            except re.error as error:
+                raise ConfigError(
+                    f"patient in site.yml is no regular expression: {error}",
+                    "write one with one group around the patient's part of the file name",
+                ) from None
+            require(
+                groups == 1,
+                f"patient in site.yml has {groups} groups",
+                "put exactly one pair of parentheses around the patient's part of the file name",
+            )
+        require(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
+            f"device is {self.device!r}",
+            "use auto, cpu, cuda, or cuda:N in site.yml",
+        )
+
+    @property
+    def distance_unit(self) -> Literal["mm", "px"]:
+        """Unit of distances in this site's images; files without a voxel size count pixels."""
+        return "mm" if self.format in ("nifti", "dicom") else "px"
+
+    def _check_dicom_keys(self) -> None:
+        """What only DICOM has: names of segments and of series."""
+        if self.series is not None:
+            try:
+                re.compile(self.series)
+            except re.error as error:
+                raise ConfigError(
+                    f"series in site.yml is no regular expression: {error}",
+                    "write a part of the SeriesDescription, such as series: t2_tse_tra",
+                ) from None
+        if self.label_names is None:
+            return
+        require(
+            self.format == "dicom",
+            f"site.yml has label_names, and format: {self.format} has no names in its labels",
+            "remove label_names, or set format: dicom",
+        )
+        known = {value for values in self.classes.values() for value in values}
+        owner: dict[str, int] = {}
+        for value, names in self.label_names.items():
+            require(
+                value in known or value in self.background,
+                f"label_names in site.yml gives the value {value}, which has no class",
+                "list the value under its class, or under background, in site.yml",
+            )
+            for name in names:
+                other = owner.setdefault(name.strip().casefold(), value)
+                require(
+                    other == value,
+                    f"label_names in site.yml gives {name!r} the values {other} and {value}",
+                    "list each name once; capitals and small letters are alike",
+                )
+
+    @classmethod
+    def from_yaml(
+        cls, path: Path, data_root: Path | None = None, named_by: str = "--data or SITE_DATA"
+    ) -> SiteConfig:
+        """Read `site.yml`; relative folders in it are relative to the file.
+
+        Args:
+            path: the file.
+            data_root: goes before the file's own `data_root` (the environment's SITE_DATA, or a
+                command's --data), relative to the working directory; without either the file has
+                to name it.
+            named_by: who said `data_root`, for errors.
+        """
+        values = read_yaml(path)
+        if data_root is not None:
+            values["data_root"] = str(_folder(data_root, Path()))
+        require(
+            "data_root" in values,
+            f"{path} does not say where the data is",
+            "name the folder with --data, set SITE_DATA to it, or add data_root to site.yml",
+        )
+        for key in ("data_root", "cache"):
+            if values.get(key) is not None or (key == "data_root" and data_root is None):
+                values[key] = str(_written_folder(values[key], path.parent, f"{path}, {key}"))
+        if isinstance(values.get("classes"), dict):
+            values["classes"] = {
+                name: _label_values(given, f"{path}, classes, {name}")
+                for name, given in values["classes"].items()
+            }
+        if "background" in values:
+            values["background"] = _label_values(values["background"], f"{path}, background")
+        site = build(cls, values, path)
+        if data_root is None:
+            return site
+        return dataclasses.replace(site, data_root_named_by=named_by)
+
+
+def _folder(name: str | Path, start: Path) -> Path:
+    """An absolute folder; ~ is a home, and other names are relative to `start`."""
+    try:
+        return (start / Path(name).expanduser()).resolve()
+    except RuntimeError:  # no such user
+        return (start / name).resolve()
+
+
+def _written_folder(given: Any, start: Path, where: str) -> Path:
+    """A folder as it stands in a file.
+
+    Raises:
+        ConfigError: it is no text, is empty, or no file system has such a name.
+    """
+    fix = "write the folder's path, in single quotes if it holds a \\, # or :"
+    require(isinstance(given, str) and given.strip() != "", f"{where} is {short(given)}", fix)
+    has_control = any(unicodedata.category(character) in _CONTROLS for character in given)
+    require(not has_control, f"{where} holds a control character: {given!r}", fix)
+    try:
+        return _folder(given, start)
+    except ValueError:  # what has no bytes in any name
+        raise ConfigError(f"{where} is {given!r}, which no folder is called", fix) from None
+
+
+_INTS = tuple[int, ...]
+
+
+def _label_values(given: Any, where: str) -> Any:
+    """Ranges such as 1-167, and nonzero, as the numbers that they mean; all else as it is."""
+    if isinstance(given, str):
+        given = [given]
+    if not isinstance(given, list):
+        return given
+    numbers: list[Any] = []
+    for one in given:
+        if not isinstance(one, str):
+            numbers.append(one)
+        elif one == "nonzero":
+            numbers += [*range(-32768, 0), *range(1, 32768)]
+        else:
+            found = re.fullmatch(r"\s*(-?\d{1,5})\s*(?:-|\.\.)\s*(-?\d{1,5})\s*", one)
+            low, high = map(int, found.groups()) if found else (1, 0)
+            require(
+                low <= high,
+                f"{where} is {one!r}",
+                "write numbers, a range from the smaller to the larger such as 1-167, or nonzero "
+                "for all values but 0",
+            )
+            numbers += range(low, high + 1)
+    has_ranges = any(isinstance(one, str) for one in given)
+    # what is no number (true is 1 to a dict) stays for the check of types
+    return list(dict.fromkeys(numbers)) if has_ranges and fits(tuple(numbers), _INTS) else numbers

@@ -1,0 +1,1 @@
+"""A federation on one machine: its sites and its processes."""

@@ -1,0 +1,128 @@
+"""A trained model on disk to a network: a results folder, its tensors, or one file with everything.
+
+What travels in a federation is a part of the network; the rest is the SAM checkpoint that the
+recipe names. A file that `fedfms export` wrote holds all tensors and the recipe, and needs neither.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from fedfms.contracts.recipe import Recipe
+from fedfms.errors import CheckpointError, ConfigError
+from fedfms.exchange.payload import load_tensors, write_travelling
+from fedfms.models.build import SamSegmenter, build_model
+from fedfms.models.sam import find_checkpoint
+
+RECIPE_FILE = "recipe.json"
+MODEL_FILES = ("global_model.safetensors", "model.safetensors")  # of a job, of a study's run
+RECIPE_KEY = "fedfms_recipe"  # in the metadata of a file that holds the whole network
+INPUT_KEY = "fedfms_input"  # there too: how pictures became its input, as JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained network with the recipe that made it."""
+
+    recipe: Recipe
+    model: SamSegmenter  # fp32, on the processor, in evaluation mode
+    file: Path  # that the trained tensors were read from
+    pictures: Mapping[str, Any] | None = None  # INPUT_KEY of the file, if it has it
+
+
+def load_trained(path: Path, checkpoints: Path | None) -> Trained:
+    """The network of a results folder, of a `.safetensors` file beside its recipe, or of an export.
+
+    Args:
+        path: a folder with recipe.json and the model, or a file.
+        checkpoints: folder of SAM checkpoints; not asked for vit_demo nor for a whole network.
+
+    Raises:
+        ConfigError: no model is there ("no-model"), or no recipe for it ("no-recipe").
+        CheckpointError: the file is damaged or does not fit its recipe, or the SAM checkpoint that
+            the recipe names is missing.
+    """
+    file = _model_file(path)
+    tensors = load_tensors(file)
+    metadata = _metadata(file)
+    text = metadata.get(RECIPE_KEY)
+    if text is not None:
+        recipe = Recipe.from_text(text, f"the recipe in {file}")
+        model = build_model(recipe, None)
+        _load_whole(model, tensors, file)
+    else:
+        recipe = _recipe_beside(file)
+        model = build_model(recipe, find_checkpoint(recipe, checkpoints))
+        write_travelling(model, tensors)
+    return Trained(recipe, model.eval(), file, _pictures(metadata, file))
+
+
+def whole_network(model: SamSegmenter) -> dict[str, Tensor]:
+    """All tensors of the network by name, fp32 on the processor: what `RECIPE_KEY` files hold."""
+    return {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def _model_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    for name in MODEL_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise ConfigError(
+        f"there is no model at {path}",
+        f"name a results folder (it holds {MODEL_FILES[0]} and {RECIPE_FILE}), a run of a study, "
+        "or a .safetensors file",
+        code="no-model",
+    )
+
+
+def _pictures(metadata: Mapping[str, str], file: Path) -> Mapping[str, Any] | None:
+    try:
+        facts = json.loads(metadata.get(INPUT_KEY, "null"))
+    except ValueError:
+        facts = 0
+    if facts is not None and not isinstance(facts, dict):
+        raise CheckpointError(
+            f"{INPUT_KEY} in the metadata of {file} is no JSON object",
+            "export the model again with fedfms export",
+        )
+    return facts
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    with safetensors.safe_open(file, "pt") as opened:
+        return opened.metadata() or {}
+
+
+def _recipe_beside(file: Path) -> Recipe:
+    path = file.with_name(RECIPE_FILE)
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no {RECIPE_FILE} beside {file}",
+            "keep the recipe that ran with the model; it lies in the job's results folder",
+            code="no-recipe",
+        )
+    return Recipe.from_json(path)
+
+
+def _load_whole(model: SamSegmenter, tensors: Mapping[str, Tensor], file: Path) -> None:
+    try:
+        model.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{file} does not hold the network of its own recipe: {str(error).splitlines()[-1]}",
+            "export the model again with this version of fedfms",
+            code="not-this-network",
+        ) from None
+    model.locate()

@@ -1,0 +1,1 @@
+"""Records as tables and pictures: what report and study are built of."""

@@ -1,0 +1,95 @@
+"""The data of a study's sites as a run found it: every case with the SHA-256 of its files."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from fedfms.contracts.site import SiteConfig
+from fedfms.data.content import content_sha256, read_bytes
+from fedfms.data.manifest import Split, find_cases
+from fedfms.files import file_sha256
+from fedfms.local.sites import Site
+from fedfms.report.tables import write_rows
+from fedfms_lab.study.record import SiteFacts
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRow:
+    """One case; a row of a run's manifest.csv. File names are relative to the site's images."""
+
+    site: str
+    case: str
+    patient: str
+    split: Split
+    image: str
+    image_sha256: str
+    label: str
+    label_sha256: str
+
+
+def site_config(site: Site) -> SiteConfig:
+    """The site.yml of one site, with its images where the study says."""
+    return SiteConfig.from_yaml(site.folder / "site.yml", site.data, "--data")
+
+
+def read_site(site: Site) -> tuple[SiteFacts, list[ManifestRow]]:
+    """Hash all images and labels of a site.
+
+    Raises:
+        FedfmsError: site.yml cannot be used, or a file cannot be read.
+    """
+    config = site_config(site)
+    rows = []
+    for case in find_cases(config):
+        rows.append(
+            ManifestRow(
+                site.name,
+                case.key,
+                case.patient,
+                case.split,
+                case.image.relative_to(config.data_root).as_posix(),
+                content_sha256(read_bytes(case.image, config)),
+                case.label.relative_to(config.data_root).as_posix(),
+                content_sha256(read_bytes(case.label, config)),
+            )
+        )
+    facts = SiteFacts(
+        manifest_sha256=manifest_sha256(rows),
+        config_sha256=file_sha256(site.folder / "site.yml"),
+        cases=len(rows),
+        validation_cases=sum(row.split == "validation" for row in rows),
+    )
+    return facts, rows
+
+
+def manifest_sha256(rows: Sequence[ManifestRow]) -> str:
+    """SHA-256 over all values of one site's rows, in the order of the cases' keys."""
+    values = [astuple(row) for row in sorted(rows, key=lambda row: row.case)]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def write_manifest(path: Path, rows: Mapping[str, Sequence[ManifestRow]]) -> None:
+    """Write manifest.csv with the cases of all sites."""
+    write_rows(path, ManifestRow, [row for site in sorted(rows) for row in rows[site]])
+
+
+def read_manifest(path: Path) -> dict[str, list[ManifestRow]]:
+    """Read manifest.csv back, by site.
+
+    Raises:
+        OSError, ValueError, TypeError: the file is missing or damaged.
+    """
+    rows: dict[str, list[ManifestRow]] = {}
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        table = csv.DictReader(file)
+        if table.fieldnames != [one.name for one in fields(ManifestRow)]:
+            raise ValueError(f"{path.name} has other columns")  # also where no row follows
+        for cells in table:
+            row = ManifestRow(**cells)  # type: ignore[arg-type]
+            rows.setdefault(row.site, []).append(row)
+    return rows

@@ -1,0 +1,199 @@
+"""Federated averaging in a plain loop: FLARE's place taken by forty lines, all else as it is.
+
+The same trainers as processes, the same door and guard, the same average, and the same records for
+the same report. It saves FLARE's start, certificates and waiting, which pays where there are many
+small runs; numbers are the same (tests/jobs/test_study.py). There is nobody to tolerate here: an
+answer that cannot be used ends the run.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedfms import __version__
+from fedfms.contracts.messages import Kind, ModelName, Task
+from fedfms.contracts.recipe import Recipe
+from fedfms.errors import FederationError, FedfmsError
+from fedfms.exchange.averaging import average, averaging_weights
+from fedfms.exchange.guard import check_contribution
+from fedfms.exchange.payload import (
+    payload_bytes,
+    read_travelling,
+    save_tensors,
+    shapes_of,
+    to_precision,
+    write_whole,
+)
+from fedfms.local.processes import Processes
+from fedfms.local.sites import Site, start_trainer, threads_of_a_trainer, trainer_command
+from fedfms.models.build import build_model
+from fedfms.models.sam import find_checkpoint
+from fedfms.report.collect import GLOBAL_MODEL, RECIPE
+from fedfms.report.records import RECORDS
+from fedfms.trainer.client import TaskResult, run_task
+
+_START_SECONDS = 180.0  # for a trainer to be there
+
+
+def federate(
+    recipe: Recipe,
+    sites: Sequence[Site],
+    *,
+    job: str,
+    folder: Path,
+    work: Path,
+    checkpoints: Path | None,
+    settings: Callable[[Site], Mapping[str, str]],
+    on_round: Callable[[int], None],
+) -> None:
+    """Run a recipe's rounds and its final evaluation.
+
+    Args:
+        recipe: its holdout sites evaluate and never train.
+        sites: all that take part.
+        job: name of the run.
+        folder: gets recipe.json, records.jsonl, the model and pictures/, as a job's result folder.
+        work: for sockets, logs, and the trainers' private folders.
+        checkpoints: folder of SAM checkpoints; not needed for vit_demo.
+        settings: for the environment of a site's trainer.
+        on_round: told the number of each finished round, from 0.
+
+    Raises:
+        FederationError: a site's answer cannot be used ("site-failed"), naming the site and where
+            its own words are.
+        FedfmsError: the checkpoint is missing or does not fit.
+    """
+    weights = read_travelling(build_model(recipe, find_checkpoint(recipe, checkpoints)))
+    write_whole(folder / RECIPE, recipe.to_json().encode())
+    records = _Records(folder / RECORDS)
+    names = [site.name for site in sites]
+    threads = {"OMP_NUM_THREADS": str(threads_of_a_trainer(len(sites) - len(recipe.holdout)))}
+    stop = threading.Event()
+    with ThreadPoolExecutor(len(sites)) as pool, Processes() as processes:
+        for site in sites:
+            exchange, private = work / "exchange" / site.name, work / "sites" / site.name
+            exchange.mkdir(parents=True, mode=0o700)
+            start_trainer(
+                processes,
+                site,
+                trainer_command(site, exchange, private, checkpoints),
+                work=private,
+                log_file=work / "logs" / f"{site.name}.trainer.log",
+                settings={**threads, **settings(site)},
+            )
+
+        def ask(
+            kind: Kind, number: int, model: ModelName, sent: Mapping[str, Tensor]
+        ) -> dict[str, TaskResult]:
+            """Every site's answer; the first that fails stops the others."""
+
+            def one(site: Site) -> TaskResult:
+                task = Task(
+                    kind=kind, site=site.name, job=job, round=number, model=model, recipe=recipe
+                )
+                exchange = work / "exchange" / site.name
+                try:
+                    return run_task(
+                        exchange,
+                        task,
+                        sent,
+                        aborted=stop.is_set,
+                        connect_seconds=_START_SECONDS,
+                    )
+                except FedfmsError as error:
+                    raise FederationError(
+                        f"{site.name} failed in round {number}: {error.problem}",
+                        f"read {work}/sites/{site.name}/errors.log and "
+                        f"{work}/logs/{site.name}.trainer.log",
+                        code="site-failed",
+                    ) from None
+
+            answers = {site.name: pool.submit(one, site) for site in sites}
+            try:
+                done, _ = wait(answers.values(), return_when=FIRST_EXCEPTION)
+                for answer in done:
+                    answer.result()  # raises what ended it
+            except BaseException:
+                stop.set()
+                raise
+            return {name: answer.result() for name, answer in answers.items()}
+
+        records.write(
+            "job",
+            job_id=job,
+            name=job,
+            started=time.time(),
+            fedfms_version=__version__,
+            nvflare_version=None,
+            recipe_sha256=recipe.sha256,
+            sites=names,
+        )
+        for number in range(recipe.rounds):
+            records.write("round_started", round=number)
+            sent = to_precision(weights, recipe.transfer_precision)
+            answers = ask("train", number, "round", sent)
+            shapes = shapes_of(weights)
+            accepted = {
+                name: check_contribution(
+                    shapes, recipe, __version__, answer.tensors, answer.contribution
+                )
+                for name, answer in answers.items()
+            }
+            for name, answer in answers.items():
+                records.write(
+                    "contribution",
+                    round=number,
+                    site=name,
+                    accepted=True,
+                    reason=None,
+                    bytes_down=payload_bytes(sent),
+                    bytes_up=payload_bytes(answer.tensors),
+                    contribution=answer.contribution.to_dict(),
+                )
+            slices = {name: a.contribution.training_slices for name, a in answers.items()}
+            mean = average(accepted, averaging_weights(recipe, slices))
+            weights = {name: weights[name] + mean[name] for name in weights}
+            records.write("round_done", round=number, sites=names, missed={})
+            on_round(number)
+        save_tensors(folder / GLOBAL_MODEL, weights, "fp32")
+        sent = to_precision(weights, recipe.transfer_precision)
+        for name, answer in ask("evaluate", recipe.rounds, "final", sent).items():
+            records.write(
+                "evaluation",
+                site=name,
+                model="final",
+                contribution=answer.contribution.to_dict(),
+                reason=None,
+                pictures=_write_pictures(folder, name, answer.pictures),
+            )
+        records.write("job_done", status="completed", reason=None)
+
+
+def _write_pictures(folder: Path, site: str, pictures: Sequence[bytes]) -> list[str]:
+    names = []
+    for index, picture in enumerate(pictures):
+        name = f"pictures/{site}-final-{index}.png"
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_whole(folder / name, picture)
+        names.append(name)
+    return names
+
+
+class _Records:
+    """records.jsonl, as FLARE's recorder writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, record: str, **values: Any) -> None:
+        line = json.dumps({"record": record, "time": time.time(), **values}, allow_nan=False)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")

@@ -1,0 +1,334 @@
+"""Tables of scores: methods by sites, by class, and of models of one site; and learning curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from fedfms.pages.parts import SHADES, Cell, Column, Figure, Table
+from fedfms.report import words as shown
+from fedfms_lab.study.answer import (
+    ALL,
+    FAILS_BELOW,
+    ROLES,
+    SLICE_METRICS,
+    Answer,
+    LocalCell,
+    Metric,
+    Role,
+    Score,
+    ScoreLine,
+)
+from fedfms_lab.study.page import figures, words
+from fedfms_lab.study.page.cells import way, with_note
+
+_ROLE_NOTES: dict[Role, str] = {
+    "train": "Only validation cases: no run trained on them. One site alone: the model that this "
+    "site trained.",
+    "unseen": "All cases of a site, by models that never trained there. One site alone: mean over "
+    "the models of the other sites; best: the one model of these that does best there, chosen "
+    "with hindsight.",
+}
+
+_METRICS: dict[Metric, str] = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "hd95": "HD95",
+    "dice_slice": "Dice of slices",
+    "iou_slice": "IoU of slices",
+}
+
+
+def score_tables(found: Answer, metric: Metric) -> list[Table]:
+    """Tables of one score: over the classes, or class by class where sites differ in them."""
+    groups = [ALL]
+    if words.by_class(found):
+        groups = [*found.classes, *([ALL] if len(found.common) > 1 else [])]
+    tables = [
+        table
+        for name in groups
+        for role in ROLES
+        if (table := _score_table(found, role, metric, name))
+    ]
+    if metric == "hd95":
+        return with_note(
+            tables,
+            "Scores, cases and spread as in the tables of Dice. HD95 is the 95th percentile of the "
+            "distances between the two outlines, the larger of the two directions, lower is "
+            "better; mm and px are never averaged together. Where one of annotation and prediction "
+            "is empty it is the diagonal of the image.",
+        )
+    return tables
+
+
+def slice_tables(found: Answer) -> list[Table]:
+    """The scores of slices, where they are not those of the cases again."""
+    if all(_same_as_cases(found, line) for line in found.scores):
+        return []
+    paper = any(run.recipe.get("paper_compat") for run in found.runs)
+    note = "Mean over all slices with a value, each slice once; sites, folds and seeds as above."
+    if paper:
+        note += (
+            " These runs score slices as FedFMS does (paper_compat): at mask size, five thresholds "
+            "on logits, and an empty slice counts, as 1 where nothing was found and as 0 where "
+            "anything was."
+        )
+    tables = [table for metric in SLICE_METRICS for table in score_tables(found, metric)]
+    return with_note(tables, note)
+
+
+def _same_as_cases(found: Answer, line: ScoreLine) -> bool:
+    """Whether a line of slices says what the line of cases says, as for pictures."""
+    if line.metric not in SLICE_METRICS:
+        return True
+    of_cases: Metric = "dice" if line.metric == "dice_slice" else "iou"
+    cases = found.line(
+        line.method,
+        line.regime,
+        line.role,
+        of_cases,
+        class_name=line.class_name,
+        best=line.best,
+    )
+    return cases is not None and all(
+        site in cases.sites and math.isclose(cases.sites[site].value, score.value, rel_tol=1e-9)
+        for site, score in line.sites.items()
+    )
+
+
+def _score_table(found: Answer, role: Role, metric: Metric, class_name: str) -> Table | None:
+    """Methods by sites with mean and worst site; None where no run has such a score."""
+    lines = _lines(found, role, metric, class_name)
+    if not lines:
+        return None
+    cases = {entry.site: entry for entry in found.cases if entry.role == role}
+    sites = [site for site in found.study.sites if site in cases]
+    rows = []
+    for line in lines:
+        scores = [line.sites.get(site) for site in sites]
+        worst = line.sites[line.worst] if line.worst else None
+        rows.append(
+            [
+                way(line.method, line.regime, line.best),
+                *(
+                    Cell("not annotated")
+                    if class_name in found.not_annotated.get(site, ())
+                    else _score(found, score, metric, line.unit)
+                    for site, score in zip(sites, scores, strict=True)
+                ),
+                _mean(found, line, len(sites)),
+                Cell(_plain_score(worst, metric, line.unit), small=line.worst or ""),
+            ]
+        )
+    note = _how_averaged(found) + _ROLE_NOTES[role] if metric == "dice" else ""
+    empty = [
+        f"{entry.without_value} at {entry.site}" for entry in cases.values() if entry.without_value
+    ]
+    if empty and metric == "dice":
+        note += (
+            " Without a score, because nothing was drawn and nothing found: "
+            f"{shown.listing(empty)}."
+        )
+    title = f"{_METRICS[metric]} at {words.ROLES[role]}"
+    if class_name != ALL:
+        title += f", {shown.class_names([class_name])}"
+    elif words.by_class(found):
+        title += f", mean over {shown.class_names(found.common)}"
+    return Table(
+        title,
+        [
+            Column("Method", "trained", number=False),
+            *(Column(site, shown.numerals(cases[site].cases, "case")) for site in sites),
+            Column("Mean", "of sites"),
+            Column("Worst site"),
+        ],
+        rows,
+        note=note,
+    )
+
+
+def _ways(found: Answer, role: Role) -> list[tuple[str, str, bool]]:
+    """(method, regime, best) of the rows, in order."""
+    ways = [
+        (method, regime, best)
+        for method in found.study.methods
+        for regime in found.study.regimes
+        for best in (False, True)
+    ]
+    return [way for way in ways if not way[2] or (way[1] == "local" and role == "unseen")]
+
+
+def _lines(found: Answer, role: Role, metric: Metric, class_name: str) -> list[ScoreLine]:
+    """The lines of one table; of HD95 a line for each unit."""
+    return [
+        line
+        for way in _ways(found, role)
+        for line in found.scores
+        if (line.method, line.regime, line.best) == way
+        and (line.role, line.metric, line.class_name) == (role, metric, class_name)
+    ]
+
+
+def _how_averaged(found: Answer) -> str:
+    seeds = len(found.study.seeds)
+    spread = (
+        "There is one seed, so no spread over seeds."
+        if seeds == 1
+        else f"Mean over folds, then mean ± sample standard deviation over {seeds} seeds, or over "
+        "as many as are named."
+    )
+    return f"{spread} The last columns take each site once. Cases are counted below a site's name. "
+
+
+def _score(found: Answer, score: Score | None, metric: Metric, unit: str) -> Cell:
+    if score is None:
+        return Cell(shown.NONE)
+    few = score.seeds < len(found.study.seeds)
+    return Cell(
+        shown.with_spread(score.value, score.spread, metric, unit),
+        small=shown.numerals(score.seeds, "seed") if few else "",
+    )
+
+
+def _mean(found: Answer, line: ScoreLine, sites: int) -> Cell:
+    remarks = []
+    if len(line.sites) < sites:
+        remarks.append(f"{len(line.sites)} of {shown.numerals(sites, 'site')}")
+    if line.mean.spread is not None and line.mean.seeds < len(found.study.seeds):
+        remarks.append(f"± of {shown.numerals(line.mean.seeds, 'seed')}")
+    text = shown.with_spread(line.mean.value, line.mean.spread, line.metric, line.unit)
+    return Cell(text, small=", ".join(remarks))
+
+
+def _plain_score(score: Score | None, metric: Metric, unit: str) -> str:
+    return shown.NONE if score is None else shown.with_spread(score.value, None, metric, unit)
+
+
+def class_tables(found: Answer) -> list[Table]:
+    """Mean Dice of each class; nothing where there is one, or the first tables are by class."""
+    if len(found.classes) < 2 or words.by_class(found):
+        return []
+    tables = []
+    roles: tuple[Role, ...] = ("train", "unseen")
+    for role in roles:
+        by_class = {name: _lines(found, role, "dice", name) for name in found.classes}
+        if not any(by_class.values()):
+            continue
+        rows = []
+        for trained in _ways(found, role):
+            cells = []
+            sites = len({entry.site for entry in found.cases if entry.role == role})
+            for lines in by_class.values():
+                line = next((x for x in lines if (x.method, x.regime, x.best) == trained), None)
+                cells.append(Cell(shown.NONE) if line is None else _mean(found, line, sites))
+            if any(cell.text != shown.NONE for cell in cells):
+                rows.append([way(*trained), *cells])
+        tables.append(
+            Table(
+                f"Dice of each class, {words.ROLES[role]}",
+                [
+                    Column("Method", "trained", number=False),
+                    *(Column(name.replace("_", " "), "mean of sites") for name in found.classes),
+                ],
+                rows,
+            )
+        )
+    return with_note(
+        tables,
+        "Mean over sites, each once, ± sample standard deviation over seeds. Each site's value is "
+        "in study.csv.",
+    )
+
+
+def local_tables(found: Answer) -> list[Table]:
+    """Models of one site by the site that they are scored at, federated below."""
+    values = [cell.dice.value for cell in found.local]
+    tables = []
+    for method in found.study.methods:
+        own = {(c.trained_at, c.scored_at): c for c in found.local if c.method == method}
+        if not own:
+            continue
+        scored = [site for site in found.study.sites if any(at == site for _, at in own)]
+        rows = []
+        for trained in found.study.sites:
+            cells = [own.get((trained, site)) for site in scored]
+            if any(cells):
+                rows.append([Cell(trained), *(_local_cell(cell, values) for cell in cells)])
+        for role, label in (("train", "Federated, trained there"), ("unseen", "Federated, unseen")):
+            line = found.line(method, "federated", role)  # type: ignore[arg-type]
+            if line is not None:
+                scores = [line.sites.get(site) for site in scored]
+                rows.append([Cell(label), *(_shaded(score, values) for score in scores)])
+        tables.append(
+            Table(
+                f"{words.method(method)}, trained at one site alone",
+                [
+                    Column("Trained at", number=False),
+                    *(Column(site, "scored there") for site in scored),
+                ],
+                rows,
+            )
+        )
+    return with_note(
+        tables,
+        f"Mean Dice{words.of_common(found)} over seeds: validation cases at the model's own site, "
+        "all cases elsewhere. Below it how far federated training is ahead (+) or behind (−) on "
+        "the same cases: at the own site where it trained, elsewhere in runs where that site is "
+        "unseen if there are any. "
+        f"Fails: federated is more than {FAILS_BELOW:.2f} ahead at another site.",
+    )
+
+
+def _local_cell(cell: LocalCell | None, values: Sequence[float]) -> Cell:
+    if cell is None:
+        return Cell(shown.NONE)
+    small = "" if cell.behind is None else f"federated {shown.change(cell.behind)}"
+    tag = "fails" if cell.fails else ""
+    shade = _shade(cell.dice.value, values)
+    return Cell(shown.score(cell.dice.value), small=small, tag=tag, shade=shade)
+
+
+def _shaded(score: Score | None, values: Sequence[float]) -> Cell:
+    if score is None:
+        return Cell(shown.NONE)
+    return Cell(shown.score(score.value), shade=_shade(score.value, values))
+
+
+def _shade(value: float, values: Sequence[float]) -> int:
+    """0 for the lowest of the values to SHADES - 1 for the highest."""
+    low, high = min(values), max(values)
+    place = (value - low) / (high - low) if high > low else 1.0
+    return round(min(1.0, max(0.0, place)) * (SHADES - 1))
+
+
+def curves(found: Answer) -> list[Figure]:
+    """Dice by round and by bytes moved."""
+    drawn = []
+    for place, method in enumerate(found.study.methods):
+        own = [curve for curve in found.curves if curve.method == method]
+        svg = figures.dice_by_round(own, f"rounds-{place}")
+        if svg:
+            drawn.append(
+                Figure(
+                    f"{words.method(method)}: Dice by round",
+                    f"Mean validation Dice{words.of_common(found)} of the training sites after so "
+                    "many rounds of training, mean over folds and seeds; the last point is the "
+                    "final model. Band: lowest to highest fold and seed (one site alone: seed, "
+                    "each over the models of all sites).",
+                    Markup(svg),
+                )
+            )
+    svg = figures.dice_by_bytes(found, "bytes")
+    if svg:
+        drawn.append(
+            Figure(
+                "Federated: Dice by data moved",
+                "The same scores against the tensor bytes that all sites together had received and "
+                "sent until that model existed; the untrained model is left out. "
+                "Where the axis is not even it is logarithmic.",
+                Markup(svg),
+            )
+        )
+    return drawn

@@ -1,0 +1,313 @@
+"""A study's names and numbers as a reader sees them, and its answer in plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from fedfms.report import words
+from fedfms.report.words import MINUS, NONE
+from fedfms_lab.study.answer import (
+    ALL,
+    FAILS_BELOW,
+    FEWEST_PATIENTS,
+    TARGET_SHARE,
+    Answer,
+    Asked,
+    Communication,
+    Gap,
+    LocalCell,
+    Saving,
+    Spread,
+)
+from fedfms_lab.study.statistics import Interval
+
+REGIMES = {"federated": "federated", "central": "centralized", "local": "one site alone"}
+ROLES = {"train": "training sites", "unseen": "unseen sites"}
+
+_SITES_NAMED = 6  # in one sentence; the table has them all
+
+
+def by_class(answer: Answer) -> bool:
+    """Whether sites differ in the classes that they scored, so that each is told by itself."""
+    return set(answer.common) != set(answer.classes)
+
+
+def of_common(answer: Answer) -> str:
+    """` of disc` where not all classes are in a comparison; else nothing."""
+    partly = by_class(answer) and answer.common
+    return f" of {words.class_names(answer.common)}" if partly else ""
+
+
+def method(name: str) -> str:
+    """A method's name as it is written, such as FedMSA."""
+    if name == ALL:
+        return "All methods"
+    return words.METHODS[name][0] if name in words.METHODS else name
+
+
+def p_value(p: float | None) -> str:
+    """A p value with three decimals, or that it is smaller than they can say."""
+    if p is None:
+        return NONE
+    return "<0.001" if p < 0.0005 else f"{p:.3f}"
+
+
+def interval(found: Interval | None) -> str:
+    """`−0.015 to −0.009`, as differences of scores."""
+    return NONE if found is None else f"{words.change(found.low)} to {words.change(found.high)}"
+
+
+def share(value: float | None) -> str:
+    """A share as a percentage."""
+    return NONE if value is None else f"{100 * value:.1f} %".replace("-", MINUS)
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A value in bytes, seconds, or a plain count such as rounds."""
+    if value is None:
+        return NONE
+    if unit == "B":
+        return words.size(value)
+    if unit == "s":
+        return words.duration(value)
+    return f"{value:.0f}" if value == round(value) else f"{value:.1f}"
+
+
+def ranged(spread: Spread | None, unit: str) -> tuple[str, str]:
+    """A mean, and its range where the values differ as shown."""
+    if spread is None:
+        return NONE, ""
+    low, high = quantity(spread.low, unit), quantity(spread.high, unit)
+    return quantity(spread.mean, unit), "" if low == high else f"{low} to {high}"
+
+
+def against(gap: Gap) -> str:
+    """What federated training is compared with."""
+    return {
+        "central": "centralized",
+        "local": "own site alone" if gap.role == "train" else "other sites alone",
+        "local-best": "best other site alone",
+        "method": f"federated {method(gap.other)}",
+    }[gap.against]
+
+
+def question(study: Asked) -> str:
+    """What was compared with what, in one sentence."""
+    folds = [holdout for holdout in study.holdouts if holdout is not None]
+    parts = [
+        words.listing([method(name) for name in study.methods]),
+        words.listing([REGIMES.get(regime, regime) for regime in study.regimes]),
+        words.numerals(len(study.sites), "site"),
+    ]
+    if folds:
+        parts.append(
+            f"{words.numerals(len(folds), 'fold')}, each with one site unseen"
+            + (", and one with all sites" if None in study.holdouts else "")
+        )
+    parts.append(words.numerals(len(study.seeds), "seed"))
+    return "; ".join(parts)
+
+
+def verdicts(answer: Answer) -> dict[str, list[str]]:
+    """What came out, sentences under headings; each with its numbers and what they are over."""
+    found = {
+        method(name): [
+            *_reached(answer, name),
+            *_against_central(answer, name),
+            *_against_local(answer, name),
+            *_to_target(answer, name),
+        ]
+        for name in answer.study.methods
+    }
+    if len(answer.study.methods) > 1:
+        found["Method against method"] = list(_between_methods(answer))
+    return {title: sentences for title, sentences in found.items() if sentences}
+
+
+def _reached(answer: Answer, name: str) -> Iterator[str]:
+    for class_name in answer.classes if by_class(answer) else [ALL]:
+        yield from _reached_of(answer, name, class_name)
+
+
+def _reached_of(answer: Answer, name: str, class_name: str) -> Iterator[str]:
+    parts = []
+    lines = {
+        (regime, role): line
+        for regime in answer.study.regimes
+        for role in ROLES
+        if (line := answer.line(name, regime, role, class_name=class_name))  # type: ignore[arg-type]
+    }
+    for regime in answer.study.regimes:
+        scores = []
+        for role in ROLES:
+            line = lines.get((regime, role))
+            if line is not None:
+                where = "at its training sites" if role == "train" else "at unseen sites"
+                if regime == "local":
+                    where = "at its own site" if role == "train" else "at the other sites"
+                alike = {frozenset(x.sites) for (_, r), x in lines.items() if r == role}
+                fewer = class_name != ALL and len(line.sites) < len(answer.study.sites)
+                if len(alike) > 1 or fewer:  # a mean over other sites is no comparison
+                    where += f" ({words.numerals(len(line.sites), 'site')})"
+                scores.append(f"{words.score(line.mean.value)} {where}")
+        if scores:
+            parts.append(f"{REGIMES.get(regime, regime)}: {' and '.join(scores)}")
+    if parts:
+        text = "; ".join(parts)
+        of_class = f" of {words.class_names([class_name])}" if class_name != ALL else ""
+        yield f"Mean Dice{of_class}, {text}."
+
+
+def _against_central(answer: Answer, name: str) -> Iterator[str]:
+    mine = [gap for gap in answer.gaps if (gap.method, gap.against) == (name, "central")]
+    overall = [gap for gap in mine if gap.site == ALL]
+    if not overall:
+        return
+    parts = [
+        f"{_difference(answer, gap)} at {'training' if gap.role == 'train' else 'unseen'} sites "
+        f"({_evidence(gap)})"
+        for gap in overall
+    ]
+    yield f"Federated minus centralized: {'; '.join(parts)}."
+    below = [gap for gap in mine if gap.site != ALL and gap.difference < 0]
+    clear = [gap for gap in below if gap.interval is not None and gap.interval.excludes_zero]
+    if clear:
+        yield (
+            f"Federated is below centralized training, with an interval that excludes 0, at "
+            f"{_sites(clear)}."
+        )
+    wide = [gap for gap in below if gap.interval is not None and not gap.interval.excludes_zero]
+    if wide:
+        yield f"It is below, with an interval that includes 0, at {_sites(wide)}."
+    few = [gap for gap in below if gap.interval is None]
+    if few:
+        yield (
+            f"It is below, with fewer than the {FEWEST_PATIENTS} patients that an interval needs, "
+            f"at {_sites(few)}."
+        )
+    if not below:
+        yield "At no site is federated below centralized training."
+
+
+def _against_local(answer: Answer, name: str) -> Iterator[str]:
+    for gap in answer.gaps:
+        if (gap.method, gap.against, gap.role, gap.site) == (name, "local", "train", ALL):
+            yield (
+                "Federated minus a model of the own site alone, at that site: "
+                f"{_difference(answer, gap)} ({_evidence(gap)})."
+            )
+    away = [
+        cell
+        for cell in answer.local
+        if cell.method == name and cell.trained_at != cell.scored_at and cell.behind is not None
+    ]
+    if not away:
+        return
+    fails = [cell for cell in away if cell.fails]
+    behind = [cell for cell in away if _behind(cell) > 0]
+    told = (
+        "Trained at one site alone and scored at another, a model fails (more than "
+        f"{FAILS_BELOW:.2f} Dice{of_common(answer)} below federated training on the same cases) in "
+        f"{len(fails) or 'none'} of {words.numerals(len(away), 'pair')} of sites"
+    )
+    if fails:
+        at = [site for site in answer.study.sites if any(cell.scored_at == site for cell in fails)]
+        told += f", at {words.listing(at)}"
+    elif behind:
+        told += f" and is behind in {len(behind)}"
+    if behind:
+        worst = max(behind, key=_behind)
+        told += (
+            f"; worst: trained at {worst.trained_at} and scored at {worst.scored_at}, "
+            f"{words.score(worst.dice.value)}, which is {words.score(_behind(worst))} below"
+        )
+    yield f"{told}."
+
+
+def _behind(cell: LocalCell) -> float:
+    return cell.behind or 0.0
+
+
+def _between_methods(answer: Answer) -> Iterator[str]:
+    pairs = dict.fromkeys((saving.method, saving.other) for saving in answer.savings)
+    for name, other in pairs:
+        found = {s.what: s for s in answer.savings if (s.method, s.other) == (name, other)}
+        parts = []
+        for what, text in (
+            ("bytes a site and round, both ways", "to and from a site in a round"),
+            ("bytes to the target Dice", "in all until the target Dice"),
+            ("seconds of train", "of training"),
+            ("peak memory of train", "at the peak of training"),
+        ):
+            if (saving := found.get(what)) is not None:
+                parts.append(f"{_saved(saving)} {text}")
+        yield f"{method(name)} against {method(other)}: {'; '.join(parts)}."
+    for gap in answer.gaps:
+        if gap.against == "method" and gap.site == ALL:
+            yield (
+                f"Federated {method(gap.method)} minus federated {method(gap.other)}, "
+                f"{ROLES[gap.role]}: {_difference(answer, gap)} ({_evidence(gap)})."
+            )
+
+
+def _to_target(answer: Answer, name: str) -> Iterator[str]:
+    for moved in answer.communication:
+        if (
+            moved.method == name
+            and moved.target is not None
+            and len(moved.reached) < moved.target.n
+        ):
+            low, high = words.score(moved.target.low), words.score(moved.target.high)
+            aim = (low if low == high else f"{low} to {high}, by fold") + of_common(answer)
+            of_those = "; bytes and rounds to it are of those" if moved.reached else ""
+            yield (
+                f"It reached the target Dice ({aim}) in {len(moved.reached) or 'none'} of "
+                f"{words.numerals(moved.target.n, 'federated run')}{of_those}."
+            )
+
+
+def _saved(saving: Saving) -> str:
+    here, there = quantity(saving.needs, saving.unit), quantity(saving.other_needs, saving.unit)
+    by = saving.share
+    if by is None or here == there:
+        return f"{here} as against {there}"
+    word = "less" if by > 0 else "more"
+    return f"{here} instead of {there} ({share(abs(by))} {word})"
+
+
+def _difference(answer: Answer, gap: Gap) -> str:
+    return f"{words.change(gap.difference)} Dice{of_common(answer)}"
+
+
+def _evidence(gap: Gap) -> str:
+    patients = words.numerals(gap.patients, "patient")
+    p = "" if gap.p_holm is None else f"p {p_value(gap.p_holm)} after Holm; "
+    if gap.interval is None:
+        return f"no interval; {p}{patients}"
+    zero = "excludes" if gap.interval.excludes_zero else "includes"
+    return f"95 % interval {interval(gap.interval)}, which {zero} 0; {p}{patients}"
+
+
+def _sites(gaps: Sequence[Gap]) -> str:
+    ordered = sorted(gaps, key=lambda gap: gap.difference)
+    named = [
+        f"{gap.site} ({'trained' if gap.role == 'train' else 'unseen'}, "
+        f"{words.score(-gap.difference)})"
+        for gap in ordered[:_SITES_NAMED]
+    ]
+    rest = len(ordered) - len(named)
+    return words.listing([*named, f"{rest} more (table below)"] if rest else named)
+
+
+def target(study: Asked, moved: Sequence[Communication]) -> str:
+    """Which Dice the federated runs were asked to reach."""
+    if study.target_dice is not None:
+        return f"The target Dice is {words.score(study.target_dice)}, as the study names it."
+    if all(entry.target is None for entry in moved):
+        return "There is no target Dice: the study names none and has no centralized run."
+    return (
+        f"The target Dice of a fold is {TARGET_SHARE:.0%}".replace("%", " %")
+        + " of the mean validation Dice that centralized training of the same fold reached at its "
+        "end, mean over seeds, of the method with the lower one, so that it is the same for every "
+        "method."
+    )

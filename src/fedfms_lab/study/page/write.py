@@ -1,0 +1,165 @@
+"""A study's finished runs to study.html, study.md, study.csv and study.tex.
+
+study.html is one page that needs nothing else; its links lead to the runs' folders beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedfms.pages.parts import Figure, Line, Picture, Table, Tile, environment, picture_key
+from fedfms_lab.study.answer import Answer, read_study
+from fedfms_lab.study.numbers import csv_text, numbers
+from fedfms_lab.study.page import words
+from fedfms_lab.study.page.costs import cost_tables
+from fedfms_lab.study.page.gaps import forests, gap_tables, why_no_gaps
+from fedfms_lab.study.page.latex import document
+from fedfms_lab.study.page.runs import data_table, overlays, run_table, what_ran
+from fedfms_lab.study.page.scores import (
+    class_tables,
+    curves,
+    local_tables,
+    score_tables,
+    slice_tables,
+)
+from fedfms_lab.study.page.summary import headlines, meta, notices
+from fedfms_lab.study.record import read_runs
+from fedfms_lab.study.tables import answer as answer_of
+
+log = logging.getLogger(__name__)
+
+STUDY_HTML, STUDY_MD, STUDY_CSV, STUDY_TEX = "study.html", "study.md", "study.csv", "study.tex"
+
+LIMITS = [
+    "Research software. Not a medical device, and not for decisions about a patient.",
+    "A study runs where the images of all its sites can be read. It tells what federated training "
+    "would come to at these sites; it is no test of the network or of the people between them.",
+    "Sites differ in scanners, patients and annotators, so a difference between two sites is not a "
+    "difference of the model alone. Compare the rows of one column.",
+    "Few seeds say little about the spread over seeds, and few patients make an interval too "
+    "narrow.",
+    "All runs take their recipe as it is: nothing was tuned for one way to train, which is no "
+    "proof that each had its best.",
+]
+
+_MEASURE = (
+    "A site's score is the mean over its cases, then over the classes (of one class where a table "
+    "names it); 3-D for volumes, at the images' own resolution; Dice and IoU in [0, 1]."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Everything that the two templates show, already in words."""
+
+    title: str
+    subtitle: str
+    meta: str
+    notices: list[str]
+    verdicts: dict[str, list[str]]
+    tiles: list[Tile]
+    measure: str
+    scores: list[Table]
+    gaps: list[Table]
+    forests: list[Figure]
+    no_gaps: str
+    curves: list[Figure]
+    local: list[Table]
+    classes: list[Table]
+    further: list[Table]
+    slices: list[Table]
+    costs: list[Table]
+    pictures: dict[str, list[Picture]]  # by "FedMSA, site-4, unseen"
+    picture_key: list[Line]
+    facts: list[tuple[str, str]]
+    data: Table | None
+    runs: Table | None
+    files: list[str]
+    limits: list[str]
+
+
+def write_answer(study_folder: Path) -> None:
+    """Write study.html, study.md, study.csv and study.tex from the runs that have finished.
+
+    Earlier ones are replaced. All four are there in full before the first is put in its place.
+
+    Raises:
+        FederationError: the folder is no study (`no-study`), or a run in it is damaged (`no-run`).
+    """
+    found = answer_of(read_study(study_folder), read_runs(study_folder))
+    page = _page(found)
+    templates = environment("fedfms_lab.study", "fedfms.pages")
+    texts = {
+        name: templates.get_template(f"{name}.j2").render(page=page)
+        for name in (STUDY_HTML, STUDY_MD)
+    }
+    texts[STUDY_CSV] = csv_text(numbers(found))
+    texts[STUDY_TEX] = document(page.title, _for_paper(page))
+    _write_together(study_folder, texts)
+    log.info(
+        "answer of %d of %d runs written", len(found.runs), len(found.runs) + len(found.missing)
+    )
+
+
+def _write_together(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write all files beside their places, then put them there."""
+    scratch = {name: folder / f".{name}.{os.getpid()}" for name in texts}
+    try:
+        for name, text in texts.items():
+            scratch[name].write_text(text, encoding="utf-8", newline="")
+        for name, path in scratch.items():
+            path.replace(folder / name)
+    finally:
+        for path in scratch.values():
+            path.unlink(missing_ok=True)
+
+
+def _page(found: Answer) -> Page:
+    study = found.study
+    return Page(
+        title=study.title or study.name,
+        subtitle=words.question(study),
+        meta=meta(found),
+        notices=list(notices(found)),
+        verdicts=words.verdicts(found),
+        tiles=headlines(found),
+        measure=_MEASURE,
+        scores=score_tables(found, "dice"),
+        gaps=gap_tables(found),
+        forests=forests(found),
+        no_gaps="" if found.gaps else why_no_gaps(found),
+        curves=curves(found),
+        local=local_tables(found),
+        classes=class_tables(found),
+        further=[*score_tables(found, "iou"), *score_tables(found, "hd95")],
+        slices=slice_tables(found),
+        costs=cost_tables(found),
+        pictures=overlays(found),
+        picture_key=picture_key(found.runs[0].recipe.get("classes") or () if found.runs else ()),
+        facts=what_ran(found),
+        data=data_table(found),
+        runs=run_table(found),
+        files=[STUDY_CSV, STUDY_TEX, STUDY_MD],
+        limits=LIMITS,
+    )
+
+
+def _for_paper(page: Page) -> list[tuple[str, Table]]:
+    groups = {
+        "dice": page.scores,
+        "difference": page.gaps,
+        "local": page.local,
+        "class": page.classes,
+        "further": page.further,
+        "slice": page.slices,
+        "cost": page.costs,
+    }
+    return [
+        (f"{name}-{place}", table)
+        for name, tables in groups.items()
+        for place, table in enumerate(tables, start=1)
+    ]

@@ -1,0 +1,247 @@
+"""One run of a study from its specification to its finished folder, as a process of its own.
+
+`python -m fedfms_lab.study.process FOLDER`: the folder holds spec.json. Central and local training
+happen here; a federated run has its own processes. Scoring is another process, so that what trains
+never opens an image that it must not see. Progress goes to standard output, a JSON object a line.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from fedfms.contracts.contribution import Metric
+from fedfms.contracts.site import SiteConfig
+from fedfms.control import Control
+from fedfms.errors import FederationError, FedfmsError, unexpected
+from fedfms.exchange.payload import save_tensors
+from fedfms.local.sites import Site
+from fedfms.report.collect import GLOBAL_MODEL, ROUNDS, load_result
+from fedfms.report.records import class_dice, mean
+from fedfms.report.tables import RoundRow, write_rounds
+from fedfms.training.pooled import PooledRound, train_pooled
+from fedfms.watch import WATCH_VARIABLE, watch_files, write_watch
+from fedfms_lab.study.data import read_manifest, site_config
+from fedfms_lab.study.record import (
+    JOB_FOLDER,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    RECIPE_FILE,
+    ROUNDS_FILE,
+    Phase,
+)
+from fedfms_lab.study.spec import SPEC_FILE, RunSpec, write_phase
+
+WORK_FOLDER = "work"  # of what a run needs while it runs
+PROGRESS_KEY, FAILURE_KEY = "fedfms_progress", "fedfms_failure"  # of lines on standard output
+_PHASES = ("prepare", "train", "evaluate", "exchange")
+
+
+def do_run(spec: RunSpec, folder: Path) -> None:
+    """Train and score, leaving all files of a run but run.json in the folder.
+
+    Raises:
+        FedfmsError: training or scoring failed.
+    """
+    work = folder / WORK_FOLDER
+    work.mkdir()
+    (folder / RECIPE_FILE).write_text(spec.recipe.to_json())
+    if spec.key.regime == "federated":
+        _federated(spec, folder, work)
+    else:
+        _pooled(spec, folder, work)
+    _score(folder, work)
+
+
+def _pooled(spec: RunSpec, folder: Path, work: Path) -> None:
+    """Central or local training, here; from now on this process opens training sites only."""
+    watch_files(_write_watch(spec, folder, work / "watch.json", spec.key.trained_on))
+    training = {s.name: site_config(s) for s in spec.sites if s.name in spec.key.trained_on}
+    rounds: list[PooledRound] = []
+
+    def on_round(done: PooledRound) -> None:
+        rounds.append(done)
+        _tell(done.rounds_trained, spec.recipe.rounds)
+
+    tensors = train_pooled(
+        spec.recipe,
+        training,
+        checkpoints=spec.checkpoints,
+        control=Control(),
+        on_round=on_round,
+    )
+    save_tensors(folder / MODEL_FILE, tensors, "fp32")
+    write_rounds(folder / ROUNDS_FILE, _pooled_rows(rounds, training))
+    for phase in ("prepare", "train", "evaluate"):
+        write_phase(folder, phase, _summed(rounds, phase))
+
+
+def _summed(rounds: Sequence[PooledRound] | Sequence[RoundRow], phase: str) -> Phase:
+    """Seconds of all rounds, and sites, together; the highest peak of any."""
+    return Phase(
+        seconds=sum(done.seconds.get(phase, 0.0) for done in rounds),
+        peak_memory_bytes=max(done.peak_memory_bytes.get(phase, 0) for done in rounds),
+    )
+
+
+def _pooled_rows(
+    rounds: Sequence[PooledRound], training: Mapping[str, SiteConfig]
+) -> list[RoundRow]:
+    """Rows as of a federation: round r has the scores before its training, and its loss.
+
+    The scores after the last round are those of scores.csv, as there.
+    """
+    rows = []
+    for before, after in itertools.pairwise(rounds):
+        for site in training:
+            rows.append(
+                RoundRow(
+                    round=before.rounds_trained,
+                    site=site,
+                    role="train",
+                    accepted=True,
+                    loss=after.loss,
+                    dice=_over_classes(before.metrics[site], "dice"),
+                    class_dice=class_dice(before.metrics[site]),
+                    iou=_over_classes(before.metrics[site], "iou"),
+                    hd95=_over_classes(before.metrics[site], "hd95"),
+                    dice_slice=_over_classes(before.metrics[site], "dice_slice"),
+                    iou_slice=_over_classes(before.metrics[site], "iou_slice"),
+                    training_slices=before.training_slices[site],
+                    bytes_down=0,
+                    bytes_up=0,
+                    peak_memory_bytes=after.peak_memory_bytes,
+                )
+            )
+    return rows
+
+
+def _over_classes(metrics: Sequence[Metric], name: str) -> float | None:
+    return mean(metric.mean for metric in metrics if metric.metric == name)
+
+
+def _federated(spec: RunSpec, folder: Path, work: Path) -> None:
+    def settings(site: Site) -> dict[str, str]:
+        watch = work / f"watch-{site.name}.json"
+        return {WATCH_VARIABLE: str(_write_watch(spec, folder, watch, [site.name]))}
+
+    job = folder / JOB_FOLDER
+    if spec.engine == "flare":
+        from fedfms.flare.simulate import simulate_sites
+
+        simulate_sites(
+            spec.job,
+            spec.sites,
+            recipe=folder / RECIPE_FILE,
+            results=job,
+            workspace=work,
+            checkpoints=spec.checkpoints,
+            settings=settings,
+            on_event=lambda event: _tell(len(event.finished), spec.recipe.rounds),
+        )
+    else:
+        from fedfms.report.write import write_results
+        from fedfms_lab.study.loop import federate
+
+        raw = work / "result"
+        raw.mkdir()
+        federate(
+            spec.recipe,
+            spec.sites,
+            job=spec.key.name,
+            folder=raw,
+            work=work,
+            checkpoints=spec.checkpoints,
+            settings=settings,
+            on_round=lambda number: _tell(number + 1, spec.recipe.rounds),
+        )
+        write_results(raw, job)
+    (job / GLOBAL_MODEL).rename(folder / MODEL_FILE)
+    shutil.copyfile(job / ROUNDS, folder / ROUNDS_FILE)
+    rows = load_result(job).rounds
+    if missed := [row for row in rows if not row.accepted]:
+        raise FederationError(
+            f"{missed[0].site} missed round {missed[0].round}: {missed[0].reason}",
+            "mend that site and start the study again; a run in which a site is missing in some "
+            "rounds answers another question",
+            code="site-failed",
+        )
+    for phase in _PHASES:
+        write_phase(folder, phase, _summed(rows, phase))
+
+
+def _write_watch(spec: RunSpec, folder: Path, path: Path, allowed: Sequence[str]) -> Path:
+    files = {}
+    manifest = read_manifest(folder / MANIFEST_FILE)
+    for site in spec.sites:
+        root = site_config(site).data_root
+        files[site.name] = [
+            root / name for row in manifest[site.name] for name in (row.image, row.label)
+        ]
+    write_watch(path, files, allowed, path.with_suffix(".log"))
+    return path
+
+
+def _score(folder: Path, work: Path) -> None:
+    with (work / "score.log").open("wb") as log:
+        done = subprocess.run(
+            [sys.executable, "-m", "fedfms_lab.study.score", str(folder / SPEC_FILE), str(folder)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode != 0:
+        said = (work / "score.log").read_text(errors="replace").splitlines()[-6:]
+        raise FederationError(
+            "\n  ".join(["the trained model could not be scored:", *said]),
+            f"the whole log is {work / 'score.log'}",
+            code="not-scored",
+        )
+
+
+def _tell(done: int, rounds: int) -> None:
+    _print({PROGRESS_KEY: [done, rounds]})
+
+
+def _print(values: Mapping[str, object]) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """FOLDER: do the run whose specification lies there."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    folder = Path(arguments[0])
+    started = time.monotonic()
+    try:
+        do_run(RunSpec.read(folder / SPEC_FILE), folder)
+    except FedfmsError as error:
+        _print({FAILURE_KEY: [error.problem, error.fix]})
+        return 1
+    except Exception as error:
+        told = unexpected(error, "the run cannot go on", FedfmsError)
+        sys.stderr.write(told.details)  # into the run's log
+        _print({FAILURE_KEY: [told.problem, f"{told.fix}; they stand at the end of its log"]})
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    logging.getLogger(__name__).info("done in %.1f s", time.monotonic() - started)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
