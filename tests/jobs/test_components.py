@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import json
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -186,6 +188,32 @@ def test_what_does_not_fit_becomes_an_error_reply_with_its_code(
     assert reply.get_return_code() == ReturnCode.EXECUTION_RESULT_ERROR
     assert reply.get_header(REASON).startswith(f"ContributionRefused ({code}): {site} ")
     assert reply.get_cookie(AppConstants.CONTRIBUTION_ROUND) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({}, None),
+        ({"site": "site-1"}, "other-site"),
+        ({"model": "best"}, "other-task"),
+        ({"kind": "train"}, "other-task"),
+        ({"recipe_sha256": "0" * 64}, "other-recipe"),
+        ({"package_version": "0.0.9"}, "other-version"),
+    ],
+)
+def test_scores_count_only_in_the_name_of_the_site_that_sent_them(
+    server: Engine, changes: dict, code: str | None
+) -> None:
+    contribution = report(server, "site-2", kind="evaluate", model="final")
+    contribution = dataclasses.replace(contribution, **changes)
+    dxo = DXO(DataKind.METRICS, data={CONTRIBUTION: contribution.to_dict(), PICTURES: []})
+    came = sent(dxo.to_shareable(), "site-2", AppConstants.TASK_VALIDATION)
+    came.set_cookie_jar({AppConstants.MODEL_OWNER: "SRV_final"})
+    reply = checked(server, came)
+    if code is None:
+        assert reply.get_return_code() == ReturnCode.OK
+    else:
+        assert reply.get_header(REASON).startswith(f"ContributionRefused ({code}): site-2 ")
 
 
 def test_nonsense_is_refused_and_never_raises(server: Engine) -> None:
@@ -390,6 +418,19 @@ def test_the_aggregator_averages_alike_in_whatever_order_sites_answer(
         assert torch.equal(result.data["w"], expected)
         assert stats["contributors"] == sorted(slices)
         assert (stats["accepted_contributions"], stats["keys_aggregated"]) == (4, 1)
+
+
+def test_the_aggregator_keeps_no_difference_of_a_round_that_is_over(tmp_path: Path) -> None:
+    aggregator, engine = started(tmp_path, FEDMSA)
+    difference = torch.ones(5)
+    kept = weakref.ref(difference)
+    with engine.new_context() as fl_ctx:
+        fl_ctx.set_prop(AppConstants.CURRENT_ROUND, 0, private=True)
+        assert accepted(aggregator, fl_ctx, "site-1", 3, {"w": difference})
+        assert torch.equal(from_shareable(aggregator.aggregate(fl_ctx)).data["w"], torch.ones(5))
+    del difference
+    gc.collect()
+    assert kept() is None
 
 
 def test_the_aggregator_gives_nothing_for_a_round_without_training_sites(tmp_path: Path) -> None:

@@ -148,6 +148,15 @@ def test_half_precision_leaves_as_half_precision_and_its_overflow_closes_the_doo
     assert caught.value.code == "fp16-overflow"
 
 
+def test_noise_beyond_every_number_closes_the_door_where_the_difference_had_passed(
+    tensors,
+) -> None:
+    policy = dataclasses.replace(POLICY, clip_norm=1e38, noise_std=1e6)
+    with pytest.raises(DoorClosed) as caught:
+        passes(tensors, policy=policy)
+    assert caught.value.code == "non-finite"
+
+
 def test_an_evaluation_and_a_holdout_leave_no_tensor(tensors) -> None:
     for change in ({"kind": "evaluate", "model": "final"}, {"role": "holdout"}):
         report = dataclasses.replace(REPORT, **change, training_slices=0)

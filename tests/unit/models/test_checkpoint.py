@@ -80,6 +80,22 @@ def test_resampled_absolute_positions_keep_their_place(make_recipe, demo_state, 
     assert torch.allclose(table[0, :, 0], table[0, :, 31], atol=1e-6)
 
 
+def test_resampled_absolute_positions_are_interpolated_bicubically(
+    make_recipe, demo_state, tmp_path
+):
+    """A parabola along the rows stays one; linear interpolation would cut its curve short."""
+    rows = torch.arange(16.0)
+    parabola = (rows**2).view(1, 16, 1, 1).expand(1, 16, 16, 96)
+    demo_state["image_encoder.pos_embed"] = parabola.contiguous()
+    save_file(demo_state, tmp_path / "parabola.safetensors")
+    model = build_model(make_recipe(image_size=256), tmp_path / "parabola.safetensors")
+    table = model.image_encoder.pos_embed.detach()[0, :, 7, 0]
+    # Keys' kernel with a = -0.5 (1981) gives a quadratic back exactly
+    expected = ((torch.arange(32) + 0.5) / 2 - 0.5) ** 2
+    inner = slice(4, 28)
+    torch.testing.assert_close(table[inner], expected[inner], atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_one_renamed_key_is_refused_by_name(make_recipe, demo_state, tmp_path, suffix):
     demo_state["image_encoder.neck.0.wieght"] = demo_state.pop("image_encoder.neck.0.weight")

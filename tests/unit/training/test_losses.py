@@ -66,6 +66,13 @@ def test_a_class_that_nobody_drew_moves_neither_the_loss_nor_a_gradient(logits_a
     assert torch.count_nonzero(logits.grad[:, 0]) > 0
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_counts_nothing_where_its_class_was_not_drawn(value):
+    losses = torch.tensor([[0.25, value], [0.5, value]])
+    annotated = torch.tensor([[1.0, 0.0]] * 2)
+    assert masked_sum(losses, annotated) == 0.75
+
+
 def test_an_empty_slice_still_teaches_the_dice_loss_to_predict_nothing():
     logits = torch.zeros(1, 1, 16, 16, requires_grad=True)
     loss_per_class(logits, torch.zeros(1, 1, 16, 16), little_recipe()).sum().backward()

@@ -127,6 +127,12 @@ def test_few_differences_are_tested_exactly(values):
     assert signed_rank_p(values) == pytest.approx(all_signs_p(values), abs=1e-12)
 
 
+def test_differences_of_zero_do_not_make_few_others_many():
+    """Ten with ties and five zeros: exact, not the approximation that fifteen would get."""
+    values = [0.0] * 5 + [0.1, 0.1, 0.2, -0.1, 0.3, 0.3, 0.4, 0.5, -0.2, 0.6]
+    assert signed_rank_p(values) == pytest.approx(all_signs_p(values), abs=1e-12)
+
+
 def test_the_example_of_darwins_maize():
     """Fisher 1935, Design of Experiments: 15 pairs of plants, in eighths of an inch."""
     darwin = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
