@@ -3,7 +3,8 @@
 #
 # docker/Dockerfile, unchanged, with two things from this machine: a stand-in for the public base image,
 # made from Debian's packages, and a folder of packages, which the host's pip gets; the build itself has
-# no network. Both are kept in workspace/docker/, so that a second build takes seconds.
+# no network. Both are kept in workspace/docker/, so that a second build takes seconds. FEDFMS_TARGET:
+# hospital (the default) or lab.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -75,6 +76,7 @@ make_image() {
   make_wheels
   wait "$base_job"
   docker buildx build --quiet --file docker/Dockerfile --tag "$image" --network none \
+    --target "${FEDFMS_TARGET:-hospital}" \
     --build-context "wheels=$cache/wheels" --build-arg PIP_NO_INDEX=1 --build-arg "BASE_IMAGE=$base" \
     --build-arg "VERSION=$version" --build-arg "REVISION=$(git rev-parse HEAD)" . >/dev/null
   say "$image, $(docker image inspect -f '{{.Size}}' "$image" | awk '{ printf "%.2f GB", $1 / 1e9 }')," \
