@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -155,12 +156,25 @@ def test_the_hospitals_building_does_not_know_the_laboratory() -> None:
     assert [str(one) for one in found if one.module.split(".")[0] == "fedfms_lab"] == []
 
 
-def test_the_page_draws_these_floors() -> None:
-    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    (drawing,) = re.findall(r"<!-- floors -->\n(.*?)\n\n", page, re.DOTALL)
-    rows = drawing.splitlines()[2:]  # below the heading of the table
-    drawn = tuple(tuple(re.findall(r"`(\w+)`", row.split("|")[1])) for row in rows)
-    assert drawn == FLOORS
+def test_the_page_shows_these_floors_and_the_drawing_is_of_the_page() -> None:
+    drawing = runpy.run_path(str(ROOT / "tools/draw_floors.py"))
+    assert tuple(map(tuple, drawing["floors"]())) == FLOORS
+    shown = (ROOT / "docs/the-house.svg").read_text(encoding="utf-8")
+    assert shown == drawing["draw"](), "draw it again: python tools/draw_floors.py"
+
+
+def test_the_drawing_of_a_round_names_files_and_functions_of_the_tree() -> None:
+    drawing = (ROOT / "docs/a-round.svg").read_text(encoding="utf-8")
+    files = re.findall(r"[\w/]+\.py", drawing)
+    assert len(files) > 12
+    for file in files:
+        assert (SOURCE / "fedfms" / file).is_file(), file
+    source = "".join(file.read_text(encoding="utf-8") for file in SOURCE.rglob("*.py"))
+    called = re.findall(r">([a-z_]+(?:, [a-z_]+)*)<", drawing)
+    functions = {name for line in called for name in line.split(", ") if "_" in name}
+    assert functions >= {"train_round", "pass_door", "check_contribution", "averaging_weights"}
+    for name in functions:
+        assert f"def {name}(" in source, name
 
 
 @pytest.mark.parametrize(
