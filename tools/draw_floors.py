@@ -29,6 +29,8 @@ NOTES = {
     "pages": "what pages are of",
     "records": "what happened",
     "contracts": "every word that crosses a process, a wire or a disk",
+    "about": "which build runs here",
+    "geometry": "pictures to input, masks back",
     "errors": "problem and fix",
 }
 SAYS = (
