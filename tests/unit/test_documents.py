@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -215,6 +216,26 @@ def test_nobody_is_told_to_install_this_package_from_an_index() -> None:
                 assert not re.search(r"[\s\"']fedfms(?:-kit)?(?:[\s\"'\[=<>~]|$)", line), (
                     f"{name(file)}: {line.strip()}"
                 )
+
+
+# ----------------------------------------------------------------------------------------- results
+
+
+@parametrized(sorted((ROOT / "results").glob("*.md")))
+def test_a_table_of_results_names_its_commit_and_its_command(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert re.search(r"^\|[-: |]+\|$", text, re.MULTILINE), "there is no table"
+    commits = re.findall(r"\b(?:[Cc]ommits?|fedfms at) ([0-9a-f]{7,40})\b", text)
+    assert commits, "of which commit of this repository are these numbers?"
+    assert list(calls(text)) or re.search(r"`?(?:make|docker) [a-z]", text), "no command is named"
+    git = ["git", "-C", str(ROOT)]
+    shallow = subprocess.run(
+        [*git, "rev-parse", "--is-shallow-repository"], capture_output=True, text=True, check=False
+    )
+    if shallow.stdout.strip() == "false":  # a clone with all of its history
+        for commit in commits:
+            known = subprocess.run([*git, "cat-file", "-e", f"{commit}^{{commit}}"], check=False)
+            assert known.returncode == 0, f"there is no commit {commit}"
 
 
 # ----------------------------------------------------------------------- keys, variables, sentences

@@ -163,6 +163,32 @@ def test_the_hospitals_building_does_not_know_the_laboratory() -> None:
     assert [str(one) for one in found if one.module.split(".")[0] == "fedfms_lab"] == []
 
 
+def test_the_hospitals_image_is_made_of_stages_without_the_laboratory() -> None:
+    text = (ROOT / "docker/Dockerfile").read_text(encoding="utf-8")
+    stages: dict[str, str] = {}
+    for stage in re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]:
+        name = re.match(r"\S+ AS (\S+)", stage)
+        assert name is not None
+        stages[name[1]] = stage
+    assert list(stages)[-1] == "hospital"  # what is built where no target is named
+
+    def made_of(stage: str) -> set[str]:
+        below = re.findall(rf"(?:^|--from=)({'|'.join(stages)})\b", stages[stage], re.MULTILINE)
+        return {stage}.union(*map(made_of, below))
+
+    copied = {
+        name: re.findall(r"^COPY (?!--from)(.+)$", stages[name], re.MULTILINE) for name in stages
+    }
+    assert made_of("hospital") >= {"image", "package", "dependencies"}
+    in_hospital = " ".join(line for name in made_of("hospital") for line in copied[name])
+    assert "src/fedfms src/fedfms" in in_hospital
+    assert "fedfms_lab" not in in_hospital
+    for name in made_of("hospital"):
+        for line in copied[name]:
+            assert not {".", "src", "src/"} & set(line.split()[:-1]), line  # both would be in it
+    assert "laboratory" in made_of("lab")
+
+
 def test_the_page_shows_these_floors_and_the_drawing_is_of_the_page() -> None:
     drawing = runpy.run_path(str(ROOT / "tools/draw_floors.py"))
     assert tuple(map(tuple, drawing["floors"]())) == FLOORS
