@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import graphlib
 import re
 import runpy
 from collections.abc import Iterable, Iterator
@@ -55,6 +56,7 @@ class Import(NamedTuple):
     file: str
     line: int
     module: str
+    at_start: bool  # it is executed when the file is imported
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} imports {self.module}"
@@ -71,20 +73,24 @@ def imports(source: Path) -> Iterator[Import]:
     known = modules_under(source)
     for file in sorted(source.rglob("*.py")):
         name = file.relative_to(source).as_posix()
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        at_start = {id(node) for node in tree.body}
+        for node in ast.walk(tree):
+            first = id(node) in at_start
             if isinstance(node, ast.Import):
                 for alias in node.names:
-                    yield Import(name, node.lineno, alias.name)
+                    yield Import(name, node.lineno, alias.name, first)
             elif isinstance(node, ast.ImportFrom):
                 package = name.split("/")[: -node.level] if node.level else []
                 base = ".".join([*package, *(node.module or "").split(".")]).strip(".")
                 for alias in node.names:  # `from fedfms import files` imports fedfms.files
                     whole = f"{base}.{alias.name}"
-                    yield Import(name, node.lineno, whole if whole in known else base)
+                    module = whole if whole in known else base
+                    yield Import(name, node.lineno, module, first)
             elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
-                first = node.args[0] if node.args else None
-                if isinstance(first, ast.Constant):
-                    yield Import(name, node.lineno, str(first.value))
+                argument = node.args[0] if node.args else None
+                if isinstance(argument, ast.Constant):
+                    yield Import(name, node.lineno, str(argument.value), False)
 
 
 @functools.cache
@@ -141,6 +147,18 @@ def test_every_room_stands_on_one_floor() -> None:
 
 def test_imports_lead_down() -> None:
     assert wrong_ways(of_the_tree()) == []
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    """Within a package too; what is imported late or for a type checker alone is not counted."""
+    known = modules_under(SOURCE)
+    needs: dict[str, set[str]] = {module: set() for module in known}
+    for one in of_the_tree():
+        file = one.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        if one.at_start and one.module in known:
+            needs[file].add(one.module)
+    assert sum(map(len, needs.values())) > 500
+    assert list(graphlib.TopologicalSorter(needs).static_order())  # CycleError names a circle
 
 
 def test_each_exception_is_still_needed() -> None:
