@@ -73,3 +73,10 @@ def test_a_healthy_package_beside_a_broken_one_works(tmp_path: Path) -> None:
     done = fedfms(tmp_path, "weigh", "site-1")
     assert (done.returncode, done.stdout) == (0, "site-1 weighs 3\n")
     assert done.stderr == "fedfms aaa is not there: no\n"
+
+
+def test_the_command_starts_without_what_only_a_run_needs() -> None:
+    """Whoever asks for --help does not wait for torch; benchmarks/startup.py has the seconds."""
+    heavy = [*("torch", "numpy", "nvflare", "monai", "matplotlib"), "pydantic", "yaml"]
+    code = f"import sys, fedfms.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
