@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
+import fedfms
+import fedfms_lab
 from fedfms.cli import app
 from fedfms.contracts.policy import Policy
 from fedfms.contracts.recipe import Recipe
@@ -43,7 +46,6 @@ PLACEHOLDER = re.compile(r"[*…<>{}$]|\b(?:N|NAME|SITE|FILE|FOLDER)\b|\.\.\.")
 
 
 ELSEWHERE = {
-    "docs/README.md",  # of an exported bundle
     "docker/torch-cu126.lock",  # whoever builds for older drivers makes it: tools/lock.sh
 }
 
@@ -78,6 +80,33 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert other.exists(), target
         if anchor:
             assert anchor in anchors(other), target
+
+
+def test_every_page_is_on_a_readers_way() -> None:
+    """A page that the index does not lead to is found by nobody."""
+    index = ROOT / "docs/README.md"
+    targets = re.findall(r"\]\(([^)#\s]+)", index.read_text(encoding="utf-8"))
+    linked = {(index.parent / target).resolve() for target in targets}
+    pages = {*(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")} - {index}
+    assert {name(page) for page in pages - linked} == set()
+
+
+def test_what_others_read_of_the_repository_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == fedfms.__version__ == fedfms_lab.__version__
+    (paper,) = citation["references"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert paper["url"] in readme
+    assert paper["title"] in re.sub(r"\s+", " ", readme)
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    for word, _ in paths_named(notice):
+        assert (ROOT / word).exists(), word
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    runs = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+    made = {target for run in runs for target in re.findall(r"\bmake ([\w-]+)", run)}
+    assert made >= {"lint", "test"}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert made <= set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
 
 
 def paths_named(text: str) -> Iterator[tuple[str, str | None]]:
