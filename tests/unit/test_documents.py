@@ -6,12 +6,16 @@ import dataclasses
 import importlib.util
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
+import fedfms
+import fedfms_lab
 from fedfms.cli import app
 from fedfms.contracts.policy import Policy
 from fedfms.contracts.recipe import Recipe
@@ -23,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "src/fedfms/provisioning/templates"
 FOLDERS = ("docs", "docker", "jobs", "provisioning", "results", "sites", "studies")
 PAGES = [
-    ROOT / "README.md",
+    *(ROOT / page for page in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
     *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.md"))),
 ]
 # what a hospital or a coordinator gets to read beside the pages
@@ -33,13 +37,15 @@ TEXTS = [
     *(ROOT / "sites").rglob("site.yml"),
     *(ROOT / "studies").glob("*.yml"),
 ]
-TOP = ("src", "docs", "tests", "jobs", "sites", "provisioning", "docker", "studies", "tools")
+TOP = (
+    *("src", "docs", "tests", "jobs", "sites", "provisioning", "docker", "studies", "tools"),
+    *("benchmarks", ".github"),
+)
 # a path has a letter that stands for others, or an ellipsis, where the reader fills something in
 PLACEHOLDER = re.compile(r"[*…<>{}$]|\b(?:N|NAME|SITE|FILE|FOLDER)\b|\.\.\.")
 
 
 ELSEWHERE = {
-    "docs/README.md",  # of an exported bundle
     "docker/torch-cu126.lock",  # whoever builds for older drivers makes it: tools/lock.sh
 }
 
@@ -74,6 +80,33 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert other.exists(), target
         if anchor:
             assert anchor in anchors(other), target
+
+
+def test_every_page_is_on_a_readers_way() -> None:
+    """A page that the index does not lead to is found by nobody."""
+    index = ROOT / "docs/README.md"
+    targets = re.findall(r"\]\(([^)#\s]+)", index.read_text(encoding="utf-8"))
+    linked = {(index.parent / target).resolve() for target in targets}
+    pages = {*(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")} - {index}
+    assert {name(page) for page in pages - linked} == set()
+
+
+def test_what_others_read_of_the_repository_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == fedfms.__version__ == fedfms_lab.__version__
+    (paper,) = citation["references"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert paper["url"] in readme
+    assert paper["title"] in re.sub(r"\s+", " ", readme)
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    for word, _ in paths_named(notice):
+        assert (ROOT / word).exists(), word
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    runs = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+    made = {target for run in runs for target in re.findall(r"\bmake ([\w-]+)", run)}
+    assert made >= {"lint", "test"}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert made <= set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
 
 
 def paths_named(text: str) -> Iterator[tuple[str, str | None]]:
@@ -121,7 +154,8 @@ def test_modules_and_make_targets_are_there(page: Path) -> None:
         assert len(missing) <= 1, dotted  # a module, or one name in it
         if missing:
             module = importlib.import_module(".".join(parts[:known]))
-            assert hasattr(module, missing[0]), dotted
+            is_group = f'"{dotted}"' in machinery()  # of entry points, or what else is named so
+            assert hasattr(module, missing[0]) or is_group, dotted
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for target in re.findall(r"(?:^|`)\s*make ([a-z][\w-]*)", text, re.MULTILINE):
         assert target in targets, f"make {target}"
@@ -201,6 +235,7 @@ def test_commands_in_error_texts_exist() -> None:
 def test_nobody_is_told_to_install_this_package_from_an_index() -> None:
     """Nobody owns that name there; whoever registers it would be installed at a hospital."""
     files = [*TEXTS, ROOT / "CHANGELOG.md", ROOT / "Makefile", *(ROOT / "docker").iterdir()]
+    files += (ROOT / ".github").rglob("*.yml")
     files += [*(ROOT / "src").rglob("*.py"), *(ROOT / "tools").iterdir()]
     for file in files:
         if not file.is_file():
@@ -210,6 +245,26 @@ def test_nobody_is_told_to_install_this_package_from_an_index() -> None:
                 assert not re.search(r"[\s\"']fedfms(?:-kit)?(?:[\s\"'\[=<>~]|$)", line), (
                     f"{name(file)}: {line.strip()}"
                 )
+
+
+# ----------------------------------------------------------------------------------------- results
+
+
+@parametrized(sorted((ROOT / "results").glob("*.md")))
+def test_a_table_of_results_names_its_commit_and_its_command(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert re.search(r"^\|[-: |]+\|$", text, re.MULTILINE), "there is no table"
+    commits = re.findall(r"\b(?:[Cc]ommits?|fedfms at) ([0-9a-f]{7,40})\b", text)
+    assert commits, "of which commit of this repository are these numbers?"
+    assert list(calls(text)) or re.search(r"`?(?:make|docker) [a-z]", text), "no command is named"
+    git = ["git", "-C", str(ROOT)]
+    shallow = subprocess.run(
+        [*git, "rev-parse", "--is-shallow-repository"], capture_output=True, text=True, check=False
+    )
+    if shallow.stdout.strip() == "false":  # a clone with all of its history
+        for commit in commits:
+            known = subprocess.run([*git, "cat-file", "-e", f"{commit}^{{commit}}"], check=False)
+            assert known.returncode == 0, f"there is no commit {commit}"
 
 
 # ----------------------------------------------------------------------- keys, variables, sentences

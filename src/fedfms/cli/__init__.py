@@ -7,6 +7,7 @@ Heavy imports stand inside the commands, so that --help answers at once.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from importlib.metadata import entry_points
 from typing import Annotated, TextIO, cast
@@ -35,6 +36,8 @@ _PANELS = {
     "In the containers of a kit": (site,),
 }
 _INTERRUPTED = 130
+# commands of the other package of this repository, for who looks for one where only ours is
+_IN_THE_LABORATORY = ("prepare", "study", "verify")
 
 # The base of typer's own errors. Its name is the same in every version; its module is not.
 _UsageError = cast(
@@ -107,6 +110,14 @@ def _let_any_name_through(stream: TextIO) -> None:
 
 def _print_wrong_usage(error: Exception) -> None:
     """Say what is wrong with the command line, in the words of typer."""
+    unknown = re.fullmatch(r"No such command '([\w-]+)'.*", str(error), re.DOTALL)
+    if unknown and unknown[1] in _IN_THE_LABORATORY:
+        print_error(
+            f"fedfms {unknown[1]} is a command of the package fedfms-lab, which is not here",
+            "install it beside this one, from the same checkout: pip install ./src/fedfms_lab "
+            "(in containers: the image's target lab)",
+        )
+        return
     context = getattr(error, "ctx", None)
     problem = getattr(error, "format_message", error.__str__)()
     if not problem.strip():  # no command was named: the help has been shown

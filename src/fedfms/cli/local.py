@@ -28,12 +28,12 @@ from fedfms.cli.common import (
     watching,
 )
 from fedfms.contracts.machine import Machine
-from fedfms.contracts.recipe import Recipe, read_job_recipe
-from fedfms.contracts.site import SiteConfig
 from fedfms.errors import ConfigError
 from fedfms.shipped import find_shipped
 
 if TYPE_CHECKING:
+    from fedfms.contracts.recipe import Recipe
+    from fedfms.contracts.site import SiteConfig
     from fedfms.data.numbers import DataSummary
 
 commands = typer.Typer()
@@ -132,6 +132,7 @@ def check_data(
 
     Exit code 1 if there is an error. What is printed is for the site: it may name files.
     """
+    from fedfms.contracts.recipe import read_job_recipe
     from fedfms.control import Control
     from fedfms.data.check import examine
 
@@ -203,6 +204,7 @@ def train_local(
     checkpoints: Checkpoints = None,
 ) -> None:
     """Train a job's recipe on one site alone, without FLARE; print its validation scores."""
+    from fedfms.contracts.recipe import read_job_recipe
     from fedfms.control import Control
     from fedfms.exchange.payload import save_tensors
     from fedfms.training.pooled import PooledRound, train_pooled
@@ -256,6 +258,8 @@ def report(
 
 def _require_place(output: Path, recipe: Recipe) -> None:
     """A model of this recipe can be written here; makes its folder."""
+    from fedfms.contracts.recipe import Recipe
+
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -276,6 +280,8 @@ def _require_place(output: Path, recipe: Recipe) -> None:
 
 
 def _site(path: Path, data: Path | None) -> SiteConfig:
+    from fedfms.contracts.site import SiteConfig
+
     if data is not None:
         return SiteConfig.from_yaml(path, data, "--data")
     return SiteConfig.from_yaml(path, Machine.from_environment().site_data, "SITE_DATA")

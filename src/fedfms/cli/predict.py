@@ -12,7 +12,6 @@ import typer
 
 from fedfms.cli.common import AsJson, Checkpoints, err, out, progress, show_details, show_error
 from fedfms.contracts.machine import Machine
-from fedfms.contracts.site import Intensity
 from fedfms.errors import FedfmsError
 
 if TYPE_CHECKING:
@@ -77,6 +76,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Write the masks that a trained model finds in images; the images are never changed."""
+    from fedfms.contracts.site import Intensity
     from fedfms.models.trained import load_trained
     from fedfms.predict.find import find_items, passed_over
     from fedfms.predict.run import origin_of, predict_items, site_for_prediction

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
 from fedfms.cli.common import Checkpoints, err, out, progress, styled
 from fedfms.contracts.machine import Machine
@@ -126,6 +125,8 @@ def verify(
 @contextmanager
 def _watching() -> Iterator[Callable[[StudyProgress], None]]:
     """A bar for all runs, and what runs now; a line for each run that ended."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
