@@ -7,9 +7,6 @@ FLARE signs with a CA folder of its own kind. The one it gets here is made of th
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 import yaml
 
 from fedfms.errors import FederationError
+from fedfms.flare.internals.console import nvflare_cert
 
 VALID_DAYS = 360  # as FLARE's provisioner
 REQUEST_FILE = "request.json"
@@ -101,19 +99,8 @@ def sign_request(
 
 
 def _nvflare_cert(*arguments: str, home: Path) -> dict[str, Any]:
-    """Run `nvflare cert`; a process of its own, because it prints, exits, and writes into HOME."""
-    done = subprocess.run(
-        [sys.executable, "-m", "nvflare.cli", "cert", *arguments, "--format", "json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HOME": str(home)},
-    )
-    try:
-        said = json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        said = {"message": done.stderr.strip() or "no reason was given"}
-    if done.returncode != 0 or said.get("status") != "ok":
+    said, is_done = nvflare_cert(*arguments, home=home)
+    if not is_done:
         detail = said.get("detail") or said.get("data", {}).get("detail") or ""
         raise FederationError(
             f"FLARE refuses: {said.get('message')} {detail}".strip(),
