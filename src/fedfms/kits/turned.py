@@ -19,6 +19,7 @@ _TRACES = {
     "startup/start_slurm.sh": "Slurm",
     "startup/parent.slurm": "Slurm",
     "helm_chart": "Kubernetes",
+    "local/study_runtime.yaml": "Docker, Kubernetes or Slurm",  # in a container, all that is left
 }
 
 
@@ -29,7 +30,7 @@ def refuse_turned(kit: Path) -> None:
             raise turned(str(kit), runtime)
 
 
-def turned(kit: str, runtime: str = "another way to start") -> ConfigError:
+def turned(kit: str, runtime: str = "Docker, Kubernetes or Slurm") -> ConfigError:
     """What happened to such a kit, and what to do."""
     return ConfigError(
         f"nvflare deploy prepare turned the kit in {kit} for {runtime}, which removes what "
