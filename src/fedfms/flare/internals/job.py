@@ -20,6 +20,7 @@ from nvflare.app_common.aggregators.intime_accumulate_model_aggregator import (
 from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
 from nvflare.app_common.widgets.intime_model_selector import IntimeModelSelector
 from nvflare.app_common.workflows.cross_site_model_eval import CrossSiteModelEval
+from nvflare.private.fed.server.server_commands import SubmitUpdateCommand
 from nvflare.private.fed.server.server_runner import ServerRunner
 from nvflare.private.fed.utils.fed_utils import extract_participants
 
@@ -75,6 +76,13 @@ EVENTS = Assumption(
     lambda: _in_order(
         ServerRunner._process_submission,
         *("BEFORE_TASK_RESULT_FILTER", "AFTER_TASK_RESULT_FILTER", "BEFORE_PROCESS_SUBMISSION"),
+    ),
+)
+SAME_ANSWER = Assumption(
+    "an answer is one object, as filters change it in place and as the model selector reads it",
+    lambda: (
+        uses(SubmitUpdateCommand.process, "SHAREABLE", "process_submission")
+        and uses(IntimeModelSelector._before_accept, "SHAREABLE")
     ),
 )
 MODEL_NAMES = Assumption(

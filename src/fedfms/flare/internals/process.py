@@ -69,7 +69,11 @@ CLIENT_STARTS = Assumption(
 )
 SERVER_STOPS = Assumption(
     "a server waits shutdown_period seconds for its clients and has engine.shutdown_server()",
-    lambda: uses(BaseServer.__init__, "shutdown_period") and takes(ServerEngine.shutdown_server),
+    lambda: (
+        uses(BaseServer.fl_shutdown, "shutdown_period")
+        and takes(ServerEngine.shutdown_server)
+        and uses(ServerEngine.shutdown_server, "server_shutdown")
+    ),
 )
 CLIENT_STOPS = Assumption(
     "a client's communicator sends signs of life until heartbeat_done; engine.shutdown() ends it",

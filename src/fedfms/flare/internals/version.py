@@ -16,7 +16,7 @@ from fedfms.errors import FedfmsError
 log = logging.getLogger(__name__)
 
 # versions with which all tests of the assumptions ran
-TESTED = ("2.9.0", "2.9.1rc5", "2.9.1")
+TESTED = ("2.9.0", "2.9.1rc5")
 
 P = ParamSpec("P")
 R = TypeVar("R")
