@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from fedfms.errors import FederationError
-from fedfms.flare.internals.console import nvflare_cert
+from fedfms.flare.internals.console import nvflare_cert, write_authority
 
 VALID_DAYS = 360  # as FLARE's provisioner
 REQUEST_FILE = "request.json"
@@ -74,10 +74,7 @@ def sign_request(
         FederationError: FLARE refuses the request, with its reason.
     """
     authority, profile = scratch / "ca", scratch / "profile.yml"
-    authority.mkdir(mode=0o700)
-    (authority / "rootCA.pem").write_bytes(root)
-    (authority / "rootCA.key").write_bytes(root_key)
-    (authority / "ca.json").write_text(json.dumps({"project": server["project"]}))
+    key_file = write_authority(authority, root, root_key, server["project"])
     content = {
         "name": server["project"],
         "scheme": "grpc",
@@ -93,7 +90,7 @@ def sign_request(
             home=scratch,
         )
     finally:
-        (authority / "rootCA.key").unlink()
+        key_file.unlink()
     with zipfile.ZipFile(signed) as archive:
         return archive.read(f"{said['name']}.crt")
 

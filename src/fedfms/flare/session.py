@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from nvflare.apis.storage import WORKSPACE
 from nvflare.fuel.flare_api.api_spec import (
     AuthenticationError,
     AuthorizationError,
@@ -425,7 +426,7 @@ class Coordinator:
         """
         with self._asking("fetch the result", "download_job"):
             place = self._session.download_job_result(job_id, str(folder.resolve()))
-        result = Path(place) / "workspace" / RESULT_FOLDER
+        result = Path(place) / str(WORKSPACE) / RESULT_FOLDER
         if not result.is_dir():
             raise FederationError(
                 "the job left no records at the server",

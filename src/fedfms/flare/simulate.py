@@ -224,6 +224,7 @@ class Federation:
         self._settings = settings
         self._tell = tell
         self._kits = self.run / "kits"
+        self._made = self._kits  # with a folder for each participant, once they are made
         self._gone: set[str] = set()
         self._processes = Processes()
 
@@ -233,6 +234,7 @@ class Federation:
         self._tell(Event("provision", sites=tuple(site.name for site in self.sites)))
         port = free_port()
         kits = provision(self._kits, [site.name for site in self.sites], port, self.admins)
+        self._made = kits
         with self._processes, _no_proxy():
             self._tell(Event("start", sites=tuple(site.name for site in self.sites)))
             server = self._start_server(kits / SERVER)
@@ -420,7 +422,7 @@ class Federation:
 
     def kit(self, name: str) -> Path:
         """The startup kit of a participant, which is also its FLARE workspace."""
-        return self._kits / PROJECT / "prod_00" / name
+        return self._made / name
 
 
 def provision(

@@ -64,13 +64,14 @@ def run_server(kit_folder: Path, workspace: Path) -> int:
         workspace: FLARE's workspace; kept between starts.
 
     Raises:
-        FedfmsError: the kit cannot be used, or the workspace cannot be written.
+        FedfmsError: the kit cannot be used, the workspace cannot be written, or the FLARE that is
+            installed is not as we need it (FlareChanged).
     """
     refuse_root()
     kit = check_kit(kit_folder, "server")
-    lay_out(kit, workspace)
     _say_hello(kit)
     version.check("process", "server", "settings")
+    lay_out(kit, workspace)
     leave = _Leave()
     main = process.server_main(leave.set_in_order)
     return _run(main, "fed_server", workspace, [f"org={kit.organisation}"], leave)
@@ -85,14 +86,15 @@ def run_client(kit_folder: Path, policy: Path, workspace: Path) -> int:
         workspace: FLARE's workspace; kept between starts.
 
     Raises:
-        FedfmsError: the kit or the policy cannot be used, or the workspace cannot be written.
+        FedfmsError: the kit or the policy cannot be used, the workspace cannot be written, or the
+            FLARE that is installed is not as we need it (FlareChanged).
     """
     refuse_root()
     kit = check_kit(kit_folder, "client", Machine.from_environment().site_name)
     authorization = check_authorization(policy, kit.organisation)
-    lay_out(kit, workspace, authorization)
     _say_hello(kit)
     version.check("process")
+    lay_out(kit, workspace, authorization)
     refuse_requests()
     registered = threading.Event()
     refusals = process.refused_logins()

@@ -29,9 +29,9 @@ from fedfms.flare.provision import private_files
 from fedfms.kits.about import read_about
 from fedfms.kits.certificates import fingerprint, kit_certificate, read_certificate
 from fedfms.kits.checksums import ROOT_CERTIFICATE, check_sums
+from fedfms.kits.zips import unpack_zip
 from fedfms.provisioning.project import check_org, check_project_name, check_site_name, read_project
 from fedfms.provisioning.provision import Provisioned, make_kits, working_folder
-from fedfms.provisioning.zips import unpack_zip
 
 
 @dataclass(frozen=True, slots=True)

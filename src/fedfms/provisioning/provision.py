@@ -36,9 +36,9 @@ from fedfms.flare.provision import private_files, run_provisioner
 from fedfms.kits.about import ABOUT_FILE
 from fedfms.kits.certificates import RENEW_DAYS, fingerprint, kit_certificate, now
 from fedfms.kits.checksums import SIGNATURE_FILE, SUMS_FILE
+from fedfms.kits.zips import write_zip
 from fedfms.provisioning.project import ZIPS, Participant, Project, read_project
 from fedfms.provisioning.render import placeholders, write_templates
-from fedfms.provisioning.zips import write_zip
 
 _OF_FLARE = ("startup", "local", ABOUT_FILE, SUMS_FILE, SIGNATURE_FILE)
 _REVOKED_FILE, _RECORD_FILE = "revoked.json", "project.json"

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import nvflare
 import pytest
-from nvflare.apis.app_validation import AppValidationKey  # noqa: F401 - before fed_utils, see FLARE
 from nvflare.apis.client import Client
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ServerCommandKey
@@ -36,6 +35,7 @@ from nvflare.fuel.f3.mpm import MainProcessMonitor
 from nvflare.fuel.flare_api.flare_api import new_secure_session
 from nvflare.fuel.utils.config_service import ConfigService
 from nvflare.lighter.impl.cert import CertBuilder
+from nvflare.lighter.provisioner import Provisioner
 from nvflare.private.admin_defs import Message, MsgHeader
 from nvflare.private.admin_defs import ReturnCode as AdminReturnCode
 from nvflare.private.fed.app.client import client_train
@@ -47,10 +47,12 @@ from nvflare.private.fed.client.communicator import Communicator
 from nvflare.private.fed.server.client_manager import ClientManager
 from nvflare.private.fed.server.fed_server import FederatedServer
 from nvflare.private.fed.server.job_runner import JobRunner
+from nvflare.private.fed.server.server_command_agent import ServerCommandAgent
 from nvflare.private.fed.server.server_commands import SubmitUpdateCommand
 from nvflare.private.fed.server.server_engine import ServerEngine
 from nvflare.private.fed.server.server_runner import ServerRunner
 from nvflare.private.fed.server.sys_cmd import SystemCommandModule
+from nvflare.tool.cert import cert_commands
 
 import fedfms
 from fedfms.flare import internals
@@ -279,11 +281,11 @@ def test_the_figures_of_a_round_are_those_that_flare_would_make() -> None:
     for helper in (WeightedAggregationHelper(), Sums()):
         helper.add({"w": np.ones(2), "b": np.ones(1)}, 3.0, "site-1", 4)
         helper.add({"w": np.ones(2)}, 5.0, "site-2", 4)
-        weights = job.weights_of(helper)
+        known = (job.round_of(helper), job.weights_of(helper))
         helper.get_result()
-        figures.append((weights, helper.last_aggregation_stats, helper.history))
+        figures.append((known, helper.last_aggregation_stats, helper.history))
     assert figures[0] == figures[1]
-    assert figures[0][0] == {"site-1": 3.0, "site-2": 5.0}
+    assert figures[0][0] == (4, {"site-1": 3.0, "site-2": 5.0})
 
 
 # SELECTION
@@ -334,6 +336,14 @@ def test_the_selector_reads_the_very_object_that_a_filter_changes() -> None:
     SubmitUpdateCommand().process(answer, fl_ctx)
     assert came[0] is answer
     assert fl_ctx.get_peer_context().get_prop(FLContextKey.SHAREABLE) is answer
+
+
+# SENDER
+def test_who_sent_an_answer_is_told_by_the_token_of_its_request() -> None:
+    text = inspect.getsource(ServerCommandAgent)
+    assert "data.set_header(ServerCommandKey.FL_CLIENT, client)" in text
+    assert "token = request.get_header(CellMessageHeaderKeys.TOKEN" in text
+    assert "client = self._get_client(token)" in text and "return clients.get(token)" in text
 
 
 # MODEL_NAMES
@@ -425,6 +435,14 @@ def test_the_command_for_certificates_answers_in_json(tmp_path: Path) -> None:
     assert said["status"] == "error" and "none.yml" in json.dumps(said)
 
 
+def test_the_folder_of_an_authority_has_the_files_that_the_command_wants(tmp_path: Path) -> None:
+    key = console.write_authority(tmp_path / "ca", b"PEM", b"KEY", "fedfms")
+    wanted = ("rootCA.pem", "rootCA.key", "ca.json")
+    assert {path.name for path in (tmp_path / "ca").iterdir()} == set(wanted)
+    assert key.read_bytes() == b"KEY"
+    assert str(wanted).replace("'", '"') in inspect.getsource(cert_commands)
+
+
 # ----------------------------------------------------------------------------------------- kit
 
 
@@ -439,6 +457,13 @@ def test_resources_of_ours_go_before_flares_which_are_read_where_ours_are_gone(
         assert places.get_resources_file_path().endswith("local/resources.json.default")
     finally:
         (kits / "kept").rename(kits / "site-1" / "local" / "resources.json")
+
+
+# FINALIZE
+def test_a_builder_before_the_cert_builder_finalizes_after_it() -> None:
+    text = inspect.getsource(Provisioner.provision)
+    build, turn, finish = (text.index(t) for t in ("b.build(", "builders[::-1]", "b.finalize("))
+    assert build < turn < finish
 
 
 # CERTIFICATES

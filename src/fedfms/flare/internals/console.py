@@ -136,6 +136,22 @@ def statistics_group(stats: Any, group: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------ nvflare cert
 
 
+def write_authority(folder: Path, root: bytes, root_key: bytes, project: str) -> Path:
+    """Make a folder as `nvflare cert init` does, of a certificate authority that is there already.
+
+    Public API makes only new ones, and a federation has one authority.
+
+    Returns:
+        the file with the private key, to be removed after use.
+    """
+    folder.mkdir(mode=0o700)
+    (folder / "rootCA.pem").write_bytes(root)
+    key = folder / "rootCA.key"
+    key.write_bytes(root_key)
+    (folder / "ca.json").write_text(json.dumps({"project": project}))
+    return key
+
+
 @rests_on(CERT_COMMAND)
 def nvflare_cert(*arguments: str, home: Path) -> tuple[dict[str, Any], bool]:
     """Run `nvflare cert`: a process of its own, because it prints, exits, and writes into HOME.

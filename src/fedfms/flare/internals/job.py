@@ -20,6 +20,7 @@ from nvflare.app_common.aggregators.intime_accumulate_model_aggregator import (
 from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
 from nvflare.app_common.widgets.intime_model_selector import IntimeModelSelector
 from nvflare.app_common.workflows.cross_site_model_eval import CrossSiteModelEval
+from nvflare.private.fed.server.server_command_agent import ServerCommandAgent
 from nvflare.private.fed.server.server_commands import SubmitUpdateCommand
 from nvflare.private.fed.server.server_runner import ServerRunner
 from nvflare.private.fed.utils.fed_utils import extract_participants
@@ -83,6 +84,14 @@ SAME_ANSWER = Assumption(
     lambda: (
         uses(SubmitUpdateCommand.process, "SHAREABLE", "process_submission")
         and uses(IntimeModelSelector._before_accept, "SHAREABLE")
+    ),
+)
+SENDER = Assumption(
+    "an answer's header FL_CLIENT is the client that the request's token belongs to, whatever the "
+    "answer says",
+    lambda: (
+        uses(ServerCommandAgent.execute_command, "FL_CLIENT", "set_header", "TOKEN")
+        and uses(ServerCommandAgent._get_client, "client_manager", "clients")
     ),
 )
 MODEL_NAMES = Assumption(
@@ -150,6 +159,12 @@ def note_accepted(
 def weights_of(helper: WeightedAggregationHelper) -> dict[str, float]:
     """Weight of each site's contribution that was noted in this round."""
     return {one["contributor_name"]: one["weight"] for one in helper.history}
+
+
+@rests_on(FIGURES)
+def round_of(helper: WeightedAggregationHelper) -> int:
+    """The round of the contributions that were noted; 0 where there is none."""
+    return int(helper.history[0]["round"]) if helper.history else 0
 
 
 @rests_on(FIGURES)

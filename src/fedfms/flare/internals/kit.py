@@ -15,6 +15,7 @@ from nvflare.apis.workspace import Workspace
 from nvflare.lighter.ctx import ProvisionContext
 from nvflare.lighter.entity import Participant
 from nvflare.lighter.impl.cert import CertBuilder
+from nvflare.lighter.provisioner import Provisioner
 
 from fedfms.flare.internals.version import Assumption, rests_on, takes, uses
 
@@ -24,6 +25,10 @@ RESOURCE_FILES = Assumption(
     "a workspace's local/resources.json goes before resources.json.default, which is read only "
     "where the first is not there",
     lambda: uses(Workspace.get_resources_file_path, "RESOURCES_CONFIG", "DEFAULT_RESOURCES_CONFIG"),
+)
+FINALIZE = Assumption(
+    "the provisioner builds in the order of the builders and finalizes in the reverse order",
+    lambda: uses(Provisioner.provision, "builders", "build", "finalize"),
 )
 CERTIFICATES = Assumption(
     "CertBuilder writes a participant's certificate and key in _build_write_cert_pair(participant, "
