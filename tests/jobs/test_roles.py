@@ -20,7 +20,7 @@ from nvflare.private.defs import SysCommandTopic
 
 from fedfms.errors import FedfmsError
 from fedfms.flare.session import Coordinator, connect, prepare_job
-from fedfms.flare.simulate import ADMIN, SERVER, SERVER_SETTINGS, free_port, provision
+from fedfms.flare.simulate import ADMIN, SERVER, free_port, provision, server_settings
 from fedfms.local.synthetic import write_phantom_site
 
 pytestmark = pytest.mark.slow
@@ -95,7 +95,7 @@ class Roles:
             **os.environ,
             "no_proxy": "localhost,127.0.0.1",
             "OMP_NUM_THREADS": "1",
-            **({"SITE_NAME": site} if site else SERVER_SETTINGS),
+            **({"SITE_NAME": site} if site else server_settings()),
             "FEDFMS_EXCHANGE": str(self.root / "exchange" / site),
         }
 

@@ -25,7 +25,7 @@ from fedfms.predict.find import Item as Image
 from fedfms.predict.run import Predicted
 from fedfms.preflight.items import Item
 from fedfms.provisioning.project import Participant
-from fedfms.provisioning.provision import Kit, Provisioned
+from fedfms.provisioning.provision import MadeKit, Provisioned
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -50,7 +50,7 @@ def fingerprints(count: int) -> list[str]:
 
 def made(fingerprint: str, *, name: str = "site-1", note: str = "") -> Provisioned:
     participant = Participant(name=name, type="client", org="org")
-    kit = Kit(participant=participant, state="new", zip=Path("x.zip"), valid_until=None)
+    kit = MadeKit(participant=participant, state="new", zip=Path("x.zip"), valid_until=None)
     return Provisioned(output=Path("out"), fingerprint=fingerprint, kits=[kit], notes=[note])
 
 

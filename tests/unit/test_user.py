@@ -12,7 +12,8 @@ import pytest
 
 from fedfms.errors import FedfmsError
 from fedfms.flare.start import run_client, run_server
-from fedfms.preflight.kit import check_files, read_kit
+from fedfms.kits.kit import read_kit
+from fedfms.preflight.kit import check_files
 from fedfms.trainer.__main__ import main as run_trainer
 from fedfms.user import how_to_read, refuse_root
 

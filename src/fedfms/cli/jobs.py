@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,10 +44,6 @@ if TYPE_CHECKING:
     from fedfms.flare.session import Coordinator, JobState
 
 commands = typer.Typer()
-
-POLL_SECONDS = 2.0
-WAIT_SECONDS = 600.0  # with --wait-for, where --wait-seconds does not say
-TOLD_SECONDS = 30.0  # between two lines about what is waited for
 
 Kit = Annotated[
     Path,
@@ -111,6 +107,7 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Check a job against what the sites announce, and submit it."""
+    from fedfms.flare.coordinator import Patience, connect_patiently, wait_for_sites
     from fedfms.flare.lint import slicing_warnings
     from fedfms.flare.session import check_announcements, new_copy, prepare_job
     from fedfms.report.write import check_results_folder
@@ -126,7 +123,10 @@ def submit(
         recipe,
     )
     started = time.monotonic()
-    with _session(kit, workspace, wait_for, wait_seconds, as_json) as coordinator:
+    patience = Patience(wait_for, wait_seconds)
+    with connect_patiently(
+        kit, _scratch(workspace), patience, tell=_saying(as_json)
+    ) as coordinator:
         coordinator.require_right("submit_job", "submit the job")
         check = functools.partial(
             check_announcements,
@@ -134,7 +134,9 @@ def submit(
             without=without,
             allow_different_slices=different_slices,
         )
-        told, sites = _wait_for_sites(coordinator, check, without, wait_for, wait_seconds, as_json)
+        told, sites = wait_for_sites(
+            coordinator, check, patience, without=without, tell=_saying(as_json)
+        )
         warnings = slicing_warnings([one for one in told if one.site in sites])
         for text in warnings:
             _say(as_json, f"warning: {text}")
@@ -272,87 +274,8 @@ def readmit(site: Annotated[str, typer.Argument(help="Name of the site.")], kit:
 # ---------------------------------------------------------------------------------- waiting
 
 
-@contextlib.contextmanager
-def _session(
-    kit: Path, workspace: Path, wait_for: int | None, wait_seconds: float | None, quiet: bool
-) -> Iterator[Coordinator]:
-    """A session; where sites are waited for, the server may be starting as well."""
-    from fedfms.flare.session import connect
-
-    deadline = time.monotonic() + _patience(wait_for, wait_seconds)
-    said = False
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                coordinator = stack.enter_context(connect(kit, scratch=_scratch(workspace)))
-                break
-            except FederationError as error:
-                if error.code != "no-server" or time.monotonic() > deadline:
-                    raise
-                if not said:
-                    _say(quiet, "waiting for the server")
-                    said = True
-                time.sleep(POLL_SECONDS)
-        yield coordinator
-
-
-def _wait_for_sites(
-    coordinator: Coordinator,
-    check: Callable[[list[Announcement]], list[str]],
-    without: Sequence[str],
-    wait_for: int | None,
-    wait_seconds: float | None,
-    quiet: bool,
-) -> tuple[list[Announcement], list[str]]:
-    """What the sites say, and those that take part, once there are enough and the job fits them."""
-    from fedfms.flare.follow import LOST_SECONDS
-
-    deadline = time.monotonic() + _patience(wait_for, wait_seconds)
-    before, told_at = "", 0.0
-    last_answer = time.monotonic()
-    while True:
-        late = time.monotonic() >= deadline
-        try:
-            told = coordinator.announcements()
-            last_answer = time.monotonic()
-        except FederationError as error:  # a server that just starts, or is busy
-            if late or error.code != "no-server" or time.monotonic() > last_answer + LOST_SECONDS:
-                raise
-            time.sleep(POLL_SECONDS)
-            continue
-        ready = [one.site for one in told if one.ready and one.site not in without]
-        enough = wait_for is None or len(ready) >= wait_for
-        try:
-            sites = check(told)
-            if enough:
-                return told, sites
-        except FedfmsError:
-            if late or (wait_for is not None and enough):  # all are there; waiting changes nothing
-                raise
-        if late:
-            raise FederationError(
-                f"{len(ready)} of the {wait_for} sites that were waited for are ready",
-                "start the others, or wait for fewer; fedfms status shows who is there",
-                code="too-few-sites",
-            )
-        line = _waiting_line(told, ready, wait_for)
-        if line != before or time.monotonic() > told_at + TOLD_SECONDS:
-            before, told_at = line, time.monotonic()
-            _say(quiet, line)
-        time.sleep(POLL_SECONDS)
-
-
-def _patience(wait_for: int | None, wait_seconds: float | None) -> float:
-    if wait_seconds is not None:
-        return wait_seconds
-    return WAIT_SECONDS if wait_for is not None else 0.0
-
-
-def _waiting_line(told: Sequence[Announcement], ready: Sequence[str], wait_for: int | None) -> str:
-    wanted = f" of {wait_for}" if wait_for is not None else ""
-    line = f"waiting for sites: {len(ready)}{wanted} ready ({', '.join(ready) or 'none'})"
-    others = [f"{one.site}: {one.fault}" for one in told if not one.ready]
-    return f"{line}; not ready: {', '.join(others)}" if others else line
+def _saying(quiet: bool) -> Callable[[str], None]:
+    return functools.partial(_say, quiet)
 
 
 def _say(quiet: bool, text: str) -> None:

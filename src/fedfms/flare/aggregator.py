@@ -24,6 +24,7 @@ from torch import Tensor
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import FedfmsError
 from fedfms.exchange.averaging import average, averaging_weights
+from fedfms.flare.internals.job import close_round, note_accepted, put_sums, weights_of
 from fedfms.flare.job import read_recipe
 
 
@@ -42,8 +43,7 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
             except FedfmsError as error:
                 self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
                 return
-            for aggregator in self.dxo_aggregators.values():
-                aggregator.aggregation_helper = _OrderedSums(recipe)
+            put_sums(self, lambda: _OrderedSums(recipe))
 
 
 class _OrderedSums(WeightedAggregationHelper):  # type: ignore[misc]
@@ -71,24 +71,14 @@ class _OrderedSums(WeightedAggregationHelper):  # type: ignore[misc]
         """
         with self.lock:
             self._differences[contributor_name] = data
-            for name in data:
-                self.key_contribution_counts[name] = self.key_contribution_counts.get(name, 0) + 1
-            self.history.append(
-                {
-                    "contributor_name": contributor_name,
-                    "round": contribution_round,
-                    "weight": weight,
-                }
-            )
+            note_accepted(self, data, weight, contributor_name, contribution_round)
 
     def get_result(self) -> dict[str, Tensor]:
         """What to add to the global model; nothing where no training site answered."""
         with self.lock:
-            slices = {one["contributor_name"]: round(one["weight"]) for one in self.history}
-            self.total = average(self._differences, averaging_weights(self._recipe, slices))
-            result: dict[str, Tensor] = self.total  # FLARE's figures of the round count its names
-            self.last_aggregation_stats = self._compute_aggregation_stats()
-            self.reset_stats()
+            slices = {site: round(weight) for site, weight in weights_of(self).items()}
+            result = average(self._differences, averaging_weights(self._recipe, slices))
+            close_round(self, result)
             return result
 
     def reset_stats(self) -> None:

@@ -6,7 +6,6 @@ the announcements before it submits, since FLARE leaves a job that cannot run wa
 
 from __future__ import annotations
 
-import ast
 import json
 import time
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from fedfms.contracts.machine import Machine
 from fedfms.contracts.messages import PROTOCOL, Pong, Slicing, decode_answer, public_code
 from fedfms.errors import FedfmsError
 from fedfms.flare.instance import say_instance
+from fedfms.flare.internals.console import read_cell
 from fedfms.trainer.connection import ping
 
 KEY = "fedfms"  # of what report_resources returns
@@ -159,12 +159,11 @@ def read_announcement(site: str, reported: Any) -> Announcement:
         reported: its cell of FLARE's table, which is Python's text of a dict.
     """
     try:
-        values = ast.literal_eval(reported) if isinstance(reported, str) else reported
-        said = values[KEY]
+        said = read_cell(reported)[KEY]
         if not said["ready"] and "version" not in said:
             return Announcement(site, fault=public_code(said["fault"]))
         pong = _checked(site, said)
-    except (FedfmsError, ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError):
+    except (FedfmsError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
         return Announcement(site, fault=NOT_TOLD)
     return Announcement(
         site,

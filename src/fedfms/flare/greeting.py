@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
-from nvflare.fuel.f3.cellnet.defs import CellChannel, CellChannelTopic, IdentityChallengeKey
 
 from fedfms import __version__
 from fedfms.flare.instance import guard_registrations
+from fedfms.flare.internals.server import greet_with
 
 log = logging.getLogger(__name__)
 
@@ -37,31 +36,16 @@ class Greeting(FLComponent):  # type: ignore[misc]
         """Take the place of FLARE's callbacks as soon as the server listens."""
         if event_type != EventType.SYSTEM_START:
             return
+        server = fl_ctx.get_prop(FLContextKey.SITE_OBJ)
         try:
-            guard_registrations(fl_ctx.get_prop(FLContextKey.SITE_OBJ))
+            guard_registrations(server)
         except Exception:
             log.exception("a second copy of a site's kit would not be refused")
         try:
-            server = fl_ctx.get_prop(FLContextKey.SITE_OBJ)
-            server.cell.register_request_cb(
-                channel=CellChannel.SERVER_MAIN,
-                topic=CellChannelTopic.Challenge,
-                cb=_greeting(server, server.client_challenge),
-            )
+            greet_with(server, _headers)
         except Exception:  # a federation without greetings is better than none
             log.exception("the server will not greet: sites cannot check version and clock")
 
 
-def _greeting(server: Any, answer: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def challenge(request: Any) -> Any:
-        reply = answer(request)
-        try:
-            name = request.get_header(IdentityChallengeKey.COMMON_NAME) or ""
-            reply.set_header(VERSION, __version__)
-            reply.set_header(TIME, time.time())
-            reply.set_header(REVOKED, bool(server.client_manager.is_client_disabled(name)))
-        except Exception:  # never in the way of a registration
-            log.exception("a greeting failed")
-        return reply
-
-    return challenge
+def _headers(revoked: bool) -> dict[str, Any]:
+    return {VERSION: __version__, TIME: time.time(), REVOKED: revoked}

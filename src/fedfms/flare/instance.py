@@ -13,15 +13,13 @@ import contextlib
 import hashlib
 import logging
 import secrets
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nvflare.apis.fl_context import FLContext
-from nvflare.fuel.f3.cellnet.defs import CellChannel, CellChannelTopic, MessageHeaderKey, ReturnCode
-from nvflare.fuel.f3.cellnet.utils import make_reply
-from nvflare.private.defs import CellMessageHeaderKeys, ClientType
+
+from fedfms.flare.internals import server as flare_server
+from fedfms.flare.internals.server import Connection
 
 log = logging.getLogger(__name__)
 
@@ -63,54 +61,33 @@ def say_instance(workspace: Path, fl_ctx: FLContext) -> None:
 
 def guard_registrations(server: Any) -> None:
     """Let a FLARE server refuse a second instance of a site that is connected."""
-    server.cell.register_request_cb(
-        channel=CellChannel.SERVER_MAIN,
-        topic=CellChannelTopic.Register,
-        cb=_guarded(server.client_manager, server.register_client),
-    )
-
-
-def _guarded(manager: Any, register: Callable[[Any], Any]) -> Callable[[Any], Any]:
     known: dict[str, str] = {}  # token of a registration -> instance
 
-    def guarded(request: Any) -> Any:
-        name = request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
-        if request.get_header(CellMessageHeaderKeys.CLIENT_TYPE) != ClientType.REGULAR:
-            return register(request)
-        instance = _said(request)
-        first = manager.name_to_clients.get(name)
-        if instance and first is not None and known.get(first.token) != instance:
-            silent = time.time() - first.last_connect_time
-            if silent < FRESH_SECONDS:
-                log.warning(
-                    "%s is connected (heard %.0f s ago), and another copy of its kit asked to "
-                    "join: refused. If the site moved to another machine, its old FLARE client "
-                    "must be stopped there; if nobody there knows of a second one, its key may be "
-                    "stolen: fedfms revoke %s",
-                    name,
-                    silent,
-                    name,
-                )
-                return make_reply(
-                    rc=ReturnCode.UNAUTHENTICATED,
-                    error=f"{SECOND_COPY} is connected (heard {silent:.0f} s ago)",
-                )
-        reply = register(request)
-        if instance and reply.get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.OK:
-            current = set(manager.clients)
-            for token in known.keys() - current:
-                del known[token]
-            if isinstance(reply.payload, dict) and CellMessageHeaderKeys.TOKEN in reply.payload:
-                known[reply.payload[CellMessageHeaderKeys.TOKEN]] = instance
-        return reply
+    def why_not(name: str, instance: Any, first: Connection | None) -> str | None:
+        if first is None or not _is_one(instance) or known.get(first.token) == instance:
+            return None
+        if first.silent_seconds >= FRESH_SECONDS:
+            return None
+        log.warning(
+            "%s is connected (heard %.0f s ago), and another copy of its kit asked to "
+            "join: refused. If the site moved to another machine, its old FLARE client "
+            "must be stopped there; if nobody there knows of a second one, its key may be "
+            "stolen: fedfms revoke %s",
+            name,
+            first.silent_seconds,
+            name,
+        )
+        return f"{SECOND_COPY} is connected (heard {first.silent_seconds:.0f} s ago)"
 
-    return guarded
+    def on_registered(token: str, instance: Any, tokens: set[str]) -> None:
+        for gone in known.keys() - tokens:
+            del known[gone]
+        if _is_one(instance):
+            known[token] = instance
+
+    flare_server.guard_registrations(server, PROPERTY, why_not, on_registered)
 
 
-def _said(request: Any) -> str | None:
-    """What a login says of its instance; a site of an older version says nothing."""
-    try:
-        said = request.payload.get_peer_context().get_prop(PROPERTY)
-    except AttributeError:
-        return None
-    return said if isinstance(said, str) else None
+def _is_one(said: Any) -> bool:
+    """Whether a login says an instance; a site of an older version says nothing."""
+    return isinstance(said, str) and bool(said)

@@ -10,7 +10,6 @@ its files and is signed by the project's certificate authority, since FLARE sign
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 from nvflare.lighter.constants import CtxKey, PropKey
 from nvflare.lighter.ctx import ProvisionContext
 from nvflare.lighter.entity import Participant, Project
-from nvflare.lighter.impl.cert import CertBuilder
 from nvflare.lighter.spec import Builder
 
 from fedfms import __version__
+from fedfms.flare.internals import kit as internals
+from fedfms.flare.turned import COMPONENT as TURNED_KIT
 from fedfms.kits.about import KitAbout
 from fedfms.kits.checksums import write_sums
 
@@ -135,40 +135,33 @@ class FedfmsKitBuilder(Builder):  # type: ignore[misc]
             write_sums(Path(ctx.get_ws_dir(participant)), ctx[CtxKey.ROOT_PRI_KEY])
 
     def _write_policies(self, participant: Participant, local: Path) -> None:
-        resources = json.loads((local / "resources.json.default").read_text())
+        resources = internals.read_default_resources(local)
+        fallback = {**resources, "components": [*resources["components"], TURNED_KIT]}
+        internals.write_resources(local, internals.DEFAULT_RESOURCES, fallback)
         resources["class_list_enforcement_mode"] = "enforce"
         resources["class_allow_list"] = [*DEFAULT_CLASS_ALLOW_LIST, *CLASSES]
         if participant.type == "server":
-            self._set_up_server(resources)
+            internals.set_up_server(
+                resources,
+                storage=self.server_storage,
+                heart_beat_timeout=self.heart_beat_timeout,
+                max_jobs=self.max_jobs,
+                components=[
+                    {"id": "greeting", "path": "fedfms.flare.greeting.Greeting", "args": {}},
+                    {
+                        "id": "reconciler",
+                        "path": "fedfms.flare.reconcile.JobReconciler",
+                        "args": {},
+                    },
+                ],
+            )
         else:
-            self._set_up_site(resources)
-        _write_json(local / "resources.json", resources)
-        _write_json(local / "authorization.json", AUTHORIZATION)
-
-    def _set_up_server(self, resources: dict[str, Any]) -> None:
-        resources["servers"][0]["heart_beat_timeout"] = self.heart_beat_timeout
-        storage = resources["snapshot_persistor"]["args"]["storage"]["args"]
-        storage["root_dir"] = f"{self.server_storage}/snapshots"
-        resources["components"] = _without(resources["components"], "log_receiver")
-        for component in resources["components"]:
-            if component["id"] == "job_manager":
-                component["args"]["uri_root"] = f"{self.server_storage}/jobs"
-            elif component["id"] == "job_scheduler":
-                component["args"]["max_jobs"] = self.max_jobs
-        resources["components"] += [
-            {"id": "greeting", "path": "fedfms.flare.greeting.Greeting", "args": {}},
-            {"id": "reconciler", "path": "fedfms.flare.reconcile.JobReconciler", "args": {}},
-        ]
-
-    def _set_up_site(self, resources: dict[str, Any]) -> None:
-        resources["allow_log_streaming"] = False
-        resources["components"] = _without(resources["components"], "site_log_streamer")
-        for component in resources["components"]:
-            if component["id"] == "resource_manager":
-                component.update(path="fedfms.flare.announce.SiteResources", args={})
+            internals.set_up_site(resources, "fedfms.flare.announce.SiteResources")
+        internals.write_resources(local, internals.RESOURCES, resources)
+        internals.write_resources(local, "authorization.json", AUTHORIZATION)
 
 
-class FedfmsCertBuilder(CertBuilder):  # type: ignore[misc]
+class FedfmsCertBuilder(internals.OwnKeyCertBuilder):
     """FLARE's CertBuilder, but for sites that make their own key.
 
     Their kit has the certificate that was approved (`fedfms approve`), if there is one yet, and no
@@ -182,22 +175,6 @@ class FedfmsCertBuilder(CertBuilder):  # type: ignore[misc]
     def __init__(self, root_valid_days: int = 3650) -> None:
         super().__init__(root_valid_days)
 
-    def _build_write_cert_pair(
-        self, participant: Participant, base_name: str, ctx: ProvisionContext
-    ) -> None:
-        if not participant.get_prop(OWN_KEY):
-            super()._build_write_cert_pair(participant, base_name, ctx)
-            return
-        startup = Path(ctx.get_kit_dir(participant))
-        (startup / "rootCA.pem").write_bytes(self.serialized_cert)
-        certificate = self.persistent_state.get_subject_cert(participant.subject)
-        if certificate is not None:
-            (startup / f"{base_name}.crt").write_text(certificate)
-
-
-def _without(components: list[dict[str, Any]], component_id: str) -> list[dict[str, Any]]:
-    return [component for component in components if component["id"] != component_id]
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    def makes_own_key(self, participant: Participant) -> bool:
+        """Whether project.yml says so."""
+        return bool(participant.get_prop(OWN_KEY))

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nvflare.private.fed.utils.fed_utils import extract_participants
-
 from fedfms import __version__
 from fedfms.contracts.messages import Slicing
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError
 from fedfms.flare.announce import Announcement
+from fedfms.flare.internals.job import participants_of
 
 EVERYBODY, SERVER = "@ALL", "server"  # FLARE's names in a deploy_map
 MOST_SPACING = 2.0  # times by which voxels of sites may differ without a word
@@ -297,7 +296,7 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
 def _deployed_to(meta: Mapping[str, Any]) -> set[str]:
     """Names in the job's deploy_map, as FLARE reads them."""
     try:
-        named = [str(x) for v in meta["deploy_map"].values() for x in extract_participants(v)]
+        named = [name for v in meta["deploy_map"].values() for name in participants_of(v)]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ConfigError(
             "the deploy_map in the job's meta.json cannot be used",

@@ -7,9 +7,6 @@ FLARE signs with a CA folder of its own kind. The one it gets here is made of th
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 import yaml
 
 from fedfms.errors import FederationError
+from fedfms.flare.internals.console import nvflare_cert, write_authority
 
 VALID_DAYS = 360  # as FLARE's provisioner
 REQUEST_FILE = "request.json"
@@ -76,10 +74,7 @@ def sign_request(
         FederationError: FLARE refuses the request, with its reason.
     """
     authority, profile = scratch / "ca", scratch / "profile.yml"
-    authority.mkdir(mode=0o700)
-    (authority / "rootCA.pem").write_bytes(root)
-    (authority / "rootCA.key").write_bytes(root_key)
-    (authority / "ca.json").write_text(json.dumps({"project": server["project"]}))
+    key_file = write_authority(authority, root, root_key, server["project"])
     content = {
         "name": server["project"],
         "scheme": "grpc",
@@ -95,25 +90,14 @@ def sign_request(
             home=scratch,
         )
     finally:
-        (authority / "rootCA.key").unlink()
+        key_file.unlink()
     with zipfile.ZipFile(signed) as archive:
         return archive.read(f"{said['name']}.crt")
 
 
 def _nvflare_cert(*arguments: str, home: Path) -> dict[str, Any]:
-    """Run `nvflare cert`; a process of its own, because it prints, exits, and writes into HOME."""
-    done = subprocess.run(
-        [sys.executable, "-m", "nvflare.cli", "cert", *arguments, "--format", "json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HOME": str(home)},
-    )
-    try:
-        said = json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        said = {"message": done.stderr.strip() or "no reason was given"}
-    if done.returncode != 0 or said.get("status") != "ok":
+    said, is_done = nvflare_cert(*arguments, home=home)
+    if not is_done:
         detail = said.get("detail") or said.get("data", {}).get("detail") or ""
         raise FederationError(
             f"FLARE refuses: {said.get('message')} {detail}".strip(),

@@ -12,6 +12,8 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.widgets.widget import Widget
 
+from fedfms.flare.internals.job import report_gone
+
 
 class Presence(Widget):  # type: ignore[misc]
     """Tells each new workflow which sites gave no answer in the last round.
@@ -33,4 +35,4 @@ class Presence(Widget):  # type: ignore[misc]
         elif event_type == EventType.START_WORKFLOW:
             workflow = fl_ctx.get_engine().get_component(fl_ctx.get_prop(FLContextKey.WORKFLOW))
             for site in sorted(self._silent):
-                workflow.communicator.process_dead_client_report(site, fl_ctx)
+                report_gone(workflow, site, fl_ctx)

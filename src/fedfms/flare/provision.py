@@ -20,8 +20,6 @@ from nvflare.lighter.provisioner import Provisioner
 
 from fedfms.errors import FederationError
 
-STATE_FILE = Path("state/cert.json")  # below the project's folder: the CA's key and all others
-
 
 def run_provisioner(project: Mapping[str, Any], folder: Path) -> Path:
     """Make the startup kits of a project.

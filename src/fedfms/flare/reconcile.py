@@ -10,14 +10,13 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_context import FLContext
 
+from fedfms.flare.internals.server import give_up_unfinished_jobs
+
 
 class JobReconciler(FLComponent):  # type: ignore[misc]
     """Marks those jobs as FINISHED:ABANDONED while the server starts, before it starts any job."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Wait for the start."""
-        if event_type != EventType.SYSTEM_BOOTSTRAP:
-            return
-        runner = getattr(fl_ctx.get_engine(), "job_runner", None)
-        if runner is not None:  # a server's; the same event is fired at a site
-            runner.update_unfinished_jobs(fl_ctx)
+        if event_type == EventType.SYSTEM_BOOTSTRAP:
+            give_up_unfinished_jobs(fl_ctx)

@@ -10,43 +10,38 @@ from __future__ import annotations
 import math
 
 from nvflare.apis.dxo import from_shareable
-from nvflare.apis.fl_constant import FLContextKey
-from nvflare.apis.fl_context import FLContext
-from nvflare.app_common.widgets.intime_model_selector import IntimeModelSelector
+from nvflare.apis.shareable import Shareable
 
 from fedfms.contracts.contribution import Contribution
+from fedfms.flare.internals.job import ComparedModels
 from fedfms.flare.job import CONTRIBUTION
 
 Scores = dict[str, dict[str, float]]  # Dice by site and class
 
 
-class BestModelSelector(IntimeModelSelector):  # type: ignore[misc]
+class BestModelSelector(ComparedModels):
     """Says which global model is the best so far by the training sites' Dice; takes no argument."""
 
     def __init__(self) -> None:
-        super().__init__(key_metric="val_dice")
         self._best: Scores = {}
+        super().__init__(key_metric="val_dice")
 
-    def _reset_stats(self) -> None:
-        super()._reset_stats()
-        self._scores: Scores = {}  # of this round
+    def forget_round(self) -> None:
+        """Nobody has scored the model of the new round yet."""
+        self._scores: Scores = {}
 
-    def _before_accept(self, fl_ctx: FLContext) -> bool:
-        if not super()._before_accept(fl_ctx):
-            return False
-        answer = fl_ctx.get_peer_context().get_prop(FLContextKey.SHAREABLE)
+    def hear(self, answer: Shareable) -> None:
+        """Keep what a training site says of the model that it received."""
         said = Contribution.from_dict(from_shareable(answer).get_meta_prop(CONTRIBUTION))
         dice = {m.class_name: m.mean for m in said.metrics if m.metric == "dice"}
         self._scores[said.site] = {name: mean for name, mean in dice.items() if mean is not None}
-        return True
 
-    def _before_aggregate(self, fl_ctx: FLContext) -> bool:
-        if self._scores and _is_better(self._scores, self._best):
-            self._best = self._scores
-            self.best_val_metric = float("-inf")  # FLARE's own comparison then says yes
-            return bool(super()._before_aggregate(fl_ctx))
-        self._reset_stats()
-        return False
+    def is_best(self) -> bool:
+        """Whether the model of this round is better than the best one so far, which it then is."""
+        if not self._scores or not _is_better(self._scores, self._best):
+            return False
+        self._best = self._scores
+        return True
 
 
 def _is_better(new: Scores, best: Scores) -> bool:

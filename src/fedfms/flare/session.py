@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from nvflare.apis.storage import WORKSPACE
 from nvflare.fuel.flare_api.api_spec import (
     AuthenticationError,
     AuthorizationError,
@@ -30,11 +30,12 @@ from nvflare.fuel.flare_api.api_spec import (
     JobNotRunning,
     NoClientsAvailable,
 )
-from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
+from nvflare.fuel.flare_api.flare_api import Session
 
 from fedfms.contracts.recipe import JOB_RECIPE, Recipe, read_job_recipe
 from fedfms.errors import ConfigError, FederationError, FedfmsError
 from fedfms.flare.announce import Announcement, read_announcement
+from fedfms.flare.internals import console
 from fedfms.flare.job import RECIPE_FILE, RESULT_FOLDER, START_MODEL_FILE
 from fedfms.flare.kit import AUTHORIZATION
 from fedfms.flare.lint import (
@@ -49,7 +50,8 @@ from fedfms.flare.lint import (
 )
 from fedfms.flare.progress import Event
 from fedfms.flare.recorder import PROGRESS_GROUP
-from fedfms.preflight.kit import read_kit
+from fedfms.kits.certificates import read_certificate
+from fedfms.kits.kit import read_kit
 from fedfms.preflight.network import NetworkError, proxy_for, reach, resolve
 
 log = logging.getLogger(__name__)
@@ -286,12 +288,8 @@ class Coordinator:
         sites = self.sites()
         with self._asking("ask the sites what they can do", "report_resources"):
             try:
-                said = self._session.report_resources("client") if sites else {}
+                said = console.reported_resources(self._session) if sites else {}
             except NoClientsAvailable:  # they went in the meantime
-                said = {}
-            except RuntimeError as error:
-                if "no responses" not in str(error):
-                    raise
                 said = {}
         return [read_announcement(site, said.get(site)) for site in sites]
 
@@ -389,21 +387,16 @@ class Coordinator:
         """What FLARE says of the job now."""
         with self._asking("ask for the job"):
             meta = self._session.get_job_meta(job_id)
-        detail = meta.get("job_deploy_detail") or ""
-        texts = detail if isinstance(detail, list) else [detail]
-        trouble = [str(text) for text in texts if text and not str(text).endswith("OK")]
         state = JobState(
             status=str(meta.get("status", "")),
-            detail="; ".join(trouble),
+            detail=console.deploy_trouble(meta),
             job_id=job_id,
             name=str(meta.get("name", "")),
             submitted=str(meta.get("submit_time_iso", "")),
             submitter=str(meta.get("submitter_name", "")),
         )
-        history = meta.get("schedule_history")
-        if state.is_waiting and isinstance(history, list) and history:
-            last = str(history[-1]).partition(": ")[2]  # after the time
-            state = dataclasses.replace(state, detail=last)
+        if state.is_waiting and (reason := console.waiting_reason(meta)):
+            state = dataclasses.replace(state, detail=reason)
         return state
 
     def progress(self, job_id: str) -> dict[str, Any]:
@@ -416,10 +409,7 @@ class Coordinator:
                 stats = self._session.show_stats(job_id, "server")
             except (JobNotFound, JobNotRunning):  # its process is starting, or has ended
                 return {}
-        for groups in stats.values() if isinstance(stats, dict) else ():
-            if isinstance(groups, dict) and isinstance(groups.get(PROGRESS_GROUP), dict):
-                return dict(groups[PROGRESS_GROUP])
-        return {}
+        return console.statistics_group(stats, PROGRESS_GROUP)
 
     def event(self, job_id: str) -> Event | None:
         """`progress` as an event, if there is one."""
@@ -436,7 +426,7 @@ class Coordinator:
         """
         with self._asking("fetch the result", "download_job"):
             place = self._session.download_job_result(job_id, str(folder.resolve()))
-        result = Path(place) / "workspace" / RESULT_FOLDER
+        result = Path(place) / str(WORKSPACE) / RESULT_FOLDER
         if not result.is_dir():
             raise FederationError(
                 "the job left no records at the server",
@@ -489,22 +479,14 @@ def connect(
     """
     kit = admin_kit(kit)
     admin = read_admin(kit)
-    # FLARE warns of every answer that comes after its question has timed out, and logs as an error
-    # in its own words what is raised here as well
-    logging.getLogger("nvflare.fuel.f3.cellnet").setLevel(logging.CRITICAL)
     if scratch is not None:
         scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         prefix="fedfms-session-", dir=scratch, ignore_cleanup_errors=True
     ) as own:
-        for name in ("startup", "local"):
-            if (kit / name).is_dir():
-                (Path(own) / name).symlink_to((kit / name).resolve())
-        (Path(own) / "transfer").mkdir()  # where FLARE puts what it fetches
         _look_for_server(kit, by_name_only=True)  # without a name, FLARE tries in vain for long
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                session = new_secure_session(admin.name, own, timeout=seconds)
+            session = console.open_session(kit, admin.name, Path(own), seconds)
         except Exception as error:
             found = _as_our_error("connect to the server", error)
             if found.code == "no-server":
@@ -571,7 +553,7 @@ def read_admin(kit: Path) -> Admin:
     """
     path = kit / "startup" / "client.crt"
     try:
-        subject = x509.load_pem_x509_certificate(path.read_bytes()).subject
+        subject = read_certificate(path).subject
         values = [
             str(subject.get_attributes_for_oid(oid)[0].value)
             for oid in (
@@ -580,7 +562,7 @@ def read_admin(kit: Path) -> Admin:
                 x509.NameOID.UNSTRUCTURED_NAME,  # where FLARE keeps the role
             )
         ]
-    except (OSError, ValueError, IndexError):
+    except (ConfigError, OSError, IndexError):
         raise ConfigError(
             f"{path} cannot be read as the certificate of an admin",
             "unpack the coordinator's kit again, or ask for a new one",

@@ -33,6 +33,8 @@ from fedfms.flare.follow import (
     read_end,
     wait_for_start,
 )
+from fedfms.flare.internals.process import CLIENT_PROGRAM, SERVER_PROGRAM, program_arguments
+from fedfms.flare.internals.settings import gone_site_settings
 from fedfms.flare.job import RESULT_FOLDER
 from fedfms.flare.lint import slicing_problems, slicing_warnings
 from fedfms.flare.progress import Event, RecordReader
@@ -68,11 +70,9 @@ POLL_SECONDS = 0.5
 # How fast a site that is gone is noticed. On one machine nothing can be slow but the machine.
 HEART_BEAT_SECONDS = 5
 SILENCE_SECONDS = 30
-SERVER_SETTINGS = {
-    "NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT": "10",
-    "NVFLARE_DEAD_CLIENT_GRACE_PERIOD": "15",  # longer than the 10 s between a job's heart beats
-    "NVFLARE_DEAD_CLIENT_CHECK_LEAD_TIME": "5",
-}
+GRACE_SECONDS = 15  # longer than the 10 s between a job's heart beats
+LEAD_SECONDS = 5
+OUTCOME_SECONDS = 10
 
 
 # errors about a site's own files, as they cross to the server
@@ -224,6 +224,7 @@ class Federation:
         self._settings = settings
         self._tell = tell
         self._kits = self.run / "kits"
+        self._made = self._kits  # with a folder for each participant, once they are made
         self._gone: set[str] = set()
         self._processes = Processes()
 
@@ -233,6 +234,7 @@ class Federation:
         self._tell(Event("provision", sites=tuple(site.name for site in self.sites)))
         port = free_port()
         kits = provision(self._kits, [site.name for site in self.sites], port, self.admins)
+        self._made = kits
         with self._processes, _no_proxy():
             self._tell(Event("start", sites=tuple(site.name for site in self.sites)))
             server = self._start_server(kits / SERVER)
@@ -320,12 +322,12 @@ class Federation:
     # ------------------------------------------------------------------------------ processes
 
     def _start_server(self, kit: Path) -> Supervised:
-        settings: dict[str, str] = {**SERVER_SETTINGS, "OMP_NUM_THREADS": "1"}
+        settings: dict[str, str] = {**server_settings(), "OMP_NUM_THREADS": "1"}
         if self.checkpoints is not None:
             settings["FEDFMS_CHECKPOINTS"] = str(self.checkpoints)
         return self._processes.start(
             "the server",
-            _flare_command("server.server_train", kit, "fed_server.json"),
+            _flare_command(SERVER_PROGRAM, kit, "fed_server.json"),
             folder=kit,
             log_file=self.logs / "server.log",
             environment=child_environment(settings),
@@ -346,7 +348,7 @@ class Federation:
         self._processes.start(
             f"{site.name}'s FLARE client",
             _flare_command(
-                "client.client_train",
+                CLIENT_PROGRAM,
                 kit,
                 "fed_client.json",
                 f"uid={site.name}",
@@ -420,7 +422,7 @@ class Federation:
 
     def kit(self, name: str) -> Path:
         """The startup kit of a participant, which is also its FLARE workspace."""
-        return self._kits / PROJECT / "prod_00" / name
+        return self._made / name
 
 
 def provision(
@@ -485,6 +487,11 @@ def _last_error(log_file: Path) -> tuple[str, str] | None:
     return (problem.strip(), fix.strip()) if found else None
 
 
+def server_settings() -> Mapping[str, str]:
+    """Variables for the server's process: how soon it goes on without a site that is gone."""
+    return gone_site_settings(grace=GRACE_SECONDS, lead=LEAD_SECONDS, outcome=OUTCOME_SECONDS)
+
+
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody uses now."""
     with socket.socket() as probe:
@@ -492,12 +499,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _flare_command(module: str, kit: Path, config: str, *settings: str) -> list[str]:
-    return [
-        *(sys.executable, "-u", "-m", f"nvflare.private.fed.app.{module}"),
-        *("-m", str(kit), "-s", config, "--set"),
-        *("secure_train=true", "config_folder=config", *settings),
-    ]
+def _flare_command(program: str, kit: Path, config: str, *settings: str) -> list[str]:
+    return [sys.executable, "-u", *program_arguments(program, kit, config, settings)]
 
 
 @contextlib.contextmanager

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
-import json
 import logging
 import os
 import shutil
@@ -23,26 +21,17 @@ from types import FrameType
 from typing import Any
 
 import psutil
-from nvflare.apis.fl_exception import FLCommunicationError
-from nvflare.fuel.f3.mpm import MainProcessMonitor
-from nvflare.private.admin_defs import Message, error_reply
-from nvflare.private.defs import SysCommandTopic, TrainingTopic
-from nvflare.private.fed.client.admin import RequestProcessor
-from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
-from nvflare.private.fed.client.communicator import Communicator
 
 from fedfms import __version__
 from fedfms.contracts.machine import Machine
 from fedfms.errors import ConfigError, FedfmsError
 from fedfms.flare.announce import HEARTBEAT
 from fedfms.flare.instance import FRESH_SECONDS, SECOND_COPY
+from fedfms.flare.internals import process, version
+from fedfms.kits.certificates import RENEW_DAYS
+from fedfms.kits.kit import Kit
 from fedfms.preflight.health import note_process, note_refused
-from fedfms.preflight.kit import (
-    RENEW_DAYS,
-    Kit,
-    check_kit,
-    days_left,
-)
+from fedfms.preflight.kit import check_kit
 from fedfms.preflight.network import reach
 from fedfms.preflight.policy import AUTHORIZATION_FILE, check_authorization
 from fedfms.user import refuse_root
@@ -55,24 +44,15 @@ REMINDER_SECONDS = 60.0  # and again after each of these
 REFUSED_SECONDS = 20.0  # a site whose signs of life the server does not take for so long hears it
 WATCH_SECONDS = 5.0  # between two looks at that
 
-# what FLARE's start scripts leave; a container's process ids mean nothing to the next one
-_STALE = ("pid.fl", "daemon_pid.fl", "shutdown.fl", "restart.fl", "_process_rc.txt")
-_LOG_SETTINGS_OF_FLARE, _LOG_SETTINGS = "log_config.json.default", "log_config.json"
-_WORDY = {  # loggers of FLARE -> what they may say at least
-    "nvflare.fuel.f3": "WARNING",  # connections by number, callbacks
-    # that a sign of life was not taken, each 5 s; see `_explain_silence`
-    "nvflare.private.fed.client.communicator": "WARNING",
-    # each 2 s that it cannot print results; the recorder has them
-    "nvflare.app_common.workflows.global_model_eval": "ERROR",
-}
-_SHUT_DOWN, _RESTART = "shutdown.fl", "restart.fl"  # FLARE's notes of how it was told to end
 _EXIT_RESTART = 75  # EX_TEMPFAIL: start me again
+# how FLARE was told to end, also from its console -> exit code
+_CODES: dict[process.Told, int] = {"shutdown": 0, "restart": _EXIT_RESTART, None: 1}
 
 # what the server may not do at a site, whoever it says asks; topic -> what the asker reads
 REFUSED = {
-    SysCommandTopic.SHELL: "shell commands are refused at this site",
-    SysCommandTopic.CONFIGURE_SITE_LOG: "this site sets its log level itself",
-    TrainingTopic.CONFIGURE_JOB_LOG: "this site sets its log level itself",
+    process.SHELL: "shell commands are refused at this site",
+    process.SITE_LOG: "this site sets its log level itself",
+    process.JOB_LOG: "this site sets its log level itself",
 }
 
 
@@ -84,22 +64,17 @@ def run_server(kit_folder: Path, workspace: Path) -> int:
         workspace: FLARE's workspace; kept between starts.
 
     Raises:
-        FedfmsError: the kit cannot be used, or the workspace cannot be written.
+        FedfmsError: the kit cannot be used, the workspace cannot be written, or the FLARE that is
+            installed is not as we need it (FlareChanged).
     """
     refuse_root()
     kit = check_kit(kit_folder, "server")
-    lay_out(kit, workspace)
-    module: Any = importlib.import_module("nvflare.private.fed.app.server.server_train")
-    leave = _Leave()
-    create = module.create_admin_server
-
-    def create_admin_server(server: Any, *args: Any, **kwargs: Any) -> Any:
-        leave.in_order = lambda: _stop_server(server)
-        return create(server, *args, **kwargs)
-
-    module.create_admin_server = create_admin_server
     _say_hello(kit)
-    return _run(module.main, "fed_server", workspace, [f"org={kit.organisation}"], leave)
+    version.check("process", "server", "settings")
+    lay_out(kit, workspace)
+    leave = _Leave()
+    main = process.server_main(leave.set_in_order)
+    return _run(main, "fed_server", workspace, [f"org={kit.organisation}"], leave)
 
 
 def run_client(kit_folder: Path, policy: Path, workspace: Path) -> int:
@@ -111,33 +86,32 @@ def run_client(kit_folder: Path, policy: Path, workspace: Path) -> int:
         workspace: FLARE's workspace; kept between starts.
 
     Raises:
-        FedfmsError: the kit or the policy cannot be used, or the workspace cannot be written.
+        FedfmsError: the kit or the policy cannot be used, the workspace cannot be written, or the
+            FLARE that is installed is not as we need it (FlareChanged).
     """
     refuse_root()
     kit = check_kit(kit_folder, "client", Machine.from_environment().site_name)
     authorization = check_authorization(policy, kit.organisation)
+    _say_hello(kit)
+    version.check("process")
     lay_out(kit, workspace, authorization)
     refuse_requests()
-    module: Any = importlib.import_module("nvflare.private.fed.app.client.client_train")
     registered = threading.Event()
-    refusals = _refusals()
+    refusals = process.refused_logins()
     leave = _Leave()
-    create = module.create_admin_agent
 
-    def create_admin_agent(processors: Any, client: Any, engine: Any) -> Any:
+    def on_registered(silence: Callable[[], None], end: Callable[[], None]) -> None:
         registered.set()
-        leave.in_order = lambda: _leave_federation(client, engine)
-        return create(processors, client, engine)
+        leave.set_in_order(lambda: _leave_federation(silence, end))
 
-    module.create_admin_agent = create_admin_agent
-    _say_hello(kit)
+    flare = process.client_main(on_registered)
     threading.Thread(
         target=_explain_silence, args=(kit, registered, workspace), daemon=True
     ).start()
 
     def main(args: argparse.Namespace) -> None:
         try:
-            module.main(args)
+            flare(args)
         except RuntimeError:  # such as "Login failed."
             if registered.is_set():
                 raise
@@ -173,9 +147,8 @@ def lay_out(kit: Kit, workspace: Path, authorization: bytes | None = None) -> No
             _copy(kit.folder / name, target)
         if authorization is not None:
             (workspace / "local" / AUTHORIZATION_FILE).write_bytes(authorization)
-        _set_log_level(workspace / "local")
-        for name in _STALE:
-            (workspace / name).unlink(missing_ok=True)
+        process.set_log_level(workspace / "local", _log_level())
+        process.remove_stale_notes(workspace)
         note_process(workspace)
         note_refused(workspace, False)
     except OSError as error:
@@ -193,25 +166,11 @@ def refuse_requests() -> None:
     A site believes what the server says of who asks and whether that must be authorized. What is
     refused here is refused whatever the server says.
     """
-    kept = [
-        processor
-        for processor in ClientRequestProcessors.request_processors
-        if not set(processor.get_topics()) & set(REFUSED)
-    ]
-    ClientRequestProcessors.request_processors[:] = [*kept, RefusedRequests()]
-
-
-class RefusedRequests(RequestProcessor):  # type: ignore[misc]
-    """Answers with what the site says about such a request, and does nothing."""
-
-    def get_topics(self) -> list[str]:
-        """What it answers."""
-        return list(REFUSED)
-
-    def process(self, req: Message, app_ctx: object) -> Message:
-        """Refuse; the log says so, without what was asked."""
-        log.warning("refused a request of the server: %s", req.topic)
-        return error_reply(REFUSED[req.topic])
+    process.refuse_requests(
+        REFUSED,
+        # without what was asked
+        on_refused=lambda topic: log.warning("refused a request of the server: %s", topic),
+    )
 
 
 class _Leave:
@@ -221,6 +180,10 @@ class _Leave:
         # none: FLARE is not that far, and there is nothing to leave
         self.in_order: Callable[[], Any] | None = None
         self._told = False
+
+    def set_in_order(self, in_order: Callable[[], Any]) -> None:
+        """From now on there is something to leave, and this leaves it."""
+        self.in_order = in_order
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.in_order is None or self._told:
@@ -243,26 +206,20 @@ class _Leave:
             _end(1)
 
 
-def _leave_federation(client: Any, engine: Any) -> None:
+def _leave_federation(silence: Callable[[], None], end: Callable[[], None]) -> None:
     """End this site's part of running jobs, deregister, and let FLARE's main end.
 
     In this order the server counts the site as gone, and the job goes on without it. A job process
     that lives on takes the site off the list of the dead again, and then everybody waits for it;
     one whose end is reported ends the job for all sites.
     """
-    client.communicator.heartbeat_done = True  # nothing is reported any more
+    silence()  # nothing is reported any more
     jobs = psutil.Process().children(recursive=True)
-    for process in jobs:
+    for job in jobs:
         with contextlib.suppress(psutil.Error):
-            process.kill()
+            job.kill()
     psutil.wait_procs(jobs, timeout=1.0)
-    engine.shutdown()
-
-
-def _stop_server(server: Any) -> None:
-    # FLARE waits so long for its clients to leave; they find the server again by themselves
-    server.shutdown_period = 1.0
-    server.engine.shutdown_server()
+    end()
 
 
 def _end(code: int) -> None:
@@ -280,39 +237,11 @@ def _run(
 ) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
-    arguments = argparse.Namespace(
-        workspace=str(workspace.resolve()),
-        set=["secure_train=true", "config_folder=config", *options],
-        local_rank=0,
-        **{config: f"{config}.json"},
-    )
-
-    def flare(args: argparse.Namespace) -> int:
-        main(args)
-        return _exit_code(workspace)
-
-    code = MainProcessMonitor.run(
-        main_func=flare,
-        run_dir=arguments.workspace,
-        shutdown_grace_time=0.5,
-        cleanup_grace_time=2.0,
-        args=arguments,
-    )
-    return code if isinstance(code, int) else 1
+    return process.run_main(main, config, workspace, options, _CODES)
 
 
-def _exit_code(workspace: Path) -> int:
-    """0 where FLARE ended because it was told to, also from the console; 75 for a restart."""
-    if (workspace / _RESTART).exists():
-        return _EXIT_RESTART
-    return 0 if (workspace / _SHUT_DOWN).exists() else 1
-
-
-def _set_log_level(local: Path) -> None:
-    """FEDFMS_LOG_LEVEL, such as debug, for all that FLARE and its job processes log here.
-
-    At info, what FLARE says of its own insides is left out.
-    """
+def _log_level() -> str:
+    """FEDFMS_LOG_LEVEL, such as debug, for all that FLARE and its job processes log here."""
     level = (Machine.from_environment().log_level or "info").upper()
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ConfigError(
@@ -320,11 +249,7 @@ def _set_log_level(local: Path) -> None:
             "set debug, info, warning or error",
             code="log-level",
         )
-    settings = json.loads((local / _LOG_SETTINGS_OF_FLARE).read_text())
-    settings["loggers"]["root"]["level"] = level
-    if level == "INFO":
-        settings["loggers"] |= {name: {"level": least} for name, least in _WORDY.items()}
-    (local / _LOG_SETTINGS).write_text(json.dumps(settings, indent=2))
+    return level
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -353,24 +278,8 @@ def _say_hello(kit: Kit) -> None:
         kit.about.server_host,
         kit.about.server_port,
     )
-    if (left := days_left(kit)) < RENEW_DAYS:
+    if (left := kit.days_left) < RENEW_DAYS:
         log.warning("the certificate ends in %d days: ask the coordinator to renew this kit", left)
-
-
-def _refusals() -> list[str]:
-    """What the server answers to logins that it refuses, as they come; FLARE only logs it."""
-    heard: list[str] = []
-    register = Communicator.client_registration
-
-    def client_registration(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return register(*args, **kwargs)
-        except FLCommunicationError as error:
-            heard.append(f"{error} {error.__context__ or ''}")  # FLARE wraps what it was told
-            raise
-
-    Communicator.client_registration = client_registration
-    return heard
 
 
 def _explain_silence(kit: Kit, registered: threading.Event, workspace: Path) -> None:

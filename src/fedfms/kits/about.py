@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fedfms import __version__
 from fedfms.errors import ConfigError
 
 ABOUT_FILE = "fedfms.json"
+# Which files a kit has and what is in them. Kits without a number (1) list an executor for each
+# method, and nothing in them stops FLARE after `nvflare deploy prepare`.
+KIT_FORMAT = 2
 ParticipantType = Literal["server", "client", "admin"]
 
 
@@ -25,6 +29,7 @@ class KitAbout:
     server_port: int
     version: str  # of fedfms, when the kit was made
     nvflare: str  # its version, when the kit was made
+    kit_format: int = KIT_FORMAT
 
     def write(self, kit: Path) -> None:
         """Write `fedfms.json` into a kit's folder."""
@@ -39,7 +44,8 @@ def read_about(kit: Path) -> KitAbout:
         kit: the folder with startup/ and local/.
 
     Raises:
-        ConfigError: there is no kit (no-kit), or its fedfms.json is none (kit-changed).
+        ConfigError: there is no kit (no-kit), its fedfms.json is none (kit-changed), or it was made
+            by a version of fedfms that made other kits (kit-format).
         PermissionError: this user may not read it.
     """
     path = kit / ABOUT_FILE
@@ -57,12 +63,15 @@ def read_about(kit: Path) -> KitAbout:
         raise _changed(path, str(error)) from None
     if not isinstance(values, dict) or not all(_fits(values, f) for f in _FIELDS):
         raise _changed(path, "it does not say what a kit says of itself")
+    if values.get("kit_format") != KIT_FORMAT:
+        raise _other_format(kit, values)
     return KitAbout(**{name: values[name] for name, _ in _FIELDS})
 
 
 _FIELDS = tuple(
     (field.name, int if field.name == "server_port" else str)
     for field in dataclasses.fields(KitAbout)
+    if field.name != "kit_format"
 )
 
 
@@ -71,6 +80,22 @@ def _fits(values: dict[str, Any], field: tuple[str, type]) -> bool:
     if name == "type" and values.get(name) not in ("server", "client", "admin"):
         return False
     return isinstance(values.get(name), kind)
+
+
+def _other_format(kit: Path, values: dict[str, Any]) -> ConfigError:
+    found = values.get("kit_format", 1)
+    problem = (
+        f"the kit in {kit} was made by fedfms {values['version']} in format {found}, and this "
+        f"version of fedfms ({__version__}) uses kits of format {KIT_FORMAT}"
+    )
+    if isinstance(found, int) and found > KIT_FORMAT:
+        fix = "install the version of fedfms that the coordinator uses"
+    else:
+        fix = (
+            "it must be made again: ask the coordinator to run fedfms provision with this version, "
+            "and put the new kit/ in the place of this one; keys and certificates stay"
+        )
+    return ConfigError(problem, fix, code="kit-format")
 
 
 def _changed(path: Path, why: str) -> ConfigError:

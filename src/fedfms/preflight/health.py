@@ -18,7 +18,7 @@ import psutil
 
 from fedfms.contracts.machine import Machine
 from fedfms.errors import FedfmsError
-from fedfms.preflight.kit import read_kit
+from fedfms.kits.kit import read_kit
 from fedfms.preflight.network import NetworkError, connect, proxy_for, shake_hands
 from fedfms.trainer.connection import ping
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fedfms.errors import FedfmsError
-from fedfms.preflight.kit import Kit
+from fedfms.kits.kit import Kit
 
 TIMEOUT_SECONDS = 5.0
 _ALPN = ["h2"]  # what gRPC speaks

@@ -14,18 +14,16 @@ from fedfms.contracts.machine import Machine
 from fedfms.contracts.policy import Policy
 from fedfms.contracts.site import SiteConfig
 from fedfms.errors import ConfigError, TrainerError
+from fedfms.kits.certificates import RENEW_DAYS
+from fedfms.kits.kit import Kit, read_kit
 from fedfms.preflight import machine, network
 from fedfms.preflight.items import Checklist, Item, NotHere, Worry
 from fedfms.preflight.kit import (
-    RENEW_DAYS,
-    Kit,
     check_dates,
     check_files,
     check_issuer,
     check_names,
     check_role,
-    days_left,
-    read_kit,
 )
 from fedfms.preflight.policy import check_authorization
 from fedfms.trainer.connection import ping
@@ -262,7 +260,7 @@ def _no_greeting(what: str) -> tuple[str, str]:
 
 def _dates(kit: Kit) -> str:
     check_dates(kit)
-    left = days_left(kit)
+    left = kit.days_left
     ends = min(kit.certificate.not_valid_after_utc, kit.root.not_valid_after_utc)
     if left < RENEW_DAYS:
         raise Worry(

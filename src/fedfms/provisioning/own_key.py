@@ -23,19 +23,15 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 
 from fedfms.errors import ConfigError
+from fedfms.flare.internals.state import CertificateState
 from fedfms.flare.own_keys import REQUEST_FILE, make_request, read_request, sign_request
 from fedfms.flare.provision import private_files
 from fedfms.kits.about import read_about
+from fedfms.kits.certificates import fingerprint, kit_certificate, read_certificate
 from fedfms.kits.checksums import ROOT_CERTIFICATE, check_sums
-from fedfms.provisioning.certificates import (
-    CertificateState,
-    fingerprint,
-    kit_certificate,
-    load_certificate,
-)
+from fedfms.kits.zips import unpack_zip
 from fedfms.provisioning.project import check_org, check_project_name, check_site_name, read_project
 from fedfms.provisioning.provision import Provisioned, make_kits, working_folder
-from fedfms.provisioning.zips import unpack_zip
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +150,7 @@ def approve(
         with folder.scratch() as scratch:
             pem = sign_request(
                 request_file,
-                state.content["root_cert"].encode(),
-                state.content["root_pri_key"].encode(),
+                *state.root_pems,
                 {
                     "project": project.name,
                     "host": project.server_host,
@@ -230,7 +225,7 @@ def _check_kit(kit: Path, said: dict[str, str], authority: str) -> None:
             "ask the coordinator for yours",
             code="other-kit",
         )
-    root = load_certificate(kit / ROOT_CERTIFICATE)
+    root = read_certificate(kit / ROOT_CERTIFICATE)
     if _plain(fingerprint(root)) != _plain(authority):
         raise ConfigError(
             f"the kit is of the certificate authority {fingerprint(root)}, not of {authority}",

@@ -16,6 +16,7 @@ from typing import Any
 from fedfms.contracts.decode import read_text
 from fedfms.contracts.yaml_text import parse_yaml
 from fedfms.errors import ConfigError
+from fedfms.flare.internals.state import ROOT_CERT, ROOT_KEY
 from fedfms.kits.about import ParticipantType
 
 ROLES = ("project_admin", "org_admin", "lead", "member")
@@ -39,7 +40,7 @@ _ADMIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]
 _HOST_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOST_NAME = re.compile(rf"{_HOST_LABEL}(?:\.{_HOST_LABEL})*")
 _ORG = re.compile(r"[A-Za-z0-9_]+")
-_TAKEN = ("root_cert", "root_pri_key")  # keys beside the participants' in state/cert.json
+_TAKEN = (ROOT_CERT, ROOT_KEY)  # keys beside the participants' in state/cert.json
 
 _WORKSPACE = "nvflare.lighter.impl.workspace.WorkspaceBuilder"
 _STATIC = "nvflare.lighter.impl.static_file.StaticFileBuilder"

@@ -31,19 +31,14 @@ from cryptography.x509.oid import NameOID
 
 from fedfms.errors import ConfigError, FederationError
 from fedfms.files import file_sha256
-from fedfms.flare.provision import STATE_FILE, private_files, run_provisioner
+from fedfms.flare.internals.state import STATE_FILE, CertificateState
+from fedfms.flare.provision import private_files, run_provisioner
 from fedfms.kits.about import ABOUT_FILE
+from fedfms.kits.certificates import RENEW_DAYS, fingerprint, kit_certificate, now
 from fedfms.kits.checksums import SIGNATURE_FILE, SUMS_FILE
-from fedfms.provisioning.certificates import (
-    WARN_DAYS,
-    CertificateState,
-    fingerprint,
-    kit_certificate,
-    now,
-)
+from fedfms.kits.zips import write_zip
 from fedfms.provisioning.project import ZIPS, Participant, Project, read_project
 from fedfms.provisioning.render import placeholders, write_templates
-from fedfms.provisioning.zips import write_zip
 
 _OF_FLARE = ("startup", "local", ABOUT_FILE, SUMS_FILE, SIGNATURE_FILE)
 _REVOKED_FILE, _RECORD_FILE = "revoked.json", "project.json"
@@ -52,7 +47,7 @@ State = Literal["new", "changed", "same", "waits"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kit:
+class MadeKit:
     """One participant's kit after a run."""
 
     participant: Participant
@@ -67,7 +62,7 @@ class Provisioned:
 
     output: Path
     fingerprint: str  # of the certificate authority; sites compare it
-    kits: list[Kit] = field(default_factory=list)
+    kits: list[MadeKit] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what the coordinator should do or know
 
 
@@ -396,12 +391,14 @@ def _home(folder: WorkingFolder, name: str) -> Path:
     return folder.home / "kits" / name
 
 
-def _publish(participant: Participant, fresh: Path, folder: WorkingFolder, scratch: Path) -> Kit:
+def _publish(
+    participant: Participant, fresh: Path, folder: WorkingFolder, scratch: Path
+) -> MadeKit:
     """Put a kit and its zip in their place, unless the same are there."""
     certificate = kit_certificate(fresh / "kit")
     if certificate is None:
         _take_away(participant.name, folder, scratch)
-        return Kit(participant=participant, state="waits", zip=None, valid_until=None)
+        return MadeKit(participant=participant, state="waits", zip=None, valid_until=None)
     packed, target = scratch / f"{participant.name}.zip", folder.zips / f"{participant.name}.zip"
     write_zip(fresh, packed)
     home = _home(folder, participant.name)
@@ -412,7 +409,7 @@ def _publish(participant: Participant, fresh: Path, folder: WorkingFolder, scrat
         _swap(fresh, home, scratch)
     if state != "same":
         packed.replace(target)
-    return Kit(
+    return MadeKit(
         participant=participant,
         state=state,
         zip=target,
@@ -501,13 +498,13 @@ def _swap(fresh: Path, home: Path, scratch: Path) -> None:
 # ------------------------------------------------------------------------------------- what to say
 
 
-def _endings(kits: Sequence[Kit], root: x509.Certificate) -> list[str]:
+def _endings(kits: Sequence[MadeKit], root: x509.Certificate) -> list[str]:
     notes = []
     for kit in kits:
         if kit.valid_until is None:
             continue
         days = (kit.valid_until - now()).days
-        if days < WARN_DAYS:
+        if days < RENEW_DAYS:
             ends = f"ends in {days} days" if days >= 0 else "has ended"
             notes.append(
                 f"the certificate of {kit.participant.name} {ends}, on "

@@ -1,53 +1,25 @@
-"""Certificates of a kit: until when they are valid, and FLARE's file that remembers them all."""
+"""FLARE's `state/cert.json`: what its provisioner remembers. Read in FLARE 2.9.0.
+
+Public API makes kits and says nothing of what it made before. Renewing a certificate, taking a
+participant out, and certificates for keys that sites make themselves are only possible in this
+file: the provisioner uses a certificate that it finds there (`lighter/impl/cert.py`).
+"""
 
 from __future__ import annotations
 
-import datetime
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from fedfms.errors import ConfigError, FederationError
+from fedfms.errors import FederationError
 
-WARN_DAYS = 30
-
-
-def now() -> datetime.datetime:
-    """The time now, in UTC."""
-    return datetime.datetime.now(datetime.timezone.utc)
-
-
-def load_certificate(path: Path) -> x509.Certificate:
-    """Read a PEM certificate.
-
-    Raises:
-        ConfigError: there is none in the file.
-    """
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} holds no certificate: {error}", "take it from the kit again"
-        ) from None
-
-
-def kit_certificate(kit: Path) -> x509.Certificate | None:
-    """The participant's own certificate in a kit's startup/; None where there is none yet."""
-    for name in ("server.crt", "client.crt"):
-        if (kit / "startup" / name).is_file():
-            return load_certificate(kit / "startup" / name)
-    return None
-
-
-def fingerprint(certificate: x509.Certificate) -> str:
-    """SHA-256 fingerprint as openssl and FLARE write it: SHA256:AB:CD:…"""
-    digest = certificate.fingerprint(hashes.SHA256()).hex().upper()
-    return "SHA256:" + ":".join(digest[i : i + 2] for i in range(0, len(digest), 2))
+STATE_FILE = Path("state/cert.json")  # below the project's folder: the CA's key and all others
+ROOT_CERT, ROOT_KEY = "root_cert", "root_pri_key"  # keys beside the participants' names
 
 
 @dataclass
@@ -85,15 +57,18 @@ class CertificateState:
     @property
     def root(self) -> x509.Certificate | None:
         """The certificate authority's own certificate; None before it was made."""
-        text = self.content.get("root_cert")
+        text = self.content.get(ROOT_CERT)
         return x509.load_pem_x509_certificate(text.encode()) if text else None
+
+    @property
+    def root_pems(self) -> tuple[bytes, bytes]:
+        """Certificate and private key of the certificate authority, as FLARE wrote them."""
+        return self.content[ROOT_CERT].encode(), self.content[ROOT_KEY].encode()
 
     @property
     def root_key(self) -> rsa.RSAPrivateKey:
         """The certificate authority's private key."""
-        key = serialization.load_pem_private_key(
-            self.content["root_pri_key"].encode(), password=None
-        )
+        key = serialization.load_pem_private_key(self.content[ROOT_KEY].encode(), password=None)
         assert isinstance(key, rsa.RSAPrivateKey)  # FLARE makes no other
         return key
 

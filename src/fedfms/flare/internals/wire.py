@@ -1,0 +1,147 @@
+"""A question to a server without a login: FLARE's challenge, over its own cell network.
+
+Read in FLARE 2.9.0 (`fuel/f3/cellnet/`). Public API begins with a login, which an admin has and a
+site that wants to know whether it could join has not.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.utils.decomposers import flare_decomposers
+from nvflare.fuel.f3.cellnet.cell import Cell
+from nvflare.fuel.f3.cellnet.core_cell import CoreCell
+from nvflare.fuel.f3.cellnet.defs import (
+    CellChannel,
+    CellChannelTopic,
+    IdentityChallengeKey,
+    MessageHeaderKey,
+    ReturnCode,
+)
+from nvflare.fuel.f3.cellnet.fqcn import FQCN
+from nvflare.fuel.f3.cellnet.utils import new_cell_message
+from nvflare.fuel.f3.drivers.driver_params import DriverParams
+
+from fedfms.flare.internals.version import Assumption, rests_on, uses
+
+CELL = Assumption(
+    "a Cell connects with fqcn, root_url, secure, credentials, auth_identity and "
+    "auth_identity_map, and send_request waits for an answer",
+    lambda: (
+        {"fqcn", "root_url", "secure", "credentials", "auth_identity", "auth_identity_map"}
+        <= {*_parameters(CoreCell.__init__)}
+        and {"channel", "topic", "target", "request", "timeout", "optional"}
+        <= {*_parameters(CoreCell.send_request)}
+        and uses(Cell.__init__, "CoreCell")
+        and callable(CoreCell.start)
+        and callable(CoreCell.stop)
+    ),
+)
+
+
+def _parameters(function: Any) -> tuple[str, ...]:
+    code = function.__code__
+    return tuple(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """Where a kit's server is, in FLARE's words."""
+
+    target: str  # host:port
+    scheme: str
+    identity: str  # the name in its certificate
+
+
+def server_address(kit: Path) -> ServerAddress:
+    """The server that a site's kit names.
+
+    Raises:
+        OSError, ValueError, LookupError, TypeError: it names none.
+    """
+    values = json.loads((kit / "startup" / "fed_client.json").read_text())
+    server = values["servers"][0]
+    service = server["service"]
+    return ServerAddress(service["target"], service.get("scheme", "grpc"), server["identity"])
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answered to a challenge."""
+
+    code: str  # FLARE's; "ok" for an answer
+    headers: Mapping[str, Any]
+    asked: float  # seconds since the epoch
+    answered: float
+
+    @property
+    def is_one(self) -> bool:
+        """Whether the server answered at all."""
+        return bool(self.code == ReturnCode.OK)
+
+
+@rests_on(CELL)
+def challenge(
+    server: ServerAddress,
+    name: str,
+    root: Path,
+    certificate: Path,
+    key: Path,
+    *,
+    seconds: float,
+    attempts: int,
+) -> Answer:
+    """Challenge a server as FLARE's registration does, under a name beside the participant's own.
+
+    Args:
+        name: the participant's; its own client may be connected meanwhile, nothing is registered.
+        root: the project's CA; certificate and key are the participant's, all PEM.
+        seconds: for one answer; a connection is made meanwhile.
+    """
+    flare_decomposers.register()  # or the reply cannot be read
+    cell = Cell(
+        fqcn=FQCN.join([name, f"check-{secrets.token_hex(4)}"]),
+        root_url=f"{server.scheme}://{server.target}",
+        secure=True,
+        credentials={
+            DriverParams.CA_CERT.value: str(root),
+            DriverParams.CLIENT_CERT.value: str(certificate),
+            DriverParams.CLIENT_KEY.value: str(key),
+        },
+        auth_identity=name,
+        auth_identity_map={FQCN.ROOT_SERVER: server.identity},
+    )
+    cell.start()
+    try:
+        for attempt in range(attempts):
+            if attempt:
+                time.sleep(0.5)
+            asked = time.time()
+            reply = cell.send_request(
+                channel=CellChannel.SERVER_MAIN,
+                topic=CellChannelTopic.Challenge,
+                target=FQCN.ROOT_SERVER,
+                request=new_cell_message(
+                    {
+                        IdentityChallengeKey.COMMON_NAME: name,
+                        IdentityChallengeKey.NONCE: str(uuid.uuid4()),
+                    },
+                    None,
+                ),
+                timeout=seconds,
+                optional=True,
+            )
+            code = str(reply.get_header(MessageHeaderKey.RETURN_CODE))
+            answer = Answer(code, dict(reply.headers), asked, time.time())
+            if answer.is_one:
+                break
+        return answer
+    finally:
+        cell.stop()

@@ -1,0 +1,507 @@
+"""What we assume of FLARE, one test each. One that fails names what an upgrade of FLARE changed."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import logging
+import pkgutil
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import nvflare
+import pytest
+from nvflare.apis.client import Client
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ServerCommandKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.wf_comm_server import WFCommServer
+from nvflare.apis.job_def import Job
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.workspace import Workspace
+from nvflare.app_common.aggregators.intime_accumulate_model_aggregator import (
+    InTimeAccumulateWeightedAggregator,
+)
+from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
+from nvflare.app_common.app_event_type import AppEventType
+from nvflare.app_common.job_schedulers.job_scheduler import DefaultJobScheduler
+from nvflare.app_common.workflows.cross_site_model_eval import CrossSiteModelEval
+from nvflare.fuel.f3.cellnet.core_cell import CoreCell
+from nvflare.fuel.f3.mpm import MainProcessMonitor
+from nvflare.fuel.flare_api.flare_api import new_secure_session
+from nvflare.fuel.utils.config_service import ConfigService
+from nvflare.lighter.impl.cert import CertBuilder
+from nvflare.lighter.provisioner import Provisioner
+from nvflare.private.admin_defs import Message, MsgHeader
+from nvflare.private.admin_defs import ReturnCode as AdminReturnCode
+from nvflare.private.fed.app.client import client_train
+from nvflare.private.fed.app.server import server_train
+from nvflare.private.fed.authenticator import Authenticator
+from nvflare.private.fed.client.client_engine import ClientEngine
+from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
+from nvflare.private.fed.client.communicator import Communicator
+from nvflare.private.fed.server.client_manager import ClientManager
+from nvflare.private.fed.server.fed_server import FederatedServer
+from nvflare.private.fed.server.job_runner import JobRunner
+from nvflare.private.fed.server.server_command_agent import ServerCommandAgent
+from nvflare.private.fed.server.server_commands import SubmitUpdateCommand
+from nvflare.private.fed.server.server_engine import ServerEngine
+from nvflare.private.fed.server.server_runner import ServerRunner
+from nvflare.private.fed.server.sys_cmd import SystemCommandModule
+from nvflare.tool.cert import cert_commands
+
+import fedfms
+from fedfms.flare import internals
+from fedfms.flare.executor import SERVER_MODELS
+from fedfms.flare.internals import console, job, kit, process, settings, version, wire
+from fedfms.flare.internals.state import CertificateState
+from fedfms.flare.internals.version import Assumption, FlareChanged
+from fedfms.flare.simulate import PROJECT, SERVER, provision
+
+MODULES = [found.name for found in pkgutil.iter_modules(internals.__path__)]
+ASSUMPTIONS = {
+    f"{module}.{name}": value
+    for module in MODULES
+    for name, value in vars(importlib.import_module(f"{internals.__name__}.{module}")).items()
+    if isinstance(value, Assumption)
+}
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kits of FLARE's provisioner, as a simulation gets them."""
+    return provision(tmp_path_factory.mktemp("kits") / "kits", ["site-1"], 8102)
+
+
+def parameters(function: Any) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+def context(**properties: Any) -> FLContext:
+    fl_ctx = FLContext()
+    for name, value in properties.items():
+        fl_ctx.set_prop(getattr(FLContextKey, name), value, private=True, sticky=False)
+    return fl_ctx
+
+
+# ------------------------------------------------------------------------------- the wall itself
+
+
+@pytest.mark.parametrize("name", ASSUMPTIONS)
+def test_what_a_process_looks_at_when_it_starts_holds(name: str) -> None:
+    assert ASSUMPTIONS[name].is_true(), ASSUMPTIONS[name].what
+
+
+@pytest.mark.parametrize("name", ASSUMPTIONS)
+def test_each_assumption_has_a_test_of_its_own_below(name: str) -> None:
+    name = name.rpartition(".")[2]
+    assert re.search(
+        rf"\n# {name}\n(@[^\n]*\n( [^\n]*\n\)\n)?)?def test_", Path(__file__).read_text()
+    )
+
+
+def test_a_touch_whose_assumption_fails_says_what_and_which_version_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(ServerEngine, "shutdown_server")
+    with pytest.raises(FlareChanged, match="does not hold that a server waits") as caught:
+        process.server_main(lambda stop: None)
+    assert caught.value.fix.endswith(f"pip install nvflare=={version.TESTED[0]}")
+    with pytest.raises(FlareChanged, match=r"has engine\.shutdown_server\(\)"):
+        version.check("process", "server")
+
+
+def test_all_that_fails_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(JobRunner, "update_unfinished_jobs")
+    monkeypatch.delattr(ClientManager, "is_client_disabled")
+    broken = [one.what for one in version.broken_assumptions("server", "process")]
+    assert [what.split()[0] for what in broken] == [
+        "client_manager",
+        "job_runner.update_unfinished_jobs(fl_ctx)",
+    ]
+
+
+def test_an_untested_flare_is_one_line_in_the_log_and_a_tested_one_is_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert nvflare.__version__ in version.TESTED
+    with caplog.at_level(logging.INFO):
+        version.check("process")
+        assert caplog.messages == []
+        monkeypatch.setattr(nvflare, "__version__", "2.10.0")
+        version.check("process")
+    tested = ", ".join(version.TESTED)
+    assert caplog.messages == [
+        f"NVFLARE 2.10.0 was not tested with this version of fedfms (tested: {tested})"
+    ]
+
+
+# ------------------------------------------------------------------------------------- process
+
+
+# SERVER_STARTS
+def test_a_servers_main_finds_the_hook_in_its_module() -> None:
+    assert parameters(server_train.main) == ["args"]
+    assert "create_admin_server" in server_train.main.__code__.co_names
+    assert callable(server_train.create_admin_server)
+
+
+# CLIENT_STARTS
+def test_a_clients_main_registers_and_then_finds_the_hook_in_its_module() -> None:
+    names = client_train.main.__code__.co_names
+    assert names.index("register") < names.index("create_admin_agent")
+    wanted = ["req_processors", "federated_client", "client_engine"]
+    assert parameters(client_train.create_admin_agent) == wanted
+
+
+# SERVER_STOPS
+def test_a_server_stops_by_its_engine_and_waits_for_shutdown_period() -> None:
+    assert parameters(ServerEngine.shutdown_server) == []
+    assert parameters(FederatedServer.__init__).count("shutdown_period") == 1
+    assert "> self.shutdown_period" in inspect.getsource(FederatedServer.__mro__[1])
+
+
+# CLIENT_STOPS
+def test_a_client_sends_signs_of_life_until_heartbeat_done() -> None:
+    looks = [f for f in vars(Communicator).values() if inspect.isfunction(f)]
+    assert sum("heartbeat_done" in f.__code__.co_names for f in looks) >= 2  # set, and asked
+    assert parameters(ClientEngine.shutdown) == []
+
+
+# REQUESTS
+def test_what_answers_the_server_at_a_site_can_be_exchanged() -> None:
+    before, asked = list(ClientRequestProcessors.request_processors), []
+    try:
+        process.refuse_requests({process.SHELL: "no"}, asked.append)
+        (one,) = [
+            p for p in ClientRequestProcessors.request_processors if process.SHELL in p.get_topics()
+        ]
+        reply = one.process(Message(process.SHELL, "ls /"), None)
+    finally:
+        ClientRequestProcessors.request_processors[:] = before
+    assert (reply.get_header(MsgHeader.RETURN_CODE), reply.body) == (AdminReturnCode.ERROR, "no")
+    assert asked == [process.SHELL]
+
+
+# LOGINS
+def test_a_login_goes_through_the_communicator_and_raises_what_the_server_said() -> None:
+    assert parameters(Communicator.client_registration) == ["client_name", "project_name", "fl_ctx"]
+    assert "FLCommunicationError" in Authenticator.authenticate.__code__.co_names
+
+
+# MONITOR
+def test_the_monitor_runs_a_main_function_with_arguments_of_its_own() -> None:
+    wanted = ["main_func", "run_dir", "shutdown_grace_time", "cleanup_grace_time", "kwargs"]
+    assert parameters(MainProcessMonitor.run) == wanted
+
+
+# LOG_FILES
+def test_log_settings_of_ours_go_before_flares(kits: Path, tmp_path: Path) -> None:
+    for folder in ("startup", "local"):
+        (tmp_path / folder).mkdir()
+    default = (kits / "site-1" / "local" / "log_config.json.default").read_text()
+    (tmp_path / "local" / "log_config.json.default").write_text(default)
+    process.set_log_level(tmp_path / "local", "INFO")
+    found = Path(Workspace(str(tmp_path)).get_log_config_file_path())
+    assert found == tmp_path / "local" / "log_config.json"
+    loggers = json.loads(found.read_text())["loggers"]
+    assert loggers["root"]["level"] == "INFO"
+    assert loggers["nvflare.fuel.f3"] == {"level": "WARNING"}
+
+
+# -------------------------------------------------------------------------------------- server
+
+
+# CHALLENGES
+def test_a_challenge_is_answered_by_a_callback_on_the_servers_cell() -> None:
+    assert parameters(FederatedServer.client_challenge) == ["request"]
+    names = FederatedServer._register_cellnet_cbs.__code__.co_names
+    assert {"cell", "register_request_cb", "SERVER_MAIN", "Challenge", "client_challenge"} <= {
+        *names
+    }
+
+
+# REGISTRATIONS
+def test_a_site_is_taken_in_by_a_callback_on_the_servers_cell() -> None:
+    assert parameters(FederatedServer.register_client) == ["request"]
+    assert "register_client" in FederatedServer._register_cellnet_cbs.__code__.co_names
+    text = inspect.getsource(FederatedServer.register_client)
+    assert "data = request.payload" in text and "data.get_peer_context()" in text
+    assert "CellMessageHeaderKeys.TOKEN: client.token" in text
+
+
+# CONNECTED
+def test_a_server_knows_its_clients_by_token_and_by_name() -> None:
+    manager, client = ClientManager(), Client("site-1", "token")
+    assert (manager.clients, manager.name_to_clients) == ({}, {})
+    assert client.last_connect_time > 1e9 and client.token == "token"
+    assert manager.is_client_disabled("site-1") is False
+    manager.disabled_clients.add("site-1")
+    assert manager.is_client_disabled("site-1") is True
+
+
+# UNFINISHED_JOBS
+def test_a_job_runner_can_give_up_jobs_that_nobody_runs() -> None:
+    assert parameters(JobRunner.update_unfinished_jobs) == ["fl_ctx"]
+    text = inspect.getsource(JobRunner.update_unfinished_jobs)
+    assert "job_manager.set_status(job.job_id, RunStatus.ABANDONED, fl_ctx)" in text
+
+
+# ----------------------------------------------------------------------------------------- job
+
+
+class Sums(WeightedAggregationHelper):  # type: ignore[misc]
+    """Keeps FLARE's books by our functions."""
+
+    def add(self, data: Any, weight: float, contributor_name: str, contribution_round: int) -> None:
+        job.note_accepted(self, data, weight, contributor_name, contribution_round)
+
+    def get_result(self) -> dict[str, Any]:
+        result = {"b": np.ones(1), "w": np.ones(2)}
+        job.close_round(self, result)
+        return result
+
+
+# SUMS
+def test_an_aggregators_sums_can_be_exchanged_once_a_job_starts() -> None:
+    aggregator = InTimeAccumulateWeightedAggregator(expected_data_kind="WEIGHT_DIFF")
+    aggregator.handle_event(EventType.START_RUN, FLContext())
+    job.put_sums(aggregator, Sums)
+    assert [type(one.aggregation_helper) for one in aggregator.dxo_aggregators.values()] == [Sums]
+    assert parameters(Sums.add) == parameters(WeightedAggregationHelper.add)
+
+
+# FIGURES
+def test_the_figures_of_a_round_are_those_that_flare_would_make() -> None:
+    figures = []
+    for helper in (WeightedAggregationHelper(), Sums()):
+        helper.add({"w": np.ones(2), "b": np.ones(1)}, 3.0, "site-1", 4)
+        helper.add({"w": np.ones(2)}, 5.0, "site-2", 4)
+        known = (job.round_of(helper), job.weights_of(helper))
+        helper.get_result()
+        figures.append((known, helper.last_aggregation_stats, helper.history))
+    assert figures[0] == figures[1]
+    assert figures[0][0] == (4, {"site-1": 3.0, "site-2": 5.0})
+
+
+# SELECTION
+def test_the_selector_asks_its_subclass_and_forgets_with_each_round() -> None:
+    told = []
+
+    class Selector(job.ComparedModels):
+        def forget_round(self) -> None:
+            told.append("forget")
+
+        def is_best(self) -> bool:
+            told.append("is it?")
+            return False
+
+    selector = Selector("val_dice")
+    for event in (AppEventType.ROUND_STARTED, AppEventType.BEFORE_AGGREGATION):
+        selector.handle_event(event, FLContext())
+    assert told == ["forget", "forget", "is it?", "forget"]
+    assert selector.best_val_metric == float("-inf")
+
+
+# GONE_SITES
+def test_a_site_that_is_reported_gone_is_on_its_workflows_list() -> None:
+    workflow = SimpleNamespace(communicator=WFCommServer())
+    job.report_gone(workflow, "site-1", FLContext())
+    assert set(workflow.communicator._dead_clients) == {"site-1"}
+
+
+# EVENTS
+def test_the_recorder_hears_of_an_answer_before_the_guard_and_after_it() -> None:
+    text = inspect.getsource(ServerRunner._process_submission)
+    order = (
+        *("fire_event(EventType.BEFORE_TASK_RESULT_FILTER", "apply_filters("),
+        "fire_event(EventType.AFTER_TASK_RESULT_FILTER",
+        *("fire_event(EventType.BEFORE_PROCESS_SUBMISSION", "communicator.process_submission("),
+    )
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+
+
+# SAME_ANSWER
+def test_the_selector_reads_the_very_object_that_a_filter_changes() -> None:
+    answer, came = Shareable(), []
+    answer.set_peer_context(FLContext())
+    answer.set_header(ServerCommandKey.FL_CLIENT, Client("site-1", "token"))
+    runner = SimpleNamespace(process_submission=lambda *arguments: came.append(arguments[3]))
+    fl_ctx = context(RUNNER=runner)
+    SubmitUpdateCommand().process(answer, fl_ctx)
+    assert came[0] is answer
+    assert fl_ctx.get_peer_context().get_prop(FLContextKey.SHAREABLE) is answer
+
+
+# SENDER
+def test_who_sent_an_answer_is_told_by_the_token_of_its_request() -> None:
+    text = inspect.getsource(ServerCommandAgent)
+    assert "data.set_header(ServerCommandKey.FL_CLIENT, client)" in text
+    assert "token = request.get_header(CellMessageHeaderKeys.TOKEN" in text
+    assert "client = self._get_client(token)" in text and "return clients.get(token)" in text
+
+
+# MODEL_NAMES
+def test_models_of_the_server_have_flares_prefix_in_an_evaluation() -> None:
+    assert f'"{job.SERVER_MODEL}" + name' in inspect.getsource(CrossSiteModelEval)
+    assert all(name.startswith(job.SERVER_MODEL) for name in SERVER_MODELS)
+
+
+# PARTICIPANTS
+@pytest.mark.parametrize(
+    "entry", [["a", "b"], {"targets": ["a", "b"]}, {"sites": ["a", "b"]}, [{"sites": ["a"]}, "b"]]
+)
+def test_a_deploy_map_is_read_as_flare_reads_it(entry: Any) -> None:
+    assert job.participants_of(entry) == ["a", "b"]
+    with pytest.raises(ValueError, match="invalid participant"):
+        job.participants_of({"where": ["a"]})
+
+
+# ---------------------------------------------------------------------------------------- wire
+
+
+# CELL
+def test_a_cell_of_the_network_can_be_made_and_asked() -> None:
+    made, asked = parameters(CoreCell.__init__), parameters(CoreCell.send_request)
+    assert {"fqcn", "root_url", "secure", "credentials"} <= {*made}
+    assert {"auth_identity", "auth_identity_map"} <= {*made}
+    assert {"channel", "topic", "target", "request", "timeout", "optional"} <= {*asked}
+
+
+def test_a_kit_names_its_server_in_flares_words(kits: Path) -> None:
+    address = wire.server_address(kits / "site-1")
+    assert address == wire.ServerAddress(f"{SERVER}:8102", "grpc", SERVER)
+
+
+# ------------------------------------------------------------------------------------- console
+
+
+# SILENCE
+def test_a_command_that_nobody_answers_says_so() -> None:
+    said = []
+    conn = SimpleNamespace(append_error=said.append)
+    module = SystemCommandModule()
+    module.send_request_to_clients = lambda *_: None
+    module.report_resources(_connection(conn), ["report_resources", "client"])
+    assert console.NO_ANSWER in said[0]
+
+
+# RESOURCES
+def test_what_a_site_reports_comes_as_pythons_text_of_it() -> None:
+    reported = {"fedfms": {"ready": True, "classes": ["disc"], "fault": None}}
+    reply = Message("reply", json.dumps(reported))
+    rows: list[list[str]] = []
+    table = SimpleNamespace(add_row=rows.append)
+    module = SystemCommandModule()
+    module.send_request_to_clients = lambda *_: [SimpleNamespace(client_name="a", reply=reply)]
+    conn = SimpleNamespace(append_table=lambda *_: table)
+    module.report_resources(_connection(conn), ["report_resources", "client"])
+    assert rows == [["a", str(reported)]]
+    assert console.read_cell(rows[0][1]) == reported
+
+
+def _connection(conn: SimpleNamespace) -> Any:
+    """With the properties that FLARE's commands put into a message."""
+    conn.get_prop = lambda name, default=None: default
+    conn.get_header = lambda name, default=None: default
+    return conn
+
+
+# SESSION_FOLDER
+def test_a_session_is_opened_with_a_name_a_folder_and_a_time() -> None:
+    assert parameters(new_secure_session)[:4] == [
+        *("username", "startup_kit_location", "debug", "timeout")
+    ]
+
+
+# JOB_WORDS
+def test_why_a_job_waits_stands_after_the_time_in_its_history() -> None:
+    one = Job("id", {}, {}, meta={})
+    DefaultJobScheduler()._update_schedule_history(one, "not enough sites: 1 of 2", FLContext())
+    assert console.waiting_reason(one.meta) == "not enough sites: 1 of 2"
+    detail = ["server: OK", "site-3: NVFLARE_ERROR: BYOC not permitted"]
+    assert console.deploy_trouble({"job_deploy_detail": detail}) == detail[1]
+
+
+# CERT_COMMAND
+def test_the_command_for_certificates_answers_in_json(tmp_path: Path) -> None:
+    said, is_done = console.nvflare_cert("request", "-p", "none.yml", home=tmp_path)
+    assert not is_done
+    assert said["status"] == "error" and "none.yml" in json.dumps(said)
+
+
+def test_the_folder_of_an_authority_has_the_files_that_the_command_wants(tmp_path: Path) -> None:
+    key = console.write_authority(tmp_path / "ca", b"PEM", b"KEY", "fedfms")
+    wanted = ("rootCA.pem", "rootCA.key", "ca.json")
+    assert {path.name for path in (tmp_path / "ca").iterdir()} == set(wanted)
+    assert key.read_bytes() == b"KEY"
+    assert str(wanted).replace("'", '"') in inspect.getsource(cert_commands)
+
+
+# ----------------------------------------------------------------------------------------- kit
+
+
+# RESOURCE_FILES
+def test_resources_of_ours_go_before_flares_which_are_read_where_ours_are_gone(
+    kits: Path,
+) -> None:
+    places = Workspace(str(kits / "site-1"))
+    assert places.get_resources_file_path().endswith("local/resources.json")
+    (kits / "site-1" / "local" / "resources.json").rename(kits / "kept")
+    try:
+        assert places.get_resources_file_path().endswith("local/resources.json.default")
+    finally:
+        (kits / "kept").rename(kits / "site-1" / "local" / "resources.json")
+
+
+# FINALIZE
+def test_a_builder_before_the_cert_builder_finalizes_after_it() -> None:
+    text = inspect.getsource(Provisioner.provision)
+    build, turn, finish = (text.index(t) for t in ("b.build(", "builders[::-1]", "b.finalize("))
+    assert build < turn < finish
+
+
+# CERTIFICATES
+def test_a_participants_certificate_is_written_by_one_method() -> None:
+    wanted = ["participant", "base_name", "ctx"]
+    assert parameters(CertBuilder._build_write_cert_pair) == wanted
+    builder = CertBuilder()
+    assert builder.persistent_state is None and builder.serialized_cert is None
+
+
+def test_flare_writes_the_components_that_are_changed_in_a_kit(kits: Path) -> None:
+    for name, wanted in ((SERVER, ("job_manager", "job_scheduler")), ("site-1", ())):
+        default = kit.read_default_resources(kits / name / "local")
+        for one in (*wanted, *(["resource_manager"] if name == "site-1" else [])):
+            assert kit.component(default, one)["id"] == one
+
+
+def test_the_provisioner_remembers_what_it_made_by_name(kits: Path) -> None:
+    state = CertificateState.read(kits.parent / "state" / "cert.json")
+    assert kits.parent.name == PROJECT
+    assert {"root_cert", "root_pri_key", "site-1", SERVER} <= set(state.content)
+    assert set(state.content["site-1"]) >= {"cert", "pri_key"}
+    state.certificate("site-1").verify_directly_issued_by(state.root)
+
+
+# ------------------------------------------------------------------------------------ settings
+
+
+# VARIABLES
+def test_flare_reads_a_setting_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = settings.gone_site_settings(grace=7, lead=2, outcome=9)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    ConfigService.reset()
+    try:
+        assert ConfigService.get_float_var("dead_client_grace_period", default=60.0) == 7.0
+        assert JobRunner("").client_outcome_wait_timeout == 9.0
+    finally:
+        ConfigService.reset()
+    compose = Path(fedfms.__file__).parent / "provisioning/templates/server/compose.yml"
+    assert set(variables) <= set(re.findall(r"NVFLARE_\w+", compose.read_text()))
