@@ -38,8 +38,8 @@ from fedfms.exchange.payload import (
     save_tensors,
     shapes_of,
     to_precision,
-    write_whole,
 )
+from fedfms.files import write_whole
 from fedfms.flare.job import (
     RECIPE_FILE,
     ROUNDS_TRAINED,
@@ -89,7 +89,7 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
         """
         if self._initial is None:
             recipe = read_recipe(fl_ctx)
-            write_whole(result_folder(fl_ctx) / RECIPE_FILE, recipe.to_json().encode())
+            write_whole(result_folder(fl_ctx) / RECIPE_FILE, recipe.to_json())
             checkpoint = find_checkpoint(recipe, Machine.from_environment().checkpoints)
             self._initial = read_travelling(build_model(recipe, checkpoint))
             given = config_folder(fl_ctx) / START_MODEL_FILE

@@ -10,7 +10,6 @@ import dataclasses
 import io
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -34,6 +33,7 @@ from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from fedfms.contracts.recipe import JOB_RECIPE, Recipe, read_job_recipe
 from fedfms.errors import ConfigError, FederationError, FedfmsError
+from fedfms.files import write_whole
 from fedfms.flare.announce import Announcement, read_announcement
 from fedfms.flare.job import RECIPE_FILE, RESULT_FOLDER, START_MODEL_FILE
 from fedfms.flare.kit import AUTHORIZATION
@@ -669,6 +669,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    write_whole(path, json.dumps(values, indent=2) + "\n")

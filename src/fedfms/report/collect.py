@@ -12,18 +12,16 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedfms.contracts.contribution import PHASES
 from fedfms.errors import FederationError
-from fedfms.files import file_sha256
+from fedfms.files import file_sha256, whole_folder
 from fedfms.report.records import (
     NO_VALUE,
     NOT_ANNOTATED,
@@ -74,13 +72,16 @@ class Result:
     evaluation: tuple[EvaluationRow, ...]
 
 
-def collect(job_folder: Path, results: Path) -> Result:
+def collect(
+    job_folder: Path, results: Path, finish: Callable[[Path], None] | None = None
+) -> Result:
     """Write the results folder of a finished or interrupted job.
 
     Args:
         job_folder: holds records.jsonl, in itself or in one folder below; beside that file
             recipe.json, *.safetensors and pictures/.
         results: a folder that does not exist yet, or is empty. It appears complete or not at all.
+        finish: does what else belongs into the folder, before it appears.
 
     Raises:
         FederationError: no usable records (`no-records`), or `results` holds something already
@@ -96,36 +97,39 @@ def collect(job_folder: Path, results: Path) -> Result:
     records, damaged = read_records(source / RECORDS)
     recipe = _read_recipe(source / RECIPE)
     history = History(records, recipe)
-    rounds = history.round_rows()
-    evaluation = _mark_worst(history.evaluation_rows())
-
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=results.parent, prefix=f".{results.name}.") as scratch:
-        folder = Path(scratch) / "results"
-        folder.mkdir()
-        shutil.copyfile(source / RECORDS, folder / RECORDS)
-        files = {}
-        for name in (GLOBAL_MODEL, BEST_MODEL, RECIPE):
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-                files[name] = _describe_file(folder / name)
-        pictures = _copy_pictures(history.pictures, source, folder)
-        summary = _summarize(history, recipe, rounds, evaluation, damaged)
-        summary["pictures"], summary["files"] = pictures, files
-        write_rounds(folder / ROUNDS, rounds)
-        write_evaluation(folder / EVALUATION, evaluation)
-        text = json.dumps(_finite(summary), indent=2, ensure_ascii=False, allow_nan=False)
-        (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
-        try:
-            folder.rename(results)
-        except OSError as error:
-            raise FederationError(
-                f"{results} cannot be written: {error.strerror}",
-                "name a new folder for the results",
-                code="results-exist",
-            ) from None
+    try:
+        with whole_folder(results) as folder:
+            _write_folder(folder, source, history, recipe, damaged)
+            if finish is not None:
+                finish(folder)
+    except OSError as error:
+        raise FederationError(
+            f"the results cannot be written to {results}: {error}",
+            "name a new folder for the results, on a disk that has room",
+            code="results-exist",
+        ) from None
     log.info("results of %d rounds and %d sites", history.rounds_done, len(history.sites))
     return load_result(results)
+
+
+def _write_folder(
+    folder: Path, source: Path, history: History, recipe: dict[str, Any], damaged: int
+) -> None:
+    rounds = history.round_rows()
+    evaluation = _mark_worst(history.evaluation_rows())
+    shutil.copyfile(source / RECORDS, folder / RECORDS)
+    files = {}
+    for name in (GLOBAL_MODEL, BEST_MODEL, RECIPE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+            files[name] = _describe_file(folder / name)
+    pictures = _copy_pictures(history.pictures, source, folder)
+    summary = _summarize(history, recipe, rounds, evaluation, damaged)
+    summary["pictures"], summary["files"] = pictures, files
+    write_rounds(folder / ROUNDS, rounds)
+    write_evaluation(folder / EVALUATION, evaluation)
+    text = json.dumps(_finite(summary), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
 
 
 def load_result(folder: Path) -> Result:
@@ -457,13 +461,6 @@ def _copy_pictures(
 
 def _describe_file(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write or replace a text file; a reader sees the old one or the new one, never a part."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
-    scratch.replace(path)
 
 
 def _finite(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fedfms.contracts.contribution import PHASES
+from fedfms.files import write_together
 from fedfms.pages.parts import (
     Cell,
     Column,
@@ -34,7 +35,6 @@ from fedfms.report.collect import (
     SUMMARY,
     Result,
     load_result,
-    write_text_atomically,
 )
 from fedfms.report.records import NOT_ANNOTATED, NOTHING_RECORDED, WITHHELD
 from fedfms.report.tables import EvaluationRow
@@ -121,13 +121,13 @@ def render(results: Path) -> None:
         FederationError: `results` is no results folder (`no-results`).
     """
     page = _page(load_result(results))
-    for name in (REPORT_HTML, REPORT_MD):
-        text = (
-            environment("fedfms.report", "fedfms.pages")
-            .get_template(f"{name}.j2")
-            .render(page=page)
-        )
-        write_text_atomically(results / name, text)
+    templates = environment("fedfms.report", "fedfms.pages")
+    write_together(
+        {
+            results / name: templates.get_template(f"{name}.j2").render(page=page)
+            for name in (REPORT_HTML, REPORT_MD)
+        }
+    )
     log.info("report of %d sites written", len(page.legend))
 
 

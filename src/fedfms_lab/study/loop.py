@@ -30,8 +30,8 @@ from fedfms.exchange.payload import (
     save_tensors,
     shapes_of,
     to_precision,
-    write_whole,
 )
+from fedfms.files import write_whole
 from fedfms.local.processes import Processes
 from fedfms.local.sites import Site, start_trainer, threads_of_a_trainer, trainer_command
 from fedfms.models.build import build_model
@@ -72,7 +72,7 @@ def federate(
         FedfmsError: the checkpoint is missing or does not fit.
     """
     weights = read_travelling(build_model(recipe, find_checkpoint(recipe, checkpoints)))
-    write_whole(folder / RECIPE, recipe.to_json().encode())
+    write_whole(folder / RECIPE, recipe.to_json())
     records = _Records(folder / RECORDS)
     names = [site.name for site in sites]
     threads = {"OMP_NUM_THREADS": str(threads_of_a_trainer(len(sites) - len(recipe.holdout)))}

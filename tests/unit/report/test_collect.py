@@ -338,8 +338,9 @@ def test_a_failure_leaves_nothing_behind(tmp_path, job, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fedfms.report.collect.write_evaluation", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(FederationError, match="No space") as caught:
         collect(folder, tmp_path / "results")
+    assert "a disk that has room" in caught.value.fix
     assert sorted(p.name for p in tmp_path.iterdir()) == ["job"]
 
 

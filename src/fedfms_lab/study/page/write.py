@@ -6,11 +6,10 @@ study.html is one page that needs nothing else; its links lead to the runs' fold
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedfms.files import write_together
 from fedfms.pages.parts import Figure, Line, Picture, Table, Tile, environment, picture_key
 from fedfms_lab.study.answer import Answer, read_study
 from fedfms_lab.study.numbers import csv_text, numbers
@@ -99,23 +98,10 @@ def write_answer(study_folder: Path) -> None:
     }
     texts[STUDY_CSV] = csv_text(numbers(found))
     texts[STUDY_TEX] = document(page.title, _for_paper(page))
-    _write_together(study_folder, texts)
+    write_together({study_folder / name: text for name, text in texts.items()})
     log.info(
         "answer of %d of %d runs written", len(found.runs), len(found.runs) + len(found.missing)
     )
-
-
-def _write_together(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write all files beside their places, then put them there."""
-    scratch = {name: folder / f".{name}.{os.getpid()}" for name in texts}
-    try:
-        for name, text in texts.items():
-            scratch[name].write_text(text, encoding="utf-8", newline="")
-        for name, path in scratch.items():
-            path.replace(folder / name)
-    finally:
-        for path in scratch.values():
-            path.unlink(missing_ok=True)
 
 
 def _page(found: Answer) -> Page:
