@@ -16,6 +16,7 @@ from nvflare.app_common.widgets.intime_model_selector import IntimeModelSelector
 
 from fedfms.contracts.contribution import Contribution
 from fedfms.flare.job import CONTRIBUTION
+from fedfms.records.scores import class_dice
 
 Scores = dict[str, dict[str, float]]  # Dice by site and class
 
@@ -36,8 +37,7 @@ class BestModelSelector(IntimeModelSelector):  # type: ignore[misc]
             return False
         answer = fl_ctx.get_peer_context().get_prop(FLContextKey.SHAREABLE)
         said = Contribution.from_dict(from_shareable(answer).get_meta_prop(CONTRIBUTION))
-        dice = {m.class_name: m.mean for m in said.metrics if m.metric == "dice"}
-        self._scores[said.site] = {name: mean for name, mean in dice.items() if mean is not None}
+        self._scores[said.site] = class_dice(said.metrics)
         return True
 
     def _before_aggregate(self, fl_ctx: FLContext) -> bool:

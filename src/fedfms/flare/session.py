@@ -35,7 +35,7 @@ from fedfms.contracts.recipe import JOB_RECIPE, Recipe, read_job_recipe
 from fedfms.errors import ConfigError, FederationError, FedfmsError
 from fedfms.files import write_whole
 from fedfms.flare.announce import Announcement, read_announcement
-from fedfms.flare.job import RECIPE_FILE, RESULT_FOLDER, START_MODEL_FILE
+from fedfms.flare.job import RESULT_FOLDER, START_MODEL_FILE
 from fedfms.flare.kit import AUTHORIZATION
 from fedfms.flare.lint import (
     SERVER,
@@ -51,6 +51,7 @@ from fedfms.flare.progress import Event
 from fedfms.flare.recorder import PROGRESS_GROUP
 from fedfms.preflight.kit import read_kit
 from fedfms.preflight.network import NetworkError, proxy_for, reach, resolve
+from fedfms.records.layout import RECIPE
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +148,8 @@ def prepare_job(
                 f"there is no {model}", "name a .safetensors file of a results folder"
             )
         shutil.copyfile(model, destination / _CONFIG / START_MODEL_FILE)
-        if recipe is None and (model.parent / RECIPE_FILE).is_file():
-            recipe = model.parent / RECIPE_FILE
+        if recipe is None and (model.parent / RECIPE).is_file():
+            recipe = model.parent / RECIPE
     meta = _read(destination / "meta.json")
     server = _read(destination / _SERVER)
     min_clients = _min_clients(overrides, meta)

@@ -8,8 +8,8 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedfms.report.collect import over
-from fedfms.report.tables import RoundRow
+from fedfms.records.rows import RoundRow
+from fedfms.records.scores import over
 from fedfms_lab.study.answer import (
     ALL,
     TARGET_SHARE,

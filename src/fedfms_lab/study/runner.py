@@ -31,7 +31,7 @@ from fedfms.files import file_sha256, write_whole
 from fedfms.local.processes import Processes, Supervised
 from fedfms.local.sites import Site, child_environment
 from fedfms.models.sam import find_checkpoint
-from fedfms.report.tables import read_rounds
+from fedfms.records.rows import read_rounds
 from fedfms.watch import opened_files
 from fedfms_lab.study.data import ManifestRow, read_site, site_config, write_manifest
 from fedfms_lab.study.plan import Study

@@ -1,15 +1,17 @@
-"""Rows of rounds.csv and evaluation.csv, written and read back without loss."""
+"""Rows of rounds.csv, evaluation.csv and tables like them, written and read back without loss."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fedfms.contracts.contribution import METRICS, PHASES
+from fedfms.contracts.contribution import PHASES
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,31 +60,30 @@ class EvaluationRow:
     role: str
     model: str  # final, best
     round: int | None  # rounds that this model had trained
-    class_name: str
-    metric: str  # one of METRICS
-    mean: float | None
-    std: float | None  # over cases (slices for *_slice)
-    cases: int  # cases (or slices) with a value
-    empty: int  # cases (or slices) without foreground in truth and prediction
+    class_name: str = ""
+    metric: str = ""  # one of METRICS
+    mean: float | None = None
+    std: float | None = None  # over cases (slices for *_slice)
+    cases: int = 0  # cases (or slices) with a value
+    empty: int = 0  # cases (or slices) without foreground in truth and prediction
     unit: str = ""  # of mean and std: mm or px for hd95, empty for shares in [0, 1]
     worst: bool = False  # the worst site of this model, class, metric and unit
     note: str = ""
 
 
 def write_rounds(path: Path, rows: Sequence[RoundRow]) -> None:
-    """Write rounds.csv; numbers with all their digits, yes or no, empty where there is no value."""
-    mapped = (*_BY_PHASE, "class_dice")
-    names = [f.name for f in dataclasses.fields(RoundRow) if f.name not in mapped]
+    """Write rounds.csv, as `write_rows`, with a column for each phase and each class."""
     classes = list(dict.fromkeys(name for row in rows for name in row.class_dice))
-    columns = [*names, *(f"{name}_{phase}" for name in _BY_PHASE for phase in PHASES)]
-    columns += [f"{_DICE_OF}{name}" for name in classes]
+    mapped = [(name, phase) for name in _BY_PHASE for phase in PHASES]
+    mapped += [("class_dice", name) for name in classes]
+    plain = _plain_fields(RoundRow)
+    columns = [*plain, *(f"{_PREFIX[name]}{key}" for name, key in mapped)]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         for row in rows:
-            values = [getattr(row, name) for name in names]
-            values += [getattr(row, name).get(phase) for name in _BY_PHASE for phase in PHASES]
-            values += [row.class_dice.get(name) for name in classes]
+            values = [getattr(row, name) for name in plain]
+            values += [getattr(row, name).get(key) for name, key in mapped]
             writer.writerow(map(_cell, values))
 
 
@@ -90,39 +91,80 @@ def read_rounds(path: Path) -> tuple[RoundRow, ...]:
     """Read rounds.csv back.
 
     Raises:
-        OSError, ValueError, KeyError: the file is missing or damaged.
+        OSError, ValueError: the file is missing or damaged.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        return tuple(_round_row(cells) for cells in csv.DictReader(file))
+    return read_rows(path, RoundRow)
 
 
 def write_evaluation(path: Path, rows: Sequence[EvaluationRow]) -> None:
-    """Write evaluation.csv, in the same manner as rounds.csv."""
+    """Write evaluation.csv, as `write_rows`."""
     write_rows(path, EvaluationRow, rows)
-
-
-def write_rows(path: Path, kind: type[Any], rows: Sequence[Any]) -> None:
-    """Write dataclass rows, a column for each field; numbers with all their digits.
-
-    A field class_name becomes the column class; what has no value (None, NaN) is left empty. A file
-    name that is not UTF-8 stands as its own bytes.
-    """
-    names = [f.name for f in dataclasses.fields(kind)]
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow("class" if name == "class_name" else name for name in names)
-        for row in rows:
-            writer.writerow(_cell(getattr(row, name)) for name in names)
 
 
 def read_evaluation(path: Path) -> tuple[EvaluationRow, ...]:
     """Read evaluation.csv back.
 
     Raises:
-        OSError, ValueError, KeyError: the file is missing or damaged.
+        OSError, ValueError: the file is missing or damaged.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        return tuple(_evaluation_row(cells) for cells in csv.DictReader(file))
+    return read_rows(path, EvaluationRow)
+
+
+def write_rows(path: Path, kind: type[Any], rows: Sequence[Any]) -> None:
+    """Write dataclass rows, a column for each field; numbers with all their digits, yes or no.
+
+    A field class_name becomes the column class; what has no value (None, NaN) is left empty. A file
+    name that is not UTF-8 stands as its own bytes.
+    """
+    names = _plain_fields(kind)
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(map(_column, names))
+        for row in rows:
+            writer.writerow(_cell(getattr(row, name)) for name in names)
+
+
+def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
+    """Read what `write_rows` wrote of the same kind, or `write_rounds`.
+
+    Raises:
+        OSError, ValueError: the file is missing or damaged.
+    """
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        table = csv.DictReader(file)
+        for column in map(_column, _plain_fields(kind)):
+            if column not in (table.fieldnames or ()):  # also where no row follows
+                raise ValueError(f"{path.name} has no column {column}")
+        return tuple(_row(kind, cells) for cells in table)
+
+
+def _row(kind: type[Row], cells: Mapping[str, str]) -> Row:
+    if None in cells or None in cells.values():  # as the csv module has it
+        raise ValueError("a row has more or fewer cells than the table has columns")
+    plain = _plain_fields(kind)
+    values = {name: _value(type_, cells[_column(name)]) for name, type_ in plain.items()}
+    for name in _field_types(kind).keys() - plain.keys():
+        prefix, number = _PREFIX[name], int if name == "peak_memory_bytes" else float
+        values[name] = {
+            column.removeprefix(prefix): number(cell)
+            for column, cell in cells.items()
+            if column.startswith(prefix) and cell
+        }
+    return kind(**values)
+
+
+def _plain_fields(kind: type[Any]) -> dict[str, str]:
+    """The fields that are a column each, with their types as they are written."""
+    types = _field_types(kind).items()
+    return {name: type_ for name, type_ in types if not type_.startswith("Mapping")}
+
+
+def _field_types(kind: type[Any]) -> dict[str, str]:
+    return {one.name: str(one.type) for one in dataclasses.fields(kind)}
+
+
+def _column(name: str) -> str:
+    return "class" if name == "class_name" else name
 
 
 def _cell(value: Any) -> Any:
@@ -133,55 +175,20 @@ def _cell(value: Any) -> Any:
     return repr(value) if isinstance(value, float) else value
 
 
+def _value(type_: str, cell: str) -> Any:
+    if not cell and type_.endswith("| None"):
+        return None
+    return _FROM_TEXT.get(type_.removesuffix(" | None"), str)(cell)
+
+
+_FROM_TEXT: dict[str, Callable[[str], Any]] = {
+    "int": int,
+    "float": float,
+    "bool": lambda cell: cell == "yes",
+}
 _BY_PHASE = ("seconds", "peak_memory_bytes")
-_DICE_OF = "dice_of_"
-_WHOLE = (
-    "evaluated_cases",
-    "training_slices",
-    "training_cases",
-    "bytes_down",
-    "bytes_up",
-    "micro_batch",
-)
-_NUMBERS = ("loss", *METRICS, "update_norm", "time")
-
-
-def _round_row(cells: Mapping[str, str]) -> RoundRow:
-    whole: dict[str, Any] = {name: int(cells[name]) if cells[name] else None for name in _WHOLE}
-    numbers: dict[str, Any] = {
-        name: float(cells[name]) if cells[name] else None for name in _NUMBERS
-    }
-    return RoundRow(
-        round=int(cells["round"]),
-        site=cells["site"],
-        role=cells["role"],
-        accepted=cells["accepted"] == "yes",
-        reason=cells["reason"] or None,
-        class_dice={
-            name.removeprefix(_DICE_OF): float(value)
-            for name, value in cells.items()
-            if name is not None and name.startswith(_DICE_OF) and value
-        },
-        seconds={p: float(s) for p in PHASES if (s := cells.get(f"seconds_{p}"))},
-        peak_memory_bytes={p: int(b) for p in PHASES if (b := cells.get(f"peak_memory_bytes_{p}"))},
-        **whole,
-        **numbers,
-    )
-
-
-def _evaluation_row(cells: Mapping[str, str]) -> EvaluationRow:
-    return EvaluationRow(
-        site=cells["site"],
-        role=cells["role"],
-        model=cells["model"],
-        round=int(cells["round"]) if cells["round"] else None,
-        class_name=cells["class"],
-        metric=cells["metric"],
-        mean=float(cells["mean"]) if cells["mean"] else None,
-        std=float(cells["std"]) if cells["std"] else None,
-        cases=int(cells["cases"]),
-        empty=int(cells["empty"]),
-        unit=cells["unit"],
-        worst=cells["worst"] == "yes",
-        note=cells["note"],
-    )
+_PREFIX = {  # of the columns of a field that is a mapping
+    "seconds": "seconds_",
+    "peak_memory_bytes": "peak_memory_bytes_",
+    "class_dice": "dice_of_",
+}
