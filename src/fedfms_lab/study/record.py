@@ -90,7 +90,7 @@ class RunRecord:
     engine: Engine | None  # of a federated run
     recipe_sha256: str
     backbone_sha256: str
-    versions: Mapping[str, str]  # fedfms, nvflare, torch, monai, numpy, python
+    versions: Mapping[str, str]  # fedfms, its commit and image, nvflare, torch, …
     machine: Mapping[str, Any]  # device, threads: of the training processes
     sites: Mapping[str, SiteFacts]  # all that the run touched, those it only scored included
     started: float  # seconds since 1970-01-01 UTC

@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 
 from fedfms import __version__
+from fedfms.about import known_image, known_revision
 from fedfms.contracts.recipe import Recipe
 from fedfms.data.dataset import unknown_classes
 from fedfms.errors import ConfigError, FederationError, SiteDataError
@@ -270,6 +271,8 @@ def finish_run(spec: RunSpec, folder: Path, place: Path, started: float) -> None
         backbone_sha256=spec.recipe.backbone_sha256,
         versions={
             "fedfms": __version__,
+            "commit": known_revision() or "unknown",
+            "image": known_image() or "unknown",
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _VERSIONS},
         },
