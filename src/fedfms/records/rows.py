@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,18 +111,24 @@ def read_evaluation(path: Path) -> tuple[EvaluationRow, ...]:
     return read_rows(path, EvaluationRow)
 
 
-def write_rows(path: Path, kind: type[Any], rows: Sequence[Any]) -> None:
-    """Write dataclass rows, a column for each field; numbers with all their digits, yes or no.
+def write_rows(path: Path, kind: type[Any], rows: Iterable[Any]) -> None:
+    """Write `rows_text`; a file name that is not UTF-8 stands as its own bytes."""
+    path.write_bytes(rows_text(kind, rows).encode(errors="surrogateescape"))
 
-    A field class_name becomes the column class; what has no value (None, NaN) is left empty. A file
-    name that is not UTF-8 stands as its own bytes.
+
+def rows_text(kind: type[Any], rows: Iterable[Any]) -> str:
+    """Dataclass rows as CSV, a column for each field; numbers with all their digits, yes or no.
+
+    A field class_name becomes the column class; what has no value (None, NaN) is left empty.
+    Several names in one cell are separated by semicolons.
     """
     names = _plain_fields(kind)
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(map(_column, names))
-        for row in rows:
-            writer.writerow(_cell(getattr(row, name)) for name in names)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_column, names))
+    for row in rows:
+        writer.writerow(_cell(getattr(row, name)) for name in names)
+    return text.getvalue()
 
 
 def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
@@ -172,6 +179,8 @@ def _cell(value: Any) -> Any:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ";".join(value)
     return repr(value) if isinstance(value, float) else value
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from fedfms.contracts.contribution import PHASES
 from fedfms.errors import FederationError
 from fedfms.files import file_sha256, whole_folder
+from fedfms.pages.parts import is_embeddable
 from fedfms.records.history import NO_VALUE, NOT_ANNOTATED, WITHHELD, History
 from fedfms.records.layout import (
     BEST_MODEL,
@@ -63,8 +64,6 @@ log = logging.getLogger(__name__)
 
 LOWER_IS_BETTER = ("hd95",)
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_LARGEST_PICTURE = 8_000_000  # bytes; they are embedded in the page
 
 MEASURE = (
     "Dice of a site: mean over its validation cases, then over the classes; 3-D for volumes, "
@@ -410,9 +409,7 @@ def _copy_pictures(
     copied = []
     for site, model, name in pictures:
         path = (source / name).resolve()
-        if not path.is_relative_to(inside) or not path.is_file():
-            continue
-        if path.stat().st_size > _LARGEST_PICTURE or not path.read_bytes().startswith(_PNG):
+        if not path.is_relative_to(inside) or not path.is_file() or not is_embeddable(path):
             continue
         relative = Path(PICTURES) / path.relative_to(inside)
         (folder / relative).parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from fedfms.pages.parts import (
     embed_png,
     environment,
     picture_key,
+    with_note,
 )
 from fedfms.records.history import NOT_ANNOTATED, NOTHING_RECORDED, WITHHELD
 from fedfms.records.layout import (
@@ -304,7 +305,7 @@ def _overview(summary: Summary) -> list[Table]:
     for site, values in summary.sites.items():
         if values.not_annotated:
             note += f" {site} does not annotate {words.class_names(values.not_annotated)}."
-    return [*tables[:-1], *(dataclasses.replace(table, note=note) for table in tables[-1:])]
+    return with_note(tables, note)
 
 
 def _part_overview(summary: Summary, part: Part) -> Table:
@@ -475,7 +476,7 @@ def _evaluations(result: Result) -> list[Table]:
     if len(tables) == 2 and tables[0].rows == tables[1].rows:
         del tables[1]
         note += " The best model has exactly these scores as well."
-    return [*tables[:-1], *(dataclasses.replace(table, note=note) for table in tables[-1:])]
+    return with_note(tables, note)
 
 
 def _evaluation(model: str, rows: Sequence[EvaluationRow], trained: int | None) -> Table:
