@@ -34,9 +34,10 @@ from fedfms.flare.aggregator import OrderedAggregator
 from fedfms.flare.executor import EvaluationExecutor, FedMSAExecutor, FedSAMExecutor
 from fedfms.flare.job import CONTRIBUTION, PICTURES, REASON, result_folder
 from fedfms.flare.persistor import SafeTensorsPersistor
-from fedfms.flare.progress import RecordReader
+from fedfms.flare.progress import JobProgress
 from fedfms.flare.result_guard import ResultGuard
 from fedfms.flare.selector import BestModelSelector
+from fedfms.records.schema import RoundStarted
 
 FEDMSA = Recipe.from_json(JOBS / "fedmsa/app/config/recipe.json")
 
@@ -454,7 +455,7 @@ def test_an_aggregator_without_a_recipe_ends_the_job_and_says_why(tmp_path: Path
 
 def test_a_line_that_is_half_written_is_read_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    reader = RecordReader(path, rounds=4)
+    reader = JobProgress(path, rounds=4)
     assert reader.read_new() == []
     lines = [
         {"record": "job", "time": 0.0, "sites": ["a", "b"]},
@@ -466,7 +467,7 @@ def test_a_line_that_is_half_written_is_read_when_it_is_whole(tmp_path: Path) ->
     path.write_text(text[:-10])
     assert len(reader.read_new()) == 3
     path.write_text(text)
-    assert reader.read_new() == [lines[-1]]
+    assert reader.read_new() == [RoundStarted(round=1, time=20.0)]
     event = reader.event(now=22.0)
     assert (event.phase, event.round, event.sites) == ("train", 1, ("a", "b"))
     assert event.seconds_left == pytest.approx(3.5 * 10 - 2)  # three rounds and the evaluation

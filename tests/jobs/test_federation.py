@@ -15,7 +15,7 @@ from federations import JOBS, of_kind, processes_below, read_records, write_site
 from strace import traced, traced_processes
 
 from fedfms.contracts.recipe import Recipe
-from fedfms.flare.progress import RecordReader
+from fedfms.flare.progress import JobProgress
 from fedfms.flare.session import prepare_job
 from fedfms.flare.simulate import Federation, simulate
 from fedfms.local.sites import Site, find_sites
@@ -199,7 +199,7 @@ def test_between_the_evaluated_rounds_sites_train_and_say_nothing_of_scores(feds
     names = ("site-1", "site-2", "site-3")
     assert rounds == {(s, "final"): 4 for s in names} | {(s, "best"): 2 for s in names}
     assert all(r["contribution"]["metrics"] for r in evaluations.values())
-    reader = RecordReader(fedsam / "records.jsonl", rounds=4)
+    reader = JobProgress(fedsam / "records.jsonl", rounds=4)
     reader.read_new()
     finished = reader.event().finished
     assert [one.evaluated for one in finished] == [True, False, True, False]

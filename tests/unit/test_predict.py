@@ -576,7 +576,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     (tmp_path / "folder.nii").mkdir()  # a rename onto it fails
     (tmp_path / "a.nii").write_bytes(b"old")
     with pytest.raises(ConfigError, match="OUTPUT may be written") as error:
-        write_files([(tmp_path / "new/b.nii", b"b"), (tmp_path / "folder.nii", b"x")])
+        write_files({tmp_path / "new/b.nii": b"b", tmp_path / "folder.nii": b"x"})
     assert error.value.code == "cannot-write"
     assert not list(tmp_path.rglob("*.part"))
 

@@ -320,16 +320,14 @@ def test_a_full_disk_ends_the_run_and_what_is_done_is_told(
     tmp_path, model, run, monkeypatch, number
 ):
     volumes(tmp_path / "in", "a.nii", "b.nii", "c.nii")
-    write_bytes, calls = Path.write_bytes, []
+    calls = []
 
-    def full(path: Path, data: bytes) -> int:
-        if tmp_path / "out" in path.parents:
-            calls.append(path)
-            if len(calls) > 1:
-                raise OSError(number, os.strerror(number), str(path))
-        return write_bytes(path, data)
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 1:
+            raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     code, out, err = run(model, tmp_path / "in", tmp_path / "out")
     assert code == 1
     require_one_sentence(err)

@@ -340,7 +340,9 @@ def show_result(folder: Path, as_json: bool) -> None:
     rows, summary = summary_table(folder), load_result(folder).summary
     by_class = any(row["class"] for row in rows)
     if as_json:
-        out.print_json(json.dumps({"results": str(folder), "sites": rows, "summary": summary}))
+        out.print_json(
+            json.dumps({"results": str(folder), "sites": rows, "summary": summary.to_dict()})
+        )
         return
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -369,19 +371,19 @@ def show_result(folder: Path, as_json: bool) -> None:
         cells = [*named, role, str(row["cases"] or "–"), *scores, change]
         table.add_row(*cells, _score(row["dice_best"]), str(row["missed"]))
     out.print(WholeWords(table))
-    training = sum(values["role"] == "train" for values in summary["sites"].values())
-    for part in summary["parts"]:
-        gain = part["dice"]["gain"]  # over the training sites that have both
-        if gain["before"] is not None and gain["after"] is not None:  # not of an evaluation alone
-            before, after = _score(gain["before"]), _score(gain["after"])
+    training = len(summary.training)
+    for part in summary.parts:
+        gain = part.dice.gain  # over the training sites that have both
+        if gain.before is not None and gain.after is not None:  # not of an evaluation alone
+            before, after = _score(gain.before), _score(gain.after)
             who = "the training sites"
-            if len(gain["sites"]) < training:
-                who = f"{len(gain['sites'])} of {training} training sites"
-            what = f", {part['classes'][0]}" if by_class else ""
+            if len(gain.sites) < training:
+                who = f"{len(gain.sites)} of {training} training sites"
+            what = f", {part.classes[0]}" if by_class else ""
             out.print(f"mean of {who}{what}: {before} before, {after} after")
-    for site, values in summary["sites"].items():
-        if values["not_annotated"]:
-            out.print(f"{site} does not annotate {class_names(values['not_annotated'])}")
+    for site, values in summary.sites.items():
+        if values.not_annotated:
+            out.print(f"{site} does not annotate {class_names(values.not_annotated)}")
     for site, models in missed_evaluations(summary).items():
         out.print(f"{site} did not evaluate {models}")
     for site in silent_sites(summary):

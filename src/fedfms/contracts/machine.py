@@ -17,6 +17,8 @@ class Machine:
     checkpoints: Path | None  # FEDFMS_CHECKPOINTS: folder of SAM checkpoints
     log_level: str | None = None  # FEDFMS_LOG_LEVEL: of what FLARE logs in a container; info
     require_gpu: bool = False  # FEDFMS_REQUIRE_GPU: the trainer was started with the GPU overlay
+    revision: str | None = None  # FEDFMS_REVISION: commit that a container image was made of
+    image: str | None = None  # FEDFMS_IMAGE_DIGEST: the image's own, which it cannot know
     watch: Path | None = None  # FEDFMS_WATCH: which files this process may open (fedfms.watch)
 
     @classmethod
@@ -34,5 +36,7 @@ class Machine:
             checkpoints=folder("FEDFMS_CHECKPOINTS"),
             log_level=os.environ.get("FEDFMS_LOG_LEVEL") or None,
             require_gpu=os.environ.get("FEDFMS_REQUIRE_GPU", "") not in ("", "0"),
+            revision=os.environ.get("FEDFMS_REVISION") or None,
+            image=os.environ.get("FEDFMS_IMAGE_DIGEST") or None,
             watch=folder("FEDFMS_WATCH"),
         )

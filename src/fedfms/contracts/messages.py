@@ -183,7 +183,7 @@ def remove_leftovers(exchange: Path) -> None:
 
 def _of_tasks(exchange: Path, task_id: str) -> list[Path]:
     pattern = re.compile(
-        rf"{task_id}\.(in\.safetensors|out\.safetensors|\d+\.png)(\.[0-9a-f]+\.part)?"
+        rf"\.?{task_id}\.(in\.safetensors|out\.safetensors|\d+\.png)(\.[0-9a-f]+\.part)?"
     )
     try:
         return [path for path in exchange.iterdir() if pattern.fullmatch(path.name)]

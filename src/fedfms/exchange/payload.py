@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import secrets
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedfms.errors import CheckpointError, DoorClosed
+from fedfms.files import read_whole, write_whole
 
 if TYPE_CHECKING:
     from fedfms.models.build import SamSegmenter
@@ -23,6 +21,8 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 Shapes = Mapping[str, torch.Size]
+
+EXCHANGE_MODE = 0o660  # of files: trainer and FLARE client may be two users of one group
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
@@ -138,22 +138,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], precision: Precision
     data = safetensors.torch.save(
         {name: stored[name].detach().cpu().contiguous() for name in sorted(stored)}
     )
-    write_whole(path, data)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, never through a link that somebody else put there."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        with os.fdopen(os.open(part, flags, 0o660), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    write_whole(path, data, mode=EXCHANGE_MODE)
 
 
 def load_tensors(path: Path, max_bytes: int | None = None) -> dict[str, Tensor]:
@@ -173,18 +158,6 @@ def load_tensors(path: Path, max_bytes: int | None = None) -> dict[str, Tensor]:
             code="unreadable-tensors",
         ) from None
     return tensors
-
-
-def read_whole(path: Path, max_bytes: int | None = None) -> bytes:
-    """The bytes of a plain file of at most `max_bytes`; a link, pipe or device is an OSError."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("not a plain file")
-        if max_bytes is not None and status.st_size > max_bytes:
-            raise OSError(f"{status.st_size} bytes, at most {max_bytes} were expected")
-        return file.read()
 
 
 def _travelling(model: SamSegmenter) -> dict[str, Tensor]:

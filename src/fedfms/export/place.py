@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from fedfms.errors import ConfigError
+from fedfms.files import flush_folder, scratch_folder, whole_folder
 
 
 def refuse_existing(output: Path, *, overwrite: bool, mark: Path | None = None) -> None:
@@ -71,16 +71,14 @@ def whole_or_nothing(output: Path, *, folder: bool) -> Iterator[Path]:
     Raises:
         ConfigError: "cannot-write"; the folder is not writable, or the disk is full.
     """
-    part = output.with_name(f".{output.name}.{secrets.token_hex(8)}.part")
     try:
-        part.mkdir(parents=True)
-        yield part
-        for file in part.rglob("*"):
-            if file.is_file():
-                _to_disk(file)  # else a power cut after the rename could leave an empty file
         if folder:
-            _replace_folder(part, output)
-        else:
+            with whole_folder(output, replace=True) as part:
+                yield part
+            return
+        with scratch_folder(output) as part:
+            yield part
+            flush_folder(part)
             for file in sorted(part.iterdir(), key=lambda path: path.name == output.name):
                 file.replace(output.with_name(file.name))
     except OSError as error:
@@ -89,25 +87,3 @@ def whole_or_nothing(output: Path, *, folder: bool) -> Iterator[Path]:
             "name an OUTPUT in a folder where you may write and that has room (df -h)",
             code="cannot-write",
         ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _to_disk(file: Path) -> None:
-    with file.open("rb+") as opened:
-        os.fsync(opened.fileno())
-
-
-def _replace_folder(part: Path, output: Path) -> None:
-    """Give a folder its place; what was there comes back if that fails."""
-    old = part.with_suffix(".old")
-    if not output.exists():
-        part.rename(output)
-        return
-    output.rename(old)
-    try:
-        part.rename(output)
-    except BaseException:
-        old.rename(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

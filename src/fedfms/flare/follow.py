@@ -10,10 +10,10 @@ from pathlib import Path
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError, FederationError
-from fedfms.flare.job import RECIPE_FILE
-from fedfms.flare.progress import Event, RecordReader
-from fedfms.flare.recorder import RECORDS_FILE
+from fedfms.flare.progress import Event, JobProgress
 from fedfms.flare.session import Coordinator, JobState
+from fedfms.records.layout import RECIPE, RECORDS
+from fedfms.records.schema import JobDone
 
 STATE_SECONDS = 2.0  # between two questions to FLARE
 LOST_SECONDS = 60.0  # a job of days outlasts a short break of the line
@@ -130,12 +130,12 @@ def read_end(downloaded: Path, status: str) -> JobEnd:
         status: FLARE's word, for a job that could not write its own.
     """
     try:
-        rounds = Recipe.from_json(downloaded / RECIPE_FILE).rounds
+        rounds = Recipe.from_json(downloaded / RECIPE).rounds
     except ConfigError:  # it ended before it wrote one
         rounds = 0
-    reader = RecordReader(downloaded / RECORDS_FILE, rounds)
-    ends = [record for record in reader.read_new() if record["record"] == "job_done"]
-    completed = bool(ends) and ends[-1]["status"] == "completed"
-    aborted = ends[-1]["status"] == "aborted" if ends else status == "FINISHED:ABORTED"
-    reason = (ends[-1].get("reason") if ends else None) or f"FLARE says {status}"
-    return JobEnd(completed, str(reason), tuple(reader.trouble()), reader.event(), aborted)
+    reader = JobProgress(downloaded / RECORDS, rounds)
+    ends = [record for record in reader.read_new() if isinstance(record, JobDone)]
+    completed = bool(ends) and ends[-1].status == "completed"
+    aborted = ends[-1].status == "aborted" if ends else status == "FINISHED:ABORTED"
+    reason = (ends[-1].reason if ends else None) or f"FLARE says {status}"
+    return JobEnd(completed, reason, tuple(reader.trouble()), reader.event(), aborted)

@@ -9,9 +9,9 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
 from fedfms.contracts.recipe import Recipe
+from fedfms.records.layout import MODEL, RECIPE
 
-RECIPE_FILE = "recipe.json"  # in the job's app/config, at the server and at every site
-START_MODEL_FILE = "model.safetensors"  # beside it: the model to start from, or to evaluate
+START_MODEL_FILE = MODEL  # beside the recipe: the model to start from, or to evaluate
 RESULT_FOLDER = "fedfms"  # in the server's run folder: what becomes the result of the job
 
 TRAIN_TASK, EVALUATE_TASK = "train", "validate"  # FLARE's own names
@@ -43,7 +43,7 @@ def read_recipe(fl_ctx: FLContext) -> Recipe:
     Raises:
         ConfigError: the job has none, or one that cannot be used.
     """
-    return Recipe.from_json(config_folder(fl_ctx) / RECIPE_FILE)
+    return Recipe.from_json(config_folder(fl_ctx) / RECIPE)
 
 
 def reason_of(reply: Shareable) -> str:

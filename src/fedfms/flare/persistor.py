@@ -38,10 +38,9 @@ from fedfms.exchange.payload import (
     save_tensors,
     shapes_of,
     to_precision,
-    write_whole,
 )
+from fedfms.files import write_whole
 from fedfms.flare.job import (
-    RECIPE_FILE,
     ROUNDS_TRAINED,
     START_MODEL_FILE,
     config_folder,
@@ -50,8 +49,7 @@ from fedfms.flare.job import (
 )
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
-
-GLOBAL_MODEL_FILE, BEST_MODEL_FILE = "global_model.safetensors", "best_model.safetensors"
+from fedfms.records.layout import BEST_MODEL, GLOBAL_MODEL, RECIPE
 
 
 class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
@@ -70,7 +68,7 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
             fobs.register(TensorDecomposer)
         elif event_type == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
             weights = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
-            save_tensors(result_folder(fl_ctx) / BEST_MODEL_FILE, weights, "fp32")
+            save_tensors(result_folder(fl_ctx) / BEST_MODEL, weights, "fp32")
             self._best_rounds = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
 
     def shapes(self, fl_ctx: FLContext) -> Shapes:
@@ -89,7 +87,7 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
         """
         if self._initial is None:
             recipe = read_recipe(fl_ctx)
-            write_whole(result_folder(fl_ctx) / RECIPE_FILE, recipe.to_json().encode())
+            write_whole(result_folder(fl_ctx) / RECIPE, recipe.to_json())
             checkpoint = find_checkpoint(recipe, Machine.from_environment().checkpoints)
             self._initial = read_travelling(build_model(recipe, checkpoint))
             given = config_folder(fl_ctx) / START_MODEL_FILE
@@ -112,7 +110,7 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
         """Write the global model, whole or not at all; called after each round."""
         self._final = dict(model[ModelLearnableKey.WEIGHTS])
         self._rounds_trained = fl_ctx.get_prop(AppConstants.CURRENT_ROUND) + 1
-        save_tensors(result_folder(fl_ctx) / GLOBAL_MODEL_FILE, self._final, "fp32")
+        save_tensors(result_folder(fl_ctx) / GLOBAL_MODEL, self._final, "fp32")
 
     def models(self, fl_ctx: FLContext) -> list[str]:
         """Names of the models there are to evaluate: "final", and "best" where one was selected."""
@@ -127,7 +125,7 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
             FedfmsError: the job neither trained nor brought a model, or it cannot be read.
         """
         if name == "best" and self._best_rounds is not None:
-            return load_tensors(result_folder(fl_ctx) / BEST_MODEL_FILE), self._best_rounds
+            return load_tensors(result_folder(fl_ctx) / BEST_MODEL), self._best_rounds
         if self._final is not None:
             return self._final, self._rounds_trained
         if not (config_folder(fl_ctx) / START_MODEL_FILE).is_file():
@@ -137,7 +135,7 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
                 code="no-model",
             )
         weights = self.start_model(fl_ctx)
-        save_tensors(result_folder(fl_ctx) / GLOBAL_MODEL_FILE, weights, "fp32")
+        save_tensors(result_folder(fl_ctx) / GLOBAL_MODEL, weights, "fp32")
         return weights, read_recipe(fl_ctx).rounds
 
 

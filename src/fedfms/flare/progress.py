@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from fedfms.contracts.contribution import Contribution
+from fedfms.records.read import RecordReader
+from fedfms.records.schema import (
+    ContributionRecord,
+    EvaluationRecord,
+    JobDone,
+    JobRecord,
+    RoundDone,
+    RoundStarted,
+)
+from fedfms.records.scores import class_dice, mean
 
 Phase = Literal["provision", "start", "submit", "train", "evaluate", "fetch", "done"]
 
@@ -88,38 +99,22 @@ class Event:
         )
 
 
-@dataclass(slots=True)
-class RecordReader:
-    """Reads a growing records.jsonl; what is not a whole line yet is read next time."""
+class JobProgress(RecordReader):
+    """How far a job is, from its growing records.jsonl."""
 
-    path: Path
-    rounds: int
-    records: list[dict[str, Any]] = field(default_factory=list)
-    _offset: int = 0
-
-    def read_new(self) -> list[dict[str, Any]]:
-        """Records since the last call."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except OSError:
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        new = [json.loads(line) for line in whole.splitlines() if line.strip()]
-        self.records += new
-        return new
+    def __init__(self, path: Path, rounds: int) -> None:
+        super().__init__(path)
+        self.rounds = rounds
 
     def trouble(self) -> list[str]:
         """Why sites did not contribute to the last round, one sentence each."""
-        last = max((r["round"] for r in self.records if r["record"] == "round_started"), default=0)
+        last = max((r.round for r in self.records if isinstance(r, RoundStarted)), default=0)
         return [
-            f"{record['site']} in round {last}: {record['reason']}"
+            f"{record.site} in round {last}: {record.reason}"
             for record in self.records
-            if record["record"] == "contribution"
-            and record["round"] == last
-            and not record["accepted"]
+            if isinstance(record, ContributionRecord)
+            and record.round == last
+            and not record.accepted
         ]
 
     def event(self, text: str = "", now: float | None = None) -> Event:
@@ -127,42 +122,39 @@ class RecordReader:
         now = time.time() if now is None else now
         sites: tuple[str, ...] = ()
         number: int | None = None
-        answers: dict[str, dict[str, float]] = {}
-        scored = False
-        holdouts: set[str] = set()
+        answers: dict[str, Contribution | None] = {}  # to this round
         evaluated: set[str] = set()
         started = now
         ends: list[float] = []
         finished: list[FinishedRound] = []
         missed: list[str] = []
+        holdouts: set[str] = set()
         phase: Phase = "train"
         for record in self.records:
-            kind = record["record"]
-            if kind == "job":
-                sites = tuple(record["sites"])
-            elif kind == "round_started":
-                number, answers, scored = record["round"], {}, False
-                started = started if ends else record["time"]
-            elif kind == "contribution" and record["accepted"] and record["round"] == number:
-                answers[record["site"]] = _dice(record["contribution"])
-                if (record["contribution"] or {}).get("role") == "holdout":
-                    holdouts.add(record["site"])
-                scored = scored or _evaluated(record["contribution"])
-            elif kind == "round_done":
-                ends.append(record["time"])
-                training = len(set(sites) - holdouts)
-                finished.append(_finished(record["round"], answers, scored, training))
-                missed += [
-                    f"{site} missed round {record['round']}: {reason}"
-                    for site, reason in sorted(record.get("missed", {}).items())
-                ]
-            elif kind == "evaluation":
-                phase = "evaluate"
-                evaluated.add(record["site"])
-                if record.get("reason"):
-                    missed.append(f"{record['site']} did not evaluate: {record['reason']}")
-            elif kind == "job_done":
-                phase = "done"
+            match record:
+                case JobRecord():
+                    sites = record.sites
+                case RoundStarted():
+                    number, answers = record.round, {}
+                    started = started if ends or record.time is None else record.time
+                case ContributionRecord() if record.accepted and record.round == number:
+                    answers[record.site] = record.said
+                    if record.said is not None and record.said.role == "holdout":
+                        holdouts.add(record.site)
+                case RoundDone():
+                    ends.append(now if record.time is None else record.time)
+                    finished.append(_finished(record.round, answers, len(set(sites) - holdouts)))
+                    missed += [
+                        f"{site} missed round {record.round}: {reason}"
+                        for site, reason in sorted(record.missed.items())
+                    ]
+                case EvaluationRecord():
+                    phase = "evaluate"
+                    evaluated.add(record.site)
+                    if record.reason:
+                        missed.append(f"{record.site} did not evaluate: {record.reason}")
+                case JobDone():
+                    phase = "done"
         if phase == "train" and ends and len(ends) == self.rounds:
             phase = "evaluate"
         return Event(
@@ -185,34 +177,20 @@ class RecordReader:
         return max(0.0, (self.rounds - len(ends) + 0.5) * pace - (now - ends[-1]))
 
 
-def _evaluated(contribution: dict[str, Any] | None) -> bool:
-    """Whether a site scored any case in a round."""
-    return contribution is not None and contribution["evaluated_cases"] > 0
-
-
 def _finished(
-    number: int, answers: Mapping[str, Mapping[str, float]], scored: bool, training: int
+    number: int, answers: Mapping[str, Contribution | None], training: int
 ) -> FinishedRound:
     """The round, with a mean over classes only where all sites scored the same ones."""
-    telling = [dice for dice in answers.values() if dice]
+    said = [one for one in answers.values() if one is not None]
+    scored = any(one.evaluated_cases > 0 for one in said)
+    telling = [dice for one in said if one.role == "train" and (dice := class_dice(one.metrics))]
     by_class: dict[str, list[float]] = {}
     for dice in telling:
         for name, value in dice.items():
             by_class.setdefault(name, []).append(value)
-    means = {name: sum(values) / len(values) for name, values in by_class.items()}
+    means = {name: mean(values) for name, values in by_class.items()}
     if len({frozenset(dice) for dice in telling}) <= 1:
-        mean = sum(means.values()) / len(means) if means else None
-        return FinishedRound(number, len(answers), mean, scored, len(telling), training)
-    told = tuple((name, mean, len(by_class[name])) for name, mean in sorted(means.items()))
+        over_all = mean(means.values())
+        return FinishedRound(number, len(answers), over_all, scored, len(telling), training)
+    told = tuple((name, value or 0.0, len(by_class[name])) for name, value in sorted(means.items()))
     return FinishedRound(number, len(answers), None, scored, len(telling), training, told)
-
-
-def _dice(contribution: dict[str, Any] | None) -> dict[str, float]:
-    """Mean Dice of each class of one training site's answer."""
-    if contribution is None or contribution["role"] != "train":
-        return {}
-    return {
-        m["class_name"]: m["mean"]
-        for m in contribution["metrics"]
-        if m["metric"] == "dice" and m["mean"] is not None
-    }

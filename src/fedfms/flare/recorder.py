@@ -1,23 +1,11 @@
-"""What happened in a job, one JSON object a line, at the server: the source of every report.
-
-`records.jsonl` grows while the job runs; a reader may find its last line cut short. It holds what
-sites let out and nothing else. The kinds of records, each with its `time`:
-
-    job            what runs, and the sites it was given to
-    round_started  round
-    contribution   round, site, accepted, reason, bytes_down, bytes_up (tensors), contribution
-    round_done     round, sites (whose answers were accepted), missed {site: reason}
-    evaluation     site, model, contribution, reason, pictures
-    job_done       status completed, aborted or failed; reason
-"""
+"""What happens in a job, at the server, to records.jsonl: the source of every report."""
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nvflare
 from nvflare.apis.dxo import from_shareable
@@ -31,9 +19,11 @@ from nvflare.widgets.info_collector import GroupInfoCollector, InfoCollector
 from nvflare.widgets.widget import Widget
 
 from fedfms import __version__
+from fedfms.about import known_image, known_revision
 from fedfms.contracts.contribution import Contribution
 from fedfms.errors import ContributionRefused, FedfmsError
-from fedfms.exchange.payload import payload_bytes, write_whole
+from fedfms.exchange.payload import payload_bytes
+from fedfms.files import write_whole
 from fedfms.flare.executor import SERVER_MODELS
 from fedfms.flare.job import (
     CONTRIBUTION,
@@ -43,10 +33,20 @@ from fedfms.flare.job import (
     reason_of,
     result_folder,
 )
-from fedfms.flare.progress import RecordReader
+from fedfms.flare.progress import JobProgress
 from fedfms.flare.result_guard import sender_of
+from fedfms.records import layout
+from fedfms.records.schema import (
+    ContributionRecord,
+    EvaluationRecord,
+    JobDone,
+    JobRecord,
+    Record,
+    RoundDone,
+    RoundStarted,
+)
+from fedfms.records.write import RecordWriter
 
-RECORDS_FILE, PICTURES_FOLDER = "records.jsonl", "pictures"
 PROGRESS_GROUP = "fedfms"  # of FLARE's statistics, where a coordinator asks how far a job is
 
 LATE = "the answer came after the round had ended"
@@ -62,9 +62,10 @@ class Recorder(Widget):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._lock = threading.RLock()
-        self._file: Path | None = None
-        self._reader: RecordReader | None = None  # of what was written, for who asks how far it is
-        self._sites: list[str] = []
+        self._folder: Path | None = None
+        self._writer: RecordWriter | None = None
+        self._progress: JobProgress | None = None  # of what was written, for who asks
+        self._sites: tuple[str, ...] = ()
         self._gone: set[str] = set()
         self._round: int | None = None
         self._answers: dict[
@@ -96,30 +97,34 @@ class Recorder(Widget):  # type: ignore[misc]
                 handler(fl_ctx)
 
     def _start(self, fl_ctx: FLContext) -> None:
-        self._file = result_folder(fl_ctx) / RECORDS_FILE
-        self._sites = sorted(client.name for client in fl_ctx.get_engine().get_clients())
+        self._folder = result_folder(fl_ctx)
+        self._writer = RecordWriter(self._folder / layout.RECORDS)
+        self._sites = tuple(sorted(one.name for one in fl_ctx.get_engine().get_clients()))
         meta = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
         try:
             recipe = read_recipe(fl_ctx)
         except FedfmsError as error:
             self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
             return
-        self._reader = RecordReader(self._file, recipe.rounds)
+        self._progress = JobProgress(self._writer.path, recipe.rounds)
         self._write(
-            "job",
-            job_id=fl_ctx.get_job_id(),
-            name=str(meta.get("name", "")),
-            started=time.time(),
-            fedfms_version=__version__,
-            nvflare_version=nvflare.__version__,
-            recipe_sha256=recipe.sha256,
-            sites=self._sites,
+            JobRecord(
+                job_id=fl_ctx.get_job_id(),
+                name=str(meta.get("name", "")),
+                started=time.time(),
+                fedfms_version=__version__,
+                fedfms_revision=known_revision(),
+                image=known_image(),
+                nvflare_version=nvflare.__version__,
+                recipe_sha256=recipe.sha256,
+                sites=self._sites,
+            )
         )
 
     def _round_started(self, fl_ctx: FLContext) -> None:
-        self._round = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
+        number = self._round = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
         self._answers = {}
-        self._write("round_started", round=self._round)
+        self._write(RoundStarted(round=number))
 
     def _task_sent(self, fl_ctx: FLContext) -> None:
         site = fl_ctx.get_peer_context().get_identity_name()
@@ -155,24 +160,26 @@ class Recorder(Widget):  # type: ignore[misc]
                 return  # its first answer was taken; a repeated one changes nothing
             self._answers[site] = reason
         self._write(
-            "contribution",
-            round=number,
-            site=site,
-            accepted=reason is None,
-            reason=reason,
-            bytes_down=self._bytes_down.get(site, 0),
-            bytes_up=said["bytes_up"],
-            contribution=said["contribution"],
+            ContributionRecord(
+                round=number,
+                site=site,
+                accepted=reason is None,
+                reason=reason,
+                bytes_down=self._bytes_down.get(site, 0),
+                bytes_up=said["bytes_up"],
+                contribution=said["contribution"],
+            )
         )
 
     def _round_done(self, fl_ctx: FLContext) -> None:
-        accepted = sorted(site for site, reason in self._answers.items() if reason is None)
+        accepted = tuple(sorted(s for s, reason in self._answers.items() if reason is None))
         missed = {
             site: self._answers.get(site) or (GONE if site in self._gone else SILENT)
             for site in self._sites
             if site not in accepted
         }
-        self._write("round_done", round=self._round, sites=accepted, missed=missed)
+        assert self._round is not None  # ROUND_STARTED came first
+        self._write(RoundDone(round=self._round, sites=accepted, missed=missed))
 
     def _evaluation(self, fl_ctx: FLContext) -> None:
         answer = fl_ctx.get_prop(AppConstants.VALIDATION_RESULT)
@@ -182,34 +189,20 @@ class Recorder(Widget):  # type: ignore[misc]
             return
         self._evaluated.setdefault(model, set()).add(site)
         if answer.get_return_code() not in (None, ReturnCode.OK):
-            self._write_evaluation(site, model, None, reason_of(answer), [])
+            self._write(EvaluationRecord(site=site, model=model, reason=reason_of(answer)))
             return
         data = from_shareable(answer).data  # the guard has checked it
         names = []
-        assert self._file is not None  # START_RUN came first
-        folder = self._file.parent / PICTURES_FOLDER
+        assert self._folder is not None  # START_RUN came first
+        folder = self._folder / layout.PICTURES
         for index, picture in enumerate(data[PICTURES]):
             folder.mkdir(exist_ok=True)
             name = f"{site}-{model}-{index}.png"
             write_whole(folder / name, picture)
-            names.append(f"{PICTURES_FOLDER}/{name}")
-        self._write_evaluation(site, model, data[CONTRIBUTION], None, names)
-
-    def _write_evaluation(
-        self,
-        site: str,
-        model: str,
-        contribution: dict[str, Any] | None,
-        reason: str | None,
-        pictures: list[str],
-    ) -> None:
+            names.append(f"{layout.PICTURES}/{name}")
+        said = data[CONTRIBUTION]
         self._write(
-            "evaluation",
-            site=site,
-            model=model,
-            contribution=contribution,
-            reason=reason,
-            pictures=pictures,
+            EvaluationRecord(site=site, model=model, contribution=said, pictures=tuple(names))
         )
 
     def _site_gone(self, fl_ctx: FLContext) -> None:
@@ -224,31 +217,26 @@ class Recorder(Widget):  # type: ignore[misc]
 
     def _end(self, fl_ctx: FLContext) -> None:
         signal = fl_ctx.get_prop(ReservedKey.RUN_ABORT_SIGNAL)
-        status = "aborted" if signal is not None and signal.triggered else "completed"
-        if self._failure is not None:
-            status = "failed"
-        if status == "completed":
+        aborted = signal is not None and signal.triggered
+        if self._failure is None and not aborted:
             for model, answered in sorted(self._evaluated.items()):
                 for site in sorted(set(self._sites) - answered):
                     why = GONE if site in self._gone else SILENT
-                    self._write_evaluation(site, model, None, why, [])
-        self._write("job_done", status=status, reason=self._failure)
+                    self._write(EvaluationRecord(site=site, model=model, reason=why))
+        status: Literal["completed", "aborted", "failed"] = "aborted" if aborted else "completed"
+        if self._failure is not None:
+            status = "failed"
+        self._write(JobDone(status=status, reason=self._failure))
 
     def _tell_progress(self, fl_ctx: FLContext) -> None:
         collector = fl_ctx.get_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR)
-        if isinstance(collector, GroupInfoCollector) and self._reader is not None:
-            self._reader.read_new()
-            collector.add_info(
-                group_name=PROGRESS_GROUP,
-                info=self._reader.event().to_dict(),
-            )
+        if isinstance(collector, GroupInfoCollector) and self._progress is not None:
+            self._progress.read_new()
+            collector.add_info(group_name=PROGRESS_GROUP, info=self._progress.event().to_dict())
 
-    def _write(self, record: str, **values: Any) -> None:
-        if self._file is None:
-            return
-        line = json.dumps({"record": record, "time": time.time(), **values}, allow_nan=False)
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+    def _write(self, record: Record) -> None:
+        if self._writer is not None:
+            self._writer.write(record)
 
 
 def _payload(shareable: Any) -> int:
@@ -259,10 +247,10 @@ def _payload(shareable: Any) -> int:
         return 0
 
 
-def _report(answer: Shareable, site: str) -> dict[str, Any] | None:
+def _report(answer: Shareable, site: str) -> Contribution | None:
     """What a site says of its round, if it can be read."""
     try:
         said = Contribution.from_dict(from_shareable(answer).get_meta_prop(CONTRIBUTION))
     except (ValueError, ContributionRefused):
         return None
-    return said.to_dict() if said.site == site else None
+    return said if said.site == site else None

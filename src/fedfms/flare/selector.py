@@ -15,6 +15,7 @@ from nvflare.apis.shareable import Shareable
 from fedfms.contracts.contribution import Contribution
 from fedfms.flare.internals.job import ComparedModels
 from fedfms.flare.job import CONTRIBUTION
+from fedfms.records.scores import class_dice
 
 Scores = dict[str, dict[str, float]]  # Dice by site and class
 
@@ -33,8 +34,7 @@ class BestModelSelector(ComparedModels):
     def hear(self, answer: Shareable) -> None:
         """Keep what a training site says of the model that it received."""
         said = Contribution.from_dict(from_shareable(answer).get_meta_prop(CONTRIBUTION))
-        dice = {m.class_name: m.mean for m in said.metrics if m.metric == "dice"}
-        self._scores[said.site] = {name: mean for name, mean in dice.items() if mean is not None}
+        self._scores[said.site] = class_dice(said.metrics)
 
     def is_best(self) -> bool:
         """Whether the model of this round is better than the best one so far, which it then is."""

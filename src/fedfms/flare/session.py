@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -34,9 +33,10 @@ from nvflare.fuel.flare_api.flare_api import Session
 
 from fedfms.contracts.recipe import JOB_RECIPE, Recipe, read_job_recipe
 from fedfms.errors import ConfigError, FederationError, FedfmsError
+from fedfms.files import write_whole
 from fedfms.flare.announce import Announcement, read_announcement
 from fedfms.flare.internals import console
-from fedfms.flare.job import RECIPE_FILE, RESULT_FOLDER, START_MODEL_FILE
+from fedfms.flare.job import RESULT_FOLDER, START_MODEL_FILE
 from fedfms.flare.kit import AUTHORIZATION
 from fedfms.flare.lint import (
     SERVER,
@@ -53,6 +53,7 @@ from fedfms.flare.recorder import PROGRESS_GROUP
 from fedfms.kits.certificates import read_certificate
 from fedfms.kits.kit import read_kit
 from fedfms.preflight.network import NetworkError, proxy_for, reach, resolve
+from fedfms.records.layout import RECIPE
 
 log = logging.getLogger(__name__)
 
@@ -149,8 +150,8 @@ def prepare_job(
                 f"there is no {model}", "name a .safetensors file of a results folder"
             )
         shutil.copyfile(model, destination / _CONFIG / START_MODEL_FILE)
-        if recipe is None and (model.parent / RECIPE_FILE).is_file():
-            recipe = model.parent / RECIPE_FILE
+        if recipe is None and (model.parent / RECIPE).is_file():
+            recipe = model.parent / RECIPE
     meta = _read(destination / "meta.json")
     server = _read(destination / _SERVER)
     min_clients = _min_clients(overrides, meta)
@@ -651,6 +652,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    write_whole(path, json.dumps(values, indent=2) + "\n")

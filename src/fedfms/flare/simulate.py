@@ -37,9 +37,8 @@ from fedfms.flare.internals.process import CLIENT_PROGRAM, SERVER_PROGRAM, progr
 from fedfms.flare.internals.settings import gone_site_settings
 from fedfms.flare.job import RESULT_FOLDER
 from fedfms.flare.lint import slicing_problems, slicing_warnings
-from fedfms.flare.progress import Event, RecordReader
+from fedfms.flare.progress import Event, JobProgress
 from fedfms.flare.provision import run_provisioner
-from fedfms.flare.recorder import RECORDS_FILE
 from fedfms.flare.session import (
     Coordinator,
     JobState,
@@ -57,6 +56,8 @@ from fedfms.local.sites import (
     threads_of_a_trainer,
     trainer_command,
 )
+from fedfms.records.layout import RECORDS
+from fedfms.records.schema import ContributionRecord, EvaluationRecord, Record
 from fedfms.report.write import check_results_folder, write_results
 
 log = logging.getLogger(__name__)
@@ -268,7 +269,7 @@ class Federation:
     def wait_for_end(self, coordinator: Coordinator, job_id: str) -> str:
         """Tell how far the job is until it has ended; FLARE's status of it."""
         folder = self.kit(SERVER) / job_id / RESULT_FOLDER
-        reader = RecordReader(folder / RECORDS_FILE, self.recipe.rounds)
+        reader = JobProgress(folder / RECORDS, self.recipe.rounds)
 
         looked_at = 0
 
@@ -292,7 +293,7 @@ class Federation:
             raise self._failure(f"FLARE ended the job as {state.status}", state.detail)
         return state.status
 
-    def _stop_for_broken_files(self, record: Mapping[str, Any]) -> None:
+    def _stop_for_broken_files(self, record: Record) -> None:
         """End at a site's first answer that it cannot use its own files.
 
         The site would answer so in each round to come. On one machine somebody can mend it now, and
@@ -301,11 +302,13 @@ class Federation:
         Raises:
             FederationError: code site-files, with the site's words.
         """
-        first = record["record"] == "evaluation" or record.get("round") == 0
-        said = _OF_FILES.search(str(record.get("reason") or ""))
+        if not isinstance(record, ContributionRecord | EvaluationRecord):
+            return
+        first = isinstance(record, EvaluationRecord) or record.round == 0
+        said = _OF_FILES.search(record.reason or "")
         if not first or said is None:
             return
-        name = record["site"]
+        name = record.site
         log_file = self.run / "sites" / name / "errors.log"
         problem, fix = _last_error(log_file) or (f"{said[0]}", "read the file")
         raise FederationError(

@@ -21,9 +21,9 @@ from fedfms.errors import CheckpointError, ConfigError
 from fedfms.exchange.payload import load_tensors, write_travelling
 from fedfms.models.build import SamSegmenter, build_model
 from fedfms.models.sam import find_checkpoint
+from fedfms.records.layout import GLOBAL_MODEL, MODEL, RECIPE
 
-RECIPE_FILE = "recipe.json"
-MODEL_FILES = ("global_model.safetensors", "model.safetensors")  # of a job, of a study's run
+MODEL_FILES = (GLOBAL_MODEL, MODEL)  # of a job, of a study's run
 RECIPE_KEY = "fedfms_recipe"  # in the metadata of a file that holds the whole network
 INPUT_KEY = "fedfms_input"  # there too: how pictures became its input, as JSON
 
@@ -81,7 +81,7 @@ def _model_file(path: Path) -> Path:
             return path / name
     raise ConfigError(
         f"there is no model at {path}",
-        f"name a results folder (it holds {MODEL_FILES[0]} and {RECIPE_FILE}), a run of a study, "
+        f"name a results folder (it holds {MODEL_FILES[0]} and {RECIPE}), a run of a study, "
         "or a .safetensors file",
         code="no-model",
     )
@@ -106,10 +106,10 @@ def _metadata(file: Path) -> dict[str, str]:
 
 
 def _recipe_beside(file: Path) -> Recipe:
-    path = file.with_name(RECIPE_FILE)
+    path = file.with_name(RECIPE)
     if not path.is_file():
         raise ConfigError(
-            f"there is no {RECIPE_FILE} beside {file}",
+            f"there is no {RECIPE} beside {file}",
             "keep the recipe that ran with the model; it lies in the job's results folder",
             code="no-recipe",
         )

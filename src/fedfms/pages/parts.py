@@ -6,6 +6,7 @@ Texts are plain here. The templates' environment escapes them for HTML, `| md` f
 from __future__ import annotations
 
 import base64
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from markupsafe import Markup
 # The colours of training.overlay, which is not imported for them: it would load torch.
 PICTURE_KEY = [("#56b4e9", "annotation"), ("#e69f00", "prediction")]
 CLASS_COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00")
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_LARGEST_PICTURE = 8_000_000  # bytes
 
 SHADES = 8  # steps of a heat table: .shade-0 … .shade-7 in the style sheet of its page
 
@@ -102,6 +106,17 @@ def picture_key(classes: Sequence[str]) -> list[Line]:
         Line(CLASS_COLOURS[place % len(CLASS_COLOURS)], str(name).replace("_", " "))
         for place, name in enumerate(classes)
     ]
+
+
+def with_note(tables: Sequence[Table], note: str) -> list[Table]:
+    """The same tables, the note below the last."""
+    return [*tables[:-1], *(dataclasses.replace(table, note=note) for table in tables[-1:])]
+
+
+def is_embeddable(path: Path) -> bool:
+    """Whether a file is a PNG of a size that a page can hold."""
+    with path.open("rb") as file:
+        return path.stat().st_size <= _LARGEST_PICTURE and file.read(len(_PNG)) == _PNG
 
 
 def embed_png(path: Path) -> str:

@@ -215,7 +215,7 @@ def _predict_one(
     notes = (*stored.notices, *_warning_notes(item, warned), *_header_notes(item, stored))
     result = _masks(trained, image, site, control, keep_probabilities=bool(item.probabilities))
     content = data if isinstance(data, bytes) else b""  # the files of a series are not needed again
-    write_files(_files(item, stored, content, result, origin))
+    write_files(dict(_files(item, stored, content, result, origin)))
     pixels = tuple(int(mask.sum()) for mask in result.masks)
     spacing = float(np.prod(stored.spacing))
     has_size = stored.cut is not None  # pictures and NPY have none

@@ -6,9 +6,8 @@ import errno
 import gzip
 import io
 import logging
-import secrets
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from fedfms import __version__
 from fedfms.data.formats import nifti_image
 from fedfms.data.grid import Array, Cut
 from fedfms.errors import ConfigError
+from fedfms.files import write_together
 
 if TYPE_CHECKING:
     from fedfms.predict.headers import Sources
@@ -199,29 +199,20 @@ def _refer(segmentation: Any, classes: Mapping[str, str]) -> None:
         image.ReferencedSOPClassUID = classes[image.ReferencedSOPInstanceUID]
 
 
-def write_files(files: Sequence[tuple[Path, bytes]]) -> None:
-    """Write all beside their names, then rename: others see whole files or none.
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Write all of them, in folders that are made where they are not there, or none.
 
     Raises:
         ConfigError: a file or its folder cannot be written ("cannot-write"), and neither can any
             other there ("no-room", "read-only").
     """
-    parts: list[tuple[Path, Path]] = []
     try:
-        for path, data in files:
+        for path in files:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-            parts.append((part, path))
-            part.write_bytes(data)
-        for part, path in parts:
-            part.replace(path)
+        write_together(files)
     except OSError as error:
-        place = error.filename or files[0][0]
         raise ConfigError(
-            f"{place} cannot be written: {error.strerror}",
+            f"{error.filename} cannot be written: {error.strerror}",
             "check that OUTPUT may be written and has room",
             code=_FOR_ALL.get(error.errno or 0, "cannot-write"),
         ) from None
-    finally:
-        for part, _ in parts:
-            part.unlink(missing_ok=True)

@@ -6,14 +6,13 @@ import gzip
 import json
 import shutil
 import subprocess
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, cast
 
 from fedfms.errors import ConfigError, FederationError
-from fedfms.files import file_sha256
+from fedfms.files import file_sha256, whole_folder
 from fedfms.flare.provision import private_files
 from fedfms.kits.checksums import SUMS_FILE
 from fedfms.provisioning.render import write_templates
@@ -49,25 +48,19 @@ def archive(
     _check_files(kits, checkpoints)
     for image in images:
         _check_image(image)
-    with private_files():
-        output.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.absolute().parent))
-        try:
-            for name in ("images", "kits", "checkpoints"):
-                (scratch / name).mkdir()
-            for image in images:
-                path = scratch / "images" / f"{image.replace('/', '_').replace(':', '-')}.tar.gz"
-                _save(image, path, on_bytes or (lambda count: None))
-            for source in kits:
-                shutil.copyfile(source, scratch / "kits" / source.name)
-            for source in checkpoints:
-                shutil.copyfile(source, scratch / "checkpoints" / source.name)
-            names = ", ".join(f"`{image}`" for image in images)
-            write_templates("archive", scratch, {"__IMAGES__": names})
-            _write_sums(scratch)
-            scratch.rename(output)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    with private_files(), whole_folder(output) as scratch:
+        for name in ("images", "kits", "checkpoints"):
+            (scratch / name).mkdir()
+        for image in images:
+            path = scratch / "images" / f"{image.replace('/', '_').replace(':', '-')}.tar.gz"
+            _save(image, path, on_bytes or (lambda count: None))
+        for source in kits:
+            shutil.copyfile(source, scratch / "kits" / source.name)
+        for source in checkpoints:
+            shutil.copyfile(source, scratch / "checkpoints" / source.name)
+        names = ", ".join(f"`{image}`" for image in images)
+        write_templates("archive", scratch, {"__IMAGES__": names})
+        _write_sums(scratch)
     return output
 
 

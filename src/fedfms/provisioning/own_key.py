@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 
 from fedfms.errors import ConfigError
+from fedfms.files import flush_folder, scratch_folder
 from fedfms.flare.internals.state import CertificateState
 from fedfms.flare.own_keys import REQUEST_FILE, make_request, read_request, sign_request
 from fedfms.flare.provision import private_files
@@ -182,24 +182,20 @@ def install(kit_zip: Path, request_folder: Path, authority: str, folder: Path | 
     said = _read_own_request(request_folder)
     name = said["name"]
     folder = folder or kit_zip.absolute().parent / name
-    with private_files():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.absolute().parent))
-        try:
-            fresh = unpack_zip(kit_zip, scratch)
-            _check_kit(fresh / "kit", said, authority)
-            target = fresh / "kit" / "startup" / "client.key"
-            shutil.copyfile(request_folder / f"{name}.key", target)
-            target.chmod(0o600)
-            check_sums(fresh / "kit")  # with the key in it, as at every start from now on
-            if not folder.exists():
-                fresh.rename(folder)
-            else:
-                if (folder / "kit").exists():
-                    (folder / "kit").rename(scratch / "before")
-                (fresh / "kit").rename(folder / "kit")
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    with private_files(), scratch_folder(folder) as scratch:
+        fresh = unpack_zip(kit_zip, scratch)
+        _check_kit(fresh / "kit", said, authority)
+        target = fresh / "kit" / "startup" / "client.key"
+        shutil.copyfile(request_folder / f"{name}.key", target)
+        target.chmod(0o600)
+        check_sums(fresh / "kit")  # with the key in it, as at every start from now on
+        flush_folder(fresh)
+        if not folder.exists():
+            fresh.rename(folder)
+        else:
+            if (folder / "kit").exists():
+                (folder / "kit").rename(scratch / "before")
+            (fresh / "kit").rename(folder / "kit")
     return folder
 
 

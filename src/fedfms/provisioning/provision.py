@@ -30,7 +30,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from fedfms.errors import ConfigError, FederationError
-from fedfms.files import file_sha256
+from fedfms.files import file_sha256, write_whole
 from fedfms.flare.internals.state import STATE_FILE, CertificateState
 from fedfms.flare.provision import private_files, run_provisioner
 from fedfms.kits.about import ABOUT_FILE
@@ -130,9 +130,7 @@ class WorkingFolder:
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file into the project's folder, whole or not at all."""
-        scratch = self.home / f"{name}.new"
-        scratch.write_text(json.dumps(content, indent=2) + "\n")
-        scratch.replace(self.home / name)
+        write_whole(self.home / name, json.dumps(content, indent=2) + "\n")
 
 
 def working_folder(project_file: Path, project: Project, output: Path | None) -> WorkingFolder:
@@ -450,9 +448,7 @@ def _write_zip_sums(folder: WorkingFolder) -> None:
     lines = [f"{file_sha256(path)}  {path.name}\n" for path in sorted(folder.zips.glob("*.zip"))]
     target, content = folder.zips / SUMS_FILE, "".join(lines)
     if not target.is_file() or target.read_text() != content:
-        scratch = folder.home / f"{SUMS_FILE}.new"
-        scratch.write_text(content)
-        scratch.replace(target)
+        write_whole(target, content)
 
 
 def _lay_out(kit: Path, target: Path) -> None:

@@ -11,29 +11,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
-import os
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedfms.contracts.contribution import PHASES
 from fedfms.errors import FederationError
-from fedfms.files import file_sha256
-from fedfms.report.records import (
-    NO_VALUE,
-    NOT_ANNOTATED,
+from fedfms.files import file_sha256, whole_folder
+from fedfms.pages.parts import is_embeddable
+from fedfms.records.history import NO_VALUE, NOT_ANNOTATED, WITHHELD, History
+from fedfms.records.layout import (
+    BEST_MODEL,
+    EVALUATION,
+    GLOBAL_MODEL,
+    PICTURES,
+    RECIPE,
     RECORDS,
-    WITHHELD,
-    History,
-    mean,
-    read_records,
+    ROUNDS,
+    SUMMARY,
 )
-from fedfms.report.tables import (
+from fedfms.records.read import read_records
+from fedfms.records.rows import (
     EvaluationRow,
     RoundRow,
     read_evaluation,
@@ -41,16 +42,28 @@ from fedfms.report.tables import (
     write_evaluation,
     write_rounds,
 )
+from fedfms.records.scores import over
+from fedfms.report.summary import (
+    Bytes,
+    FileFacts,
+    JobFacts,
+    MissedEvaluation,
+    MissedRound,
+    Part,
+    PictureFile,
+    Rounds,
+    SiteDice,
+    SiteFacts,
+    Summary,
+    WorstSite,
+    change,
+    dice_of,
+)
 
 log = logging.getLogger(__name__)
 
-RECIPE, ROUNDS, EVALUATION, SUMMARY = "recipe.json", "rounds.csv", "evaluation.csv", "summary.json"
-GLOBAL_MODEL, BEST_MODEL = "global_model.safetensors", "best_model.safetensors"
 LOWER_IS_BETTER = ("hd95",)
 
-_FORMAT = 3  # of summary.json; a reader of another number refuses the folder
-_PNG = b"\x89PNG\r\n\x1a\n"
-_LARGEST_PICTURE = 8_000_000  # bytes; they are embedded in the page
 
 MEASURE = (
     "Dice of a site: mean over its validation cases, then over the classes; 3-D for volumes, "
@@ -60,7 +73,6 @@ MEASURE_BY_CLASS = (
     "Dice of a site: mean over its validation cases, each class by itself, since not all scores "
     "are of the same classes; 3-D for volumes, at the images' own resolution, in [0, 1]"
 )
-_SCORES = ("round_0", "final", "best", "after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +80,22 @@ class Result:
     """A results folder in memory."""
 
     folder: Path
-    summary: dict[str, Any]
+    summary: Summary
     recipe: dict[str, Any]
     rounds: tuple[RoundRow, ...]
     evaluation: tuple[EvaluationRow, ...]
 
 
-def collect(job_folder: Path, results: Path) -> Result:
+def collect(
+    job_folder: Path, results: Path, finish: Callable[[Path], None] | None = None
+) -> Result:
     """Write the results folder of a finished or interrupted job.
 
     Args:
         job_folder: holds records.jsonl, in itself or in one folder below; beside that file
             recipe.json, *.safetensors and pictures/.
         results: a folder that does not exist yet, or is empty. It appears complete or not at all.
+        finish: does what else belongs into the folder, before it appears.
 
     Raises:
         FederationError: no usable records (`no-records`), or `results` holds something already
@@ -96,36 +111,39 @@ def collect(job_folder: Path, results: Path) -> Result:
     records, damaged = read_records(source / RECORDS)
     recipe = _read_recipe(source / RECIPE)
     history = History(records, recipe)
-    rounds = history.round_rows()
-    evaluation = _mark_worst(history.evaluation_rows())
-
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=results.parent, prefix=f".{results.name}.") as scratch:
-        folder = Path(scratch) / "results"
-        folder.mkdir()
-        shutil.copyfile(source / RECORDS, folder / RECORDS)
-        files = {}
-        for name in (GLOBAL_MODEL, BEST_MODEL, RECIPE):
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-                files[name] = _describe_file(folder / name)
-        pictures = _copy_pictures(history.pictures, source, folder)
-        summary = _summarize(history, recipe, rounds, evaluation, damaged)
-        summary["pictures"], summary["files"] = pictures, files
-        write_rounds(folder / ROUNDS, rounds)
-        write_evaluation(folder / EVALUATION, evaluation)
-        text = json.dumps(_finite(summary), indent=2, ensure_ascii=False, allow_nan=False)
-        (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
-        try:
-            folder.rename(results)
-        except OSError as error:
-            raise FederationError(
-                f"{results} cannot be written: {error.strerror}",
-                "name a new folder for the results",
-                code="results-exist",
-            ) from None
+    try:
+        with whole_folder(results) as folder:
+            _write_folder(folder, source, history, recipe, damaged)
+            if finish is not None:
+                finish(folder)
+    except OSError as error:
+        raise FederationError(
+            f"the results cannot be written to {results}: {error}",
+            "name a new folder for the results, on a disk that has room",
+            code="results-exist",
+        ) from None
     log.info("results of %d rounds and %d sites", history.rounds_done, len(history.sites))
     return load_result(results)
+
+
+def _write_folder(
+    folder: Path, source: Path, history: History, recipe: dict[str, Any], damaged: int
+) -> None:
+    rounds = history.round_rows()
+    evaluation = _mark_worst(history.evaluation_rows())
+    shutil.copyfile(source / RECORDS, folder / RECORDS)
+    files = {}
+    for name in (GLOBAL_MODEL, BEST_MODEL, RECIPE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+            size = (folder / name).stat().st_size
+            files[name] = FileFacts(size, file_sha256(folder / name))
+    pictures = _copy_pictures(history.pictures, source, folder)
+    summary = _summarize(history, recipe, rounds, evaluation, damaged, pictures, files)
+    write_rounds(folder / ROUNDS, rounds)
+    write_evaluation(folder / EVALUATION, evaluation)
+    text = json.dumps(summary.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
 
 
 def load_result(folder: Path) -> Result:
@@ -135,12 +153,10 @@ def load_result(folder: Path) -> Result:
         FederationError: it is no results folder, or one of its files is damaged (`no-results`).
     """
     try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        if not isinstance(summary, dict) or summary.get("format") != _FORMAT:
-            raise ValueError(f"{SUMMARY} is of another version of fedfms")
+        summary = Summary.from_dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
         rounds = read_rounds(folder / ROUNDS)
         evaluation = read_evaluation(folder / EVALUATION)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         what = error.strerror if isinstance(error, OSError) else str(error)
         raise FederationError(
             f"{folder} is no results folder: {what}",
@@ -161,23 +177,23 @@ def summary_table(results: Path | Result) -> list[dict[str, Any]]:
         [0, 1] or None; nothing is rounded.
     """
     result = load_result(results) if isinstance(results, Path) else results
-    sites, parts = result.summary["sites"], result.summary["parts"]
+    sites, parts = result.summary.sites, result.summary.parts
     return [
         {
             "site": site,
-            "class": part["classes"][0] if len(parts) > 1 else "",
-            "role": sites[site]["role"],
-            "cases": sites[site]["cases"],
-            "dice_before": values["round_0"],
-            "dice_after": values["after"],
-            "change": _change(values["round_0"], values["after"]),
-            "dice_best": values["best"],
-            "missed": len(sites[site]["missed"]),
-            "lowest": site == (part["worst_site"] or {}).get("site"),
-            "note": values["note"],
+            "class": part.classes[0] if len(parts) > 1 else "",
+            "role": sites[site].role,
+            "cases": sites[site].cases,
+            "dice_before": dice.round_0,
+            "dice_after": dice.after,
+            "change": change(dice.round_0, dice.after),
+            "dice_best": dice.best,
+            "missed": len(sites[site].missed),
+            "lowest": part.worst_site is not None and site == part.worst_site.site,
+            "note": dice.note,
         }
         for part in parts
-        for site, values in part["sites"].items()
+        for site, dice in part.sites.items()
     ]
 
 
@@ -232,52 +248,44 @@ def _summarize(
     rounds: Sequence[RoundRow],
     evaluation: Sequence[EvaluationRow],
     damaged: int,
-) -> dict[str, Any]:
+    pictures: Sequence[PictureFile],
+    files: Mapping[str, FileFacts],
+) -> Summary:
     parts = _parts(history, rounds, evaluation)
-    alone = parts[0] if len(parts) == 1 else None  # all scores are of the same classes
-    nothing = dict.fromkeys((*_SCORES, "after_is"))
-    sites = {
-        site: _site_summary(history, site, rounds)
-        | (alone["sites"][site] if alone else {**nothing, "note": ""})
-        for site in history.sites
-    }
     down = sum(row.bytes_down or 0 for row in rounds)
     up = sum(row.bytes_up or 0 for row in rounds)
-    timed = history.started is not None and history.ended is not None
-    return {
-        "format": _FORMAT,
-        "measure": MEASURE if alone else MEASURE_BY_CLASS,
-        "job": {
-            "id": history.job.get("job_id"),
-            "name": history.job.get("name"),
-            "status": history.status,
-            "started": history.started,
-            "ended": history.ended,
-            "seconds": (history.ended or 0) - (history.started or 0) if timed else None,
-            "fedfms_version": history.job.get("fedfms_version"),
-            "nvflare_version": history.job.get("nvflare_version"),
-            "recipe_sha256": history.job.get("recipe_sha256"),
-            "backbone_sha256": recipe.get("backbone_sha256"),
-        },
-        "rounds": {"planned": recipe.get("rounds"), "done": history.rounds_done},
-        "parts": parts,  # one of all classes, or one of each class where sites differ in them
-        "dice": alone["dice"] if alone else _dice_of({}),
-        "unseen": {site: v for site, v in sites.items() if v["role"] != "train"},
-        "worst_site": alone["worst_site"] if alone else None,
-        "missed": {site: v["missed"] for site, v in sites.items() if v["missed"]},
-        "missed_evaluations": [
-            {"site": site, "model": model, "reason": reason}
-            for site, model, reason in history.missed_evaluations()
-        ],
-        "bytes": {"down": down, "up": up, "total": down + up},
-        "sites": sites,
-        "unreadable_records": damaged + history.unreadable,
-    }
+    job, started, ended = history.job, history.started, history.ended
+    planned, backbone = recipe.get("rounds"), recipe.get("backbone_sha256")
+    return Summary(
+        measure=MEASURE if len(parts) == 1 else MEASURE_BY_CLASS,
+        job=JobFacts(
+            id=job.job_id,
+            name=job.name,
+            status=history.status,
+            started=started,
+            ended=ended,
+            seconds=None if started is None or ended is None else ended - started,
+            fedfms_version=job.fedfms_version,
+            nvflare_version=job.nvflare_version,
+            recipe_sha256=job.recipe_sha256,
+            backbone_sha256=backbone if isinstance(backbone, str) else None,
+            fedfms_revision=job.fedfms_revision,
+            image=job.image,
+        ),
+        rounds=Rounds(planned if isinstance(planned, int) else None, history.rounds_done),
+        parts=parts,
+        missed_evaluations=[MissedEvaluation(*one) for one in history.missed_evaluations()],
+        bytes=Bytes(down, up, down + up),
+        sites={site: _site_facts(history, site, rounds) for site in history.sites},
+        unreadable_records=damaged + history.unreadable,
+        pictures=pictures,
+        files=files,
+    )
 
 
 def _parts(
     history: History, rounds: Sequence[RoundRow], evaluation: Sequence[EvaluationRow]
-) -> list[dict[str, Any]]:
+) -> list[Part]:
     """The scores that may be compared with each other.
 
     Where every score of the job, at whatever site and round, is of the same classes, that is one
@@ -301,9 +309,9 @@ def _part(
     rounds: Sequence[RoundRow],
     evaluation: Sequence[EvaluationRow],
     models: Mapping[tuple[str, str], Mapping[str, float]],
-) -> dict[str, Any]:
+) -> Part:
     """Dice over these classes of every site, with what can be said of the sites together."""
-    sites: dict[str, dict[str, Any]] = {}
+    sites: dict[str, SiteDice] = {}
     for site in history.sites:
         own = [row for row in rounds if row.site == site and row.accepted]
         scored = [(r.round, dice) for r in own if (dice := over(r.class_dice, classes)) is not None]
@@ -314,27 +322,28 @@ def _part(
             after, after_is = scored[-1][1], f"round {scored[-1][0]}"
         absent = set(classes) <= set(history.not_annotated(site))
         why = NOT_ANNOTATED if absent else _why_no_final(rows, classes, history, site)
-        sites[site] = {
-            "round_0": next((dice for number, dice in scored if number == 0), None),
-            "final": final,
-            "best": best,
-            "after": after,
-            "after_is": after_is if after is not None else None,
-            "note": "" if final is not None else why,
-        }
-    most = _most(v["after_is"] for v in sites.values())
+        sites[site] = SiteDice(
+            round_0=next((dice for number, dice in scored if number == 0), None),
+            final=final,
+            best=best,
+            after=after,
+            after_is=after_is if after is not None else None,
+            note="" if final is not None else why,
+        )
+    most = _most(dice.after_is for dice in sites.values())
     alike = {  # for want of a final evaluation sites may stand with models of different rounds
-        site: v if v["after_is"] == most else {**v, "after": None} for site, v in sites.items()
+        site: dice if dice.after_is == most else dataclasses.replace(dice, after=None)
+        for site, dice in sites.items()
     }
-    comparable = {site: v for site, v in alike.items() if v["after"] is not None}
-    worst = min(comparable, key=lambda s: comparable[s]["after"]) if len(comparable) > 1 else None
-    return {
-        "classes": list(classes),
-        "after_is": most,  # of what is compared; a site may have another
-        "dice": _dice_of({s: v for s, v in alike.items() if history.role(s) == "train"}),
-        "worst_site": {"site": worst, "dice": sites[worst]["after"]} if worst else None,
-        "sites": sites,
-    }
+    comparable = {site: d.after for site, d in alike.items() if d.after is not None}
+    worst = min(comparable, key=lambda site: comparable[site]) if len(comparable) > 1 else None
+    return Part(
+        classes=list(classes),
+        after_is=most,
+        dice=dice_of({s: dice for s, dice in alike.items() if history.role(s) == "train"}),
+        worst_site=WorstSite(worst, comparable[worst]) if worst is not None else None,
+        sites=sites,
+    )
 
 
 def _most(models: Iterable[str | None]) -> str | None:
@@ -343,33 +352,29 @@ def _most(models: Iterable[str | None]) -> str | None:
     return max(counts, key=lambda m: (counts[m], int(m.partition(" ")[2] or 0)), default=None)
 
 
-def over(dice: Mapping[str, float], classes: Sequence[str]) -> float | None:
-    """Mean over these classes; None where one of them has no value."""
-    return mean(dice[name] for name in classes) if all(name in dice for name in classes) else None
-
-
-def _site_summary(history: History, site: str, rounds: Sequence[RoundRow]) -> dict[str, Any]:
+def _site_facts(history: History, site: str, rounds: Sequence[RoundRow]) -> SiteFacts:
     own = [row for row in rounds if row.site == site]
     accepted = [row for row in own if row.accepted]
-    said = history.evaluations.get((site, "final"), {}).get("parsed")
+    of_models = [record for (s, _), record in history.evaluations.items() if s == site]
+    final = history.evaluations.get((site, "final"))
     in_rounds = [row.evaluated_cases for row in accepted if row.evaluated_cases is not None]
-    cases = said.evaluated_cases if said else max(in_rounds, default=None)
-    return {
-        "role": history.role(site),
-        "cases": cases,
-        "not_annotated": history.not_annotated(site),
-        "evaluated": any(s == site and r["parsed"] for (s, _), r in history.evaluations.items()),
-        "reported": history.reported(site),
-        "rounds_accepted": len(accepted),
-        "missed": [{"round": r.round, "reason": r.reason} for r in own if not r.accepted],
-        "bytes_down": sum(row.bytes_down or 0 for row in own),
-        "bytes_up": sum(row.bytes_up or 0 for row in own),
-        "seconds": _phase_sums(own),
-        "peak_memory_bytes": _phase_peaks(own),
-        "training_slices": max((row.training_slices or 0 for row in own), default=0) or None,
-        "training_cases": max((row.training_cases or 0 for row in own), default=0) or None,
-        "micro_batch": min((row.micro_batch for row in own if row.micro_batch), default=None),
-    }
+    said = final.said if final else None
+    return SiteFacts(
+        role=history.role(site),
+        cases=said.evaluated_cases if said else max(in_rounds, default=None),
+        not_annotated=history.not_annotated(site),
+        evaluated=any(record.said is not None for record in of_models),
+        reported=history.reported(site),
+        rounds_accepted=len(accepted),
+        missed=[MissedRound(row.round, row.reason) for row in own if not row.accepted],
+        bytes_down=sum(row.bytes_down or 0 for row in own),
+        bytes_up=sum(row.bytes_up or 0 for row in own),
+        seconds={phase: sum(row.seconds.get(phase, 0.0) for row in own) for phase in PHASES},
+        peak_memory_bytes=_phase_peaks(own),
+        training_slices=max((row.training_slices or 0 for row in own), default=0) or None,
+        training_cases=max((row.training_cases or 0 for row in own), default=0) or None,
+        micro_batch=min((row.micro_batch for row in own if row.micro_batch), default=None),
+    )
 
 
 def _why_no_final(
@@ -385,11 +390,6 @@ def _why_no_final(
     return notes[0] if notes else NO_VALUE
 
 
-def _phase_sums(rows: Iterable[RoundRow]) -> dict[str, float]:
-    rows = list(rows)
-    return {phase: sum(row.seconds.get(phase, 0.0) for row in rows) for phase in PHASES}
-
-
 def _phase_peaks(rows: Iterable[RoundRow]) -> dict[str, int]:
     peaks: dict[str, int] = {}
     for row in rows:
@@ -398,78 +398,21 @@ def _phase_peaks(rows: Iterable[RoundRow]) -> dict[str, int]:
     return peaks
 
 
-def _mean_of_sites(sites: Mapping[str, dict[str, Any]], key: str) -> dict[str, Any]:
-    having = {site: values[key] for site, values in sites.items() if values[key] is not None}
-    return {"mean": mean(having.values()), "sites": list(having)}
-
-
-def _dice_of(training: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Means over training sites, each with its sites; and what is compared, over the same sites."""
-    return {
-        **{key: _mean_of_sites(training, key) for key in _SCORES},
-        "gain": _gain(training),
-        "best_against_final": _best_against_final(training),
-    }
-
-
-def _best_against_final(sites: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    both = [s for s, v in sites.items() if v["final"] is not None and v["best"] is not None]
-    return {
-        "final": mean(sites[site]["final"] for site in both),
-        "best": mean(sites[site]["best"] for site in both),
-        "sites": both,
-    }
-
-
-def _gain(sites: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Before and after over the same training sites: those with both values."""
-    both = [s for s, v in sites.items() if v["round_0"] is not None and v["after"] is not None]
-    before = mean(sites[site]["round_0"] for site in both)
-    after = mean(sites[site]["after"] for site in both)
-    return {"before": before, "after": after, "change": _change(before, after), "sites": both}
-
-
-def _change(before: float | None, after: float | None) -> float | None:
-    return None if before is None or after is None else after - before
-
-
 # ---------------------------------------------------------------------------------------- files
 
 
 def _copy_pictures(
     pictures: Iterable[tuple[str, str, str]], source: Path, folder: Path
-) -> list[dict[str, str]]:
+) -> list[PictureFile]:
     """Copy the overlays that are PNG files inside the job's pictures/; others are left out."""
-    inside = (source / "pictures").resolve()
+    inside = (source / PICTURES).resolve()
     copied = []
     for site, model, name in pictures:
         path = (source / name).resolve()
-        if not path.is_relative_to(inside) or not path.is_file():
+        if not path.is_relative_to(inside) or not path.is_file() or not is_embeddable(path):
             continue
-        if path.stat().st_size > _LARGEST_PICTURE or not path.read_bytes().startswith(_PNG):
-            continue
-        relative = Path("pictures") / path.relative_to(inside)
+        relative = Path(PICTURES) / path.relative_to(inside)
         (folder / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / relative)
-        copied.append({"site": site, "model": model, "file": relative.as_posix()})
+        copied.append(PictureFile(site, model, relative.as_posix()))
     return copied
-
-
-def _describe_file(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write or replace a text file; a reader sees the old one or the new one, never a part."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
-    scratch.replace(path)
-
-
-def _finite(value: Any) -> Any:
-    """The value with NaN and infinity as null, which is all that JSON has for them."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

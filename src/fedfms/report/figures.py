@@ -24,9 +24,10 @@ from fedfms.pages.svg import (
     stand_in,
     tenths,
 )
+from fedfms.records.rows import RoundRow
+from fedfms.records.scores import over
 from fedfms.report import words
-from fedfms.report.collect import Result, over
-from fedfms.report.tables import RoundRow
+from fedfms.report.collect import Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,8 @@ def styles(result: Result) -> list[Style]:
     """One style a site, in the order of the tables."""
     found = []
     trained = unseen = 0
-    for site, values in result.summary["sites"].items():
-        if values["role"] == "train":
+    for site, values in result.summary.sites.items():
+        if values.role == "train":
             marker = MARKERS[trained % len(MARKERS)]
             found.append(Style(site, False, f"--c{trained % COLOURS}", marker))
             trained += 1
@@ -119,17 +120,17 @@ def _dice_points(result: Result, site: str, part: int) -> list[tuple[float, floa
     Rounds in which no site evaluates have no point, so that the line goes on over them.
     """
     every, first = evaluate_every(result.recipe), evaluate_first(result.recipe)
-    classes = result.summary["parts"][part]["classes"]
+    classes = result.summary.parts[part].classes
     own = [
         row
         for row in result.rounds
         if row.site == site and row.round >= first and (row.round - first) % every == 0
     ]
     points = [(float(row.round), _or_nan(_dice(row, classes))) for row in own]
-    final = result.summary["parts"][part]["sites"][site]["final"]
+    final = result.summary.parts[part].sites[site].final
     if final is not None:
         after = [r.round for r in result.evaluation if r.site == site and r.model == "final"]
-        trained = next((r for r in after if r is not None), result.summary["rounds"]["done"])
+        trained = next((r for r in after if r is not None), result.summary.rounds.done)
         points.append((float(trained), final))
     return points
 
@@ -144,20 +145,19 @@ def _or_nan(value: float | None) -> float:
 
 def before_and_after(result: Result, part: int = 0) -> str:
     """Dice of each site before training (open) and after (filled); "" without a value after."""
-    found = result.summary["parts"][part]["sites"]
+    found = result.summary.parts[part].sites
     sites = [
-        (style, found[style.site])
+        (style, found[style.site].round_0, after)
         for style in reversed(styles(result))
-        if found[style.site]["after"] is not None
+        if (after := found[style.site].after) is not None
     ]
     if not sites:
         return ""
     with mpl.rc_context({**SETTINGS, "svg.hashsalt": f"before-and-after{part or ''}"}):
         figure = Figure(figsize=(5.4, max(3.3, 0.9 + 0.3 * len(sites))), layout="constrained")
         axes = figure.add_subplot()
-        for row, (style, values) in enumerate(sites):
+        for row, (style, before, after) in enumerate(sites):
             colour = stand_in(style.variable)
-            before, after = values["round_0"], values["after"]
             if before is not None:
                 dash = DASHED if style.unseen else "-"
                 axes.plot([before, after], [row, row], color=colour, linewidth=1.8, linestyle=dash)
@@ -165,9 +165,9 @@ def before_and_after(result: Result, part: int = 0) -> str:
                 _label(axes, before, row, "left" if before <= after else "right")
             axes.plot(after, row, "o", markerfacecolor=colour, **_marker(colour))
             _label(axes, after, row, "left" if before is not None and after < before else "right")
-        axes.set_yticks(range(len(sites)), [style.site for style, _ in sites])
+        axes.set_yticks(range(len(sites)), [style.site for style, *_ in sites])
         axes.set_ylim(-0.6, len(sites) - 0.4)
-        low, high = dice_range([v[k] for _, v in sites for k in ("round_0", "after")])
+        low, high = dice_range([value for _, *both in sites for value in both])
         room = 0.12 * (high - low)  # for the labels
         axes.set_xlim(low - room, high + room)
         axes.set_xticks([tick / 10 for tick in tenths(low, high)])

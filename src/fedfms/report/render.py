@@ -12,6 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fedfms.contracts.contribution import PHASES
+from fedfms.files import write_together
 from fedfms.pages.parts import (
     Cell,
     Column,
@@ -23,25 +24,25 @@ from fedfms.pages.parts import (
     embed_png,
     environment,
     picture_key,
+    with_note,
 )
-from fedfms.report import figures, words
-from fedfms.report.collect import (
+from fedfms.records.history import NOT_ANNOTATED, NOTHING_RECORDED, WITHHELD
+from fedfms.records.layout import (
     BEST_MODEL,
     EVALUATION,
     GLOBAL_MODEL,
     RECIPE,
+    REPORT_HTML,
+    REPORT_MD,
     ROUNDS,
     SUMMARY,
-    Result,
-    load_result,
-    write_text_atomically,
 )
-from fedfms.report.records import NOT_ANNOTATED, NOTHING_RECORDED, WITHHELD
-from fedfms.report.tables import EvaluationRow
+from fedfms.records.rows import EvaluationRow
+from fedfms.report import figures, words
+from fedfms.report.collect import Result, load_result
+from fedfms.report.summary import Mean, Part, SiteFacts, Summary
 
 log = logging.getLogger(__name__)
-
-REPORT_HTML, REPORT_MD = "report.html", "report.md"
 
 LIMITS = [
     "Research software. Not a medical device, and not for decisions about a patient.",
@@ -121,19 +122,19 @@ def render(results: Path) -> None:
         FederationError: `results` is no results folder (`no-results`).
     """
     page = _page(load_result(results))
-    for name in (REPORT_HTML, REPORT_MD):
-        text = (
-            environment("fedfms.report", "fedfms.pages")
-            .get_template(f"{name}.j2")
-            .render(page=page)
-        )
-        write_text_atomically(results / name, text)
+    templates = environment("fedfms.report", "fedfms.pages")
+    write_together(
+        {
+            results / name: templates.get_template(f"{name}.j2").render(page=page)
+            for name in (REPORT_HTML, REPORT_MD)
+        }
+    )
     log.info("report of %d sites written", len(page.legend))
 
 
 def _page(result: Result) -> Page:
     summary, recipe = result.summary, result.recipe
-    job = summary["job"]
+    job = summary.job
     method = str(recipe.get("method", ""))
     name, explained = words.METHODS.get(method, (method or "Federated training", ""))
     backbone = words.BACKBONES.get(str(recipe.get("backbone")), str(recipe.get("backbone", "")))
@@ -141,12 +142,12 @@ def _page(result: Result) -> Page:
     return Page(
         title=_title(summary) + (f": {classes}" if classes else ""),
         subtitle=f"{name} on SAM {backbone}".strip() + (f": {explained}" if explained else ""),
-        job=str(job["name"] or job["id"] or "job"),
-        when=words.moment(job["started"]),
-        status=_STATUS.get(job["status"], str(job["status"])),
+        job=str(job.name or job.id or "job"),
+        when=words.moment(job.started),
+        status=_STATUS.get(job.status, str(job.status)),
         notices=_notices(summary),
         headline=words.headline(summary),
-        measure=summary["measure"],
+        measure=summary.measure,
         tiles=_tiles(summary),
         overview=_overview(summary),
         legend=figures.styles(result),
@@ -168,13 +169,13 @@ def _page(result: Result) -> Page:
     )
 
 
-def _title(summary: dict[str, Any]) -> str:
-    sites = summary["sites"].values()
-    training = [values for values in sites if values["role"] == "train"]
-    if summary["rounds"]["done"] or any(values["rounds_accepted"] for values in sites):
-        took_part = sum(values["rounds_accepted"] > 0 for values in training)
+def _title(summary: Summary) -> str:
+    sites = summary.sites.values()
+    training = [values for values in sites if values.role == "train"]
+    if summary.rounds.done or any(values.rounds_accepted for values in sites):
+        took_part = sum(values.rounds_accepted > 0 for values in training)
         return f"Segment Anything fine-tuned by {_of(took_part, len(training))}"
-    evaluated = sum(values["evaluated"] for values in sites)
+    evaluated = sum(values.evaluated for values in sites)
     return f"Segment Anything evaluated at {_of(evaluated, len(sites))}"
 
 
@@ -183,15 +184,15 @@ def _of(some: int, sites: int) -> str:
     return words.numerals(sites, "site") if some == sites else f"{some} of {sites} sites"
 
 
-def _notices(summary: dict[str, Any]) -> list[str]:
+def _notices(summary: Summary) -> list[str]:
     notices = []
-    done, planned = summary["rounds"]["done"], summary["rounds"]["planned"]
+    done, planned = summary.rounds.done, summary.rounds.planned
     rounds = f"{done} of {planned} rounds were completed" if planned else f"{done} rounds"
-    if summary["job"]["status"] != "completed":
+    if summary.job.status != "completed":
         what = {
             "aborted": "The job was stopped on request",
             "failed": "The job failed",
-        }.get(summary["job"]["status"], "The records end before the job did")
+        }.get(summary.job.status, "The records end before the job did")
         notices.append(f"{what}: {rounds}.")
     if stale := _stale(summary):
         notices.append(
@@ -199,7 +200,7 @@ def _notices(summary: dict[str, Any]) -> list[str]:
             "of the last round in which each was scored, before that round's training. Means and "
             "the lowest site are of sites that stand with the same round."
         )
-    if count := summary["unreadable_records"]:
+    if count := summary.unreadable_records:
         notices.append(
             f"{words.numerals(count, 'record')} of this job could not be read and "
             f"{'is' if count == 1 else 'are'} left out."
@@ -207,140 +208,140 @@ def _notices(summary: dict[str, Any]) -> list[str]:
     return notices
 
 
-def _stale(summary: dict[str, Any]) -> list[str]:
+def _stale(summary: Summary) -> list[str]:
     """Sites whose last known score is of a round, for want of a final evaluation."""
     return [
         site
-        for site in summary["sites"]
-        if any(p["sites"][site]["after_is"] not in (None, "final") for p in summary["parts"])
+        for site in summary.sites
+        if any(p.sites[site].after_is not in (None, "final") for p in summary.parts)
     ]
 
 
-def _of_class(summary: dict[str, Any], part: dict[str, Any]) -> str:
+def _of_class(summary: Summary, part: Part) -> str:
     """`, anterior` where each class is told by itself."""
-    return f", {words.class_names(part['classes'])}" if len(summary["parts"]) > 1 else ""
+    return f", {words.class_names(part.classes)}" if len(summary.parts) > 1 else ""
 
 
-def _part_tiles(summary: dict[str, Any], part: dict[str, Any]) -> list[Tile]:
-    sites, of_class = summary["sites"], _of_class(summary, part)
-    after, gain = part["dice"]["after"], part["dice"]["gain"]
-    training = sum(values["role"] == "train" for values in sites.values())
+def _part_tiles(summary: Summary, part: Part) -> list[Tile]:
+    sites, of_class = summary.sites, _of_class(summary, part)
+    after, gain = part.dice.after, part.dice.gain
+    training = len(summary.training)
     tiles = []
-    if after["sites"]:
-        cases = sum(sites[site]["cases"] or 0 for site in after["sites"])
+    if after.sites:
+        cases = sum(sites[site].cases or 0 for site in after.sites)
         before = ""
-        if gain["sites"] == after["sites"]:
-            before = f"{words.score(gain['before'])} before training; "
+        if gain.sites == after.sites:
+            before = f"{words.score(gain.before)} before training; "
         tiles.append(
             Tile(
                 f"Mean Dice, training sites{of_class}",
-                words.score(after["mean"]),
-                f"{before}{_of(len(after['sites']), training)}, "
+                words.score(after.mean),
+                f"{before}{_of(len(after.sites), training)}, "
                 f"{words.numerals(cases, 'validation case')}",
             )
         )
-    unseen = [site for site, values in sites.items() if values["role"] != "train"]
+    unseen = [site for site, values in sites.items() if values.role != "train"]
     for site in unseen[:2]:
-        values = part["sites"][site]
-        if values["after"] is not None:
-            before = f"{words.score(values['round_0'])} before training; "
-            cases = sites[site]["cases"] or 0
+        values = part.sites[site]
+        if values.after is not None:
+            before = f"{words.score(values.round_0)} before training; "
+            cases = sites[site].cases or 0
             tiles.append(
                 Tile(
                     f"Dice, unseen site{of_class}",
-                    words.score(values["after"]),
-                    (before if values["round_0"] is not None else "")
+                    words.score(values.after),
+                    (before if values.round_0 is not None else "")
                     + f"{site}, {words.numerals(cases, 'case')}, never trained"
-                    + ("" if values["after_is"] == "final" else f"; {values['after_is']}"),
+                    + ("" if values.after_is == "final" else f"; {values.after_is}"),
                 )
             )
-    if worst := part["worst_site"]:
-        cases = sites[worst["site"]]["cases"] or 0
+    if worst := part.worst_site:
+        cases = sites[worst.site].cases or 0
         tiles.append(
             Tile(
                 f"Lowest Dice of a site{of_class}",
-                words.score(worst["dice"]),
-                f"{worst['site']}, {words.numerals(cases, 'validation case')}",
+                words.score(worst.dice),
+                f"{worst.site}, {words.numerals(cases, 'validation case')}",
             )
         )
     return tiles
 
 
-def _tiles(summary: dict[str, Any]) -> list[Tile]:
-    sites = summary["sites"]
-    tiles = [tile for part in summary["parts"] for tile in _part_tiles(summary, part)]
-    moved = summary["bytes"]
-    if moved["total"]:
+def _tiles(summary: Summary) -> list[Tile]:
+    sites = summary.sites
+    tiles = [tile for part in summary.parts for tile in _part_tiles(summary, part)]
+    moved = summary.bytes
+    if moved.total:
         tiles.append(
             Tile(
                 "Moved in all rounds",
-                words.size(moved["total"]),
-                f"{words.size(moved['down'])} to the sites, {words.size(moved['up'])} back",
+                words.size(moved.total),
+                f"{words.size(moved.down)} to the sites, {words.size(moved.up)} back",
             )
         )
-    if summary["job"]["seconds"] is not None:
-        took_part = sum(v["rounds_accepted"] > 0 or v["evaluated"] for v in sites.values())
+    if summary.job.seconds is not None:
+        took_part = sum(v.rounds_accepted > 0 or v.evaluated for v in sites.values())
         tiles.append(
             Tile(
                 "Duration",
-                words.duration(summary["job"]["seconds"]),
-                f"{words.numerals(summary['rounds']['done'], 'round')}, "
+                words.duration(summary.job.seconds),
+                f"{words.numerals(summary.rounds.done, 'round')}, "
                 f"{_of(took_part, len(sites))}, start to last record",
             )
         )
     return tiles
 
 
-def _overview(summary: dict[str, Any]) -> list[Table]:
+def _overview(summary: Summary) -> list[Table]:
     """Dice by site: one table, or one of each class where scores are not of the same classes."""
-    tables = [_part_overview(summary, part) for part in summary["parts"]]
-    has_best = any(v["best"] is not None for p in summary["parts"] for v in p["sites"].values())
+    tables = [_part_overview(summary, part) for part in summary.parts]
+    has_best = any(v.best is not None for p in summary.parts for v in p.sites.values())
     note = (
-        f"{summary['measure']}. An unseen site evaluates and never trains. Withheld: a site does "
+        f"{summary.measure}. An unseen site evaluates and never trains. Withheld: a site does "
         "not let out the score of too few cases. The mean counts each site once, whatever its "
         "number of cases; where it is over fewer than all training sites their number stands below "
         "it." + (_BEST_NOTE if has_best else "")
     )
-    for site, values in summary["sites"].items():
-        if values["not_annotated"]:
-            note += f" {site} does not annotate {words.class_names(values['not_annotated'])}."
-    return [*tables[:-1], *(dataclasses.replace(table, note=note) for table in tables[-1:])]
+    for site, values in summary.sites.items():
+        if values.not_annotated:
+            note += f" {site} does not annotate {words.class_names(values.not_annotated)}."
+    return with_note(tables, note)
 
 
-def _part_overview(summary: dict[str, Any], part: dict[str, Any]) -> Table:
-    worst = (part["worst_site"] or {}).get("site")
-    has_best = any(v["best"] is not None for p in summary["parts"] for v in p["sites"].values())
+def _part_overview(summary: Summary, part: Part) -> Table:
+    worst = part.worst_site.site if part.worst_site else None
+    has_best = any(v.best is not None for p in summary.parts for v in p.sites.values())
     rows = []
-    for site, values in part["sites"].items():
-        about = summary["sites"][site]
-        before, after = values["round_0"], values["after"]
+    for site, values in part.sites.items():
+        about = summary.sites[site]
+        before, after = values.round_0, values.after
         difference = None if before is None or after is None else after - before
         remark, shown = "", words.score(after)
-        if after is None and values["note"] == WITHHELD:
+        if after is None and values.note == WITHHELD:
             shown = "withheld"
-        elif after is None and values["note"] == NOT_ANNOTATED:
+        elif after is None and values.note == NOT_ANNOTATED:
             shown = "not annotated"
         elif after is None:
-            remark = words.plain_reason(values["note"])
-        elif values["after_is"] != "final":
-            remark = str(values["after_is"])
-        partly = [name for name in about["not_annotated"] if name not in part["classes"]]
+            remark = words.plain_reason(values.note)
+        elif values.after_is != "final":
+            remark = str(values.after_is)
+        partly = [name for name in about.not_annotated if name not in part.classes]
         rows.append(
             [
                 Cell(
                     site,
                     tag="lowest" if site == worst else "",
                     small=f"does not annotate {words.class_names(partly)}"
-                    if partly and len(summary["parts"]) == 1
+                    if partly and len(summary.parts) == 1
                     else "",
                 ),
-                Cell(_ROLES[about["role"]]),
-                Cell(words.count(about["cases"])),
+                Cell(_ROLES[about.role]),
+                Cell(words.count(about.cases)),
                 Cell(words.score(before)),
                 Cell(shown, small=remark),
                 Cell(words.change(difference)),
-                *([Cell(words.score(values["best"]))] if has_best else []),
-                Cell(words.count(len(about["missed"]))),
+                *([Cell(words.score(values.best))] if has_best else []),
+                Cell(words.count(len(about.missed))),
             ]
         )
     of_class = _of_class(summary, part)
@@ -361,41 +362,40 @@ def _part_overview(summary: dict[str, Any], part: dict[str, Any]) -> Table:
     )
 
 
-def _total(summary: dict[str, Any], part: dict[str, Any], has_best: bool) -> list[Cell]:
+def _total(summary: Summary, part: Part, has_best: bool) -> list[Cell]:
     """Means over training sites; a column that is over fewer of them says over how many."""
-    training = sum(values["role"] == "train" for values in summary["sites"].values())
-    dice = part["dice"]
-    gain, both = dice["gain"], dice["best_against_final"]
+    training = len(summary.training)
+    dice = part.dice
+    gain, both = dice.gain, dice.best_against_final
 
     def over_sites(having: Sequence[str]) -> str:
         return _of(len(having), training) if 0 < len(having) < training else ""
 
-    def mean(key: str) -> Cell:
-        return Cell(words.score(dice[key]["mean"]), small=over_sites(dice[key]["sites"]))
+    def over_training(mean: Mean) -> Cell:
+        return Cell(words.score(mean.mean), small=over_sites(mean.sites))
 
     cells = [
         Cell("Mean of the training sites", span=3),
-        mean("round_0"),
-        mean("after"),
+        over_training(dice.round_0),
+        over_training(dice.after),
         Cell(
-            words.change(gain["change"]),
+            words.change(gain.change),
             small=""
-            if gain["sites"] == dice["after"]["sites"] == dice["round_0"]["sites"]
-            or not gain["sites"]
-            else f"of {words.listing(gain['sites'])}",
+            if gain.sites == dice.after.sites == dice.round_0.sites or not gain.sites
+            else f"of {words.listing(gain.sites)}",
         ),
     ]
     if has_best:
-        best = mean("best")
-        if both["sites"] and dice["best"]["sites"] != dice["after"]["sites"]:
+        best = over_training(dice.best)
+        if both.sites and dice.best.sites != dice.after.sites:
             where = (
                 "there"
-                if both["sites"] == dice["best"]["sites"]
-                else (f"at {words.listing(both['sites'])}, best {words.score(both['best'])}, final")
+                if both.sites == dice.best.sites
+                else (f"at {words.listing(both.sites)}, best {words.score(both.best)}, final")
             )
-            said = f"final model {where} {words.score(both['final'])}"
+            said = f"final model {where} {words.score(both.final)}"
             if where != "there":
-                said = f"{where} {words.score(both['final'])}"
+                said = f"{where} {words.score(both.final)}"
             best = dataclasses.replace(best, small="; ".join(filter(None, [best.small, said])))
         cells.append(best)
     return [*cells, Cell("")]
@@ -404,7 +404,7 @@ def _total(summary: dict[str, Any], part: dict[str, Any], has_best: bool) -> lis
 def _curves(result: Result) -> list[Figure]:
     stale = bool(_stale(result.summary))
     figures_of_parts: list[tuple[str, str, str]] = []
-    for number, part in enumerate(result.summary["parts"]):
+    for number, part in enumerate(result.summary.parts):
         of_class = _of_class(result.summary, part)
         figures_of_parts += [
             (
@@ -449,9 +449,9 @@ def _evaluated(recipe: dict[str, Any]) -> str:
     return "" if every == 1 else f" Sites evaluate before training and every {every} rounds."
 
 
-def _drawn(summary: dict[str, Any]) -> str:
+def _drawn(summary: Summary) -> str:
     """Over which classes a loss is, where these are not the same at all training sites."""
-    unlike = {tuple(v["not_annotated"]) for v in summary["sites"].values() if v["role"] == "train"}
+    unlike = {tuple(v.not_annotated) for v in summary.sites.values() if v.role == "train"}
     return ", over the classes that it annotates" if len(unlike) > 1 else ""
 
 
@@ -467,7 +467,7 @@ def _evaluations(result: Result) -> list[Table]:
     for model in dict.fromkeys(row.model for row in result.evaluation):
         rows = [row for row in result.evaluation if row.model == model]
         trained = next((row.round for row in rows if row.round is not None), None)
-        if model != "final" and trained == result.summary["rounds"]["done"]:
+        if model != "final" and trained == result.summary.rounds.done:
             trained = None  # this says how long the job ran, not when the model was best
         tables.append(_evaluation(model, rows, trained))
     note = _EVALUATION_NOTE
@@ -476,7 +476,7 @@ def _evaluations(result: Result) -> list[Table]:
     if len(tables) == 2 and tables[0].rows == tables[1].rows:
         del tables[1]
         note += " The best model has exactly these scores as well."
-    return [*tables[:-1], *(dataclasses.replace(table, note=note) for table in tables[-1:])]
+    return with_note(tables, note)
 
 
 def _evaluation(model: str, rows: Sequence[EvaluationRow], trained: int | None) -> Table:
@@ -537,11 +537,11 @@ def _remarks(row: EvaluationRow, cases: int | None) -> list[str]:
 
 def _pictures(result: Result) -> dict[tuple[str, str], list[Picture]]:
     groups: dict[tuple[str, str], list[Picture]] = {}
-    for entry in result.summary.get("pictures", ()):
-        path = (result.folder / entry["file"]).resolve()
+    for entry in result.summary.pictures:
+        path = (result.folder / entry.file).resolve()
         if path.is_relative_to(result.folder.resolve()) and path.is_file():
-            key = entry["site"], _MODELS.get(entry["model"], entry["model"]).lower()
-            picture = Picture(entry["file"], embed_png(path))
+            key = entry.site, _MODELS.get(entry.model, entry.model).lower()
+            picture = Picture(entry.file, embed_png(path))
             groups.setdefault(key, []).append(picture)
     return groups
 
@@ -549,21 +549,21 @@ def _pictures(result: Result) -> dict[tuple[str, str], list[Picture]]:
 def _communication(result: Result) -> Table:
     summary = result.summary
     rows = []
-    for site, values in summary["sites"].items():
+    for site, values in summary.sites.items():
         own = [row for row in result.rounds if row.site == site]
         asked = len(own)
         rows.append(
             [
                 Cell(site),
-                Cell(f"{values['rounds_accepted']} of {asked}" if asked else words.NONE),
+                Cell(f"{values.rounds_accepted} of {asked}" if asked else words.NONE),
                 Cell(_range([row.bytes_down for row in own])),
                 Cell(_range([row.bytes_up for row in own])),
-                Cell(words.size(values["bytes_down"])),
-                Cell(words.size(values["bytes_up"])),
-                Cell(words.size(values["bytes_down"] + values["bytes_up"])),
+                Cell(words.size(values.bytes_down)),
+                Cell(words.size(values.bytes_up)),
+                Cell(words.size(values.bytes_down + values.bytes_up)),
             ]
         )
-    moved = summary["bytes"]
+    moved = summary.bytes
     return Table(
         "Communication",
         [
@@ -578,9 +578,9 @@ def _communication(result: Result) -> Table:
         rows,
         [
             Cell("All sites", span=4),
-            Cell(words.size(moved["down"])),
-            Cell(words.size(moved["up"])),
-            Cell(words.size(moved["total"])),
+            Cell(words.size(moved.down)),
+            Cell(words.size(moved.up)),
+            Cell(words.size(moved.total)),
         ],
         "Bytes of the tensors in the rounds whose answer was recorded, without protocol and "
         "encryption, and without the evaluations after the last round. 1 MB is 1 000 000 bytes.",
@@ -595,18 +595,18 @@ def _range(values: Sequence[int | None]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _training(summary: dict[str, Any]) -> Table:
-    sites = summary["sites"]
-    phases = [p for p in PHASES if any(v["seconds"].get(p) for v in sites.values())]
+def _training(summary: Summary) -> Table:
+    sites = summary.sites
+    phases = [p for p in PHASES if any(v.seconds.get(p) for v in sites.values())]
     rows = []
     for site, values in sites.items():
         rows.append(
             [
                 Cell(site),
-                Cell(words.count(values["training_cases"])),
-                Cell(words.count(values["training_slices"])),
+                Cell(words.count(values.training_cases)),
+                Cell(words.count(values.training_slices)),
                 *(_phase(values, phase) for phase in phases),
-                Cell(words.count(values["micro_batch"])),
+                Cell(words.count(values.micro_batch)),
             ]
         )
     return Table(
@@ -625,25 +625,25 @@ def _training(summary: dict[str, Any]) -> Table:
     )
 
 
-def _phase(values: dict[str, Any], phase: str) -> Cell:
-    seconds, peak = values["seconds"].get(phase), values["peak_memory_bytes"].get(phase)
+def _phase(values: SiteFacts, phase: str) -> Cell:
+    seconds, peak = values.seconds.get(phase), values.peak_memory_bytes.get(phase)
     text = words.duration(seconds) if seconds else words.NONE
     return Cell(text, small=words.size(peak) if peak else "")
 
 
-def _missed(summary: dict[str, Any]) -> Table | None:
+def _missed(summary: Summary) -> Table | None:
     rows = []
-    for site, missed in summary["missed"].items():
+    for site, missed in summary.missed.items():
         for entry in missed:
-            plain = words.plain_reason(entry["reason"])
-            recorded = entry["reason"] if entry["reason"] and entry["reason"] != plain else ""
-            rows.append([Cell(str(entry["round"])), Cell(site), Cell(plain, small=recorded or "")])
+            plain = words.plain_reason(entry.reason)
+            recorded = entry.reason if entry.reason and entry.reason != plain else ""
+            rows.append([Cell(str(entry.round)), Cell(site), Cell(plain, small=recorded or "")])
     rows.sort(key=lambda row: int(row[0].text))
-    for entry in summary["missed_evaluations"]:
-        plain = words.plain_reason(entry["reason"])
-        recorded = entry["reason"] if entry["reason"] not in (plain, NOTHING_RECORDED) else ""
-        about = Cell(f"{entry['model']} model", small="evaluation")
-        rows.append([about, Cell(entry["site"]), Cell(plain, small=recorded)])
+    for one in summary.missed_evaluations:
+        plain = words.plain_reason(one.reason)
+        recorded = one.reason if one.reason not in (plain, NOTHING_RECORDED) else ""
+        about = Cell(f"{one.model} model", small="evaluation")
+        rows.append([about, Cell(one.site), Cell(plain, small=recorded)])
     if not rows:
         return None
     return Table(
@@ -656,17 +656,19 @@ def _missed(summary: dict[str, Any]) -> Table | None:
     )
 
 
-def _versions(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    job = summary["job"]
+def _versions(summary: Summary) -> list[tuple[str, str]]:
+    job = summary.job
     lines = [
-        ("job", str(job["id"] or words.NONE)),
-        ("fedfms", str(job["fedfms_version"] or words.NONE)),
-        ("NVIDIA FLARE", str(job["nvflare_version"] or words.NONE)),
-        ("recipe, SHA-256 of its values", str(job["recipe_sha256"] or words.NONE)),
-        ("SAM checkpoint, SHA-256", str(job["backbone_sha256"] or words.NONE)),
+        ("job", str(job.id or words.NONE)),
+        ("fedfms", str(job.fedfms_version or words.NONE)),
+        ("fedfms, commit", job.fedfms_revision or "unknown"),
+        ("container image, digest", job.image or "unknown"),
+        ("NVIDIA FLARE", str(job.nvflare_version or words.NONE)),
+        ("recipe, SHA-256 of its values", str(job.recipe_sha256 or words.NONE)),
+        ("SAM checkpoint, SHA-256", str(job.backbone_sha256 or words.NONE)),
     ]
-    for name, about in summary.get("files", {}).items():
-        lines.append((f"{name}, {words.size(about['bytes'])}, SHA-256", str(about["sha256"])))
+    for name, about in summary.files.items():
+        lines.append((f"{name}, {words.size(about.bytes)}, SHA-256", str(about.sha256)))
     return lines
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from fedfms.errors import ConfigError, FederationError
+from fedfms.files import scratch_folder
 from fedfms.report.collect import collect
 from fedfms.report.render import render
 
@@ -30,8 +28,7 @@ def check_results_folder(results: Path) -> None:
             code="results-not-writable",
         )
     try:
-        results.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=results.parent, prefix=f".{results.name}."):
+        with scratch_folder(results):
             pass
     except OSError as error:
         raise ConfigError(
@@ -48,11 +45,4 @@ def write_results(downloaded: Path, results: Path) -> None:
         FederationError: code results-exist, or no-records.
     """
     check_results_folder(results)
-    scratch = results.with_name(f".{results.name}.{os.getpid()}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        collect(downloaded, scratch)
-        render(scratch)
-        scratch.rename(results)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    collect(downloaded, results, finish=render)

@@ -45,7 +45,8 @@ from fedfms.contracts.messages import (
 )
 from fedfms.control import Control
 from fedfms.errors import FedfmsError, TaskAborted, TrainerError
-from fedfms.exchange.payload import load_tensors, save_tensors, write_whole
+from fedfms.exchange.payload import EXCHANGE_MODE, load_tensors, save_tensors
+from fedfms.files import write_whole
 from fedfms.trainer.announce import Announcer
 from fedfms.trainer.tasks import Outcome, SiteFolders, TaskRunner
 from fedfms.training.device import GPU_FAILED
@@ -407,7 +408,7 @@ def _put(files: TaskFiles, outcome: Outcome) -> Reply:
         if outcome.tensors:
             save_tensors(files.result, outcome.tensors, None)
         for index, picture in enumerate(outcome.pictures):
-            write_whole(files.picture(index), picture)
+            write_whole(files.picture(index), picture, mode=EXCHANGE_MODE)
     except OSError as error:
         files.remove()
         raise TrainerError(

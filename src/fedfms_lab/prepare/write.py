@@ -27,7 +27,7 @@ from fedfms.data.dataset import PreparedCase, combine, summarize
 from fedfms.data.formats import read_image, read_label
 from fedfms.data.manifest import Case
 from fedfms.errors import ConfigError, FedfmsError, SiteDataError, unexpected
-from fedfms.files import file_sha256
+from fedfms.files import PART, file_sha256, write_whole
 from fedfms_lab.prepare.plan import FORMAT, Item, Made, SitePlan
 from fedfms_lab.prepare.source import Source, unexpected_values
 from fedfms_lab.prepare.volumes import with_grid_of
@@ -147,8 +147,8 @@ def _make_site(plan: SitePlan, source: Source, output: Path, report: Progress) -
     for name in ("images", "labels", "policy"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     records_folder.mkdir(exist_ok=True)
-    _write(folder / "site.yml", plan.site_yml.encode())
-    _write(folder / "policy" / "privacy.json", _policy(plan).encode())
+    write_whole(folder / "site.yml", plan.site_yml.encode())
+    write_whole(folder / "policy" / "privacy.json", _policy(plan).encode())
     site = SiteConfig.from_yaml(folder / "site.yml")
     wanted = {f"{item.case}.json" for item in plan.items}
     for left in sorted(records_folder.iterdir()):  # of other options, or half written
@@ -172,9 +172,11 @@ def _make_site(plan: SitePlan, source: Source, output: Path, report: Progress) -
             "check that the download has the label files and not only their names",
             code="empty-masks",
         )
-    _write(folder / "manifest.csv", _csv(_columns(plan, site), [record.row for record in kept]))
+    write_whole(
+        folder / "manifest.csv", _csv(_columns(plan, site), [record.row for record in kept])
+    )
     if left_out:
-        _write(
+        write_whole(
             folder / "left-out.csv",
             _csv(_LEFT_OUT, [{**record.row, "reason": record.left_out} for record in left_out]),
         )
@@ -228,10 +230,10 @@ def _make_case(
             "label_values": " ".join(map(str, sorted(summary.values))),
             **{name: str(made.counts.get(name, 0)) for name in plan.count_names},
         }
-        _write(image, made.image)
-        _write(label, made.label)
+        write_whole(image, made.image)
+        write_whole(label, made.label)
         record = _Record(fingerprint, row, digest=summary.digest.hex())
-    _write(
+    write_whole(
         record_file,
         json.dumps(
             {
@@ -499,13 +501,6 @@ def _read_record(path: Path) -> _Record | None:
     return record if record.left_out or all(key in record.row for key in keys) else None
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Beside the final name, then rename: the file is whole or not there."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(data)
-    beside.replace(path)
-
-
 def _only(folder: Path, plan: SitePlan, cases: set[str], left_out: bool) -> None:
     """Remove what an earlier, interrupted run with other options left in an unfinished site."""
     for part in ("images", "labels"):
@@ -515,7 +510,7 @@ def _only(folder: Path, plan: SitePlan, cases: set[str], left_out: bool) -> None
                 path.unlink()
     if not left_out:
         (folder / "left-out.csv").unlink(missing_ok=True)
-    for path in folder.glob(".*.part"):
+    for path in folder.glob(f"*{PART}"):
         path.unlink()
 
 

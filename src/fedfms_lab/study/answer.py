@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from fedfms.errors import FederationError
+from fedfms_lab.study.analysis.statistics import Interval
 from fedfms_lab.study.record import STUDY_FILE, Run
-from fedfms_lab.study.statistics import Interval
 
 Role = Literal["train", "unseen"]
 Metric = Literal["dice", "iou", "hd95", "dice_slice", "iou_slice"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from fedfms.contracts.site import SiteConfig
@@ -14,7 +13,7 @@ from fedfms.data.content import content_sha256, read_bytes
 from fedfms.data.manifest import Split, find_cases
 from fedfms.files import file_sha256
 from fedfms.local.sites import Site
-from fedfms.report.tables import write_rows
+from fedfms.records.rows import read_rows, write_rows
 from fedfms_lab.study.record import SiteFacts
 
 
@@ -82,14 +81,9 @@ def read_manifest(path: Path) -> dict[str, list[ManifestRow]]:
     """Read manifest.csv back, by site.
 
     Raises:
-        OSError, ValueError, TypeError: the file is missing or damaged.
+        OSError, ValueError: the file is missing or damaged.
     """
     rows: dict[str, list[ManifestRow]] = {}
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        table = csv.DictReader(file)
-        if table.fieldnames != [one.name for one in fields(ManifestRow)]:
-            raise ValueError(f"{path.name} has other columns")  # also where no row follows
-        for cells in table:
-            row = ManifestRow(**cells)  # type: ignore[arg-type]
-            rows.setdefault(row.site, []).append(row)
+    for row in read_rows(path, ManifestRow):
+        rows.setdefault(row.site, []).append(row)
     return rows

@@ -8,17 +8,16 @@ answer that cannot be used ends the run.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from fedfms import __version__
+from fedfms.about import known_image, known_revision
 from fedfms.contracts.messages import Kind, ModelName, Task
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import FederationError, FedfmsError
@@ -30,14 +29,22 @@ from fedfms.exchange.payload import (
     save_tensors,
     shapes_of,
     to_precision,
-    write_whole,
 )
+from fedfms.files import write_whole
 from fedfms.local.processes import Processes
 from fedfms.local.sites import Site, start_trainer, threads_of_a_trainer, trainer_command
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
-from fedfms.report.collect import GLOBAL_MODEL, RECIPE
-from fedfms.report.records import RECORDS
+from fedfms.records.layout import GLOBAL_MODEL, PICTURES, RECIPE, RECORDS
+from fedfms.records.schema import (
+    ContributionRecord,
+    EvaluationRecord,
+    JobDone,
+    JobRecord,
+    RoundDone,
+    RoundStarted,
+)
+from fedfms.records.write import RecordWriter
 from fedfms.trainer.client import TaskResult, run_task
 
 _START_SECONDS = 180.0  # for a trainer to be there
@@ -72,9 +79,9 @@ def federate(
         FedfmsError: the checkpoint is missing or does not fit.
     """
     weights = read_travelling(build_model(recipe, find_checkpoint(recipe, checkpoints)))
-    write_whole(folder / RECIPE, recipe.to_json().encode())
-    records = _Records(folder / RECORDS)
-    names = [site.name for site in sites]
+    write_whole(folder / RECIPE, recipe.to_json())
+    records = RecordWriter(folder / RECORDS)
+    names = tuple(site.name for site in sites)
     threads = {"OMP_NUM_THREADS": str(threads_of_a_trainer(len(sites) - len(recipe.holdout)))}
     stop = threading.Event()
     with ThreadPoolExecutor(len(sites)) as pool, Processes() as processes:
@@ -127,17 +134,19 @@ def federate(
             return {name: answer.result() for name, answer in answers.items()}
 
         records.write(
-            "job",
-            job_id=job,
-            name=job,
-            started=time.time(),
-            fedfms_version=__version__,
-            nvflare_version=None,
-            recipe_sha256=recipe.sha256,
-            sites=names,
+            JobRecord(
+                job_id=job,
+                name=job,
+                started=time.time(),
+                fedfms_version=__version__,
+                fedfms_revision=known_revision(),
+                image=known_image(),
+                recipe_sha256=recipe.sha256,
+                sites=names,
+            )
         )
         for number in range(recipe.rounds):
-            records.write("round_started", round=number)
+            records.write(RoundStarted(round=number))
             sent = to_precision(weights, recipe.transfer_precision)
             answers = ask("train", number, "round", sent)
             shapes = shapes_of(weights)
@@ -149,51 +158,39 @@ def federate(
             }
             for name, answer in answers.items():
                 records.write(
-                    "contribution",
-                    round=number,
-                    site=name,
-                    accepted=True,
-                    reason=None,
-                    bytes_down=payload_bytes(sent),
-                    bytes_up=payload_bytes(answer.tensors),
-                    contribution=answer.contribution.to_dict(),
+                    ContributionRecord(
+                        round=number,
+                        site=name,
+                        accepted=True,
+                        bytes_down=payload_bytes(sent),
+                        bytes_up=payload_bytes(answer.tensors),
+                        contribution=answer.contribution,
+                    )
                 )
             slices = {name: a.contribution.training_slices for name, a in answers.items()}
             mean = average(accepted, averaging_weights(recipe, slices))
             weights = {name: weights[name] + mean[name] for name in weights}
-            records.write("round_done", round=number, sites=names, missed={})
+            records.write(RoundDone(round=number, sites=names))
             on_round(number)
         save_tensors(folder / GLOBAL_MODEL, weights, "fp32")
         sent = to_precision(weights, recipe.transfer_precision)
         for name, answer in ask("evaluate", recipe.rounds, "final", sent).items():
             records.write(
-                "evaluation",
-                site=name,
-                model="final",
-                contribution=answer.contribution.to_dict(),
-                reason=None,
-                pictures=_write_pictures(folder, name, answer.pictures),
+                EvaluationRecord(
+                    site=name,
+                    model="final",
+                    contribution=answer.contribution,
+                    pictures=_write_pictures(folder, name, answer.pictures),
+                )
             )
-        records.write("job_done", status="completed", reason=None)
+        records.write(JobDone(status="completed"))
 
 
-def _write_pictures(folder: Path, site: str, pictures: Sequence[bytes]) -> list[str]:
+def _write_pictures(folder: Path, site: str, pictures: Sequence[bytes]) -> tuple[str, ...]:
     names = []
     for index, picture in enumerate(pictures):
-        name = f"pictures/{site}-final-{index}.png"
+        name = f"{PICTURES}/{site}-final-{index}.png"
         (folder / name).parent.mkdir(exist_ok=True)
         write_whole(folder / name, picture)
         names.append(name)
-    return names
-
-
-class _Records:
-    """records.jsonl, as FLARE's recorder writes it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def write(self, record: str, **values: Any) -> None:
-        line = json.dumps({"record": record, "time": time.time(), **values}, allow_nan=False)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+    return tuple(names)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedfms_lab.study.answer import (
@@ -38,39 +36,6 @@ class Number:
     n: int | None = None  # what the statistic is over, such as seeds, patients or runs
     unit: str = ""
     runs: tuple[str, ...]
-
-
-COLUMNS = (
-    "table",
-    "method",
-    "regime",
-    "site",
-    "role",
-    "class",
-    "metric",
-    "statistic",
-    "value",
-    "n",
-    "unit",
-    "runs",
-)
-
-
-def csv_text(numbers: Iterable[Number]) -> str:
-    """study.csv: one number a row, floats with all their digits, runs separated by semicolons."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for number in numbers:
-        cells = {name: getattr(number, name) for name in COLUMNS if name != "class"}
-        cells |= {
-            "class": number.class_name,
-            "value": repr(number.value),
-            "n": "" if number.n is None else number.n,
-            "runs": ";".join(number.runs),
-        }
-        writer.writerow(cells[name] for name in COLUMNS)
-    return text.getvalue()
 
 
 def numbers(answer: Answer) -> Iterator[Number]:

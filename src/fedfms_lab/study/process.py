@@ -18,16 +18,18 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from fedfms.contracts.contribution import Metric
+from fedfms.contracts.contribution import METRICS
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.errors import FederationError, FedfmsError, unexpected
 from fedfms.exchange.payload import save_tensors
 from fedfms.local.sites import Site
-from fedfms.report.collect import GLOBAL_MODEL, ROUNDS, load_result
-from fedfms.report.records import class_dice, mean
-from fedfms.report.tables import RoundRow, write_rounds
+from fedfms.records.layout import GLOBAL_MODEL, ROUNDS
+from fedfms.records.rows import RoundRow, write_rounds
+from fedfms.records.scores import class_dice, over_classes
+from fedfms.report.collect import load_result
 from fedfms.training.pooled import PooledRound, train_pooled
 from fedfms.watch import WATCH_VARIABLE, watch_files, write_watch
 from fedfms_lab.study.data import read_manifest, site_config
@@ -103,6 +105,7 @@ def _pooled_rows(
     rows = []
     for before, after in itertools.pairwise(rounds):
         for site in training:
+            means: dict[str, Any] = {m: over_classes(before.metrics[site], m) for m in METRICS}
             rows.append(
                 RoundRow(
                     round=before.rounds_trained,
@@ -110,12 +113,8 @@ def _pooled_rows(
                     role="train",
                     accepted=True,
                     loss=after.loss,
-                    dice=_over_classes(before.metrics[site], "dice"),
                     class_dice=class_dice(before.metrics[site]),
-                    iou=_over_classes(before.metrics[site], "iou"),
-                    hd95=_over_classes(before.metrics[site], "hd95"),
-                    dice_slice=_over_classes(before.metrics[site], "dice_slice"),
-                    iou_slice=_over_classes(before.metrics[site], "iou_slice"),
+                    **means,
                     training_slices=before.training_slices[site],
                     bytes_down=0,
                     bytes_up=0,
@@ -123,10 +122,6 @@ def _pooled_rows(
                 )
             )
     return rows
-
-
-def _over_classes(metrics: Sequence[Metric], name: str) -> float | None:
-    return mean(metric.mean for metric in metrics if metric.metric == name)
 
 
 def _federated(spec: RunSpec, folder: Path, work: Path) -> None:

@@ -7,7 +7,7 @@
         recipe.json           the recipe with all values
         model.safetensors     the trained tensors, fp32
         scores.csv            a row for each case that this run did not train on, and each class
-        rounds.csv            a row for each site and round (report.tables.RoundRow)
+        rounds.csv            a row for each site and round (records.rows.RoundRow)
         manifest.csv          a row for each case of each site, with the SHA-256 of its files
         pictures/SITE-N.png   overlays of sites whose policy lets pictures out
         job/                  federated runs: the job's own results folder with its report
@@ -19,7 +19,6 @@ page and the tables hold means.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -29,16 +28,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedfms.errors import FederationError
-from fedfms.report.tables import RoundRow, read_rounds, write_rows
+from fedfms.records.layout import MODEL, PICTURES, RECIPE, ROUNDS
+from fedfms.records.rows import RoundRow, read_rounds, read_rows, write_rows
 
 Regime = Literal["federated", "central", "local"]
 Engine = Literal["flare", "loop"]
 REGIMES: tuple[Regime, ...] = get_args(Regime)
 
 STUDY_FILE, RUNS_FOLDER = "study.json", "runs"
-RUN_FILE, RECIPE_FILE, MODEL_FILE = "run.json", "recipe.json", "model.safetensors"
-SCORES_FILE, ROUNDS_FILE, MANIFEST_FILE = "scores.csv", "rounds.csv", "manifest.csv"
-PICTURES_FOLDER, JOB_FOLDER = "pictures", "job"
+RUN_FILE, RECIPE_FILE, MODEL_FILE = "run.json", RECIPE, MODEL
+SCORES_FILE, ROUNDS_FILE, MANIFEST_FILE = "scores.csv", ROUNDS, "manifest.csv"
+PICTURES_FOLDER, JOB_FOLDER = PICTURES, "job"
 
 _FORMAT = 1  # of run.json and study.json; another number is refused
 
@@ -90,7 +90,7 @@ class RunRecord:
     engine: Engine | None  # of a federated run
     recipe_sha256: str
     backbone_sha256: str
-    versions: Mapping[str, str]  # fedfms, nvflare, torch, monai, numpy, python
+    versions: Mapping[str, str]  # fedfms, its commit and image, nvflare, torch, …
     machine: Mapping[str, Any]  # device, threads: of the training processes
     sites: Mapping[str, SiteFacts]  # all that the run touched, those it only scored included
     started: float  # seconds since 1970-01-01 UTC
@@ -199,8 +199,6 @@ def seal_of(values: Mapping[str, Any]) -> str:
 
 # ---------------------------------------------------------------------------------------- scores
 
-_NUMBERS = ("dice", "iou", "hd95", "dice_slice", "iou_slice")
-
 
 def write_scores(path: Path, rows: Sequence[ScoreRow]) -> None:
     """Write scores.csv; numbers with all their digits, empty where there is no value."""
@@ -211,18 +209,6 @@ def read_scores(path: Path) -> tuple[ScoreRow, ...]:
     """Read scores.csv back.
 
     Raises:
-        OSError, ValueError, KeyError: the file is missing or damaged.
+        OSError, ValueError: the file is missing or damaged.
     """
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return tuple(_score_row(cells) for cells in csv.DictReader(file))
-
-
-def _score_row(cells: Mapping[str, str]) -> ScoreRow:
-    values: dict[str, Any] = {name: value for name, value in cells.items() if name != "class"}
-    values |= {name: float(cells[name]) if cells[name] else None for name in _NUMBERS}
-    values |= {
-        "class_name": cells["class"],
-        "slices": int(cells["slices"]),
-        "empty": cells["empty"] == "yes",
-    }
-    return ScoreRow(**values)
+    return read_rows(path, ScoreRow)

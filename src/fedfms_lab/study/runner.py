@@ -24,15 +24,15 @@ from pathlib import Path
 import psutil
 
 from fedfms import __version__
+from fedfms.about import known_image, known_revision
 from fedfms.contracts.recipe import Recipe
 from fedfms.data.dataset import unknown_classes
 from fedfms.errors import ConfigError, FederationError, SiteDataError
-from fedfms.files import file_sha256
+from fedfms.files import file_sha256, write_whole
 from fedfms.local.processes import Processes, Supervised
 from fedfms.local.sites import Site, child_environment
 from fedfms.models.sam import find_checkpoint
-from fedfms.report.collect import write_text_atomically
-from fedfms.report.tables import read_rounds
+from fedfms.records.rows import read_rounds
 from fedfms.watch import opened_files
 from fedfms_lab.study.data import ManifestRow, read_site, site_config, write_manifest
 from fedfms_lab.study.plan import Study
@@ -271,6 +271,8 @@ def finish_run(spec: RunSpec, folder: Path, place: Path, started: float) -> None
         backbone_sha256=spec.recipe.backbone_sha256,
         versions={
             "fedfms": __version__,
+            "commit": known_revision() or "unknown",
+            "image": known_image() or "unknown",
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _VERSIONS},
         },
@@ -291,7 +293,7 @@ def finish_run(spec: RunSpec, folder: Path, place: Path, started: float) -> None
         files=files,
         recipe=spec.recipe.to_dict(),
     )
-    write_text_atomically(folder / RUN_FILE, json.dumps(record_to_dict(record), indent=1) + "\n")
+    write_whole(folder / RUN_FILE, json.dumps(record_to_dict(record), indent=1) + "\n")
     place.parent.mkdir(parents=True, exist_ok=True)
     folder.rename(place)
 
@@ -441,4 +443,4 @@ def _write_study(folder: Path, study: Study, sites: Sequence[Site], keys: Sequen
         "planned": [key.name for key in keys],
         "asked": study.to_dict(),
     }
-    write_text_atomically(folder / STUDY_FILE, json.dumps(values, indent=1) + "\n")
+    write_whole(folder / STUDY_FILE, json.dumps(values, indent=1) + "\n")

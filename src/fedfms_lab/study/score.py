@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -25,6 +25,7 @@ from fedfms.errors import DoorClosed, FedfmsError, unexpected
 from fedfms.exchange.door import read_policy
 from fedfms.local.sites import Site
 from fedfms.models.trained import load_trained
+from fedfms.records.scores import mean
 from fedfms.training.device import failures_explained, ready_device
 from fedfms.training.evaluate import CaseScore, evaluate
 from fedfms.training.meter import Meter
@@ -67,8 +68,8 @@ def score_site(
             hd95=_or_none(score.hd95),
             unit=config.distance_unit,
             empty=score.empty,
-            dice_slice=_mean(part.dice for part in score.slices),
-            iou_slice=_mean(part.iou for part in score.slices),
+            dice_slice=mean(part.dice for part in score.slices),
+            iou_slice=mean(part.iou for part in score.slices),
             slices=sum(not math.isnan(part.dice) for part in score.slices),
         )
         for score in scores
@@ -124,11 +125,6 @@ def _write_pictures(folder: Path, site: str, pictures: Sequence[bytes]) -> None:
 
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    present = [value for value in values if not math.isnan(value)]
-    return sum(present) / len(present) if present else None
 
 
 def main(arguments: Sequence[str]) -> int:

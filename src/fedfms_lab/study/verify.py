@@ -15,8 +15,10 @@ from fedfms.errors import CheckpointError, ConfigError, FedfmsError, unexpected
 from fedfms.files import file_sha256
 from fedfms.local.sites import Site, find_sites
 from fedfms.models.trained import load_trained
-from fedfms.report.records import RECORDS, History, read_records
-from fedfms.report.tables import RoundRow
+from fedfms.records.history import History
+from fedfms.records.layout import RECORDS
+from fedfms.records.read import read_records
+from fedfms.records.rows import RoundRow
 from fedfms_lab.study.data import ManifestRow, read_manifest, read_site, site_config
 from fedfms_lab.study.record import (
     JOB_FOLDER,

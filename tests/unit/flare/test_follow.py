@@ -14,7 +14,7 @@ from fedfms.cli.common import logging_progress
 from fedfms.errors import ConfigError, FederationError
 from fedfms.flare.follow import follow, read_end
 from fedfms.flare.job import RESULT_FOLDER
-from fedfms.flare.progress import Event, RecordReader
+from fedfms.flare.progress import Event, JobProgress
 from fedfms.flare.session import Admin, Coordinator, JobState
 from fedfms.report.write import check_results_folder, write_results
 
@@ -128,7 +128,7 @@ def test_an_aborted_job_is_fetched_without_a_table_of_dashes(
 
 
 def test_progress_comes_to_another_machine_as_it_was(job: Path) -> None:
-    reader = RecordReader(records(job), rounds=5)
+    reader = JobProgress(records(job), rounds=5)
     reader.read_new()
     event = reader.event()
     assert event.finished

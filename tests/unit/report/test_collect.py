@@ -10,8 +10,8 @@ from job_writer import BYTES_DOWN, BYTES_UP, CASES, RECIPE, Job, dice_of
 
 from fedfms.contracts.contribution import METRICS
 from fedfms.errors import FederationError
+from fedfms.records.history import NOT_ANNOTATED, WITHHELD
 from fedfms.report.collect import collect, load_result, summary_table
-from fedfms.report.records import NOT_ANNOTATED, WITHHELD
 from fedfms.report.words import headline
 
 
@@ -29,6 +29,11 @@ def result(job, tmp_path_factory):
 def read_csv(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def told(result):
+    """summary.json, as somebody else's program reads it."""
+    return json.loads((result.folder / "summary.json").read_text())
 
 
 def contributions(job):
@@ -109,32 +114,32 @@ def test_reading_the_folder_back_gives_what_was_written(result):
 
 
 def test_summary_says_dice_before_and_after_over_the_training_sites_that_let_it_out(result):
-    dice = result.summary["dice"]
+    dice = told(result)["dice"]
     sites = ["site-1", "site-2"]
     assert dice["round_0"]["sites"] == dice["final"]["sites"] == sites
     assert dice["round_0"]["mean"] == pytest.approx(np.mean([dice_of(s, 0) for s in sites]))
     assert dice["final"]["mean"] == pytest.approx(np.mean([dice_of(s, 6) for s in sites]))
     assert dice["best"]["mean"] == pytest.approx(np.mean([dice_of(s, 5) for s in sites]))
-    assert list(result.summary["unseen"]) == ["site-4"]
-    assert result.summary["unseen"]["site-4"]["final"] == pytest.approx(dice_of("site-4", 6))
-    assert result.summary["worst_site"]["site"] == "site-4"
+    assert list(told(result)["unseen"]) == ["site-4"]
+    assert told(result)["unseen"]["site-4"]["final"] == pytest.approx(dice_of("site-4", 6))
+    assert told(result)["worst_site"]["site"] == "site-4"
 
 
 def test_summary_adds_up_bytes_and_time(result):
     answered = 6 * 4 - 1
-    total = result.summary["bytes"]
+    total = told(result)["bytes"]
     assert total["down"] == answered * BYTES_DOWN
     assert total["up"] == (answered - 6) * BYTES_UP  # the unseen site sends no tensors
     assert total["total"] == total["down"] + total["up"]
-    assert result.summary["job"]["seconds"] == pytest.approx(20 + 6 * 41.5 + 9.5)
-    assert result.summary["sites"]["site-1"]["seconds"]["train"] == pytest.approx(
+    assert told(result)["job"]["seconds"] == pytest.approx(20 + 6 * 41.5 + 9.5)
+    assert told(result)["sites"]["site-1"]["seconds"]["train"] == pytest.approx(
         sum(0.071 * 412 + 0.4 * r for r in range(6))
     )
 
 
 def test_summary_names_the_missed_rounds(result):
-    assert list(result.summary["missed"]) == ["site-2"]
-    assert [m["round"] for m in result.summary["missed"]["site-2"]] == [2]
+    assert list(told(result)["missed"]) == ["site-2"]
+    assert [m["round"] for m in told(result)["missed"]["site-2"]] == [2]
 
 
 def test_summary_table_has_a_row_a_site_for_the_terminal(result):
@@ -152,15 +157,15 @@ def test_two_classes_count_as_their_mean(tmp_path):
     recipe = dataclasses.replace(RECIPE, classes=("anterior", "posterior"))
     result = collect(Job(recipe=recipe).write(tmp_path / "job"), tmp_path / "results")
     expected = np.mean([dice_of("site-1", 6, 0), dice_of("site-1", 6, 1)])
-    assert result.summary["sites"]["site-1"]["final"] == pytest.approx(expected)
+    assert told(result)["sites"]["site-1"]["final"] == pytest.approx(expected)
 
 
 def test_models_and_pictures_are_copied_and_hashed(result):
     for name in ("global_model.safetensors", "best_model.safetensors", "recipe.json"):
         digest = hashlib.sha256((result.folder / name).read_bytes()).hexdigest()
-        assert result.summary["files"][name]["sha256"] == digest
-    assert len(result.summary["pictures"]) == 12
-    for picture in result.summary["pictures"]:
+        assert told(result)["files"][name]["sha256"] == digest
+    assert len(told(result)["pictures"]) == 12
+    for picture in told(result)["pictures"]:
         assert (result.folder / picture["file"]).is_file()
 
 
@@ -190,15 +195,15 @@ def test_a_site_without_final_evaluation_keeps_its_reason(tmp_path):
     result = collect(job.write(tmp_path / "job"), tmp_path / "results")
     row = next(r for r in result.evaluation if r.site == "site-1" and r.model == "final")
     assert row.metric == "" and "no-trainer" in row.note
-    assert result.summary["sites"]["site-1"]["after"] is None
-    assert result.summary["dice"]["gain"]["sites"] == ["site-2"]
+    assert told(result)["sites"]["site-1"]["after"] is None
+    assert told(result)["dice"]["gain"]["sites"] == ["site-2"]
 
 
 def test_a_refused_contribution_is_no_score_and_no_answer(tmp_path):
     job = Job(missed={}, refused={(0, "site-1"): "non-finite"})
     result = collect(job.write(tmp_path / "job"), tmp_path / "results")
-    assert result.summary["sites"]["site-1"]["round_0"] is None
-    assert result.summary["missed"]["site-1"] == [{"round": 0, "reason": "non-finite"}]
+    assert told(result)["sites"]["site-1"]["round_0"] is None
+    assert told(result)["missed"]["site-1"] == [{"round": 0, "reason": "non-finite"}]
 
 
 # -------------------------------------------------------------------------------- interrupted run
@@ -215,21 +220,21 @@ def test_records_that_end_anywhere_give_a_result(tmp_path, job, lines):
     kept = [json.loads(line) for line in whole[:lines]]
     answers = [r for r in kept if r["record"] == "contribution"]
     assert sum(row.accepted for row in result.rounds) == len(answers)
-    assert result.summary["unreadable_records"] == (1 if cut else 0)
+    assert told(result)["unreadable_records"] == (1 if cut else 0)
     finished = kept[-1]["record"] == "job_done"
-    assert result.summary["job"]["status"] == ("completed" if finished else "interrupted")
+    assert told(result)["job"]["status"] == ("completed" if finished else "interrupted")
     summary_table(result)
 
 
 def test_without_final_evaluation_the_last_scored_round_stands_in_and_says_so(tmp_path):
     job = Job(rounds=3, models=(), status="aborted")
     result = collect(job.write(tmp_path / "job"), tmp_path / "results")
-    sites = result.summary["sites"]
+    sites = told(result)["sites"]
     assert sites["site-1"]["after"] == pytest.approx(dice_of("site-1", 2))
     assert sites["site-1"]["after_is"] == "round 2"
     assert sites["site-2"]["after_is"] == "round 1"  # it missed round 2
     assert sites["site-3"]["note"] == WITHHELD
-    assert result.summary["dice"]["final"]["mean"] is None
+    assert told(result)["dice"]["final"]["mean"] is None
 
 
 def test_models_of_different_rounds_are_not_compared(tmp_path):
@@ -237,7 +242,7 @@ def test_models_of_different_rounds_are_not_compared(tmp_path):
     gone = {(1, "site-2"): "the site is gone", (2, "site-2"): "the site is gone"}
     job = Job(rounds=3, models=(), status="aborted", missed=gone, withheld=())
     result = collect(job.write(tmp_path / "job"), tmp_path / "results")
-    summary = result.summary
+    summary = told(result)
     assert summary["sites"]["site-2"]["after_is"] == "round 0"
     (part,) = summary["parts"]
     assert part["after_is"] == "round 2"
@@ -247,7 +252,7 @@ def test_models_of_different_rounds_are_not_compared(tmp_path):
     assert part["dice"]["after"]["mean"] == pytest.approx(expected)
     lowest = min(("site-1", "site-3", "site-4"), key=lambda site: dice_of(site, 2))
     assert part["worst_site"]["site"] == lowest
-    said = " ".join(headline(summary))
+    said = " ".join(headline(result.summary))
     assert "Over the validation cases of 2 of 3 training sites" in said
     assert "in round 2 (rounds are counted from 0)" in said
     assert f"The lowest of the 3 sites with a score of round 2 is {lowest}" in said
@@ -260,12 +265,12 @@ def test_rounds_without_an_evaluation_are_neither_withheld_nor_missing(tmp_path)
     assert [row.dice is not None for row in own] == [True, False, False, True, False, False]
     assert [row.evaluated_cases for row in own] == [14, 0, 0, 14, 0, 0]
     assert all(row.accepted and row.loss is not None for row in own)
-    site = result.summary["sites"]["site-1"]
+    site = told(result)["sites"]["site-1"]
     assert (site["round_0"], site["final"]) == (dice_of("site-1", 0), dice_of("site-1", 6))
     assert site["missed"] == [] and site["note"] == ""
     # without the final evaluation: the last round that was scored, and who withholds still does
     job = Job(recipe=recipe, models=(), status="aborted", missed={})
-    cut = collect(job.write(tmp_path / "cut"), tmp_path / "cut-results").summary["sites"]
+    cut = told(collect(job.write(tmp_path / "cut"), tmp_path / "cut-results"))["sites"]
     assert (cut["site-1"]["after"], cut["site-1"]["after_is"]) == (dice_of("site-1", 3), "round 3")
     assert cut["site-1"]["cases"] == 14
     assert cut["site-3"]["after"] is None and cut["site-3"]["note"] == WITHHELD
@@ -274,7 +279,7 @@ def test_rounds_without_an_evaluation_are_neither_withheld_nor_missing(tmp_path)
 def test_a_round_that_never_ended_is_no_missed_round(tmp_path, job):
     records = [r for r in job.records() if r["record"] in ("job", "round_started")][:2]
     result = collect(job.write(tmp_path / "job", records), tmp_path / "results")
-    assert result.summary["missed"] == {} and result.rounds == ()
+    assert told(result)["missed"] == {} and result.rounds == ()
 
 
 def test_a_site_that_is_silent_in_a_finished_round_missed_it(tmp_path):
@@ -283,7 +288,7 @@ def test_a_site_that_is_silent_in_a_finished_round_missed_it(tmp_path):
         r for r in job.records() if not (r["record"] == "contribution" and r["site"] == "site-1")
     ]
     result = collect(job.write(tmp_path / "job", records), tmp_path / "results")
-    assert len(result.summary["missed"]["site-1"]) == 6
+    assert len(told(result)["missed"]["site-1"]) == 6
 
 
 def test_a_strange_value_from_a_site_does_not_break_the_result(tmp_path):
@@ -298,7 +303,7 @@ def test_a_strange_value_from_a_site_does_not_break_the_result(tmp_path):
     result = collect(job.write(tmp_path / "job", records), tmp_path / "results")
     assert result.rounds[0].loss is None and result.rounds[0].dice is None
     assert result.rounds[1].dice is None and result.rounds[2].dice is None
-    assert result.summary["unreadable_records"] == 2
+    assert told(result)["unreadable_records"] == 2
 
 
 def test_pictures_outside_the_folder_or_of_another_kind_stay_out(tmp_path, job):
@@ -314,7 +319,7 @@ def test_pictures_outside_the_folder_or_of_another_kind_stay_out(tmp_path, job):
     (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     result = collect(folder, tmp_path / "results")
     assert [
-        p for p in result.summary["pictures"] if (p["site"], p["model"]) == ("site-1", "final")
+        p for p in told(result)["pictures"] if (p["site"], p["model"]) == ("site-1", "final")
     ] == []
 
 
@@ -338,8 +343,9 @@ def test_a_failure_leaves_nothing_behind(tmp_path, job, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fedfms.report.collect.write_evaluation", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(FederationError, match="No space") as caught:
         collect(folder, tmp_path / "results")
+    assert "a disk that has room" in caught.value.fix
     assert sorted(p.name for p in tmp_path.iterdir()) == ["job"]
 
 
@@ -347,7 +353,7 @@ def test_an_empty_folder_may_be_filled_and_records_may_lie_below(tmp_path, job):
     job.write(tmp_path / "job" / "workspace" / "app_server")
     (tmp_path / "results").mkdir()
     result = collect(tmp_path / "job", tmp_path / "results")
-    assert result.summary["rounds"] == {"planned": 6, "done": 6}
+    assert told(result)["rounds"] == {"planned": 6, "done": 6}
 
 
 def test_a_folder_without_records_is_refused_with_a_fix(tmp_path):
@@ -390,7 +396,7 @@ def unlike(**changes):
 def test_sites_of_other_classes_are_compared_class_by_class(tmp_path):
     job = unlike()
     result = collect(job.write(tmp_path / "job"), tmp_path / "results")
-    anterior, posterior = result.summary["parts"]
+    anterior, posterior = told(result)["parts"]
     assert (anterior["classes"], posterior["classes"]) == (["anterior"], ["posterior"])
     for part, index, sites in (
         (anterior, 0, ["site-1", "site-2", "site-3"]),
@@ -404,9 +410,9 @@ def test_sites_of_other_classes_are_compared_class_by_class(tmp_path):
         lowest = min(everyone, key=lambda site: dice_of(site, 6, index))
         assert part["worst_site"]["site"] == lowest
     assert posterior["sites"]["site-1"]["note"] == NOT_ANNOTATED
-    assert result.summary["sites"]["site-1"]["not_annotated"] == ["posterior"]
-    assert result.summary["dice"]["final"]["mean"] is None  # no mean over classes exists
-    assert result.summary["worst_site"] is None
+    assert told(result)["sites"]["site-1"]["not_annotated"] == ["posterior"]
+    assert told(result)["dice"]["final"]["mean"] is None  # no mean over classes exists
+    assert told(result)["worst_site"] is None
     rows = {(r["site"], r["class"]): r for r in summary_table(result)}
     assert rows["site-1", "posterior"]["dice_after"] is None
     assert rows["site-1", "anterior"]["dice_after"] == pytest.approx(dice_of("site-1", 6))
@@ -430,18 +436,18 @@ def test_a_class_without_a_value_in_one_round_is_no_mean_over_fewer_classes(tmp_
                 if metric["class_name"] == "posterior" and record["round"] == 0:
                     metric |= {"mean": None, "std": None, "cases": 0}
     result = collect(job.write(tmp_path / "job", records), tmp_path / "results")
-    first, second = result.summary["parts"]
+    first, second = told(result)["parts"]
     assert first["dice"]["round_0"]["sites"] == ["site-1", "site-2", "site-3"]
     assert second["dice"]["round_0"]["sites"] == ["site-1", "site-3"]
     assert second["dice"]["gain"]["sites"] == ["site-1", "site-3"]
-    assert result.summary["sites"]["site-2"]["not_annotated"] == []
+    assert told(result)["sites"]["site-2"]["not_annotated"] == []
 
 
 def test_best_and_final_are_compared_over_the_same_sites(tmp_path):
     why = "no answer within 600 s"
     job = Job(withheld=(), missed={}, no_best={"site-3": why})
     result = collect(job.write(tmp_path / "job"), tmp_path / "results")
-    dice = result.summary["dice"]
+    dice = told(result)["dice"]
     assert dice["best"]["sites"] == ["site-1", "site-2"]
     assert dice["final"]["sites"] == ["site-1", "site-2", "site-3"]
     both = dice["best_against_final"]
@@ -449,7 +455,7 @@ def test_best_and_final_are_compared_over_the_same_sites(tmp_path):
     assert both["final"] == pytest.approx((dice_of("site-1", 6) + dice_of("site-2", 6)) / 2)
     assert both["best"] == pytest.approx((dice_of("site-1", 5) + dice_of("site-2", 5)) / 2)
     missed = [{"site": "site-3", "model": "best", "reason": why}]
-    assert result.summary["missed_evaluations"] == missed
+    assert told(result)["missed_evaluations"] == missed
 
 
 def test_millimetres_and_pixels_have_no_worst_site_in_common(tmp_path):

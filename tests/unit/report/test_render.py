@@ -166,6 +166,14 @@ def test_the_summary_sentence_says_numbers_and_what_they_measure(page):
     assert "Segment Anything" in page.text
 
 
+def test_the_page_says_which_build_ran_and_what_of_it_is_unknown(tmp_path):
+    records = Job().records()
+    records[0] |= {"fedfms_revision": "74479d9", "image": None}
+    text = (build(tmp_path, records=records) / "report.md").read_text()
+    assert "- fedfms, commit: `74479d9`" in text
+    assert "- container image, digest: `unknown`" in text
+
+
 def test_missed_rounds_are_told_in_plain_words(page):
     _, row = page.table("Round", "Site", "Why")
     assert row == ["2", "site-2", "The site's training process ended in the middle of the round."]

@@ -12,7 +12,7 @@ import pytest
 from job_writer import RECIPE, Job, dice_of
 
 from fedfms.cli.common import _round_line, show_result
-from fedfms.flare.progress import Event, RecordReader
+from fedfms.flare.progress import Event, JobProgress
 from fedfms.report.collect import collect
 
 TWO = dataclasses.replace(RECIPE, classes=("anterior", "posterior"))
@@ -31,7 +31,7 @@ def row(lines: list[str], *words: str) -> list[str]:
 def rounds(tmp_path: Path, job: Job) -> tuple[list[str], Event]:
     """The line of each round, told by a coordinator on another machine."""
     job.write(tmp_path / "job")
-    reader = RecordReader(tmp_path / "job" / "records.jsonl", job.recipe.rounds)
+    reader = JobProgress(tmp_path / "job" / "records.jsonl", job.recipe.rounds)
     reader.read_new()
     sent: dict[str, Any] = json.loads(json.dumps(reader.event().to_dict()))
     event = Event.from_dict(sent)

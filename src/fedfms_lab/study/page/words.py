@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from fedfms.report import words
 from fedfms.report.words import MINUS, NONE
+from fedfms_lab.study.analysis.statistics import Interval
 from fedfms_lab.study.answer import (
     ALL,
     FAILS_BELOW,
@@ -19,7 +20,6 @@ from fedfms_lab.study.answer import (
     Saving,
     Spread,
 )
-from fedfms_lab.study.statistics import Interval
 
 REGIMES = {"federated": "federated", "central": "centralized", "local": "one site alone"}
 ROLES = {"train": "training sites", "unseen": "unseen sites"}

@@ -6,29 +6,29 @@ study.html is one page that needs nothing else; its links lead to the runs' fold
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedfms.files import write_together
 from fedfms.pages.parts import Figure, Line, Picture, Table, Tile, environment, picture_key
+from fedfms.records.rows import rows_text
+from fedfms_lab.study.analysis.build import answer as answer_of
 from fedfms_lab.study.answer import Answer, read_study
-from fedfms_lab.study.numbers import csv_text, numbers
+from fedfms_lab.study.numbers import Number, numbers
 from fedfms_lab.study.page import words
-from fedfms_lab.study.page.costs import cost_tables
-from fedfms_lab.study.page.gaps import forests, gap_tables, why_no_gaps
 from fedfms_lab.study.page.latex import document
-from fedfms_lab.study.page.runs import data_table, overlays, run_table, what_ran
-from fedfms_lab.study.page.scores import (
+from fedfms_lab.study.page.summary import headlines, meta, notices
+from fedfms_lab.study.page.tables_costs import cost_tables
+from fedfms_lab.study.page.tables_gaps import forests, gap_tables, why_no_gaps
+from fedfms_lab.study.page.tables_runs import data_table, overlays, run_table, what_ran
+from fedfms_lab.study.page.tables_scores import (
     class_tables,
     curves,
     local_tables,
     score_tables,
     slice_tables,
 )
-from fedfms_lab.study.page.summary import headlines, meta, notices
 from fedfms_lab.study.record import read_runs
-from fedfms_lab.study.tables import answer as answer_of
 
 log = logging.getLogger(__name__)
 
@@ -97,25 +97,12 @@ def write_answer(study_folder: Path) -> None:
         name: templates.get_template(f"{name}.j2").render(page=page)
         for name in (STUDY_HTML, STUDY_MD)
     }
-    texts[STUDY_CSV] = csv_text(numbers(found))
+    texts[STUDY_CSV] = rows_text(Number, numbers(found))
     texts[STUDY_TEX] = document(page.title, _for_paper(page))
-    _write_together(study_folder, texts)
+    write_together({study_folder / name: text for name, text in texts.items()})
     log.info(
         "answer of %d of %d runs written", len(found.runs), len(found.runs) + len(found.missing)
     )
-
-
-def _write_together(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write all files beside their places, then put them there."""
-    scratch = {name: folder / f".{name}.{os.getpid()}" for name in texts}
-    try:
-        for name, text in texts.items():
-            scratch[name].write_text(text, encoding="utf-8", newline="")
-        for name, path in scratch.items():
-            path.replace(folder / name)
-    finally:
-        for path in scratch.values():
-            path.unlink(missing_ok=True)
 
 
 def _page(found: Answer) -> Page:

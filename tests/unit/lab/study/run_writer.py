@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fedfms.report.tables import RoundRow, write_rounds
+from fedfms.records.rows import RoundRow, write_rounds
 from fedfms_lab.study.record import (
     MODEL_FILE,
     PICTURES_FOLDER,

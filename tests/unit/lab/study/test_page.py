@@ -3,10 +3,10 @@
 import base64
 import csv
 import dataclasses
+import os
 import re
 import shutil
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from run_writer import SITES, StudyFolder, bend, with_facts
@@ -564,15 +564,15 @@ def test_a_disk_that_is_full_leaves_the_earlier_answer_as_it_was(tmp_path, monke
     folder = write(tmp_path / "s", methods=("fedmsa",), seeds=(0,))
     first = {name: (folder / name).read_bytes() for name in FILES}
     shutil.rmtree(folder / "runs/fedmsa-local-at-site-2-seed-0")
-    whole = Path.write_text
+    flush, calls = os.fsync, []
 
-    def full(path, text, **options):
-        if "study.tex" in path.name:
-            whole(path, text[:100], **options)
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == len(FILES):
             raise OSError(28, "No space left on device")
-        return whole(path, text, **options)
+        flush(descriptor)
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_answer(folder)
     assert first == {name: (folder / name).read_bytes() for name in FILES}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedfms_lab.study.statistics import (
+from fedfms_lab.study.analysis.statistics import (
     Interval,
     PatientDifference,
     bootstrap_interval,

@@ -12,10 +12,10 @@ from run_writer import BYTES, CEILING, SITES, StudyFolder, bend
 from scipy import stats
 
 from fedfms.errors import FederationError
+from fedfms_lab.study.analysis.build import answer
 from fedfms_lab.study.answer import ALL, FAILS_BELOW, read_study
 from fedfms_lab.study.numbers import COLUMNS, csv_text, numbers
 from fedfms_lab.study.record import Phase, read_runs
-from fedfms_lab.study.tables import answer
 
 SMALL = {"cases": 9, "rounds": 5, "pictures": ()}
 

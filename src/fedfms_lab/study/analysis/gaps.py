@@ -1,9 +1,4 @@
-"""A study's finished runs to tidy tables: every number of the page, with the runs it comes from.
-
-Like is compared with like. At a site that a run trained at, only its validation cases count; at a
-site that it did not, all cases. A difference between two ways to train is taken case by case, from
-runs of the same seed (and fold, where both have folds), and over the cases that both scored.
-"""
+"""Differences between two ways to train, case by case: paired, tested, and one site alone."""
 
 from __future__ import annotations
 
@@ -11,218 +6,23 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from fedfms_lab.study import costs
-from fedfms_lab.study.answer import (
-    ALL,
-    FEWEST_PATIENTS,
-    METRICS,
-    ROLES,
-    Answer,
-    Asked,
-    Gap,
-    LocalCell,
-    Metric,
-    Role,
-    Score,
-    ScoreLine,
-    SiteCases,
-)
-from fedfms_lab.study.record import Run, RunKey
-from fedfms_lab.study.scores import classes_in_common, counted, run_scores
-from fedfms_lab.study.statistics import (
+from fedfms_lab.study.analysis.of_run import counted, run_scores
+from fedfms_lab.study.analysis.scores import Value, score_over_seeds
+from fedfms_lab.study.analysis.statistics import (
     PatientDifference,
     bootstrap_interval,
     holm,
     mean,
-    sample_sd,
     signed_rank_p,
     site_balanced_mean,
 )
-
-
-def answer(study: Asked, runs: Sequence[Run]) -> Answer:
-    """All tables of what has finished so far."""
-    planned = set(study.planned)
-    ours = tuple(run for run in runs if run.record.key.name in planned)
-    finished = {run.record.key.name for run in ours}
-    classes = tuple(dict.fromkeys(row.class_name for run in ours for row in run.scores))
-    common = classes_in_common(ours, classes)
-    best = _best_local(ours, common)
-    learnt = {run.record.key.name: costs.learning(run, common, classes) for run in ours}
-    moved = tuple(costs.communication(study, ours, learnt))
-    trained = tuple(costs.training(study, ours))
-    return Answer(
-        study=study,
-        runs=ours,
-        missing=tuple(name for name in study.planned if name not in finished),
-        strangers=tuple(r.record.key.name for r in runs if r.record.key.name not in planned),
-        classes=classes,
-        common=common,
-        not_annotated=_not_annotated(study, ours, classes),
-        cases=tuple(_site_cases(study, ours)),
-        scores=tuple(_score_lines(study, ours, classes, common, best)),
-        gaps=tuple(_gaps(study, ours, common, best)),
-        local=tuple(_local_cells(study, ours, common)),
-        communication=moved,
-        training=trained,
-        savings=tuple(costs.savings(moved, trained)),
-        curves=tuple(costs.curves(study, ours, learnt)),
-    )
-
-
-# ---------------------------------------------------------------------------------------- scores
-
-
-class _Value(NamedTuple):
-    run: RunKey
-    value: float
-
-
-class _Line(NamedTuple):
-    """The key of a ScoreLine."""
-
-    method: str
-    regime: str
-    role: Role
-    metric: Metric
-    unit: str
-    class_name: str
-    best: bool
-
-
-def _not_annotated(
-    study: Asked, runs: Sequence[Run], classes: Sequence[str]
-) -> dict[str, tuple[str, ...]]:
-    """Site to the classes of which it has no row, where there are any."""
-    drawn: dict[str, set[str]] = defaultdict(set)
-    for run in runs:
-        for row in run.scores:
-            drawn[row.site].add(row.class_name)
-    missing = {
-        site: tuple(name for name in classes if name not in drawn[site])
-        for site in study.sites
-        if site in drawn
-    }
-    return {site: names for site, names in missing.items() if names}
-
-
-def _score_lines(
-    study: Asked,
-    runs: Sequence[Run],
-    classes: Sequence[str],
-    common: Sequence[str],
-    best: Mapping[tuple[str, str, str], str],
-) -> Iterator[ScoreLine]:
-    found: dict[_Line, dict[str, list[_Value]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        key = run.record.key
-        for (site, role, metric, unit, class_name), value in run_scores(run, common).items():
-            if class_name != ALL and len(classes) < 2:
-                continue
-            line = _Line(key.method, key.regime, role, metric, unit, class_name, False)
-            found[line][site].append(_Value(key, value))
-            away = key.regime == "local" and role == "unseen"
-            chosen_by = ALL if class_name in common else class_name
-            if away and key.trained_on == (best.get((key.method, site, chosen_by)),):
-                found[line._replace(best=True)][site].append(_Value(key, value))
-    order = (ROLES, study.methods, study.regimes, (False, True), ("", "mm", "px"))
-    for class_name in (ALL, *classes):
-        for metric in METRICS:
-            for role, method, regime, is_best, unit in itertools.product(*order):
-                line = _Line(method, regime, role, metric, unit, class_name, is_best)
-                if line in found:
-                    yield _score_line(study, line, found[line])
-
-
-def _score_line(study: Asked, line: _Line, found: Mapping[str, Sequence[_Value]]) -> ScoreLine:
-    by_seed = {site: _seed_means(found[site]) for site in study.sites if site in found}
-    sites = {site: _score(seeds, found[site]) for site, seeds in by_seed.items()}
-    complete = [
-        sum(seeds[seed] for seeds in by_seed.values()) / len(by_seed)
-        for seed in sorted(set.intersection(*(set(seeds) for seeds in by_seed.values())))
-    ]
-    overall = Score(
-        value=sum(score.value for score in sites.values()) / len(sites),
-        spread=sample_sd(complete),
-        seeds=len(complete),
-        runs=_names(value.run for site in by_seed for value in found[site]),
-    )
-    pick = max if line.metric == "hd95" else min
-    worst = pick(sites, key=lambda site: sites[site].value) if len(sites) > 1 else None
-    return ScoreLine(**line._asdict(), sites=sites, mean=overall, worst=worst)
-
-
-def _seed_means(values: Iterable[_Value]) -> dict[int, float]:
-    by_seed: dict[int, list[float]] = defaultdict(list)
-    for value in values:
-        by_seed[value.run.seed].append(value.value)
-    return {seed: sum(found) / len(found) for seed, found in sorted(by_seed.items())}
-
-
-def _score(by_seed: Mapping[int, float], values: Iterable[_Value]) -> Score:
-    means = list(by_seed.values())
-    return Score(
-        value=sum(means) / len(means),
-        spread=sample_sd(means),
-        seeds=len(means),
-        runs=_names(value.run for value in values),
-    )
-
-
-def _names(keys: Iterable[RunKey]) -> tuple[str, ...]:
-    return tuple(sorted({key.name for key in keys}))
-
-
-def _best_local(runs: Sequence[Run], common: Sequence[str]) -> dict[tuple[str, str, str], str]:
-    """For each (method, site, class), where another site's local model that is best there trained.
-
-    Best by Dice on that very site, mean over seeds: who must choose beforehand does no better. ALL
-    is by the mean over the classes in common.
-    """
-    dice: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(dict)
-    for run in runs:
-        key = run.record.key
-        if key.regime == "local":
-            for (site, role, metric, _, class_name), value in run_scores(run, common).items():
-                if role == "unseen" and metric == "dice":
-                    others = dice[key.method, site, class_name]
-                    others.setdefault(key.trained_on[0], []).append(value)
-    return {
-        place: max(sorted(others), key=lambda name: sum(others[name]) / len(others[name]))
-        for place, others in dice.items()
-    }
-
-
-def _site_cases(study: Asked, runs: Sequence[Run]) -> Iterator[SiteCases]:
-    for role in ROLES:
-        for site in study.sites:
-            patients: dict[str, str] = {}
-            valued = set()
-            names = set()
-            for run in runs:
-                for row in counted(run):
-                    if (row.site, row.role) == (site, role):
-                        patients[row.case] = row.patient
-                        names.add(run.record.key.name)
-                        if row.dice is not None:
-                            valued.add(row.case)
-            if patients:
-                yield SiteCases(
-                    site=site,
-                    role=role,
-                    cases=len(patients),
-                    patients=len(set(patients.values())),
-                    without_value=len(patients) - len(valued),
-                    runs=tuple(sorted(names)),
-                )
-
-
-# ------------------------------------------------------------------------------------------ gaps
+from fedfms_lab.study.answer import ALL, FEWEST_PATIENTS, ROLES, Asked, Gap, LocalCell, Role
+from fedfms_lab.study.record import Run, RunKey
 
 # (case, class) -> Dice of each run that has one
-_Side = Mapping[tuple[str, str], Sequence[_Value]]
+_Side = Mapping[tuple[str, str], Sequence[Value]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,14 +42,14 @@ class _Cases:
 
     def __init__(self, runs: Sequence[Run], common: Sequence[str]) -> None:
         self.patients: dict[tuple[str, str], str] = {}
-        self._values: dict[tuple[str, Role, str, str], dict[tuple[str, str], list[_Value]]] = {}
+        self._values: dict[tuple[str, Role, str, str], dict[tuple[str, str], list[Value]]] = {}
         for run in runs:
             key = run.record.key
             for row in counted(run):
                 if row.dice is not None and (not common or row.class_name in common):
                     self.patients[row.site, row.case] = row.patient
                     side = self._values.setdefault((row.site, row.role, key.method, key.regime), {})
-                    side.setdefault((row.case, row.class_name), []).append(_Value(key, row.dice))
+                    side.setdefault((row.case, row.class_name), []).append(Value(key, row.dice))
 
     def side(
         self,
@@ -264,7 +64,7 @@ class _Cases:
         Args:
             trained_at: for each method, the only site whose local runs count; None: all runs count.
         """
-        joined: dict[tuple[str, str], list[_Value]] = defaultdict(list)
+        joined: dict[tuple[str, str], list[Value]] = defaultdict(list)
         for method in methods:
             only = None if trained_at is None else (trained_at[method],)
             for case, values in self._values.get((site, role, method, regime), {}).items():
@@ -296,15 +96,15 @@ def _differences(left: _Side, right: _Side, pairing: Callable[[RunKey], Hashable
 
 
 def _grouped(
-    values: Iterable[_Value], pairing: Callable[[RunKey], Hashable]
-) -> dict[Hashable, list[_Value]]:
-    groups: dict[Hashable, list[_Value]] = defaultdict(list)
+    values: Iterable[Value], pairing: Callable[[RunKey], Hashable]
+) -> dict[Hashable, list[Value]]:
+    groups: dict[Hashable, list[Value]] = defaultdict(list)
     for value in values:
         groups[pairing(value.run)].append(value)
     return groups
 
 
-def _mean_value(values: Sequence[_Value]) -> float:
+def _mean_value(values: Sequence[Value]) -> float:
     return sum(value.value for value in values) / len(values)
 
 
@@ -342,7 +142,7 @@ class _Comparison:
     sites: Mapping[str, _Differences]
 
 
-def _gaps(
+def gaps(
     study: Asked,
     runs: Sequence[Run],
     common: Sequence[str],
@@ -419,20 +219,20 @@ def _gap(cases: _Cases, comparison: _Comparison, sites: Sequence[str]) -> dict[s
 # ----------------------------------------------------------------------------------------- local
 
 
-def _local_cells(study: Asked, runs: Sequence[Run], common: Sequence[str]) -> Iterator[LocalCell]:
+def local_cells(study: Asked, runs: Sequence[Run], common: Sequence[str]) -> Iterator[LocalCell]:
     """Each local model at each site, and how far below federated training it is there.
 
     Compared with federated runs in which the site is unseen, as it is to the local model; where the
     study has none, and at the model's own site, with those that trained there.
     """
     cases = _Cases(runs, common)
-    found: dict[tuple[str, str, str], list[_Value]] = defaultdict(list)
+    found: dict[tuple[str, str, str], list[Value]] = defaultdict(list)
     for run in runs:
         key = run.record.key
         if key.regime == "local":
             for (site, _, metric, _, class_name), value in run_scores(run, common).items():
                 if metric == "dice" and class_name == ALL:
-                    found[key.method, key.trained_on[0], site].append(_Value(key, value))
+                    found[key.method, key.trained_on[0], site].append(Value(key, value))
     for method in study.methods:
         for trained_at in study.sites:
             for scored_at in study.sites:
@@ -453,7 +253,7 @@ def _local_cells(study: Asked, runs: Sequence[Run], common: Sequence[str]) -> It
                     method=method,
                     trained_at=trained_at,
                     scored_at=scored_at,
-                    dice=_score(_seed_means(values), values),
+                    dice=score_over_seeds(values),
                     behind=mean(list(behind.by_case.values())),
                     behind_role=fed_role,
                     behind_cases=len(behind.by_case),

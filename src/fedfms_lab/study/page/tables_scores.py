@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from fedfms.pages.parts import SHADES, Cell, Column, Figure, Table
+from fedfms.pages.parts import SHADES, Cell, Column, Figure, Table, with_note
 from fedfms.report import words as shown
 from fedfms_lab.study.answer import (
     ALL,
@@ -22,7 +22,7 @@ from fedfms_lab.study.answer import (
     ScoreLine,
 )
 from fedfms_lab.study.page import figures, words
-from fedfms_lab.study.page.cells import way, with_note
+from fedfms_lab.study.page.cells import way
 
 _ROLE_NOTES: dict[Role, str] = {
     "train": "Only validation cases: no run trained on them. One site alone: the model that this "

@@ -8,8 +8,10 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedfms.report.collect import over
-from fedfms.report.tables import RoundRow
+from fedfms.records.rows import RoundRow
+from fedfms.records.scores import over
+from fedfms_lab.study.analysis.of_run import run_scores
+from fedfms_lab.study.analysis.statistics import mean
 from fedfms_lab.study.answer import (
     ALL,
     TARGET_SHARE,
@@ -22,8 +24,6 @@ from fedfms_lab.study.answer import (
     Training,
 )
 from fedfms_lab.study.record import Run
-from fedfms_lab.study.scores import run_scores
-from fedfms_lab.study.statistics import mean
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedfms.pages.parts import Cell, Column, Table
+from fedfms.pages.parts import Cell, Column, Table, with_note
 from fedfms.report import words as shown
 from fedfms_lab.study.answer import Answer, Communication, Training
 from fedfms_lab.study.page import words
-from fedfms_lab.study.page.cells import way, with_note
+from fedfms_lab.study.page.cells import way
 
 
 def cost_tables(found: Answer) -> list[Table]:

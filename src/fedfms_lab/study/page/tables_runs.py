@@ -7,14 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedfms.pages.parts import Cell, Column, Picture, Table, embed_png
+from fedfms.pages.parts import Cell, Column, Picture, Table, embed_png, is_embeddable
 from fedfms.report import words as shown
 from fedfms_lab.study.answer import Answer
 from fedfms_lab.study.page import words
 from fedfms_lab.study.record import JOB_FOLDER, PICTURES_FOLDER, RUNS_FOLDER, Run
 
-_LARGEST_PICTURE = 8_000_000  # bytes; they are embedded in the page
-_PNG = b"\x89PNG\r\n\x1a\n"
 _HASH_DIGITS = 12  # of a hash in a table; run.json has all 64
 
 
@@ -67,7 +65,7 @@ def _picture_files(run: Run, site: str) -> list[Path]:
 
 def _site_pictures(found: Answer, run: Run, site: str) -> Iterator[Picture]:
     for path in _picture_files(run, site):
-        if path.stat().st_size <= _LARGEST_PICTURE and path.read_bytes().startswith(_PNG):
+        if is_embeddable(path):
             name = f"{RUNS_FOLDER}/{run.record.key.name}/{PICTURES_FOLDER}/{path.name}"
             yield Picture(name, embed_png(path))
 

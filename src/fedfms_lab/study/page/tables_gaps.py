@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from fedfms.pages.parts import Cell, Column, Figure, Table
+from fedfms.pages.parts import Cell, Column, Figure, Table, with_note
 from fedfms.report import words as shown
+from fedfms_lab.study.analysis.statistics import RESAMPLES
 from fedfms_lab.study.answer import ALL, FEWEST_PATIENTS, Answer, Gap, Role
 from fedfms_lab.study.page import figures, words
-from fedfms_lab.study.page.cells import with_note
-from fedfms_lab.study.statistics import RESAMPLES
 
 
 def gap_tables(found: Answer) -> list[Table]:

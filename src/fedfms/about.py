@@ -1,0 +1,56 @@
+"""Which build of the package runs here, as far as it is known: for the records of a job.
+
+A version alone does not say which code ran. A container image cannot know its own digest, so who
+starts it may say it; the commit stands in the image, in an installation from a repository, or in
+the checkout that a developer works in.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+from pathlib import Path
+
+from fedfms.contracts.machine import Machine
+
+DISTRIBUTION = "fedfms-kit"
+
+
+def known_image() -> str | None:
+    """Digest of the container image, where its environment says it (FEDFMS_IMAGE_DIGEST)."""
+    return Machine.from_environment().image
+
+
+def known_revision() -> str | None:
+    """Commit that this package was made of, with "+changes" where files differ from it.
+
+    From FEDFMS_REVISION, which an image holds that was built with it; else from what pip noted of
+    an installation from a repository, or from the checkout of an editable one.
+    """
+    if said := Machine.from_environment().revision:
+        return said
+    try:
+        noted = importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+        about = json.loads(noted or "{}")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+    if commit := about.get("vcs_info", {}).get("commit_id"):
+        return str(commit)
+    return _checked_out() if about.get("dir_info", {}).get("editable") else None
+
+
+def _checked_out() -> str | None:
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        )
+        if head.returncode != 0:
+            return None
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "."], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

@@ -1,0 +1,19 @@
+"""The names of the files of a results folder, each said once.
+
+The server's result folder holds records, recipe, models and pictures while a job runs; a results
+folder holds these, the tables, the summary and the report; a run of a study holds some of them.
+"""
+
+from __future__ import annotations
+
+RECORDS = "records.jsonl"  # what happened, while it happens (records.schema)
+RECIPE = "recipe.json"  # as it ran; also in a job's app/config and beside a model
+GLOBAL_MODEL = "global_model.safetensors"  # travelling tensors after the last round, fp32
+BEST_MODEL = "best_model.safetensors"  # the same of the best round by validation
+PICTURES = "pictures"  # folder of overlays, of sites whose policy lets them out
+ROUNDS = "rounds.csv"  # records.rows.RoundRow
+EVALUATION = "evaluation.csv"  # records.rows.EvaluationRow
+SUMMARY = "summary.json"  # report.summary.Summary
+REPORT_HTML, REPORT_MD = "report.html", "report.md"
+
+MODEL = "model.safetensors"  # of a run of a study; in a job's app/config: what it starts from

@@ -1,0 +1,79 @@
+"""The one reader of records.jsonl, of a finished job or of one that runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fedfms.errors import FederationError
+from fedfms.records.schema import FORMAT, JobRecord, Record, record_from_dict
+
+_KINDS = ("job", "round_started", "contribution", "round_done", "evaluation", "job_done")
+
+
+class RecordReader:
+    """Reads a growing records.jsonl; what is not a whole line yet is read next time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: list[Record] = []  # all that were read
+        self.damaged = 0  # lines that cannot be read
+        self._offset = 0
+
+    def read_new(self) -> list[Record]:
+        """Records since the last call."""
+        data = self._unread()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return self._take(whole)
+
+    def read_rest(self) -> list[Record]:
+        """The same of a file that grows no more: a last line without its end counts too."""
+        return self.read_new() + self._take(self._unread())
+
+    def _unread(self) -> bytes:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                return file.read()
+        except OSError:
+            return b""
+
+    def _take(self, lines: bytes) -> list[Record]:
+        new = []
+        for line in lines.split(b"\n"):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line.decode(errors="replace"))
+                if not isinstance(values, dict) or not isinstance(values.get("record"), str):
+                    raise ValueError("no record")
+                if values["record"] in _KINDS:  # a kind that only a later version knows is no harm
+                    new.append(record_from_dict(values))
+            except ValueError:
+                self.damaged += 1
+        self.records += new
+        return new
+
+
+def read_records(path: Path) -> tuple[list[Record], int]:
+    """All readable records, and how many lines were not readable.
+
+    Raises:
+        FederationError: there is none, or they are of another version (`no-records`).
+    """
+    reader = RecordReader(path)
+    records = reader.read_rest()
+    if not records:
+        raise FederationError(
+            f"{path} has no readable record",
+            "look at the server's log: the job ended before its first round",
+            code="no-records",
+        )
+    if any(isinstance(one, JobRecord) and one.format != FORMAT for one in records):
+        raise FederationError(
+            f"{path} is of another version of fedfms",
+            "read it with the version that the server runs",
+            code="no-records",
+        )
+    return records, reader.damaged

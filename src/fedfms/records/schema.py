@@ -1,0 +1,160 @@
+"""The lines of records.jsonl: one JSON object each, in the order in which things happened.
+
+    job            what runs, and the sites it was given to
+    round_started  a round begins
+    contribution   a site's answer to a round, or what kept it from being used
+    round_done     whose answers were used, and why others' were not
+    evaluation     a site's scores of a finished model, or why there are none
+    job_done       how it ended
+
+They hold what sites let out and nothing else. A field that is new gets a default here, and old
+files are read as before; what changes the meaning of a field changes FORMAT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StrictBool,
+    StrictInt,
+    TypeAdapter,
+)
+
+from fedfms.contracts.contribution import Contribution
+from fedfms.errors import ContributionRefused
+
+FORMAT = 1  # of records.jsonl, in its record of the job
+
+
+class Unreadable:
+    """Stands for a contribution of another format than this version's."""
+
+
+def _contribution(value: Any) -> Contribution | Unreadable | None:
+    if value is None or isinstance(value, Contribution):
+        return value
+    try:
+        return Contribution.from_dict(value)
+    except ContributionRefused:
+        return Unreadable()
+
+
+def _plain(value: Contribution | Unreadable | None) -> dict[str, Any] | None:
+    return value.to_dict() if isinstance(value, Contribution) else None
+
+
+Count = Annotated[StrictInt, Field(ge=0)]
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+Said = Annotated[
+    Contribution | Unreadable | None, PlainValidator(_contribution), PlainSerializer(_plain)
+]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    record: str
+    time: Seconds | None = None  # since 1970-01-01 UTC, when it was written
+
+
+class JobRecord(_Record):
+    """What runs where."""
+
+    record: Literal["job"] = "job"
+    format: int = FORMAT
+    job_id: str | None = None  # FLARE's
+    name: str | None = None
+    started: Seconds | None = None
+    fedfms_version: str | None = None  # of the server
+    fedfms_revision: str | None = None  # commit that its package was made of, where it is known
+    image: str | None = None  # digest of its container image, where it is known
+    nvflare_version: str | None = None  # None: without FLARE
+    recipe_sha256: str | None = None
+    sites: tuple[str, ...] = ()
+
+
+class RoundStarted(_Record):
+    """The global model goes out."""
+
+    record: Literal["round_started"] = "round_started"
+    round: Count
+
+
+class _Answer(_Record):
+    @property
+    def said(self) -> Contribution | None:
+        """The site's report, if there is one that can be read."""
+        answer: Contribution | Unreadable | None = getattr(self, "contribution", None)
+        return answer if isinstance(answer, Contribution) else None
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether there is a report that cannot be read."""
+        return isinstance(getattr(self, "contribution", None), Unreadable)
+
+
+class ContributionRecord(_Answer):
+    """A site's answer to a round."""
+
+    record: Literal["contribution"] = "contribution"
+    round: Count
+    site: str
+    accepted: StrictBool
+    reason: str | None = None  # why not accepted
+    bytes_down: Count | None = None  # of tensors
+    bytes_up: Count | None = None
+    contribution: Said = None
+
+
+class RoundDone(_Record):
+    """A round is over."""
+
+    record: Literal["round_done"] = "round_done"
+    round: Count
+    sites: tuple[str, ...] = ()  # whose answers were accepted
+    missed: dict[str, str] = {}  # site: reason
+
+
+class EvaluationRecord(_Answer):
+    """A site's scores of a finished model."""
+
+    record: Literal["evaluation"] = "evaluation"
+    site: str
+    model: str  # final, best
+    contribution: Said = None
+    reason: str | None = None  # why there is none
+    pictures: tuple[str, ...] = ()  # relative to the file's folder
+
+
+class JobDone(_Record):
+    """How the job ended."""
+
+    record: Literal["job_done"] = "job_done"
+    status: Literal["completed", "aborted", "failed"]
+    reason: str | None = None
+
+
+Record = JobRecord | RoundStarted | ContributionRecord | RoundDone | EvaluationRecord | JobDone
+
+_ADAPTER: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="record")])
+
+
+def record_from_dict(values: Mapping[str, Any]) -> Record:
+    """A line's JSON object as a record.
+
+    Raises:
+        ValueError: it is none of this version.
+    """
+    return _ADAPTER.validate_python(values)
+
+
+def record_to_dict(record: Record) -> dict[str, Any]:
+    """The other way round, as JSON types."""
+    return record.model_dump(mode="json")

@@ -1,0 +1,47 @@
+"""A study's finished runs to its answer: every number of the page, with the runs it comes from.
+
+Like is compared with like. At a site that a run trained at, only its validation cases count; at a
+site that it did not, all cases. A difference between two ways to train is taken case by case, from
+runs of the same seed (and fold, where both have folds), and over the cases that both scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedfms_lab.study.analysis import costs
+from fedfms_lab.study.analysis.gaps import gaps, local_cells
+from fedfms_lab.study.analysis.of_run import classes_in_common
+from fedfms_lab.study.analysis.scores import best_local, not_annotated, score_lines, site_cases
+from fedfms_lab.study.answer import Answer, Asked
+from fedfms_lab.study.record import Run
+
+
+def answer(study: Asked, runs: Sequence[Run]) -> Answer:
+    """All tables of what has finished so far."""
+    planned = set(study.planned)
+    ours = tuple(run for run in runs if run.record.key.name in planned)
+    finished = {run.record.key.name for run in ours}
+    classes = tuple(dict.fromkeys(row.class_name for run in ours for row in run.scores))
+    common = classes_in_common(ours, classes)
+    best = best_local(ours, common)
+    learnt = {run.record.key.name: costs.learning(run, common, classes) for run in ours}
+    moved = tuple(costs.communication(study, ours, learnt))
+    trained = tuple(costs.training(study, ours))
+    return Answer(
+        study=study,
+        runs=ours,
+        missing=tuple(name for name in study.planned if name not in finished),
+        strangers=tuple(r.record.key.name for r in runs if r.record.key.name not in planned),
+        classes=classes,
+        common=common,
+        not_annotated=not_annotated(study, ours, classes),
+        cases=tuple(site_cases(study, ours)),
+        scores=tuple(score_lines(study, ours, classes, common, best)),
+        gaps=tuple(gaps(study, ours, common, best)),
+        local=tuple(local_cells(study, ours, common)),
+        communication=moved,
+        training=trained,
+        savings=tuple(costs.savings(moved, trained)),
+        curves=tuple(costs.curves(study, ours, learnt)),
+    )
