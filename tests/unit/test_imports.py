@@ -142,7 +142,7 @@ def test_every_room_stands_on_one_floor() -> None:
     on_floors = [room for floor in FLOORS for room in floor]
     assert len(on_floors) == len(set(on_floors))
     assert rooms - set(on_floors) == set()
-    assert set(on_floors) - rooms == TO_COME
+    assert set(on_floors) - rooms <= TO_COME
 
 
 def test_imports_lead_down() -> None:
