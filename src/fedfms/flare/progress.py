@@ -7,7 +7,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from fedfms.contracts.contribution import Contribution
 from fedfms.records.read import RecordReader
@@ -55,48 +57,22 @@ class Event:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for a coordinator on another machine; without the text."""
-        return {
-            "phase": self.phase,
-            "round": self.round,
-            "rounds": self.rounds,
-            "answered": list(self.answered),
-            "sites": list(self.sites),
-            "finished": [list(dataclasses.astuple(one)) for one in self.finished],
-            "seconds_left": self.seconds_left,
-            "missed": list(self.missed),
-        }
+        told: dict[str, Any] = _EVENT.dump_python(self, mode="json", exclude={"text"})
+        return told
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Event:
         """The other way round.
 
         Raises:
-            KeyError, TypeError, ValueError: it is none.
+            ValueError: it is none of this version.
         """
-        if values["phase"] not in get_args(Phase):
-            raise ValueError(values["phase"])
-        left = values["seconds_left"]
-        return cls(
-            phase=values["phase"],
-            round=None if values["round"] is None else int(values["round"]),
-            rounds=int(values["rounds"]),
-            answered=tuple(map(str, values["answered"])),
-            sites=tuple(map(str, values["sites"])),
-            finished=tuple(
-                FinishedRound(
-                    int(number),
-                    int(answered),
-                    None if dice is None else float(dice),
-                    bool(scored),
-                    int(told),
-                    int(training),
-                    tuple((str(name), float(mean), int(over)) for name, mean, over in by_class),
-                )
-                for number, answered, dice, scored, told, training, by_class in values["finished"]
-            ),
-            seconds_left=None if left is None else float(left),
-            missed=tuple(map(str, values["missed"])),
-        )
+        if set(values) != {one.name for one in dataclasses.fields(cls)} - {"text"}:
+            raise ValueError("other entries than an event of this version has")
+        return _EVENT.validate_python(values)
+
+
+_EVENT = TypeAdapter(Event)
 
 
 class JobProgress(RecordReader):

@@ -416,7 +416,7 @@ class Coordinator:
         """`progress` as an event, if there is one."""
         try:
             return Event.from_dict(self.progress(job_id))
-        except (KeyError, TypeError, ValueError):  # it is starting, or of another version
+        except ValueError:  # it is starting, or of another version
             return None
 
     def download(self, job_id: str, folder: Path) -> Path:

@@ -194,6 +194,8 @@ def _notices(summary: Summary) -> list[str]:
             "failed": "The job failed",
         }.get(summary.job.status, "The records end before the job did")
         notices.append(f"{what}: {rounds}.")
+    elif planned and 0 < done < planned:
+        notices.append(f"{rounds}.")
     if stale := _stale(summary):
         notices.append(
             f"There is no final evaluation of {words.listing(stale)}; the scores shown instead are "
@@ -302,9 +304,6 @@ def _overview(summary: Summary) -> list[Table]:
         "number of cases; where it is over fewer than all training sites their number stands below "
         "it." + (_BEST_NOTE if has_best else "")
     )
-    for site, values in summary.sites.items():
-        if values.not_annotated:
-            note += f" {site} does not annotate {words.class_names(values.not_annotated)}."
     return with_note(tables, note)
 
 

@@ -174,7 +174,6 @@ def silent_sites(summary: Summary) -> list[str]:
 def headline(summary: Summary) -> list[str]:
     """What came out, in sentences: each number with what it measures and over which cases."""
     sites = summary.sites
-    rounds, planned = summary.rounds.done, summary.rounds.planned
     sentences = []
     parts = summary.parts
     if len(parts) > 1:
@@ -193,8 +192,6 @@ def headline(summary: Summary) -> list[str]:
             sentences.append(f"{site} does not annotate {class_names(values.not_annotated)}.")
     for site, models in missed_evaluations(summary).items():
         sentences.append(f"{site} did not evaluate {models}.")
-    if planned and 0 < rounds < planned:
-        sentences.append(f"{rounds} of {numerals(planned, 'planned round')} were completed.")
     return sentences
 
 

@@ -109,10 +109,9 @@ def question(study: Asked) -> str:
 
 
 def verdicts(answer: Answer) -> dict[str, list[str]]:
-    """What came out, sentences under headings; each with its numbers and what they are over."""
+    """What the tables come to, sentences under headings: differences, and where they are clear."""
     found = {
         method(name): [
-            *_reached(answer, name),
             *_against_central(answer, name),
             *_against_local(answer, name),
             *_to_target(answer, name),
@@ -122,40 +121,6 @@ def verdicts(answer: Answer) -> dict[str, list[str]]:
     if len(answer.study.methods) > 1:
         found["Method against method"] = list(_between_methods(answer))
     return {title: sentences for title, sentences in found.items() if sentences}
-
-
-def _reached(answer: Answer, name: str) -> Iterator[str]:
-    for class_name in answer.classes if by_class(answer) else [ALL]:
-        yield from _reached_of(answer, name, class_name)
-
-
-def _reached_of(answer: Answer, name: str, class_name: str) -> Iterator[str]:
-    parts = []
-    lines = {
-        (regime, role): line
-        for regime in answer.study.regimes
-        for role in ROLES
-        if (line := answer.line(name, regime, role, class_name=class_name))  # type: ignore[arg-type]
-    }
-    for regime in answer.study.regimes:
-        scores = []
-        for role in ROLES:
-            line = lines.get((regime, role))
-            if line is not None:
-                where = "at its training sites" if role == "train" else "at unseen sites"
-                if regime == "local":
-                    where = "at its own site" if role == "train" else "at the other sites"
-                alike = {frozenset(x.sites) for (_, r), x in lines.items() if r == role}
-                fewer = class_name != ALL and len(line.sites) < len(answer.study.sites)
-                if len(alike) > 1 or fewer:  # a mean over other sites is no comparison
-                    where += f" ({words.numerals(len(line.sites), 'site')})"
-                scores.append(f"{words.score(line.mean.value)} {where}")
-        if scores:
-            parts.append(f"{REGIMES.get(regime, regime)}: {' and '.join(scores)}")
-    if parts:
-        text = "; ".join(parts)
-        of_class = f" of {words.class_names([class_name])}" if class_name != ALL else ""
-        yield f"Mean Dice{of_class}, {text}."
 
 
 def _against_central(answer: Answer, name: str) -> Iterator[str]:

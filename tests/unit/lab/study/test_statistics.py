@@ -87,7 +87,7 @@ def test_a_site_with_one_patient_gives_no_interval():
 
 
 def test_chunks_do_not_change_the_size_of_what_is_drawn(monkeypatch):
-    from fedfms_lab.study import statistics
+    from fedfms_lab.study.analysis import statistics
 
     values = patients(np.random.default_rng(0).normal(size=30))
     whole = bootstrap_interval({"a": values})

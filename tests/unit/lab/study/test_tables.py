@@ -12,12 +12,18 @@ from run_writer import BYTES, CEILING, SITES, StudyFolder, bend
 from scipy import stats
 
 from fedfms.errors import FederationError
+from fedfms.records.rows import rows_text
 from fedfms_lab.study.analysis.build import answer
 from fedfms_lab.study.answer import ALL, FAILS_BELOW, read_study
-from fedfms_lab.study.numbers import COLUMNS, csv_text, numbers
+from fedfms_lab.study.numbers import Number, numbers
 from fedfms_lab.study.record import Phase, read_runs
 
 SMALL = {"cases": 9, "rounds": 5, "pictures": ()}
+
+COLUMNS = (
+    *("table", "method", "regime", "site", "role", "class"),
+    *("metric", "statistic", "value", "n", "unit", "runs"),
+)
 
 
 def answer_of(folder):
@@ -713,7 +719,7 @@ def test_seconds_and_peak_memory_come_from_the_runs(tmp_path):
 
 
 def test_csv_is_tidy_and_every_row_names_its_runs(found, folder):
-    rows = list(csv.DictReader(csv_text(numbers(found)).splitlines()))
+    rows = list(csv.DictReader(rows_text(Number, numbers(found)).splitlines()))
     assert tuple(rows[0]) == COLUMNS
     keys = [
         tuple(row[name] for name in COLUMNS if name not in ("value", "n", "runs")) for row in rows
@@ -729,7 +735,7 @@ def test_csv_is_tidy_and_every_row_names_its_runs(found, folder):
 
 
 def test_csv_holds_scores_with_all_their_digits(found, raw):
-    rows = list(csv.DictReader(csv_text(numbers(found)).splitlines()))
+    rows = list(csv.DictReader(rows_text(Number, numbers(found)).splitlines()))
     (row,) = [
         row
         for row in rows
