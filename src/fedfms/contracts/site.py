@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedfms.contracts.decode import (
-    build,
-    check_types,
-    fits,
     from_dict,
     read_yaml,
     require,
@@ -44,15 +41,14 @@ class Intensity:
     rounding: Literal["nearest", "truncate"] = "nearest"  # truncate: downwards, as FedFMS
 
     def __post_init__(self) -> None:
-        check_types(self, "site.yml, intensity")
         used, other = ("low", "high"), ("center", "width")
         if self.rule == "window":
             used, other = other, used
         for name in other:
             require(
                 getattr(self, name) is None,
-                f"intensity rule {self.rule!r} has no {name}, which stands in site.yml",
-                f"remove {name}, or write the rule that it belongs to under intensity in site.yml, "
+                f"intensity rule {self.rule!r} has no {name}",
+                f"remove {name}, or write the rule that it belongs to under intensity, "
                 f"such as rule: {'range' if self.rule == 'window' else 'window'}",
             )
         for name in used:
@@ -60,20 +56,20 @@ class Intensity:
             require(
                 value is None or math.isfinite(value),
                 f"intensity {name} is {value}",
-                f"write a number for {name} under intensity in site.yml",
+                f"write a number for {name} under intensity",
             )
         if self.rule == "window":
             require(
                 self.center is not None and self.width is not None and self.width > 0,
                 "intensity rule 'window' needs center and width",
-                "add for example center: 40 and width: 400 under intensity in site.yml",
+                "add for example center: 40 and width: 400 under intensity",
             )
             return
         low, high = self.bounds
         require(
             low < high,
             f"intensity low is {low} and high is {high}",
-            "set low below high under intensity in site.yml",
+            "set low below high under intensity",
         )
         if self.rule == "percentile":
             require(
@@ -164,17 +160,16 @@ class SiteConfig:
     data_root_named_by: str = field(default="data_root in site.yml", metadata={"in_file": False})
 
     def __post_init__(self) -> None:
-        check_types(self, "site.yml")
         for key in ("images", "labels", "patient", "series"):
             text = getattr(self, key) or ""
             require(
                 not any(unicodedata.category(character) in _CONTROLS for character in text),
-                f"{key} in site.yml holds a control character: {text!r}",
+                f"{key} holds a control character: {text!r}",
                 f"write {key} in single quotes, in which YAML takes a \\ as it is",
             )
         require(
             len(self.classes) > 0,
-            "classes in site.yml is empty",
+            "classes is empty",
             "map at least one class to its label values, for example nucleus: [255]",
         )
         owner: dict[int, str] = {}
@@ -182,13 +177,13 @@ class SiteConfig:
             require_name(name, "class")
             require(
                 len(values) > 0,
-                f"class {name} in site.yml has no label values",
+                f"class {name} has no label values",
                 f"give its values, as in {name}: [1], or list it under not_annotated",
             )
             outside = [value for value in values if not -32768 <= value <= 32767]
             require(
                 not outside,
-                f"class {name} in site.yml has the label value {outside[0] if outside else ''}",
+                f"class {name} has the label value {outside[0] if outside else ''}",
                 "use label values from -32768 to 32767",
             )
             for value in values:
@@ -197,45 +192,45 @@ class SiteConfig:
         require(
             not both,
             f"label value {both[0] if both else ''} is background and class at once",
-            "list each label value under classes or under background in site.yml, not both",
+            "list each label value under classes or under background, not both",
         )
         twice = [name for name in self.not_annotated if name in self.classes]
         require(
             not twice,
             f"class {twice[0] if twice else ''} has label values and is listed as not annotated",
-            "keep it in one of the two places in site.yml",
+            "keep it in one of the two places",
         )
         for key in ("images", "labels"):
             pattern = getattr(self, key)
             require(
                 "*" in pattern and not pattern.startswith("/") and ".." not in Path(pattern).parts,
-                f"{key} in site.yml is {pattern!r}",
+                f"{key} is {pattern!r}",
                 "write a glob relative to data_root, with a * that stands for the case's name",
             )
             require(
                 "[^" not in pattern,
-                f"{key} in site.yml is {pattern!r}, in which [^ is no sign of a glob",
+                f"{key} is {pattern!r}, in which [^ is no sign of a glob",
                 "write [!ab] for a letter that is not a or b; a ^ itself may stand behind another",
             )
         require(
             self.plane != "stored" or self.format != "dicom",
-            "plane in site.yml is stored, and a DICOM series has no order of its own",
+            "plane is stored, and a DICOM series has no order of its own",
             "set plane: axial, coronal or sagittal",
         )
         require(
             self.images != self.labels
             or (self.format == "dicom" and self.pair_by in (None, "reference")),
-            f"images and labels in site.yml are the same glob, {self.images}",
+            f"images and labels are the same glob, {self.images}",
             "point labels at the label files",
         )
         require(
             self.pair_by != "reference" or self.format == "dicom",
-            f"pair_by in site.yml is reference, and format: {self.format} has no references",
+            f"pair_by is reference, and format: {self.format} has no references",
             "use pair_by: wildcards, folder or patient",
         )
         require(
             self.pair_by != "patient" or self.patient is not None or self.format == "dicom",
-            "pair_by in site.yml is patient, and there is no patient in it",
+            "pair_by is patient, and there is no patient in it",
             "add patient: with a regular expression whose group 1 is the patient in the paths of "
             "images and labels",
         )
@@ -246,13 +241,13 @@ class SiteConfig:
         )
         for key in ("workers", "keep_empty_every", "validation_seed"):
             value = getattr(self, key)
-            require(value >= 0, f"{key} is {value}", f"set {key} to 0 or more in site.yml")
+            require(value >= 0, f"{key} is {value}", f"set {key} to 0 or more")
         for key in ("threads", "micro_batch", "min_cases"):
             value = getattr(self, key)
             require(
                 value is None or value >= 1,
                 f"{key} is {value}",
-                f"set {key} to 1 or more in site.yml",
+                f"set {key} to 1 or more",
             )
         require(
             self.stall_seconds > 0, f"stall_seconds is {self.stall_seconds}", "set seconds above 0"
@@ -263,18 +258,18 @@ class SiteConfig:
                 groups = re.compile(self.patient).groups
             except re.error as error:
                 raise ConfigError(
-                    f"patient in site.yml is no regular expression: {error}",
+                    f"patient is no regular expression: {error}",
                     "write one with one group around the patient's part of the file name",
                 ) from None
             require(
                 groups == 1,
-                f"patient in site.yml has {groups} groups",
+                f"patient has {groups} groups",
                 "put exactly one pair of parentheses around the patient's part of the file name",
             )
         require(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
             f"device is {self.device!r}",
-            "use auto, cpu, cuda, or cuda:N in site.yml",
+            "use auto, cpu, cuda, or cuda:N",
         )
 
     @property
@@ -289,14 +284,14 @@ class SiteConfig:
                 re.compile(self.series)
             except re.error as error:
                 raise ConfigError(
-                    f"series in site.yml is no regular expression: {error}",
+                    f"series is no regular expression: {error}",
                     "write a part of the SeriesDescription, such as series: t2_tse_tra",
                 ) from None
         if self.label_names is None:
             return
         require(
             self.format == "dicom",
-            f"site.yml has label_names, and format: {self.format} has no names in its labels",
+            f"label_names is given, and format: {self.format} has no names in its labels",
             "remove label_names, or set format: dicom",
         )
         known = {value for values in self.classes.values() for value in values}
@@ -304,14 +299,14 @@ class SiteConfig:
         for value, names in self.label_names.items():
             require(
                 value in known or value in self.background,
-                f"label_names in site.yml gives the value {value}, which has no class",
-                "list the value under its class, or under background, in site.yml",
+                f"label_names gives the value {value}, which has no class",
+                "list the value under its class, or under background",
             )
             for name in names:
                 other = owner.setdefault(name.strip().casefold(), value)
                 require(
                     other == value,
-                    f"label_names in site.yml gives {name!r} the values {other} and {value}",
+                    f"label_names gives {name!r} the values {other} and {value}",
                     "list each name once; capitals and small letters are alike",
                 )
 
@@ -346,7 +341,7 @@ class SiteConfig:
             }
         if "background" in values:
             values["background"] = _label_values(values["background"], f"{path}, background")
-        site = build(cls, values, path)
+        site = from_dict(cls, values, str(path))
         if data_root is None:
             return site
         return dataclasses.replace(site, data_root_named_by=named_by)
@@ -376,9 +371,6 @@ def _written_folder(given: Any, start: Path, where: str) -> Path:
         raise ConfigError(f"{where} is {given!r}, which no folder is called", fix) from None
 
 
-_INTS = tuple[int, ...]
-
-
 def _label_values(given: Any, where: str) -> Any:
     """Ranges such as 1-167, and nonzero, as the numbers that they mean; all else as it is."""
     if isinstance(given, str):
@@ -403,4 +395,5 @@ def _label_values(given: Any, where: str) -> Any:
             numbers += range(low, high + 1)
     has_ranges = any(isinstance(one, str) for one in given)
     # what is no number (true is 1 to a dict) stays for the check of types
-    return list(dict.fromkeys(numbers)) if has_ranges and fits(tuple(numbers), _INTS) else numbers
+    only_numbers = all(type(one) is int for one in numbers)
+    return list(dict.fromkeys(numbers)) if has_ranges and only_numbers else numbers

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from fedfms.contracts.decode import OPTIONS, changed
 from fedfms.contracts.site import ImageFormat, Intensity, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import read_bytes
@@ -85,10 +86,7 @@ def site_for_prediction(
         )
         site = dataclasses.replace(site, **_written_reading(trained))
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
-    try:
-        return dataclasses.replace(site, **given)
-    except ConfigError as error:
-        raise ConfigError(error.problem.replace("site.yml: ", "--"), error.fix) from None
+    return changed(site, given, OPTIONS)
 
 
 def _written_reading(trained: Trained) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedfms.contracts.decode import check_types, from_dict, read_yaml, require_known
+from fedfms.contracts.decode import from_dict, read_yaml, require_known
 from fedfms.contracts.recipe import JOB_RECIPE, Recipe, read_job_recipe
 from fedfms.errors import ConfigError
 from fedfms.local.sites import Site, find_sites
@@ -26,9 +26,6 @@ class Phantoms:
     slices: int = 4  # of each volume
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        check_types(self, "the study file, phantoms")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodEntry:
@@ -39,7 +36,6 @@ class MethodEntry:
     set: dict[str, Any] = field(default_factory=dict)  # values of the recipe
 
     def __post_init__(self) -> None:
-        check_types(self, "the study file, methods")
         if not (self.job / JOB_RECIPE).is_file():
             raise ConfigError(
                 f"{self.job} is no job folder: it has no {JOB_RECIPE}",
@@ -71,7 +67,6 @@ class Study:
     target_dice: float | None = None  # none: 95 % of what central training of the fold reaches
 
     def __post_init__(self) -> None:
-        check_types(self, "the study file")
         if not self.methods:
             raise ConfigError("the study names no method", "add at least one under methods")
         if (self.sites is None) == (self.phantoms is None):
