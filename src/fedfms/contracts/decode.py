@@ -8,7 +8,7 @@ import functools
 import json
 import re
 import typing
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -202,9 +202,10 @@ def validate(cls: type[T], values: Any, *, unknown: Literal["forbid", "ignore"] 
     """
     from pydantic import ValidationError
 
+    adapter = _adapter(typing.cast(Any, cls))
     try:
         text = json.dumps(values)
-        return typing.cast(T, _adapter(cls).validate_json(text, strict=True, extra=unknown))
+        return typing.cast(T, adapter.validate_json(text, strict=True, extra=unknown))
     except ValidationError as error:
         raise Misfits(error.errors(include_url=False)) from None
     except (TypeError, ValueError, RecursionError):  # nothing that JSON has
@@ -212,7 +213,7 @@ def validate(cls: type[T], values: Any, *, unknown: Literal["forbid", "ignore"] 
 
 
 @functools.cache
-def _adapter(cls: Hashable) -> Any:
+def _adapter(cls: Any) -> Any:
     from pydantic import TypeAdapter  # here: commands that decode nothing start without it
 
     return TypeAdapter(cls)
@@ -280,8 +281,12 @@ def _as_config_error(
         missing = [str(one["loc"][-1]) for one in errors if one["type"] == kind]
         where = ", ".join([source, *names[:-1]])
         return ConfigError(f"{where} has no {', '.join(missing)}", "add what is missing")
+    if not loc:  # half a surrogate pair, which YAML and JSON can spell
+        return ConfigError(f"{source} holds a text that is no Unicode", "write that text anew")
     given = _value_at(values, loc)
-    verb = "holds" if isinstance(loc[-1:] and loc[-1], int) or loc[-1:] == ("[key]",) else "is"
+    if loc[-1] == "[key]":
+        names.pop()
+    holds = isinstance(loc[-1], int) or loc[-1] == "[key]"
     fix = _WRITE.get(kind, str(error["msg"]))
     if kind == "literal_error":
         fix = "use one of " + ", ".join(re.findall(r"'([^']*)'", error["ctx"]["expected"]))
@@ -289,7 +294,9 @@ def _as_config_error(
         fix += " or null"
     if kind == "string_type" and not source.endswith(".json") and not isinstance(given, dict):
         fix += "; YAML takes words such as no, off, 12 or 2024-01-31 for something else: use quotes"
-    return ConfigError(_said(source, f"{', '.join(names)} {verb} {short(given)}"), fix)
+    return ConfigError(
+        _said(source, f"{', '.join(names)} {'holds' if holds else 'is'} {short(given)}"), fix
+    )
 
 
 def _type_at(hint: Any, loc: Sequence[int | str]) -> Any:
