@@ -13,10 +13,9 @@ from typing import Any
 from nvflare.private.fed.utils.fed_utils import extract_participants
 
 from fedfms import __version__
-from fedfms.contracts.messages import Slicing
+from fedfms.contracts.announcement import Announcement, Slicing
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError
-from fedfms.flare.announce import Announcement
 
 EVERYBODY, SERVER = "@ALL", "server"  # FLARE's names in a deploy_map
 MOST_SPACING = 2.0  # times by which voxels of sites may differ without a word

@@ -32,9 +32,10 @@ from nvflare.fuel.flare_api.api_spec import (
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
+from fedfms.contracts.announcement import Announcement
 from fedfms.contracts.recipe import JOB_RECIPE, Recipe, read_job_recipe
 from fedfms.errors import ConfigError, FederationError, FedfmsError
-from fedfms.flare.announce import Announcement, read_announcement
+from fedfms.flare.announce import read_announcement
 from fedfms.flare.job import RECIPE_FILE, RESULT_FOLDER, START_MODEL_FILE
 from fedfms.flare.kit import AUTHORIZATION
 from fedfms.flare.lint import (

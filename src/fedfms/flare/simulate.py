@@ -21,12 +21,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fedfms.contracts.messages import Slicing
+from fedfms.contracts.announcement import Announcement, Slicing
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.errors import FederationError
 from fedfms.exchange.door import read_policy
-from fedfms.flare.announce import Announcement
 from fedfms.flare.follow import (
     OnEvent,
     follow,

@@ -19,7 +19,8 @@ from typing import Any
 from torch import Tensor
 
 from fedfms import __version__
-from fedfms.contracts.messages import Kind, ModelName, Task
+from fedfms.contracts.contribution import ModelName
+from fedfms.contracts.messages import Kind, Task
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import FederationError, FedfmsError
 from fedfms.exchange.averaging import average, averaging_weights
