@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -114,9 +115,27 @@ class Intensity:
         return (low if self.low is None else self.low, high if self.high is None else self.high)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SiteConfig:
-    """What a site's files mean and how its machine is used; `site.yml`, owned by the site.
+def _refuse_controls(config: Any, keys: Sequence[str]) -> None:
+    for key in keys:
+        text = getattr(config, key) or ""
+        require(
+            not any(unicodedata.category(character) in _CONTROLS for character in text),
+            f"{key} holds a control character: {text!r}",
+            f"write {key} in single quotes, in which YAML takes a \\ as it is",
+        )
+
+
+def _require_at_least(config: Any, least: int, keys: Sequence[str]) -> None:
+    for key in keys:
+        value = getattr(config, key)
+        require(
+            value is None or value >= least, f"{key} is {value}", f"set {key} to {least} or more"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """Where a site's cases are, which are alike, and which validate.
 
     Globs are relative to `data_root`; what their wildcards match must be alike for an image and its
     label, which is how the two are paired, unless `pair_by` says otherwise.
@@ -126,47 +145,117 @@ class SiteConfig:
     format: ImageFormat
     images: str  # glob, such as images/*.nii.gz
     labels: str  # glob, such as labels/*.nii.gz
-    classes: dict[str, tuple[int, ...]]  # class name -> label values that mean it
     # what is alike of an image and its label: what all wildcards match; what those of the folders
     # match; the patient; DICOM: the series that the label names. None: wildcards, but in DICOM the
     # reference where the two globs have different wildcards or are one
     pair_by: Literal["wildcards", "folder", "patient", "reference"] | None = None
+    patient: str | None = None  # regular expression on the file name; group 1 is the patient
+    validation_fraction: float = 0.2  # of the patients
+    validation_seed: int = 0
+    # who said where data_root is, for errors; no key of the file
+    data_root_named_by: str = field(default="data_root in site.yml", metadata={"in_file": False})
+
+    def __post_init__(self) -> None:
+        _refuse_controls(self, ("images", "labels", "patient"))
+        for key in ("images", "labels"):
+            pattern = getattr(self, key)
+            require(
+                "*" in pattern and not pattern.startswith("/") and ".." not in Path(pattern).parts,
+                f"{key} is {pattern!r}",
+                "write a glob relative to data_root, with a * that stands for the case's name",
+            )
+            require(
+                "[^" not in pattern,
+                f"{key} is {pattern!r}, in which [^ is no sign of a glob",
+                "write [!ab] for a letter that is not a or b; a ^ itself may stand behind another",
+            )
+        require(
+            self.images != self.labels
+            or (self.format == "dicom" and self.pair_by in (None, "reference")),
+            f"images and labels are the same glob, {self.images}",
+            "point labels at the label files",
+        )
+        require(
+            self.pair_by != "reference" or self.format == "dicom",
+            f"pair_by is reference, and format: {self.format} has no references",
+            "use pair_by: wildcards, folder or patient",
+        )
+        require(
+            self.pair_by != "patient" or self.patient is not None or self.format == "dicom",
+            "pair_by is patient, and there is no patient in it",
+            "add patient: with a regular expression whose group 1 is the patient in the paths of "
+            "images and labels",
+        )
+        require(
+            0.0 < self.validation_fraction < 1.0,
+            f"validation_fraction is {self.validation_fraction}",
+            "set a number between 0 and 1, such as 0.2",
+        )
+        _require_at_least(self, 0, ("validation_seed",))
+        if self.patient is not None:
+            try:
+                groups = re.compile(self.patient).groups
+            except re.error as error:
+                raise ConfigError(
+                    f"patient is no regular expression: {error}",
+                    "write one with one group around the patient's part of the file name",
+                ) from None
+            require(
+                groups == 1,
+                f"patient has {groups} groups",
+                "put exactly one pair of parentheses around the patient's part of the file name",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the file of an image becomes slices of grey levels or colours."""
+
+    format: ImageFormat
+    series: str | None = None  # DICOM: regular expression on SeriesDescription, chooses in a folder
+    # of the slices of a volume; stored (NIfTI): along the file's third axis, rows its first, as
+    # FedFMS reads them, whatever the patient's position
+    plane: Literal["axial", "coronal", "sagittal", "stored"] = "axial"
+    channels: Literal["gray", "rgb", "neighbours"] = "gray"  # neighbours: slices i-1, i, i+1
+    intensity: Intensity = field(default_factory=Intensity)
+
+    def __post_init__(self) -> None:
+        _refuse_controls(self, ("series",))
+        require(
+            self.plane != "stored" or self.format != "dicom",
+            "plane is stored, and a DICOM series has no order of its own",
+            "set plane: axial, coronal or sagittal",
+        )
+        if self.series is not None:
+            try:
+                re.compile(self.series)
+            except re.error as error:
+                raise ConfigError(
+                    f"series is no regular expression: {error}",
+                    "write a part of the SeriesDescription, such as series: t2_tse_tra",
+                ) from None
+
+    @property
+    def distance_unit(self) -> Literal["mm", "px"]:
+        """Unit of distances in this site's images; files without a voxel size count pixels."""
+        return "mm" if self.format in ("nifti", "dicom") else "px"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What the values of label files mean, and which slices without any of them train."""
+
+    classes: dict[str, tuple[int, ...]]  # class name -> label values that mean it
     background: tuple[int, ...] = (0,)  # label values that mean none of the classes
     # DICOM: label value -> names of the segments or structures that get it; "*" is any other name.
     # None: the value is SegmentNumber or ROINumber.
     label_names: dict[int, tuple[str, ...]] | None = None
     # DICOM: what happens where segments of two label values meet; highest: the larger value stands
     overlap: Literal["refuse", "highest"] = "refuse"
-    series: str | None = None  # DICOM: regular expression on SeriesDescription, chooses in a folder
     not_annotated: tuple[str, ...] = ()  # classes this site never drew: their loss is masked here
-    # of the slices of a volume; stored (NIfTI): along the file's third axis, rows its first, as
-    # FedFMS reads them, whatever the patient's position
-    plane: Literal["axial", "coronal", "sagittal", "stored"] = "axial"
-    channels: Literal["gray", "rgb", "neighbours"] = "gray"  # neighbours: slices i-1, i, i+1
     keep_empty_every: int = 1  # training: every n-th slice without foreground; 1 all, 0 none
-    intensity: Intensity = field(default_factory=Intensity)
-    patient: str | None = None  # regular expression on the file name; group 1 is the patient
-    validation_fraction: float = 0.2  # of the patients
-    validation_seed: int = 0
-    cache: Path | None = None  # folder for prepared slices; none: prepared anew at each start
-    device: str = "auto"  # auto, cpu, cuda, cuda:1
-    threads: int | None = None  # CPU threads of torch; none: torch decides
-    workers: int = 0  # data loader processes
-    # largest number of slices in memory at once; none: batch_size, but 1 above 512 pixels on a CPU
-    micro_batch: int | None = None
-    min_cases: int = 3  # a metric over fewer cases stays at the site
-    stall_seconds: float = 3600.0  # without progress for so long, the trainer ends itself
-    # who said where data_root is, for errors; no key of the file
-    data_root_named_by: str = field(default="data_root in site.yml", metadata={"in_file": False})
 
     def __post_init__(self) -> None:
-        for key in ("images", "labels", "patient", "series"):
-            text = getattr(self, key) or ""
-            require(
-                not any(unicodedata.category(character) in _CONTROLS for character in text),
-                f"{key} holds a control character: {text!r}",
-                f"write {key} in single quotes, in which YAML takes a \\ as it is",
-            )
         require(
             len(self.classes) > 0,
             "classes is empty",
@@ -200,100 +289,13 @@ class SiteConfig:
             f"class {twice[0] if twice else ''} has label values and is listed as not annotated",
             "keep it in one of the two places",
         )
-        for key in ("images", "labels"):
-            pattern = getattr(self, key)
-            require(
-                "*" in pattern and not pattern.startswith("/") and ".." not in Path(pattern).parts,
-                f"{key} is {pattern!r}",
-                "write a glob relative to data_root, with a * that stands for the case's name",
-            )
-            require(
-                "[^" not in pattern,
-                f"{key} is {pattern!r}, in which [^ is no sign of a glob",
-                "write [!ab] for a letter that is not a or b; a ^ itself may stand behind another",
-            )
-        require(
-            self.plane != "stored" or self.format != "dicom",
-            "plane is stored, and a DICOM series has no order of its own",
-            "set plane: axial, coronal or sagittal",
-        )
-        require(
-            self.images != self.labels
-            or (self.format == "dicom" and self.pair_by in (None, "reference")),
-            f"images and labels are the same glob, {self.images}",
-            "point labels at the label files",
-        )
-        require(
-            self.pair_by != "reference" or self.format == "dicom",
-            f"pair_by is reference, and format: {self.format} has no references",
-            "use pair_by: wildcards, folder or patient",
-        )
-        require(
-            self.pair_by != "patient" or self.patient is not None or self.format == "dicom",
-            "pair_by is patient, and there is no patient in it",
-            "add patient: with a regular expression whose group 1 is the patient in the paths of "
-            "images and labels",
-        )
-        require(
-            0.0 < self.validation_fraction < 1.0,
-            f"validation_fraction is {self.validation_fraction}",
-            "set a number between 0 and 1, such as 0.2",
-        )
-        for key in ("workers", "keep_empty_every", "validation_seed"):
-            value = getattr(self, key)
-            require(value >= 0, f"{key} is {value}", f"set {key} to 0 or more")
-        for key in ("threads", "micro_batch", "min_cases"):
-            value = getattr(self, key)
-            require(
-                value is None or value >= 1,
-                f"{key} is {value}",
-                f"set {key} to 1 or more",
-            )
-        require(
-            self.stall_seconds > 0, f"stall_seconds is {self.stall_seconds}", "set seconds above 0"
-        )
-        self._check_dicom_keys()
-        if self.patient is not None:
-            try:
-                groups = re.compile(self.patient).groups
-            except re.error as error:
-                raise ConfigError(
-                    f"patient is no regular expression: {error}",
-                    "write one with one group around the patient's part of the file name",
-                ) from None
-            require(
-                groups == 1,
-                f"patient has {groups} groups",
-                "put exactly one pair of parentheses around the patient's part of the file name",
-            )
-        require(
-            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
-            f"device is {self.device!r}",
-            "use auto, cpu, cuda, or cuda:N",
-        )
+        _require_at_least(self, 0, ("keep_empty_every",))
+        self._check_names()
 
-    @property
-    def distance_unit(self) -> Literal["mm", "px"]:
-        """Unit of distances in this site's images; files without a voxel size count pixels."""
-        return "mm" if self.format in ("nifti", "dicom") else "px"
-
-    def _check_dicom_keys(self) -> None:
-        """What only DICOM has: names of segments and of series."""
-        if self.series is not None:
-            try:
-                re.compile(self.series)
-            except re.error as error:
-                raise ConfigError(
-                    f"series is no regular expression: {error}",
-                    "write a part of the SeriesDescription, such as series: t2_tse_tra",
-                ) from None
+    def _check_names(self) -> None:
+        """What only DICOM has: names of segments."""
         if self.label_names is None:
             return
-        require(
-            self.format == "dicom",
-            f"label_names is given, and format: {self.format} has no names in its labels",
-            "remove label_names, or set format: dicom",
-        )
         known = {value for values in self.classes.values() for value in values}
         owner: dict[str, int] = {}
         for value, names in self.label_names.items():
@@ -309,6 +311,60 @@ class SiteConfig:
                     f"label_names gives {name!r} the values {other} and {value}",
                     "list each name once; capitals and small letters are alike",
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """What a site computes on, and with how much of it."""
+
+    cache: Path | None = None  # folder for prepared slices; none: prepared anew at each start
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    threads: int | None = None  # CPU threads of torch; none: torch decides
+    workers: int = 0  # data loader processes
+    # largest number of slices in memory at once; none: batch_size, but 1 above 512 pixels on a CPU
+    micro_batch: int | None = None
+    stall_seconds: float = 3600.0  # without progress for so long, the trainer ends itself
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 0, ("workers",))
+        _require_at_least(self, 1, ("threads", "micro_batch"))
+        require(
+            self.stall_seconds > 0, f"stall_seconds is {self.stall_seconds}", "set seconds above 0"
+        )
+        require(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
+            f"device is {self.device!r}",
+            "use auto, cpu, cuda, or cuda:N",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup(Compute, Reading):
+    """What a trained model needs of a place: how images are read, and what computes."""
+
+    def __post_init__(self) -> None:
+        Reading.__post_init__(self)
+        Compute.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteConfig(Setup, Labels, Folder):
+    """A site's `site.yml`, owned by the site: one flat file, and one object that is all its parts.
+
+    What needs a part asks for the part: a `Reading`, and not a site.
+    """
+
+    min_cases: int = 3  # a metric over fewer cases stays at the site
+
+    def __post_init__(self) -> None:
+        for part in (Labels, Folder, Setup):
+            part.__post_init__(self)
+        _require_at_least(self, 1, ("min_cases",))
+        require(
+            self.label_names is None or self.format == "dicom",
+            f"label_names is given, and format: {self.format} has no names in its labels",
+            "remove label_names, or set format: dicom",
+        )
 
     @classmethod
     def from_yaml(
