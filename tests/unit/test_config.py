@@ -755,7 +755,9 @@ def test_a_value_deep_in_a_file_is_told_with_its_place(tmp_path):
     error = refusal(site_of, tmp_path, dated)
     assert "series is datetime.date(2024, 1, 31)" in error.problem and "use quotes" in error.fix
     names = SITE.replace("nifti", "dicom") + "label_names: {a: [x]}\n"
-    assert "label_names holds 'a'" in refusal(site_of, tmp_path, names).problem
+    assert "label_names has the key 'a'" in refusal(site_of, tmp_path, names).problem
+    both = SITE + "intensity: {rule: percentil, hihg: 3}\n"
+    assert "did you mean high?" in refusal(site_of, tmp_path, both).fix
     half = SITE + 'series: "\\ud800"\n'
     assert "no Unicode" in refusal(site_of, tmp_path, half).problem
     assert "a number or null" in refusal(recipe, clip_grad_norm="much").fix

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from fedfms.contracts.decode import validate
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Reading
 from fedfms.contracts.wire import MAX_NAMES, Code, Count, Name, Names, Word
 
 Device = Literal["cpu", "cuda"]
@@ -36,7 +36,7 @@ class Slicing:
     spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = None
 
     @classmethod
-    def of(cls, site: SiteConfig, spacing_mm: tuple[float, float, float] | None = None) -> Slicing:
+    def of(cls, site: Reading, spacing_mm: tuple[float, float, float] | None = None) -> Slicing:
         """What a site.yml says."""
         rule = site.intensity
         numbers = (rule.center, rule.width) if rule.rule == "window" else rule.bounds

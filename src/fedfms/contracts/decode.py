@@ -151,7 +151,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], source: str) -> T:
         except Misfits as misfits:
             wrong = [error for error in misfits.errors if not _made_a_number(plain, error)]
             if wrong:
-                raise _as_config_error(wrong, cls, values, source) from None
+                raise _as_config_error(wrong, cls, source) from None
         except ConfigError as error:  # of a __post_init__, which cannot know the source
             problem = _said(source, error.problem)
             raise ConfigError(problem, error.fix, code=error.code) from None
@@ -219,6 +219,9 @@ def _adapter(cls: Any) -> Any:
     return TypeAdapter(cls)
 
 
+_FOREIGN = ""  # key of what stands for a value that JSON has not
+
+
 def _plain(value: Any) -> Any:
     """A copy in JSON's types; what JSON has not, such as a date, becomes what no type takes."""
     if isinstance(value, Mapping):
@@ -229,7 +232,9 @@ def _plain(value: Any) -> Any:
         return {name: _plain(getattr(value, name)) for name in fields_in_file(type(value))}
     if isinstance(value, Path):
         return str(value)
-    return value if value is None or isinstance(value, str | int | float) else {"": repr(value)}
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return {_FOREIGN: repr(value)}
 
 
 def _made_a_number(plain: Any, error: Mapping[str, Any]) -> bool:
@@ -267,36 +272,37 @@ _WRITE = {
 }
 
 
-def _as_config_error(
-    errors: Sequence[Mapping[str, Any]], cls: type, values: Any, source: str
-) -> ConfigError:
+def _as_config_error(errors: Sequence[Mapping[str, Any]], cls: type, source: str) -> ConfigError:
     """The first of pydantic's errors as a person reads it."""
-    error = errors[0]
+    unknown_first = sorted(errors, key=lambda one: one["type"] != "unexpected_keyword_argument")
+    error = unknown_first[0]
     kind, loc = error["type"], tuple(error["loc"])
     names = [str(part) for part in loc if isinstance(part, str) and part != "[key]"]
     if kind == "unexpected_keyword_argument":
         known = fields_in_file(_contract_in(_type_at(cls, loc[:-1])))
         require_key(names[-1], known, ", ".join([source, *names[:-1]]))
     if kind == "missing":
-        missing = [str(one["loc"][-1]) for one in errors if one["type"] == kind]
+        here = [one["loc"] for one in errors if one["type"] == kind]
+        missing = [str(other[-1]) for other in here if other[:-1] == loc[:-1]]
         where = ", ".join([source, *names[:-1]])
         return ConfigError(f"{where} has no {', '.join(missing)}", "add what is missing")
     if not loc:  # half a surrogate pair, which YAML and JSON can spell
         return ConfigError(f"{source} holds a text that is no Unicode", "write that text anew")
-    given = _value_at(values, loc)
+    given = error["input"]
+    is_foreign = isinstance(given, dict) and _FOREIGN in given
+    shown = given[_FOREIGN] if is_foreign else short(given)
+    verb = "holds" if isinstance(loc[-1], int) else "is"
     if loc[-1] == "[key]":
-        names.pop()
-    holds = isinstance(loc[-1], int) or loc[-1] == "[key]"
+        names, verb = names[:-1], "has the key"
     fix = _WRITE.get(kind, str(error["msg"]))
     if kind == "literal_error":
         fix = "use one of " + ", ".join(re.findall(r"'([^']*)'", error["ctx"]["expected"]))
     if len(loc) == 1 and type(None) in typing.get_args(_type_at(cls, loc)):
         fix += " or null"
-    if kind == "string_type" and not source.endswith(".json") and not isinstance(given, dict):
+    is_one_value = is_foreign or not isinstance(given, dict)
+    if kind == "string_type" and is_one_value and not source.endswith(".json"):
         fix += "; YAML takes words such as no, off, 12 or 2024-01-31 for something else: use quotes"
-    return ConfigError(
-        _said(source, f"{', '.join(names)} {'holds' if holds else 'is'} {short(given)}"), fix
-    )
+    return ConfigError(_said(source, f"{', '.join(names)} {verb} {shown}"), fix)
 
 
 def _type_at(hint: Any, loc: Sequence[int | str]) -> Any:
@@ -314,18 +320,6 @@ def _contract_in(hint: Any) -> Any:
     """X of X | None, and all else as it is."""
     args = typing.get_args(hint)
     return next(one for one in args if one is not type(None)) if type(None) in args else hint
-
-
-def _value_at(values: Any, loc: Sequence[int | str]) -> Any:
-    """What a person gave at this place, as it was given."""
-    for number, part in enumerate(loc):
-        if part == "[key]":
-            return loc[number - 1]
-        if isinstance(values, Mapping):
-            values = next(item for key, item in values.items() if str(key) == part)
-        else:
-            values = getattr(values, part) if isinstance(part, str) else values[part]
-    return values
 
 
 def short(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import typing
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from fedfms.contracts.decode import (
 )
 from fedfms.errors import ConfigError
 
+P = typing.TypeVar("P", "Folder", "Reading", "Labels", "Compute", "Setup")
 ImageFormat = Literal["nifti", "dicom", "image", "npy"]
 
 _CONTROLS = ("Cc", "Zl", "Zp")  # categories of characters that no glob or expression means
@@ -365,6 +367,11 @@ class SiteConfig(Setup, Labels, Folder):
             f"label_names is given, and format: {self.format} has no names in its labels",
             "remove label_names, or set format: dicom",
         )
+
+    def part(self, kind: type[P]) -> P:
+        """One of the parts alone, such as `Reading`."""
+        names = [f.name for f in dataclasses.fields(typing.cast(Any, kind))]
+        return kind(**{name: getattr(self, name) for name in names})
 
     @classmethod
     def from_yaml(
