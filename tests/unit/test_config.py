@@ -2,6 +2,7 @@ import dataclasses
 import json
 import random
 import typing
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,15 @@ from fedfms.contracts.decode import OPTIONS, changed, read_yaml
 from fedfms.contracts.machine import Machine
 from fedfms.contracts.policy import Policy
 from fedfms.contracts.recipe import BACKBONES, JOB_RECIPE, Recipe, read_job_recipe
-from fedfms.contracts.site import Intensity, SiteConfig
+from fedfms.contracts.site import (
+    Compute,
+    Folder,
+    Intensity,
+    Labels,
+    Reading,
+    Setup,
+    SiteConfig,
+)
 from fedfms.errors import ConfigError
 
 MINIMAL = {
@@ -775,3 +784,31 @@ def test_the_recipes_of_the_jobs_keep_their_hashes():
         "fedsam": "97f0827e12a1166605b3bcbfc659f068709136f787f4ae7183adc59907abac4e",
     }
     assert {name: Recipe.from_json(jobs / name / JOB_RECIPE).sha256 for name in hashes} == hashes
+
+
+# --------------------------------------------------------------------------------- a site in parts
+
+
+def test_a_flat_file_is_read_into_the_parts_of_a_site(tmp_path):
+    text = SITE + "plane: coronal\nthreads: 3\nmin_cases: 7\nvalidation_seed: 5\n"
+    config = site_of(tmp_path, text)
+    assert config.part(Reading) == Reading(format="nifti", plane="coronal")
+    assert config.part(Labels) == Labels(classes={"hippocampus": (1, 2)})
+    assert config.part(Compute) == Compute(threads=3)
+    assert config.part(Folder) == Folder(
+        data_root=tmp_path / "images-of-the-hospital",
+        format="nifti",
+        images="images/*.nii.gz",
+        labels="labels/*.nii.gz",
+        validation_seed=5,
+    )
+    assert config.part(Setup) == Setup(format="nifti", plane="coronal", threads=3)
+    in_parts = {f.name for kind in (Folder, Reading, Labels, Compute) for f in fields(kind)}
+    assert {f.name for f in fields(SiteConfig)} - in_parts == {"min_cases"}
+
+
+def test_a_part_alone_is_checked_as_in_a_site():
+    assert refusal(Reading, format="dicom", plane="stored").fix.startswith("set plane: axial")
+    assert refusal(Compute, threads=0).problem == "threads is 0"
+    assert "no label values" in refusal(Labels, classes={"a": ()}).problem
+    assert refusal(Setup, format="nifti", device="tpu").problem == "device is 'tpu'"
