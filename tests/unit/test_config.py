@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import random
 import typing
 from dataclasses import fields
@@ -812,3 +813,13 @@ def test_a_part_alone_is_checked_as_in_a_site():
     assert refusal(Compute, threads=0).problem == "threads is 0"
     assert "no label values" in refusal(Labels, classes={"a": ()}).problem
     assert refusal(Setup, format="nifti", device="tpu").problem == "device is 'tpu'"
+
+
+def test_a_folder_whose_name_is_no_text_is_read_as_it_is(tmp_path):
+    odd = tmp_path / os.fsdecode(b"M\xfcnchen")
+    config = SiteConfig.from_yaml(write_site(tmp_path), odd, "--data")
+    assert os.fsencode(config.data_root).endswith(b"M\xfcnchen")
+    odd.mkdir()
+    written = SiteConfig.from_yaml(write_site(odd, cache="prepared"))
+    assert written.cache == odd / "prepared"
+    assert changed(written, {"threads": 2}, OPTIONS).cache == odd / "prepared"

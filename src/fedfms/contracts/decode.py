@@ -6,11 +6,12 @@ import dataclasses
 import difflib
 import functools
 import json
+import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fedfms.contracts.yaml_text import parse_yaml
 from fedfms.errors import ConfigError
@@ -219,6 +220,29 @@ def _adapter(cls: Any) -> Any:
     return TypeAdapter(cls)
 
 
+class _AnyBytes:
+    """Of a path: its name may hold bytes that are no text, which JSON has not."""
+
+    BEGIN = "\0bytes:"  # no name of a file holds this
+
+    def write(self, path: Path) -> str:
+        return self.BEGIN + os.fsencode(path).hex()
+
+    def read(self, text: str) -> Path:
+        if text.startswith(self.BEGIN):
+            return Path(os.fsdecode(bytes.fromhex(text.removeprefix(self.BEGIN))))
+        return Path(text)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(
+            self.read, core_schema.str_schema(strict=True)
+        )
+
+
+AnyPath = Annotated[Path, _AnyBytes()]  # of a field; values are paths, or their texts
+
 _FOREIGN = ""  # key of what stands for a value that JSON has not
 
 
@@ -231,7 +255,7 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {name: _plain(getattr(value, name)) for name in fields_in_file(type(value))}
     if isinstance(value, Path):
-        return str(value)
+        return _AnyBytes().write(value)
     if value is None or isinstance(value, str | int | float):
         return value
     return {_FOREIGN: repr(value)}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedfms.contracts.decode import (
+    AnyPath,
     from_dict,
     read_yaml,
     require,
@@ -59,7 +60,7 @@ class Intensity:
             require(
                 value is None or math.isfinite(value),
                 f"intensity {name} is {value}",
-                f"write a number for {name} under intensity",
+                f"write a number for {name}",
             )
         if self.rule == "window":
             require(
@@ -72,7 +73,7 @@ class Intensity:
         require(
             low < high,
             f"intensity low is {low} and high is {high}",
-            "set low below high under intensity",
+            "set low below high",
         )
         if self.rule == "percentile":
             require(
@@ -104,7 +105,7 @@ class Intensity:
         return from_dict(
             cls,
             {"rule": rule, **dict(zip(keys, values, strict=False)), "rounding": rounding},
-            "the intensity",
+            f"the intensity {text!r}",
         )
 
     @property
@@ -143,7 +144,7 @@ class Folder:
     label, which is how the two are paired, unless `pair_by` says otherwise.
     """
 
-    data_root: Path  # the mounted folder; SITE_DATA in the environment goes before it
+    data_root: AnyPath  # the mounted folder; SITE_DATA in the environment goes before it
     format: ImageFormat
     images: str  # glob, such as images/*.nii.gz
     labels: str  # glob, such as labels/*.nii.gz
@@ -319,7 +320,7 @@ class Labels:
 class Compute:
     """What a site computes on, and with how much of it."""
 
-    cache: Path | None = None  # folder for prepared slices; none: prepared anew at each start
+    cache: AnyPath | None = None  # folder for prepared slices; none: prepared anew at each start
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     threads: int | None = None  # CPU threads of torch; none: torch decides
     workers: int = 0  # data loader processes
@@ -388,22 +389,23 @@ class SiteConfig(Setup, Labels, Folder):
         """
         values = read_yaml(path)
         if data_root is not None:
-            values["data_root"] = str(_folder(data_root, Path()))
+            values["data_root"] = _folder(data_root, Path())
         require(
             "data_root" in values,
             f"{path} does not say where the data is",
             "name the folder with --data, set SITE_DATA to it, or add data_root to site.yml",
         )
-        for key in ("data_root", "cache"):
-            if values.get(key) is not None or (key == "data_root" and data_root is None):
-                values[key] = str(_written_folder(values[key], path.parent, f"{path}, {key}"))
+        if data_root is None:
+            values["data_root"] = _written_folder(values["data_root"], path, "data_root")
+        if values.get("cache") is not None:
+            values["cache"] = _written_folder(values["cache"], path, "cache")
         if isinstance(values.get("classes"), dict):
             values["classes"] = {
-                name: _label_values(given, f"{path}, classes, {name}")
+                name: _label_values(given, f"{path}: classes, {name}")
                 for name, given in values["classes"].items()
             }
         if "background" in values:
-            values["background"] = _label_values(values["background"], f"{path}, background")
+            values["background"] = _label_values(values["background"], f"{path}: background")
         site = from_dict(cls, values, str(path))
         if data_root is None:
             return site
@@ -418,18 +420,19 @@ def _folder(name: str | Path, start: Path) -> Path:
         return (start / name).resolve()
 
 
-def _written_folder(given: Any, start: Path, where: str) -> Path:
+def _written_folder(given: Any, file: Path, key: str) -> Path:
     """A folder as it stands in a file.
 
     Raises:
         ConfigError: it is no text, is empty, or no file system has such a name.
     """
+    where = f"{file}: {key}"
     fix = "write the folder's path, in single quotes if it holds a \\, # or :"
     require(isinstance(given, str) and given.strip() != "", f"{where} is {short(given)}", fix)
     has_control = any(unicodedata.category(character) in _CONTROLS for character in given)
     require(not has_control, f"{where} holds a control character: {given!r}", fix)
     try:
-        return _folder(given, start)
+        return _folder(given, file.parent)
     except ValueError:  # what has no bytes in any name
         raise ConfigError(f"{where} is {given!r}, which no folder is called", fix) from None
 

@@ -196,7 +196,7 @@ def _different_slices(sites: Sequence[Site]) -> list[str]:
     told = []
     for site in sites:
         read_policy(site.folder / "policy")
-        config = SiteConfig.from_yaml(site.folder / "site.yml", site.data)
+        config = SiteConfig.from_yaml(site.folder / "site.yml", site.data, "--data")
         told.append(Announcement(site.name, slicing=Slicing.of(config)))
     return [*(problem.text for problem in slicing_problems(told)), *slicing_warnings(told)]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedfms.contracts.decode import from_dict, read_yaml, require_known
+from fedfms.contracts.decode import AnyPath, from_dict, read_yaml, require_known
 from fedfms.contracts.recipe import JOB_RECIPE, Recipe, read_job_recipe
 from fedfms.errors import ConfigError
 from fedfms.local.sites import Site, find_sites
@@ -31,8 +31,8 @@ class Phantoms:
 class MethodEntry:
     """One method of a study, under the study's own name for it."""
 
-    job: Path  # job folder; its recipe is the method's
-    recipe: Path | None = None  # goes before the job's own
+    job: AnyPath  # job folder; its recipe is the method's
+    recipe: AnyPath | None = None  # goes before the job's own
     set: dict[str, Any] = field(default_factory=dict)  # values of the recipe
 
     def __post_init__(self) -> None:
@@ -51,8 +51,8 @@ class Study:
     """
 
     methods: dict[str, MethodEntry]
-    sites: Path | None = None  # folder with one folder for each site, each with a site.yml
-    data: Path | None = (
+    sites: AnyPath | None = None  # folder with one folder for each site, each with a site.yml
+    data: AnyPath | None = (
         None  # the images of each site in a folder of its name, if not where it says
     )
     phantoms: Phantoms | None = None  # in place of sites
@@ -110,7 +110,7 @@ class Study:
             values["holdout"] = [values["holdout"]]
         for key in ("sites", "data"):
             if isinstance(values.get(key), str):
-                values[key] = str((folder / Path(values[key]).expanduser()).resolve())
+                values[key] = (folder / Path(values[key]).expanduser()).resolve()
         methods = values.get("methods")
         if not isinstance(methods, dict):
             raise ConfigError(
@@ -120,12 +120,12 @@ class Study:
         for entry in methods.values():
             for key in ("job", "recipe"):
                 if isinstance(entry, dict) and isinstance(entry.get(key), str):
-                    entry[key] = str((folder / entry[key]).resolve())
+                    entry[key] = (folder / entry[key]).resolve()
         if sites is not None:
-            values["sites"] = str(sites.resolve())
+            values["sites"] = sites.resolve()
             values.pop("phantoms", None)
         if data is not None:
-            values["data"] = str(data.resolve())
+            values["data"] = data.resolve()
         if engine is not None:
             values["engine"] = engine
         return from_dict(cls, values, str(path))
