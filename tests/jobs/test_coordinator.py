@@ -24,8 +24,8 @@ import yaml
 from console import console
 from federations import JOBS, of_kind, processes_below, read_records, wait_until, write_sites
 
+from fedfms.contracts.announcement import Announcement
 from fedfms.errors import ConfigError, FederationError
-from fedfms.flare.announce import Announcement
 from fedfms.flare.session import (
     Coordinator,
     check_announcements,

@@ -1,16 +1,26 @@
 import dataclasses
 import json
+import os
 import random
 import typing
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from fedfms.contracts.decode import read_yaml
+from fedfms.contracts.decode import OPTIONS, changed, read_yaml
 from fedfms.contracts.machine import Machine
 from fedfms.contracts.policy import Policy
 from fedfms.contracts.recipe import BACKBONES, JOB_RECIPE, Recipe, read_job_recipe
-from fedfms.contracts.site import Intensity, SiteConfig
+from fedfms.contracts.site import (
+    Compute,
+    Folder,
+    Intensity,
+    Labels,
+    Reading,
+    Setup,
+    SiteConfig,
+)
 from fedfms.errors import ConfigError
 
 MINIMAL = {
@@ -396,12 +406,12 @@ def test_intensity_bounds_have_the_defaults_of_their_rule():
     [
         ({"imges": "x/*"}, "imges", "did you mean images?"),
         ({"format": "jpeg"}, "format is 'jpeg'", "nifti, dicom, image, npy"),
-        ({"images": "images"}, "images in site.yml", "with a *"),
-        ({"images": "/data/*.nii"}, "images in site.yml", "relative to data_root"),
-        ({"labels": "../labels/*.nii"}, "labels in site.yml", "relative to data_root"),
+        ({"images": "images"}, "images is", "with a *"),
+        ({"images": "/data/*.nii"}, "images is", "relative to data_root"),
+        ({"labels": "../labels/*.nii"}, "labels is", "relative to data_root"),
         ({"labels": "images/*.nii.gz"}, "the same glob", "label files"),
-        ({"classes": "{}"}, "classes in site.yml is empty", "nucleus: [255]"),
-        ({"classes": "{a: []}"}, "class a in site.yml has no label values", "not_annotated"),
+        ({"classes": "{}"}, "classes is empty", "nucleus: [255]"),
+        ({"classes": "{a: []}"}, "class a has no label values", "not_annotated"),
         ({"classes": "{a: 1}"}, "is 1", "write a list"),
         ({"classes": "{a: [0]}"}, "label value 0 is background and class", "not both"),
         ({"classes": "{a b: [1]}"}, "'a b'", "letters, digits"),
@@ -423,7 +433,7 @@ def test_intensity_bounds_have_the_defaults_of_their_rule():
         ({"pair_by": "reference"}, "format: nifti has no references", "folder"),
         ({"pair_by": "patient"}, "there is no patient", "patient:"),
         ({"patient": '"\\b(p1)"'}, "control character", "single quotes"),
-        ({"not_annotated": "[no]"}, "(False,)", "use quotes"),
+        ({"not_annotated": "[no]"}, "not_annotated holds False", "use quotes"),
         ({"series": "12"}, "series is 12", "use quotes"),
         (
             {"not_annotated": "[hippocampus]"},
@@ -465,8 +475,8 @@ def test_intensity_bounds_have_the_defaults_of_their_rule():
         ({"cache": '"\\ud800"'}, "which no folder is called", "the folder's path"),
         ({"cache": "[a]"}, "cache is ['a']", "the folder's path"),
         ({"classes": "nonzero"}, "classes is 'nonzero'", "name: value"),
-        ({"classes": "{a: [nonzero, true]}"}, " …", "a whole number"),
-        ({"classes": "{a: [1-3, [2]]}"}, "classes is", "a whole number"),
+        ({"classes": "{a: [nonzero, true]}"}, "classes, a holds True", "a whole number"),
+        ({"classes": "{a: [1-3, [2]]}"}, "classes, a holds [2]", "a whole number"),
         ({"classes": "{a: }"}, "classes, a is None", "write a list"),
         ({"classes": "&c {a: *c}"}, "recursive", "in quotes"),
     ],
@@ -705,3 +715,111 @@ def test_draws_and_orders_that_mean_nothing_are_refused():
         assert "start_draws" in refusal(recipe, start_draws=bad).problem
     assert "twice" in refusal(recipe, site_order=["a", "b", "a"]).problem
     assert recipe(start_draws=[1, 1]).sha256 == recipe(start_draws=["1", 1.0]).sha256
+
+
+# ------------------------------------------------------------------------- where a value came from
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [("rounds=0", "--set: rounds is 0"), ("method=x", "--set: method is 'x'")],
+)
+def test_a_value_given_by_set_is_never_blamed_on_the_file(tmp_path, override, problem):
+    (tmp_path / "recipe.json").write_text(json.dumps(MINIMAL))
+    error = refusal(Recipe.from_json(tmp_path / "recipe.json").with_overrides, [override])
+    assert error.problem == problem
+    assert "recipe.json" not in error.problem + error.fix
+
+
+def test_a_value_of_a_file_is_told_with_the_path_of_that_file(tmp_path):
+    cases = [
+        (Recipe.from_json, "recipe.json", json.dumps({**MINIMAL, "rounds": 0}), "rounds is 0"),
+        (Recipe.from_json, "recipe.json", json.dumps({**MINIMAL, "rounds": "x"}), "rounds is 'x'"),
+        (SiteConfig.from_yaml, "site.yml", SITE + "workers: -1\n", "workers is -1"),
+        (SiteConfig.from_yaml, "site.yml", SITE + "workers: many\n", "workers is 'many'"),
+        (SiteConfig.from_yaml, "site.yml", SITE + "intensity: {rul: range}\n", None),
+    ]
+    for read, name, text, problem in cases:
+        path = tmp_path / name
+        path.write_text(text)
+        said = problem or "unknown key 'rul'"
+        where = str(path) if problem else f"{path}, intensity"
+        assert refusal(read, path).problem == f"{where}: {said}"
+
+
+def test_an_option_of_a_command_is_blamed_as_that_option(tmp_path):
+    config = SiteConfig.from_yaml(write_site(tmp_path), Path("/data"), "--data")
+    error = refusal(changed, config, {"plane": "slanted"}, OPTIONS)
+    assert error.problem == "--plane is 'slanted'"
+    assert error.fix == "use one of axial, coronal, sagittal, stored"
+    assert refusal(changed, config, {"device": "tpu"}, OPTIONS).problem == "--device is 'tpu'"
+    made = changed(config, {"plane": "coronal", "intensity": Intensity(rule="range")}, OPTIONS)
+    assert made == dataclasses.replace(config, plane="coronal", intensity=Intensity(rule="range"))
+    assert made.data_root_named_by == "--data"
+
+
+def test_a_value_deep_in_a_file_is_told_with_its_place(tmp_path):
+    text = SITE.replace("[1, 2]", "[1, 1.5]")
+    assert "classes, hippocampus holds 1.5" in refusal(site_of, tmp_path, text).problem
+    dated = SITE + "series: 2024-01-31\n"
+    error = refusal(site_of, tmp_path, dated)
+    assert "series is datetime.date(2024, 1, 31)" in error.problem and "use quotes" in error.fix
+    names = SITE.replace("nifti", "dicom") + "label_names: {a: [x]}\n"
+    assert "label_names has the key 'a'" in refusal(site_of, tmp_path, names).problem
+    both = SITE + "intensity: {rule: percentil, hihg: 3}\n"
+    assert "did you mean high?" in refusal(site_of, tmp_path, both).fix
+    half = SITE + 'series: "\\ud800"\n'
+    assert "no Unicode" in refusal(site_of, tmp_path, half).problem
+    assert "a number or null" in refusal(recipe, clip_grad_norm="much").fix
+
+
+def site_of(folder, text):
+    return SiteConfig.from_yaml(write_site(folder, text))
+
+
+def test_the_recipes_of_the_jobs_keep_their_hashes():
+    jobs = Path(__file__).parents[2] / "jobs"
+    hashes = {
+        "evaluate": "9f05a2a6e2d16772a9d09c3cfd8113250d2b702be47f6e17903095d2eb760852",
+        "fedmsa": "9f05a2a6e2d16772a9d09c3cfd8113250d2b702be47f6e17903095d2eb760852",
+        "fedsam": "97f0827e12a1166605b3bcbfc659f068709136f787f4ae7183adc59907abac4e",
+    }
+    assert {name: Recipe.from_json(jobs / name / JOB_RECIPE).sha256 for name in hashes} == hashes
+
+
+# --------------------------------------------------------------------------------- a site in parts
+
+
+def test_a_flat_file_is_read_into_the_parts_of_a_site(tmp_path):
+    text = SITE + "plane: coronal\nthreads: 3\nmin_cases: 7\nvalidation_seed: 5\n"
+    config = site_of(tmp_path, text)
+    assert config.part(Reading) == Reading(format="nifti", plane="coronal")
+    assert config.part(Labels) == Labels(classes={"hippocampus": (1, 2)})
+    assert config.part(Compute) == Compute(threads=3)
+    assert config.part(Folder) == Folder(
+        data_root=tmp_path / "images-of-the-hospital",
+        format="nifti",
+        images="images/*.nii.gz",
+        labels="labels/*.nii.gz",
+        validation_seed=5,
+    )
+    assert config.part(Setup) == Setup(format="nifti", plane="coronal", threads=3)
+    in_parts = {f.name for kind in (Folder, Reading, Labels, Compute) for f in fields(kind)}
+    assert {f.name for f in fields(SiteConfig)} - in_parts == {"min_cases"}
+
+
+def test_a_part_alone_is_checked_as_in_a_site():
+    assert refusal(Reading, format="dicom", plane="stored").fix.startswith("set plane: axial")
+    assert refusal(Compute, threads=0).problem == "threads is 0"
+    assert "no label values" in refusal(Labels, classes={"a": ()}).problem
+    assert refusal(Setup, format="nifti", device="tpu").problem == "device is 'tpu'"
+
+
+def test_a_folder_whose_name_is_no_text_is_read_as_it_is(tmp_path):
+    odd = tmp_path / os.fsdecode(b"M\xfcnchen")
+    config = SiteConfig.from_yaml(write_site(tmp_path), odd, "--data")
+    assert os.fsencode(config.data_root).endswith(b"M\xfcnchen")
+    odd.mkdir()
+    written = SiteConfig.from_yaml(write_site(odd, cache="prepared"))
+    assert written.cache == odd / "prepared"
+    assert changed(written, {"threads": 2}, OPTIONS).cache == odd / "prepared"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -26,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).parent / "data"))  # the DICOM files of th
 from dicom_files import grid, segmentation, series, stored_values, true_values, write, write_series
 
 from fedfms.contracts.recipe import BACKBONES, Recipe
+from fedfms.contracts.site import Setup
 from fedfms.data.content import read_bytes
 from fedfms.errors import SiteDataError
 from fedfms.exchange.payload import read_travelling, save_tensors
-from fedfms.export.bundle import default_site
 from fedfms.export.run import export_model
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
@@ -390,7 +389,7 @@ def test_a_folder_that_cannot_be_entered_is_named_as_an_image(open_folder, model
         (open_folder / name).parent.mkdir(exist_ok=True)
         (open_folder / name).with_suffix(".nii").write_bytes(b"x")
     (open_folder / "closed").chmod(mode)
-    site = dataclasses.replace(default_site(recipe), format="dicom")
+    site = Setup(format="dicom")
     with a_plain_user():
         items = find_items(open_folder, open_folder / "masks", recipe)
         assert [item.name for item in items] == ["a.nii", "open/c.nii", "closed"]

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from fedfms import cli
 from fedfms.cli import common, export, jobs, kits, main, predict, site
+from fedfms.contracts.announcement import Announcement
 from fedfms.errors import ConfigError
 from fedfms.export.run import Exported, ExportedFile
-from fedfms.flare.announce import Announcement
 from fedfms.flare.progress import Event
 from fedfms.flare.session import JobState
 from fedfms.predict.find import Item as Image

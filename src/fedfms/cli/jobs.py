@@ -38,7 +38,7 @@ from fedfms.cli.common import (
 from fedfms.errors import FederationError, FedfmsError
 
 if TYPE_CHECKING:
-    from fedfms.flare.announce import Announcement
+    from fedfms.contracts.announcement import Announcement
     from fedfms.flare.follow import JobEnd, OnEvent
     from fedfms.flare.progress import Event
     from fedfms.flare.session import Coordinator, JobState

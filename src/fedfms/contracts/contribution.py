@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, StringConstraints
+
+from fedfms.contracts.decode import Misfits, validate
+from fedfms.contracts.wire import Count, Name, Number, Seconds, Sha256
 from fedfms.errors import ContributionRefused
 
 METRICS = ("dice", "iou", "hd95", "dice_slice", "iou_slice")
-UNITS = ("mm", "px")
 PHASES = ("prepare", "evaluate", "train", "exchange")
 MAX_PICTURES = 32  # beside one contribution
 MAX_PICTURE_BYTES = 2 * 1024 * 1024
+
+
+ModelName = Literal["round", "final", "best"]
+MetricName = Annotated[str, StringConstraints(pattern=f"^({'|'.join(METRICS)})$")]
+Phase = Annotated[str, StringConstraints(pattern=f"^({'|'.join(PHASES)})$")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,37 +31,37 @@ class Metric:
     contribution's `distance_unit`. dice_slice, iou_slice: per slice at native resolution.
     """
 
-    class_name: str
-    metric: str  # one of METRICS
-    mean: float | None  # None: fewer cases than the site lets out, or none with a value
-    std: float | None  # over cases (slices for *_slice), population standard deviation
-    cases: int  # cases (or slices) with a value
-    empty: int  # cases (or slices) without foreground in truth and prediction
+    class_name: Name
+    metric: MetricName
+    mean: Number | None  # None: fewer cases than the site lets out, or none with a value
+    std: Number | None  # over cases (slices for *_slice), population standard deviation
+    cases: Count  # cases (or slices) with a value
+    empty: Count  # cases (or slices) without foreground in truth and prediction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contribution:
     """A site's answer to one task, without the tensors."""
 
-    site: str
+    site: Name
     kind: Literal["train", "evaluate"]
     role: Literal["train", "holdout"]
-    round: int  # from 0; for "evaluate" the number of rounds trained
-    model: str  # which model the metrics are of: "round" (as received), "final", "best"
-    recipe_sha256: str
-    backbone_sha256: str
-    package_version: str
-    training_slices: int  # the averaging weight; 0 for a holdout
-    training_cases: int
-    evaluated_cases: int
-    metrics: tuple[Metric, ...] = ()
+    round: Count  # from 0; for "evaluate" the number of rounds trained
+    model: ModelName  # which model the metrics are of: "round" (as received), "final", "best"
+    recipe_sha256: Sha256
+    backbone_sha256: Sha256
+    package_version: Name
+    training_slices: Count  # the averaging weight; 0 for a holdout
+    training_cases: Count
+    evaluated_cases: Count
+    metrics: Annotated[tuple[Metric, ...], Field(max_length=1000)] = ()
     distance_unit: Literal["mm", "px"] = "px"  # of hd95; files without a voxel size count pixels
-    loss: float | None = None  # mean over the round's steps
-    seconds: dict[str, float] = field(default_factory=dict)  # by phase, keys from PHASES
+    loss: Number | None = None  # mean over the round's steps
+    seconds: dict[Phase, Seconds] = field(default_factory=dict)  # by phase
     # by phase: of the trainer process, or of its GPU where it has one
-    peak_memory_bytes: dict[str, int] = field(default_factory=dict)
-    micro_batch: int = 0  # slices in memory at once, after out-of-memory halvings
-    update_norm: float | None = None  # L2 norm of the difference as sent
+    peak_memory_bytes: dict[Phase, Count] = field(default_factory=dict)
+    micro_batch: Count = 0  # slices in memory at once, after out-of-memory halvings
+    update_norm: Number | None = None  # L2 norm of the difference as sent
 
     @property
     def mean_dice(self) -> float | None:
@@ -78,106 +83,23 @@ class Contribution:
             ContributionRefused: code malformed-report; an entry is unknown, missing, or not of its
                 kind. No free text passes: every text is a short name, a version or a hash.
         """
-        _check_entries(values, cls, _CONTRIBUTION, "the report")
-        metrics = values.get("metrics", ())
-        for metric in metrics:
-            _check_entries(metric, Metric, _METRIC, "a metric")
-        return cls(**{**values, "metrics": tuple(Metric(**metric) for metric in metrics)})
+        try:
+            return validate(cls, values)
+        except Misfits as misfits:
+            raise _malformed(misfits) from None
 
 
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
-
-
-def _number(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
-
-
-def _number_or_none(value: Any) -> bool:
-    return value is None or _number(value)
-
-
-def _text(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None
-
-
-def _one_of(*allowed: str) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and value in allowed
-
-
-def _seconds(value: Any) -> bool:
-    return _number(value) and value >= 0
-
-
-def _by_phase(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, dict)
-        and all(phase in PHASES and check(spent) for phase, spent in value.items())
-    )
-
-
-def _list(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) <= 1000
-
-
-_METRIC: dict[str, Callable[[Any], bool]] = {
-    "class_name": _text(_WORD),
-    "metric": _one_of(*METRICS),
-    "mean": _number_or_none,
-    "std": _number_or_none,
-    "cases": _count,
-    "empty": _count,
-}
-
-_CONTRIBUTION: dict[str, Callable[[Any], bool]] = {
-    "site": _text(_WORD),
-    "kind": _one_of("train", "evaluate"),
-    "role": _one_of("train", "holdout"),
-    "round": _count,
-    "model": _one_of("round", "final", "best"),
-    "recipe_sha256": _text(_SHA256),
-    "backbone_sha256": _text(_SHA256),
-    "package_version": _text(_WORD),
-    "training_slices": _count,
-    "training_cases": _count,
-    "evaluated_cases": _count,
-    "metrics": _list,
-    "distance_unit": _one_of(*UNITS),
-    "loss": _number_or_none,
-    "seconds": _by_phase(_seconds),
-    "peak_memory_bytes": _by_phase(_count),
-    "micro_batch": _count,
-    "update_norm": _number_or_none,
-}
-
-
-def _check_entries(
-    values: Any, cls: type, checks: dict[str, Callable[[Any], bool]], what: str
-) -> None:
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise _malformed(f"{what} is no JSON object")
-    if strange := sorted(set(values) - set(checks)):
-        raise _malformed(f"{what} has the unknown entry {strange[0][:64]!r}")
-    required = {f.name for f in dataclasses.fields(cls) if _has_no_default(f)}
-    if missing := sorted(required - set(values)):
-        raise _malformed(f"{what} has no entry {missing[0]}")
-    for key, value in values.items():
-        if not checks[key](value):
-            raise _malformed(f"{key} of {what} cannot be used")
-
-
-def _has_no_default(f: dataclasses.Field[Any]) -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-
-
-def _malformed(what: str) -> ContributionRefused:
+def _malformed(misfits: Misfits) -> ContributionRefused:
+    what, *names = "the report", *(str(part) for part in misfits.loc)
+    if names[:1] == ["metrics"] and len(names) > 2:
+        what, names = "a metric", names[2:]
+    said = {
+        "unknown": f"{what} has the unknown entry {names[-1][:64]!r}" if names else "",
+        "missing": f"{what} has no entry {names[-1]}" if names else "",
+        "unusable": f"{names[0][:64]} of {what} cannot be used" if names else "",
+    }[misfits.kind]
     return ContributionRefused(
-        f"the site's report is malformed: {what}",
+        f"the site's report is malformed: {said or 'it is no JSON object'}",
         "install the same version of fedfms at the site and the server",
         code="malformed-report",
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
+import os
 import re
-import types
 import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fedfms.contracts.yaml_text import parse_yaml
 from fedfms.errors import ConfigError
@@ -22,18 +24,6 @@ def require(condition: bool, problem: str, fix: str) -> None:
     """Raise a ConfigError unless the condition holds."""
     if not condition:
         raise ConfigError(problem, fix)
-
-
-def build(cls: type[T], values: dict[str, Any], path: Path) -> T:
-    """As `from_dict`; every error names this very file, since each site has one of that name."""
-    try:
-        return from_dict(cls, values, str(path))
-    except ConfigError as error:
-        if str(path) in error.problem:
-            raise
-        said = error.problem
-        named = said[len(path.name) :] if said.startswith(path.name) else f": {said}"
-        raise ConfigError(f"{path}{named}", error.fix, code=error.code) from None
 
 
 def require_name(name: str, what: str) -> None:
@@ -124,7 +114,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def require_known(cls: type, values: dict[str, Any], source: str) -> None:
+def require_known(cls: type, values: Mapping[str, Any], source: str) -> None:
     """Refuse a key that is none of this config dataclass.
 
     Raises:
@@ -139,55 +129,227 @@ def fields_in_file(cls: type) -> dict[str, dataclasses.Field[Any]]:
     return {f.name: f for f in dataclasses.fields(cls) if f.metadata.get("in_file", True)}
 
 
-def from_dict(cls: type[T], values: dict[str, Any], source: str) -> T:
-    """Build a config dataclass from plain JSON or YAML values; lists become tuples."""
-    hints = typing.get_type_hints(cls)
-    fields = fields_in_file(cls)
+def from_dict(cls: type[T], values: Mapping[str, Any], source: str) -> T:
+    """Build a contract (a dataclass) from plain JSON or YAML values; lists become tuples.
+
+    Types are taken strictly, as pydantic does for JSON; only whole numbers, and texts such as 1e-4
+    (which YAML takes for text), become numbers where a number is asked for.
+
+    Args:
+        cls: the dataclass; what its `__post_init__` refuses is refused here.
+        values: by the names of its fields.
+        source: where they stood, such as a file: every error begins with it. `OPTIONS` for what
+            the options of a command gave.
+
+    Raises:
+        ConfigError: with source, key and value.
+    """
     require_known(cls, values, source)
-    arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        arguments[key] = convert(value, hints[key], f"{source}, {key}")
-    missing = [
-        name
-        for name, f in fields.items()
-        if name not in arguments
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    ]
-    require(not missing, f"{source} has no {', '.join(missing)}", "add what is missing")
-    return cls(**arguments)
+    plain = _plain(values)
+    while True:
+        try:
+            return validate(cls, plain)
+        except Misfits as misfits:
+            wrong = [error for error in misfits.errors if not _made_a_number(plain, error)]
+            if wrong:
+                raise _as_config_error(wrong, cls, source) from None
+        except ConfigError as error:  # of a __post_init__, which cannot know the source
+            problem = _said(source, error.problem)
+            raise ConfigError(problem, error.fix, code=error.code) from None
 
 
-def convert(value: Any, hint: Any, where: str) -> Any:
-    """A plain JSON or YAML value as what a type asks for; what does not fit stays as it is."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in args:
-            return None
-        return convert(value, next(a for a in args if a is not type(None)), where)
-    if origin is tuple:
-        require(
-            isinstance(value, list | tuple), f"{where} is {short(value)}", "write a list, [ … ]"
+def changed(config: T, given: Mapping[str, Any], source: str) -> T:
+    """A contract with other values, as JSON types; errors are of those, see `from_dict`."""
+    cls = type(config)
+    names = [f.name for f in dataclasses.fields(typing.cast(Any, cls))]
+    kept = {name: getattr(config, name) for name in fields_in_file(cls)}
+    beside = {name: getattr(config, name) for name in names if name not in kept}
+    made: Any = from_dict(cls, {**kept, **given}, source)
+    return typing.cast(T, dataclasses.replace(made, **beside))
+
+
+class Misfits(Exception):
+    """What does not fit a contract, as pydantic lists it: type, loc, input, msg of each error."""
+
+    def __init__(self, errors: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(errors[0]["type"])
+        self.errors = errors
+
+    @property
+    def kind(self) -> Literal["unknown", "missing", "unusable"]:
+        """What is wrong first."""
+        kinds: dict[str, Literal["unknown", "missing"]] = {
+            "unexpected_keyword_argument": "unknown",
+            "missing": "missing",
+        }
+        return kinds.get(self.errors[0]["type"], "unusable")
+
+    @property
+    def loc(self) -> tuple[int | str, ...]:
+        """Where that is: names of entries, and numbers in lists."""
+        return tuple(self.errors[0]["loc"])
+
+
+def validate(cls: type[T], values: Any, *, unknown: Literal["forbid", "ignore"] = "forbid") -> T:
+    """The one door from JSON types to a contract, for files and wires.
+
+    Args:
+        cls: a dataclass; constraints stand in its annotations.
+        values: of JSON's types.
+        unknown: what becomes of entries that the dataclass does not have.
+
+    Raises:
+        Misfits: an entry is unknown, missing, or not of its type.
+    """
+    from pydantic import ValidationError
+
+    adapter = _adapter(typing.cast(Any, cls))
+    try:
+        text = json.dumps(values)
+        return typing.cast(T, adapter.validate_json(text, strict=True, extra=unknown))
+    except ValidationError as error:
+        raise Misfits(error.errors(include_url=False)) from None
+    except (TypeError, ValueError, RecursionError):  # nothing that JSON has
+        raise Misfits([{"type": "json", "loc": (), "input": None, "msg": "no JSON"}]) from None
+
+
+@functools.cache
+def _adapter(cls: Any) -> Any:
+    from pydantic import TypeAdapter  # here: commands that decode nothing start without it
+
+    return TypeAdapter(cls)
+
+
+class _AnyBytes:
+    """Of a path: its name may hold bytes that are no text, which JSON has not."""
+
+    BEGIN = "\0bytes:"  # no name of a file holds this
+
+    def write(self, path: Path) -> str:
+        return self.BEGIN + os.fsencode(path).hex()
+
+    def read(self, text: str) -> Path:
+        if text.startswith(self.BEGIN):
+            return Path(os.fsdecode(bytes.fromhex(text.removeprefix(self.BEGIN))))
+        return Path(text)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(
+            self.read, core_schema.str_schema(strict=True)
         )
-        return tuple(convert(item, args[0], where) for item in value)
-    if origin is dict:
-        require(isinstance(value, dict), f"{where} is {short(value)}", "write 'name: value' lines")
-        if args[0] is int:  # JSON and YAML give whole numbers as they are, checked by fits
-            return {key: convert(item, args[1], f"{where}, {key}") for key, item in value.items()}
-        return {str(key): convert(item, args[1], f"{where}, {key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(hint):
-        require(isinstance(value, dict), f"{where} is {short(value)}", "write 'name: value' lines")
-        return from_dict(typing.cast(type, hint), value, where)
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):
-        try:  # YAML reads 1e-4 as text
-            return float(value)
-        except ValueError:
-            return value
-    return value
+
+
+AnyPath = Annotated[Path, _AnyBytes()]  # of a field; values are paths, or their texts
+
+_FOREIGN = ""  # key of what stands for a value that JSON has not
+
+
+def _plain(value: Any) -> Any:
+    """A copy in JSON's types; what JSON has not, such as a date, becomes what no type takes."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value):
+        return {name: _plain(getattr(value, name)) for name in fields_in_file(type(value))}
+    if isinstance(value, Path):
+        return _AnyBytes().write(value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return {_FOREIGN: repr(value)}
+
+
+def _made_a_number(plain: Any, error: Mapping[str, Any]) -> bool:
+    """Puts the number that a text means in its place; whether that was all that was wrong."""
+    if error["type"] != "float_type" or not isinstance(error["input"], str):
+        return False
+    *path, last = error["loc"]
+    for part in path:
+        plain = plain[part]
+    try:
+        plain[last] = float(plain[last])
+    except ValueError:
+        return False
+    return True
+
+
+OPTIONS = "--"  # source: the options of a command
+
+
+def _said(source: str, what: str) -> str:
+    return f"--{what}" if source == OPTIONS else f"{source}: {what}"
+
+
+# by pydantic's type of an error: what to write
+_WRITE = {
+    "int_type": "use a whole number",
+    "int_parsing": "use a whole number",
+    "int_from_float": "use a whole number",
+    "float_type": "use a number",
+    "string_type": "use a text",
+    "bool_type": "use true or false",
+    "tuple_type": "write a list, [ … ]",
+    "dict_type": "write 'name: value' lines",
+    "dataclass_type": "write 'name: value' lines",
+}
+
+
+def _as_config_error(errors: Sequence[Mapping[str, Any]], cls: type, source: str) -> ConfigError:
+    """The first of pydantic's errors as a person reads it."""
+    unknown_first = sorted(errors, key=lambda one: one["type"] != "unexpected_keyword_argument")
+    error = unknown_first[0]
+    kind, loc = error["type"], tuple(error["loc"])
+    names = [str(part) for part in loc if isinstance(part, str) and part != "[key]"]
+    if kind == "unexpected_keyword_argument":
+        known = fields_in_file(_contract_in(_type_at(cls, loc[:-1])))
+        require_key(names[-1], known, ", ".join([source, *names[:-1]]))
+    if kind == "missing":
+        here = [one["loc"] for one in errors if one["type"] == kind]
+        missing = [str(other[-1]) for other in here if other[:-1] == loc[:-1]]
+        where = ", ".join([source, *names[:-1]])
+        return ConfigError(f"{where} has no {', '.join(missing)}", "add what is missing")
+    if not loc:  # half a surrogate pair, which YAML and JSON can spell
+        return ConfigError(f"{source} holds a text that is no Unicode", "write that text anew")
+    given = error["input"]
+    is_foreign = isinstance(given, dict) and _FOREIGN in given
+    shown = given[_FOREIGN] if is_foreign else short(given)
+    verb = "holds" if isinstance(loc[-1], int) else "is"
+    if loc[-1] == "[key]":
+        names, verb = names[:-1], "has the key"
+    fix = _WRITE.get(kind, str(error["msg"]))
+    if kind == "literal_error":
+        fix = "use one of " + ", ".join(re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+    if len(loc) == 1 and type(None) in typing.get_args(_type_at(cls, loc)):
+        fix += " or null"
+    is_one_value = is_foreign or not isinstance(given, dict)
+    if kind == "string_type" and is_one_value and not source.endswith(".json"):
+        fix += "; YAML takes words such as no, off, 12 or 2024-01-31 for something else: use quotes"
+    return ConfigError(_said(source, f"{', '.join(names)} {verb} {shown}"), fix)
+
+
+def _type_at(hint: Any, loc: Sequence[int | str]) -> Any:
+    """The type that a contract asks for at a place in it."""
+    for part in loc:
+        hint = _contract_in(hint)
+        if dataclasses.is_dataclass(hint):
+            hint = typing.get_type_hints(hint)[str(part)]
+        else:  # of a list the first, of a mapping the last, which is what its values are
+            hint = [one for one in typing.get_args(hint) if one is not ...][-1]
+    return hint
+
+
+def _contract_in(hint: Any) -> Any:
+    """X of X | None, and all else as it is."""
+    args = typing.get_args(hint)
+    return next(one for one in args if one is not type(None)) if type(None) in args else hint
+
+
+def short(value: Any) -> str:
+    """A value as it is written, of a long one (a range of label values) the beginning."""
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + " …"
 
 
 def parse_override(key: str, text: str, hint: Any) -> Any:
@@ -203,81 +365,3 @@ def parse_override(key: str, text: str, hint: Any) -> Any:
             f"--set {key}={text}: the value is no number, true, false or null",
             f"look at {key} in the job's recipe.json for an example",
         ) from None
-
-
-def check_types(config: Any, source: str) -> None:
-    """Refuse a config dataclass with a value that is not of its field's type; for __post_init__.
-
-    Raises:
-        ConfigError: naming the field and what it takes.
-    """
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not fits(value, hint):
-            raise ConfigError(
-                f"{source}: {name} is {short(value)}",
-                f"use {_describe(hint)}" + _quotes(value, hint, source),
-            )
-
-
-def short(value: Any) -> str:
-    """A value as it is written, of a long one (a range of label values) the beginning."""
-    text = repr(value)
-    return text if len(text) <= 200 else text[:200] + " …"
-
-
-def _quotes(value: Any, hint: Any, source: str) -> str:
-    """A word for those to whom YAML gave something else than the text that they wrote."""
-    takes_text = hint is str or str in typing.get_args(hint)
-    if source.endswith(".json"):
-        return ""
-    values = value if isinstance(value, tuple) else (value,)
-    if not takes_text or all(one is None or isinstance(one, str | dict) for one in values):
-        return ""
-    return "; YAML takes words such as no, off, 12 or 2024-01-31 for something else: use quotes"
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin is Literal:
-        return value in args
-    if origin in (types.UnionType, typing.Union):
-        return any(fits(value, arg) for arg in args)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(fits(item, args[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(
-            fits(key, args[0]) and fits(item, args[1]) for key, item in value.items()
-        )
-    if hint is type(None):
-        return value is None
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(str(arg) for arg in args)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(_describe(arg) for arg in args)
-    if origin is tuple:
-        return f"a list of {_describe(args[0])}"
-    if origin is dict:
-        return f"'name: value' lines: {_describe(args[0])}, then {_describe(args[1])}"
-    if hint is type(None):
-        return "null"
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        bool: "true or false",
-        Path: "a path",
-    }
-    return names.get(hint, f"a {getattr(hint, '__name__', hint)}")

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfms.contracts.decode import build, check_types, read_json, require
+from fedfms.contracts.decode import from_dict, read_json, require
 from fedfms.contracts.recipe import Method
 
 
@@ -22,26 +22,23 @@ class Policy:
     pictures: bool = False  # prediction overlays of validation cases in the report
 
     def __post_init__(self) -> None:
-        check_types(self, "privacy.json")
-        require(
-            len(self.methods) > 0, "methods in privacy.json is empty", "list fedsam, fedmsa or both"
-        )
+        require(len(self.methods) > 0, "methods is empty", "list fedsam, fedmsa or both")
         for key in ("max_rounds", "min_cases"):
             value = getattr(self, key)
-            require(value >= 1, f"{key} in privacy.json is {value}", f"set {key} to 1 or more")
+            require(value >= 1, f"{key} is {value}", f"set {key} to 1 or more")
         require(
             self.clip_norm is None or (math.isfinite(self.clip_norm) and self.clip_norm > 0),
-            f"clip_norm in privacy.json is {self.clip_norm}",
+            f"clip_norm is {self.clip_norm}",
             "set a positive number, or null for no clipping",
         )
         require(
             math.isfinite(self.noise_std) and self.noise_std >= 0,
-            f"noise_std in privacy.json is {self.noise_std}",
+            f"noise_std is {self.noise_std}",
             "set 0 or more",
         )
         require(
             self.noise_std == 0 or self.clip_norm is not None,
-            "privacy.json asks for noise without a clip_norm",
+            "noise_std asks for noise, and there is no clip_norm",
             "set clip_norm: noise_std is a share of it",
         )
 
@@ -49,4 +46,4 @@ class Policy:
     def from_folder(cls, folder: Path) -> Policy:
         """Read `privacy.json` in the site's policy folder; a missing file closes the door."""
         path = folder / "privacy.json"
-        return build(cls, read_json(path), path)
+        return from_dict(cls, read_json(path), str(path))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedfms.contracts.decode import (
-    check_types,
     from_dict,
     parse_json,
     parse_override,
@@ -105,19 +104,18 @@ class Recipe:
     paper_compat: bool = False  # FedFMS's own behaviour; docs/protocol.md lists what changes
 
     def __post_init__(self) -> None:
-        check_types(self, "recipe.json")
         require(
             re.fullmatch(r"[0-9a-f]{64}", self.backbone_sha256) is not None,
             f"backbone_sha256 is {self.backbone_sha256!r}",
             "write the SHA-256 of the SAM checkpoint, 64 hexadecimal digits (sha256sum FILE)",
         )
-        require(bool(self.classes), "classes is empty", "name at least one class in recipe.json")
+        require(bool(self.classes), "classes is empty", "name at least one class")
         for name in self.classes:
             require_name(name, "class")
         require(
             len(set(self.classes)) == len(self.classes),
             f"classes names one class twice: {', '.join(self.classes)}",
-            "name each class once in recipe.json",
+            "name each class once",
         )
         require(
             not self.exclusive_classes or len(self.classes) > 1,
@@ -126,7 +124,7 @@ class Recipe:
         )
         for key in ("rounds", "local_epochs", "batch_size", "evaluate_every"):
             value = getattr(self, key)
-            require(value >= 1, f"{key} is {value}", f"set {key} to 1 or more in recipe.json")
+            require(value >= 1, f"{key} is {value}", f"set {key} to 1 or more")
         require(
             self.image_size >= self.patch_size and self.image_size % self.patch_size == 0,
             f"image_size is {self.image_size}",
@@ -164,7 +162,7 @@ class Recipe:
         require(
             len(set(self.site_order)) == len(self.site_order),
             f"site_order names one site twice: {', '.join(self.site_order)}",
-            "name each site once in recipe.json",
+            "name each site once",
         )
         for key in ("clip_grad_norm", "max_update_norm"):
             value = getattr(self, key)

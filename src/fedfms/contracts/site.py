@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import typing
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from fedfms.contracts.decode import (
-    build,
-    check_types,
-    fits,
+    AnyPath,
     from_dict,
     read_yaml,
     require,
@@ -22,6 +22,7 @@ from fedfms.contracts.decode import (
 )
 from fedfms.errors import ConfigError
 
+P = typing.TypeVar("P", "Folder", "Reading", "Labels", "Compute", "Setup")
 ImageFormat = Literal["nifti", "dicom", "image", "npy"]
 
 _CONTROLS = ("Cc", "Zl", "Zp")  # categories of characters that no glob or expression means
@@ -44,15 +45,14 @@ class Intensity:
     rounding: Literal["nearest", "truncate"] = "nearest"  # truncate: downwards, as FedFMS
 
     def __post_init__(self) -> None:
-        check_types(self, "site.yml, intensity")
         used, other = ("low", "high"), ("center", "width")
         if self.rule == "window":
             used, other = other, used
         for name in other:
             require(
                 getattr(self, name) is None,
-                f"intensity rule {self.rule!r} has no {name}, which stands in site.yml",
-                f"remove {name}, or write the rule that it belongs to under intensity in site.yml, "
+                f"intensity rule {self.rule!r} has no {name}",
+                f"remove {name}, or write the rule that it belongs to under intensity, "
                 f"such as rule: {'range' if self.rule == 'window' else 'window'}",
             )
         for name in used:
@@ -60,20 +60,20 @@ class Intensity:
             require(
                 value is None or math.isfinite(value),
                 f"intensity {name} is {value}",
-                f"write a number for {name} under intensity in site.yml",
+                f"write a number for {name}",
             )
         if self.rule == "window":
             require(
                 self.center is not None and self.width is not None and self.width > 0,
                 "intensity rule 'window' needs center and width",
-                "add for example center: 40 and width: 400 under intensity in site.yml",
+                "add for example center: 40 and width: 400 under intensity",
             )
             return
         low, high = self.bounds
         require(
             low < high,
             f"intensity low is {low} and high is {high}",
-            "set low below high under intensity in site.yml",
+            "set low below high",
         )
         if self.rule == "percentile":
             require(
@@ -105,7 +105,7 @@ class Intensity:
         return from_dict(
             cls,
             {"rule": rule, **dict(zip(keys, values, strict=False)), "rounding": rounding},
-            "the intensity",
+            f"the intensity {text!r}",
         )
 
     @property
@@ -118,124 +118,74 @@ class Intensity:
         return (low if self.low is None else self.low, high if self.high is None else self.high)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SiteConfig:
-    """What a site's files mean and how its machine is used; `site.yml`, owned by the site.
+def _refuse_controls(config: Any, keys: Sequence[str]) -> None:
+    for key in keys:
+        text = getattr(config, key) or ""
+        require(
+            not any(unicodedata.category(character) in _CONTROLS for character in text),
+            f"{key} holds a control character: {text!r}",
+            f"write {key} in single quotes, in which YAML takes a \\ as it is",
+        )
+
+
+def _require_at_least(config: Any, least: int, keys: Sequence[str]) -> None:
+    for key in keys:
+        value = getattr(config, key)
+        require(
+            value is None or value >= least, f"{key} is {value}", f"set {key} to {least} or more"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """Where a site's cases are, which are alike, and which validate.
 
     Globs are relative to `data_root`; what their wildcards match must be alike for an image and its
     label, which is how the two are paired, unless `pair_by` says otherwise.
     """
 
-    data_root: Path  # the mounted folder; SITE_DATA in the environment goes before it
+    data_root: AnyPath  # the mounted folder; SITE_DATA in the environment goes before it
     format: ImageFormat
     images: str  # glob, such as images/*.nii.gz
     labels: str  # glob, such as labels/*.nii.gz
-    classes: dict[str, tuple[int, ...]]  # class name -> label values that mean it
     # what is alike of an image and its label: what all wildcards match; what those of the folders
     # match; the patient; DICOM: the series that the label names. None: wildcards, but in DICOM the
     # reference where the two globs have different wildcards or are one
     pair_by: Literal["wildcards", "folder", "patient", "reference"] | None = None
-    background: tuple[int, ...] = (0,)  # label values that mean none of the classes
-    # DICOM: label value -> names of the segments or structures that get it; "*" is any other name.
-    # None: the value is SegmentNumber or ROINumber.
-    label_names: dict[int, tuple[str, ...]] | None = None
-    # DICOM: what happens where segments of two label values meet; highest: the larger value stands
-    overlap: Literal["refuse", "highest"] = "refuse"
-    series: str | None = None  # DICOM: regular expression on SeriesDescription, chooses in a folder
-    not_annotated: tuple[str, ...] = ()  # classes this site never drew: their loss is masked here
-    # of the slices of a volume; stored (NIfTI): along the file's third axis, rows its first, as
-    # FedFMS reads them, whatever the patient's position
-    plane: Literal["axial", "coronal", "sagittal", "stored"] = "axial"
-    channels: Literal["gray", "rgb", "neighbours"] = "gray"  # neighbours: slices i-1, i, i+1
-    keep_empty_every: int = 1  # training: every n-th slice without foreground; 1 all, 0 none
-    intensity: Intensity = field(default_factory=Intensity)
     patient: str | None = None  # regular expression on the file name; group 1 is the patient
     validation_fraction: float = 0.2  # of the patients
     validation_seed: int = 0
-    cache: Path | None = None  # folder for prepared slices; none: prepared anew at each start
-    device: str = "auto"  # auto, cpu, cuda, cuda:1
-    threads: int | None = None  # CPU threads of torch; none: torch decides
-    workers: int = 0  # data loader processes
-    # largest number of slices in memory at once; none: batch_size, but 1 above 512 pixels on a CPU
-    micro_batch: int | None = None
-    min_cases: int = 3  # a metric over fewer cases stays at the site
-    stall_seconds: float = 3600.0  # without progress for so long, the trainer ends itself
     # who said where data_root is, for errors; no key of the file
     data_root_named_by: str = field(default="data_root in site.yml", metadata={"in_file": False})
 
     def __post_init__(self) -> None:
-        check_types(self, "site.yml")
-        for key in ("images", "labels", "patient", "series"):
-            text = getattr(self, key) or ""
-            require(
-                not any(unicodedata.category(character) in _CONTROLS for character in text),
-                f"{key} in site.yml holds a control character: {text!r}",
-                f"write {key} in single quotes, in which YAML takes a \\ as it is",
-            )
-        require(
-            len(self.classes) > 0,
-            "classes in site.yml is empty",
-            "map at least one class to its label values, for example nucleus: [255]",
-        )
-        owner: dict[int, str] = {}
-        for name, values in self.classes.items():
-            require_name(name, "class")
-            require(
-                len(values) > 0,
-                f"class {name} in site.yml has no label values",
-                f"give its values, as in {name}: [1], or list it under not_annotated",
-            )
-            outside = [value for value in values if not -32768 <= value <= 32767]
-            require(
-                not outside,
-                f"class {name} in site.yml has the label value {outside[0] if outside else ''}",
-                "use label values from -32768 to 32767",
-            )
-            for value in values:
-                owner[value] = name
-        both = [value for value in self.background if value in owner]
-        require(
-            not both,
-            f"label value {both[0] if both else ''} is background and class at once",
-            "list each label value under classes or under background in site.yml, not both",
-        )
-        twice = [name for name in self.not_annotated if name in self.classes]
-        require(
-            not twice,
-            f"class {twice[0] if twice else ''} has label values and is listed as not annotated",
-            "keep it in one of the two places in site.yml",
-        )
+        _refuse_controls(self, ("images", "labels", "patient"))
         for key in ("images", "labels"):
             pattern = getattr(self, key)
             require(
                 "*" in pattern and not pattern.startswith("/") and ".." not in Path(pattern).parts,
-                f"{key} in site.yml is {pattern!r}",
+                f"{key} is {pattern!r}",
                 "write a glob relative to data_root, with a * that stands for the case's name",
             )
             require(
                 "[^" not in pattern,
-                f"{key} in site.yml is {pattern!r}, in which [^ is no sign of a glob",
+                f"{key} is {pattern!r}, in which [^ is no sign of a glob",
                 "write [!ab] for a letter that is not a or b; a ^ itself may stand behind another",
             )
         require(
-            self.plane != "stored" or self.format != "dicom",
-            "plane in site.yml is stored, and a DICOM series has no order of its own",
-            "set plane: axial, coronal or sagittal",
-        )
-        require(
             self.images != self.labels
             or (self.format == "dicom" and self.pair_by in (None, "reference")),
-            f"images and labels in site.yml are the same glob, {self.images}",
+            f"images and labels are the same glob, {self.images}",
             "point labels at the label files",
         )
         require(
             self.pair_by != "reference" or self.format == "dicom",
-            f"pair_by in site.yml is reference, and format: {self.format} has no references",
+            f"pair_by is reference, and format: {self.format} has no references",
             "use pair_by: wildcards, folder or patient",
         )
         require(
             self.pair_by != "patient" or self.patient is not None or self.format == "dicom",
-            "pair_by in site.yml is patient, and there is no patient in it",
+            "pair_by is patient, and there is no patient in it",
             "add patient: with a regular expression whose group 1 is the patient in the paths of "
             "images and labels",
         )
@@ -244,76 +194,185 @@ class SiteConfig:
             f"validation_fraction is {self.validation_fraction}",
             "set a number between 0 and 1, such as 0.2",
         )
-        for key in ("workers", "keep_empty_every", "validation_seed"):
-            value = getattr(self, key)
-            require(value >= 0, f"{key} is {value}", f"set {key} to 0 or more in site.yml")
-        for key in ("threads", "micro_batch", "min_cases"):
-            value = getattr(self, key)
-            require(
-                value is None or value >= 1,
-                f"{key} is {value}",
-                f"set {key} to 1 or more in site.yml",
-            )
-        require(
-            self.stall_seconds > 0, f"stall_seconds is {self.stall_seconds}", "set seconds above 0"
-        )
-        self._check_dicom_keys()
+        _require_at_least(self, 0, ("validation_seed",))
         if self.patient is not None:
             try:
                 groups = re.compile(self.patient).groups
             except re.error as error:
                 raise ConfigError(
-                    f"patient in site.yml is no regular expression: {error}",
+                    f"patient is no regular expression: {error}",
                     "write one with one group around the patient's part of the file name",
                 ) from None
             require(
                 groups == 1,
-                f"patient in site.yml has {groups} groups",
+                f"patient has {groups} groups",
                 "put exactly one pair of parentheses around the patient's part of the file name",
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the file of an image becomes slices of grey levels or colours."""
+
+    format: ImageFormat
+    series: str | None = None  # DICOM: regular expression on SeriesDescription, chooses in a folder
+    # of the slices of a volume; stored (NIfTI): along the file's third axis, rows its first, as
+    # FedFMS reads them, whatever the patient's position
+    plane: Literal["axial", "coronal", "sagittal", "stored"] = "axial"
+    channels: Literal["gray", "rgb", "neighbours"] = "gray"  # neighbours: slices i-1, i, i+1
+    intensity: Intensity = field(default_factory=Intensity)
+
+    def __post_init__(self) -> None:
+        _refuse_controls(self, ("series",))
         require(
-            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
-            f"device is {self.device!r}",
-            "use auto, cpu, cuda, or cuda:N in site.yml",
+            self.plane != "stored" or self.format != "dicom",
+            "plane is stored, and a DICOM series has no order of its own",
+            "set plane: axial, coronal or sagittal",
         )
+        if self.series is not None:
+            try:
+                re.compile(self.series)
+            except re.error as error:
+                raise ConfigError(
+                    f"series is no regular expression: {error}",
+                    "write a part of the SeriesDescription, such as series: t2_tse_tra",
+                ) from None
 
     @property
     def distance_unit(self) -> Literal["mm", "px"]:
         """Unit of distances in this site's images; files without a voxel size count pixels."""
         return "mm" if self.format in ("nifti", "dicom") else "px"
 
-    def _check_dicom_keys(self) -> None:
-        """What only DICOM has: names of segments and of series."""
-        if self.series is not None:
-            try:
-                re.compile(self.series)
-            except re.error as error:
-                raise ConfigError(
-                    f"series in site.yml is no regular expression: {error}",
-                    "write a part of the SeriesDescription, such as series: t2_tse_tra",
-                ) from None
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What the values of label files mean, and which slices without any of them train."""
+
+    classes: dict[str, tuple[int, ...]]  # class name -> label values that mean it
+    background: tuple[int, ...] = (0,)  # label values that mean none of the classes
+    # DICOM: label value -> names of the segments or structures that get it; "*" is any other name.
+    # None: the value is SegmentNumber or ROINumber.
+    label_names: dict[int, tuple[str, ...]] | None = None
+    # DICOM: what happens where segments of two label values meet; highest: the larger value stands
+    overlap: Literal["refuse", "highest"] = "refuse"
+    not_annotated: tuple[str, ...] = ()  # classes this site never drew: their loss is masked here
+    keep_empty_every: int = 1  # training: every n-th slice without foreground; 1 all, 0 none
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.classes) > 0,
+            "classes is empty",
+            "map at least one class to its label values, for example nucleus: [255]",
+        )
+        owner: dict[int, str] = {}
+        for name, values in self.classes.items():
+            require_name(name, "class")
+            require(
+                len(values) > 0,
+                f"class {name} has no label values",
+                f"give its values, as in {name}: [1], or list it under not_annotated",
+            )
+            outside = [value for value in values if not -32768 <= value <= 32767]
+            require(
+                not outside,
+                f"class {name} has the label value {outside[0] if outside else ''}",
+                "use label values from -32768 to 32767",
+            )
+            for value in values:
+                owner[value] = name
+        both = [value for value in self.background if value in owner]
+        require(
+            not both,
+            f"label value {both[0] if both else ''} is background and class at once",
+            "list each label value under classes or under background, not both",
+        )
+        twice = [name for name in self.not_annotated if name in self.classes]
+        require(
+            not twice,
+            f"class {twice[0] if twice else ''} has label values and is listed as not annotated",
+            "keep it in one of the two places",
+        )
+        _require_at_least(self, 0, ("keep_empty_every",))
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """What only DICOM has: names of segments."""
         if self.label_names is None:
             return
-        require(
-            self.format == "dicom",
-            f"site.yml has label_names, and format: {self.format} has no names in its labels",
-            "remove label_names, or set format: dicom",
-        )
         known = {value for values in self.classes.values() for value in values}
         owner: dict[str, int] = {}
         for value, names in self.label_names.items():
             require(
                 value in known or value in self.background,
-                f"label_names in site.yml gives the value {value}, which has no class",
-                "list the value under its class, or under background, in site.yml",
+                f"label_names gives the value {value}, which has no class",
+                "list the value under its class, or under background",
             )
             for name in names:
                 other = owner.setdefault(name.strip().casefold(), value)
                 require(
                     other == value,
-                    f"label_names in site.yml gives {name!r} the values {other} and {value}",
+                    f"label_names gives {name!r} the values {other} and {value}",
                     "list each name once; capitals and small letters are alike",
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """What a site computes on, and with how much of it."""
+
+    cache: AnyPath | None = None  # folder for prepared slices; none: prepared anew at each start
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    threads: int | None = None  # CPU threads of torch; none: torch decides
+    workers: int = 0  # data loader processes
+    # largest number of slices in memory at once; none: batch_size, but 1 above 512 pixels on a CPU
+    micro_batch: int | None = None
+    stall_seconds: float = 3600.0  # without progress for so long, the trainer ends itself
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 0, ("workers",))
+        _require_at_least(self, 1, ("threads", "micro_batch"))
+        require(
+            self.stall_seconds > 0, f"stall_seconds is {self.stall_seconds}", "set seconds above 0"
+        )
+        require(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
+            f"device is {self.device!r}",
+            "use auto, cpu, cuda, or cuda:N",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup(Compute, Reading):
+    """What a trained model needs of a place: how images are read, and what computes."""
+
+    def __post_init__(self) -> None:
+        Reading.__post_init__(self)
+        Compute.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteConfig(Setup, Labels, Folder):
+    """A site's `site.yml`, owned by the site: one flat file, and one object that is all its parts.
+
+    What needs a part asks for the part: a `Reading`, and not a site.
+    """
+
+    min_cases: int = 3  # a metric over fewer cases stays at the site
+
+    def __post_init__(self) -> None:
+        for part in (Labels, Folder, Setup):
+            part.__post_init__(self)
+        _require_at_least(self, 1, ("min_cases",))
+        require(
+            self.label_names is None or self.format == "dicom",
+            f"label_names is given, and format: {self.format} has no names in its labels",
+            "remove label_names, or set format: dicom",
+        )
+
+    def part(self, kind: type[P]) -> P:
+        """One of the parts alone, such as `Reading`."""
+        names = [f.name for f in dataclasses.fields(typing.cast(Any, kind))]
+        return kind(**{name: getattr(self, name) for name in names})
 
     @classmethod
     def from_yaml(
@@ -330,23 +389,24 @@ class SiteConfig:
         """
         values = read_yaml(path)
         if data_root is not None:
-            values["data_root"] = str(_folder(data_root, Path()))
+            values["data_root"] = _folder(data_root, Path())
         require(
             "data_root" in values,
             f"{path} does not say where the data is",
             "name the folder with --data, set SITE_DATA to it, or add data_root to site.yml",
         )
-        for key in ("data_root", "cache"):
-            if values.get(key) is not None or (key == "data_root" and data_root is None):
-                values[key] = str(_written_folder(values[key], path.parent, f"{path}, {key}"))
+        if data_root is None:
+            values["data_root"] = _written_folder(values["data_root"], path, "data_root")
+        if values.get("cache") is not None:
+            values["cache"] = _written_folder(values["cache"], path, "cache")
         if isinstance(values.get("classes"), dict):
             values["classes"] = {
-                name: _label_values(given, f"{path}, classes, {name}")
+                name: _label_values(given, f"{path}: classes, {name}")
                 for name, given in values["classes"].items()
             }
         if "background" in values:
-            values["background"] = _label_values(values["background"], f"{path}, background")
-        site = build(cls, values, path)
+            values["background"] = _label_values(values["background"], f"{path}: background")
+        site = from_dict(cls, values, str(path))
         if data_root is None:
             return site
         return dataclasses.replace(site, data_root_named_by=named_by)
@@ -360,23 +420,21 @@ def _folder(name: str | Path, start: Path) -> Path:
         return (start / name).resolve()
 
 
-def _written_folder(given: Any, start: Path, where: str) -> Path:
+def _written_folder(given: Any, file: Path, key: str) -> Path:
     """A folder as it stands in a file.
 
     Raises:
         ConfigError: it is no text, is empty, or no file system has such a name.
     """
+    where = f"{file}: {key}"
     fix = "write the folder's path, in single quotes if it holds a \\, # or :"
     require(isinstance(given, str) and given.strip() != "", f"{where} is {short(given)}", fix)
     has_control = any(unicodedata.category(character) in _CONTROLS for character in given)
     require(not has_control, f"{where} holds a control character: {given!r}", fix)
     try:
-        return _folder(given, start)
+        return _folder(given, file.parent)
     except ValueError:  # what has no bytes in any name
         raise ConfigError(f"{where} is {given!r}, which no folder is called", fix) from None
-
-
-_INTS = tuple[int, ...]
 
 
 def _label_values(given: Any, where: str) -> Any:
@@ -403,4 +461,5 @@ def _label_values(given: Any, where: str) -> Any:
             numbers += range(low, high + 1)
     has_ranges = any(isinstance(one, str) for one in given)
     # what is no number (true is 1 to a dict) stays for the check of types
-    return list(dict.fromkeys(numbers)) if has_ranges and fits(tuple(numbers), _INTS) else numbers
+    only_numbers = all(type(one) is int for one in numbers)
+    return list(dict.fromkeys(numbers)) if has_ranges and only_numbers else numbers

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Reading
 from fedfms.errors import SiteDataError
 
 EXTENSIONS = {
@@ -153,7 +153,7 @@ class Folder:
 Content = bytes | Folder
 
 
-def read_bytes(path: Path, site: SiteConfig) -> Content:
+def read_bytes(path: Path, site: Reading) -> Content:
     """The content of a file, if it is what its name says; in DICOM, of a folder's files too.
 
     Raises:
@@ -178,7 +178,7 @@ def read_bytes(path: Path, site: SiteConfig) -> Content:
     return data
 
 
-def _wrong_extension(path: Path, site: SiteConfig) -> SiteDataError:
+def _wrong_extension(path: Path, site: Reading) -> SiteDataError:
     """Another kind of file than the format says: what it is, and what makes one of it."""
     name = path.name.lower()
     fix = f"correct the globs or format: {site.format} in site.yml"

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedfms.contracts.recipe import Recipe
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Reading, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import Content, content_sha256, read_bytes
 from fedfms.data.formats import Stored, read_image, read_label
@@ -184,7 +184,7 @@ def combine(case: Case, image: Stored, label: Stored, site: SiteConfig) -> Prepa
     )
 
 
-def prepare_image(path: Path, image: Stored, site: SiteConfig) -> PreparedImage:
+def prepare_image(path: Path, image: Stored, site: Reading) -> PreparedImage:
     """An image that was read as the network's side wants it, as it is in training.
 
     Raises:
@@ -207,7 +207,7 @@ def prepare_image(path: Path, image: Stored, site: SiteConfig) -> PreparedImage:
     return PreparedImage(grey, image.spacing, image.is_volume)
 
 
-def to_grey_levels(values: NDArray[np.float32], site: SiteConfig) -> NDArray[np.uint8]:
+def to_grey_levels(values: NDArray[np.float32], site: Reading) -> NDArray[np.uint8]:
     """Stored values to grey levels 0 to 255 by the site's intensity rule, over the whole case.
 
     Where the two percentiles are the same value, as in a picture that is nearly all background, the
@@ -546,7 +546,7 @@ class Frame(NamedTuple):
         return covered(self.height, self.width, self.aspect, size)
 
 
-def network_input(prepared: Pictured, index: int, site: SiteConfig, recipe: Recipe) -> Tensor:
+def network_input(prepared: Pictured, index: int, site: Reading, recipe: Recipe) -> Tensor:
     """Slice `index` as (3, S, S) float32, normalised; S is `recipe.image_size`.
 
     Bilinear with antialiasing (without under `paper_compat`), as SAM's own preprocessing; padding
@@ -555,7 +555,7 @@ def network_input(prepared: Pictured, index: int, site: SiteConfig, recipe: Reci
     return _normalised(_resized_slice(prepared, index, site, recipe), recipe)
 
 
-def _resized_slice(prepared: Pictured, index: int, site: SiteConfig, recipe: Recipe) -> Tensor:
+def _resized_slice(prepared: Pictured, index: int, site: Reading, recipe: Recipe) -> Tensor:
     """(1 or 3, h, w) uint8: the slice over the part of the input that it covers."""
     if prepared.images.ndim == 4:
         picture = prepared.images[index].transpose(2, 0, 1)

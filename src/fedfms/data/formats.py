@@ -24,7 +24,7 @@ import nibabel
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Labels, Reading, SiteConfig
 from fedfms.data.content import Content, cannot_read_here, damaged, is_nifti, wrong_magic
 from fedfms.data.grid import Array, Cut
 from fedfms.data.pictures import Palette, image_values, label_values, lossy, read_picture, varies
@@ -72,14 +72,14 @@ class Stored:
     palette: Palette | None = None
 
 
-def read_image(path: Path, data: Content, site: SiteConfig) -> Stored:
+def read_image(path: Path, data: Content, site: Reading) -> Stored:
     """An image as float32: (D, H, W), or (D, H, W, 3) with `channels: rgb`.
 
     Raises:
         SiteDataError: "damaged-file", "cannot-be-read-here", "non-finite", "constant-image" and
             what the format can do wrong (data/pictures.py, data/tiff.py, data/dicom/series.py).
     """
-    stored = _read(path, data, site, label=False)
+    stored = _read(path, data, site)
     values = np.ascontiguousarray(_as_float32(path, stored.values))
     if values.size == 0:
         raise damaged(path, "it has no pixels")
@@ -107,7 +107,7 @@ def read_label(path: Path, data: Content, site: SiteConfig, image: Stored | None
     """
     if path.suffix.lower() in (".jpg", ".jpeg"):
         raise lossy(path, "JPEG")
-    stored = _read(path, data, site, label=True, image=image)
+    stored = _read(path, data, site, site, image)
     values = stored.values
     if values.size == 0:
         raise damaged(path, "it has no pixels")
@@ -151,11 +151,17 @@ def _as_float32(path: Path, values: Array) -> Array:
 
 
 def _read(
-    path: Path, data: Content, site: SiteConfig, *, label: bool, image: Stored | None = None
+    path: Path,
+    data: Content,
+    site: Reading,
+    meaning: Labels | None = None,
+    image: Stored | None = None,
 ) -> Stored:
+    """An image, or a label where the meaning of its values is given."""
+    label = meaning is not None
     try:
         if site.format == "dicom" and not (label and is_nifti(path)):
-            return _read_dicom(path, data, site, image if label else None)
+            return _read_dicom(path, data, site, meaning, image)
         assert isinstance(data, bytes)  # only DICOM has folders
         if site.format in ("nifti", "dicom"):
             return _read_nifti(path, data, site, label=label, image=image)
@@ -185,7 +191,7 @@ def _read(
 # ------------------------------------------------------------------------------------------ NIfTI
 
 
-def _require_grey_channels(site: SiteConfig, what: str) -> None:
+def _require_grey_channels(site: Reading, what: str) -> None:
     if site.channels == "rgb":
         raise SiteDataError(
             f"site.yml says channels: rgb, but {what} have one grey channel",
@@ -195,7 +201,7 @@ def _require_grey_channels(site: SiteConfig, what: str) -> None:
 
 
 def _read_nifti(
-    path: Path, data: bytes, site: SiteConfig, *, label: bool, image: Stored | None
+    path: Path, data: bytes, site: Reading, *, label: bool, image: Stored | None
 ) -> Stored:
     _require_grey_channels(site, "NIfTI volumes")
     volume = nifti_image(path, data)
@@ -349,15 +355,17 @@ def _volume(voxels: Array, cut: Cut, series: Series | None = None) -> Stored:
 # ------------------------------------------------------------------------------------------ DICOM
 
 
-def _read_dicom(path: Path, data: Content, site: SiteConfig, image: Stored | None) -> Stored:
+def _read_dicom(
+    path: Path, data: Content, site: Reading, meaning: Labels | None, image: Stored | None
+) -> Stored:
     """A series, or the label of the series `image`."""
     _require_grey_channels(site, "series of DICOM slices")
     from fedfms.data.dicom.labels import label_kind, read_label  # pydicom takes a second to import
     from fedfms.data.dicom.series import read_series
 
-    if image is not None:
+    if meaning is not None and image is not None:
         assert image.series is not None and image.cut is not None  # from this function
-        values = read_label(path, data, site, image.series)
+        values = read_label(path, data, meaning, image.series)
         return dataclasses.replace(_volume(values, image.cut), kind=label_kind(path, data))
     if isinstance(data, bytes):
         raise SiteDataError(
@@ -374,7 +382,7 @@ def _read_dicom(path: Path, data: Content, site: SiteConfig, image: Stored | Non
 
 
 def _read_npy(
-    path: Path, data: bytes, site: SiteConfig, *, label: bool, image: Stored | None
+    path: Path, data: bytes, site: Reading, *, label: bool, image: Stored | None
 ) -> Stored:
     try:
         stream = io.BytesIO(data)
@@ -435,7 +443,7 @@ def _wrong_shape(path: Path, values: Array, fix: str) -> SiteDataError:
 # --------------------------------------------------------------------------------------- pictures
 
 
-def _read_picture(path: Path, data: bytes, site: SiteConfig, *, label: bool) -> Stored:
+def _read_picture(path: Path, data: bytes, site: Reading, *, label: bool) -> Stored:
     picture = read_picture(path, data)
     palette, notices = None, []
     if label:

@@ -17,7 +17,7 @@ import torch
 
 from fedfms import __version__
 from fedfms.contracts.recipe import BACKBONES, Recipe
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Reading
 from fedfms.data.dataset import Frame, PreparedCase, network_input, to_native
 from fedfms.data.manifest import Case
 from fedfms.errors import ConfigError, TrainingError
@@ -42,24 +42,12 @@ _PREVIOUS = "torch.cat((image[..., :1], image[..., :-1]), -1)"
 _NEXT = "torch.cat((image[..., 1:], image[..., -1:]), -1)"
 
 
-def default_site(recipe: Recipe) -> SiteConfig:
-    """A site that says nothing of its own: every default of site.yml, for NIfTI volumes."""
-    return SiteConfig(
-        data_root=Path(),
-        format="nifti",
-        images="images/*",
-        labels="labels/*",
-        classes={name: (number,) for number, name in enumerate(recipe.classes, 1)},
-    )
-
-
-def write_bundle(trained: Trained, site: SiteConfig, folder: Path) -> tuple[tuple[str, ...], float]:
+def write_bundle(trained: Trained, site: Reading, folder: Path) -> tuple[tuple[str, ...], float]:
     """Write the bundle into an empty folder and run its network once.
 
     Args:
         trained: the model.
-        site: how this model's pictures come about: plane, channels, intensity; nothing else of it
-            is used, and no path of it is written.
+        site: how this model's pictures come about.
         folder: empty.
 
     Returns:
@@ -106,7 +94,7 @@ def write_bundle(trained: Trained, site: SiteConfig, folder: Path) -> tuple[tupl
     ), difference
 
 
-def inference(recipe: Recipe, site: SiteConfig) -> dict[str, Any]:
+def inference(recipe: Recipe, site: Reading) -> dict[str, Any]:
     """configs/inference.json: MONAI's names for what is between a NIfTI file and a mask."""
     return {
         "imports": ["$import collections", "$import glob", "$import os", "$import torch"],
@@ -166,7 +154,7 @@ def inference(recipe: Recipe, site: SiteConfig) -> dict[str, Any]:
     }
 
 
-def _preprocessing(site: SiteConfig) -> list[dict[str, Any]]:
+def _preprocessing(site: Reading) -> list[dict[str, Any]]:
     transforms: list[dict[str, Any]] = [
         {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
         {
@@ -192,7 +180,7 @@ def _preprocessing(site: SiteConfig) -> list[dict[str, Any]]:
     return transforms
 
 
-def _intensity(site: SiteConfig) -> dict[str, Any]:
+def _intensity(site: Reading) -> dict[str, Any]:
     low, high = site.intensity.bounds
     to_grey = {"keys": "image", "b_min": 0.0, "b_max": 255.0, "clip": True}
     if site.intensity.rule == "percentile":
@@ -241,7 +229,7 @@ def _postprocessing(recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def metadata(recipe: Recipe, site: SiteConfig) -> dict[str, Any]:
+def metadata(recipe: Recipe, site: Reading) -> dict[str, Any]:
     """configs/metadata.json, by MONAI's schema; `fedfms` is ours and beyond the schema."""
     channels = 3 if site.channels == "neighbours" else 1
     channel_names = ["slice before", "slice", "slice after"] if channels == 3 else ["slice"]
@@ -313,19 +301,19 @@ def _overlap(recipe: Recipe) -> str:
     return "which exclude each other" if recipe.exclusive_classes else "which may overlap"
 
 
-def _slices(site: SiteConfig) -> str:
+def _slices(site: Reading) -> str:
     with_what = ", each with its two neighbours" if site.channels == "neighbours" else ""
     return f"{site.plane} slices{with_what}"
 
 
-def _greys(site: SiteConfig) -> str:
+def _greys(site: Reading) -> str:
     low, high = site.intensity.bounds
     if site.intensity.rule == "percentile":
         return f"grey levels from percentile {low:g} to {high:g} of each volume"
     return f"grey levels from stored value {low:g} to {high:g}"
 
 
-def _readme(recipe: Recipe, site: SiteConfig) -> str:
+def _readme(recipe: Recipe, site: Reading) -> str:
     if len(recipe.classes) == 1 or recipe.exclusive_classes:
         values = ", ".join(f"{n} is {name}" for n, name in enumerate(recipe.classes, 1))
         several = f"{values}, 0 is everything else."
@@ -402,7 +390,7 @@ federation to say. They have not said it here: write it into this file before yo
 """
 
 
-def _difference(network: Path, trained: Trained, site: SiteConfig) -> float:
+def _difference(network: Path, trained: Trained, site: Reading) -> float:
     """Largest difference of a logit on one random volume of odd sides and voxels."""
     recipe = trained.recipe
     side = recipe.image_size

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedfms import __version__
 from fedfms.contracts.recipe import Recipe
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Reading
 from fedfms.data.dataset import PIXEL_MEAN, PIXEL_STD
 
 VERSION_KEY = "fedfms_version"
@@ -40,7 +40,7 @@ def input_facts(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def site_facts(site: SiteConfig | None) -> dict[str, Any]:
+def site_facts(site: Reading | None) -> dict[str, Any]:
     """How a site's files become pictures; None for what is not known, or has no meaning there."""
     if site is None:
         return {"plane": None, "channels": None, "intensity": None}
@@ -56,7 +56,7 @@ def site_facts(site: SiteConfig | None) -> dict[str, Any]:
     }
 
 
-def rounded(site: SiteConfig) -> str:
+def rounded(site: Reading) -> str:
     """What becomes of the digits behind the point when grey levels get 8 bits."""
     return "cut off" if site.intensity.rounding == "truncate" else "rounded"
 
@@ -71,7 +71,7 @@ _CHANNELS = {
 }
 
 
-def pictures_text(site: SiteConfig | None) -> str:
+def pictures_text(site: Reading | None) -> str:
     """Sentences: from a file to grey levels and channels."""
     if site is None:
         ways = "; ".join(f"{name}: {text}" for name, text in _CHANNELS.items())

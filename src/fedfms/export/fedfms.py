@@ -10,12 +10,12 @@ from pathlib import Path
 
 import safetensors.torch
 
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Reading
 from fedfms.export.facts import input_facts, site_facts
 from fedfms.models.trained import INPUT_KEY, RECIPE_KEY, Trained, whole_network
 
 
-def write_fedfms(trained: Trained, site: SiteConfig | None, file: Path) -> tuple[str, ...]:
+def write_fedfms(trained: Trained, site: Reading | None, file: Path) -> tuple[str, ...]:
     """Write all tensors, fp32, the recipe, and how a site's files become pictures if it is given.
 
     Returns:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedfms import __version__
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Reading
 from fedfms.errors import ConfigError, TrainingError
 from fedfms.export.facts import VERSION_KEY, about, input_facts, site_facts
 from fedfms.models.build import SamSegmenter
@@ -44,9 +44,7 @@ def require_packages() -> None:
         )
 
 
-def write_onnx(
-    trained: Trained, site: SiteConfig | None, file: Path
-) -> tuple[tuple[str, ...], float]:
+def write_onnx(trained: Trained, site: Reading | None, file: Path) -> tuple[tuple[str, ...], float]:
     """Write one file; check it with onnx.checker, and its output with onnxruntime.
 
     Input `images` (B, 3, S, S) float32, normalised; output `logits` (B, K, M, M) float32, before

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import torch
 
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Reading, SiteConfig
 from fedfms.errors import ConfigError
 from fedfms.export import bundle, onnx
 from fedfms.export.fedfms import write_fedfms
@@ -89,7 +89,7 @@ def export_model(
             if kind == "onnx":
                 notes, difference = onnx.write_onnx(trained, config, part / output.name)
             else:
-                facts = config or bundle.default_site(recipe)
+                facts = config or Reading(format="nifti")  # every default of site.yml
                 notes, difference = bundle.write_bundle(trained, facts, part)
             if recipe.precision == "bf16":
                 notes += (

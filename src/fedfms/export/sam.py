@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fedfms.contracts.recipe import BACKBONES, Recipe
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Reading
 from fedfms.errors import ConfigError
 from fedfms.export.facts import about, pictures_text, pixel_statistics
 from fedfms.models.sam import GEOMETRY
@@ -17,7 +17,7 @@ from fedfms.models.trained import Trained, whole_network
 UPSTREAM_IMAGE_SIZE = 1024  # pixels; the only one that upstream's build_sam.py builds
 
 
-def write_sam(trained: Trained, site: SiteConfig | None, file: Path) -> tuple[str, ...]:
+def write_sam(trained: Trained, site: Reading | None, file: Path) -> tuple[str, ...]:
     """Write the state dict, and beside it FILE.md that says how to load and use it.
 
     The tensors are the trained ones, fp32, under SAM's names. Position tables stay those of the
@@ -201,7 +201,7 @@ def _notes(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _explanation(
-    recipe: Recipe, site: SiteConfig | None, file_name: str, notes: tuple[str, ...]
+    recipe: Recipe, site: Reading | None, file_name: str, notes: tuple[str, ...]
 ) -> str:
     started = BACKBONES[recipe.backbone].file_name
     lines = "\n".join(f"- {note}" for note in notes)

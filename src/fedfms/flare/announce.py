@@ -6,10 +6,7 @@ the announcements before it submits, since FLARE leaves a job that cannot run wa
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,10 @@ from nvflare.app_common.resource_managers.passthrough_resource_manager import (
     PassthroughResourceManager,
 )
 
+from fedfms.contracts.announcement import Announcement
+from fedfms.contracts.decode import Misfits
 from fedfms.contracts.machine import Machine
-from fedfms.contracts.messages import PROTOCOL, Pong, Slicing, decode_answer, public_code
+from fedfms.contracts.messages import public_code
 from fedfms.errors import FedfmsError
 from fedfms.flare.instance import say_instance
 from fedfms.flare.internals.console import read_cell
@@ -62,45 +61,6 @@ class Heartbeat:
 HEARTBEAT = Heartbeat()  # of the one FLARE client of this process
 
 
-@dataclass(frozen=True, slots=True)
-class Announcement:
-    """What a connected site says of itself."""
-
-    site: str
-    version: str = ""  # of fedfms in its trainer; empty where nothing is known
-    classes: tuple[str, ...] = ()
-    not_annotated: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ()
-    max_rounds: int = 0
-    device: str | None = None
-    fault: str | None = None  # code of what keeps it from taking part
-    busy: bool = False
-    slicing: Slicing | None = None  # None: not told
-    overlapping: tuple[tuple[str, str], ...] = ()  # classes with a label value in common there
-
-    @property
-    def ready(self) -> bool:
-        """Whether a task can begin there."""
-        return self.fault is None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types, `ready` included."""
-        return {
-            "site": self.site,
-            "version": self.version,
-            "classes": list(self.classes),
-            "not_annotated": list(self.not_annotated),
-            "methods": list(self.methods),
-            "max_rounds": self.max_rounds,
-            "device": self.device,
-            "ready": self.ready,
-            "fault": self.fault,
-            "busy": self.busy,
-            "slicing": self.slicing.to_dict() if self.slicing else None,
-            "overlapping": [list(pair) for pair in self.overlapping],
-        }
-
-
 class SiteResources(PassthroughResourceManager):  # type: ignore[misc]
     """FLARE's resource manager of a site: agrees to every job, and reports what the trainer says.
 
@@ -125,30 +85,13 @@ class SiteResources(PassthroughResourceManager):  # type: ignore[misc]
             exchange = Machine.from_environment().exchange
             if exchange is None:
                 return _faulty("no-exchange")
-            pong = ping(exchange, PING_SECONDS)
+            told = ping(exchange, PING_SECONDS)
         except FedfmsError as error:
             return _faulty(public_code(error.code))
         except Exception as error:
             self.logger.debug("no announcement: %s", type(error).__name__)
             return _faulty("unexpected")
-        return {KEY: said_by(pong)}
-
-
-def said_by(pong: Pong) -> dict[str, Any]:
-    """A trainer's answer as it goes to the coordinator."""
-    return {
-        "version": pong.version,
-        "classes": list(pong.classes),
-        "not_annotated": list(pong.not_annotated),
-        "methods": list(pong.methods),
-        "max_rounds": pong.max_rounds,
-        "device": pong.device,
-        "ready": pong.ready,
-        "fault": pong.fault,
-        "busy": pong.busy,
-        "slicing": pong.slicing.to_dict() if pong.slicing else None,
-        "overlapping": [list(pair) for pair in pong.overlapping],
-    }
+        return {KEY: told.to_dict()}
 
 
 def read_announcement(site: str, reported: Any) -> Announcement:
@@ -159,34 +102,10 @@ def read_announcement(site: str, reported: Any) -> Announcement:
         reported: its cell of FLARE's table, which is Python's text of a dict.
     """
     try:
-        said = read_cell(reported)[KEY]
-        if not said["ready"] and "version" not in said:
-            return Announcement(site, fault=public_code(said["fault"]))
-        pong = _checked(site, said)
-    except (FedfmsError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
+        told = Announcement.from_dict({**read_cell(reported)[KEY], "site": site})
+    except (Misfits, ValueError, KeyError, TypeError, RecursionError, MemoryError):
         return Announcement(site, fault=NOT_TOLD)
-    return Announcement(
-        site,
-        version=pong.version,
-        classes=pong.classes,
-        not_annotated=pong.not_annotated,
-        methods=pong.methods,
-        max_rounds=pong.max_rounds,
-        device=pong.device,
-        fault=pong.fault,
-        busy=pong.busy,
-        slicing=pong.slicing,
-        overlapping=pong.overlapping,
-    )
-
-
-def _checked(site: str, said: Mapping[str, Any]) -> Pong:
-    """What another machine says, through the same checks as between the site's two processes."""
-    values = {key: value for key, value in said.items() if key != "ready"}
-    line = json.dumps({**values, "type": "pong", "protocol": PROTOCOL, "site": site})
-    answer = decode_answer(line.encode())
-    assert isinstance(answer, Pong)  # by its type
-    return answer
+    return told if told.version or not told.ready else Announcement(site, fault=NOT_TOLD)
 
 
 def _faulty(code: str) -> dict[str, Any]:

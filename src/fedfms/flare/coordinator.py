@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedfms.contracts.announcement import Announcement
 from fedfms.errors import FederationError, FedfmsError
-from fedfms.flare.announce import Announcement
 from fedfms.flare.follow import LOST_SECONDS
 from fedfms.flare.session import Coordinator, connect
 

@@ -21,8 +21,9 @@ from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 from torch import Tensor
 
+from fedfms.contracts.contribution import ModelName
 from fedfms.contracts.machine import Machine
-from fedfms.contracts.messages import ModelName, Task
+from fedfms.contracts.messages import Task
 from fedfms.contracts.recipe import Method
 from fedfms.errors import ConfigError, FedfmsError, TaskAborted, TrainerError
 from fedfms.flare.job import (

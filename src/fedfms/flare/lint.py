@@ -11,33 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedfms import __version__
-from fedfms.contracts.messages import Slicing
+from fedfms.contracts.announcement import Announcement, Slicing
+from fedfms.contracts.codes import CODES
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError
-from fedfms.flare.announce import Announcement
 from fedfms.flare.internals.job import participants_of
 
 EVERYBODY, SERVER = "@ALL", "server"  # FLARE's names in a deploy_map
 MOST_SPACING = 2.0  # times by which voxels of sites may differ without a word
-
-# what the codes mean that a trainer or a FLARE client answers with; others are shown as they are
-_FAULTS = {
-    "no-trainer": "no trainer answers there",
-    "trainer-hung": "its trainer does not answer",
-    "trainer-died": "its trainer ended while it was asked",
-    "too-slow": "its machine is too busy to ask its trainer",
-    "nonsense": "its trainer's answer cannot be understood",
-    "no-exchange": "its FLARE client does not know where its trainer is",
-    "door-closed": "its policy cannot be used",
-    "unexpected": "something that nobody foresaw; its trainer's log says what",
-    "other-protocol": "its two containers run different versions of fedfms",
-    "config": "its site.yml cannot be used",
-    "no-policy": "its policy cannot be used",
-    "no-gpu": "its site.yml asks for a GPU that torch does not find",
-    "no-data-root": "its folder of images is not there",
-    "site-files-slow": "its site.yml or policy cannot be read",
-    "not-told": "it does not say what it can do",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +137,7 @@ def announced_problems(recipe: Recipe, told: Sequence[Announcement], trains: boo
 
 def not_ready(site: Announcement) -> str:
     """That a site is not ready, with the code of its fault and what the code means."""
-    what = _FAULTS.get(site.fault or "")
+    what = CODES.get(site.fault or "")
     return f"{site.site} is not ready ({site.fault}){f': {what}' if what else ''}"
 
 

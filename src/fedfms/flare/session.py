@@ -31,10 +31,11 @@ from nvflare.fuel.flare_api.api_spec import (
 )
 from nvflare.fuel.flare_api.flare_api import Session
 
+from fedfms.contracts.announcement import Announcement
 from fedfms.contracts.recipe import JOB_RECIPE, Recipe, read_job_recipe
 from fedfms.errors import ConfigError, FederationError, FedfmsError
 from fedfms.files import write_whole
-from fedfms.flare.announce import Announcement, read_announcement
+from fedfms.flare.announce import read_announcement
 from fedfms.flare.internals import console
 from fedfms.flare.job import RESULT_FOLDER, START_MODEL_FILE
 from fedfms.flare.kit import AUTHORIZATION

@@ -21,12 +21,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fedfms.contracts.messages import Slicing
+from fedfms.contracts.announcement import Announcement, Slicing
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.errors import FederationError
 from fedfms.exchange.door import read_policy
-from fedfms.flare.announce import Announcement
 from fedfms.flare.follow import (
     OnEvent,
     follow,
@@ -198,7 +197,7 @@ def _different_slices(sites: Sequence[Site]) -> list[str]:
     told = []
     for site in sites:
         read_policy(site.folder / "policy")
-        config = SiteConfig.from_yaml(site.folder / "site.yml", site.data)
+        config = SiteConfig.from_yaml(site.folder / "site.yml", site.data, "--data")
         told.append(Announcement(site.name, slicing=Slicing.of(config)))
     return [*(problem.text for problem in slicing_problems(told)), *slicing_warnings(told)]
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fedfms.contracts.site import ImageFormat, Intensity, SiteConfig
+from fedfms.contracts.decode import OPTIONS, changed
+from fedfms.contracts.site import ImageFormat, Intensity, Setup, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import read_bytes
 from fedfms.data.dataset import PreparedImage, prepare_image
@@ -58,37 +59,28 @@ class Predicted:
 
 def site_for_prediction(
     trained: Trained, source: Path, site_file: Path | None, **changes: object
-) -> SiteConfig:
+) -> Setup:
     """How pixels are read and where is computed.
 
     As a site's own `site.yml` says; else as is written in the model's file, if it is (an export
-    with a site); else by the defaults of site.yml. Globs and label values have no meaning here.
+    with a site); else by the defaults of site.yml.
 
     Args:
         trained: the model.
         source: INPUT.
         site_file: the site.yml, or None.
-        changes: values of `SiteConfig` that go before both, as given on the command line; None: as
+        changes: values of `Setup` that go before both, as given on the command line; None: as
             it is.
 
     Raises:
         ConfigError: the file or a change cannot be used.
     """
     if site_file is not None:
-        site = SiteConfig.from_yaml(site_file, source)
+        site = SiteConfig.from_yaml(site_file, source).part(Setup)
     else:
-        classes: dict[str, tuple[int, ...]] = {
-            name: (value,) for value, name in enumerate(trained.recipe.classes, start=1)
-        }
-        site = SiteConfig(
-            data_root=source, format="nifti", images="images/*", labels="labels/*", classes=classes
-        )
-        site = dataclasses.replace(site, **_written_reading(trained))
+        site = Setup(format="nifti", **_written_reading(trained))
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
-    try:
-        return dataclasses.replace(site, **given)
-    except ConfigError as error:
-        raise ConfigError(error.problem.replace("site.yml: ", "--"), error.fix) from None
+    return changed(site, given, OPTIONS)
 
 
 def _written_reading(trained: Trained) -> dict[str, Any]:
@@ -106,7 +98,7 @@ def _written_reading(trained: Trained) -> dict[str, Any]:
     return reading
 
 
-def origin_of(trained: Trained, site: SiteConfig) -> Origin:
+def origin_of(trained: Trained, site: Setup) -> Origin:
     """Model, recipe and reading of pixels, as they stand in the files that can say it."""
     recipe = trained.recipe
     return Origin(
@@ -135,7 +127,7 @@ def describe_intensity(intensity: Intensity) -> str:
 def predict_items(
     trained: Trained,
     items: Sequence[Item],
-    site: SiteConfig,
+    site: Setup,
     *,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
@@ -172,7 +164,7 @@ def predict_items(
 def _guarded(
     trained: Trained,
     item: Item,
-    site: SiteConfig,
+    site: Setup,
     origin: Origin,
     overwrite: bool,
     control: Control,
@@ -194,7 +186,7 @@ def _guarded(
 def _predict_one(
     trained: Trained,
     item: Item,
-    site: SiteConfig,
+    site: Setup,
     origin: Origin,
     overwrite: bool,
     control: Control,
@@ -252,11 +244,11 @@ def _header_notes(item: Item, stored: Stored) -> tuple[Notice, ...]:
     )
 
 
-def _for_format(site: SiteConfig, kind: ImageFormat) -> SiteConfig:
-    """The site's reading of pixels for a file of any format; names of labels have no part in it."""
+def _for_format(site: Setup, kind: ImageFormat) -> Setup:
+    """The site's reading of pixels for a file of any format."""
     if kind == site.format:
         return site
-    return dataclasses.replace(site, format=kind, label_names=None)
+    return dataclasses.replace(site, format=kind)
 
 
 class _Result(NamedTuple):
@@ -273,7 +265,7 @@ class _Result(NamedTuple):
 def _masks(
     trained: Trained,
     image: PreparedImage,
-    site: SiteConfig,
+    site: Setup,
     control: Control,
     *,
     keep_probabilities: bool,

@@ -15,7 +15,7 @@ import psutil
 
 from fedfms.contracts.machine import Machine
 from fedfms.contracts.recipe import BACKBONES
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Compute
 from fedfms.data.memory import GIB, allowed_bytes
 from fedfms.data.memory import size_text as _size
 from fedfms.errors import CheckpointError, ConfigError, FedfmsError
@@ -269,7 +269,7 @@ def check_checkpoints(folder: Path | None) -> str:
     return f"{', '.join(here)}; the SHA-256 is right"
 
 
-def check_gpu(site: SiteConfig | None) -> str:
+def check_gpu(site: Compute | None) -> str:
     """Whether torch sees the GPU that was asked for.
 
     Args:

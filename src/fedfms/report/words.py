@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
+from fedfms import errors
+from fedfms.contracts.codes import CODES
 from fedfms.records.history import NOTHING_RECORDED
 from fedfms.report.summary import Part, Summary
 
@@ -22,49 +24,15 @@ METHODS = {
     "fedsam": ("FedSAM", "every parameter of SAM that is used trains and travels"),
 }
 
-_REFUSED = "The server refused what the site sent: "
-_SERVER = {  # codes of the server's guard
-    "non-finite": _REFUSED + "it held NaN or infinity.",
-    "missing-tensor": _REFUSED + "a tensor was missing.",
-    "unknown-tensor": _REFUSED + "it held a tensor that this method does not send.",
-    "wrong-shape": _REFUSED + "a tensor had the wrong shape.",
-    "other-recipe": _REFUSED + "it was made with another recipe.",
-    "other-backbone": _REFUSED + "the site holds another SAM checkpoint.",
-    "other-version": _REFUSED + "the site runs another version of fedfms.",
-    "too-large": _REFUSED + "the change was larger than the recipe allows.",
-    "malformed-report": _REFUSED + "the report beside the tensors could not be read.",
-}
-_SITE = {  # codes of errors at a site
-    "trainer-died": "The site's training process ended in the middle of the round.",
-    "trainer-hung": "The site's training process was silent for too long.",
-    "trainer-stalled": "The site's training process made no progress for longer than the site's "
-    "stall_seconds, and ended itself.",
-    "trainer-stopped": "The site's training process was told to stop.",
-    "too-slow": "The site's machine was too slow to tell its training process what to do; it was "
-    "busy with something else.",
-    "no-trainer": "The site's training process was not there.",
-    "nonsense": "The site's training process gave no usable answer.",
-    "exchange-full": "The site's exchange volume was full.",
-    "out-of-memory": "The site's training process ran out of memory.",
-    "no-gpu": "The site has no GPU that can be used.",
-    "gpu-unsupported": "The site's build of torch has no code for its GPU.",
-    "gpu-busy": "Another process at the site had the GPU for itself.",
-    "gpu-failed": "The site's GPU failed; its training process started again.",
-    "non-finite-loss": "Training at the site diverged: the loss was no longer a number.",
-    "no-training-slices": "The site has no slices to train on.",
-    "no-policy": "The site has no usable policy, so nothing may leave it.",
-    "method-not-allowed": "The site's policy does not allow this method.",
-    "too-many-rounds": "The site's policy does not allow so many rounds.",
-}
-_CLASSES = {
-    "TrainerError": "The site's training process died, hung, or gave no usable answer.",
-    "SiteDataError": "The site's images or labels could not be used.",
-    "CheckpointError": "The site's SAM checkpoint is missing or is not the one asked for.",
-    "ConfigError": "The site's configuration could not be used.",
-    "TrainingError": "Training at the site could not go on.",
-    "DoorClosed": "The site's own policy did not let its contribution leave.",
-    "TaskAborted": "The round was stopped on request.",
-    "ContributionRefused": "The server refused what the site sent.",
+_BEGINNINGS = {  # by class of the error
+    "TrainerError": "The site's training process failed",
+    "SiteDataError": "The site's images or labels could not be used",
+    "CheckpointError": "The site's SAM checkpoint could not be used",
+    "ConfigError": "The site's configuration could not be used",
+    "TrainingError": "Training at the site could not go on",
+    "DoorClosed": "The site's own policy did not let its contribution leave",
+    "TaskAborted": "The round was stopped on request",
+    "ContributionRefused": "The server refused what the site sent",
 }
 _CODED = re.compile(r"\b([A-Z]\w+) \(([a-z0-9-]+)[,)]")
 
@@ -78,13 +46,14 @@ def plain_reason(reason: str | None) -> str:
     """
     if not reason or reason == NOTHING_RECORDED:
         return "No answer from this site was recorded."
-    if reason.strip() in _SERVER:
-        return _SERVER[reason.strip()]
+    if reason.strip() in CODES:
+        return f"{_BEGINNINGS['ContributionRefused']}: {CODES[reason.strip()]}."
     coded = _CODED.search(reason)
-    if coded is None:
+    if coded is None or coded[1] not in _BEGINNINGS:
         return reason
-    by_code = _SERVER if coded[1] == "ContributionRefused" else _SITE
-    return by_code.get(coded[2]) or _CLASSES.get(coded[1]) or reason
+    kind = getattr(errors, coded[1])
+    means = None if coded[2] == kind.default_code else CODES.get(coded[2])
+    return f"{_BEGINNINGS[coded[1]]}{f': {means}' if means else ''}."
 
 
 def score(value: float | None) -> str:

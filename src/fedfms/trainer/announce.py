@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from statistics import median
 
 from fedfms import __version__
-from fedfms.contracts.messages import MAX_CLASSES, Device, Pong, Slicing, public_code
+from fedfms.contracts.announcement import Announcement, Device, Slicing
+from fedfms.contracts.messages import public_code
 from fedfms.contracts.policy import Policy
 from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.wire import MAX_NAMES
 from fedfms.data.content import read_bytes
 from fedfms.data.formats import read_image
 from fedfms.data.manifest import find_cases
@@ -40,7 +42,7 @@ def describe(
     folders: SiteFolders,
     busy: bool,
     spacing_of: Callable[[SiteConfig, Policy], Spacing | None] = lambda site, policy: None,
-) -> Pong:
+) -> Announcement:
     """What the site can do now; whatever is wrong is told as the code of its error.
 
     Args:
@@ -59,10 +61,10 @@ def describe(
                 code="no-data-root",
             )
     except FedfmsError as error:
-        return Pong(folders.name, __version__, busy, public_code(error.code))
+        return Announcement(folders.name, __version__, busy, public_code(error.code))
     except Exception:
-        return Pong(folders.name, __version__, busy, "unexpected")
-    return Pong(
+        return Announcement(folders.name, __version__, busy, "unexpected")
+    return Announcement(
         site=folders.name,
         version=__version__,
         busy=busy,
@@ -76,7 +78,7 @@ def describe(
             (one, other)
             for one, other in itertools.combinations(site.classes, 2)
             if set(site.classes[one]) & set(site.classes[other])
-        )[:MAX_CLASSES],
+        )[:MAX_NAMES],
     )
 
 
@@ -133,12 +135,12 @@ class Announcer:
 
     def __init__(self, folders: SiteFolders) -> None:
         self._folders = folders
-        self._reading: asyncio.Future[Pong] | None = None
+        self._reading: asyncio.Future[Announcement] | None = None
         self._busy: Callable[[], bool] = lambda: False
         self._measured: _Measured | None = None
         self._measuring = False
 
-    async def pong(self, busy: Callable[[], bool]) -> Pong:
+    async def pong(self, busy: Callable[[], bool]) -> Announcement:
         """The answer to a ping, within READ_SECONDS."""
         self._busy = busy
         if self._reading is None or self._reading.done():
@@ -147,13 +149,13 @@ class Announcer:
             pong = await asyncio.wait_for(asyncio.shield(self._reading), READ_SECONDS)
             return dataclasses.replace(pong, busy=busy())
         except asyncio.TimeoutError:
-            return Pong(self._folders.name, __version__, busy(), SLOW_FILES)
+            return Announcement(self._folders.name, __version__, busy(), SLOW_FILES)
 
-    def _read(self) -> asyncio.Future[Pong]:
+    def _read(self) -> asyncio.Future[Announcement]:
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Pong] = loop.create_future()
+        answer: asyncio.Future[Announcement] = loop.create_future()
 
-        def deliver(pong: Pong) -> None:
+        def deliver(pong: Announcement) -> None:
             if not answer.done():
                 answer.set_result(pong)
 

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fedfms.contracts.announcement import Announcement
 from fedfms.contracts.messages import (
     MAX_LINE_BYTES,
     AbortRequest,
     Answer,
     Failure,
     Ping,
-    Pong,
     Reply,
     Request,
     decode_answer,
@@ -33,7 +33,7 @@ POLL_SECONDS = 0.1  # between two looks at `aborted`
 ABORT_SECONDS = 5.0  # the trainer has this long to confirm that it stopped
 
 
-def ping(exchange: Path, timeout_seconds: float = 5.0) -> Pong:
+def ping(exchange: Path, timeout_seconds: float = 5.0) -> Announcement:
     """Ask the trainer whether it is there, for health checks.
 
     Raises:
@@ -42,7 +42,7 @@ def ping(exchange: Path, timeout_seconds: float = 5.0) -> Pong:
     with connected(exchange, 0.0, lambda: False) as connection:
         connection.send(Ping(), timeout_seconds)
         answer = connection.next_answer(timeout_seconds, lambda: False)
-    if not isinstance(answer, Pong):
+    if not isinstance(answer, Announcement):
         raise not_understood("it did not answer the question whether it is there")
     return answer
 

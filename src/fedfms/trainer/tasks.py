@@ -15,7 +15,7 @@ from fedfms import __version__
 from fedfms.contracts.contribution import Contribution
 from fedfms.contracts.messages import Task
 from fedfms.contracts.recipe import Recipe
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Compute, SiteConfig
 from fedfms.control import Control
 from fedfms.data.dataset import PreparedCase, SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
@@ -217,7 +217,7 @@ def _check_task(task: Task, site_name: str) -> None:
         )
 
 
-def _check_device(recipe: Recipe, site: SiteConfig) -> None:
+def _check_device(recipe: Recipe, site: Compute) -> None:
     """A job that asks for a GPU never runs on a processor, not even to evaluate."""
     if torch_device(site).type != "cuda" and recipe.require_gpu:
         raise TrainingError(

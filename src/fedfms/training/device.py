@@ -19,7 +19,7 @@ import torch
 
 from fedfms.contracts.machine import Machine
 from fedfms.contracts.recipe import Recipe
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Compute
 from fedfms.errors import ConfigError, TrainingError
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _OUT_OF_MEMORY = re.compile(
 )
 
 
-def torch_device(site: SiteConfig) -> torch.device:
+def torch_device(compute: Compute) -> torch.device:
     """The device this site computes on; a CUDA device has its number. Starts nothing there.
 
     "auto" takes the first CUDA device where there is one, and "cuda" means the first. A site that
@@ -41,36 +41,41 @@ def torch_device(site: SiteConfig) -> torch.device:
     Raises:
         ConfigError: code no-gpu.
     """
-    if site.device == "cpu" or (site.device == "auto" and not torch.cuda.is_available()):
+    if compute.device == "cpu" or (compute.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"device {site.device} is asked for, and torch finds no CUDA device here: "
+            f"device {compute.device} is asked for, and torch finds no CUDA device here: "
             f"{why_no_gpu()}",
             "check the driver with nvidia-smi, start the trainer with the GPU overlay, or set "
             "device: cpu in site.yml (predict: --device cpu)",
             code="no-gpu",
         )
-    device = torch.device("cuda", int(site.device.partition(":")[2] or 0))
+    device = torch.device("cuda", int(compute.device.partition(":")[2] or 0))
     count = torch.cuda.device_count()
     if device.index >= count:
         raise ConfigError(
-            f"device {site.device} is asked for, and torch finds {count} CUDA device(s) here",
+            f"device {compute.device} is asked for, and torch finds {count} CUDA device(s) here",
             f"use cuda:0 to cuda:{count - 1}, or let the trainer see more devices",
             code="no-gpu",
         )
     return device
 
 
-def ready_device(site: SiteConfig) -> torch.device:
+def ready_device(compute: Compute) -> torch.device:
     """The device this site computes on, made ready for this thread to compute on.
 
     Raises:
         ConfigError: code no-gpu.
         TrainingError: as `make_ready`.
     """
-    device = torch_device(site)
-    if device.type == "cpu" and site.device == "auto" and torch.version.cuda and _DRIVER.exists():
+    device = torch_device(compute)
+    if (
+        device.type == "cpu"
+        and compute.device == "auto"
+        and torch.version.cuda
+        and _DRIVER.exists()
+    ):
         _warn_once(f"computing on the processor, though there is a GPU's driver: {why_no_gpu()}")
     make_ready(device)
     return device
@@ -128,23 +133,23 @@ def require_gpu() -> None:
         )
 
 
-def use_threads(site: SiteConfig) -> None:
+def use_threads(compute: Compute) -> None:
     """Let torch use the site's number of CPU threads, in this process, from now on."""
-    if site.threads is not None and site.threads != torch.get_num_threads():
-        torch.set_num_threads(site.threads)
-        log.info("torch uses %d CPU threads", site.threads)
+    if compute.threads is not None and compute.threads != torch.get_num_threads():
+        torch.set_num_threads(compute.threads)
+        log.info("torch uses %d CPU threads", compute.threads)
 
 
-def slices_at_once(recipe: Recipe, site: SiteConfig, device: torch.device) -> int:
+def slices_at_once(recipe: Recipe, compute: Compute, device: torch.device) -> int:
     """The micro-batch to begin with: `micro_batch` of the site, else the whole batch.
 
     Without a GPU and above 512 pixels it is one slice where the site does not say. More gain
     nothing there; they cost gigabytes on a machine whose kernel kills a process rather than refuse
     it memory, and they make single operations, which no abort can interrupt, last many seconds.
     """
-    if site.micro_batch is None and device.type == "cpu" and recipe.image_size > 512:
+    if compute.micro_batch is None and device.type == "cpu" and recipe.image_size > 512:
         return 1
-    return min(site.micro_batch or recipe.batch_size, recipe.batch_size)
+    return min(compute.micro_batch or recipe.batch_size, recipe.batch_size)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

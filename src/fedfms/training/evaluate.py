@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedfms.contracts.contribution import Metric
 from fedfms.contracts.recipe import Recipe
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Setup, SiteConfig
 from fedfms.control import Control
 from fedfms.data.dataset import (
     Frame,
@@ -144,7 +144,7 @@ def predict(
     model: nn.Module,
     slices: Sequence[tuple[Pictured, int]],
     recipe: Recipe,
-    site: SiteConfig,
+    site: Setup,
     control: Control,
 ) -> Iterator[Tensor]:
     """Logits of each slice (case, index) in turn, (K, M, M) fp32 on the processor.

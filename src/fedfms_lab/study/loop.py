@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fedfms import __version__
 from fedfms.about import known_image, known_revision
-from fedfms.contracts.messages import Kind, ModelName, Task
+from fedfms.contracts.contribution import ModelName
+from fedfms.contracts.messages import Kind, Task
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import FederationError, FedfmsError
 from fedfms.exchange.averaging import average, averaging_weights

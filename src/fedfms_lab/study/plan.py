@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedfms.contracts.decode import check_types, from_dict, read_yaml, require_known
+from fedfms.contracts.decode import AnyPath, from_dict, read_yaml, require_known
 from fedfms.contracts.recipe import JOB_RECIPE, Recipe, read_job_recipe
 from fedfms.errors import ConfigError
 from fedfms.local.sites import Site, find_sites
@@ -26,20 +26,16 @@ class Phantoms:
     slices: int = 4  # of each volume
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        check_types(self, "the study file, phantoms")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodEntry:
     """One method of a study, under the study's own name for it."""
 
-    job: Path  # job folder; its recipe is the method's
-    recipe: Path | None = None  # goes before the job's own
+    job: AnyPath  # job folder; its recipe is the method's
+    recipe: AnyPath | None = None  # goes before the job's own
     set: dict[str, Any] = field(default_factory=dict)  # values of the recipe
 
     def __post_init__(self) -> None:
-        check_types(self, "the study file, methods")
         if not (self.job / JOB_RECIPE).is_file():
             raise ConfigError(
                 f"{self.job} is no job folder: it has no {JOB_RECIPE}",
@@ -55,8 +51,8 @@ class Study:
     """
 
     methods: dict[str, MethodEntry]
-    sites: Path | None = None  # folder with one folder for each site, each with a site.yml
-    data: Path | None = (
+    sites: AnyPath | None = None  # folder with one folder for each site, each with a site.yml
+    data: AnyPath | None = (
         None  # the images of each site in a folder of its name, if not where it says
     )
     phantoms: Phantoms | None = None  # in place of sites
@@ -71,7 +67,6 @@ class Study:
     target_dice: float | None = None  # none: 95 % of what central training of the fold reaches
 
     def __post_init__(self) -> None:
-        check_types(self, "the study file")
         if not self.methods:
             raise ConfigError("the study names no method", "add at least one under methods")
         if (self.sites is None) == (self.phantoms is None):
@@ -115,7 +110,7 @@ class Study:
             values["holdout"] = [values["holdout"]]
         for key in ("sites", "data"):
             if isinstance(values.get(key), str):
-                values[key] = str((folder / Path(values[key]).expanduser()).resolve())
+                values[key] = (folder / Path(values[key]).expanduser()).resolve()
         methods = values.get("methods")
         if not isinstance(methods, dict):
             raise ConfigError(
@@ -125,12 +120,12 @@ class Study:
         for entry in methods.values():
             for key in ("job", "recipe"):
                 if isinstance(entry, dict) and isinstance(entry.get(key), str):
-                    entry[key] = str((folder / entry[key]).resolve())
+                    entry[key] = (folder / entry[key]).resolve()
         if sites is not None:
-            values["sites"] = str(sites.resolve())
+            values["sites"] = sites.resolve()
             values.pop("phantoms", None)
         if data is not None:
-            values["data"] = str(data.resolve())
+            values["data"] = data.resolve()
         if engine is not None:
             values["engine"] = engine
         return from_dict(cls, values, str(path))

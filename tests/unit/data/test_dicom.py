@@ -447,7 +447,7 @@ def test_segments_that_meet_are_refused_or_the_larger_value_stands(tmp_path):
         ({"label_names": {1: ("a",), 2: ("A ",)}}, "gives 'A ' the values 1 and 2"),
         ({"label_names": {9: ("a",)}}, "the value 9, which has no class"),
         ({"label_names": {1: ("a",)}, "format": "nifti"}, "format: nifti has no names"),
-        ({"label_names": {"x": ("a",)}}, "label_names is"),
+        ({"label_names": {"x": ("a",)}}, "label_names has the key 'x'"),
         ({"label_names": {1: "a"}}, "write a list"),
         ({"overlap": "first"}, "refuse, highest"),
         ({"series": "("}, "no regular expression"),

@@ -20,13 +20,13 @@ import pytest
 import torch
 from monai.bundle.properties import InferProperties, MetaProperties
 
-from fedfms.contracts.site import Intensity, SiteConfig
+from fedfms.contracts.site import Intensity, Setup, SiteConfig
 from fedfms.control import Control
 from fedfms.data.dataset import prepare_cases
 from fedfms.data.formats import read_label
 from fedfms.data.manifest import Case, find_cases
 from fedfms.errors import ConfigError
-from fedfms.export.bundle import LARGEST_DIFFERENCE, _difference, default_site
+from fedfms.export.bundle import LARGEST_DIFFERENCE, _difference
 from fedfms.export.run import export_model
 from fedfms.local.synthetic import write_phantom_site
 from fedfms.models.trained import load_trained
@@ -330,7 +330,7 @@ def test_the_check_before_it_is_handed_over_sees_another_network(tmp_path, resul
     source = results()
     export_model(source, tmp_path / "bundle", "bundle")
     trained = load_trained(source, None)
-    file, site = tmp_path / "bundle/models/model.ts", default_site(trained.recipe)
+    file, site = tmp_path / "bundle/models/model.ts", Setup(format="nifti")
     assert _difference(file, trained, site) == 0.0
     with torch.no_grad():
         trained.model.mask_decoder.mask_tokens.weight[0] += 0.01

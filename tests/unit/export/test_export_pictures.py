@@ -15,8 +15,8 @@ import safetensors
 import torch
 
 from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import Setup
 from fedfms.data.dataset import PreparedImage, network_input
-from fedfms.export.bundle import default_site
 from fedfms.export.run import export_model
 from fedfms.models.trained import load_trained
 
@@ -107,7 +107,7 @@ def test_the_words_for_neighbours_are_what_training_does(results):
     recipe = Recipe.from_json(results() / "recipe.json")
     grey = np.arange(1, 5, dtype=np.uint8)[:, None, None] * np.ones((1, 8, 8), np.uint8)
     image = PreparedImage(grey, (1.0, 1.0, 1.0), True)
-    plain = dataclasses.replace(default_site(recipe), channels="neighbours")
+    plain = Setup(format="nifti", channels="neighbours")
     recipe = dataclasses.replace(recipe, normalize=False)
     for index, expected in {0: (1, 1, 2), 1: (1, 2, 3), 3: (3, 4, 4)}.items():  # before, it, after
         channels = network_input(image, index, plain, recipe)[:, 4, 4] * 255

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedfms.contracts.recipe import BACKBONES, Recipe
+from fedfms.contracts.site import Setup
 from fedfms.control import Control
 from fedfms.data.dataset import PreparedCase, PreparedImage, network_input
 from fedfms.data.manifest import Case
 from fedfms.errors import ConfigError
-from fedfms.export.bundle import default_site
 from fedfms.export.run import export_model
 from fedfms.models import upstream  # which also lets segment_anything.modeling be imported
 from fedfms.models.build import SamSegmenter, build_model
@@ -62,7 +62,7 @@ def test_upstream_gives_our_embeddings_and_logits(tmp_path, results, monkeypatch
         (1.0, 1.0, 1.0),
         False,
     )
-    own_input = network_input(case, 0, default_site(ours.recipe), ours.recipe)[None]
+    own_input = network_input(case, 0, Setup(format="nifti"), ours.recipe)[None]
     their_input = sam.preprocess(torch.from_numpy(grey).float().expand(3, -1, -1))[None]
     with torch.no_grad():
         expected = ours.model(own_input)
@@ -137,7 +137,7 @@ def test_the_note_gives_the_masks_of_slices_whose_pixels_are_not_square(
     grey = np.random.default_rng(2).integers(0, 256, (3, 17, 40)).astype(np.uint8)
     volume = PreparedImage(grey, (1.0, 3.1, 0.9), True)
     slices = [(volume, index) for index in range(3)]
-    site = default_site(ours.recipe)
+    site = Setup(format="nifti")
     logits = torch.stack(list(predict(ours.model, slices, ours.recipe, site, Control())))
     middle = float(next(probabilities(logits, volume, ours.recipe)).median())
     recipe = dataclasses.replace(ours.recipe, probability_threshold=round(middle, 3))

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from fedfms import __version__
-from fedfms.contracts.messages import Slicing
+from fedfms.contracts.announcement import Announcement, Slicing
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError, FederationError
-from fedfms.flare.announce import Announcement
 from fedfms.flare.lint import slicing_warnings
 from fedfms.flare.session import (
     Admin,

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from nvflare.apis.fl_context import FLContext
 
-from fedfms.contracts.messages import Pong, Slicing, encode
-from fedfms.flare.announce import Announcement, SiteResources, read_announcement
+from fedfms.contracts.announcement import Announcement, Slicing
+from fedfms.contracts.messages import encode
+from fedfms.flare.announce import SiteResources, read_announcement
 
-PONG = Pong(
+PONG = Announcement(
     site="site-1",
     version="0.1.0",
     busy=True,
@@ -79,7 +80,7 @@ def test_a_trainer_of_an_older_version_is_understood(
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        (encode(Pong("site-1", "0.1.0", False, "no-policy")), "no-policy"),
+        (encode(Announcement("site-1", "0.1.0", False, "no-policy")), "no-policy"),
         (b'{"type":"pong","protocol":1,"site":"s","version":"1","busy":false}\n', "other-protocol"),
         (b"who are you?\n", "nonsense"),
         (b"", "trainer-died"),

@@ -24,7 +24,8 @@ from site_kits import (
     in_namespace,
 )
 
-from fedfms.contracts.messages import SOCKET_NAME, Pong, encode
+from fedfms.contracts.announcement import Announcement
+from fedfms.contracts.messages import SOCKET_NAME, encode
 from fedfms.flare.simulate import SERVER, free_port
 from fedfms.preflight.items import Item
 from fedfms.preflight.site import FlarePlaces
@@ -330,7 +331,7 @@ def test_a_trainer_of_another_version(server, places):
             stream, _ = main.accept()
             with stream:
                 stream.recv(1024)
-                stream.sendall(encode(Pong("site-1", "0.0.9", False)))
+                stream.sendall(encode(Announcement("site-1", "0.0.9", False)))
 
         thread = threading.Thread(target=answer)
         thread.start()

@@ -176,7 +176,11 @@ def test_the_page_says_which_build_ran_and_what_of_it_is_unknown(tmp_path):
 
 def test_missed_rounds_are_told_in_plain_words(page):
     _, row = page.table("Round", "Site", "Why")
-    assert row == ["2", "site-2", "The site's training process ended in the middle of the round."]
+    assert row == [
+        "2",
+        "site-2",
+        "The site's training process failed: its trainer ended in the middle of its work.",
+    ]
 
 
 def test_curves_go_through_every_recorded_dice(results):

@@ -14,21 +14,22 @@ import torch
 from trainer_process import Place, TrainerProcess
 
 from fedfms import __version__
-from fedfms.contracts.messages import Pong, Slicing, Task, decode_answer, encode
+from fedfms.contracts.announcement import Announcement, Slicing
+from fedfms.contracts.messages import Task, decode_answer, encode
 from fedfms.errors import TrainerError
 from fedfms.trainer.announce import SLOW_FILES
 from fedfms.trainer.client import run_task
 from fedfms.trainer.connection import ping
 
-SLICING = Slicing("axial", "gray", "range:0:255").to_dict()
+SLICING = dataclasses.asdict(Slicing("axial", "gray", "range:0:255"))
 
 
 def test_a_pong_comes_out_as_it_went_in() -> None:
-    pong = Pong("s", "1.2", True, None, ("a", "b"), ("c",), ("fedsam",), 3, "cpu")
+    pong = Announcement("s", "1.2", True, None, ("a", "b"), ("c",), ("fedsam",), 3, "cpu")
     assert decode_answer(encode(pong)) == pong
     sliced = dataclasses.replace(pong, slicing=Slicing("axial", "gray", "range:0:255", (3, 1, 1)))
     assert decode_answer(encode(sliced)) == sliced
-    broken = Pong("s", "1.2", False, "config")
+    broken = Announcement("s", "1.2", False, "config")
     assert decode_answer(encode(broken)) == broken
     assert (pong.ready, broken.ready) == (True, False)
 
@@ -41,7 +42,7 @@ def test_a_pong_comes_out_as_it_went_in() -> None:
         ("classes", ["/data/x.nii"]),
         ("classes", "ab"),
         ("classes", ["c"] * 1001),
-        ("methods", ["fedprox"]),
+        ("methods", ["/data/x.nii"]),
         ("max_rounds", -1),
         ("device", "tpu"),
         ("overlapping", "ab"),
@@ -59,7 +60,7 @@ def test_a_pong_comes_out_as_it_went_in() -> None:
 def test_a_pong_with_a_value_that_cannot_be_is_nonsense(key: str, value: object) -> None:
     import json
 
-    line = {**json.loads(encode(Pong("s", "1", False))), key: value}
+    line = {**json.loads(encode(Announcement("s", "1", False))), key: value}
     with pytest.raises(TrainerError) as error:
         decode_answer(json.dumps(line).encode())
     assert error.value.code == "nonsense"

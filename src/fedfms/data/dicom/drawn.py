@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Labels
 from fedfms.data.dicom.series import Series
 from fedfms.data.grid import Array
 from fedfms.errors import SiteDataError
@@ -27,9 +27,9 @@ class Drawn:
     mask: Array  # (I, J, K) bool
 
 
-def mapped(path: Path, segments: Mapping[int, str], site: SiteConfig, what: str) -> dict[int, int]:
+def mapped(path: Path, segments: Mapping[int, str], meaning: Labels, what: str) -> dict[int, int]:
     """Number -> label value of the segments that mean a class; those of the background are left."""
-    values = {number: _value_of(number, name, site) for number, name in segments.items()}
+    values = {number: _value_of(number, name, meaning) for number, name in segments.items()}
     unknown = [
         f"{number} {segments[number]!r}" for number in sorted(values) if values[number] is None
     ]
@@ -44,16 +44,18 @@ def mapped(path: Path, segments: Mapping[int, str], site: SiteConfig, what: str)
     return {
         number: value
         for number, value in values.items()
-        if value is not None and value not in site.background
+        if value is not None and value not in meaning.background
     }
 
 
-def _value_of(number: int, name: str, site: SiteConfig) -> int | None:
+def _value_of(number: int, name: str, meaning: Labels) -> int | None:
     """The label value of a segment or structure; None where site.yml does not know it."""
-    known = {value for values in site.classes.values() for value in values} | set(site.background)
-    if site.label_names is None:
+    known = {value for values in meaning.classes.values() for value in values} | set(
+        meaning.background
+    )
+    if meaning.label_names is None:
         return number if number in known else None
-    values = {n.strip().casefold(): value for value, ns in site.label_names.items() for n in ns}
+    values = {n.strip().casefold(): value for value, ns in meaning.label_names.items() for n in ns}
     return values.get(name.strip().casefold(), values.get("*"))
 
 
@@ -97,7 +99,7 @@ def require_same_series(
         )
 
 
-def label_values(path: Path, masks: Mapping[int, Drawn], site: SiteConfig) -> Array:
+def label_values(path: Path, masks: Mapping[int, Drawn], meaning: Labels) -> Array:
     """One volume of label values; the larger value stands above the smaller, if they may meet."""
     shape = next(iter(masks.values())).mask.shape
     labels = np.zeros(shape, np.int16)
@@ -109,7 +111,7 @@ def label_values(path: Path, masks: Mapping[int, Drawn], site: SiteConfig) -> Ar
                 "give its name a value of at most 32767 under label_names in site.yml",
                 code="label-value-too-large",
             )
-        if site.overlap == "refuse" and (met := np.unique(labels[drawn.mask])).any():
+        if meaning.overlap == "refuse" and (met := np.unique(labels[drawn.mask])).any():
             below = masks[int(met[met != 0][0])]
             count = int(np.count_nonzero(labels[drawn.mask]))
             raise SiteDataError(

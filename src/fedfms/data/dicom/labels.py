@@ -8,7 +8,7 @@ from pathlib import Path
 from pydicom import dcmread
 from pydicom.uid import UID, RTStructureSetStorage
 
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Labels
 from fedfms.data.content import Content
 from fedfms.data.dicom.drawn import label_values
 from fedfms.data.dicom.references import LABEL_KINDS
@@ -19,13 +19,13 @@ from fedfms.data.grid import Array
 from fedfms.errors import SiteDataError
 
 
-def read_label(path: Path, data: Content, site: SiteConfig, series: Series) -> Array:
+def read_label(path: Path, data: Content, meaning: Labels, series: Series) -> Array:
     """Label values (I, J, K) int16 on the series' own grid, 0 where nothing was drawn.
 
     Args:
         path: of a SEG or RTSTRUCT file, or of a folder that holds one.
         data: its content.
-        site: says which segment has which value, and what happens where two meet.
+        meaning: says which segment has which value, and what happens where two meet.
         series: that the label was drawn on.
 
     Raises:
@@ -38,9 +38,9 @@ def read_label(path: Path, data: Content, site: SiteConfig, series: Series) -> A
     label = parsed_dicom(name, content)
     kind = label.file_meta.get("MediaStorageSOPClassUID", "")
     if kind == RTStructureSetStorage:
-        masks = read_structures(name, label, site, series)
+        masks = read_structures(name, label, meaning, series)
     elif kind in LABEL_KINDS:
-        masks = read_segmentation(name, label, site, series)
+        masks = read_segmentation(name, label, meaning, series)
     else:
         raise SiteDataError(
             f"{name} is neither a segmentation (SEG) nor a structure set (RTSTRUCT) but "
@@ -48,7 +48,7 @@ def read_label(path: Path, data: Content, site: SiteConfig, series: Series) -> A
             "let the glob labels in site.yml match the SEG, RTSTRUCT or NIfTI files",
             code="not-a-label",
         )
-    return label_values(name, masks, site)
+    return label_values(name, masks, meaning)
 
 
 def label_kind(path: Path, data: Content) -> str:

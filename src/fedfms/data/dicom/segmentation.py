@@ -9,7 +9,7 @@ from pydicom import Dataset
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Labels
 from fedfms.data.content import damaged
 from fedfms.data.dicom.drawn import Drawn, mapped, nothing_drawn, require_same_series
 from fedfms.data.dicom.series import (
@@ -28,7 +28,7 @@ _OFF_GRID = 0.1  # of a voxel: a segmentation's voxels and the image's
 
 
 def read_segmentation(
-    path: Path, label: Dataset, site: SiteConfig, series: Series
+    path: Path, label: Dataset, meaning: Labels, series: Series
 ) -> dict[int, Drawn]:
     """Masks by label value of a SEG file. Raises as `read_label`."""
     kind = str(label.get("SegmentationType", "BINARY"))
@@ -57,7 +57,7 @@ def read_segmentation(
     }
     if kind == "LABELMAP":
         segments.pop(0, None)  # is what was not drawn
-    values = mapped(path, segments, site, "segments")
+    values = mapped(path, segments, meaning, "segments")
     drawn = nothing_drawn(series, values, segments)
     frames = _frames(path, label)
     shared = (label.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]

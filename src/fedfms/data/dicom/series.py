@@ -24,7 +24,7 @@ from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Reading
 from fedfms.data.content import Folder, cannot_read_here, damaged, is_plain_file, opened
 from fedfms.data.grid import Array
 from fedfms.errors import SiteDataError
@@ -85,7 +85,7 @@ class Series:
         return frozenset(str(header.SOPInstanceUID) for header in self.headers)
 
 
-def read_series(path: Path, folder: Folder, site: SiteConfig) -> Series:
+def read_series(path: Path, folder: Folder, site: Reading) -> Series:
     """The one series of a folder.
 
     Raises:
@@ -214,7 +214,7 @@ def no_warnings() -> Iterator[None]:
 
 
 def _one_series(
-    path: Path, images: list[tuple[str, Dataset]], site: SiteConfig
+    path: Path, images: list[tuple[str, Dataset]], site: Reading
 ) -> list[tuple[str, Dataset]]:
     by_uid: dict[str, list[tuple[str, Dataset]]] = {}
     for name, slice_ in images:

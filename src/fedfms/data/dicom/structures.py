@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Labels
 from fedfms.data.dicom.drawn import Drawn, mapped, nothing_drawn, require_same_series
 from fedfms.data.dicom.series import LPS_TO_RAS, Series
 from fedfms.data.grid import Array
@@ -23,7 +23,7 @@ _OFF_SLICE = 0.25  # of the distance between slices: an outline and its slice
 
 
 def read_structures(
-    path: Path, label: Dataset, site: SiteConfig, series: Series
+    path: Path, label: Dataset, meaning: Labels, series: Series
 ) -> dict[int, Drawn]:
     """Masks by label value of an RTSTRUCT file. Raises as `read_label`."""
     outlines = {
@@ -36,7 +36,7 @@ def read_structures(
         if outlines.get(int(roi.ROINumber))
     }
     names = {number: str(roi.get("ROIName") or "") for number, roi in rois.items()}
-    values = mapped(path, names, site, "structures")
+    values = mapped(path, names, meaning, "structures")
     frames = {
         str(rois[number].ReferencedFrameOfReferenceUID)
         for number in values

@@ -1,0 +1,85 @@
+"""What a site announces: what it can do, by its site.yml and policy as they are now.
+
+The trainer fills it in (trainer/announce.py) and answers a ping with it, the site's FLARE client
+hands it on, and the coordinator reads it. A new field is declared here and filled in there. A
+reader passes over fields that it does not know, as of a newer site, and takes the defaults of those
+that an older site does not tell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from fedfms.contracts.decode import validate
+from fedfms.contracts.site import Reading
+from fedfms.contracts.wire import MAX_NAMES, Code, Count, Name, Names, Word
+
+Device = Literal["cpu", "cuda"]
+Millimetres = Annotated[float, Field(gt=0, lt=1e4)]
+Rule = Annotated[str, StringConstraints(pattern=r"^[a-z]{1,20}(:-?[0-9.e+-]{1,20}){2}$")]
+
+
+@dataclass(frozen=True, slots=True)
+class Slicing:
+    """How a site makes pictures of its images: what sites should agree on and no recipe says."""
+
+    plane: Word | None  # axial, coronal, sagittal; None where the files are pictures, not volumes
+    channels: Word  # gray, rgb, neighbours
+    intensity: Rule  # the rule and its numbers, as `Intensity.from_text` reads them
+    # mm between slices, rows and columns: the median over some cases, of two digits. None: too few
+    # cases to tell, not known yet, or files without a voxel size
+    spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = None
+
+    @classmethod
+    def of(cls, site: Reading, spacing_mm: tuple[float, float, float] | None = None) -> Slicing:
+        """What a site.yml says."""
+        rule = site.intensity
+        numbers = (rule.center, rule.width) if rule.rule == "window" else rule.bounds
+        return cls(
+            plane=None if site.format == "image" else site.plane,  # pictures lie in no plane
+            channels=site.channels,
+            intensity=":".join([rule.rule, *(f"{number:g}" for number in numbers)]),
+            spacing_mm=spacing_mm,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What a site says of itself; where a file of it cannot be used, that and no more."""
+
+    site: Name
+    version: Name | Literal[""] = ""  # of fedfms in its trainer; empty where nothing is known
+    busy: bool = False  # with a task
+    fault: Code | None = None  # code of what keeps it from taking part
+    classes: Names = ()  # that the site annotates
+    not_annotated: Names = ()  # that it knows and never drew
+    methods: Names = ()  # that its policy allows, whether or not the reader knows them
+    max_rounds: Count = 0  # that its policy allows
+    device: Device | None = None  # what torch computes on there
+    slicing: Slicing | None = None  # None: not told, as by a trainer of an older version
+    # classes that have a label value in common there
+    overlapping: Annotated[tuple[tuple[Name, Name], ...], Field(max_length=MAX_NAMES)] = ()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a task can begin there."""
+        return self.fault is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, `ready` included."""
+        values = {**dataclasses.asdict(self), "ready": self.ready}
+        return json.loads(json.dumps(values))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Announcement:
+        """Read what came over a wire.
+
+        Raises:
+            Misfits: a field that is known is missing or not of its type.
+        """
+        return validate(cls, values, unknown="ignore")
