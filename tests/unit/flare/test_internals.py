@@ -461,7 +461,7 @@ def test_resources_of_ours_go_before_flares_which_are_read_where_ours_are_gone(
 
 # FINALIZE
 def test_a_builder_before_the_cert_builder_finalizes_after_it() -> None:
-    text = inspect.getsource(Provisioner.provision)
+    text = inspect.getsource(Provisioner)
     build, turn, finish = (text.index(t) for t in ("b.build(", "builders[::-1]", "b.finalize("))
     assert build < turn < finish
 

@@ -90,7 +90,7 @@ SENDER = Assumption(
     "an answer's header FL_CLIENT is the client that the request's token belongs to, whatever the "
     "answer says",
     lambda: (
-        uses(ServerCommandAgent.execute_command, "FL_CLIENT", "set_header", "TOKEN")
+        uses(ServerCommandAgent._execute_command, "FL_CLIENT", "set_header", "TOKEN")
         and uses(ServerCommandAgent._get_client, "client_manager", "clients")
     ),
 )

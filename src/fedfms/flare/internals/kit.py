@@ -28,7 +28,7 @@ RESOURCE_FILES = Assumption(
 )
 FINALIZE = Assumption(
     "the provisioner builds in the order of the builders and finalizes in the reverse order",
-    lambda: uses(Provisioner.provision, "builders", "build", "finalize"),
+    lambda: uses(Provisioner._build, "builders", "build", "finalize"),
 )
 CERTIFICATES = Assumption(
     "CertBuilder writes a participant's certificate and key in _build_write_cert_pair(participant, "
