@@ -18,11 +18,12 @@ import torch
 from fedfms import __version__
 from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.contracts.site import SiteConfig
-from fedfms.data.dataset import Frame, PreparedCase, network_input, to_native
 from fedfms.data.manifest import Case
+from fedfms.data.prepared import PreparedCase
 from fedfms.errors import ConfigError, TrainingError
 from fedfms.export.facts import about, input_facts, rounded, site_facts
 from fedfms.export.torchscript import write_torchscript
+from fedfms.geometry import Frame, network_input, to_native
 from fedfms.models.trained import Trained
 
 # MONAI's current schema of metadata.json; the models of its own model zoo name this address

@@ -7,7 +7,7 @@ from typing import Any
 from fedfms import __version__
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
-from fedfms.data.dataset import PIXEL_MEAN, PIXEL_STD
+from fedfms.geometry import PIXEL_MEAN, PIXEL_STD
 
 VERSION_KEY = "fedfms_version"
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedfms.contracts.recipe import Recipe
-from fedfms.data.dataset import covered, pixel_aspect
 from fedfms.export.facts import pixel_statistics
+from fedfms.geometry import covered, pixel_aspect
 from fedfms.models.build import SamSegmenter
 
 
 class SliceNetwork(nn.Module):
-    """Grey slices to logits at their own size; the same sums as data/dataset.py, in one module.
+    """Grey slices to logits at their own size; the same sums as geometry.py, in one module.
 
     Args:
         network: (B, 3, S, S) normalised pictures to (B, K, M, M) logits.
