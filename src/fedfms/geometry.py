@@ -23,6 +23,18 @@ from fedfms.contracts.site import SiteConfig
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
+Triple = tuple[float, float, float]
+
+
+def pixel_statistics(recipe: Recipe) -> tuple[Triple, Triple]:
+    """(mean, standard deviation) of each channel in grey levels, 0 to 255.
+
+    The network's input is (grey - mean) / std. Without `normalize` that is grey / 255.
+    """
+    if recipe.normalize:
+        return PIXEL_MEAN, PIXEL_STD
+    return (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)
+
 
 class Pictured(Protocol):
     """What the way into the network and back needs: grey levels at native size.
@@ -42,7 +54,7 @@ class Pictured(Protocol):
         ...
 
 
-# These two are what an exported network computes too (export/torchscript.py compiles them).
+# What an exported network computes too (export/torchscript.py compiles these five).
 
 
 def pixel_aspect(rows: float, columns: float) -> float:
@@ -73,6 +85,33 @@ def covered(height: int, width: int, aspect: float, size: int) -> tuple[int, int
     rows = math.floor((2.0 * tall * size + longest) / (2.0 * longest))
     columns = math.floor((2.0 * wide * size + longest) / (2.0 * longest))
     return max(2, rows), max(2, columns)
+
+
+def resized(picture: Tensor, rows: int, columns: int, antialias: bool) -> Tensor:
+    """(B, C, H, W) uint8 to (B, C, rows, columns) uint8, bilinear, as SAM's own preprocessing."""
+    return F.interpolate(picture, size=[rows, columns], mode="bilinear", antialias=antialias)
+
+
+def on_canvas(picture: Tensor, mean: Tensor, std: Tensor, side: int) -> Tensor:
+    """(B, 1 or 3, h, w) uint8 to (B, 3, side, side) float32: (grey - mean) / std, then zeros.
+
+    Args:
+        picture: lies in the upper left corner.
+        mean, std: (3,) of each channel.
+        side: of the canvas, at least h and w.
+    """
+    canvas = torch.zeros([picture.shape[0], 3, side, side], device=picture.device)
+    part = canvas[:, :, : picture.shape[2], : picture.shape[3]]
+    part.copy_(picture).sub_(mean[:, None, None]).div_(std[:, None, None])
+    return canvas
+
+
+def unpadded(
+    logits: Tensor, rows: int, columns: int, height: int, width: int, antialias: bool
+) -> Tensor:
+    """(B, K, M, M) logits to (B, K, height, width) float32 of the rows and columns covered."""
+    part = logits[..., :rows, :columns].float()
+    return F.interpolate(part, size=[height, width], mode="bilinear", antialias=antialias)
 
 
 class Frame(NamedTuple):
@@ -124,26 +163,15 @@ def resized_slice(prepared: Pictured, index: int, site: SiteConfig, recipe: Reci
         picture = prepared.images[[max(index - 1, 0), index, min(index + 1, last)]]
     else:
         picture = prepared.images[index : index + 1]
-    resized: Tensor = F.interpolate(
-        torch.from_numpy(np.array(picture, order="C"))[None],  # a copy: a map is read-only
-        size=Frame.of(prepared).input_size(recipe),
-        mode="bilinear",
-        antialias=not recipe.paper_compat,
-    )
-    return resized[0]
+    rows, columns = Frame.of(prepared).input_size(recipe)
+    levels = torch.from_numpy(np.array(picture, order="C"))  # a copy: a map is read-only
+    return resized(levels[None], rows, columns, not recipe.paper_compat)[0]
 
 
 def normalised(picture: Tensor, recipe: Recipe) -> Tensor:
     """(1 or 3, h, w) uint8 to (3, S, S) float32."""
-    size = recipe.image_size
-    canvas = torch.zeros(3, size, size)
-    covered = canvas[:, : picture.shape[1], : picture.shape[2]].copy_(picture)
-    if recipe.normalize:
-        mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
-        covered.sub_(mean[:, None, None]).div_(std[:, None, None])
-    else:
-        covered.div_(255.0)
-    return canvas
+    mean, std = pixel_statistics(recipe)
+    return on_canvas(picture[None], torch.tensor(mean), torch.tensor(std), recipe.image_size)[0]
 
 
 def mask_target(masks: Tensor, frame: Frame, recipe: Recipe) -> Tensor:
@@ -177,10 +205,4 @@ def to_native(logits: Tensor, frame: Frame, recipe: Recipe) -> Tensor:
     The padding is cut off first. Antialiased where the native picture is smaller than the mask.
     """
     rows, columns = frame.covered(recipe)
-    native: Tensor = F.interpolate(
-        logits[..., :rows, :columns].float(),
-        size=(frame.height, frame.width),
-        mode="bilinear",
-        antialias=not recipe.paper_compat,
-    )
-    return native
+    return unpadded(logits, rows, columns, frame.height, frame.width, not recipe.paper_compat)

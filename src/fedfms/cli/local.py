@@ -27,6 +27,7 @@ from fedfms.cli.common import (
     styled,
     watching,
 )
+from fedfms.cli.site import SITE_YML, WORK
 from fedfms.contracts.machine import Machine
 from fedfms.contracts.recipe import Recipe, read_job_recipe
 from fedfms.contracts.site import SiteConfig
@@ -204,6 +205,7 @@ def train_local(
 ) -> None:
     """Train a job's recipe on one site alone, without FLARE; print its validation scores."""
     from fedfms.control import Control
+    from fedfms.data.memory import CACHE_FOLDER
     from fedfms.exchange.payload import save_tensors
     from fedfms.training.pooled import PooledRound, train_pooled
 
@@ -236,6 +238,7 @@ def train_local(
             checkpoints=checkpoints or Machine.from_environment().checkpoints,
             control=Control(on_progress),
             on_round=show,
+            folder=WORK / CACHE_FOLDER if site == SITE_YML else None,  # as compose mounts them
         )
     if output is not None:
         save_tensors(output, trained, "fp32")
