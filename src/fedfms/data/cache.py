@@ -228,7 +228,7 @@ class CacheFolder(_Shelf):
     Args:
         folder: is made if it is not there.
         limit: bytes; beyond, the records that were not asked for the longest go, but never one that
-            was within the last hour.
+            was within the last hour, or through this object.
 
     Raises:
         OSError: the folder cannot be made or written.
@@ -238,6 +238,7 @@ class CacheFolder(_Shelf):
         super().__init__()
         self.folder = folder
         self.limit = limit
+        self._used: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -268,6 +269,7 @@ class CacheFolder(_Shelf):
         except (OSError, ValueError, KeyError, TypeError):
             log.warning("a cached case is damaged and is prepared anew")
             return None
+        self._used.add(key)
         return StoredCase(case, record, self, key)
 
     def put(self, prepared: PreparedCase, key: str) -> StoredCase:
@@ -285,6 +287,7 @@ class CacheFolder(_Shelf):
             self.remove_unused(limit=0)
             self._write(key, header, parts)
         self._maps.pop(key, None)
+        self._used.add(key)
         return StoredCase(prepared.case, _record(header), self, key)
 
     def _write(self, key: str, header: bytes, parts: Iterable[NDArray[Any]]) -> None:
@@ -301,7 +304,7 @@ class CacheFolder(_Shelf):
         """Remove records until no more than `limit` bytes (None: the folder's) are there.
 
         The one that was asked for the longest ago goes first. None goes that was asked for within
-        an hour, and none at all while another process uses the folder.
+        an hour or through this object, and none at all while another process uses the folder.
         """
         limit = self.limit if limit is None else limit
         if self._alone():
@@ -314,6 +317,8 @@ class CacheFolder(_Shelf):
             for used, size, path in sorted(found):
                 if total <= limit or time.time() - used < _IN_USE_SECONDS:
                     break
+                if path.stem in self._used:
+                    continue
                 _remove(path)
                 total -= size
         self._share()
@@ -350,7 +355,7 @@ def _reading_only(folder: Path) -> CacheFolder:
     """The folder in a worker process, whose parent holds the lock."""
     shelf = CacheFolder.__new__(CacheFolder)
     _Shelf.__init__(shelf)
-    shelf.folder, shelf.limit, shelf._lock = folder, LIMIT_BYTES, None
+    shelf.folder, shelf.limit, shelf._lock, shelf._used = folder, LIMIT_BYTES, None, set()
     return shelf
 
 

@@ -78,6 +78,18 @@ def test_what_nobody_asked_for_the_longest_goes_first_and_never_what_is_in_use(t
     assert records(site.cache) == set(young)  # asked for within the hour
 
 
+def test_a_site_larger_than_the_limit_keeps_its_own_cases(tmp_path):
+    site = folder_of(tmp_path)
+    prepare_cases(find_cases(site), site)
+    folder = CacheFolder(site.cache, limit=1)
+    kept, *others = sorted(records(site.cache))
+    assert folder.get(find_cases(site)[0], kept.stem) is not None
+    for path in (kept, *others):
+        asked_for(path, DAY)  # preparing the others took a day
+    folder.remove_unused()
+    assert records(site.cache) == {kept}
+
+
 def test_another_process_that_uses_the_folder_loses_nothing(tmp_path):
     site = folder_of(tmp_path)
     prepare_cases(find_cases(site), site)
