@@ -68,7 +68,8 @@ def write_volumes(root: Path, cases: int, size: Sequence[int], validation: float
         label[middle] = 1
         values[middle] += 300
         for number in range(kind, cases, _KINDS):
-            values[0, : 1 + number // _KINDS, 0] = 2000
+            bits = np.array([number >> place & 1 for place in range(10)])
+            values[0, :10, 0] = np.where(bits == 1, 2000, -2000)  # white or black by any rule
             name = f"volume-{number:03d}.nii.gz"
             if number == kind:
                 head, rest = _pieces(values)
