@@ -90,8 +90,8 @@ def phantom_site(folder: Path, cases: int = 6, style: str = "bright", **changes:
 def prepared(site: Any) -> tuple[list[Any], list[Any]]:
     """Training and validation cases."""
     from fedfms.control import Control
-    from fedfms.data.dataset import prepare_cases
     from fedfms.data.manifest import find_cases
+    from fedfms.data.prepare import prepare_cases
 
     cases = prepare_cases(find_cases(site), site, Control())
     return (
@@ -103,7 +103,7 @@ def prepared(site: Any) -> tuple[list[Any], list[Any]]:
 def one_round(model: Any, chosen: Any, site: Any, training: Any, **more: Any) -> tuple[Any, float]:
     """`train_round` on the device; its result, and the median milliseconds of a step."""
     from fedfms.control import Control
-    from fedfms.data.dataset import SliceDataset
+    from fedfms.data.slices import SliceDataset
     from fedfms.training.loop import train_round
 
     times: list[float] = []

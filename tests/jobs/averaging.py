@@ -16,8 +16,9 @@ import torch
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
-from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import prepare_cases
+from fedfms.data.slices import SliceDataset
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.training.loop import train_round

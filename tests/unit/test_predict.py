@@ -34,10 +34,10 @@ from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.contracts.site import Intensity, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import read_bytes
-from fedfms.data.dataset import prepare_cases
 from fedfms.data.dicom.labels import read_label
 from fedfms.data.dicom.series import read_series
 from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import prepare_cases
 from fedfms.errors import ConfigError
 from fedfms.exchange.payload import read_travelling, save_tensors
 from fedfms.models.build import build_model

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from fedfms.contracts.site import SiteConfig
-from fedfms.data.dataset import prepare_cases
 from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import prepare_cases
 from fedfms.errors import SiteDataError, unexpected
 from fedfms.local.synthetic import write_phantom_site
 

@@ -27,6 +27,7 @@ from fedfms.cli.common import (
     styled,
     watching,
 )
+from fedfms.cli.site import SITE_YML, WORK
 from fedfms.contracts.machine import Machine
 from fedfms.errors import ConfigError
 from fedfms.shipped import find_shipped
@@ -206,6 +207,7 @@ def train_local(
     """Train a job's recipe on one site alone, without FLARE; print its validation scores."""
     from fedfms.contracts.recipe import read_job_recipe
     from fedfms.control import Control
+    from fedfms.data.memory import CACHE_FOLDER
     from fedfms.exchange.payload import save_tensors
     from fedfms.training.pooled import PooledRound, train_pooled
 
@@ -238,6 +240,7 @@ def train_local(
             checkpoints=checkpoints or Machine.from_environment().checkpoints,
             control=Control(on_progress),
             on_round=show,
+            folder=WORK / CACHE_FOLDER if site == SITE_YML else None,  # as compose mounts them
         )
     if output is not None:
         save_tensors(output, trained, "fp32")

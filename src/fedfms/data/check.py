@@ -18,15 +18,8 @@ import numpy as np
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
+from fedfms.data.classes import shared_values, unknown_classes
 from fedfms.data.content import Content, read_bytes
-from fedfms.data.dataset import (
-    Summary,
-    combine,
-    problems_together,
-    shared_values,
-    summarize,
-    unknown_classes,
-)
 from fedfms.data.formats import Notice, Stored, read_image, read_label
 from fedfms.data.manifest import Case, below, ending_of, scan, several_files_a_patient, untaken
 from fedfms.data.numbers import (
@@ -34,10 +27,13 @@ from fedfms.data.numbers import (
     DataSummary,
     MaskGrid,
     count_of,
+    disk_of,
     memory_of,
     numbers_of,
     summarize_numbers,
 )
+from fedfms.data.prepared import combine
+from fedfms.data.together import Summary, problems_together, summarize
 from fedfms.data.unlikely import Finding, unlikely
 from fedfms.errors import FedfmsError, SiteDataError, unexpected
 
@@ -93,7 +89,7 @@ def examine(
         control.report("prepare", len(found.cases), len(found.cases))
     if reading.summaries:
         errors.extend(problems_together(reading.summaries, site))
-    memory = memory_of(reading.numbers, site, grid, classes or tuple(site.classes))
+    disk = disk_of(reading.numbers, site, grid, classes or tuple(site.classes))
     left = untaken(site, found)
     summary = summarize_numbers(
         found.cases,
@@ -101,7 +97,8 @@ def examine(
         site,
         Counter(ending_of(path, site) for path in left),
         below(site, found),
-        memory,
+        memory_of(reading.numbers),
+        disk,
     )
     findings = [
         *(Finding(error.code, error.problem, error.fix, "error") for error in errors),

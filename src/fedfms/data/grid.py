@@ -21,6 +21,18 @@ _PLANES: dict[str, tuple[int, int, int]] = {
 }
 
 
+def axis_letters(plane: Plane) -> str | None:
+    """Whither an index of a picture's rows, its columns and the slices grows: PLS of an axial cut.
+
+    Rows and columns run against RAS, slices with it, see `Cut`. None for `stored`, which knows no
+    directions.
+    """
+    if plane not in _PLANES:
+        return None
+    slices, rows, columns = _PLANES[plane]
+    return "LPI"[rows] + "LPI"[columns] + "RAS"[slices]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Cut:
     """A volume's way from its file's voxels (I, J, K) to slices (D, H, W), and back.

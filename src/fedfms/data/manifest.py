@@ -23,6 +23,7 @@ from typing import Literal
 
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.content import EXTENSIONS, JUNK, is_plain_file, may_enter, unreadable_folder
+from fedfms.data.pairs import WILDCARD, some, unpaired
 from fedfms.errors import SiteDataError
 
 Split = Literal["train", "validation"]
@@ -213,9 +214,6 @@ def validation_patients(patients: Iterable[str], fraction: float, seed: int) -> 
 # ------------------------------------------------------------------------------------------ globs
 
 
-_WILDCARD = re.compile(r"\*\*/|\*|\?|\[!?\]?[^\]]*\]")
-
-
 def _wildcards(pattern: str, site: SiteConfig) -> list[str]:
     """The wildcards that stand for a case's name: without those of the ending, as in `*.nii*`."""
     folder, slash, name = pattern.rstrip("/").rpartition("/")
@@ -224,7 +222,7 @@ def _wildcards(pattern: str, site: SiteConfig) -> list[str]:
         if any(fnmatch.fnmatchcase(ending, tail) for ending in _endings(site)):
             name = name[: dot.start()]
             break
-    return _WILDCARD.findall(folder + slash + name)
+    return WILDCARD.findall(folder + slash + name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +282,7 @@ class _Look:
     def _entries(self, folder: Path, part: str) -> list[str]:
         """Names in a folder that a part of a glob matches."""
         try:
-            if not _WILDCARD.search(part):  # to enter is enough, it need not be listed
+            if not WILDCARD.search(part):  # to enter is enough, it need not be listed
                 (folder / part).lstat()
                 return [part]
             matches = re.compile(fnmatch.translate(part)).match
@@ -355,7 +353,7 @@ def _matches(
 def _groups(pattern: str) -> re.Pattern[str]:
     """The glob as a regular expression with one group for each wildcard."""
     text, end = "", 0
-    for wildcard in _WILDCARD.finditer(pattern):
+    for wildcard in WILDCARD.finditer(pattern):
         text += re.escape(pattern[end : wildcard.start()])
         token = wildcard.group()
         if token == "**/":
@@ -405,7 +403,7 @@ def _by_wildcards(images: list[_Found], labels: list[_Found], site: SiteConfig) 
 def _by_folder(images: list[_Found], labels: list[_Found], site: SiteConfig) -> _Pairs:
     """By what the wildcards of folders match; a series in DICOM is a folder itself."""
     of_folder, of_label = (
-        len(_WILDCARD.findall(pattern.rstrip("/").rpartition("/")[0] + "/"))
+        len(WILDCARD.findall(pattern.rstrip("/").rpartition("/")[0] + "/"))
         for pattern in (site.images, site.labels)
     )
     count = of_folder
@@ -505,7 +503,7 @@ def _several(groups: list[list[Path]], what: str, site: SiteConfig) -> SiteDataE
 
 
 # What people write who know other globs and other systems, and what to write here.
-_NO_WILDCARDS = (
+_NOWILDCARDS = (
     (r"\\", "folders are separated by / and not by \\"),
     (r"\{[^{}]*,", "{a,b} is no wildcard here, * and ? and [ab] are"),
     (r"\*\*$", "** stands for folders, and **/* for the files in them"),
@@ -529,38 +527,9 @@ def _nothing_matches(
     return SiteDataError(
         f"no {kind} under {root} matches {what}: {pattern}{beside}",
         f"compare with: ls {site.data_root}; the glob is relative to data_root, and capitals count"
-        + "".join(f"; {hint}" for sign, hint in _NO_WILDCARDS if re.search(sign, pattern))
+        + "".join(f"; {hint}" for sign, hint in _NOWILDCARDS if re.search(sign, pattern))
         + ("; in DICOM it matches folders, one series each" if kind == "folder" else ""),
         code=f"no-{what}",
-    )
-
-
-def unpaired(
-    alone: Sequence[Path],
-    images: int,
-    orphans: Sequence[Path],
-    labels: int,
-    site: SiteConfig,
-    rule: str,
-) -> SiteDataError:
-    """The error for images without a label and labels without an image.
-
-    Args:
-        alone: images without a label.
-        images: number of all images.
-        orphans: labels without an image.
-        labels: number of all labels.
-        rule: what pairs them at this site, as the end of a sentence.
-    """
-    parts = []
-    if alone:
-        parts.append(f"{len(alone)} of {images} images have no label: {some(alone, site)}")
-    if orphans:
-        parts.append(f"{len(orphans)} of {labels} labels have no image: {some(orphans, site)}")
-    return SiteDataError(
-        "; ".join(parts),
-        f"add the missing files, move the others away, or correct site.yml: {rule}",
-        code="unpaired-files",
     )
 
 
@@ -647,16 +616,3 @@ def several_files_a_patient(keys: Sequence[str]) -> list[str] | None:
 
 def _stopped(problem: str, fix: str, code: str) -> Scan:
     return Scan(problems=[SiteDataError(problem, fix, code=code)])
-
-
-def some(paths: Sequence[Path], site: SiteConfig, limit: int = 3) -> str:
-    """The first of some files, as a person would call them, and how many more there are."""
-
-    folders = [glob.rstrip("/").rpartition("/")[0] + "/" for glob in (site.images, site.labels)]
-    is_told_by_folder = site.format == "dicom" or any(map(_WILDCARD.search, folders))
-
-    def name(path: Path) -> str:
-        return path.relative_to(site.data_root).as_posix() if is_told_by_folder else path.name
-
-    names = ", ".join(name(path) for path in paths[:limit])
-    return names if len(paths) <= limit else f"{names} and {len(paths) - limit} more"

@@ -17,15 +17,16 @@ from scipy import ndimage
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
-from fedfms.data.dataset import stay_in_memory
 from fedfms.data.formats import Stored
 from fedfms.data.manifest import Case
 from fedfms.data.memory import (
     READING_BYTES,
     READING_BYTES_OF_COLOURS,
+    DiskNeed,
     MemoryNeed,
     allowed_bytes,
 )
+from fedfms.data.slices import are_kept, bytes_of_slice
 
 _SAMPLES = 8192  # pixels of a case that say how far its values spread, and whether it has colours
 _MANY_VALUES = 1024  # for which a count of every possible value in every slice would be large
@@ -239,6 +240,7 @@ class DataSummary:
     not_taken: ending, such as .PNG -> files in the same folders that no glob takes.
     below: files of the format in folders right below those, into which no glob looks.
     memory: what the data needs in the trainer.
+    disk: what the trainer keeps of it.
     """
 
     cases: Split
@@ -258,9 +260,10 @@ class DataSummary:
     not_taken: Mapping[str, int]
     below: int
     memory: MemoryNeed
+    disk: DiskNeed
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON types; memory in bytes."""
+        """The same as JSON types; memory and disk in bytes."""
         return asdict(self)
 
     def line(self) -> str:
@@ -301,6 +304,7 @@ class DataSummary:
             )
         if self.read:
             lines.append(("memory", self.memory.text()))
+            lines.append(("disk", self.disk.text()))
         return lines
 
     def _of_pictures(self) -> list[tuple[str, str]]:
@@ -329,6 +333,7 @@ def summarize_numbers(
     not_taken: Mapping[str, int],
     below: int,
     memory: MemoryNeed,
+    disk: DiskNeed,
 ) -> DataSummary:
     """All cases of a site together.
 
@@ -337,7 +342,7 @@ def summarize_numbers(
         read: numbers of those that could be read.
         site: the site's configuration.
         not_taken, below: see `DataSummary`.
-        memory: what the data needs in the trainer.
+        memory, disk: what the data needs in the trainer.
     """
     patients = {case.patient: case for case in cases}  # a patient is on one side
     shapes = [numbers.shape for numbers in read]
@@ -367,6 +372,7 @@ def summarize_numbers(
         not_taken=dict(not_taken),
         below=below,
         memory=memory,
+        disk=disk,
     )
 
 
@@ -395,13 +401,22 @@ def _ends(values: Iterable[Any]) -> Any:
     return (min(found), max(found)) if found else None
 
 
-# ---------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------- memory and disk
 
 
-def memory_of(
+def memory_of(read: Sequence[CaseNumbers]) -> MemoryNeed:
+    """What the trainer needs while it reads these cases, all cases of the site, one by one."""
+    reading = [
+        int(np.prod(n.shape)) * (READING_BYTES_OF_COLOURS if n.channels == 3 else READING_BYTES)
+        for n in read
+    ]
+    return MemoryNeed(reading=max(reading, default=0), allowed=allowed_bytes())
+
+
+def disk_of(
     read: Sequence[CaseNumbers], site: SiteConfig, grid: MaskGrid, classes: Sequence[str]
-) -> MemoryNeed:
-    """What the trainer needs for these cases, as data/dataset.py keeps them.
+) -> DiskNeed:
+    """What the trainer keeps of these cases on its disk (data/cache.py, data/slices.py).
 
     Args:
         read: all cases of the site.
@@ -409,37 +424,27 @@ def memory_of(
         grid: on which the job learns.
         classes: of the job.
     """
-    pixels = [int(np.prod(numbers.shape)) for numbers in read]
-    reading = [
-        size * (READING_BYTES_OF_COLOURS if numbers.channels == 3 else READING_BYTES)
-        for size, numbers in zip(pixels, read, strict=True)
-    ]
-    return MemoryNeed(
-        # uint8 for each channel, int16 for the label
-        cases=sum(size * (n.channels + 2) for size, n in zip(pixels, read, strict=True)),
-        slices=_kept_slices([n for n in read if n.case.split == "train"], site, grid, classes),
-        reading=max(reading, default=0),
-        allowed=allowed_bytes(),
-    )
+    cases = 0
+    for numbers in read:
+        fits_a_byte = 0 <= min(numbers.values) <= max(numbers.values) <= 255
+        cases += int(np.prod(numbers.shape)) * (numbers.channels + (1 if fits_a_byte else 2))
+    training = [n for n in read if n.case.split == "train"]
+    return DiskNeed(cases=cases, slices=_kept_slices(training, site, grid, classes))
 
 
 def _kept_slices(
     training: Sequence[CaseNumbers], site: SiteConfig, grid: MaskGrid, classes: Sequence[str]
 ) -> int:
-    channels, mask = (1 if site.channels == "gray" else 3), len(classes) * grid.mask_size**2
+    channels = 1 if site.channels == "gray" else 3
     every = site.keep_empty_every
-    slices = size = empty = 0
+    slices = empty = 0
     for numbers in training:
         drawn = [numbers.drawn[name].pixels for name in classes if name in numbers.drawn]
         filled = int(np.any(drawn, axis=0).sum()) if drawn else 0
         before, empty = empty, empty + numbers.shape[0] - filled
-        kept = filled + (-(-empty // every) + -before // every if every else 0)
-        rows, columns = grid.mask_pixel(numbers.shape[1:], numbers.spacing[1:])
-        covered = numbers.shape[1] * numbers.shape[2] / (rows * columns) / grid.mask_size**2
-        slices += kept
-        size += kept * int(channels * covered * grid.image_size**2 + mask)
-    is_kept = stay_in_memory(slices, grid.image_size, grid.mask_size, len(classes))
-    return size if is_kept else 0
+        slices += filled + (-(-empty // every) + -before // every if every else 0)
+    size = sum(bytes_of_slice(channels, len(classes), grid.image_size, grid.mask_size))
+    return slices * size if are_kept(slices, size) else 0
 
 
 # ----------------------------------------------------------------------------------------- words

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
-from fedfms.data.memory import size_text
+from fedfms.data.memory import free_bytes, size_text
 from fedfms.data.numbers import CaseNumbers, DataSummary, MaskGrid, count_of, percent
 
 _MOST_OF_THE_PICTURE = 0.6  # mean share of a class in its slices; organs in cropped pictures: less
@@ -81,6 +81,7 @@ def unlikely(
         _units(read),
         _offset(read, site),
         _memory(summary),
+        _disk(summary, site),
     ]
     return [finding for finding in findings if finding is not None]
 
@@ -337,6 +338,21 @@ def _memory(summary: DataSummary) -> Finding | None:
         f"counted, and this process may use {size_text(memory.allowed)}",
         "raise TRAINER_MEMORY in .env if this is a container, use a machine with more memory, or "
         "fewer or smaller cases",
+    )
+
+
+def _disk(summary: DataSummary, site: SiteConfig) -> Finding | None:
+    """Of a cache that site.yml names; fedfms check-site looks at the trainer's own folder."""
+    if site.cache is None:
+        return None
+    missing, free = summary.disk.missing(site.cache), free_bytes(site.cache)
+    if missing < free:
+        return None
+    return _warning(
+        "disk-short",
+        f"prepared cases need {size_text(missing)} more in {site.cache}, the cache of site.yml, "
+        f"and {size_text(free)} are free on its disk",
+        "free room there, or name a folder on a larger disk with cache in site.yml",
     )
 
 

@@ -18,11 +18,13 @@ import torch
 from fedfms import __version__
 from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.contracts.site import Reading
-from fedfms.data.dataset import Frame, PreparedCase, network_input, to_native
+from fedfms.data.grid import axis_letters
 from fedfms.data.manifest import Case
+from fedfms.data.prepared import PreparedCase
 from fedfms.errors import ConfigError, TrainingError
 from fedfms.export.facts import about, input_facts, rounded, site_facts
 from fedfms.export.torchscript import write_torchscript
+from fedfms.geometry import Frame, network_input, to_native
 from fedfms.models.trained import Trained
 
 # MONAI's current schema of metadata.json; the models of its own model zoo name this address
@@ -32,11 +34,6 @@ SCHEMA = (
 )
 MARK = Path("configs/metadata.json")  # what every bundle has
 LARGEST_DIFFERENCE = 1e-4  # of a logit, against this package's own code; it is 0 on one machine
-
-# Axes after Orientationd: rows, columns, slices. The letters say whither an index grows, so that
-# pictures stand as in data/formats.py: anterior or superior at the top, patient's right (sagittal:
-# anterior) at the left, and slices in the order of RAS.
-AXES = {"axial": "PLS", "coronal": "ILA", "sagittal": "IPR"}
 
 _PREVIOUS = "torch.cat((image[..., :1], image[..., :-1]), -1)"
 _NEXT = "torch.cat((image[..., 1:], image[..., -1:]), -1)"
@@ -66,7 +63,7 @@ def write_bundle(trained: Trained, site: Reading, folder: Path) -> tuple[tuple[s
             "for pictures export with --as onnx or --as fedfms",
             code="not-volumes",
         )
-    if site.plane not in AXES:
+    if axis_letters(site.plane) is None:
         raise ConfigError(
             f"the plane in site.yml is {site.plane}, the order of that site's own files, and a "
             "bundle is for anybody's volumes",
@@ -160,7 +157,7 @@ def _preprocessing(site: Reading) -> list[dict[str, Any]]:
         {
             "_target_": "Orientationd",
             "keys": "image",
-            "axcodes": AXES[site.plane],
+            "axcodes": axis_letters(site.plane),
             "labels": None,
         },
         _intensity(site),

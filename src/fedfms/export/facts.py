@@ -7,21 +7,9 @@ from typing import Any
 from fedfms import __version__
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Reading
-from fedfms.data.dataset import PIXEL_MEAN, PIXEL_STD
+from fedfms.geometry import pixel_statistics
 
 VERSION_KEY = "fedfms_version"
-
-Triple = tuple[float, float, float]
-
-
-def pixel_statistics(recipe: Recipe) -> tuple[Triple, Triple]:
-    """(mean, standard deviation) of each channel in grey levels, 0 to 255.
-
-    The network's input is (grey - mean) / std. Without `normalize` that is grey / 255.
-    """
-    if recipe.normalize:
-        return PIXEL_MEAN, PIXEL_STD
-    return (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)
 
 
 def input_facts(recipe: Recipe) -> dict[str, Any]:

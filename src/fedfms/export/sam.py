@@ -10,7 +10,8 @@ import torch
 from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.contracts.site import Reading
 from fedfms.errors import ConfigError
-from fedfms.export.facts import about, pictures_text, pixel_statistics
+from fedfms.export.facts import about, pictures_text
+from fedfms.geometry import pixel_statistics
 from fedfms.models.sam import GEOMETRY
 from fedfms.models.trained import Trained, whole_network
 

@@ -13,16 +13,21 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedfms.contracts.recipe import Recipe
-from fedfms.data.dataset import covered, pixel_aspect
-from fedfms.export.facts import pixel_statistics
+from fedfms.geometry import (
+    covered,
+    on_canvas,
+    pixel_aspect,
+    pixel_statistics,
+    resized,
+    unpadded,
+)
 from fedfms.models.build import SamSegmenter
 
 
 class SliceNetwork(nn.Module):
-    """Grey slices to logits at their own size; the same sums as data/dataset.py, in one module.
+    """Grey slices to logits at their own size; what geometry.py computes, in one module.
 
     Args:
         network: (B, 3, S, S) normalised pictures to (B, K, M, M) logits.
@@ -40,8 +45,8 @@ class SliceNetwork(nn.Module):
         mean, std = pixel_statistics(recipe)
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None])
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
 
     def forward(self, grey: Tensor, pixel: Tensor | None = None) -> Tensor:
         """Logits of every class, before the sigmoid.
@@ -61,21 +66,11 @@ class SliceNetwork(nn.Module):
             if pixel is not None:
                 aspect = pixel_aspect(float(pixel[0]), float(pixel[1]))
             rows, columns = covered(height, width, aspect, self.mask_size)
-        picture = F.interpolate(  # 8-bit on the processor, as in training: a GPU has no such kernel
-            grey.round().clamp(0.0, 255.0).to(torch.uint8).cpu().contiguous(),
-            size=[rows * self.patch, columns * self.patch],
-            mode="bilinear",
-            antialias=self.antialias,
-        )
-        shown = (picture.to(self.mean.device).float() - self.mean) / self.std
-        padding = [0, self.image_size - shown.shape[-1], 0, self.image_size - shown.shape[-2]]
-        logits = self.network(F.pad(shown, padding))
-        return F.interpolate(
-            logits[..., :rows, :columns].float(),
-            size=[height, width],
-            mode="bilinear",
-            antialias=self.antialias,
-        )
+        # 8-bit on the processor, as in training: a GPU has no such kernel
+        levels = grey.round().clamp(0.0, 255.0).to(torch.uint8).cpu().contiguous()
+        picture = resized(levels, rows * self.patch, columns * self.patch, self.antialias)
+        shown = on_canvas(picture.to(self.mean.device), self.mean, self.std, self.image_size)
+        return unpadded(self.network(shown), rows, columns, height, width, self.antialias)
 
 
 def write_torchscript(model: SamSegmenter, recipe: Recipe, file: Path) -> None:

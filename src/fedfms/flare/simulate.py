@@ -51,6 +51,7 @@ from fedfms.local.sites import (
     Site,
     child_environment,
     find_sites,
+    images_forgotten,
     start_trainer,
     threads_of_a_trainer,
     trainer_command,
@@ -235,7 +236,7 @@ class Federation:
         port = free_port()
         kits = provision(self._kits, [site.name for site in self.sites], port, self.admins)
         self._made = kits
-        with self._processes, _no_proxy():
+        with images_forgotten(self.run / "sites"), self._processes, _no_proxy():
             self._tell(Event("start", sites=tuple(site.name for site in self.sites)))
             server = self._start_server(kits / SERVER)
             _wait_for_port(server, port)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedfms.data.content import JUNK, may_enter, unreadable_folder
+from fedfms.data.memory import CACHE_FOLDER
 from fedfms.errors import ConfigError
 from fedfms.local.processes import Processes, Supervised
 
@@ -111,6 +114,20 @@ def start_trainer(
         environment=child_environment(settings),
         restarts=True,
     )
+
+
+@contextlib.contextmanager
+def images_forgotten(folder: Path) -> Iterator[None]:
+    """At the end, the trainers' prepared cases below a folder go: a run on one machine keeps none.
+
+    Args:
+        folder: with each site's private folder.
+    """
+    try:
+        yield
+    finally:
+        for cache in folder.glob(f"*/{CACHE_FOLDER}"):
+            shutil.rmtree(cache, ignore_errors=True)
 
 
 def threads_of_a_trainer(training_sites: int) -> int:

@@ -17,9 +17,9 @@ from fedfms.contracts.decode import OPTIONS, changed
 from fedfms.contracts.site import ImageFormat, Intensity, Setup, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import read_bytes
-from fedfms.data.dataset import PreparedImage, prepare_image
 from fedfms.data.formats import Notice, Stored, read_image
 from fedfms.data.grid import Array
+from fedfms.data.prepared import PreparedImage, prepare_image
 from fedfms.errors import ConfigError, FedfmsError, TaskAborted, unexpected
 from fedfms.files import file_sha256
 from fedfms.models.trained import Trained

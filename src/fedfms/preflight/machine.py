@@ -22,7 +22,7 @@ from fedfms.errors import CheckpointError, ConfigError, FedfmsError
 from fedfms.files import file_sha256
 from fedfms.preflight.items import NotHere, Worry
 
-MIN_DISK_BYTES = GIB  # for job logs, scores and prepared slices
+MIN_DISK_BYTES = GIB  # for job logs and scores
 MIN_EXCHANGE_BYTES = 3 * 45 * 1000**2  # a round of FedMSA on ViT-B: model, result, one to spare
 FEDSAM_EXCHANGE_BYTES = 3 * 375 * 1000**2  # the same of FedSAM on ViT-B
 BASE_MEMORY_BYTES = GIB  # Python, torch and a batch of slices
@@ -64,18 +64,25 @@ def check_writable(folder: Path, variable: str) -> str:
         ) from None
 
 
-def check_disk(folder: Path, minimum: int = MIN_DISK_BYTES) -> str:
+def check_disk(folder: Path, data: int = 0) -> str:
     """Whether there is room on a folder's disk; how much.
+
+    Args:
+        folder: on the disk.
+        data: bytes that prepared images and labels will take in it.
 
     Raises:
         MachineError: code disk-full.
     """
     free = shutil.disk_usage(folder).free
-    if free >= minimum:
-        return f"{_size(free)} free in {folder}"
+    needed = MIN_DISK_BYTES + data
+    for_data = f", {_size(data)} of it for prepared images and labels" if data else ""
+    if free >= needed:
+        return f"{_size(free)} free in {folder}, {_size(needed)} needed{for_data}"
     raise MachineError(
-        f"only {_size(free)} are free in {folder}; at least {_size(minimum)} are needed",
-        "free room on the disk that holds Docker's volumes",
+        f"only {_size(free)} are free in {folder}; at least {_size(needed)} are needed{for_data}",
+        "free room on the disk that holds Docker's volumes"
+        + (", or name a folder on another disk with cache in site.yml" if data else ""),
         code="disk-full",
     )
 

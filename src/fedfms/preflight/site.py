@@ -13,6 +13,7 @@ from fedfms import __version__
 from fedfms.contracts.machine import Machine
 from fedfms.contracts.policy import Policy
 from fedfms.contracts.site import SiteConfig
+from fedfms.data.memory import CACHE_FOLDER
 from fedfms.errors import ConfigError, TrainerError
 from fedfms.kits.certificates import RENEW_DAYS
 from fedfms.kits.kit import Kit, read_kit
@@ -123,6 +124,12 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
         needed = examined[0].summary.memory.needed if examined else 0
         return machine.check_memory(places.checkpoints, on_gpu, needed)
 
+    def disk() -> str:
+        is_ours = bool(examined) and found["site"].cache is None
+        cache = places.work / CACHE_FOLDER
+        data = examined[0].summary.disk.missing(cache) if is_ours else 0
+        return machine.check_disk(places.work, data)
+
     must_have_gpu = Machine.from_environment().require_gpu
 
     def gpu() -> str:
@@ -148,7 +155,7 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
         "shared-memory", lambda: machine.check_shared_memory(found["site"].workers), ["site-yml"]
     )
     checks.check("work", lambda: machine.check_writable(places.work, "a volume"))
-    checks.check("work-disk", lambda: machine.check_disk(places.work), ["work"])
+    checks.check("work-disk", disk, ["work"])
     checks.check("exchange", lambda: machine.check_writable(places.exchange, "a volume"))
     checks.check(
         "exchange-size",

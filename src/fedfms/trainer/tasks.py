@@ -17,8 +17,11 @@ from fedfms.contracts.messages import Task
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Compute, SiteConfig
 from fedfms.control import Control
-from fedfms.data.dataset import PreparedCase, SliceDataset, prepare_cases
+from fedfms.data.cache import StoredCase
 from fedfms.data.manifest import find_cases
+from fedfms.data.memory import CACHE_FOLDER
+from fedfms.data.prepare import prepare_cases
+from fedfms.data.slices import SliceDataset
 from fedfms.errors import TrainerError, TrainingError
 from fedfms.exchange.door import check_job, pass_door, pass_pictures, read_policy
 from fedfms.exchange.payload import difference, read_travelling, shapes_of, write_travelling
@@ -50,7 +53,7 @@ class SiteFolders:
     policy: Path  # folder with privacy.json
     data_root: Path | None  # goes before site.yml's own
     checkpoints: Path | None  # folder of SAM checkpoints; none is needed for vit_demo
-    work: Path  # private: scores per case and full error texts, file names included
+    work: Path  # private: prepared cases, scores per case, full error texts with file names
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class _Job:
     recipe: Recipe
     site: SiteConfig
     model: SamSegmenter
-    cases: list[PreparedCase] | None = None
+    cases: list[StoredCase] | None = None
     dataset: SliceDataset | None = None  # of the training cases
     optimizer: torch.optim.Optimizer | None = None  # with `optimizer_state: keep`
     micro_batch: int | None = None  # what fitted into memory in the last round
@@ -118,7 +121,7 @@ class TaskRunner:
 
         with meter("prepare"):
             job = self._job_for(task, site)
-            cases = _prepared(job, control)
+            cases = self._prepared(job, control)
         is_holdout = self.folders.name in recipe.holdout
         trains = task.kind == "train" and not is_holdout
         training = [case for case in cases if case.case.split == "train"]
@@ -185,6 +188,12 @@ class TaskRunner:
         self._job = job
         return job
 
+    def _prepared(self, job: _Job, control: Control) -> list[StoredCase]:
+        if job.cases is None:
+            folder = self.folders.work / CACHE_FOLDER
+            job.cases = prepare_cases(find_cases(job.site), job.site, control, folder=folder)
+        return job.cases
+
     def _keep_scores(self, task: Task, scores: Sequence[CaseScore]) -> None:
         """Append the scores of each case to the site's own table; it never leaves."""
         folder = self.folders.work / "scores"
@@ -228,14 +237,8 @@ def _check_device(recipe: Recipe, site: Compute) -> None:
         )
 
 
-def _prepared(job: _Job, control: Control) -> list[PreparedCase]:
-    if job.cases is None:
-        job.cases = prepare_cases(find_cases(job.site), job.site, control)
-    return job.cases
-
-
 def _train(
-    job: _Job, training: Sequence[PreparedCase], task: Task, control: Control
+    job: _Job, training: Sequence[StoredCase], task: Task, control: Control
 ) -> tuple[int, RoundResult]:
     """One local round on the job's model, in place; the number of slices and how it went."""
     if job.dataset is None:

@@ -17,17 +17,11 @@ from fedfms.contracts.contribution import Metric
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Setup, SiteConfig
 from fedfms.control import Control
-from fedfms.data.dataset import (
-    Frame,
-    Pictured,
-    PreparedCase,
-    SliceDataset,
-    annotated,
-    class_masks,
-    network_input,
-    to_native,
-)
+from fedfms.data.classes import annotated, class_masks
+from fedfms.data.prepared import Prepared
+from fedfms.data.slices import SliceDataset
 from fedfms.errors import TrainingError
+from fedfms.geometry import Frame, Pictured, network_input, to_native
 from fedfms.training.device import (
     failures_explained,
     free_unused_memory,
@@ -71,7 +65,7 @@ class CaseScore:
 
 def evaluate(
     model: nn.Module,
-    cases: Sequence[PreparedCase],
+    cases: Sequence[Prepared],
     recipe: Recipe,
     site: SiteConfig,
     control: Control,
@@ -115,7 +109,7 @@ def evaluate(
 
 
 def score_case(
-    case: PreparedCase,
+    case: Prepared,
     class_name: str,
     predicted: Mask,
     truth: Mask,

@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
-from fedfms.data.dataset import SliceDataset
+from fedfms.data.slices import SliceDataset
 from fedfms.errors import TrainingError
 from fedfms.training.device import (
     failures_explained,

@@ -15,7 +15,8 @@ from torch import nn
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
-from fedfms.data.dataset import PreparedCase, class_masks
+from fedfms.data.classes import class_masks
+from fedfms.data.prepared import Prepared
 from fedfms.training.evaluate import CaseScore, foreground, predict
 from fedfms.training.metrics import Mask
 
@@ -54,7 +55,7 @@ class Choice(NamedTuple):
 
 def site_pictures(
     model: nn.Module,
-    cases: Sequence[PreparedCase],
+    cases: Sequence[Prepared],
     scores: Sequence[CaseScore],
     recipe: Recipe,
     site: SiteConfig,
@@ -115,7 +116,7 @@ def fullest_slice(truth: Mask) -> int:
 
 
 def draw_overlay(
-    prepared: PreparedCase,
+    prepared: Prepared,
     index: int,
     predicted: Mask,
     truth: Mask,

@@ -18,8 +18,9 @@ from fedfms.contracts.contribution import Metric
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
-from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import prepare_cases
+from fedfms.data.slices import SliceDataset
 from fedfms.exchange.payload import read_travelling
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
@@ -49,6 +50,7 @@ def train_pooled(
     checkpoints: Path | None,
     control: Control,
     on_round: Callable[[PooledRound], None],
+    folder: Path | None = None,
 ) -> dict[str, Tensor]:
     """Run all rounds of a recipe on the training cases of all sites together.
 
@@ -62,6 +64,7 @@ def train_pooled(
         checkpoints: folder of SAM checkpoints; not needed for vit_demo.
         control: progress and abort.
         on_round: called before training and after each round, with scores where they are due.
+        folder: for prepared cases, where a site.yml names no cache, see `prepare_cases`.
 
     Returns:
         the trained tensors, fp32 on the processor: those that would travel.
@@ -75,7 +78,8 @@ def train_pooled(
     with meter("prepare"):
         model = build_model(recipe, find_checkpoint(recipe, checkpoints)).to(device)
         cases = {
-            name: prepare_cases(find_cases(site), site, control) for name, site in sites.items()
+            name: prepare_cases(find_cases(site), site, control, folder=folder)
+            for name, site in sites.items()
         }
         datasets = {
             name: SliceDataset(

@@ -23,9 +23,10 @@ from typing import Any, Literal
 import numpy as np
 
 from fedfms.contracts.site import SiteConfig
-from fedfms.data.dataset import PreparedCase, combine, summarize
 from fedfms.data.formats import read_image, read_label
 from fedfms.data.manifest import Case
+from fedfms.data.prepared import PreparedCase, combine
+from fedfms.data.together import summarize
 from fedfms.errors import ConfigError, FedfmsError, SiteDataError, unexpected
 from fedfms.files import PART, file_sha256, write_whole
 from fedfms_lab.prepare.plan import FORMAT, Item, Made, SitePlan

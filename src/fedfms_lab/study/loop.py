@@ -33,7 +33,13 @@ from fedfms.exchange.payload import (
 )
 from fedfms.files import write_whole
 from fedfms.local.processes import Processes
-from fedfms.local.sites import Site, start_trainer, threads_of_a_trainer, trainer_command
+from fedfms.local.sites import (
+    Site,
+    images_forgotten,
+    start_trainer,
+    threads_of_a_trainer,
+    trainer_command,
+)
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.records.layout import GLOBAL_MODEL, PICTURES, RECIPE, RECORDS
@@ -85,7 +91,8 @@ def federate(
     names = tuple(site.name for site in sites)
     threads = {"OMP_NUM_THREADS": str(threads_of_a_trainer(len(sites) - len(recipe.holdout)))}
     stop = threading.Event()
-    with ThreadPoolExecutor(len(sites)) as pool, Processes() as processes:
+    forgotten = images_forgotten(work / "sites")
+    with forgotten, ThreadPoolExecutor(len(sites)) as pool, Processes() as processes:
         for site in sites:
             exchange, private = work / "exchange" / site.name, work / "sites" / site.name
             exchange.mkdir(parents=True, mode=0o700)

@@ -26,7 +26,7 @@ import psutil
 from fedfms import __version__
 from fedfms.about import known_image, known_revision
 from fedfms.contracts.recipe import Recipe
-from fedfms.data.dataset import unknown_classes
+from fedfms.data.classes import unknown_classes
 from fedfms.errors import ConfigError, FederationError, SiteDataError
 from fedfms.files import file_sha256, write_whole
 from fedfms.local.processes import Processes, Supervised

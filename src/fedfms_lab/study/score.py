@@ -19,8 +19,9 @@ from fedfms.contracts.contribution import MAX_PICTURE_BYTES
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
-from fedfms.data.dataset import PreparedCase, prepare_cases
+from fedfms.data.cache import StoredCase
 from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import prepare_cases
 from fedfms.errors import DoorClosed, FedfmsError, unexpected
 from fedfms.exchange.door import read_policy
 from fedfms.local.sites import Site
@@ -45,7 +46,7 @@ log = logging.getLogger(__name__)
 
 def score_site(
     model: nn.Module, recipe: Recipe, name: str, config: SiteConfig, *, trained_here: bool
-) -> tuple[list[PreparedCase], list[CaseScore], list[ScoreRow]]:
+) -> tuple[list[StoredCase], list[CaseScore], list[ScoreRow]]:
     """Score one site's validation cases, or all of its cases where the model never trained there.
 
     Raises:

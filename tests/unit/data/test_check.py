@@ -11,8 +11,9 @@ from site_files import cut, disk, picture, recipe, site_config, write_case, writ
 from fedfms.contracts.site import Intensity, SiteConfig
 from fedfms.control import Control
 from fedfms.data.check import check_data
-from fedfms.data.dataset import annotated, prepare_cases
+from fedfms.data.classes import annotated
 from fedfms.data.manifest import find_cases, scan
+from fedfms.data.prepare import prepare_cases
 from fedfms.errors import SiteDataError, TaskAborted
 
 

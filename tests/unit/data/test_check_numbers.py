@@ -12,11 +12,12 @@ from site_files import disk, picture, recipe, site_config, write_case, write_sit
 
 from fedfms.contracts.site import Intensity
 from fedfms.data.check import examine
-from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.formats import read_image, read_label
 from fedfms.data.manifest import find_cases
-from fedfms.data.memory import MemoryNeed, allowed_bytes
+from fedfms.data.memory import DiskNeed, MemoryNeed, allowed_bytes
 from fedfms.data.numbers import MaskGrid, numbers_of, percent
+from fedfms.data.prepare import prepare_cases
+from fedfms.data.slices import SliceDataset
 from fedfms.data.unlikely import unlikely
 
 
@@ -503,35 +504,39 @@ def write_large(root, format):
 
 
 @pytest.mark.parametrize(("format", "channels"), [("nifti", "gray"), ("image", "rgb")])
-def test_the_memory_of_the_data_is_what_the_trainer_takes(tmp_path, format, channels):
+def test_memory_and_disk_of_the_data_are_what_the_trainer_takes(tmp_path, format, channels):
     write_large(tmp_path, format)
-    site = site_config(tmp_path, format, channels=channels)
+    site = site_config(tmp_path, format, channels=channels, cache=tmp_path / "cache")
     job = recipe(image_size=256)
-    need = examine(site, recipe=job).summary.memory
+    summary = examine(site, recipe=job).summary
     cases = find_cases(site)
     prepare_cases(cases, site)  # what is imported on the way does not count
+    shutil.rmtree(site.cache)
     tracemalloc.start()
     prepared = prepare_cases(cases, site)
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert need.cases == sum(case.images.nbytes + case.labels.nbytes for case in prepared)
-    assert kept == pytest.approx(need.cases, rel=0.05)
     # enough, and no more than a third too much
-    assert 0.95 * peak < need.cases + need.reading < 1.33 * peak
+    assert 0.95 * peak < summary.memory.needed < 1.33 * peak
+    assert kept < 0.05 * peak  # of three cases, one of them large
+    assert summary.disk.cases == sum(c.images.nbytes + c.labels.nbytes for c in prepared)
+    written = sum(path.stat().st_size for path in site.cache.iterdir())
+    assert summary.disk.cases < written < summary.disk.cases + 3 * 4096
     training = [case for case in prepared if case.case.split == "train"]
-    dataset = SliceDataset(training, site, job)
-    for item in range(len(dataset)):
-        dataset[item]
-    slices = sum(part.nbytes for kept in dataset._kept.values() for part in kept)
-    assert need.slices == pytest.approx(slices, rel=0.02)
+    data = SliceDataset(training, site, job)
+    size = (1 if channels == "gray" else 3) * 256 * 256 + 128 * 128 / 8
+    assert summary.disk.slices == len(data) * size
 
 
-def test_slices_that_are_made_anew_each_time_take_no_memory(tmp_path):
+def test_slices_that_are_made_anew_each_time_take_no_room(tmp_path):
     write_volumes(tmp_path, [(1.0, 1.0, 1.0)], cases=30)
-    assert examine(site_config(tmp_path)).summary.memory.slices == 0  # 192 of 1024 x 1024
-    small = examine(site_config(tmp_path, keep_empty_every=0)).summary.memory.slices
-    # 24 patients train, each with 4 slices of 12 x 10 pixels: 10 rows of 12 are covered
-    assert small == pytest.approx(24 * 4 * (1024 * 1024 * 10 / 12 + 256 * 256), rel=1e-6)
+    site = site_config(tmp_path, channels="neighbours")
+    huge = recipe(image_size=2048)
+    assert examine(site, recipe=huge).summary.disk.slices == 0  # 192 of 3 x 2048 x 2048
+    few = dataclasses.replace(site, keep_empty_every=0)
+    # 24 patients train, each with 4 slices
+    size = 3 * 2048**2 + 1024**2 // 8
+    assert examine(few, recipe=huge).summary.disk.slices == 24 * 4 * size
 
 
 def test_more_data_than_memory_is_a_warning(tmp_path):
@@ -543,9 +548,23 @@ def test_more_data_than_memory_is_a_warning(tmp_path):
     image = read_image(case.image, case.image.read_bytes(), site)
     label = read_label(case.label, case.label.read_bytes(), site)
     read = [numbers_of(case, image, label, site, MaskGrid())]
-    huge = MemoryNeed(cases=30 * 2**30, slices=0, reading=2 * 2**30, allowed=16 * 2**30)
+    huge = MemoryNeed(reading=20 * 2**30, allowed=16 * 2**30)
     (finding,) = unlikely(dataclasses.replace(summary, memory=huge), read, site, MaskGrid())
     assert finding.code == "memory-short"
+
+
+def test_more_data_than_room_is_a_warning_that_names_the_disk(tmp_path):
+    write_site(tmp_path, cases=16)
+    site = site_config(tmp_path, cache=tmp_path / "cache")
+    summary = examine(site).summary
+    case = find_cases(site)[0]
+    image = read_image(case.image, case.image.read_bytes(), site)
+    label = read_label(case.label, case.label.read_bytes(), site)
+    read = [numbers_of(case, image, label, site, MaskGrid())]
+    huge = DiskNeed(cases=2**60, slices=0)
+    (finding,) = unlikely(dataclasses.replace(summary, disk=huge), read, site, MaskGrid())
+    assert finding.code == "disk-short"
+    assert str(tmp_path) in finding.problem
 
 
 def test_percent_never_says_nothing_of_something():

@@ -13,21 +13,13 @@ from site_files import disk, picture, recipe, site_config, write_case, write_sit
 
 from fedfms.contracts.site import Intensity
 from fedfms.control import Control
-from fedfms.data.dataset import (
-    PIXEL_MEAN,
-    PIXEL_STD,
-    Frame,
-    PreparedCase,
-    SliceDataset,
-    annotated,
-    class_masks,
-    network_input,
-    prepare_cases,
-    to_grey_levels,
-    to_native,
-)
+from fedfms.data.classes import annotated, class_masks
 from fedfms.data.manifest import Case, find_cases
+from fedfms.data.prepare import prepare_cases
+from fedfms.data.prepared import PreparedCase, to_grey_levels
+from fedfms.data.slices import SliceDataset
 from fedfms.errors import SiteDataError, TaskAborted
+from fedfms.geometry import PIXEL_MEAN, PIXEL_STD, Frame, network_input, to_native
 
 
 def prepared(images, labels=None, **changes) -> PreparedCase:
@@ -438,7 +430,7 @@ def test_cases_are_prepared_with_progress_and_can_be_stopped(tmp_path):
     cases = prepare_cases(find_cases(site), site, Control(lambda *step: seen.append(step)))
     assert seen == [("prepare", n, 5) for n in range(6)]
     assert cases[0].images.shape == cases[0].labels.shape == (3, 8, 6)
-    assert (cases[0].images.dtype, cases[0].labels.dtype) == (np.uint8, np.int16)
+    assert (cases[0].images.dtype, cases[0].labels.dtype) == (np.uint8, np.uint8)
     stopped = Control(lambda phase, done, total: stopped.abort())
     with pytest.raises(TaskAborted):
         prepare_cases(find_cases(site), site, stopped)
@@ -531,7 +523,7 @@ def test_a_process_killed_while_it_writes_leaves_a_usable_cache(tmp_path):
         "from pathlib import Path; import sys; sys.path.insert(0, sys.argv[2])\n"
         "from site_files import site_config\n"
         "from fedfms.data.manifest import find_cases\n"
-        "from fedfms.data.dataset import prepare_cases\n"
+        "from fedfms.data.prepare import prepare_cases\n"
         "root = Path(sys.argv[1])\n"
         "site = site_config(root, images='images/*.nii', labels='labels/*.nii',"
         " cache=root / 'cache')\n"

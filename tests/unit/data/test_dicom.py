@@ -50,11 +50,12 @@ from site_files import recipe, site_config
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.check import check_data
 from fedfms.data.content import content_sha256, read_bytes
-from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.dicom.labels import read_label
 from fedfms.data.dicom.series import read_series
 from fedfms.data.formats import read_image
 from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import prepare_cases
+from fedfms.data.slices import SliceDataset
 from fedfms.errors import ConfigError, SiteDataError
 
 CLASSES = {"prostate": (1, 2), "lesion": (2,)}

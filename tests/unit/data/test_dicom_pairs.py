@@ -20,8 +20,8 @@ from dicom_files import (
 from pydicom import Dataset, dcmread
 from site_files import site_config
 
-from fedfms.data.dataset import prepare_cases
 from fedfms.data.manifest import find_cases, scan
+from fedfms.data.prepare import prepare_cases
 from fedfms.errors import SiteDataError
 
 CLASSES = {"prostate": (1,), "lesion": (2,)}

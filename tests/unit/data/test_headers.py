@@ -27,10 +27,10 @@ from pydicom.uid import JPEGBaseline8Bit, JPEGLSLossless
 from site_files import disk, picture, site_config, write_volume
 
 from fedfms.data.content import read_bytes
-from fedfms.data.dataset import combine
 from fedfms.data.formats import Stored, read_image, read_label
 from fedfms.data.grid import largest_shift
 from fedfms.data.manifest import Case
+from fedfms.data.prepared import combine
 from fedfms.errors import SiteDataError
 from fedfms.predict.write import Origin, nifti_bytes
 

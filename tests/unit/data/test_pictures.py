@@ -20,9 +20,9 @@ from tiff_files import tiff_bytes
 
 from fedfms.data.check import check_data
 from fedfms.data.content import read_bytes
-from fedfms.data.dataset import prepare_cases
 from fedfms.data.formats import Stored, read_image, read_label
 from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import prepare_cases
 from fedfms.errors import SiteDataError
 
 HEIGHT, WIDTH = 21, 37

@@ -11,8 +11,11 @@ from site_files import recipe
 from fedfms.contracts.policy import Policy
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.check import check_data
-from fedfms.data.dataset import Frame, SliceDataset, class_masks, prepare_cases, to_native
+from fedfms.data.classes import class_masks
 from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import prepare_cases
+from fedfms.data.slices import SliceDataset
+from fedfms.geometry import Frame, to_native
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "sites" / "examples"
 SITES = {

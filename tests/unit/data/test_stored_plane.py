@@ -13,10 +13,10 @@ from site_files import site_config
 
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.content import read_bytes
-from fedfms.data.dataset import prepare_cases
 from fedfms.data.formats import read_image, read_label
 from fedfms.data.grid import Cut
 from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import prepare_cases
 from fedfms.errors import ConfigError
 
 VOXELS = np.random.default_rng(3).integers(1, 900, (7, 5, 3)).astype(np.int16)

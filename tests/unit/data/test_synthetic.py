@@ -9,8 +9,9 @@ from site_files import recipe
 from fedfms.contracts.policy import Policy
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.check import check_data
-from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import prepare_cases
+from fedfms.data.slices import SliceDataset
 from fedfms.errors import ConfigError
 from fedfms.local.synthetic import (
     STYLES,

@@ -22,9 +22,9 @@ from monai.bundle.properties import InferProperties, MetaProperties
 
 from fedfms.contracts.site import Intensity, Setup, SiteConfig
 from fedfms.control import Control
-from fedfms.data.dataset import prepare_cases
 from fedfms.data.formats import read_label
 from fedfms.data.manifest import Case, find_cases
+from fedfms.data.prepare import prepare_cases
 from fedfms.errors import ConfigError
 from fedfms.export.bundle import LARGEST_DIFFERENCE, _difference
 from fedfms.export.run import export_model

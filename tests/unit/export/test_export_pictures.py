@@ -16,8 +16,9 @@ import torch
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Setup
-from fedfms.data.dataset import PreparedImage, network_input
+from fedfms.data.prepared import PreparedImage
 from fedfms.export.run import export_model
+from fedfms.geometry import network_input
 from fedfms.models.trained import load_trained
 
 LINES = {

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.contracts.site import Setup
 from fedfms.control import Control
-from fedfms.data.dataset import PreparedCase, PreparedImage, network_input
 from fedfms.data.manifest import Case
+from fedfms.data.prepared import PreparedCase, PreparedImage
 from fedfms.errors import ConfigError
 from fedfms.export.run import export_model
+from fedfms.geometry import network_input
 from fedfms.models import upstream  # which also lets segment_anything.modeling be imported
 from fedfms.models.build import SamSegmenter, build_model
 from fedfms.models.trained import RECIPE_KEY, load_trained, whole_network

@@ -15,8 +15,9 @@ from fedfms.contracts.messages import Task
 from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
-from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import prepare_cases
+from fedfms.data.slices import SliceDataset
 from fedfms.exchange.payload import read_travelling
 from fedfms.local.synthetic import write_phantom_site
 from fedfms.models.build import build_model, travelling_names

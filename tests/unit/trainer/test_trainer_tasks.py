@@ -22,8 +22,9 @@ from fedfms.contracts.policy import Policy
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
-from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import prepare_cases
+from fedfms.data.slices import SliceDataset
 from fedfms.errors import (
     CheckpointError,
     DoorClosed,

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
-from fedfms.data.dataset import PreparedCase, SliceDataset
 from fedfms.data.manifest import Case
+from fedfms.data.prepared import PreparedCase
+from fedfms.data.slices import SliceDataset
 
 
 def little_recipe(**changes: Any) -> Recipe:

@@ -10,8 +10,10 @@ from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
 from torch import Tensor, nn
 
 from fedfms.control import Control
-from fedfms.data.dataset import Frame, PreparedCase, class_masks, network_input, to_native
+from fedfms.data.classes import class_masks
+from fedfms.data.prepared import PreparedCase
 from fedfms.errors import TaskAborted, TrainingError
+from fedfms.geometry import Frame, network_input, to_native
 from fedfms.models.build import build_model
 from fedfms.training.evaluate import CaseScore, SliceScore, evaluate, predict, summarize
 

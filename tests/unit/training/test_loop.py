@@ -20,7 +20,7 @@ from little import (
 from torch import nn
 
 from fedfms.control import Control
-from fedfms.data.dataset import SliceDataset
+from fedfms.data.slices import SliceDataset
 from fedfms.errors import TaskAborted, TrainingError
 from fedfms.models.build import build_model, travelling_names
 from fedfms.training.loop import (

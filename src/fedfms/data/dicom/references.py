@@ -23,7 +23,7 @@ from fedfms.data.content import (
     unreadable_folder,
 )
 from fedfms.data.dicom.series import is_beside_images, no_warnings
-from fedfms.data.manifest import some, unpaired
+from fedfms.data.pairs import some, unpaired
 from fedfms.errors import SiteDataError
 
 _LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # too new for pydicom's own list

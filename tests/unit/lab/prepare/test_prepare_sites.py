@@ -19,8 +19,10 @@ from PIL import Image
 from fedfms.contracts.policy import Policy
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.check import check_data
-from fedfms.data.dataset import SliceDataset, class_masks, prepare_cases
+from fedfms.data.classes import class_masks
 from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import prepare_cases
+from fedfms.data.slices import SliceDataset
 from fedfms.errors import ConfigError, SiteDataError
 from fedfms_lab.prepare import ctlung, fets, fundus, nuclei, prostate
 from fedfms_lab.prepare.ctlung import plan_ctlung

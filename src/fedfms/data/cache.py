@@ -1,0 +1,556 @@
+"""Prepared cases on disk, from which slices are read without holding a case in memory.
+
+A record is one case: a header, its grey levels, its label values. It is read through a map, so that
+its pages are the file's own, shared by all processes and dropped when memory is short. Records lie
+in a folder under the SHA-256 of all that decides them, or, where no folder is named or it cannot be
+written, in a file without a name that ends with the last process that uses it.
+
+Several processes may use one folder. Each holds a shared lock on it while it reads and writes; who
+gets the lock alone may remove what nobody uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import mmap
+import os
+import re
+import tempfile
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfms.contracts.site import SiteConfig
+from fedfms.data.content import Content, content_sha256
+from fedfms.data.manifest import Case
+from fedfms.data.memory import GIB, RECORD_ENDING, size_text
+from fedfms.data.pictures import Palette
+from fedfms.data.prepared import Labels, PreparedCase, smallest, values_of
+from fedfms.data.together import Summary, digest_of
+from fedfms.errors import SiteDataError
+
+log = logging.getLogger(__name__)
+
+CACHE_VERSION = 3  # raise it when the same files and settings would be prepared differently
+LIMIT_BYTES = 100 * GIB  # of a folder's records, but for those in use, which stay in any case
+
+_MAGIC = b"FEDFMS3\n"
+_ALIGNMENT = 64  # bytes; of the arrays in a record
+_MAPPED = 32  # cases whose map a process keeps open; each holds a file descriptor
+_IN_USE_SECONDS = 3600.0  # a record that was asked for within this time is never removed
+# what this package left in such a folder, and nothing else is ever removed from it
+_OURS = re.compile(r"[0-9a-f]{64}\.(case|npz)|tmp\w+\.part")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def cache_key(case: Case, image: Content, label: Content, site: SiteConfig) -> str:
+    """SHA-256 over all that decides the result: all files' bytes and the settings used."""
+    settings: dict[str, Any] = {
+        "version": CACHE_VERSION,
+        "format": site.format,
+        "names": [case.image.suffixes[-1:], case.label.suffixes[-1:]],
+        "plane": site.plane,
+        "rgb": site.channels == "rgb",
+        "intensity": asdict(site.intensity),
+        "image": content_sha256(image),
+        "label": content_sha256(label),
+    }
+    if site.format == "dicom":  # segments become label values by these, and names mean nothing
+        values = {value for values in site.classes.values() for value in values}
+        settings["names"] = []
+        settings["values"] = [sorted(values), sorted(site.background)]
+        settings["label_names"] = sorted((site.label_names or {}).items())
+        settings["overlap"], settings["series"] = site.overlap, site.series
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a header says of a case, and where in a file its arrays lie.
+
+    shape: of the grey levels, (D, H, W) or (D, H, W, 3), uint8; of the labels the first three.
+    label_type: of the label values: uint8 where they fit, else int16.
+    images, labels: first byte of each.
+    """
+
+    shape: tuple[int, ...]
+    label_type: str
+    spacing: tuple[float, float, float]
+    is_volume: bool
+    palette: Palette | None
+    digest: bytes
+    images: int
+    labels: int
+
+    @property
+    def end(self) -> int:
+        """The byte behind the last one."""
+        return self.labels + int(np.prod(self.shape[:3])) * np.dtype(self.label_type).itemsize
+
+
+class StoredCase:
+    """A prepared case on disk; values as in `PreparedCase`, the arrays read-only maps of its file.
+
+    Labels are uint8 where their values allow, else int16.
+    """
+
+    __slots__ = ("_name", "_shelf", "case", "record")
+
+    def __init__(self, case: Case, record: Record, shelf: _Shelf, name: str) -> None:
+        self.case = case
+        self.record = record
+        self._shelf = shelf
+        self._name = name
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """(D, H, W) or (D, H, W, 3) uint8 grey levels."""
+        return self._shelf.arrays(self._name, self.record)[0]
+
+    @property
+    def labels(self) -> Labels:
+        """(D, H, W) label values as in the file."""
+        return self._shelf.arrays(self._name, self.record)[1]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Between slices, rows and columns."""
+        return self.record.spacing
+
+    @property
+    def is_volume(self) -> bool:
+        """The slices lie one above the other."""
+        return self.record.is_volume
+
+    @property
+    def folder(self) -> Path:
+        """Of its file, or of a file without a name."""
+        return self._shelf.folder
+
+    @property
+    def palette(self) -> Palette | None:
+        """Of a label picture, the colours of its values."""
+        return self.record.palette
+
+    def slice_values(self) -> list[list[int]]:
+        """The label values that occur in each slice; read from the header, not kept."""
+        found: list[list[int]] = self._shelf.header(self._name)["slices"]
+        return found
+
+    def summary(self) -> Summary:
+        """What of this case is needed to judge all cases together."""
+        values = frozenset(value for values in self.slice_values() for value in values)
+        return Summary(self.case, values, self.record.digest, self.palette)
+
+    def __reduce__(self) -> Any:
+        """For a worker that is started and not forked: by name, or as arrays if it has none."""
+        if isinstance(self._shelf, CacheFolder):
+            return StoredCase, (self.case, self.record, self._shelf, self._name)
+        images, labels = self._shelf.arrays(self._name, self.record)
+        values = (np.array(images), np.array(labels), self.spacing, self.is_volume, self.palette)
+        return PreparedCase, (self.case, *values)
+
+
+class _Shelf:
+    """Where records lie; keeps the maps of those that were used last."""
+
+    folder: Path
+
+    def __init__(self) -> None:
+        self._maps: OrderedDict[str, tuple[NDArray[np.uint8], Labels]] = OrderedDict()
+
+    def _open(self, name: str) -> contextlib.AbstractContextManager[tuple[BinaryIO, int]]:
+        """A file that holds the record, and the record's first byte in it."""
+        raise NotImplementedError
+
+    def header(self, name: str) -> dict[str, Any]:
+        """A record's header.
+
+        Raises:
+            SiteDataError: "cache-gone".
+        """
+        with self._opened(name) as (file, start):
+            return _read_header(file, start)[0]
+
+    def arrays(self, name: str, record: Record) -> tuple[NDArray[np.uint8], Labels]:
+        """Grey levels and label values of a record, as read-only maps.
+
+        Raises:
+            SiteDataError: "cache-gone".
+        """
+        known = self._maps.get(name)
+        if known is not None:
+            self._maps.move_to_end(name)
+            return known
+        with self._opened(name) as (file, start):
+            first = start - start % mmap.ALLOCATIONGRANULARITY  # where a map may begin
+            size = start + record.end - first
+            pages = mmap.mmap(file.fileno(), size, offset=first, access=mmap.ACCESS_READ)
+        shape = record.shape
+        images = np.frombuffer(pages, np.uint8, int(np.prod(shape)), start - first + record.images)
+        labels = np.frombuffer(
+            pages, record.label_type, int(np.prod(shape[:3])), start - first + record.labels
+        )
+        self._maps[name] = images.reshape(shape), labels.reshape(shape[:3])
+        if len(self._maps) > _MAPPED:
+            self._maps.popitem(last=False)
+        return self._maps[name]
+
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
+        try:
+            with self._open(name) as opened:
+                yield opened
+        except OSError as error:
+            raise SiteDataError(
+                f"a prepared case can no longer be read from the cache: {error.strerror}",
+                "run this again: it prepares the case anew; leave the cache's folder alone while "
+                "something uses it",
+                code="cache-gone",
+            ) from None
+
+
+class CacheFolder(_Shelf):
+    """A folder of records that outlive the process, for this user only.
+
+    Args:
+        folder: is made if it is not there.
+        limit: bytes; beyond, the records that were not asked for the longest go, but never one that
+            was within the last hour, or through this object.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path, limit: int = LIMIT_BYTES) -> None:
+        super().__init__()
+        self.folder = folder
+        self.limit = limit
+        self._used: set[str] = set()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        self._lock: int | None = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        if self._alone():  # nobody writes: what is half written will never be finished
+            for path in self._ours():
+                if path.suffix != RECORD_ENDING:
+                    _remove(path)
+        self._share()
+
+    def __reduce__(self) -> Any:
+        return _reading_only, (self.folder,)
+
+    def __del__(self) -> None:
+        lock = getattr(self, "_lock", None)
+        if lock is not None:
+            os.close(lock)
+
+    def get(self, case: Case, key: str) -> StoredCase | None:
+        """The case from its record; None if there is none, or it is not whole (a CRC tells)."""
+        path = self._path(key)
+        try:
+            with path.open("rb") as file:
+                record = _checked(file)
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # when it was asked for
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            log.warning("a cached case is damaged and is prepared anew")
+            return None
+        self._used.add(key)
+        return StoredCase(case, record, self, key)
+
+    def put(self, prepared: PreparedCase, key: str) -> StoredCase:
+        """Write beside the final name, then rename: a reader sees the whole record or none.
+
+        Raises:
+            OSError: it cannot be written; ENOSPC where there is no room even without old records.
+        """
+        header, parts = _record_of(prepared)
+        try:
+            self._write(key, header, parts)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            self.remove_unused(limit=0)
+            self._write(key, header, parts)
+        self._maps.pop(key, None)
+        self._used.add(key)
+        return StoredCase(prepared.case, _record(header), self, key)
+
+    def _write(self, key: str, header: bytes, parts: Iterable[NDArray[Any]]) -> None:
+        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                _write_record(file, header, parts)
+            Path(temporary).replace(self._path(key))
+        except BaseException:
+            _remove(Path(temporary))
+            raise
+
+    def remove_unused(self, limit: int | None = None) -> None:
+        """Remove records until no more than `limit` bytes (None: the folder's) are there.
+
+        The one that was asked for the longest ago goes first. None goes that was asked for within
+        an hour or through this object, and none at all while another process uses the folder.
+        """
+        limit = self.limit if limit is None else limit
+        if self._alone():
+            found = []
+            for path in self._ours():
+                with contextlib.suppress(OSError):
+                    status = path.stat()
+                    found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
+            total = sum(size for _, size, _ in found)
+            for used, size, path in sorted(found):
+                if total <= limit or time.time() - used < _IN_USE_SECONDS:
+                    break
+                if path.stem in self._used:
+                    continue
+                _remove(path)
+                total -= size
+        self._share()
+
+    def _ours(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if _OURS.fullmatch(path.name)]
+
+    def _alone(self) -> bool:
+        """Take the folder's lock for this process alone, if no other one holds it."""
+        return self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _share(self) -> None:
+        self._locked(fcntl.LOCK_SH)
+
+    def _locked(self, how: int) -> bool:
+        try:
+            if self._lock is None:
+                return False
+            fcntl.flock(self._lock, how)
+        except OSError:  # another process has it, or a file system without locks: nothing goes
+            return False
+        return True
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{RECORD_ENDING}"
+
+    @contextlib.contextmanager
+    def _open(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
+        with self._path(name).open("rb") as file:
+            yield file, 0
+
+
+def _reading_only(folder: Path) -> CacheFolder:
+    """The folder in a worker process, whose parent holds the lock."""
+    shelf = CacheFolder.__new__(CacheFolder)
+    _Shelf.__init__(shelf)
+    shelf.folder, shelf.limit, shelf._lock, shelf._used = folder, LIMIT_BYTES, None, set()
+    return shelf
+
+
+class UnnamedFile(_Shelf):
+    """Records in a file without a name: it takes room on a disk, and is gone with this process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = temporary_folder()
+        self._file = unnamed_file(self.folder)
+
+    def put(self, prepared: PreparedCase) -> StoredCase:
+        """Append a record.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        header, parts = _record_of(prepared)
+        start = -(-self._file.seek(0, os.SEEK_END) // _ALIGNMENT) * _ALIGNMENT
+        self._file.seek(start)
+        _write_record(self._file, header, parts)
+        self._file.flush()
+        return StoredCase(prepared.case, _record(header), self, str(start))
+
+    @contextlib.contextmanager
+    def _open(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
+        yield self._file, int(name)
+
+
+class Shelves:
+    """Where the cases of one site go: a folder if one is named and can be written, else a file.
+
+    Args:
+        folder: of the cache; None: a file without a name.
+        limit: see `CacheFolder`.
+    """
+
+    def __init__(self, folder: Path | None, limit: int = LIMIT_BYTES) -> None:
+        self.cache: CacheFolder | None = None
+        self._folder = folder
+        self._unnamed: UnnamedFile | None = None
+        if folder is not None:
+            try:
+                self.cache = CacheFolder(folder, limit)
+            except OSError as error:
+                self._go_on_without(error)
+
+    def put(self, prepared: PreparedCase, key: str | None) -> StoredCase:
+        """Keep a case.
+
+        Raises:
+            SiteDataError: "no-room".
+        """
+        if self.cache is not None and key is not None:
+            try:
+                return self.cache.put(prepared, key)
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    raise _no_room(self.cache.folder, prepared) from None
+                self._go_on_without(error)
+        try:
+            if self._unnamed is None:
+                self._unnamed = UnnamedFile()
+            return self._unnamed.put(prepared)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise _no_room(self._folder or temporary_folder(), prepared) from None
+
+    def _go_on_without(self, error: OSError) -> None:
+        log.warning("the cache cannot be written (%s); going on without it", error.strerror)
+
+
+def unnamed_file(folder: Path) -> BinaryIO:
+    """A file in a folder that nobody else can open and that is gone with this process.
+
+    Raises:
+        OSError: there is no such folder, or it cannot be written.
+    """
+    file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it stays open
+    return file
+
+
+def temporary_folder() -> Path:
+    """TMPDIR if it is set; else the one that systems keep on a disk and not in memory, if it is."""
+    on_disk = Path("/var/tmp")
+    if not os.environ.get("TMPDIR") and os.access(on_disk, os.W_OK):
+        return on_disk
+    return Path(tempfile.gettempdir())
+
+
+def _no_room(folder: Path, prepared: PreparedCase) -> SiteDataError:
+    size = prepared.images.nbytes + prepared.labels.nbytes
+    return SiteDataError(
+        f"there is no room in {folder} for a prepared case of {size_text(size)}",
+        "free room on its disk (fedfms check-data says how much all cases need), or name a folder "
+        "on a larger one with cache in site.yml",
+        code="no-room",
+    )
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+# ---------------------------------------------------------------------------------------- a record
+
+# magic, length of the header, its CRC, the header as JSON, the arrays in C order
+
+
+def _record_of(prepared: PreparedCase) -> tuple[bytes, tuple[NDArray[Any], NDArray[Any]]]:
+    """The header of a case and its two arrays as they are written."""
+    labels = smallest(prepared.labels)
+    images = np.ascontiguousarray(prepared.images)
+    header = {
+        "shape": images.shape,
+        "label_type": str(labels.dtype),
+        "spacing": prepared.spacing,
+        "is_volume": bool(prepared.is_volume),
+        "palette": prepared.palette,
+        "digest": digest_of(images).hex(),
+        "crc": zlib.crc32(labels.data, zlib.crc32(images.data)),
+        "slices": [values_of(picture) for picture in labels],
+    }
+    return json.dumps(header).encode(), (images, labels)
+
+
+def _record(header: bytes) -> Record:
+    said = json.loads(header)
+    shape = tuple(map(int, said["shape"]))
+    palette = said["palette"]
+    start = len(_MAGIC) + 8 + len(header)
+    images = -(-start // _ALIGNMENT) * _ALIGNMENT
+    labels = -(-(images + int(np.prod(shape))) // _ALIGNMENT) * _ALIGNMENT
+    slices, rows, columns = map(float, said["spacing"])
+    if said["label_type"] not in ("uint8", "int16") or len(shape) not in (3, 4):
+        raise ValueError("no header of a prepared case")
+    return Record(
+        shape=shape,
+        label_type=said["label_type"],
+        spacing=(slices, rows, columns),
+        is_volume=bool(said["is_volume"]),
+        palette=tuple(tuple(map(int, colour)) for colour in palette) if palette else None,
+        digest=bytes.fromhex(said["digest"]),
+        images=images,
+        labels=labels,
+    )
+
+
+def _write_record(file: BinaryIO, header: bytes, parts: Iterable[NDArray[Any]]) -> None:
+    lengths = len(header).to_bytes(4, "big") + zlib.crc32(header).to_bytes(4, "big")
+    written = file.write(_MAGIC + lengths + header)
+    for part in parts:
+        written += file.write(bytes(-written % _ALIGNMENT))
+        written += file.write(part.data)
+
+
+def _read_header(file: BinaryIO, start: int = 0) -> tuple[dict[str, Any], bytes]:
+    """A record's header, decoded and as it stands.
+
+    Raises:
+        ValueError: it is not whole.
+    """
+    size = len(_MAGIC) + 8
+    beginning = os.pread(file.fileno(), size, start)
+    length = int.from_bytes(beginning[-8:-4], "big")
+    header = os.pread(file.fileno(), length, start + size)
+    if not beginning.startswith(_MAGIC) or zlib.crc32(header) != int.from_bytes(
+        beginning[-4:], "big"
+    ):
+        raise ValueError("no whole header of a prepared case")
+    return json.loads(header), header
+
+
+def _checked(file: BinaryIO) -> Record:
+    """The record that a file holds.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not whole, or something else.
+    """
+    said, header = _read_header(file)
+    record = _record(header)
+    crc = 0
+    for first, size in (
+        (record.images, int(np.prod(record.shape))),
+        (record.labels, record.end - record.labels),
+    ):
+        file.seek(first)
+        while size > 0:
+            block = file.read(min(size, 1 << 20))
+            if not block:
+                raise ValueError("the record is cut off")
+            crc = zlib.crc32(block, crc)
+            size -= len(block)
+    if crc != said["crc"]:
+        raise ValueError("the record is damaged")
+    return record

@@ -1,0 +1,178 @@
+"""The slices of prepared cases as a network trains on them."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
+from fedfms.data.cache import StoredCase, temporary_folder, unnamed_file
+from fedfms.data.classes import annotated, in_torch, masks_of_labels
+from fedfms.data.prepared import Prepared
+from fedfms.errors import SiteDataError
+from fedfms.geometry import Frame, mask_target, normalised, resized_slice
+
+SLICES_ON_DISK = 2 * 1024**3  # bytes; a set whose resized slices need less is resized once
+
+
+class SliceDataset(Dataset[dict[str, Tensor]]):
+    """The slices of prepared cases for training, in the order of the cases.
+
+    Of slices without foreground of any of the recipe's classes every `keep_empty_every`-th is
+    kept, counted over the whole site. An item is a dict of float32 tensors: "image" (3, S, S)
+    normalised, "target" (K, M, M) of 0 and 1, "annotated" (K,) of 0 and 1.
+
+    Args:
+        prepared: the cases to train on; the caller chooses them by `case.split`.
+        site: the site's configuration.
+        recipe: the recipe.
+
+    Raises:
+        SiteDataError: a class of the recipe is unknown here ("unknown-class"), or no slice is
+            left ("no-training-slices").
+    """
+
+    def __init__(self, prepared: Sequence[Prepared], site: SiteConfig, recipe: Recipe) -> None:
+        self.prepared = list(prepared)
+        self.site = site
+        self.recipe = recipe
+        self._annotated = annotated(site, recipe).float()
+        values = {value for name in recipe.classes for value in site.classes.get(name, ())}
+        self.slices: list[tuple[int, int]] = []  # (case, slice) of each item
+        empty = 0
+        for number, case in enumerate(self.prepared):
+            for index, has_foreground in enumerate(_slices_with(case, values)):
+                if not has_foreground:
+                    empty += 1
+                    every = site.keep_empty_every
+                    if every == 0 or (empty - 1) % every != 0:
+                        continue
+                self.slices.append((number, index))
+        if not self.slices:
+            raise SiteDataError(
+                "the training cases have no slice with one of the job's classes",
+                "check the label values under classes in site.yml, and keep_empty_every",
+                code="no-training-slices",
+            )
+        first = self.prepared[0]
+        folder = first.folder if isinstance(first, StoredCase) else temporary_folder()
+        channels = 1 if site.channels == "gray" else 3
+        self._kept = KeptSlices.of(len(self.slices), channels, recipe, folder)
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        number, index = self.slices[item]
+        case = self.prepared[number]
+        frame = Frame.of(case)
+        kept = self._kept.get(item, frame) if self._kept is not None else None
+        if kept is None:
+            labels = in_torch(case.labels[index])
+            kept = (
+                resized_slice(case, index, self.site, self.recipe),
+                mask_target(masks_of_labels(labels, self.site, self.recipe), frame, self.recipe),
+            )
+            if self._kept is not None:
+                self._kept.put(item, *kept)
+        picture, target = kept
+        return {
+            "image": normalised(picture, self.recipe),
+            "target": target.float(),
+            "annotated": self._annotated.clone(),
+        }
+
+
+class KeptSlices:
+    """Slices as they were resized once, in a file without a name, for this process and its workers.
+
+    Worker processes are forked anew for each round; what they write here stays. A slice that could
+    not be written, on a full disk say, is resized again.
+    """
+
+    def __init__(self, slices: int, channels: int, recipe: Recipe, folder: Path) -> None:
+        self._recipe = recipe
+        self._channels = channels
+        self._pictures, self._masks = bytes_of_slice(
+            channels, len(recipe.classes), recipe.image_size, recipe.mask_size
+        )
+        self._file = unnamed_file(folder)
+        os.truncate(self._file.fileno(), slices * self._slot)  # a hole: no room is taken yet
+
+    @classmethod
+    def of(cls, slices: int, channels: int, recipe: Recipe, folder: Path) -> KeptSlices | None:
+        """A file for so many slices; None if that is too much, or for the disk of `folder`."""
+        size = sum(
+            bytes_of_slice(channels, len(recipe.classes), recipe.image_size, recipe.mask_size)
+        )
+        try:
+            has_room = 4 * slices * size <= shutil.disk_usage(folder).free
+            if are_kept(slices, size) and has_room:
+                return cls(slices, channels, recipe, folder)
+        except OSError:  # the folder cannot be written
+            pass
+        return None
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """A worker that is started and not forked has no such file."""
+        return type(None), ()
+
+    @property
+    def _slot(self) -> int:
+        return self._pictures + self._masks + 1  # a last byte of 1 says that the slice is there
+
+    def get(self, item: int, frame: Frame) -> tuple[Tensor, Tensor] | None:
+        """The picture (C, h, w) uint8 and the target (K, M, M) bool, if they are there."""
+        data = os.pread(self._file.fileno(), self._slot, item * self._slot)
+        if len(data) < self._slot or data[-1] != 1:
+            return None
+        rows, columns = frame.input_size(self._recipe)
+        shape = (self._channels, rows, columns)
+        picture = np.frombuffer(data, np.uint8, math.prod(shape)).reshape(shape)
+        side, classes = self._recipe.mask_size, len(self._recipe.classes)
+        bits = np.frombuffer(data, np.uint8, self._masks, self._pictures)
+        target = np.unpackbits(bits, count=classes * side * side).reshape(classes, side, side)
+        return torch.from_numpy(picture.copy()), torch.from_numpy(target.view(np.bool_))
+
+    def put(self, item: int, picture: Tensor, target: Tensor) -> None:
+        """Keep a slice; its last byte is written when all else is."""
+        start = item * self._slot
+        masks = np.packbits(target.numpy()).tobytes()
+        file = self._file.fileno()
+        for data, place in (
+            (picture.contiguous().numpy().tobytes(), start),
+            (masks, start + self._pictures),
+            (b"\1", start + self._slot - 1),
+        ):
+            try:
+                if os.pwrite(file, data, place) < len(data):
+                    return
+            except OSError:  # no room: it is resized again
+                return
+
+
+def bytes_of_slice(channels: int, classes: int, image_size: int, mask_size: int) -> tuple[int, int]:
+    """Of a resized slice at most: those of its picture, and of its masks as bits."""
+    return channels * image_size**2, -(-classes * mask_size**2 // 8)
+
+
+def are_kept(slices: int, size: int) -> bool:
+    """Whether a `SliceDataset` of so many slices of `size` bytes resizes each of them once."""
+    return slices * size <= SLICES_ON_DISK
+
+
+def _slices_with(case: Prepared, values: set[int]) -> list[bool]:
+    """Of each slice, whether one of the values occurs."""
+    if isinstance(case, StoredCase):
+        return [not values.isdisjoint(found) for found in case.slice_values()]
+    wanted = sorted(values)
+    return [bool(np.isin(picture, wanted).any()) for picture in case.labels]

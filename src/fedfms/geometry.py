@@ -1,0 +1,208 @@
+"""The way of a slice into the network and back: size, padding, normalisation, and their undoing.
+
+One geometry for training, scores, predict and the exports. A slice keeps the shape that it has in
+millimetres, covers a whole number of mask pixels, and has its pixel centres at half-integers
+everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import Reading
+
+# of SAM's training pictures, grey levels 0 to 255 (segment_anything/modeling/sam.py)
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+Triple = tuple[float, float, float]
+
+
+def pixel_statistics(recipe: Recipe) -> tuple[Triple, Triple]:
+    """(mean, standard deviation) of each channel in grey levels, 0 to 255.
+
+    The network's input is (grey - mean) / std. Without `normalize` that is grey / 255.
+    """
+    if recipe.normalize:
+        return PIXEL_MEAN, PIXEL_STD
+    return (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)
+
+
+class Pictured(Protocol):
+    """What the way into the network and back needs: grey levels at native size.
+
+    images: (D, H, W) uint8 grey levels, or (D, H, W, 3) with `channels: rgb`.
+    spacing: between slices, rows and columns; millimetres for volumes, 1 for pictures and NPY.
+    """
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """Grey levels at native size."""
+        ...
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Between slices, rows and columns."""
+        ...
+
+
+# What an exported network computes too (export/torchscript.py compiles these five).
+
+
+def pixel_aspect(rows: float, columns: float) -> float:
+    """A pixel's height by its width, to five digits.
+
+    Voxel sizes come from affines, whose rounding must not decide on which side of a half a mask
+    pixel falls.
+    """
+    ratio = rows / columns
+    digits: float = 10.0 ** (4.0 - math.floor(math.log10(ratio)))
+    return math.floor(ratio * digits + 0.5) / digits
+
+
+def covered(height: int, width: int, aspect: float, size: int) -> tuple[int, int]:
+    """Rows and columns of a square mask that a padded slice covers, from the upper left.
+
+    The side that is longer in millimetres covers all, the other its share, rounded to whole mask
+    pixels, halves up (SAM rounds to input pixels, of which a mask pixel has 2 or 4), and at least
+    2: torch 2.13 returns zeros for an antialiased width of 1.
+
+    Args:
+        height, width: of the slice, in pixels.
+        aspect: a pixel's height by its width.
+        size: side of the mask in its pixels.
+    """
+    tall, wide = height * aspect, float(width)
+    longest = max(tall, wide)
+    rows = math.floor((2.0 * tall * size + longest) / (2.0 * longest))
+    columns = math.floor((2.0 * wide * size + longest) / (2.0 * longest))
+    return max(2, rows), max(2, columns)
+
+
+def resized(picture: Tensor, rows: int, columns: int, antialias: bool) -> Tensor:
+    """(B, C, H, W) uint8 to (B, C, rows, columns) uint8, bilinear, as SAM's own preprocessing."""
+    return F.interpolate(picture, size=[rows, columns], mode="bilinear", antialias=antialias)
+
+
+def on_canvas(picture: Tensor, mean: Tensor, std: Tensor, side: int) -> Tensor:
+    """(B, 1 or 3, h, w) uint8 to (B, 3, side, side) float32: (grey - mean) / std, then zeros.
+
+    Args:
+        picture: lies in the upper left corner.
+        mean, std: (3,) of each channel.
+        side: of the canvas, at least h and w.
+    """
+    canvas = torch.zeros([picture.shape[0], 3, side, side], device=picture.device)
+    part = canvas[:, :, : picture.shape[2], : picture.shape[3]]
+    part.copy_(picture).sub_(mean[:, None, None]).div_(std[:, None, None])
+    return canvas
+
+
+def unpadded(
+    logits: Tensor, rows: int, columns: int, height: int, width: int, antialias: bool
+) -> Tensor:
+    """(B, K, M, M) logits to (B, K, height, width) float32 of the rows and columns covered."""
+    part = logits[..., :rows, :columns].float()
+    return F.interpolate(part, size=[height, width], mode="bilinear", antialias=antialias)
+
+
+class Frame(NamedTuple):
+    """A slice's size, and the shape of its pixels."""
+
+    height: int  # pixels
+    width: int  # pixels
+    aspect: float = 1.0  # a pixel's height by its width, as they lie in the body; 1 in a picture
+
+    @classmethod
+    def of(cls, image: Pictured) -> Frame:
+        """The frame of an image's slices."""
+        height, width = image.images.shape[1:3]
+        _, rows, columns = image.spacing
+        return cls(height, width, pixel_aspect(rows, columns))
+
+    def covered(self, recipe: Recipe) -> tuple[int, int]:
+        """Rows and columns of the mask that the slice covers, from the upper left.
+
+        pad: see `covered`; the slice keeps its shape. stretch: both sides cover all.
+        """
+        size = recipe.mask_size
+        if recipe.resize == "stretch":
+            return size, size
+        return covered(self.height, self.width, self.aspect, size)
+
+    def input_size(self, recipe: Recipe) -> tuple[int, int]:
+        """Rows and columns of the network's input that the slice covers, from the upper left."""
+        rows, columns = self.covered(recipe)
+        patch = recipe.image_size // recipe.mask_size  # input pixels a side of one mask pixel
+        return rows * patch, columns * patch
+
+
+def network_input(prepared: Pictured, index: int, site: Reading, recipe: Recipe) -> Tensor:
+    """Slice `index` as (3, S, S) float32, normalised; S is `recipe.image_size`.
+
+    Bilinear with antialiasing (without under `paper_compat`), as SAM's own preprocessing; padding
+    is right and below, with zeros, after normalisation.
+    """
+    return normalised(resized_slice(prepared, index, site, recipe), recipe)
+
+
+def resized_slice(prepared: Pictured, index: int, site: Reading, recipe: Recipe) -> Tensor:
+    """(1 or 3, h, w) uint8: the slice over the part of the input that it covers."""
+    if prepared.images.ndim == 4:
+        picture = prepared.images[index].transpose(2, 0, 1)
+    elif site.channels == "neighbours":  # 2.5-D: the slice between its neighbours
+        last = len(prepared.images) - 1
+        picture = prepared.images[[max(index - 1, 0), index, min(index + 1, last)]]
+    else:
+        picture = prepared.images[index : index + 1]
+    rows, columns = Frame.of(prepared).input_size(recipe)
+    levels = torch.from_numpy(np.array(picture, order="C"))  # a copy: a map is read-only
+    return resized(levels[None], rows, columns, not recipe.paper_compat)[0]
+
+
+def normalised(picture: Tensor, recipe: Recipe) -> Tensor:
+    """(1 or 3, h, w) uint8 to (3, S, S) float32."""
+    mean, std = pixel_statistics(recipe)
+    return on_canvas(picture[None], torch.tensor(mean), torch.tensor(std), recipe.image_size)[0]
+
+
+def mask_target(masks: Tensor, frame: Frame, recipe: Recipe) -> Tensor:
+    """(K, H, W) bool of a slice to (K, M, M) bool, M = `recipe.mask_size`.
+
+    A mask pixel is foreground where the class covers at least half of it. Where that would keep
+    less than half of the class's area (thin vessels, small nuclei), half of the best cover is
+    enough, so that what is there stays to be learnt. `paper_compat`: nearest neighbour.
+    """
+    size = recipe.mask_size
+    rows, columns = frame.covered(recipe)
+    target = torch.zeros(len(masks), size, size, dtype=torch.bool)
+    if recipe.paper_compat:
+        near = F.interpolate(masks[None].float(), size=(rows, columns), mode="nearest")[0]
+        target[:, :rows, :columns] = near > 0.5
+        return target
+    cover = F.interpolate(
+        masks[None].float(), size=(rows, columns), mode="bilinear", antialias=True
+    )[0]
+    kept = cover >= 0.5
+    for one_cover, one_kept in zip(cover, kept, strict=True):
+        if one_kept.sum() < 0.5 * one_cover.sum():
+            one_kept |= one_cover >= 0.5 * one_cover.max()
+    target[:, :rows, :columns] = kept
+    return target
+
+
+def to_native(logits: Tensor, frame: Frame, recipe: Recipe) -> Tensor:
+    """Undo the resize: (D, K, M, M) logits to (D, K, H, W) of the frame, float32, bilinear.
+
+    The padding is cut off first. Antialiased where the native picture is smaller than the mask.
+    """
+    rows, columns = frame.covered(recipe)
+    return unpadded(logits, rows, columns, frame.height, frame.width, not recipe.paper_compat)
