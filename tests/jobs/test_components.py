@@ -27,7 +27,7 @@ from fedfms import __version__
 from fedfms.contracts.contribution import Contribution, Metric
 from fedfms.contracts.recipe import Recipe
 from fedfms.exchange.averaging import average
-from fedfms.exchange.payload import load_tensors
+from fedfms.exchange.tensors import load_tensors
 from fedfms.flare.aggregator import OrderedAggregator
 from fedfms.flare.executor import EvaluationExecutor, FedMSAExecutor, FedSAMExecutor
 from fedfms.flare.job import CONTRIBUTION, PICTURES, REASON, result_folder

@@ -28,11 +28,12 @@ from dicom_files import grid, segmentation, series, stored_values, true_values, 
 from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.data.content import read_bytes
 from fedfms.errors import SiteDataError
-from fedfms.exchange.payload import read_travelling, save_tensors
+from fedfms.exchange.tensors import save_tensors
 from fedfms.export.bundle import default_site
 from fedfms.export.run import export_model
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
+from fedfms.models.travelling import read_travelling
 from fedfms.predict.find import find_items
 
 Run = Callable[..., tuple[int, str, str]]

@@ -204,7 +204,7 @@ def train_local(
 ) -> None:
     """Train a job's recipe on one site alone, without FLARE; print its validation scores."""
     from fedfms.control import Control
-    from fedfms.exchange.payload import save_tensors
+    from fedfms.exchange.tensors import save_tensors
     from fedfms.training.pooled import PooledRound, train_pooled
 
     chosen = read_job_recipe(job, recipe, overrides)

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from fedfms.contracts.contribution import MAX_PICTURES as MAX_PICTURES
 from fedfms.contracts.contribution import Contribution
-from fedfms.contracts.recipe import Method, Recipe
+from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.errors import ConfigError, ContributionRefused, TrainerError
 
@@ -105,7 +105,7 @@ class Pong:
     fault: str | None = None  # code of what keeps this site from taking part
     classes: tuple[str, ...] = ()  # that the site annotates
     not_annotated: tuple[str, ...] = ()  # that it knows and never drew
-    methods: tuple[Method, ...] = ()  # that its policy allows
+    methods: tuple[str, ...] = ()  # that its policy allows, known to the reader or not
     max_rounds: int = 0  # that its policy allows
     device: Device | None = None  # what torch computes on here
     slicing: Slicing | None = None  # None: not told, as by a trainer of an older version
@@ -420,7 +420,7 @@ _PONG: dict[str, Callable[[Any], bool]] = {
     "fault": lambda value: value is None or _code(value),
     "classes": lambda value: _names(value),
     "not_annotated": lambda value: _names(value),
-    "methods": lambda value: _names(value) and set(value) <= set(get_args(Method)),
+    "methods": lambda value: _names(value),
     "max_rounds": _count,
     "device": lambda value: value is None or value in get_args(Device),
     "slicing": _slicing,

@@ -1,144 +1,11 @@
-"""Model ↔ named tensors ↔ safetensors: what a round moves, and nothing about whether it may."""
+"""Files written whole and read safely, whoever else writes into their folder."""
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 import stat
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
-
-from fedfms.errors import CheckpointError, DoorClosed
-
-if TYPE_CHECKING:
-    from fedfms.models.build import SamSegmenter
-
-Precision = Literal["fp32", "fp16"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
-Shapes = Mapping[str, torch.Size]
-
-
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """Name and shape of each tensor: what `find_fault` compares against."""
-    return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def read_travelling(model: SamSegmenter) -> dict[str, Tensor]:
-    """Copies of the model's travelling tensors, fp32 on the CPU, by sorted name."""
-    return {
-        name: tensor.detach().to("cpu", torch.float32, copy=True)
-        for name, tensor in _travelling(model).items()
-    }
-
-
-def write_travelling(model: SamSegmenter, tensors: Mapping[str, Tensor]) -> None:
-    """Put received values into the model, in place; nothing is written unless all of them fit.
-
-    Args:
-        model: on any device.
-        tensors: exactly the travelling tensors by name and shape; fp32 or fp16, finite.
-
-    Raises:
-        CheckpointError: code unknown-tensor, missing-tensor, wrong-shape, wrong-type or non-finite.
-    """
-    own = _travelling(model)
-    if fault := find_fault(shapes_of(own), tensors):
-        code, problem = fault
-        raise CheckpointError(
-            f"the received model does not fit this recipe: {problem}",
-            "use the same recipe and the same version of fedfms at the server and every site",
-            code=code,
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
-
-
-def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`after - before` by name in fp32, FLARE's WEIGHT_DIFF; both hold the same names."""
-    if set(after) != set(before):
-        raise ValueError("a difference needs the same names before and after")
-    return {name: after[name].float() - before[name].float() for name in sorted(after)}
-
-
-def update_norm(tensors: Mapping[str, Tensor]) -> float:
-    """L2 norm over all values of all tensors together, accumulated in fp64; 0 for none."""
-    return math.sqrt(
-        sum(float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in tensors.values())
-    )
-
-
-def payload_bytes(tensors: Any) -> int:
-    """Bytes of the values of named tensors, as they travel; 0 for anything else."""
-    if not isinstance(tensors, Mapping):
-        return 0
-    return sum(t.numel() * t.element_size() for t in tensors.values() if isinstance(t, Tensor))
-
-
-def find_fault(expected: Shapes, tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
-    """The first way in which tensors are not exactly the expected finite numbers.
-
-    Returns:
-        (code, sentence) or None. Codes: unknown-tensor, missing-tensor, wrong-type (neither fp32
-        nor fp16), wrong-shape, non-finite.
-    """
-    if strange := sorted(str(name) for name in tensors if name not in expected):
-        return "unknown-tensor", f"{strange[0]} is no travelling tensor of this recipe"
-    if missing := sorted(set(expected) - set(tensors)):
-        return "missing-tensor", f"{missing[0]} is missing"
-    for name, shape in expected.items():
-        tensor = tensors[name]
-        if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES.values():
-            return "wrong-type", f"{name} is neither fp32 nor fp16"
-        if tensor.shape != shape:
-            return "wrong-shape", f"{name} is {list(tensor.shape)}, expected is {list(shape)}"
-        if not bool(torch.isfinite(tensor).all()):
-            return "non-finite", f"{name} holds NaN or infinity"
-    return None
-
-
-def to_precision(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
-    """The tensors in the precision of the wire.
-
-    Raises:
-        DoorClosed: code fp16-overflow; a value beyond 65504 does not exist in fp16.
-    """
-    converted = {name: tensor.to(DTYPES[precision]) for name, tensor in tensors.items()}
-    if precision == "fp16":
-        for name, tensor in converted.items():
-            if bool(torch.isinf(tensor).any()):
-                raise DoorClosed(
-                    f"{name} holds a value that is too large for half precision",
-                    "set transfer_precision to fp32 in the job's recipe.json",
-                    code="fp16-overflow",
-                )
-    return converted
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], precision: Precision | None) -> None:
-    """Write a safetensors file whole or not at all (temporary name, then rename).
-
-    Args:
-        path: an existing file is replaced; a link at that place is replaced, never followed.
-        tensors: on any device.
-        precision: of the file; None stores each tensor as it is.
-
-    Raises:
-        DoorClosed: code fp16-overflow, see `to_precision`.
-        OSError: the folder is full, or cannot be written.
-    """
-    stored = tensors if precision is None else to_precision(tensors, precision)
-    data = safetensors.torch.save(
-        {name: stored[name].detach().cpu().contiguous() for name in sorted(stored)}
-    )
-    write_whole(path, data)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -156,25 +23,6 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
-def load_tensors(path: Path, max_bytes: int | None = None) -> dict[str, Tensor]:
-    """Read a safetensors file, each tensor as stored, on the CPU.
-
-    The file is read into memory and not mapped: the other side may cut it short at any time.
-
-    Raises:
-        CheckpointError: code unreadable-tensors; no plain file, too large, or no safetensors.
-    """
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(read_whole(path, max_bytes))
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as safetensors: {error}",
-            "look whether the disk or the exchange volume is full, then run the round again",
-            code="unreadable-tensors",
-        ) from None
-    return tensors
-
-
 def read_whole(path: Path, max_bytes: int | None = None) -> bytes:
     """The bytes of a plain file of at most `max_bytes`; a link, pipe or device is an OSError."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -185,11 +33,3 @@ def read_whole(path: Path, max_bytes: int | None = None) -> bytes:
         if max_bytes is not None and status.st_size > max_bytes:
             raise OSError(f"{status.st_size} bytes, at most {max_bytes} were expected")
         return file.read()
-
-
-def _travelling(model: SamSegmenter) -> dict[str, Tensor]:
-    # imported here: the FLARE client uses this module's files and has no use for the models
-    from fedfms.models.build import travelling_names
-
-    by_name = dict(model.named_parameters())
-    return {name: by_name[name] for name in travelling_names(model)}

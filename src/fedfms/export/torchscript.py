@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from fedfms.contracts.recipe import Recipe
 from fedfms.data.dataset import covered, pixel_aspect
 from fedfms.export.facts import pixel_statistics
-from fedfms.models.build import SamSegmenter
+from fedfms.models.segmenter import Segmenter
 
 
 class SliceNetwork(nn.Module):
@@ -78,7 +78,7 @@ class SliceNetwork(nn.Module):
         )
 
 
-def write_torchscript(model: SamSegmenter, recipe: Recipe, file: Path) -> None:
+def write_torchscript(model: Segmenter, recipe: Recipe, file: Path) -> None:
     """Trace the network, put the resizing around it and write both, without this machine's paths.
 
     The file runs on the processor and on a GPU: `torch.jit.load(file, map_location=device)`.

@@ -30,15 +30,14 @@ from torch import Tensor
 from fedfms.contracts.machine import Machine
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import CheckpointError, ConfigError, FederationError, FedfmsError
-from fedfms.exchange.payload import (
+from fedfms.exchange.payload import write_whole
+from fedfms.exchange.tensors import (
     Shapes,
     find_fault,
     load_tensors,
-    read_travelling,
     save_tensors,
     shapes_of,
     to_precision,
-    write_whole,
 )
 from fedfms.flare.job import (
     RECIPE_FILE,
@@ -50,6 +49,7 @@ from fedfms.flare.job import (
 )
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
+from fedfms.models.travelling import read_travelling
 
 GLOBAL_MODEL_FILE, BEST_MODEL_FILE = "global_model.safetensors", "best_model.safetensors"
 

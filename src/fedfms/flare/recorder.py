@@ -33,11 +33,12 @@ from nvflare.widgets.widget import Widget
 from fedfms import __version__
 from fedfms.contracts.contribution import Contribution
 from fedfms.errors import ContributionRefused, FedfmsError
-from fedfms.exchange.payload import payload_bytes, write_whole
-from fedfms.flare.executor import SERVER_MODELS
+from fedfms.exchange.payload import write_whole
+from fedfms.exchange.tensors import payload_bytes
 from fedfms.flare.job import (
     CONTRIBUTION,
     PICTURES,
+    SERVER_MODELS,
     TRAIN_TASK,
     read_recipe,
     reason_of,

@@ -7,20 +7,14 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from fedfms.errors import ConfigError
+from fedfms.models.methods import find_method
 from fedfms.report.records import NOTHING_RECORDED
 
 NONE = "–"  # where there is no value
 MINUS = "−"
 
 BACKBONES = {"vit_demo": "demo ViT", "vit_b": "ViT-B", "vit_l": "ViT-L", "vit_h": "ViT-H"}
-METHODS = {
-    "fedmsa": (
-        "FedMSA",
-        "the image encoder is frozen; Medical-SAM-Adapter adapters and the mask decoder train "
-        "and travel",
-    ),
-    "fedsam": ("FedSAM", "every parameter of SAM that is used trains and travels"),
-}
 
 _REFUSED = "The server refused what the site sent: "
 _SERVER = {  # codes of the server's guard
@@ -67,6 +61,15 @@ _CLASSES = {
     "ContributionRefused": "The server refused what the site sent.",
 }
 _CODED = re.compile(r"\b([A-Z]\w+) \(([a-z0-9-]+)[,)]")
+
+
+def method(name: str) -> tuple[str, str]:
+    """A method's title and what it does; of one that is not installed here its name alone."""
+    try:
+        known = find_method(name)
+    except ConfigError:
+        return name or "Federated training", ""
+    return known.title, known.sentence
 
 
 def plain_reason(reason: str | None) -> str:

@@ -20,7 +20,8 @@ from fedfms.contracts.contribution import MAX_PICTURE_BYTES as MAX_PICTURE_BYTES
 from fedfms.contracts.contribution import Contribution
 from fedfms.contracts.messages import Failure, Progress, Reply, Task, TaskFiles, TaskRequest
 from fedfms.errors import CheckpointError, FedfmsError, TrainerError
-from fedfms.exchange.payload import load_tensors, read_whole, save_tensors
+from fedfms.exchange.payload import read_whole
+from fedfms.exchange.tensors import load_tensors, save_tensors
 from fedfms.trainer.connection import (
     POLL_SECONDS,
     AbortAsked,

@@ -45,7 +45,8 @@ from fedfms.contracts.messages import (
 )
 from fedfms.control import Control
 from fedfms.errors import FedfmsError, TaskAborted, TrainerError
-from fedfms.exchange.payload import load_tensors, save_tensors, write_whole
+from fedfms.exchange.payload import write_whole
+from fedfms.exchange.tensors import load_tensors, save_tensors
 from fedfms.trainer.announce import Announcer
 from fedfms.trainer.tasks import Outcome, SiteFolders, TaskRunner
 from fedfms.training.device import GPU_FAILED

@@ -20,9 +20,9 @@ from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.dataset import SliceDataset, prepare_cases
 from fedfms.data.manifest import find_cases
-from fedfms.exchange.payload import read_travelling
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
+from fedfms.models.travelling import read_travelling
 from fedfms.training.device import failures_explained, ready_device
 from fedfms.training.evaluate import evaluate, summarize
 from fedfms.training.loop import RoundResult, train_round

@@ -22,20 +22,15 @@ from fedfms import __version__
 from fedfms.contracts.messages import Kind, ModelName, Task
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import FederationError, FedfmsError
-from fedfms.exchange.averaging import average, averaging_weights
 from fedfms.exchange.guard import check_contribution
-from fedfms.exchange.payload import (
-    payload_bytes,
-    read_travelling,
-    save_tensors,
-    shapes_of,
-    to_precision,
-    write_whole,
-)
+from fedfms.exchange.payload import write_whole
+from fedfms.exchange.strategies import combine, find_strategy
+from fedfms.exchange.tensors import payload_bytes, save_tensors, shapes_of, to_precision
 from fedfms.local.processes import Processes
 from fedfms.local.sites import Site, start_trainer, threads_of_a_trainer, trainer_command
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
+from fedfms.models.travelling import read_travelling
 from fedfms.report.collect import GLOBAL_MODEL, RECIPE
 from fedfms.report.records import RECORDS
 from fedfms.trainer.client import TaskResult, run_task
@@ -71,6 +66,7 @@ def federate(
             its own words are.
         FedfmsError: the checkpoint is missing or does not fit.
     """
+    strategy = find_strategy(recipe)
     weights = read_travelling(build_model(recipe, find_checkpoint(recipe, checkpoints)))
     write_whole(folder / RECIPE, recipe.to_json().encode())
     records = _Records(folder / RECORDS)
@@ -159,8 +155,8 @@ def federate(
                     contribution=answer.contribution.to_dict(),
                 )
             slices = {name: a.contribution.training_slices for name, a in answers.items()}
-            mean = average(accepted, averaging_weights(recipe, slices))
-            weights = {name: weights[name] + mean[name] for name in weights}
+            change = combine(strategy, number, slices, accepted)
+            weights = {name: weights[name] + change[name] for name in weights}
             records.write("round_done", round=number, sites=names, missed={})
             on_round(number)
         save_tensors(folder / GLOBAL_MODEL, weights, "fp32")

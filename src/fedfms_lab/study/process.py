@@ -23,7 +23,7 @@ from fedfms.contracts.contribution import Metric
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.errors import FederationError, FedfmsError, unexpected
-from fedfms.exchange.payload import save_tensors
+from fedfms.exchange.tensors import save_tensors
 from fedfms.local.sites import Site
 from fedfms.report.collect import GLOBAL_MODEL, ROUNDS, load_result
 from fedfms.report.records import class_dice, mean

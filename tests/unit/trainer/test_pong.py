@@ -41,7 +41,7 @@ def test_a_pong_comes_out_as_it_went_in() -> None:
         ("classes", ["/data/x.nii"]),
         ("classes", "ab"),
         ("classes", ["c"] * 1001),
-        ("methods", ["fedprox"]),
+        ("methods", ["fed prox"]),
         ("max_rounds", -1),
         ("device", "tpu"),
         ("overlapping", "ab"),
