@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import random
 import typing
@@ -173,7 +174,9 @@ def test_the_hash_differs_as_soon_as_one_value_does():
 def test_a_recipe_that_says_nothing_of_its_strategy_has_the_hash_it_always_had():
     before = {key: value for key, value in recipe().to_dict().items() if key != "strategy"}
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":")).encode()
-    assert recipe().sha256 == recipe(strategy="mean").sha256 == hashlib.sha256(canonical).hexdigest()
+    assert (
+        recipe().sha256 == recipe(strategy="mean").sha256 == hashlib.sha256(canonical).hexdigest()
+    )
 
 
 def test_a_method_of_another_package_is_a_name_that_recipe_and_policy_carry():
