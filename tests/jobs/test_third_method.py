@@ -53,9 +53,9 @@ def test_a_third_method_trains_in_kits_that_were_made_before_it_where_sites_agre
     federation = Federation(tmp_path / "run", find_sites(sites, None), job.recipe, None, print)
     with federation.running() as coordinator:
         install(Path(__file__).parent / "third_method", packages, tmp_path)
-        told = {one.site: one for one in coordinator.announcements()}
         job_id = federation.submit(coordinator, job.folder)
         assert federation.wait_for_end(coordinator, job_id) == "FINISHED:COMPLETED"
+        told = {one.site: one for one in coordinator.announcements()}
         results = coordinator.download(job_id, tmp_path / "download")
 
     # those that agreed say so, in a name that nobody's package knew; the third is found before

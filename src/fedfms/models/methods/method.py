@@ -55,7 +55,8 @@ class Method:
         """Whether a parameter that learns never leaves the site; it is kept there between rounds.
 
         At a site that never trained, and at the server, such a parameter is as it was drawn.
-        Buffers, such as the running statistics of a normalization, never travel.
+        Buffers, such as the running statistics of a normalization, never travel either; with a
+        trainer that had to start again they begin anew.
         """
         return False
 
