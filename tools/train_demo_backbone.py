@@ -201,6 +201,7 @@ def train(steps: int, batch_size: int, learning_rate: float, seed: int) -> SamSe
         seed=seed,
     )
     model = build_model(recipe, None).train()
+    assert isinstance(model, SamSegmenter)
     learning = [tensor for tensor in model.parameters() if tensor.requires_grad]
     optimizer = torch.optim.Adam(learning, lr=learning_rate)
     started = time.monotonic()
@@ -216,7 +217,8 @@ def train(steps: int, batch_size: int, learning_rate: float, seed: int) -> SamSe
         if step % 50 == 0 or step == steps - 1:
             print(f"step {step:5d}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s")
             sys.stdout.flush()
-    return model.eval()
+    model.eval()
+    return model
 
 
 def main() -> None:

@@ -200,7 +200,7 @@ def model_against_cpu(method: str) -> str:
 
 def training(folder: Path, method: str) -> str:
     """Two rounds from the same start with the same seed, in both precisions."""
-    from fedfms.exchange.payload import read_travelling
+    from fedfms.models.travelling import read_travelling
     from fedfms.training.device import ready_device
     from fedfms.training.meter import Meter
 
@@ -346,7 +346,7 @@ def trainer(folder: Path, checkpoints: Path, **environment: str) -> Iterator[Any
 
 
 def tensors_of(model: Any) -> dict[str, Any]:
-    from fedfms.exchange.payload import read_travelling
+    from fedfms.models.travelling import read_travelling
 
     return read_travelling(model)
 

@@ -29,9 +29,14 @@ from fedfms import __version__
 from fedfms.contracts.contribution import Contribution, Metric
 from fedfms.contracts.recipe import Recipe
 from fedfms.exchange.averaging import average
-from fedfms.exchange.payload import load_tensors
+from fedfms.exchange.tensors import load_tensors
 from fedfms.flare.aggregator import OrderedAggregator
-from fedfms.flare.executor import EvaluationExecutor, FedMSAExecutor, FedSAMExecutor
+from fedfms.flare.executor import (
+    EvaluationExecutor,
+    FedMSAExecutor,
+    FedSAMExecutor,
+    TrainingExecutor,
+)
 from fedfms.flare.job import CONTRIBUTION, PICTURES, REASON, result_folder
 from fedfms.flare.persistor import SafeTensorsPersistor
 from fedfms.flare.progress import JobProgress
@@ -59,6 +64,7 @@ def site_engine(folder: Path, recipe: Recipe) -> Engine:
     [
         (FedSAMExecutor, "ConfigError (other-method)"),
         (FedMSAExecutor, "ConfigError (no-exchange)"),
+        (TrainingExecutor, "ConfigError (no-exchange)"),
         (EvaluationExecutor, "TrainerError (bad-task)"),
     ],
 )
@@ -448,6 +454,11 @@ def test_an_aggregator_without_a_recipe_ends_the_job_and_says_why(tmp_path: Path
     with engine.new_context() as fl_ctx:
         aggregator.handle_event(EventType.START_RUN, fl_ctx)
     assert any("recipe.json" in text for text in engine.panics)
+
+
+def test_a_strategy_that_is_not_installed_ends_the_job_and_says_what_is(tmp_path: Path) -> None:
+    _, engine = started(tmp_path, dataclasses.replace(FEDMSA, strategy="fedavgm"))
+    assert any("no strategy 'fedavgm' here; installed: mean" in text for text in engine.panics)
 
 
 # ------------------------------------------------------------------------------------- progress

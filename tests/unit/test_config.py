@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -173,10 +174,33 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "seed": 1,
         "require_gpu": True,
         "paper_compat": True,
+        "strategy": "fedavgm",
     }
     assert set(others) == {f.name for f in dataclasses.fields(Recipe)}
     hashes = {base.with_values({key: value}, "test").sha256 for key, value in others.items()}
     assert len(hashes | {base.sha256}) == len(others) + 1
+
+
+def test_a_recipe_that_says_nothing_of_its_strategy_has_the_hash_it_always_had():
+    before = {key: value for key, value in recipe().to_dict().items() if key != "strategy"}
+    canonical = json.dumps(before, sort_keys=True, separators=(",", ":")).encode()
+    assert (
+        recipe().sha256 == recipe(strategy="mean").sha256 == hashlib.sha256(canonical).hexdigest()
+    )
+
+
+def test_a_method_of_another_package_is_a_name_that_recipe_and_policy_carry():
+    assert recipe(method="decoder").method == "decoder"
+    assert Policy(methods=("fedmsa", "decoder")).methods == ("fedmsa", "decoder")
+    with pytest.raises(ConfigError, match="method name 'a b' cannot be used"):
+        recipe(method="a b")
+    with pytest.raises(ConfigError, match=r"method name '\.\./x' cannot be used"):
+        Policy(methods=("../x",))
+
+
+def test_a_network_without_a_backbone_file_has_masks_of_its_pictures_size():
+    own = recipe().with_values({"backbone": "none", "image_size": 36}, "test")
+    assert (own.backbone_sha256, own.mask_size) == ("0" * 64, 36)
 
 
 def test_every_nth_model_is_scored_from_before_training_on():
@@ -252,7 +276,7 @@ def test_the_order_of_classes_counts():
         ({"probability_threshold": 1.0}, "probability_threshold is 1.0", "between 0 and 1"),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm is 0.0", "null for no limit"),
         ({"max_update_norm": float("inf")}, "max_update_norm is inf", "null for no limit"),
-        ({"method": "fedprox"}, "method is 'fedprox'", "fedsam, fedmsa"),
+        ({"method": "fed prox"}, "'fed prox'", "letters, digits"),
         ({"backbone": "vit_g"}, "backbone is 'vit_g'", "vit_demo, vit_b, vit_l, vit_h"),
         ({"backbone_sha256": "abc"}, "backbone_sha256 is 'abc'", "64 hexadecimal digits"),
         ({"classes": []}, "classes is empty", "at least one class"),
@@ -659,7 +683,7 @@ def test_an_empty_policy_is_the_default_and_lets_no_picture_out(tmp_path):
         '{"min_cases": 0}',
         '{"max_rounds": 0}',
         '{"methods": []}',
-        '{"methods": ["fedavg"]}',
+        '{"methods": ["fed avg"]}',
         '{"methods": "fedmsa"}',
     ],
 )

@@ -42,13 +42,6 @@ NEVER = {
 # Only these files may import nvflare.
 FLARE = "fedfms/flare/"
 
-# Import pairs of (file, module) that break the table, to be emptied.
-NOT_YET = {
-    ("fedfms/exchange/payload.py", "fedfms.models"),  # gone when travelling is the model's
-}
-# Packages of the table that come with another change, to be emptied.
-TO_COME = {"about", "geometry", "plugins", "records"}
-
 
 class Import(NamedTuple):
     """One imported module, wherever in a file: at its top, in a function, for a type checker."""
@@ -129,10 +122,7 @@ def wrong_ways(found: Iterable[Import]) -> list[str]:
         )
         if floor_of(there) >= floor_of(here):
             why = f"{there} does not stand below {here}"
-        if why and not any(
-            one.file == file and f"{one.module}.".startswith(f"{module}.")
-            for file, module in NOT_YET
-        ):
+        if why:
             wrong.append(f"{one}: {why}")
     return wrong
 
@@ -142,7 +132,7 @@ def test_every_room_stands_on_one_floor() -> None:
     on_floors = [room for floor in FLOORS for room in floor]
     assert len(on_floors) == len(set(on_floors))
     assert rooms - set(on_floors) == set()
-    assert set(on_floors) - rooms <= TO_COME
+    assert set(on_floors) == rooms
 
 
 def test_imports_lead_down() -> None:
@@ -159,15 +149,6 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
             needs[file].add(one.module)
     assert sum(map(len, needs.values())) > 500
     assert list(graphlib.TopologicalSorter(needs).static_order())  # CycleError names a circle
-
-
-def test_each_exception_is_still_needed() -> None:
-    """Else it would let a later mistake through."""
-    found = of_the_tree()
-    for file, module in NOT_YET:
-        assert any(
-            one.file == file and f"{one.module}.".startswith(f"{module}.") for one in found
-        ), (file, module)
 
 
 def test_nvflare_is_imported_behind_one_wall() -> None:

@@ -39,10 +39,11 @@ from fedfms.data.dicom.series import read_series
 from fedfms.data.manifest import find_cases
 from fedfms.data.prepare import prepare_cases
 from fedfms.errors import ConfigError
-from fedfms.exchange.payload import read_travelling, save_tensors
+from fedfms.exchange.tensors import save_tensors
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.models.trained import load_trained
+from fedfms.models.travelling import read_travelling
 from fedfms.predict.find import find_items
 from fedfms.predict.write import write_files
 from fedfms.training.evaluate import evaluate, foreground, predict

@@ -28,10 +28,11 @@ from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.contracts.site import Setup
 from fedfms.data.content import read_bytes
 from fedfms.errors import SiteDataError
-from fedfms.exchange.payload import read_travelling, save_tensors
+from fedfms.exchange.tensors import save_tensors
 from fedfms.export.run import export_model
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
+from fedfms.models.travelling import read_travelling
 from fedfms.predict.find import find_items
 
 Run = Callable[..., tuple[int, str, str]]

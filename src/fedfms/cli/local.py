@@ -208,7 +208,7 @@ def train_local(
     from fedfms.contracts.recipe import read_job_recipe
     from fedfms.control import Control
     from fedfms.data.memory import CACHE_FOLDER
-    from fedfms.exchange.payload import save_tensors
+    from fedfms.exchange.tensors import save_tensors
     from fedfms.training.pooled import PooledRound, train_pooled
 
     chosen = read_job_recipe(job, recipe, overrides)

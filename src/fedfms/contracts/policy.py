@@ -6,15 +6,15 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfms.contracts.decode import from_dict, read_json, require
-from fedfms.contracts.recipe import Method
+from fedfms.contracts.decode import from_dict, read_json, require, require_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """What may leave a site; `policy/privacy.json`, owned by the site. The last word."""
 
-    methods: tuple[Method, ...] = ("fedsam", "fedmsa")  # the jobs that may run here
+    # the jobs that may run here; a name may be of a method that this version does not know
+    methods: tuple[str, ...] = ("fedsam", "fedmsa")
     max_rounds: int = 1000
     clip_norm: float | None = None  # largest L2 norm of a whole difference; longer ones are scaled
     noise_std: float = 0.0  # Gaussian noise on each value, as a share of clip_norm
@@ -23,6 +23,8 @@ class Policy:
 
     def __post_init__(self) -> None:
         require(len(self.methods) > 0, "methods is empty", "list fedsam, fedmsa or both")
+        for name in self.methods:
+            require_name(name, "method")
         for key in ("max_rounds", "min_cases"):
             value = getattr(self, key)
             require(value >= 1, f"{key} is {value}", f"set {key} to 1 or more")

@@ -23,8 +23,8 @@ from fedfms.contracts.decode import (
 )
 from fedfms.errors import ConfigError
 
-Method = Literal["fedsam", "fedmsa"]
-Backbone = Literal["vit_demo", "vit_b", "vit_l", "vit_h"]
+Backbone = Literal["vit_demo", "vit_b", "vit_l", "vit_h", "none"]
+NO_BACKBONE = "none"  # of a method that has a network of its own and needs no checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,14 @@ BACKBONES: dict[str, BackboneFile] = {
 }
 
 JOB_RECIPE = Path("app/config/recipe.json")  # in a job folder
+_LATER = {"strategy": "mean"}  # fields that came after recipes were hashed, with their defaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """What the federation learns. The same at every site; `recipe.json` in a job."""
 
-    method: Method
+    method: str  # what learns and travels; which there are, fedfms.models.methods knows
     backbone: Backbone
     backbone_sha256: str  # of the SAM checkpoint; every party proves that it holds this one
     classes: tuple[str, ...]  # in the order of the output channels
@@ -102,8 +103,11 @@ class Recipe:
     # that are not listed come after the others, by name
     site_order: tuple[str, ...] = ()
     paper_compat: bool = False  # FedFMS's own behaviour; docs/protocol.md lists what changes
+    strategy: str = "mean"  # of averaging; which there are, fedfms.exchange.strategies knows
 
     def __post_init__(self) -> None:
+        require_name(self.method, "method")
+        require_name(self.strategy, "strategy")
         require(
             re.fullmatch(r"[0-9a-f]{64}", self.backbone_sha256) is not None,
             f"backbone_sha256 is {self.backbone_sha256!r}",
@@ -176,8 +180,8 @@ class Recipe:
 
     @property
     def patch_size(self) -> int:
-        """Side of one encoder token in pixels."""
-        return BACKBONES[self.backbone].patch_size
+        """Side of one encoder token in pixels; 4 where there is none, for masks of image_size."""
+        return BACKBONES[self.backbone].patch_size if self.backbone != NO_BACKBONE else 4
 
     @property
     def mask_size(self) -> int:
@@ -221,8 +225,12 @@ class Recipe:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 over all values in canonical JSON: equal exactly where the recipes are equal."""
-        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        """SHA-256 over all values in canonical JSON: equal exactly where the recipes are equal.
+
+        Fields of `_LATER` enter it only where they say something else than before they existed.
+        """
+        values = {key: v for key, v in self.to_dict().items() if v != _LATER.get(key, ...)}
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def with_overrides(self, overrides: typing.Sequence[str]) -> Recipe:
@@ -246,6 +254,8 @@ class Recipe:
         """
         official = BACKBONES.get(str(values.get("backbone")))
         implied = {} if official is None else {"backbone_sha256": official.sha256}
+        if values.get("backbone") == NO_BACKBONE:
+            implied = {"backbone_sha256": "0" * 64}
         return Recipe.from_dict({**self.to_dict(), **implied, **values}, source)
 
 

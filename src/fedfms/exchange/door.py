@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,10 +25,9 @@ from fedfms.contracts.policy import Policy
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.errors import ConfigError, ContributionRefused, DoorClosed
-from fedfms.exchange.payload import Shapes, find_fault, to_precision, update_norm
+from fedfms.exchange.pictures import is_plain_png
+from fedfms.exchange.tensors import Shapes, find_fault, to_precision, update_norm
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # pixels; no text, time or profile
 _SLICE_METRICS = {"dice_slice", "iou_slice"}
 
 
@@ -121,7 +119,10 @@ def pass_door(
     leaving: dict[str, Tensor] = {}
     if gives_tensors:
         _check_tensors(expected, tensors)
-        leaving = to_precision(_clipped_and_noised(policy, tensors), recipe.transfer_precision)
+        try:
+            leaving = to_precision(_clipped_and_noised(policy, tensors), recipe.transfer_precision)
+        except ConfigError as error:
+            raise DoorClosed(error.problem, error.fix, code=error.code) from None
         _check_tensors(expected, leaving)
     smallest = max(policy.min_cases, site.min_cases)
     return leaving, dataclasses.replace(
@@ -146,21 +147,6 @@ def pass_pictures(policy: Policy, pictures: Sequence[bytes]) -> list[bytes]:
         if not is_plain_png(picture):
             raise _bad_picture("a picture is no PNG, or holds more than pixels")
     return list(pictures)
-
-
-def is_plain_png(picture: bytes) -> bool:
-    """Whether these bytes are one whole PNG with chunks for pixels only (PNG specification, 5)."""
-    if not picture.startswith(_PNG_SIGNATURE):
-        return False
-    at = len(_PNG_SIGNATURE)
-    while at + 12 <= len(picture):
-        length, kind = struct.unpack(">I4s", picture[at : at + 8])
-        if kind not in _PNG_CHUNKS:
-            return False
-        at += 12 + length  # length, kind and checksum are 4 bytes each
-        if kind == b"IEND":
-            return bool(length == 0 and at == len(picture))
-    return False
 
 
 def random_normal(shape: torch.Size) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedfms.contracts.contribution import Contribution
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ContributionRefused
-from fedfms.exchange.payload import Shapes, find_fault, update_norm
+from fedfms.exchange.tensors import Shapes, find_fault, update_norm
 
 NORM_TOLERANCE = 1e-3  # relative; what half precision may add to a difference clipped at the bound
 

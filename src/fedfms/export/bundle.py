@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fedfms import __version__
-from fedfms.contracts.recipe import BACKBONES, Recipe
+from fedfms.contracts.recipe import BACKBONES, NO_BACKBONE, Recipe
 from fedfms.contracts.site import Reading
 from fedfms.data.grid import axis_letters
 from fedfms.data.manifest import Case
@@ -371,7 +371,15 @@ The first one fetches MONAI's schema; a copy of it at schema.json is used instea
 """
 
 
+_TERMS = """\
+Under which terms the trained network may be used and passed on is for the participants of the
+federation to say. They have not said it here: write it into this file before you pass it on.
+"""
+
+
 def _license(recipe: Recipe) -> str:
+    if recipe.backbone == NO_BACKBONE:
+        return _TERMS
     started = BACKBONES[recipe.backbone].file_name
     owner = (
         "vit_demo.safetensors of FedFMS Kit (Apache License 2.0)"
@@ -382,9 +390,7 @@ def _license(recipe: Recipe) -> str:
     return f"""The network in models/model.ts was trained from {owner},
 https://www.apache.org/licenses/LICENSE-2.0
 
-Under which terms the trained network may be used and passed on is for the participants of the
-federation to say. They have not said it here: write it into this file before you pass it on.
-"""
+{_TERMS}"""
 
 
 def _difference(network: Path, trained: Trained, site: Reading) -> float:

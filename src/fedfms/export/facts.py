@@ -8,6 +8,7 @@ from fedfms import __version__
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Reading
 from fedfms.geometry import pixel_statistics
+from fedfms.models.methods import find_method
 
 VERSION_KEY = "fedfms_version"
 
@@ -85,8 +86,9 @@ def pictures_text(site: Reading | None) -> str:
 
 def about(recipe: Recipe) -> str:
     """One line: what was trained, with what."""
-    method = {"fedsam": "FedSAM", "fedmsa": "FedMSA"}[recipe.method]
+    method = find_method(recipe.method)
+    network = f" on SAM's {recipe.backbone}" if method.uses_sam else ""
     return (
-        f"{method} on SAM's {recipe.backbone} at {recipe.image_size} pixels, classes "
+        f"{method.title}{network} at {recipe.image_size} pixels, classes "
         f"{', '.join(recipe.classes)}; fedfms {__version__}, recipe {recipe.sha256[:12]}"
     )

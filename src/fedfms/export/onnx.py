@@ -20,7 +20,7 @@ from fedfms import __version__
 from fedfms.contracts.site import Reading
 from fedfms.errors import ConfigError, TrainingError
 from fedfms.export.facts import VERSION_KEY, about, input_facts, site_facts
-from fedfms.models.build import SamSegmenter
+from fedfms.models.segmenter import Segmenter
 from fedfms.models.trained import INPUT_KEY, RECIPE_KEY, Trained
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -94,7 +94,7 @@ def write_onnx(trained: Trained, site: Reading | None, file: Path) -> tuple[tupl
     ), difference
 
 
-def _graph(model: SamSegmenter, image_size: int) -> Any:
+def _graph(model: Segmenter, image_size: int) -> Any:
     """The network as onnx.ModelProto, without notes on where its nodes come from."""
     pictures = torch.zeros(2, 3, image_size, image_size)  # 2: torch.export keeps a batch of 1 fixed
     log_of_parts = logging.getLogger("torch.onnx._internal.exporter._registration")
@@ -123,7 +123,7 @@ def _graph(model: SamSegmenter, image_size: int) -> Any:
     return graph
 
 
-def _difference(file: Path, model: SamSegmenter, image_size: int) -> float:
+def _difference(file: Path, model: Segmenter, image_size: int) -> float:
     """Largest difference of a logit between the file and the network, on one random picture."""
     import onnxruntime
 

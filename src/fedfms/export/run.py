@@ -16,6 +16,8 @@ from fedfms.export.fedfms import write_fedfms
 from fedfms.export.place import refuse_existing, require_room, whole_or_nothing
 from fedfms.export.sam import write_sam
 from fedfms.files import file_sha256
+from fedfms.models.build import SamSegmenter
+from fedfms.models.methods import Method
 from fedfms.models.trained import load_trained
 
 Format = Literal["sam", "fedfms", "onnx", "bundle"]
@@ -75,6 +77,7 @@ def export_model(
     config = None if site is None else SiteConfig.from_yaml(site, data_root=site.parent)
     trained = load_trained(model, checkpoints)
     recipe = trained.recipe
+    _check_method(trained.model.method, kind)
     network_bytes = sum(tensor.nbytes for tensor in trained.model.state_dict().values())
     require_room(output, 2 * network_bytes + 2**20)  # TorchScript is written twice
     notes: tuple[str, ...]
@@ -85,7 +88,8 @@ def export_model(
         elif kind == "fedfms":
             notes = write_fedfms(trained, config, part / output.name)
         else:
-            trained.model.encoder_dtype = torch.float32  # bf16 is a trainer's choice, not the net
+            if isinstance(trained.model, SamSegmenter):
+                trained.model.encoder_dtype = torch.float32  # bf16 is a trainer's choice
             if kind == "onnx":
                 notes, difference = onnx.write_onnx(trained, config, part / output.name)
             else:
@@ -126,6 +130,23 @@ def _format(name: str) -> Format:
         f"there is no format {name!r}",
         f"use one of {', '.join(FORMATS)} with --as",
         code="unknown-format",
+    )
+
+
+def _check_method(method: Method, kind: Format) -> None:
+    if kind in method.exports:
+        return
+    others = ", ".join(f"--as {one}" for one in FORMATS if one in method.exports)
+    if kind == "sam" and method.adds:
+        problem = (
+            f"a {method.title} model has {method.adds}, for which SAM's own checkpoint has no place"
+        )
+    else:
+        problem = f"a {method.title} model cannot be exported as {kind}"
+    raise ConfigError(
+        problem,
+        f"export it with {others}" if others else "it can be used with fedfms predict alone",
+        code="no-sam-checkpoint" if kind == "sam" else "not-of-this-method",
     )
 
 

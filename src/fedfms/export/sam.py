@@ -1,4 +1,4 @@
-"""A FedSAM model as Segment Anything's own checkpoint, for every program that loads one."""
+"""A trained SAM as Segment Anything's own checkpoint, for every program that loads one."""
 
 from __future__ import annotations
 
@@ -29,16 +29,10 @@ def write_sam(trained: Trained, site: Reading | None, file: Path) -> tuple[str, 
         sentences for the person who exports.
 
     Raises:
-        ConfigError: "no-sam-checkpoint"; adapters or a class head, which SAM does not have.
+        ConfigError: "no-sam-checkpoint"; a class head, which SAM does not have. What else SAM does
+            not have, `export_model` refuses.
     """
     recipe = trained.recipe
-    if recipe.method != "fedsam":
-        raise ConfigError(
-            "a FedMSA model has adapters in the image encoder, for which SAM's own checkpoint has "
-            "no place",
-            "export it with --as fedfms (one file with everything), --as onnx or --as bundle",
-            code="no-sam-checkpoint",
-        )
     if len(recipe.classes) > 1:
         raise ConfigError(
             f"the model segments {len(recipe.classes)} classes ({', '.join(recipe.classes)}) with "

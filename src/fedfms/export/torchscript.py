@@ -23,7 +23,7 @@ from fedfms.geometry import (
     resized,
     unpadded,
 )
-from fedfms.models.build import SamSegmenter
+from fedfms.models.segmenter import Segmenter
 
 
 class SliceNetwork(nn.Module):
@@ -73,7 +73,7 @@ class SliceNetwork(nn.Module):
         return unpadded(self.network(shown), rows, columns, height, width, self.antialias)
 
 
-def write_torchscript(model: SamSegmenter, recipe: Recipe, file: Path) -> None:
+def write_torchscript(model: Segmenter, recipe: Recipe, file: Path) -> None:
     """Trace the network, put the resizing around it and write both, without this machine's paths.
 
     The file runs on the processor and on a GPU: `torch.jit.load(file, map_location=device)`.

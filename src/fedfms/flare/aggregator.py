@@ -3,9 +3,9 @@
 FLARE adds each contribution in fp32 as it arrives, so that two runs may differ in the last bit. And
 weights that were rounded as in the paper need every site's count before the first addition. Here
 FLARE still decides what it accepts (kind, round, one answer a site); the accepted differences wait
-until the round is over, and are then averaged by `exchange.averaging`. That holds one model for
-each site in the server's memory, 4 bytes a value: 0.37 GB a site for FedSAM on ViT-B, 0.04 GB for
-FedMSA.
+until the round is over, and go to the recipe's strategy then (`exchange.strategies`). That holds
+one model for each site in the server's memory, 4 bytes a value: 0.37 GB a site for FedSAM on ViT-B,
+0.04 GB for FedMSA.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from nvflare.app_common.aggregators.intime_accumulate_model_aggregator import (
 from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
 from torch import Tensor
 
-from fedfms.contracts.recipe import Recipe
 from fedfms.errors import FedfmsError
-from fedfms.exchange.averaging import average, averaging_weights
-from fedfms.flare.internals.job import close_round, note_accepted, put_sums, weights_of
+from fedfms.exchange.strategies import Strategy, combine, find_strategy
+from fedfms.flare.internals.job import close_round, note_accepted, put_sums, round_of, weights_of
 from fedfms.flare.job import read_recipe
 
 
 class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[misc]
-    """Averages the differences of a round in the order of the sites' names; takes no argument."""
+    """Hands a round's differences to the strategy in the order of names; takes no argument."""
 
     def __init__(self) -> None:
         super().__init__(expected_data_kind=DataKind.WEIGHT_DIFF)
@@ -39,19 +38,19 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         super().handle_event(event_type, fl_ctx)
         if event_type == EventType.START_RUN:
             try:
-                recipe = read_recipe(fl_ctx)
+                strategy = find_strategy(read_recipe(fl_ctx))
             except FedfmsError as error:
                 self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
                 return
-            put_sums(self, lambda: _OrderedSums(recipe))
+            put_sums(self, lambda: _OrderedSums(strategy))
 
 
 class _OrderedSums(WeightedAggregationHelper):  # type: ignore[misc]
-    """Keeps what FLARE accepted in a round, and averages it when the round is over."""
+    """Keeps what FLARE accepted in a round, and combines it when the round is over."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, strategy: Strategy) -> None:
         super().__init__()
-        self._recipe = recipe
+        self._strategy = strategy
         self._differences: dict[str, Mapping[str, Tensor]] = {}
 
     def add(
@@ -77,7 +76,7 @@ class _OrderedSums(WeightedAggregationHelper):  # type: ignore[misc]
         """What to add to the global model; nothing where no training site answered."""
         with self.lock:
             slices = {site: round(weight) for site, weight in weights_of(self).items()}
-            result = average(self._differences, averaging_weights(self._recipe, slices))
+            result = combine(self._strategy, round_of(self), slices, self._differences)
             close_round(self, result)
             return result
 

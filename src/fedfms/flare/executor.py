@@ -23,8 +23,7 @@ from torch import Tensor
 
 from fedfms.contracts.contribution import ModelName
 from fedfms.contracts.machine import Machine
-from fedfms.contracts.messages import Task
-from fedfms.contracts.recipe import Method
+from fedfms.contracts.messages import Kind, Task
 from fedfms.errors import ConfigError, FedfmsError, TaskAborted, TrainerError
 from fedfms.flare.job import (
     CONTRIBUTION,
@@ -32,19 +31,18 @@ from fedfms.flare.job import (
     PICTURES,
     REASON,
     ROUNDS_TRAINED,
+    SERVER_MODELS,
     TRAIN_TASK,
     read_recipe,
 )
 from fedfms.trainer.client import TaskResult, run_task
 
-SERVER_MODELS: dict[str, ModelName] = {"SRV_final": "final", "SRV_best": "best"}  # FLARE's prefix
 
+class SiteExecutor(Executor):  # type: ignore[misc]
+    """Hands tasks to the site's trainer; its subclasses say which, and jobs name those."""
 
-class EvaluationExecutor(Executor):  # type: ignore[misc]
-    """Answers `validate`: the scores of a given model on this site's cases, whatever the method."""
-
-    methods: ClassVar[tuple[Method, ...]] = ("fedsam", "fedmsa")
-    trains: ClassVar[bool] = False
+    tasks: ClassVar[tuple[str, ...]] = ()
+    method: ClassVar[str | None] = None  # None: whatever the recipe says
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Teach FLARE to carry tensors as they are."""
@@ -100,49 +98,66 @@ class EvaluationExecutor(Executor):  # type: ignore[misc]
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext
     ) -> tuple[Task, dict[str, Tensor]]:
         recipe = read_recipe(fl_ctx)
-        if recipe.method not in self.methods:
+        if self.method not in (None, recipe.method):
             raise ConfigError(
                 f"{type(self).__name__} was given a recipe of {recipe.method}",
-                "name the executor of the recipe's method in config_fed_client.json",
+                "name fedfms.flare.executor.TrainingExecutor in config_fed_client.json: it does "
+                "whatever the recipe says",
                 code="other-method",
             )
         dxo = from_shareable(shareable)
         if dxo.data_kind != DataKind.WEIGHTS:
             raise _bad_task("it holds no weights")
-        if task_name == TRAIN_TASK and self.trains:
+        if task_name not in self.tasks:
+            raise _bad_task(f"{type(self).__name__} does not do {task_name}")
+        kind: Kind
+        model: ModelName | None
+        if task_name == TRAIN_TASK:
             number = shareable.get_header(AppConstants.CURRENT_ROUND)
             kind, model = "train", "round"
-        elif task_name == EVALUATE_TASK:
-            number = dxo.get_meta_prop(ROUNDS_TRAINED)
-            kind = "evaluate"
-            model = SERVER_MODELS.get(shareable.get_header(AppConstants.MODEL_OWNER), "")
         else:
-            raise _bad_task(f"{type(self).__name__} does not do {task_name}")
-        if not isinstance(number, int) or not model:
+            number = dxo.get_meta_prop(ROUNDS_TRAINED)
+            owner = shareable.get_header(AppConstants.MODEL_OWNER)
+            kind, model = "evaluate", SERVER_MODELS.get(owner)
+        if not isinstance(number, int) or model is None:
             raise _bad_task("it does not say which model or round it is about")
         task = Task(
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             site=fl_ctx.get_identity_name(),
             job=fl_ctx.get_job_id(),
             round=number,
-            model=model,  # type: ignore[arg-type]
+            model=model,
             recipe=recipe,
         )
         return task, dxo.data
 
 
-class FedSAMExecutor(EvaluationExecutor):
-    """Trains all of SAM: answers `train` and `validate` with this site's trainer."""
+class EvaluationExecutor(SiteExecutor):
+    """Answers `validate`: the scores of a given model on this site's cases, whatever the method."""
 
-    methods = ("fedsam",)
-    trains = True
+    tasks = (EVALUATE_TASK,)
 
 
-class FedMSAExecutor(EvaluationExecutor):
-    """Trains adapters and mask decoder: answers `train` and `validate` with this site's trainer."""
+class TrainingExecutor(SiteExecutor):
+    """Answers `train` and `validate` with this site's trainer, by the method of the recipe.
 
-    methods = ("fedmsa",)
-    trains = True
+    A method needs no executor of its own, and no other kit: which may run here, the site's policy
+    says.
+    """
+
+    tasks = (TRAIN_TASK, EVALUATE_TASK)
+
+
+class FedSAMExecutor(TrainingExecutor):
+    """The name in jobs/fedsam, and in kits that know no TrainingExecutor; takes no other recipe."""
+
+    method = "fedsam"
+
+
+class FedMSAExecutor(TrainingExecutor):
+    """The name in jobs/fedmsa; as `FedSAMExecutor`."""
+
+    method = "fedmsa"
 
 
 def _training_reply(result: TaskResult) -> Shareable:

@@ -8,6 +8,7 @@ from pathlib import Path
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
+from fedfms.contracts.contribution import ModelName
 from fedfms.contracts.recipe import Recipe
 from fedfms.records.layout import MODEL, RECIPE
 
@@ -15,6 +16,7 @@ START_MODEL_FILE = MODEL  # beside the recipe: the model to start from, or to ev
 RESULT_FOLDER = "fedfms"  # in the server's run folder: what becomes the result of the job
 
 TRAIN_TASK, EVALUATE_TASK = "train", "validate"  # FLARE's own names
+SERVER_MODELS: dict[str, ModelName] = {"SRV_final": "final", "SRV_best": "best"}  # FLARE's prefix
 
 # keys of a DXO's meta and data, and of a Shareable's headers
 CONTRIBUTION, PICTURES, ROUNDS_TRAINED = "fedfms_contribution", "pictures", "fedfms_rounds"

@@ -32,6 +32,7 @@ CLASSES = (
     "fedfms.flare.executor.EvaluationExecutor",
     "fedfms.flare.executor.FedMSAExecutor",
     "fedfms.flare.executor.FedSAMExecutor",
+    "fedfms.flare.executor.TrainingExecutor",  # of whatever method: a new one needs no new kit
     "fedfms.flare.persistor.SafeTensorsLocator",
     "fedfms.flare.persistor.SafeTensorsPersistor",
     "fedfms.flare.persistor.TravellingModelGenerator",

@@ -6,6 +6,7 @@ after everybody has loaded a model. Here it is compared with what the sites anno
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from fedfms.contracts.codes import CODES
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError
 from fedfms.flare.internals.job import participants_of
+from fedfms.models.methods import installed_methods
 
 EVERYBODY, SERVER = "@ALL", "server"  # FLARE's names in a deploy_map
 MOST_SPACING = 2.0  # times by which voxels of sites may differ without a word
@@ -234,7 +236,8 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
     if recipe.method not in site.methods:
         yield (
             f"does not allow {recipe.method}: its policy says {_list(site.methods)}",
-            "ask the site to add the method to its policy/privacy.json",
+            _meant(recipe.method, site.methods)
+            + "ask the site to add the method to its policy/privacy.json",
             "method-not-allowed",
         )
     if recipe.rounds > site.max_rounds:
@@ -272,6 +275,14 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
             "start its trainer with the GPU overlay, submit without --gpu",
             "no-gpu",
         )
+
+
+def _meant(method: str, allowed: Sequence[str]) -> str:
+    """For a name that nothing here has, and that looks like one which the site allows."""
+    close = difflib.get_close_matches(method, allowed, n=1)
+    if not close or method in installed_methods():
+        return ""
+    return f"write {close[0]} in recipe.json if that was meant, or "
 
 
 def _deployed_to(meta: Mapping[str, Any]) -> set[str]:

@@ -30,11 +30,10 @@ from torch import Tensor
 from fedfms.contracts.machine import Machine
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import CheckpointError, ConfigError, FederationError, FedfmsError
-from fedfms.exchange.payload import (
+from fedfms.exchange.tensors import (
     Shapes,
     find_fault,
     load_tensors,
-    read_travelling,
     save_tensors,
     shapes_of,
     to_precision,
@@ -49,6 +48,7 @@ from fedfms.flare.job import (
 )
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
+from fedfms.models.travelling import read_travelling
 from fedfms.records.layout import BEST_MODEL, GLOBAL_MODEL, RECIPE
 
 

@@ -22,12 +22,12 @@ from fedfms import __version__
 from fedfms.about import known_image, known_revision
 from fedfms.contracts.contribution import Contribution
 from fedfms.errors import ContributionRefused, FedfmsError
-from fedfms.exchange.payload import payload_bytes
+from fedfms.exchange.tensors import payload_bytes
 from fedfms.files import write_whole
-from fedfms.flare.executor import SERVER_MODELS
 from fedfms.flare.job import (
     CONTRIBUTION,
     PICTURES,
+    SERVER_MODELS,
     TRAIN_TASK,
     read_recipe,
     reason_of,

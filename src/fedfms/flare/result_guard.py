@@ -21,10 +21,9 @@ from fedfms import __version__
 from fedfms.contracts.contribution import MAX_PICTURE_BYTES, MAX_PICTURES, Contribution
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ContributionRefused, FedfmsError
-from fedfms.exchange.door import is_plain_png
 from fedfms.exchange.guard import check_contribution
-from fedfms.flare.executor import SERVER_MODELS
-from fedfms.flare.job import CONTRIBUTION, PICTURES, REASON, TRAIN_TASK, read_recipe
+from fedfms.exchange.pictures import is_plain_png
+from fedfms.flare.job import CONTRIBUTION, PICTURES, REASON, SERVER_MODELS, TRAIN_TASK, read_recipe
 from fedfms.flare.persistor import persistor_of
 
 

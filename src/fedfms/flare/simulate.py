@@ -26,6 +26,7 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.errors import FederationError
 from fedfms.exchange.door import read_policy
+from fedfms.exchange.strategies import find_strategy
 from fedfms.flare.follow import (
     OnEvent,
     follow,
@@ -56,6 +57,7 @@ from fedfms.local.sites import (
     threads_of_a_trainer,
     trainer_command,
 )
+from fedfms.models.methods import find_method
 from fedfms.records.layout import RECORDS
 from fedfms.records.schema import ContributionRecord, EvaluationRecord, Record
 from fedfms.report.write import check_results_folder, write_results
@@ -162,6 +164,8 @@ def simulate_sites(
     check_results_folder(results)
     run = workspace / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     prepared = prepare_job(job, run / job.name, overrides, model, recipe)
+    find_method(prepared.recipe.method)  # all of it runs here: said before anything starts
+    find_strategy(prepared.recipe)
     names = [site.name for site in sites]
     check_sites(prepared, names)
     for text in _different_slices(sites):

@@ -17,7 +17,10 @@ MLP_ADAPTER_SCALE = 0.5
 
 
 class Adapter(nn.Module):
-    """Bottleneck of two linear layers with GELU between, always in fp32.
+    """Bottleneck of two linear layers with GELU between.
+
+    Always in fp32, also inside a bf16 encoder: what it adds is small beside its token, and so is
+    its gradient.
 
     Args:
         width: C.
@@ -41,10 +44,12 @@ class Adapter(nn.Module):
 
 
 class AdaptedBlock(EncoderBlock):
-    """An encoder block with its two adapters."""
+    """An encoder block with its two adapters; its arguments are those of its parts."""
 
-    def __init__(self, block: EncoderBlock, *, starts_as_zero: bool) -> None:
-        super().__init__(block, norm_padding=block.norm_padding)
+    def __init__(
+        self, block: EncoderBlock, *, starts_as_zero: bool, norm_padding: bool = False
+    ) -> None:
+        super().__init__(block, norm_padding=norm_padding)
         width = self.attn.proj.out_features
         self.space_adapter = Adapter(width, starts_as_zero=starts_as_zero)
         self.mlp_adapter = Adapter(width, starts_as_zero=starts_as_zero)
@@ -63,14 +68,13 @@ class AdaptedBlock(EncoderBlock):
         )
 
 
-def add_adapters(encoder: ImageEncoder, *, starts_as_zero: bool) -> None:
-    """Give every block of the encoder its adapters, drawn from torch's global generator."""
-    blocks = [block for block in encoder.blocks if isinstance(block, EncoderBlock)]
-    encoder.blocks = nn.ModuleList(
-        AdaptedBlock(block, starts_as_zero=starts_as_zero) for block in blocks
-    )
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a tensor's name in the model belongs to an adapter."""
-    return ".space_adapter." in name or ".mlp_adapter." in name
+def add_adapters(encoder: nn.Module, *, starts_as_zero: bool, norm_padding: bool) -> None:
+    """Give every block of an ImageEncoder its adapters, drawn from torch's global generator."""
+    assert isinstance(encoder, ImageEncoder)
+    adapted = []
+    for block in encoder.blocks:
+        assert isinstance(block, EncoderBlock)  # one that is not would lose its place
+        adapted.append(
+            AdaptedBlock(block, starts_as_zero=starts_as_zero, norm_padding=norm_padding)
+        )
+    encoder.blocks = nn.ModuleList(adapted)

@@ -1,35 +1,46 @@
-"""Recipe to network: the one place where FedSAM and FedMSA differ."""
+"""Recipe to network. What a method adds and what learns, `fedfms.models.methods` says."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedfms.contracts.recipe import Recipe
-from fedfms.models.adapters import add_adapters, is_adapter
-from fedfms.models.sam import build_parts, load_backbone, load_checkpoint
+from fedfms.contracts.recipe import NO_BACKBONE, Recipe
+from fedfms.errors import ConfigError
+from fedfms.models.methods import Method, find_method
+from fedfms.models.sam import Sam, load_backbone, load_checkpoint
+from fedfms.models.segmenter import Segmenter
+from fedfms.models.travelling import travelling_names
 
 MASK_TOKENS = 4  # of SAM's decoder; several classes are a mixture of their masks
 
 
-class SamSegmenter(nn.Module):
+class SamSegmenter(Segmenter):
     """SAM that segments without prompts: (B, 3, S, S) pictures to (B, K, M, M) logits.
 
-    Tensors of SAM keep their official names. `class_head` exists only with several classes.
+    Args:
+        recipe: the job's.
+        method: as in `Segmenter`.
+        sam: its parts, which become this network's under the same names; the method has added what
+            it adds.
+        class_head: (B, MASK_TOKENS, M, M) to (B, K, M, M); None with one class.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.method = recipe.method
-        self.classes = recipe.classes
+    def __init__(
+        self, recipe: Recipe, method: Method, sam: Sam, class_head: nn.Conv2d | None
+    ) -> None:
+        super().__init__(recipe, method)
         self.encoder_dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-        self.image_encoder, self.prompt_encoder, self.mask_decoder = build_parts(
-            recipe, norm_padding=recipe.paper_compat and recipe.method == "fedmsa"
-        )
-        self.class_head: nn.Conv2d | None = None
-        self.image_position: Tensor
+        self.image_encoder = sam.image_encoder
+        self.prompt_encoder = sam.prompt_encoder
+        self.mask_decoder = sam.mask_decoder
+        self.class_head = class_head
+        self.image_position: Tensor  # of the pixels, (1, C, h, w); the prompt encoder's
+        self.register_buffer("image_position", _positions(self.prompt_encoder), persistent=False)
+        self.register_load_state_dict_post_hook(_locate)  # type: ignore[no-untyped-call]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of every class, before the sigmoid.
@@ -50,58 +61,59 @@ class SamSegmenter(nn.Module):
         masks = self.mask_decoder(embeddings, self.image_position, MASK_TOKENS)
         return self.class_head(masks)  # type: ignore[no-any-return]
 
-    def locate(self) -> None:
-        """Work out the pixels' positions, (1, C, h, w); again after the prompt encoder changed."""
-        with torch.no_grad():
-            position = self.prompt_encoder.get_dense_pe()
-        self.register_buffer("image_position", position, persistent=False)
 
-    def train(self, mode: bool = True) -> SamSegmenter:
-        """Training mode for the modules that hold a learning tensor; the others stay as they are.
-
-        SAM has no layer that minds; a backbone with dropout or batch statistics would.
-        """
-        super().train(False)
-        for module in self.modules():
-            module.training = mode and any(p.requires_grad for p in module.parameters())
-        return self
-
-
-def build_model(recipe: Recipe, checkpoint: Path | None) -> SamSegmenter:
-    """The network of a recipe on the CPU in fp32, with requires_grad where a tensor travels.
+def build_model(recipe: Recipe, checkpoint: Path | None) -> Segmenter:
+    """The network of a recipe on the CPU in fp32, with requires_grad where a tensor learns.
 
     Args:
         recipe: method, backbone, sizes, classes and seed.
-        checkpoint: from `find_checkpoint`; None for random weights, as tests use them.
+        checkpoint: from `find_checkpoint`; None for random weights, as tests use them, and for a
+            method whose network is not SAM.
 
     What the checkpoint does not hold (adapters, the head of several classes) is drawn from the
     recipe's seed and therefore the same on every machine; with `start_draws` it is a mean of draws.
 
     Raises:
+        ConfigError: unknown-method, ambiguous-method, broken-method, nothing-travels, or
+            other-backbone: the method does not go with the recipe's backbone.
         CheckpointError: the file cannot be read or does not fit the backbone.
     """
+    method = find_method(recipe.method)
+    _check_backbone(method, recipe)
     with torch.random.fork_rng(devices=[]):
         # not torch.manual_seed, which would leave every GPU with a seed that everybody knows
         torch.default_generator.manual_seed(recipe.seed)
-        model = SamSegmenter(recipe)
-        if checkpoint is not None:
-            load_backbone(model, load_checkpoint(checkpoint))
-        torch.default_generator.manual_seed(recipe.seed)
-        if len(recipe.classes) > 1:  # drawn first, so that both methods start with the same head
-            model.class_head = nn.Conv2d(MASK_TOKENS, len(recipe.classes), kernel_size=1)
-        if recipe.method == "fedmsa":
-            add_adapters(model.image_encoder, starts_as_zero=not recipe.paper_compat)
-        if recipe.start_draws:
-            _average_draws(model, recipe)
-    model.locate()
+        model = _on_sam(recipe, method, checkpoint) if method.uses_sam else method.network(recipe)
     for name, tensor in model.named_parameters():
-        tensor.requires_grad_(_travels(name, recipe.method, len(recipe.classes)))
+        tensor.requires_grad_(method.learns(name, recipe))
+    if not travelling_names(model):
+        raise ConfigError(
+            f"the method {method.name} lets nothing travel",
+            "report this to whoever wrote the method: nothing could be learnt together",
+            code="nothing-travels",
+        )
+    return model
+
+
+def _on_sam(recipe: Recipe, method: Method, checkpoint: Path | None) -> SamSegmenter:
+    sam = Sam(recipe)
+    if checkpoint is not None:
+        load_backbone(sam, load_checkpoint(checkpoint))
+    of_sam = {name for name, _ in sam.named_parameters()}
+    torch.default_generator.manual_seed(recipe.seed)
+    head: nn.Conv2d | None = None
+    if len(recipe.classes) > 1:  # drawn first, so that all methods start with the same head
+        head = nn.Conv2d(MASK_TOKENS, len(recipe.classes), kernel_size=1)
+    method.add(sam.image_encoder, recipe)
+    model = SamSegmenter(recipe, method, sam, head)
+    if recipe.start_draws:
+        _average_draws(model, of_sam, recipe)
     return model
 
 
 @torch.no_grad()
-def _average_draws(model: SamSegmenter, recipe: Recipe) -> None:
-    """Let the adapters and the head start as the weighted mean of independent draws.
+def _average_draws(model: nn.Module, of_sam: set[str], recipe: Recipe) -> None:
+    """Let what was added to SAM start as the weighted mean of independent draws.
 
     FedFMS averages its sites once before FedMSA trains, so that its start is such a mean over the
     sites, whose standard deviation is sqrt(sum of squared shares) of a single draw's. The draw that
@@ -111,7 +123,7 @@ def _average_draws(model: SamSegmenter, recipe: Recipe) -> None:
         module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
-        and (name == "class_head" or is_adapter(name))
+        and f"{name}.weight" not in of_sam
         and not bool((module.weight == 0).all())
     ]
     tensors = [tensor for module in drawn for tensor in module.parameters()]
@@ -127,28 +139,24 @@ def _average_draws(model: SamSegmenter, recipe: Recipe) -> None:
         tensor.copy_(one)
 
 
-def travelling_names(model: SamSegmenter) -> tuple[str, ...]:
-    """Names of the tensors that leave a site, sorted: exactly those that learn."""
-    names = (name for name, _ in model.named_parameters())
-    return tuple(sorted(n for n in names if _travels(n, model.method, len(model.classes))))
+def _check_backbone(method: Method, recipe: Recipe) -> None:
+    if method.uses_sam == (recipe.backbone != NO_BACKBONE):
+        return
+    raise ConfigError(
+        f"the method {method.name} "
+        + ("starts from SAM" if method.uses_sam else "has a network of its own")
+        + f", and the recipe's backbone is {recipe.backbone}",
+        "set backbone to a SAM, such as vit_b" if method.uses_sam else "set backbone to none",
+        code="other-backbone",
+    )
 
 
-def _travels(name: str, method: str, classes: int) -> bool:
-    """Whether a tensor learns and leaves a site, by the method and the number of classes alone.
+def _positions(prompt_encoder: Any) -> Tensor:
+    with torch.no_grad():
+        return prompt_encoder.get_dense_pe()  # type: ignore[no-any-return]
 
-    The decoder's `k_proj.bias` are among them, though softmax cancels what they add: their gradient
-    is rounding noise (1e-12), and Adam moves them by some 1e-7 a step. They are SAM's, and leaving
-    them out would save 0.01 % of the bytes.
-    """
-    part, _, rest = name.partition(".")
-    if part == "class_head":
-        return True
-    if part == "mask_decoder":
-        if rest.startswith("iou_prediction_head."):
-            return False  # no loss asks for mask quality
-        if rest.startswith("output_hypernetworks_mlps."):
-            return classes > 1 or rest.startswith("output_hypernetworks_mlps.0.")
-        return True
-    if part == "image_encoder":
-        return method == "fedsam" or is_adapter(name)
-    return False  # the prompt encoder: there are no prompts
+
+def _locate(model: nn.Module, incompatible_keys: Any) -> None:
+    """The positions again, after the prompt encoder was loaded."""
+    assert isinstance(model, SamSegmenter)  # it registers this hook itself
+    model.image_position.copy_(_positions(model.prompt_encoder))

@@ -57,12 +57,10 @@ class EncoderBlock(nn.Module):
 class ImageEncoder(ImageEncoderViT):  # type: ignore[misc]
     """Upstream's ImageEncoderViT with our blocks: (B, 3, S, S) to (B, C, S / patch, S / patch)."""
 
-    def __init__(self, *, norm_padding: bool = False, **upstream: Any) -> None:
+    def __init__(self, **upstream: Any) -> None:
         super().__init__(**upstream)
         upstream_blocks = self.blocks
-        self.blocks: nn.ModuleList = nn.ModuleList(
-            EncoderBlock(block, norm_padding=norm_padding) for block in upstream_blocks
-        )
+        self.blocks: nn.ModuleList = nn.ModuleList(map(EncoderBlock, upstream_blocks))
 
 
 def _pad_to_windows(values: Tensor, padding: Tensor, window: int) -> Tensor:

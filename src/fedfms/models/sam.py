@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedfms.contracts.recipe import BACKBONES, Recipe
+from fedfms.contracts.recipe import BACKBONES, NO_BACKBONE, Recipe
 from fedfms.errors import CheckpointError
 from fedfms.files import file_sha256
 from fedfms.models.decoder import PromptFreeMaskDecoder
@@ -55,53 +54,52 @@ GEOMETRY = {
 }
 
 
-def build_parts(
-    recipe: Recipe, *, norm_padding: bool
-) -> tuple[ImageEncoder, Any, PromptFreeMaskDecoder]:
-    """SAM's image encoder, prompt encoder and mask decoder with upstream's random weights."""
-    size = GEOMETRY[recipe.backbone]
-    grid = recipe.image_size // recipe.patch_size
-    encoder = ImageEncoder(
-        norm_padding=norm_padding,
-        img_size=recipe.image_size,
-        patch_size=recipe.patch_size,
-        embed_dim=size.width,
-        depth=size.depth,
-        num_heads=size.heads,
-        mlp_ratio=4,
-        out_chans=size.decoder_width,
-        qkv_bias=True,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=size.window,
-        global_attn_indexes=size.global_blocks,
-    )
-    prompt_encoder = PromptEncoder(
-        embed_dim=size.decoder_width,
-        image_embedding_size=(grid, grid),
-        input_image_size=(recipe.image_size, recipe.image_size),
-        mask_in_chans=16,
-    )
-    decoder = PromptFreeMaskDecoder(
-        num_multimask_outputs=3,
-        transformer=TwoWayTransformer(
-            depth=2,
-            embedding_dim=size.decoder_width,
-            num_heads=size.decoder_heads,
-            mlp_dim=size.decoder_mlp,
-        ),
-        transformer_dim=size.decoder_width,
-        iou_head_depth=3,
-        iou_head_hidden_dim=size.decoder_width,
-    )
-    return encoder, prompt_encoder, decoder
+class Sam(nn.Module):
+    """SAM's three parts with upstream's random weights and its names; nothing else is in it."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        size = GEOMETRY[recipe.backbone]
+        grid = recipe.image_size // recipe.patch_size
+        self.image_encoder = ImageEncoder(
+            img_size=recipe.image_size,
+            patch_size=recipe.patch_size,
+            embed_dim=size.width,
+            depth=size.depth,
+            num_heads=size.heads,
+            mlp_ratio=4,
+            out_chans=size.decoder_width,
+            qkv_bias=True,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=size.window,
+            global_attn_indexes=size.global_blocks,
+        )
+        self.prompt_encoder = PromptEncoder(
+            embed_dim=size.decoder_width,
+            image_embedding_size=(grid, grid),
+            input_image_size=(recipe.image_size, recipe.image_size),
+            mask_in_chans=16,
+        )
+        self.mask_decoder = PromptFreeMaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(
+                depth=2,
+                embedding_dim=size.decoder_width,
+                num_heads=size.decoder_heads,
+                mlp_dim=size.decoder_mlp,
+            ),
+            transformer_dim=size.decoder_width,
+            iou_head_depth=3,
+            iou_head_hidden_dim=size.decoder_width,
+        )
 
 
 # ----------------------------------------------------------------------------------- checkpoints
 
 
-def find_checkpoint(recipe: Recipe, folder: Path | None) -> Path:
-    """The checkpoint that the recipe means, with its SHA-256 verified.
+def find_checkpoint(recipe: Recipe, folder: Path | None) -> Path | None:
+    """The checkpoint that the recipe means, with its SHA-256 verified; None where it needs none.
 
     Args:
         recipe: names the backbone and the SHA-256 of its checkpoint.
@@ -112,6 +110,8 @@ def find_checkpoint(recipe: Recipe, folder: Path | None) -> Path:
         CheckpointError: "missing-checkpoint" or "wrong-checkpoint", with where to get the file and
             where to put it.
     """
+    if recipe.backbone == NO_BACKBONE:
+        return None
     wanted = BACKBONES[recipe.backbone]
     here = Path(__file__).parent if recipe.backbone == "vit_demo" else folder
     named = here / wanted.file_name if here else None

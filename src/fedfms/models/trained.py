@@ -18,9 +18,11 @@ from torch import Tensor
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import CheckpointError, ConfigError
-from fedfms.exchange.payload import load_tensors, write_travelling
-from fedfms.models.build import SamSegmenter, build_model
+from fedfms.exchange.tensors import load_tensors
+from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
+from fedfms.models.segmenter import Segmenter
+from fedfms.models.travelling import write_travelling
 from fedfms.records.layout import GLOBAL_MODEL, MODEL, RECIPE
 
 MODEL_FILES = (GLOBAL_MODEL, MODEL)  # of a job, of a study's run
@@ -33,7 +35,7 @@ class Trained:
     """A trained network with the recipe that made it."""
 
     recipe: Recipe
-    model: SamSegmenter  # fp32, on the processor, in evaluation mode
+    model: Segmenter  # fp32, on the processor, in evaluation mode
     file: Path  # that the trained tensors were read from
     pictures: Mapping[str, Any] | None = None  # INPUT_KEY of the file, if it has it
 
@@ -65,7 +67,7 @@ def load_trained(path: Path, checkpoints: Path | None) -> Trained:
     return Trained(recipe, model.eval(), file, _pictures(metadata, file))
 
 
-def whole_network(model: SamSegmenter) -> dict[str, Tensor]:
+def whole_network(model: Segmenter) -> dict[str, Tensor]:
     """All tensors of the network by name, fp32 on the processor: what `RECIPE_KEY` files hold."""
     return {
         name: tensor.detach().to("cpu", torch.float32).contiguous()
@@ -116,7 +118,7 @@ def _recipe_beside(file: Path) -> Recipe:
     return Recipe.from_json(path)
 
 
-def _load_whole(model: SamSegmenter, tensors: Mapping[str, Tensor], file: Path) -> None:
+def _load_whole(model: Segmenter, tensors: Mapping[str, Tensor], file: Path) -> None:
     try:
         model.load_state_dict(dict(tensors), strict=True)
     except RuntimeError as error:
@@ -125,4 +127,3 @@ def _load_whole(model: SamSegmenter, tensors: Mapping[str, Tensor], file: Path) 
             "export the model again with this version of fedfms",
             code="not-this-network",
         ) from None
-    model.locate()

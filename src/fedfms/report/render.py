@@ -12,6 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fedfms.contracts.contribution import PHASES
+from fedfms.contracts.recipe import NO_BACKBONE
 from fedfms.files import write_together
 from fedfms.pages.parts import (
     Cell,
@@ -136,12 +137,13 @@ def _page(result: Result) -> Page:
     summary, recipe = result.summary, result.recipe
     job = summary.job
     method = str(recipe.get("method", ""))
-    name, explained = words.METHODS.get(method, (method or "Federated training", ""))
+    name, explained = words.method(method)
     backbone = words.BACKBONES.get(str(recipe.get("backbone")), str(recipe.get("backbone", "")))
+    on_sam = "" if recipe.get("backbone") == NO_BACKBONE else f" on SAM {backbone}".rstrip()
     classes = words.class_names(recipe.get("classes", ()))
     return Page(
         title=_title(summary) + (f": {classes}" if classes else ""),
-        subtitle=f"{name} on SAM {backbone}".strip() + (f": {explained}" if explained else ""),
+        subtitle=name + on_sam + (f": {explained}" if explained else ""),
         job=str(job.name or job.id or "job"),
         when=words.moment(job.started),
         status=_STATUS.get(job.status, str(job.status)),

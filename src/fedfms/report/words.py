@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 
 from fedfms import errors
 from fedfms.contracts.codes import CODES
+from fedfms.models.methods import find_method
 from fedfms.records.history import NOTHING_RECORDED
 from fedfms.report.summary import Part, Summary
 
@@ -15,14 +16,6 @@ NONE = "–"  # where there is no value
 MINUS = "−"
 
 BACKBONES = {"vit_demo": "demo ViT", "vit_b": "ViT-B", "vit_l": "ViT-L", "vit_h": "ViT-H"}
-METHODS = {
-    "fedmsa": (
-        "FedMSA",
-        "the image encoder is frozen; Medical-SAM-Adapter adapters and the mask decoder train "
-        "and travel",
-    ),
-    "fedsam": ("FedSAM", "every parameter of SAM that is used trains and travels"),
-}
 
 _BEGINNINGS = {  # by class of the error
     "TrainerError": "The site's training process failed",
@@ -35,6 +28,15 @@ _BEGINNINGS = {  # by class of the error
     "ContributionRefused": "The server refused what the site sent",
 }
 _CODED = re.compile(r"\b([A-Z]\w+) \(([a-z0-9-]+)[,)]")
+
+
+def method(name: str) -> tuple[str, str]:
+    """A method's title and what it does; of one that is not installed here its name alone."""
+    try:
+        known = find_method(name)
+    except errors.ConfigError:
+        return name or "Federated training", ""
+    return known.title, known.sentence
 
 
 def plain_reason(reason: str | None) -> str:

@@ -20,7 +20,7 @@ from fedfms.contracts.contribution import MAX_PICTURE_BYTES as MAX_PICTURE_BYTES
 from fedfms.contracts.contribution import Contribution
 from fedfms.contracts.messages import Failure, Progress, Reply, Task, TaskFiles, TaskRequest
 from fedfms.errors import CheckpointError, FedfmsError, TrainerError
-from fedfms.exchange.payload import load_tensors, save_tensors
+from fedfms.exchange.tensors import load_tensors, save_tensors
 from fedfms.files import read_whole
 from fedfms.trainer.connection import (
     POLL_SECONDS,

@@ -45,7 +45,7 @@ from fedfms.contracts.messages import (
 )
 from fedfms.control import Control
 from fedfms.errors import FedfmsError, TaskAborted, TrainerError
-from fedfms.exchange.payload import EXCHANGE_MODE, load_tensors, save_tensors
+from fedfms.exchange.tensors import EXCHANGE_MODE, load_tensors, save_tensors
 from fedfms.files import write_whole
 from fedfms.trainer.announce import Announcer
 from fedfms.trainer.tasks import Outcome, SiteFolders, TaskRunner

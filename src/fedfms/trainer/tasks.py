@@ -24,9 +24,17 @@ from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import TrainerError, TrainingError
 from fedfms.exchange.door import check_job, pass_door, pass_pictures, read_policy
-from fedfms.exchange.payload import difference, read_travelling, shapes_of, write_travelling
-from fedfms.models.build import SamSegmenter, build_model
+from fedfms.exchange.tensors import difference, load_tensors, save_tensors, shapes_of
+from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
+from fedfms.models.segmenter import Segmenter
+from fedfms.models.travelling import (
+    read_staying,
+    read_travelling,
+    staying_names,
+    write_staying,
+    write_travelling,
+)
 from fedfms.training.device import (
     failures_explained,
     free_unused_memory,
@@ -72,7 +80,7 @@ class _Job:
     name: str
     recipe: Recipe
     site: SiteConfig
-    model: SamSegmenter
+    model: Segmenter
     cases: list[StoredCase] | None = None
     dataset: SliceDataset | None = None  # of the training cases
     optimizer: torch.optim.Optimizer | None = None  # with `optimizer_state: keep`
@@ -148,6 +156,7 @@ class TaskRunner:
                 slices, result = _train(job, training, task, control)
             with meter("exchange"):
                 tensors = difference(read_travelling(job.model), before)
+                self._keep_staying(job)
         control.check()
         contribution = Contribution(
             site=self.folders.name,
@@ -180,6 +189,9 @@ class TaskRunner:
             checkpoint = find_checkpoint(task.recipe, self.folders.checkpoints)
             model = build_model(task.recipe, checkpoint).to(torch_device(site))
             job = _Job(task.job, task.recipe, site, model)
+            kept = self._staying_file(task.job)
+            if staying_names(model) and kept.exists():  # of a trainer that ended between rounds
+                write_staying(model, load_tensors(kept))
             log.info("a job that is new here: %s on %s", task.recipe.method, task.recipe.backbone)
         elif job.site != site:
             job.site, job.cases, job.dataset = site, None, None
@@ -193,6 +205,16 @@ class TaskRunner:
             folder = self.folders.work / CACHE_FOLDER
             job.cases = prepare_cases(find_cases(job.site), job.site, control, folder=folder)
         return job.cases
+
+    def _staying_file(self, job: str) -> Path:
+        return self.folders.work / "staying" / f"{job}.safetensors"
+
+    def _keep_staying(self, job: _Job) -> None:
+        """What learns here and never leaves, kept for a trainer that has to start again."""
+        if staying := read_staying(job.model):
+            file = self._staying_file(job.name)
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            save_tensors(file, staying, "fp32")
 
     def _keep_scores(self, task: Task, scores: Sequence[CaseScore]) -> None:
         """Append the scores of each case to the site's own table; it never leaves."""

@@ -19,6 +19,7 @@ from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import TrainingError
+from fedfms.models.methods import Step, find_method, plain_step
 from fedfms.training.device import (
     failures_explained,
     free_unused_memory,
@@ -99,12 +100,13 @@ def train_round(
     try:
         with _seeded(seed, device), interruptible(model, control):
             control.report("train", 0, steps_per_round)
+            make_step = find_method(recipe.method).start_round(model, recipe)
             for step, batch in enumerate(loader):
                 global_step = round_number * steps_per_round + step
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, global_step, steps_per_round)
                 loss, micro_batch = train_step(
-                    model, optimizer, batch, recipe, micro_batch, control
+                    model, optimizer, batch, recipe, micro_batch, control, make_step
                 )
                 loss_sum += loss * len(batches[step])
                 control.report("train", step + 1, steps_per_round)
@@ -135,19 +137,26 @@ def train_step(
     recipe: Recipe,
     micro_batch: int,
     control: Control,
+    make_step: Step = plain_step,
 ) -> tuple[float, int]:
     """One optimizer step over the whole batch, in as many micro-batches as memory asks for.
+
+    Args:
+        make_step: the method's own way from a gradient to a step.
 
     Returns:
         the batch's loss before the step, and the micro-batch that fitted.
     """
+
+    def gradients() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = accumulate_gradients(model, batch, recipe, micro_batch, control)
+        _clip(optimizer, recipe)
+        return loss
+
     while True:
         try:
-            optimizer.zero_grad(set_to_none=True)
-            loss = accumulate_gradients(model, batch, recipe, micro_batch, control)
-            _clip(optimizer, recipe)
-            optimizer.step()
-            return loss, micro_batch
+            return make_step(optimizer, gradients), micro_batch
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

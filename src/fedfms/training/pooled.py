@@ -21,9 +21,9 @@ from fedfms.control import Control
 from fedfms.data.manifest import find_cases
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
-from fedfms.exchange.payload import read_travelling
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
+from fedfms.models.travelling import read_travelling
 from fedfms.training.device import failures_explained, ready_device
 from fedfms.training.evaluate import evaluate, summarize
 from fedfms.training.loop import RoundResult, train_round

@@ -22,15 +22,9 @@ from fedfms.contracts.contribution import ModelName
 from fedfms.contracts.messages import Kind, Task
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import FederationError, FedfmsError
-from fedfms.exchange.averaging import average, averaging_weights
 from fedfms.exchange.guard import check_contribution
-from fedfms.exchange.payload import (
-    payload_bytes,
-    read_travelling,
-    save_tensors,
-    shapes_of,
-    to_precision,
-)
+from fedfms.exchange.strategies import combine, find_strategy
+from fedfms.exchange.tensors import payload_bytes, save_tensors, shapes_of, to_precision
 from fedfms.files import write_whole
 from fedfms.local.processes import Processes
 from fedfms.local.sites import (
@@ -42,6 +36,7 @@ from fedfms.local.sites import (
 )
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
+from fedfms.models.travelling import read_travelling
 from fedfms.records.layout import GLOBAL_MODEL, PICTURES, RECIPE, RECORDS
 from fedfms.records.schema import (
     ContributionRecord,
@@ -85,6 +80,7 @@ def federate(
             its own words are.
         FedfmsError: the checkpoint is missing or does not fit.
     """
+    strategy = find_strategy(recipe)
     weights = read_travelling(build_model(recipe, find_checkpoint(recipe, checkpoints)))
     write_whole(folder / RECIPE, recipe.to_json())
     records = RecordWriter(folder / RECORDS)
@@ -176,8 +172,8 @@ def federate(
                     )
                 )
             slices = {name: a.contribution.training_slices for name, a in answers.items()}
-            mean = average(accepted, averaging_weights(recipe, slices))
-            weights = {name: weights[name] + mean[name] for name in weights}
+            change = combine(strategy, number, slices, accepted)
+            weights = {name: weights[name] + change[name] for name in weights}
             records.write(RoundDone(round=number, sites=names))
             on_round(number)
         save_tensors(folder / GLOBAL_MODEL, weights, "fp32")

@@ -24,7 +24,7 @@ from fedfms.contracts.contribution import METRICS
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.errors import FederationError, FedfmsError, unexpected
-from fedfms.exchange.payload import save_tensors
+from fedfms.exchange.tensors import save_tensors
 from fedfms.local.sites import Site
 from fedfms.records.layout import GLOBAL_MODEL, ROUNDS
 from fedfms.records.rows import RoundRow, write_rounds

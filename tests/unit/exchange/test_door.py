@@ -25,7 +25,7 @@ from fedfms.exchange.door import (
     random_normal,
     read_policy,
 )
-from fedfms.exchange.payload import shapes_of, update_norm
+from fedfms.exchange.tensors import shapes_of, update_norm
 
 RECIPE = Recipe(
     method="fedmsa",
@@ -286,7 +286,7 @@ def test_a_policy_that_allows_the_job_is_read_as_written(tmp_path: Path) -> None
         '{"min_cases": "3"}',
         '{"min_cases": 0}',
         '{"methods": []}',
-        '{"methods": ["all"]}',
+        '{"methods": ["*"]}',
         '{"clip_norm": NaN}',
         '{"noise_std": 1.0}',
         '{"pictures": "no"}',

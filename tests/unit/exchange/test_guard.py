@@ -12,7 +12,7 @@ from fedfms.contracts.contribution import Contribution, Metric
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ContributionRefused
 from fedfms.exchange.guard import check_contribution
-from fedfms.exchange.payload import shapes_of
+from fedfms.exchange.tensors import shapes_of
 
 RECIPE = Recipe(
     method="fedmsa",

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from fedfms.contracts.recipe import BACKBONES, Recipe
-from fedfms.exchange.payload import read_travelling, save_tensors
+from fedfms.exchange.tensors import save_tensors
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
+from fedfms.models.travelling import read_travelling
 
 
 @pytest.fixture(autouse=True)

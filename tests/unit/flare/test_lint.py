@@ -122,6 +122,19 @@ def test_a_site_that_does_not_fit_is_named_with_the_fix(
     assert fix in error.fix
 
 
+def test_a_method_that_nobody_has_is_told_with_the_one_that_was_meant(prepare) -> None:
+    job = prepare()
+    for method, fix in (
+        ("fedmas", "write fedmsa in recipe.json if that was meant, or ask the site to add"),
+        ("decoder", "ask the site to add the method to its policy/privacy.json"),
+    ):
+        recipe = dataclasses.replace(job.recipe, method=method)
+        error = refusal(dataclasses.replace(job, recipe=recipe), [site("site-1"), site("site-2")])
+        assert error.code == "job-not-runnable"
+        assert f"site-1 does not allow {method}: its policy says fedsam, fedmsa" in error.problem
+        assert f"fix: {fix}" in error.problem
+
+
 def test_a_class_that_a_site_knows_and_never_drew_is_fine_beside_one_that_it_drew(prepare) -> None:
     two = site("site-2", classes=("disc",), not_annotated=("lesion",))
     one = site("site-1", classes=("lesion", "disc"))

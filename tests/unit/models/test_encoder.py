@@ -129,7 +129,7 @@ def test_an_adapted_block_equals_the_paper_step_by_step(
 ):
     """Written out in Medical-SAM-Adapter's order, with the adapter inside the windows."""
     upstream = upstream_encoder(256, depth=1, global_blocks=()).blocks[0]
-    block = AdaptedBlock(EncoderBlock(upstream, norm_padding=norm_padding), starts_as_zero=False)
+    block = AdaptedBlock(EncoderBlock(upstream), starts_as_zero=False, norm_padding=norm_padding)
     fill_positions(block)
     tokens = torch.randn(2, 16, 16, 768)  # windows of 14: border windows are padded
 

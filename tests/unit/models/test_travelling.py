@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from fedfms.models.build import build_model, travelling_names
+from fedfms.errors import CheckpointError
+from fedfms.exchange.tensors import update_norm
+from fedfms.models.build import build_model
+from fedfms.models.segmenter import Segmenter
+from fedfms.models.travelling import read_travelling, travelling_names, write_travelling
 
 
 def count(model) -> int:
@@ -89,3 +95,52 @@ def test_every_machine_draws_the_same_adapters_and_head(make_recipe):
         assert torch.equal(second.state_dict()[name], tensor), name
     other = build_model(make_recipe(classes=("one", "two"), seed=4), None)
     assert not torch.equal(other.class_head.weight, first.class_head.weight)
+
+
+@pytest.fixture
+def model(make_recipe) -> Segmenter:
+    return build_model(make_recipe(image_size=64), None)
+
+
+def test_what_is_written_into_a_model_is_what_is_read_and_nothing_else_changes(
+    model: Segmenter,
+) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    received = {name: tensor + 1 for name, tensor in read_travelling(model).items()}
+    write_travelling(model, received)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name] + 1 if name in received else before[name])
+    after = read_travelling(model)
+    assert set(after) == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert list(after) == sorted(after)
+
+
+def test_reading_gives_copies(model: Segmenter) -> None:
+    tensors = read_travelling(model)
+    before = update_norm(read_travelling(model))
+    for tensor in tensors.values():
+        tensor.zero_()
+    assert update_norm(read_travelling(model)) == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (lambda t, name: t.pop(name), "missing-tensor"),
+        (lambda t, name: t.update(stranger=torch.zeros(1)), "unknown-tensor"),
+        (lambda t, name: t.update({name: t[name][..., None]}), "wrong-shape"),
+        (lambda t, name: t.update({name: t[name].double()}), "wrong-type"),
+        (lambda t, name: t[name].fill_(math.nan), "non-finite"),
+        (lambda t, name: t[name].view(-1)[0].fill_(math.inf), "non-finite"),
+    ],
+)
+def test_a_received_model_that_does_not_fit_is_refused_by_name_and_changes_nothing(
+    model: Segmenter, spoil, code: str
+) -> None:
+    before = read_travelling(model)
+    tensors = {name: tensor + 1 for name, tensor in before.items()}
+    spoil(tensors, list(tensors)[-1])
+    with pytest.raises(CheckpointError, match="same recipe and the same version") as caught:
+        write_travelling(model, tensors)
+    assert caught.value.code == code
+    assert all(torch.equal(t, before[name]) for name, t in read_travelling(model).items())

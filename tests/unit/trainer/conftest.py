@@ -13,10 +13,11 @@ from trainer_process import SITE, Place, TaskThread, TrainerProcess
 
 from fedfms.contracts.messages import Task
 from fedfms.contracts.recipe import Recipe
-from fedfms.exchange.payload import read_travelling, save_tensors
+from fedfms.exchange.tensors import save_tensors
 from fedfms.files import file_sha256
 from fedfms.local.synthetic import write_phantom_site
 from fedfms.models.build import build_model
+from fedfms.models.travelling import read_travelling
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from trainer_process import TrainerProcess
 from fedfms.contracts.messages import Task
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import TrainingError
-from fedfms.exchange.payload import save_tensors
+from fedfms.exchange.tensors import save_tensors
 from fedfms.trainer.client import run_task
 from fedfms.trainer.connection import ping
 

@@ -18,10 +18,10 @@ from fedfms.control import Control
 from fedfms.data.manifest import find_cases
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
-from fedfms.exchange.payload import read_travelling
 from fedfms.local.synthetic import write_phantom_site
-from fedfms.models.build import build_model, travelling_names
+from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
+from fedfms.models.travelling import read_travelling, travelling_names
 from fedfms.trainer.tasks import Outcome, SiteFolders, TaskRunner
 from fedfms.training.loop import round_seed
 from fedfms.training.pooled import PooledRound, train_pooled

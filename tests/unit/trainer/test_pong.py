@@ -42,7 +42,7 @@ def test_a_pong_comes_out_as_it_went_in() -> None:
         ("classes", ["/data/x.nii"]),
         ("classes", "ab"),
         ("classes", ["c"] * 1001),
-        ("methods", ["/data/x.nii"]),
+        ("methods", ["fed prox"]),
         ("max_rounds", -1),
         ("device", "tpu"),
         ("overlapping", "ab"),

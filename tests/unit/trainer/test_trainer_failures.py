@@ -17,7 +17,7 @@ from trainer_process import Place, TrainerProcess
 
 from fedfms.contracts.messages import Failure, Task, TaskFiles, TaskRequest, encode
 from fedfms.errors import TaskAborted, TrainerError
-from fedfms.exchange.payload import save_tensors
+from fedfms.exchange.tensors import save_tensors
 from fedfms.trainer.client import run_task
 from fedfms.trainer.connection import ping
 from fedfms.trainer.server import EXIT_ABORT_IGNORED, EXIT_STALLED

@@ -32,17 +32,11 @@ from fedfms.errors import (
     SiteDataError,
     TrainerError,
 )
-from fedfms.exchange.door import is_plain_png
 from fedfms.exchange.guard import check_contribution
-from fedfms.exchange.payload import (
-    difference,
-    read_travelling,
-    save_tensors,
-    shapes_of,
-    update_norm,
-    write_travelling,
-)
+from fedfms.exchange.pictures import is_plain_png
+from fedfms.exchange.tensors import difference, save_tensors, shapes_of, update_norm
 from fedfms.models.build import build_model
+from fedfms.models.travelling import read_travelling, write_travelling
 from fedfms.trainer.client import run_task
 from fedfms.training.evaluate import evaluate, summarize
 from fedfms.training.loop import train_round

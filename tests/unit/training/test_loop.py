@@ -22,7 +22,8 @@ from torch import nn
 from fedfms.control import Control
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import TaskAborted, TrainingError
-from fedfms.models.build import build_model, travelling_names
+from fedfms.models.build import build_model
+from fedfms.models.travelling import travelling_names
 from fedfms.training.loop import (
     accumulate_gradients,
     learning_rate,

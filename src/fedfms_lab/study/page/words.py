@@ -42,7 +42,7 @@ def method(name: str) -> str:
     """A method's name as it is written, such as FedMSA."""
     if name == ALL:
         return "All methods"
-    return words.METHODS[name][0] if name in words.METHODS else name
+    return words.method(name)[0]
 
 
 def p_value(p: float | None) -> str:

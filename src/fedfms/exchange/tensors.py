@@ -1,22 +1,19 @@
-"""Model ↔ named tensors ↔ safetensors: what a round moves, and nothing about whether it may."""
+"""Named tensors and their form on the wire and on disk; nothing about whether they may travel."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from fedfms.errors import CheckpointError, DoorClosed
+from fedfms.errors import CheckpointError, ConfigError
 from fedfms.files import read_whole, write_whole
-
-if TYPE_CHECKING:
-    from fedfms.models.build import SamSegmenter
 
 Precision = Literal["fp32", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
@@ -28,37 +25,6 @@ EXCHANGE_MODE = 0o660  # of files: trainer and FLARE client may be two users of 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     """Name and shape of each tensor: what `find_fault` compares against."""
     return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def read_travelling(model: SamSegmenter) -> dict[str, Tensor]:
-    """Copies of the model's travelling tensors, fp32 on the CPU, by sorted name."""
-    return {
-        name: tensor.detach().to("cpu", torch.float32, copy=True)
-        for name, tensor in _travelling(model).items()
-    }
-
-
-def write_travelling(model: SamSegmenter, tensors: Mapping[str, Tensor]) -> None:
-    """Put received values into the model, in place; nothing is written unless all of them fit.
-
-    Args:
-        model: on any device.
-        tensors: exactly the travelling tensors by name and shape; fp32 or fp16, finite.
-
-    Raises:
-        CheckpointError: code unknown-tensor, missing-tensor, wrong-shape, wrong-type or non-finite.
-    """
-    own = _travelling(model)
-    if fault := find_fault(shapes_of(own), tensors):
-        code, problem = fault
-        raise CheckpointError(
-            f"the received model does not fit this recipe: {problem}",
-            "use the same recipe and the same version of fedfms at the server and every site",
-            code=code,
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
 
 
 def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -108,13 +74,13 @@ def to_precision(tensors: Mapping[str, Tensor], precision: Precision) -> dict[st
     """The tensors in the precision of the wire.
 
     Raises:
-        DoorClosed: code fp16-overflow; a value beyond 65504 does not exist in fp16.
+        ConfigError: code fp16-overflow; a value beyond 65504 does not exist in fp16.
     """
     converted = {name: tensor.to(DTYPES[precision]) for name, tensor in tensors.items()}
     if precision == "fp16":
         for name, tensor in converted.items():
             if bool(torch.isinf(tensor).any()):
-                raise DoorClosed(
+                raise ConfigError(
                     f"{name} holds a value that is too large for half precision",
                     "set transfer_precision to fp32 in the job's recipe.json",
                     code="fp16-overflow",
@@ -131,7 +97,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], precision: Precision
         precision: of the file; None stores each tensor as it is.
 
     Raises:
-        DoorClosed: code fp16-overflow, see `to_precision`.
+        ConfigError: code fp16-overflow, see `to_precision`.
         OSError: the folder is full, or cannot be written.
     """
     stored = tensors if precision is None else to_precision(tensors, precision)
@@ -158,11 +124,3 @@ def load_tensors(path: Path, max_bytes: int | None = None) -> dict[str, Tensor]:
             code="unreadable-tensors",
         ) from None
     return tensors
-
-
-def _travelling(model: SamSegmenter) -> dict[str, Tensor]:
-    # imported here: the FLARE client uses this module's files and has no use for the models
-    from fedfms.models.build import travelling_names
-
-    by_name = dict(model.named_parameters())
-    return {name: by_name[name] for name in travelling_names(model)}

@@ -9,10 +9,11 @@ from safetensors.torch import save_file
 
 from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.errors import CheckpointError, ConfigError
-from fedfms.exchange.payload import read_travelling, save_tensors
+from fedfms.exchange.tensors import save_tensors
 from fedfms.models.build import SamSegmenter, build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.models.trained import RECIPE_KEY, load_trained, whole_network
+from fedfms.models.travelling import read_travelling
 
 RECIPE = Recipe(
     method="fedmsa",

@@ -1,0 +1,81 @@
+"""What of a network leaves a site: names, values out of it, values into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedfms.errors import CheckpointError
+from fedfms.exchange.tensors import find_fault, shapes_of
+from fedfms.models.segmenter import Segmenter
+
+
+def travelling_names(model: Segmenter) -> tuple[str, ...]:
+    """Names of the tensors that leave a site, sorted: what learns and does not stay."""
+    return tuple(sorted(name for name in _learning(model) if not _stays(model, name)))
+
+
+def staying_names(model: Segmenter) -> tuple[str, ...]:
+    """Names of the tensors that learn and never leave the site, sorted."""
+    return tuple(sorted(name for name in _learning(model) if _stays(model, name)))
+
+
+def read_travelling(model: Segmenter) -> dict[str, Tensor]:
+    """Copies of the model's travelling tensors, fp32 on the CPU, by sorted name."""
+    return _copies(model, travelling_names(model))
+
+
+def read_staying(model: Segmenter) -> dict[str, Tensor]:
+    """Copies of what learns and stays at the site, fp32 on the CPU, by sorted name."""
+    return _copies(model, staying_names(model))
+
+
+def write_travelling(model: Segmenter, tensors: Mapping[str, Tensor]) -> None:
+    """Put received values into the model, in place; nothing is written unless all of them fit.
+
+    Args:
+        model: on any device.
+        tensors: exactly the travelling tensors by name and shape; fp32 or fp16, finite.
+
+    Raises:
+        CheckpointError: code unknown-tensor, missing-tensor, wrong-shape, wrong-type or non-finite.
+    """
+    _write(model, travelling_names(model), tensors, "the received model")
+
+
+def write_staying(model: Segmenter, tensors: Mapping[str, Tensor]) -> None:
+    """Put what stayed at the site back into the model; as `write_travelling`."""
+    _write(model, staying_names(model), tensors, "what the site kept")
+
+
+def _learning(model: Segmenter) -> list[str]:
+    learns, recipe = model.method.learns, model.recipe
+    return [name for name, _ in model.named_parameters() if learns(name, recipe)]
+
+
+def _stays(model: Segmenter, name: str) -> bool:
+    return model.method.stays(name, model.recipe)
+
+
+def _copies(model: Segmenter, names: tuple[str, ...]) -> dict[str, Tensor]:
+    by_name = dict(model.named_parameters())
+    return {name: by_name[name].detach().to("cpu", torch.float32, copy=True) for name in names}
+
+
+def _write(
+    model: Segmenter, names: tuple[str, ...], tensors: Mapping[str, Tensor], what: str
+) -> None:
+    by_name = dict(model.named_parameters())
+    own = {name: by_name[name] for name in names}
+    if fault := find_fault(shapes_of(own), tensors):
+        code, problem = fault
+        raise CheckpointError(
+            f"{what} does not fit this recipe: {problem}",
+            "use the same recipe and the same version of fedfms at the server and every site",
+            code=code,
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])

@@ -1,0 +1,112 @@
+"""What the server makes of a round's differences, against numpy."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distributions import install
+from fedfms.contracts.recipe import Recipe
+from fedfms.errors import ConfigError, FederationError
+from fedfms.exchange.averaging import average, averaging_weights
+from fedfms.exchange.strategies import combine, find_strategy, installed_strategies
+
+RECIPE = Recipe(
+    method="fedmsa",
+    backbone="vit_demo",
+    backbone_sha256="0" * 64,
+    classes=("blob",),
+    rounds=3,
+    holdout=("site-9",),
+)
+SLICES = {"site-1": 10, "site-2": 4, "site-3": 7, "site-9": 0}
+SHARES = {"site-1": 10 / 21, "site-2": 4 / 21, "site-3": 7 / 21}
+
+
+def differences(seed: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Of three sites, the third three times as long; the holdout has none."""
+    random = torch.Generator().manual_seed(seed)
+    length = {"site-1": 1, "site-2": 1, "site-3": 3}
+    of_sites = {
+        site: {name: torch.randn(5, generator=random) * times for name in "ab"}
+        for site, times in length.items()
+    }
+    return {"site-9": {}, **dict(reversed(of_sites.items()))}
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("little")
+    install(Path(__file__).parent / "little_strategies", folder / "packages", folder)
+    return folder / "packages"
+
+
+@pytest.fixture
+def little(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(packages))
+
+
+def asked(name: str) -> Recipe:
+    return dataclasses.replace(RECIPE, strategy=name)
+
+
+@pytest.mark.parametrize("paper_compat", [False, True])
+def test_the_mean_is_the_average_bit_for_bit(paper_compat: bool) -> None:
+    recipe = dataclasses.replace(RECIPE, paper_compat=paper_compat)
+    strategy = find_strategy(recipe)
+    for number in range(2):
+        given = differences(number)
+        got = combine(strategy, number, SLICES, given)
+        expected = average(given, averaging_weights(recipe, SLICES))
+        assert list(got) == ["a", "b"]
+        assert all(torch.equal(got[name], expected[name]) for name in expected)
+    assert strategy.state_dict() == {}
+
+
+def test_a_round_without_training_sites_adds_nothing() -> None:
+    assert combine(find_strategy(RECIPE), 0, {"site-9": 0}, {"site-9": {}}) == {}
+
+
+def test_a_strategy_with_a_memory_goes_on_from_round_to_round_and_from_its_state(little) -> None:
+    """Server momentum: v = 0.9 v + mean."""
+    strategy = find_strategy(asked("fedavgm"))
+    velocity = {name: np.zeros(5) for name in "ab"}
+    for number in range(3):
+        given = differences(number)
+        if number == 2:  # as after a restart
+            state, strategy = strategy.state_dict(), find_strategy(asked("fedavgm"))
+            strategy.load_state_dict(state)
+        got = combine(strategy, number, SLICES, given)
+        for name in "ab":
+            mean = sum(share * given[site][name].numpy() for site, share in SHARES.items())
+            velocity[name] = 0.9 * velocity[name] + mean
+            np.testing.assert_allclose(got[name].numpy(), velocity[name], rtol=0, atol=1e-6)
+
+
+def test_a_strategy_in_two_passes_sees_every_difference_before_it_sums(little) -> None:
+    given = differences(4)
+    got = combine(find_strategy(asked("bounded")), 0, SLICES, given)
+    flat = {s: np.concatenate([given[s][n].numpy() for n in "ab"]) for s in SHARES}
+    norms = {site: np.linalg.norm(values) for site, values in flat.items()}
+    bound = np.median(list(norms.values()))
+    assert norms["site-3"] > bound
+    expected = sum(SHARES[s] * flat[s] * min(1.0, bound / norms[s]) for s in SHARES)
+    together = np.concatenate([got[name].numpy() for name in "ab"])
+    np.testing.assert_allclose(together, expected, rtol=0, atol=1e-6)
+
+
+def test_a_strategy_that_loses_a_tensor_ends_the_round_with_its_name(little) -> None:
+    with pytest.raises(FederationError, match=r"strategy wrong .* b is missing") as caught:
+        combine(find_strategy(asked("wrong")), 0, SLICES, differences(0))
+    assert caught.value.code == "bad-strategy"
+
+
+def test_an_unknown_strategy_is_told_with_what_is_installed(little) -> None:
+    assert installed_strategies() == ("bounded", "fedavgm", "mean", "wrong")
+    with pytest.raises(ConfigError, match="no strategy 'fedavg' here; inst") as caught:
+        find_strategy(asked("fedavg"))
+    assert caught.value.fix.startswith("did you mean fedavgm?")
