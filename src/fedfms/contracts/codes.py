@@ -155,6 +155,8 @@ _DATA = {
 }
 
 _MODELS = {
+    "bad-strategy": "the strategy of averaging gave a result that cannot be used",
+    "nothing-travels": "the method lets nothing travel",
     "checkpoint-keys": "a checkpoint lacks tensors, or has others",
     "checkpoint-shape": "a tensor of a checkpoint has another shape",
     "damaged-checkpoint": "a checkpoint cannot be read",
@@ -183,6 +185,7 @@ _JOBS = {  # of a coordinator's commands, and of the server at the start of a jo
     "not-authorized": "the role of this admin does not allow it",
     "not-let-in": "the server does not accept the kit",
     "not-running": "the job has finished already",
+    "cache-gone": "a prepared case can no longer be read from its cache",
     "nothing-annotated": "it annotates none of the classes",
     "other-method": "the recipe is of another method than the job",
     "results-exist": "there are results already",
