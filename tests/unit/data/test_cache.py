@@ -18,10 +18,13 @@ from site_files import disk, picture, recipe, site_config, write_site, write_vol
 
 from fedfms.data import cache as cache_module
 from fedfms.data.cache import CacheFolder, StoredCase
+from fedfms.data.check import examine
 from fedfms.data.manifest import find_cases
+from fedfms.data.memory import CACHE_FOLDER
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import SiteDataError
+from fedfms.local.sites import images_forgotten
 
 DAY = 86400
 
@@ -243,3 +246,22 @@ def test_what_workers_resized_in_one_round_is_read_in_the_next(tmp_path, monkeyp
             for name in ("image", "target", "annotated"):
                 torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
     assert {path.suffix for path in site.cache.iterdir()} == {".case"}  # the slices have no name
+
+
+def test_a_run_on_one_machine_leaves_no_prepared_images(tmp_path):
+    (tmp_path / "site-1" / "scores").mkdir(parents=True)
+    with pytest.raises(SiteDataError), images_forgotten(tmp_path):
+        site = dataclasses.replace(folder_of(tmp_path / "data"), cache=None)
+        prepare_cases(find_cases(site), site, folder=tmp_path / "site-1" / CACHE_FOLDER)
+        assert len(records(tmp_path / "site-1" / CACHE_FOLDER)) == 5
+        raise SiteDataError("a run", "that failed")
+    assert [path.name for path in (tmp_path / "site-1").iterdir()] == ["scores"]
+
+
+def test_what_is_there_already_needs_no_more_room(tmp_path):
+    site = folder_of(tmp_path)
+    need = examine(site).summary.disk
+    assert need.cases == 5 * 8 * 6 * 3 * 2  # grey levels and labels, a byte each
+    assert need.missing(site.cache) == need.cases + need.slices
+    prepare_cases(find_cases(site), site)
+    assert need.missing(site.cache) == need.slices

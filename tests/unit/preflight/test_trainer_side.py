@@ -19,7 +19,13 @@ from fedfms.contracts.recipe import BACKBONES
 from fedfms.errors import FedfmsError
 from fedfms.local.synthetic import STYLES, write_phantom_site
 from fedfms.preflight.items import Item, Worry
-from fedfms.preflight.machine import check_capability, check_driver, check_memory
+from fedfms.preflight.machine import (
+    MachineError,
+    check_capability,
+    check_disk,
+    check_driver,
+    check_memory,
+)
 
 
 @pytest.fixture(scope="module")
@@ -361,3 +367,12 @@ def test_a_line_without_a_traceback_for_what_nobody_foresaw(check):
     checks.check("e", absent)
     assert [item.status for item in checks.items] == ["FAIL", "SKIP", "WARN", "PASS", "SKIP"]
     assert checks.items[0].reason == "unexpected" and "JSONDecodeError" in checks.items[0].text
+
+
+def test_the_private_folder_needs_room_for_prepared_images(tmp_path):
+    assert "1.0 GiB needed" in check_disk(tmp_path)
+    with pytest.raises(MachineError) as caught:
+        check_disk(tmp_path, data=2**60)
+    assert caught.value.code == "disk-full"
+    assert "for prepared images and labels" in caught.value.problem
+    assert "cache in site.yml" in caught.value.fix
