@@ -153,7 +153,9 @@ class Recorder(Widget):  # type: ignore[misc]
 
     def _contribution(self, fl_ctx: FLContext, number: Any, reason: str | None) -> None:
         site, said = fl_ctx.get_prop(_SENDER), fl_ctx.get_prop(_SAID)
-        if not isinstance(number, int) or self._round is None or number > self._round:
+        if self._round is None:
+            return  # an answer to a round of before this process
+        if type(number) is not int or not 0 <= number <= self._round:  # the site says it
             number = self._round
         if number == self._round:
             if self._answers.get(site, "") is None:

@@ -64,7 +64,6 @@ log = logging.getLogger(__name__)
 
 LOWER_IS_BETTER = ("hd95",)
 
-
 MEASURE = (
     "Dice of a site: mean over its validation cases, then over the classes; 3-D for volumes, "
     "at the images' own resolution, in [0, 1]"

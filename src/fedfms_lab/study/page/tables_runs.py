@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfms.pages.parts import Cell, Column, Picture, Table, embed_png, is_embeddable
+from fedfms.records.layout import REPORT_HTML
 from fedfms.report import words as shown
 from fedfms_lab.study.answer import Answer
 from fedfms_lab.study.page import words
@@ -139,8 +140,8 @@ def run_table(found: Answer) -> Table | None:
             for site, facts in sorted(record.sites.items())
         )
         versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-        report = f"{RUNS_FOLDER}/{record.key.name}/{JOB_FOLDER}/report.html"
-        has_job = (run.folder / JOB_FOLDER / "report.html").is_file()
+        report = f"{RUNS_FOLDER}/{record.key.name}/{JOB_FOLDER}/{REPORT_HTML}"
+        has_job = (run.folder / JOB_FOLDER / REPORT_HTML).is_file()
         rows.append(
             [
                 Cell(record.key.name, link=f"{RUNS_FOLDER}/{record.key.name}/"),
