@@ -31,8 +31,8 @@ def find_part(
         name: of the part.
 
     Raises:
-        ConfigError: unknown-{what}, naming what is installed; ambiguous-{what}, two of one name;
-            or broken-{what}, naming the distribution that brings it. Others are not touched.
+        ConfigError: unknown-part, naming what is installed; ambiguous-part, two of one name; or
+            broken-part, naming the distribution that brings it. Others are not touched.
     """
     if name in own:
         return own[name]
@@ -44,20 +44,20 @@ def find_part(
             f"there is no {what} {name!r} here; installed: {', '.join(known)}",
             (f"did you mean {close[0]}? Otherwise " if close else "")
             + f"install the package that brings {name} at the server and every site",
-            code=f"unknown-{what}",
+            code="unknown-part",
         )
     if len(points) > 1:
         raise ConfigError(
             f"the {what} {name} is brought by {' and '.join(sorted(map(_origin, points)))}",
             "uninstall all of them but one",
-            code=f"ambiguous-{what}",
+            code="ambiguous-part",
         )
     part, problem = _load(points[0], kind)
     if part is None:
         raise ConfigError(
             f"the {what} {name} of {_origin(points[0])} cannot be used: {problem}",
             f"install a version of that package that fits fedfms {__version__}",
-            code=f"broken-{what}",
+            code="broken-part",
         )
     return part
 

@@ -746,7 +746,7 @@ def test_draws_and_orders_that_mean_nothing_are_refused():
 
 @pytest.mark.parametrize(
     ("override", "problem"),
-    [("rounds=0", "--set: rounds is 0"), ("method=x", "--set: method is 'x'")],
+    [("rounds=0", "--set: rounds is 0"), ("loss=x", "--set: loss is 'x'")],
 )
 def test_a_value_given_by_set_is_never_blamed_on_the_file(tmp_path, override, problem):
     (tmp_path / "recipe.json").write_text(json.dumps(MINIMAL))

@@ -155,14 +155,19 @@ _DATA = {
 }
 
 _MODELS = {
+    "ambiguous-part": "two packages bring a method or strategy of one name",
     "bad-strategy": "the strategy of averaging gave a result that cannot be used",
-    "nothing-travels": "the method lets nothing travel",
+    "broken-part": "the package of a method or strategy cannot be used",
     "checkpoint-keys": "a checkpoint lacks tensors, or has others",
     "checkpoint-shape": "a tensor of a checkpoint has another shape",
     "damaged-checkpoint": "a checkpoint cannot be read",
+    "method-and-backbone": "the method does not go with the recipe's backbone",
     "missing-checkpoint": "the SAM checkpoint is not there",
     "no-recipe": "a model has no recipe beside it",
+    "not-of-this-method": "a model of this method cannot be exported so",
     "not-this-network": "a model is not of the network of its recipe",
+    "nothing-travels": "the method lets nothing travel",
+    "unknown-part": "the method or strategy is not installed",
     "unreadable-tensors": "a file of tensors cannot be read",
     "wrong-checkpoint": "a checkpoint is not the one that the recipe names",
 }

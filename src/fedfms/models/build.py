@@ -74,8 +74,8 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Segmenter:
     recipe's seed and therefore the same on every machine; with `start_draws` it is a mean of draws.
 
     Raises:
-        ConfigError: unknown-method, ambiguous-method, broken-method, nothing-travels, or
-            other-backbone: the method does not go with the recipe's backbone.
+        ConfigError: unknown-part, ambiguous-part, broken-part, nothing-travels, or
+            method-and-backbone: the method does not go with the recipe's backbone.
         CheckpointError: the file cannot be read or does not fit the backbone.
     """
     method = find_method(recipe.method)
@@ -147,7 +147,7 @@ def _check_backbone(method: Method, recipe: Recipe) -> None:
         + ("starts from SAM" if method.uses_sam else "has a network of its own")
         + f", and the recipe's backbone is {recipe.backbone}",
         "set backbone to a SAM, such as vit_b" if method.uses_sam else "set backbone to none",
-        code="other-backbone",
+        code="method-and-backbone",
     )
 
 

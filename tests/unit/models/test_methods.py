@@ -48,7 +48,7 @@ def test_an_unknown_method_is_told_with_what_is_installed_and_what_was_meant(mak
     with pytest.raises(ConfigError, match="no method 'fedmas' here; installed: fedmsa, ") as e:
         build_model(make_recipe(method="fedmas"), None)
     assert e.value.fix.startswith("did you mean fedmsa?")
-    assert e.value.code == "unknown-method"
+    assert e.value.code == "unknown-part"
     with pytest.raises(ConfigError) as e:
         find_method("x9")
     assert e.value.fix == "install the package that brings x9 at the server and every site"
@@ -68,7 +68,7 @@ def test_a_broken_method_is_one_error_that_names_its_distribution(little, name: 
     assert e.value.problem.startswith(
         f"the method {name} of little-methods 0.3 cannot be used: {why}"
     )
-    assert e.value.code == "broken-method"
+    assert e.value.code == "broken-part"
 
 
 def test_a_broken_method_is_in_nobodys_way_and_none_takes_the_place_of_ours(little):
@@ -89,7 +89,7 @@ def test_two_distributions_with_one_name_are_both_named(little, tmp_path: Path, 
     monkeypatch.syspath_prepend(str(tmp_path / "packages"))
     with pytest.raises(ConfigError, match=r"little-methods 0\.3 and other-methods 0\.3") as e:
         find_method("tiny")
-    assert e.value.code == "ambiguous-method"
+    assert e.value.code == "ambiguous-part"
 
 
 def test_a_network_of_its_own_needs_no_checkpoint_and_is_alike_everywhere(little, tiny: Recipe):

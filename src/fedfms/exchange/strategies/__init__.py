@@ -36,7 +36,7 @@ def find_strategy(recipe: Recipe) -> Strategy:
     """A new strategy for the rounds of a job.
 
     Raises:
-        ConfigError: unknown-strategy, ambiguous-strategy or broken-strategy; see `find_part`.
+        ConfigError: unknown-part, ambiguous-part or broken-part; see `find_part`.
     """
     return find_part(Strategy, GROUP, _OWN, "strategy", recipe.strategy)(recipe)
 

@@ -41,6 +41,6 @@ def find_method(name: str) -> Method:
     """The method of a recipe.
 
     Raises:
-        ConfigError: unknown-method, ambiguous-method or broken-method; see `plugins.find_part`.
+        ConfigError: unknown-part, ambiguous-part or broken-part; see `plugins.find_part`.
     """
     return find_part(Method, GROUP, _OWN, "method", name)()
