@@ -26,7 +26,7 @@ def known_revision() -> str | None:
     """Commit that this package was made of, with "+changes" where files differ from it.
 
     From FEDFMS_REVISION, which an image holds that was built with it; else from what pip noted of
-    an installation from a repository, or from the checkout of an editable one.
+    an installation from a repository, or from the checkout that the package lies in.
     """
     if said := Machine.from_environment().revision:
         return said
@@ -35,9 +35,10 @@ def known_revision() -> str | None:
         about = json.loads(noted or "{}")
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return None
-    if commit := about.get("vcs_info", {}).get("commit_id"):
-        return str(commit)
-    return _checked_out() if about.get("dir_info", {}).get("editable") else None
+    if (Path(__file__).parents[2] / "pyproject.toml").is_file():
+        return _checked_out()
+    commit = about.get("vcs_info", {}).get("commit_id")
+    return str(commit) if commit else None
 
 
 def _checked_out() -> str | None:

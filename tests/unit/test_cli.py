@@ -60,7 +60,8 @@ def test_findings_as_json_for_scripts(run: Run, site: Path) -> None:
     assert found["summary"]["cases"] == {"train": 7, "validation": 3}
     assert found["summary"]["read"] == 9
     assert found["summary"]["classes"]["lesion"]["cases"]["train"] in (6, 7)
-    assert found["summary"]["memory"]["cases"] == 9 * 3 * 112 * 112
+    assert set(found["summary"]["memory"]) == {"reading", "allowed"}
+    assert found["summary"]["disk"]["cases"] == 9 * 2 * 112 * 112  # grey levels and labels
 
 
 def test_the_numbers_of_the_data_as_a_table_of_80_columns(

@@ -234,11 +234,9 @@ class _AnyBytes:
         return Path(text)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema
+        from pydantic import AfterValidator, StrictStr
 
-        return core_schema.no_info_after_validator_function(
-            self.read, core_schema.str_schema(strict=True)
-        )
+        return handler.generate_schema(Annotated[StrictStr, AfterValidator(self.read)])
 
 
 AnyPath = Annotated[Path, _AnyBytes()]  # of a field; values are paths, or their texts

@@ -22,6 +22,7 @@ import os
 import re
 import tempfile
 import time
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -366,6 +367,7 @@ class UnnamedFile(_Shelf):
         super().__init__()
         self.folder = temporary_folder()
         self._file = unnamed_file(self.folder)
+        weakref.finalize(self, self._file.close)
 
     def put(self, prepared: PreparedCase) -> StoredCase:
         """Append a record.

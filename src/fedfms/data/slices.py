@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -106,6 +107,7 @@ class KeptSlices:
             channels, len(recipe.classes), recipe.image_size, recipe.mask_size
         )
         self._file = unnamed_file(folder)
+        weakref.finalize(self, self._file.close)
         os.truncate(self._file.fileno(), slices * self._slot)  # a hole: no room is taken yet
 
     @classmethod

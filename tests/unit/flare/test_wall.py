@@ -10,11 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType
 
-import fedfms
-import fedfms.flare
-
-SRC = Path(fedfms.__file__).parents[1]
-FLARE = Path(fedfms.flare.__file__).parent
+SRC = Path(__file__).resolve().parents[3] / "src"
+FLARE = SRC / "fedfms/flare"
 INTERNALS = FLARE / "internals"
 
 # what FLARE documents for users of it; the rest is its own matter and belongs into internals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -381,15 +382,16 @@ def ask_a_server_that_says(answer: bytes, exchange: Path, task: Task) -> None:
         b'{"type":"abort"}\n',
         b'{"type":"task","protocol":2}\n',
         b'{"type":"task","protocol":2,"task_id":"../../etc/passwd","kind":"train","site":"site-1",'
-        b'"job":"j","round":0,"model":"round","recipe":{}}\n',
+        b'"job":"j","round":0,"model":"round","recipe":RECIPE}\n',
         b'{"type":"task","protocol":2,"task_id":"0123456789abcdef","kind":"train","site":"site-1",'
-        b'"job":"../../x","round":0,"model":"round","recipe":{}}\n',
+        b'"job":"../../x","round":0,"model":"round","recipe":RECIPE}\n',
         b"x" * 600_000 + b"\n",
     ],
 )
 def test_nonsense_from_the_clients_side_gets_an_answer_and_harms_nothing(
-    shared_trainer: TrainerProcess, shared_place: Place, request_line: bytes
+    shared_trainer: TrainerProcess, shared_place: Place, train_task: Task, request_line: bytes
 ) -> None:
+    request_line = request_line.replace(b"RECIPE", json.dumps(train_task.recipe.to_dict()).encode())
     with socket.socket(socket.AF_UNIX) as stream:
         stream.connect(str(shared_place.exchange / "trainer.sock"))
         stream.settimeout(10)
