@@ -1,5 +1,6 @@
 # make demo   install into .venv, then let three sites learn together on this machine; no Docker
-# make test   install into .venv, then run every test that needs no Docker
+# make test   install into .venv, then run the tests that guard a change; four minutes on two cores
+# make test-all   every test that needs no Docker, those of tests/slow.txt too
 # make test-docker   the same with real containers; where no Docker engine is, it installs one (Debian)
 # make test-gpu   what this machine's GPU does with fedfms, as a table; at most six minutes
 # make lint   ruff, mypy, shellcheck
@@ -16,10 +17,10 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find src jobs -type f -not -name '*.pyc' -not -path '*.egg-info*' -not -path '*/build/*') \
 	pyproject.toml setup.py
 
-.PHONY: help demo test test-docker test-gpu lint format clean
+.PHONY: help demo test test-all test-docker test-gpu lint format clean
 
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 # Each step leaves a stamp, so that a second call installs nothing.
 $(VENV)/torch.stamp:
@@ -44,6 +45,9 @@ demo: $(VENV)/fedfms.stamp
 	$(BIN)/fedfms simulate jobs/fedmsa --sites $(DEMO)/sites --set holdout=site-4 --workspace $(DEMO)
 
 test: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+
+test-all: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-docker: $(VENV)/fedfms.stamp $(VENV)/dev.stamp

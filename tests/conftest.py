@@ -1,4 +1,4 @@
-"""Shared by all tests: where real data lies, and what a skip means in CI."""
+"""Shared by all tests: where real data lies, which are slow, and what a skip means in CI."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ import pytest
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests are offline; some import onnxruntime themselves
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what tests/slow.txt lists; a file, or a test with all of its parameters."""
+    listed = {
+        line.split()[1]
+        for line in (REPOSITORY / "tests/slow.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    }
+    for item in items:
+        file, _, rest = item.nodeid.partition("::")
+        if listed & {file, f"{file}::{rest.partition('[')[0]}"}:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
