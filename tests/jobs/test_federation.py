@@ -20,7 +20,7 @@ from fedfms.flare.session import prepare_job
 from fedfms.flare.simulate import Federation, simulate
 from fedfms.local.sites import Site, find_sites
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 
 HELPERS = Path(__file__).parent
 

@@ -29,7 +29,6 @@ def test_each_function_of_the_page_is_called_under_its_heading() -> None:
     assert named >= 12
 
 
-@pytest.mark.slow
 def test_the_examples_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     values: dict[str, object] = {"__name__": "page"}
