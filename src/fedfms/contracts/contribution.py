@@ -63,12 +63,6 @@ class Contribution:
     micro_batch: Count = 0  # slices in memory at once, after out-of-memory halvings
     update_norm: Number | None = None  # L2 norm of the difference as sent
 
-    @property
-    def mean_dice(self) -> float | None:
-        """Mean over classes of the mean Dice over cases; None if no class has one."""
-        values = [m.mean for m in self.metrics if m.metric == "dice" and m.mean is not None]
-        return sum(values) / len(values) if values else None
-
     def to_dict(self) -> dict[str, Any]:
         """All values as JSON types; the inverse of `from_dict`."""
         values = dataclasses.asdict(self)

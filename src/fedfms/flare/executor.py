@@ -35,6 +35,7 @@ from fedfms.flare.job import (
     TRAIN_TASK,
     read_recipe,
 )
+from fedfms.records.scores import over_classes
 from fedfms.trainer.client import TaskResult, run_task
 
 
@@ -170,8 +171,9 @@ def _training_reply(result: TaskResult) -> Shareable:
         CONTRIBUTION: contribution.to_dict(),
         MetaKey.NUM_STEPS_CURRENT_ROUND: float(contribution.training_slices),
     }
-    if contribution.role == "train" and contribution.mean_dice is not None:
-        meta[MetaKey.INITIAL_METRICS] = {"val_dice": contribution.mean_dice}
+    dice = over_classes(contribution.metrics, "dice")
+    if contribution.role == "train" and dice is not None:
+        meta[MetaKey.INITIAL_METRICS] = {"val_dice": dice}
     return DXO(DataKind.WEIGHT_DIFF, data=result.tensors, meta=meta).to_shareable()
 
 

@@ -25,6 +25,7 @@ from fedfms.exchange.guard import check_contribution
 from fedfms.exchange.pictures import is_plain_png
 from fedfms.flare.job import CONTRIBUTION, PICTURES, REASON, SERVER_MODELS, TRAIN_TASK, read_recipe
 from fedfms.flare.persistor import persistor_of
+from fedfms.records.scores import over_classes
 
 
 class ResultGuard(Filter):  # type: ignore[misc]
@@ -92,8 +93,9 @@ class ResultGuard(Filter):  # type: ignore[misc]
             CONTRIBUTION: contribution.to_dict(),
             MetaKey.NUM_STEPS_CURRENT_ROUND: float(contribution.training_slices),
         }
-        if contribution.role == "train" and contribution.mean_dice is not None:
-            meta[MetaKey.INITIAL_METRICS] = {"val_dice": contribution.mean_dice}
+        dice = over_classes(contribution.metrics, "dice")
+        if contribution.role == "train" and dice is not None:
+            meta[MetaKey.INITIAL_METRICS] = {"val_dice": dice}
         # in place: FLARE's model selector reads the object that came, not what a filter returns
         return DXO(DataKind.WEIGHT_DIFF, data=tensors, meta=meta).update_shareable(shareable)
 
