@@ -13,8 +13,9 @@ import os
 import sys
 from pathlib import Path
 
+from fedfms.trainer.kept import Outcome
 from fedfms.trainer.server import TrainerServer
-from fedfms.trainer.tasks import Outcome, SiteFolders, TaskRunner
+from fedfms.trainer.tasks import SiteFolders, TaskRunner
 
 
 class RogueRunner(TaskRunner):

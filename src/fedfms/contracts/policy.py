@@ -8,6 +8,8 @@ from pathlib import Path
 
 from fedfms.contracts.decode import from_dict, read_json, require, require_name
 
+POLICY_FILE = "privacy.json"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -47,5 +49,5 @@ class Policy:
     @classmethod
     def from_folder(cls, folder: Path) -> Policy:
         """Read `privacy.json` in the site's policy folder; a missing file closes the door."""
-        path = folder / "privacy.json"
+        path = folder / POLICY_FILE
         return from_dict(cls, read_json(path), str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,16 @@ def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dic
     if set(after) != set(before):
         raise ValueError("a difference needs the same names before and after")
     return {name: after[name].float() - before[name].float() for name in sorted(after)}
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, whatever the order; 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def update_norm(tensors: Mapping[str, Tensor]) -> float:

@@ -25,6 +25,7 @@ from fedfms.errors import FedfmsError
 from fedfms.exchange.strategies import Strategy, combine, find_strategy
 from fedfms.flare.internals.job import close_round, note_accepted, put_sums, round_of, weights_of
 from fedfms.flare.job import read_recipe
+from fedfms.flare.run_state import KEEP_STATE, restored, to_keep
 
 
 class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[misc]
@@ -32,17 +33,22 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
 
     def __init__(self) -> None:
         super().__init__(expected_data_kind=DataKind.WEIGHT_DIFF)
+        self._strategy: Strategy | None = None  # there from the start of a run
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Put this project's sums into the aggregator that FLARE makes at the start of a job."""
         super().handle_event(event_type, fl_ctx)
         if event_type == EventType.START_RUN:
             try:
-                strategy = find_strategy(read_recipe(fl_ctx))
+                self._strategy = strategy = find_strategy(read_recipe(fl_ctx))
+                if before := restored(fl_ctx):
+                    strategy.load_state_dict(before.strategy())
             except FedfmsError as error:
                 self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
                 return
             put_sums(self, lambda: _OrderedSums(strategy))
+        elif event_type == KEEP_STATE and self._strategy is not None:
+            to_keep(fl_ctx).strategy = self._strategy.state_dict()
 
 
 class _OrderedSums(WeightedAggregationHelper):  # type: ignore[misc]

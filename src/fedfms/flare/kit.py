@@ -147,13 +147,10 @@ class FedfmsKitBuilder(Builder):  # type: ignore[misc]
                 storage=self.server_storage,
                 heart_beat_timeout=self.heart_beat_timeout,
                 max_jobs=self.max_jobs,
+                job_manager="fedfms.flare.keeper.RunJobManager",
                 components=[
                     {"id": "greeting", "path": "fedfms.flare.greeting.Greeting", "args": {}},
-                    {
-                        "id": "reconciler",
-                        "path": "fedfms.flare.reconcile.JobReconciler",
-                        "args": {},
-                    },
+                    {"id": "keeper", "path": "fedfms.flare.keeper.JobKeeper", "args": {}},
                 ],
             )
         else:

@@ -46,6 +46,7 @@ from fedfms.flare.job import (
     read_recipe,
     result_folder,
 )
+from fedfms.flare.run_state import KEEP_STATE, Restored, restored, to_keep
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.models.travelling import read_travelling
@@ -66,10 +67,23 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
         """Keep the model that the selector calls the best so far."""
         if event_type == EventType.START_RUN:
             fobs.register(TensorDecomposer)
+            try:
+                self._go_on(restored(fl_ctx))
+            except FedfmsError as error:
+                self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
+        elif event_type == KEEP_STATE:
+            to_keep(fl_ctx).state.best_rounds = self._best_rounds
         elif event_type == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
             weights = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
             save_tensors(result_folder(fl_ctx) / BEST_MODEL, weights, "fp32")
             self._best_rounds = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
+
+    def _go_on(self, before: Restored | None) -> None:
+        """Take over what an earlier process of this job had reached."""
+        if before is not None:
+            self._final = before.tensors(GLOBAL_MODEL)
+            self._rounds_trained = before.state.rounds_done
+            self._best_rounds = before.state.best_rounds
 
     def shapes(self, fl_ctx: FLContext) -> Shapes:
         """Name and shape of each travelling tensor.
@@ -97,10 +111,15 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
         return self._initial
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
-        """The first global model; ends the job where it cannot be made."""
+        """The model that goes out first: of the round that is open; ends the job where it cannot.
+
+        That is the start model, or what an earlier process of the job had reached.
+        """
         try:
             _check_rounds(read_recipe(fl_ctx), fl_ctx.get_prop(AppConstants.NUM_ROUNDS))
             weights = dict(self.start_model(fl_ctx))
+            if self._final is not None:
+                weights = _fitting(self._final, weights)
         except FedfmsError as error:
             self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
             return ModelLearnable()

@@ -18,6 +18,8 @@ from fedfms.records.schema import (
     EvaluationRecord,
     JobDone,
     JobRecord,
+    Note,
+    Resumed,
     RoundDone,
     RoundStarted,
 )
@@ -54,6 +56,7 @@ class Event:
     finished: tuple[FinishedRound, ...] = ()  # all rounds that are over
     seconds_left: float | None = None
     missed: tuple[str, ...] = ()  # all rounds and evaluations that a site missed, and why
+    note: str = ""  # the last that happened to a site or to the run, one sentence
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for a coordinator on another machine; without the text."""
@@ -105,6 +108,7 @@ class JobProgress(RecordReader):
         finished: list[FinishedRound] = []
         missed: list[str] = []
         holdouts: set[str] = set()
+        note = ""
         phase: Phase = "train"
         for record in self.records:
             match record:
@@ -124,6 +128,12 @@ class JobProgress(RecordReader):
                         f"{site} missed round {record.round}: {reason}"
                         for site, reason in sorted(record.missed.items())
                     ]
+                case Resumed():
+                    phase, number, answers, evaluated = "train", record.round, {}, set()
+                    del ends[record.round :], finished[record.round :]
+                    note = "the server's process of this job ended, and a new one goes on"
+                case Note():
+                    note = record.text
                 case EvaluationRecord():
                     phase = "evaluate"
                     evaluated.add(record.site)
@@ -136,6 +146,7 @@ class JobProgress(RecordReader):
         return Event(
             phase=phase,
             text=text,
+            note=note,
             round=number,
             rounds=self.rounds,
             answered=tuple(sorted(evaluated if phase == "evaluate" else answers)),

@@ -35,6 +35,7 @@ from fedfms.flare.job import (
 )
 from fedfms.flare.progress import JobProgress
 from fedfms.flare.result_guard import sender_of
+from fedfms.flare.run_state import KEEP_STATE, NOTED, keep, restored, start_keeping
 from fedfms.records import layout
 from fedfms.records.schema import (
     ContributionRecord,
@@ -42,6 +43,7 @@ from fedfms.records.schema import (
     JobDone,
     JobRecord,
     Record,
+    Resumed,
     RoundDone,
     RoundStarted,
 )
@@ -90,6 +92,7 @@ class Recorder(Widget):  # type: ignore[misc]
             EventType.CLIENT_RECONNECTED: self._site_back,
             EventType.FATAL_SYSTEM_ERROR: self._failed,
             EventType.END_RUN: self._end,
+            NOTED: self._note,
             InfoCollector.EVENT_TYPE_GET_STATS: self._tell_progress,
         }.get(event_type)
         if handler is not None:
@@ -107,6 +110,13 @@ class Recorder(Widget):  # type: ignore[misc]
             self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
             return
         self._progress = JobProgress(self._writer.path, recipe.rounds)
+        try:
+            before = restored(fl_ctx)
+        except FedfmsError:  # the persistor says it, and ends the job
+            return
+        if before is not None:
+            self._go_on(before.state.rounds_done)
+            return
         self._write(
             JobRecord(
                 job_id=fl_ctx.get_job_id(),
@@ -120,6 +130,14 @@ class Recorder(Widget):  # type: ignore[misc]
                 sites=self._sites,
             )
         )
+
+    def _go_on(self, number: int) -> None:
+        """Take up the records of an earlier process of this job."""
+        assert self._progress is not None  # this comes after
+        self._progress.read_new()
+        jobs = [one for one in self._progress.records if isinstance(one, JobRecord)]
+        self._sites = tuple(sorted({*self._sites, *(s for one in jobs for s in one.sites)}))
+        self._write(Resumed(round=number))
 
     def _round_started(self, fl_ctx: FLContext) -> None:
         number = self._round = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
@@ -182,6 +200,21 @@ class Recorder(Widget):  # type: ignore[misc]
         }
         assert self._round is not None  # ROUND_STARTED came first
         self._write(RoundDone(round=self._round, sites=accepted, missed=missed))
+        keeping = start_keeping(fl_ctx, self._round + 1)
+        self.fire_event(KEEP_STATE, fl_ctx)
+        try:
+            keep(fl_ctx, keeping)
+        except OSError as error:
+            self.log_error(
+                fl_ctx,
+                f"round {self._round} could not be kept ({error.strerror}): if this server ended "
+                "now, it would be done again",
+                fire_event=False,
+            )
+
+    def _note(self, fl_ctx: FLContext) -> None:
+        """What the server's main process has to say of this job's sites."""
+        self._write(fl_ctx.get_prop(FLContextKey.EVENT_DATA))
 
     def _evaluation(self, fl_ctx: FLContext) -> None:
         answer = fl_ctx.get_prop(AppConstants.VALIDATION_RESULT)

@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 
 from nvflare.apis.dxo import from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
 from fedfms.contracts.contribution import Contribution
 from fedfms.flare.internals.job import ComparedModels
 from fedfms.flare.job import CONTRIBUTION
+from fedfms.flare.run_state import KEEP_STATE, restored, to_keep
 from fedfms.records.scores import class_dice
 
 Scores = dict[str, dict[str, float]]  # Dice by site and class
@@ -26,6 +29,14 @@ class BestModelSelector(ComparedModels):
     def __init__(self) -> None:
         self._best: Scores = {}
         super().__init__(key_metric="val_dice")
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """As FLARE; the best scores so far outlive the job's process."""
+        super().handle_event(event_type, fl_ctx)
+        if event_type == EventType.START_RUN and (before := restored(fl_ctx)):
+            self._best = before.state.best_scores
+        elif event_type == KEEP_STATE:
+            to_keep(fl_ctx).state.best_scores = self._best
 
     def forget_round(self) -> None:
         """Nobody has scored the model of the new round yet."""

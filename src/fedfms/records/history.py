@@ -15,6 +15,7 @@ from fedfms.records.schema import (
     JobDone,
     JobRecord,
     Record,
+    Resumed,
     RoundDone,
     RoundStarted,
 )
@@ -136,10 +137,20 @@ class History:
             case EvaluationRecord():
                 self.evaluations[record.site, record.model] = record
                 self._hear(record)
+            case Resumed():
+                self._forget(record.round)
             case JobDone():
                 self.status = record.status
         if record.time is not None:
             self.ended = record.time if self.ended is None else max(self.ended, record.time)
+
+    def _forget(self, first: int) -> None:
+        """What a server process had not finished when it ended is done again."""
+        self.answers = {key: value for key, value in self.answers.items() if key[0] < first}
+        self.done = {number: done for number, done in self.done.items() if number < first}
+        self.begun = {number for number in self.begun if number < first}
+        self.evaluations = {}
+        self.status = "interrupted"
 
     def _hear(self, record: ContributionRecord | EvaluationRecord) -> None:
         self.unreadable += record.is_unreadable

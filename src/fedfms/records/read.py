@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import typing
 from pathlib import Path
 
 from fedfms.errors import FederationError
 from fedfms.records.schema import FORMAT, JobRecord, Record, record_from_dict
 
-_KINDS = ("job", "round_started", "contribution", "round_done", "evaluation", "job_done")
+_KINDS = frozenset(
+    one.model_fields["record"].default for one in typing.get_args(Record)
+)  # those of this version
 
 
 class RecordReader:

@@ -5,6 +5,8 @@
     contribution   a site's answer to a round, or what kept it from being used
     round_done     whose answers were used, and why others' were not
     evaluation     a site's scores of a finished model, or why there are none
+    resumed        the server's process ended; what it had not finished is done again
+    note           what happened to a site or to the run meanwhile
     job_done       how it ended
 
 They hold what sites let out and nothing else. A field that is new gets a default here, and old
@@ -133,6 +135,28 @@ class EvaluationRecord(_Answer):
     pictures: tuple[str, ...] = ()  # relative to the file's folder
 
 
+class Resumed(_Record):
+    """A new process of the job at the server goes on; earlier lines of these rounds do not count.
+
+    Evaluations of before do not count either.
+    """
+
+    record: Literal["resumed"] = "resumed"
+    round: Count  # that is open; as many as there are rounds: the evaluation
+
+
+NoteKind = Literal["site_died", "site_back", "site_gone", "waits", "goes_on"]
+
+
+class Note(_Record):
+    """Something that a person who watches wants to know."""
+
+    record: Literal["note"] = "note"
+    kind: NoteKind
+    site: str | None = None
+    text: str  # a sentence
+
+
 class JobDone(_Record):
     """How the job ended."""
 
@@ -141,7 +165,16 @@ class JobDone(_Record):
     reason: str | None = None
 
 
-Record = JobRecord | RoundStarted | ContributionRecord | RoundDone | EvaluationRecord | JobDone
+Record = (
+    JobRecord
+    | RoundStarted
+    | ContributionRecord
+    | RoundDone
+    | EvaluationRecord
+    | Resumed
+    | Note
+    | JobDone
+)
 
 _ADAPTER: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="record")])
 

@@ -48,7 +48,8 @@ from fedfms.errors import FedfmsError, TaskAborted, TrainerError
 from fedfms.exchange.tensors import EXCHANGE_MODE, load_tensors, save_tensors
 from fedfms.files import write_whole
 from fedfms.trainer.announce import Announcer
-from fedfms.trainer.tasks import Outcome, SiteFolders, TaskRunner
+from fedfms.trainer.kept import Outcome
+from fedfms.trainer.tasks import SiteFolders, TaskRunner
 from fedfms.training.device import GPU_FAILED
 
 log = logging.getLogger(__name__)

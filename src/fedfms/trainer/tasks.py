@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from fedfms import __version__
 from fedfms.contracts.contribution import Contribution
 from fedfms.contracts.messages import Task
+from fedfms.contracts.policy import POLICY_FILE
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Compute, SiteConfig
 from fedfms.control import Control
@@ -24,7 +26,7 @@ from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import TrainerError, TrainingError
 from fedfms.exchange.door import check_job, pass_door, pass_pictures, read_policy
-from fedfms.exchange.tensors import difference, load_tensors, save_tensors, shapes_of
+from fedfms.exchange.tensors import difference, shapes_of
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.models.segmenter import Segmenter
@@ -35,6 +37,7 @@ from fedfms.models.travelling import (
     write_staying,
     write_travelling,
 )
+from fedfms.trainer.kept import KeptRun, Learnt, Outcome, request_key
 from fedfms.training.device import (
     failures_explained,
     free_unused_memory,
@@ -43,7 +46,7 @@ from fedfms.training.device import (
     use_threads,
 )
 from fedfms.training.evaluate import CaseScore, evaluate, summarize
-from fedfms.training.loop import RoundResult, train_round
+from fedfms.training.loop import RoundResult, adam, train_round
 from fedfms.training.meter import Meter
 from fedfms.training.overlay import site_pictures
 
@@ -64,25 +67,18 @@ class SiteFolders:
     work: Path  # private: prepared cases, scores per case, full error texts with file names
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What leaves the site of one task; it has passed the door."""
-
-    contribution: Contribution
-    tensors: dict[str, Tensor]
-    pictures: list[bytes]
-
-
 @dataclass(slots=True)
 class _Job:
-    """What is kept between the rounds of one job."""
+    """What is kept in memory between the rounds of one job."""
 
     name: str
+    kept: KeptRun  # on disk
     recipe: Recipe
     site: SiteConfig
     model: Segmenter
     cases: list[StoredCase] | None = None
     dataset: SliceDataset | None = None  # of the training cases
+    trained: int | None = None  # the last round that the model and this object learnt in
     optimizer: torch.optim.Optimizer | None = None  # with `optimizer_state: keep`
     micro_batch: int | None = None  # what fitted into memory in the last round
 
@@ -127,6 +123,12 @@ class TaskRunner:
         use_threads(site)
         meter = Meter(ready_device(site))
 
+        sent = received()
+        kept = KeptRun(self.folders.work, task.job)
+        key = request_key(task, sent, self.folders.config, self.folders.policy / POLICY_FILE)
+        if (answer := kept.answer(task, key)) is not None:
+            log.info("%s of round %d was answered before: the same again", task.kind, task.round)
+            return answer
         with meter("prepare"):
             job = self._job_for(task, site)
             cases = self._prepared(job, control)
@@ -136,7 +138,8 @@ class TaskRunner:
         is_due = task.kind == "evaluate" or recipe.evaluates(task.round)
         scored = cases if is_holdout else [c for c in cases if c.case.split == "validation"]
         with meter("exchange"):
-            write_travelling(job.model, received())
+            write_travelling(job.model, sent)
+            del sent
             before = read_travelling(job.model)
         scores: list[CaseScore] = []
         if is_due:
@@ -156,7 +159,7 @@ class TaskRunner:
                 slices, result = _train(job, training, task, control)
             with meter("exchange"):
                 tensors = difference(read_travelling(job.model), before)
-                self._keep_staying(job)
+                _keep_learnt(job, task)
         control.check()
         contribution = Contribution(
             site=self.folders.name,
@@ -178,25 +181,35 @@ class TaskRunner:
             micro_batch=result.micro_batch if result else 0,
         )
         leaving, report = pass_door(policy, site, recipe, shapes_of(before), tensors, contribution)
-        return Outcome(report, leaving, pass_pictures(policy, pictures))
+        outcome = Outcome(report, leaving, pass_pictures(policy, pictures))
+        kept.keep_answer(task, key, outcome)
+        return outcome
 
     def _job_for(self, task: Task, site: SiteConfig) -> _Job:
-        """The work kept from the last round, or a fresh model for a job that is new here."""
+        """The work kept from the last round, or a fresh model for a job that is new here.
+
+        A round that was trained already begins anew from what the round before it left.
+        """
         job = self._job
-        if job is None or (job.name, job.recipe) != (task.job, task.recipe):
+        if (
+            job is None
+            or (job.name, job.recipe) != (task.job, task.recipe)
+            or (task.kind == "train" and job.trained is not None and job.trained >= task.round)
+        ):
             self._job = job = None  # frees the last job's memory before the next one's is taken
             free_unused_memory()
+            kept = KeptRun(self.folders.work, task.job)
+            kept.begin()
             checkpoint = find_checkpoint(task.recipe, self.folders.checkpoints)
             model = build_model(task.recipe, checkpoint).to(torch_device(site))
-            job = _Job(task.job, task.recipe, site, model)
-            kept = self._staying_file(task.job)
-            if staying_names(model) and kept.exists():  # of a trainer that ended between rounds
-                write_staying(model, load_tensors(kept))
+            job = _Job(task.job, kept, task.recipe, site, model)
+            _go_on(job, task)
             log.info("a job that is new here: %s on %s", task.recipe.method, task.recipe.backbone)
         elif job.site != site:
             job.site, job.cases, job.dataset = site, None, None
-            job.optimizer, job.micro_batch = None, None  # perhaps on another device
+            job.micro_batch = None  # perhaps on another device
             job.model.to(torch_device(site))
+            _go_on(job, task)
         self._job = job
         return job
 
@@ -205,16 +218,6 @@ class TaskRunner:
             folder = self.folders.work / CACHE_FOLDER
             job.cases = prepare_cases(find_cases(job.site), job.site, control, folder=folder)
         return job.cases
-
-    def _staying_file(self, job: str) -> Path:
-        return self.folders.work / "staying" / f"{job}.safetensors"
-
-    def _keep_staying(self, job: _Job) -> None:
-        """What learns here and never leaves, kept for a trainer that has to start again."""
-        if staying := read_staying(job.model):
-            file = self._staying_file(job.name)
-            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            save_tensors(file, staying, "fp32")
 
     def _keep_scores(self, task: Task, scores: Sequence[CaseScore]) -> None:
         """Append the scores of each case to the site's own table; it never leaves."""
@@ -257,6 +260,27 @@ def _check_device(recipe: Recipe, site: Compute) -> None:
             "coordinator to submit the job without --gpu",
             code="no-gpu",
         )
+
+
+def _go_on(job: _Job, task: Task) -> None:
+    """Put back what the last round before this task left, if there was one here."""
+    job.optimizer = None
+    # evaluated is with what stayed here last, whichever round the model is of
+    learnt = job.kept.learnt_before(task.round if task.kind == "train" else sys.maxsize)
+    if learnt is None:
+        return
+    if staying_names(job.model):
+        write_staying(job.model, learnt.staying)
+    if learnt.optimizer is not None and job.recipe.optimizer_state == "keep":
+        job.optimizer = adam(job.model, job.recipe)
+        job.optimizer.load_state_dict(learnt.optimizer)
+
+
+def _keep_learnt(job: _Job, task: Task) -> None:
+    """What learns here and never leaves, for a round that is asked for again."""
+    optimizer = None if job.optimizer is None else job.optimizer.state_dict()
+    job.kept.keep_learnt(Learnt(task.round, read_staying(job.model), optimizer))
+    job.trained = task.round
 
 
 def _train(

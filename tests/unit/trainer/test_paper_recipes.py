@@ -23,7 +23,8 @@ from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.models.travelling import read_travelling, travelling_names
 from fedfms.records.scores import over_classes
-from fedfms.trainer.tasks import Outcome, SiteFolders, TaskRunner
+from fedfms.trainer.kept import Outcome
+from fedfms.trainer.tasks import SiteFolders, TaskRunner
 from fedfms.training.loop import round_seed
 from fedfms.training.pooled import PooledRound, train_pooled
 

@@ -58,6 +58,7 @@ def set_up_server(
     storage: str,
     heart_beat_timeout: int,
     max_jobs: int,
+    job_manager: str,
     components: Iterable[Mapping[str, Any]],
 ) -> None:
     """Change a server's resources: where jobs are, when a site counts as gone, no log of sites.
@@ -66,13 +67,16 @@ def set_up_server(
 
     Args:
         storage: folder for jobs and their results; FLARE's is below /tmp.
+        job_manager: path of a class in the place of FLARE's.
         components: to add.
     """
     resources["servers"][0]["heart_beat_timeout"] = heart_beat_timeout
     snapshots = resources["snapshot_persistor"]["args"]["storage"]["args"]
     snapshots["root_dir"] = f"{storage}/snapshots"
     resources["components"] = _without(resources["components"], "log_receiver")
-    component(resources, "job_manager")["args"]["uri_root"] = f"{storage}/jobs"
+    manager = component(resources, "job_manager")
+    manager["path"] = job_manager
+    manager["args"]["uri_root"] = f"{storage}/jobs"
     component(resources, "job_scheduler")["args"]["max_jobs"] = max_jobs
     resources["components"] += [dict(one) for one in components]
 

@@ -1,0 +1,171 @@
+"""What a site keeps of a run, so that a round that is asked for again is answered alike.
+
+FLARE may ask twice: the server's process or the site's FLARE client ended before an answer arrived.
+In the site's private folder, by run:
+
+    WORK/runs/JOB/
+        answer-train/ …      the last answer of each kind, as it passed the door
+        learnt-0003/ …       what learns here and does not travel, after round 3; of two rounds
+
+An answer is given again to the same request under the same configuration and policy. It is not
+computed twice: noise that was added is not drawn anew, and nothing more leaves than before. A
+round that has to be computed again begins where it began the first time, with the optimizer's
+moments (`optimizer_state: keep`) and the tensors that stay as the round before left them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedfms.contracts.contribution import Contribution
+from fedfms.contracts.messages import Task
+from fedfms.errors import FedfmsError
+from fedfms.exchange.tensors import fingerprint, load_tensors, save_tensors
+from fedfms.files import whole_folder
+
+log = logging.getLogger(__name__)
+
+RUNS = "runs"
+KEPT_ROUNDS = 2
+KEPT_RUNS = 4  # of this site; older ones are removed when a run is new here
+
+_KEY, _CONTRIBUTION, _TENSORS = "key", "contribution.json", "tensors.safetensors"
+_STAYING, _OPTIMIZER = "staying.safetensors", "optimizer.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What leaves the site of one task; it has passed the door."""
+
+    contribution: Contribution
+    tensors: dict[str, Tensor]
+    pictures: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What a round left that does not travel."""
+
+    round: int
+    staying: dict[str, Tensor]
+    optimizer: dict[str, Any] | None  # its state_dict; None where it does not outlive the round
+
+
+def request_key(task: Task, received: Mapping[str, Tensor], *files: Path) -> str:
+    """Which request it is: equal for two that have to be answered alike.
+
+    Args:
+        received: the model that came.
+        files: of the site, on which an answer depends.
+    """
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(task), sort_keys=True).encode())
+    digest.update(fingerprint(received).encode())
+    for file in files:
+        with contextlib.suppress(OSError):
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+class KeptRun:
+    """One run's folder at the site."""
+
+    def __init__(self, work: Path, job: str) -> None:
+        self._runs = work / RUNS
+        self._folder = self._runs / job
+
+    def begin(self) -> None:
+        """A run that is new to this process: make room for it."""
+        with contextlib.suppress(OSError):
+            others = [path for path in self._runs.iterdir() if path != self._folder]
+            others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+            for old in others[KEPT_RUNS - 1 :]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def answer(self, task: Task, key: str) -> Outcome | None:
+        """The answer that was given to the same request, if it was the last of its kind."""
+        folder = self._answer_folder(task)
+        try:
+            if (folder / _KEY).read_text() != key:
+                return None
+            said = json.loads((folder / _CONTRIBUTION).read_text())
+            tensors = folder / _TENSORS
+            return Outcome(
+                Contribution.from_dict(said),
+                load_tensors(tensors) if tensors.exists() else {},
+                [path.read_bytes() for path in sorted(folder.glob("*.png"))],
+            )
+        except (OSError, ValueError, FedfmsError):
+            return None
+
+    def keep_answer(self, task: Task, key: str, outcome: Outcome) -> None:
+        """Keep an answer in the place of the last of its kind."""
+        with self._telling(), whole_folder(self._answer_folder(task), replace=True) as folder:
+            (folder / _CONTRIBUTION).write_text(json.dumps(outcome.contribution.to_dict()))
+            if outcome.tensors:
+                save_tensors(folder / _TENSORS, outcome.tensors, None)
+            for number, picture in enumerate(outcome.pictures):
+                (folder / f"{number:02d}.png").write_bytes(picture)
+            (folder / _KEY).write_text(key)
+
+    def learnt_before(self, round_number: int) -> Learnt | None:
+        """What the last round before this one left; None before the first.
+
+        Raises:
+            FedfmsError: it cannot be read.
+        """
+        for folder in self._learnt():
+            if (number := int(folder.name[7:])) < round_number:
+                staying, optimizer = folder / _STAYING, folder / _OPTIMIZER
+                return Learnt(
+                    number,
+                    load_tensors(staying) if staying.exists() else {},
+                    torch.load(optimizer, map_location="cpu", weights_only=True)
+                    if optimizer.exists()
+                    else None,
+                )
+        return None
+
+    def keep_learnt(self, learnt: Learnt) -> None:
+        """Keep what a round left, and of earlier ones the last."""
+        if not learnt.staying and learnt.optimizer is None:
+            return
+        place = self._folder / f"learnt-{learnt.round:04d}"
+        with self._telling(), whole_folder(place, replace=True) as folder:
+            if learnt.staying:
+                save_tensors(folder / _STAYING, learnt.staying, "fp32")
+            if learnt.optimizer is not None:
+                torch.save(learnt.optimizer, folder / _OPTIMIZER)
+        for old in self._learnt()[KEPT_ROUNDS:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _learnt(self) -> list[Path]:
+        """Folders of rounds, the latest first."""
+        found = self._folder.glob("learnt-[0-9]*")
+        return sorted(found, key=lambda path: int(path.name[7:]), reverse=True)
+
+    def _answer_folder(self, task: Task) -> Path:
+        kind = "train" if task.kind == "train" else f"evaluate-{task.model}"
+        return self._folder / f"answer-{kind}"
+
+    @contextlib.contextmanager
+    def _telling(self) -> Any:
+        """A full disk here does not keep an answer from leaving."""
+        try:
+            yield
+        except OSError as error:
+            log.warning(
+                "this round could not be kept (%s): if it is asked for again, it is computed again",
+                error.strerror,
+            )
