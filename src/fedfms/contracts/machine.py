@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedfms.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
@@ -19,6 +21,8 @@ class Machine:
     require_gpu: bool = False  # FEDFMS_REQUIRE_GPU: the trainer was started with the GPU overlay
     revision: str | None = None  # FEDFMS_REVISION: commit that a container image was made of
     image: str | None = None  # FEDFMS_IMAGE_DIGEST: the image's own, which it cannot know
+    # FEDFMS_LINK_MB_PER_SECOND: what the line between this machine and the others carries
+    link_megabytes_per_second: float | None = None
     watch: Path | None = None  # FEDFMS_WATCH: which files this process may open (fedfms.watch)
 
     @classmethod
@@ -38,5 +42,21 @@ class Machine:
             require_gpu=os.environ.get("FEDFMS_REQUIRE_GPU", "") not in ("", "0"),
             revision=os.environ.get("FEDFMS_REVISION") or None,
             image=os.environ.get("FEDFMS_IMAGE_DIGEST") or None,
+            link_megabytes_per_second=_number("FEDFMS_LINK_MB_PER_SECOND"),
             watch=folder("FEDFMS_WATCH"),
         )
+
+
+def _number(name: str) -> float | None:
+    text = os.environ.get(name)
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.01 <= value <= 100_000:
+        raise ConfigError(
+            f"{name} is {text}", "set a number of megabytes a second, such as 2.5", code="link"
+        )
+    return value

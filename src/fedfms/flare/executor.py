@@ -38,6 +38,9 @@ from fedfms.flare.job import (
 from fedfms.records.scores import over_classes
 from fedfms.trainer.client import TaskResult, run_task
 
+# ends of a trainer that may not come again: its supervisor starts it, and it is asked once more
+ONCE_MORE = ("trainer-died", "trainer-stopped")
+
 
 class SiteExecutor(Executor):  # type: ignore[misc]
     """Hands tasks to the site's trainer; its subclasses say which, and jobs name those."""
@@ -86,13 +89,26 @@ class SiteExecutor(Executor):  # type: ignore[misc]
                 phase_told = phase
                 self.log_info(fl_ctx, f"{task_name}: {phase}", fire_event=False)
 
-        result = run_task(
-            exchange,
-            task,
-            tensors,
-            aborted=lambda: bool(abort_signal.triggered),
-            on_progress=on_progress,
-        )
+        def ask() -> TaskResult:
+            return run_task(
+                exchange,
+                task,
+                tensors,
+                aborted=lambda: bool(abort_signal.triggered),
+                on_progress=on_progress,
+            )
+
+        try:
+            result = ask()
+        except TrainerError as error:
+            if error.code not in ONCE_MORE:
+                raise
+            self.log_warning(
+                fl_ctx,
+                f"{task_name}: {error.problem}; it is asked once more when it is there again",
+                fire_event=False,
+            )
+            result = ask()
         return _training_reply(result) if task.kind == "train" else _evaluation_reply(result)
 
     def _task(

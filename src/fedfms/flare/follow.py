@@ -16,7 +16,7 @@ from fedfms.records.layout import RECIPE, RECORDS
 from fedfms.records.schema import JobDone
 
 STATE_SECONDS = 2.0  # between two questions to FLARE
-LOST_SECONDS = 60.0  # a job of days outlasts a short break of the line
+LOST_SECONDS = 900.0  # a run of days outlasts a break of the line, and a server that starts again
 NEWS_SECONDS = 2.0  # between two looks at how far the job is
 
 OnEvent = Callable[[Event], None]
@@ -102,8 +102,11 @@ def follow(
                     return state
                 next_state = last_answer = time.monotonic() + STATE_SECONDS
         except FederationError as error:
-            if error.code != "no-server" or time.monotonic() > last_answer + LOST_SECONDS:
+            is_lost = error.code in ("no-server", "not-let-in")  # a new server knows no old session
+            if not is_lost or time.monotonic() > last_answer + LOST_SECONDS:
                 raise
+            with contextlib.suppress(FederationError):
+                coordinator.reconnect()
         time.sleep(poll_seconds)
 
 

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ from fedfms.records.layout import RECIPE
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 20.0
+RECONNECT_SECONDS = 5.0  # for one attempt after a connection was lost
 MIN_CLIENTS = "min_clients"  # may be set beside the values of the recipe
 
 _CONFIG = Path("app/config")
@@ -274,9 +275,31 @@ class Admin:
 class Coordinator:
     """An open session with a FLARE server; `connect` makes one."""
 
-    def __init__(self, session: Session, admin: Admin) -> None:
+    def __init__(
+        self, session: Session, admin: Admin, again: Callable[[], Session] | None = None
+    ) -> None:
         self._session = session
         self.admin = admin
+        self._again = again
+
+    def reconnect(self) -> None:
+        """Log in anew, to a server that was started again; tries for a few seconds.
+
+        Raises:
+            FederationError: it does not answer yet, or does not let this admin in.
+        """
+        if self._again is None:
+            return
+        self.close()
+        with self._asking("connect to the server"):
+            self._session = self._again()
+
+    def close(self) -> None:
+        """End the session."""
+        try:
+            self._session.close()
+        except Exception as error:
+            log.debug("the session could not be closed: %s", error)
 
     # --------------------------------------------------------------------------------- sites
 
@@ -483,24 +506,25 @@ def connect(
     admin = read_admin(kit)
     if scratch is not None:
         scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix="fedfms-session-", dir=scratch, ignore_cleanup_errors=True
-    ) as own:
+    with contextlib.ExitStack() as stack:
+
+        def login(within: float) -> Session:
+            own = tempfile.TemporaryDirectory(
+                prefix="fedfms-session-", dir=scratch, ignore_cleanup_errors=True
+            )
+            return console.open_session(kit, admin.name, Path(stack.enter_context(own)), within)
+
         _look_for_server(kit, by_name_only=True)  # without a name, FLARE tries in vain for long
         try:
-            session = console.open_session(kit, admin.name, Path(own), seconds)
+            session = login(seconds)
         except Exception as error:
             found = _as_our_error("connect to the server", error)
             if found.code == "no-server":
                 _look_for_server(kit)
             raise found from error
-        try:
-            yield Coordinator(session, admin)
-        finally:
-            try:
-                session.close()
-            except Exception as error:
-                log.debug("the session could not be closed: %s", error)
+        coordinator = Coordinator(session, admin, lambda: login(RECONNECT_SECONDS))
+        stack.callback(coordinator.close)
+        yield coordinator
 
 
 def _look_for_server(kit: Path, by_name_only: bool = False) -> None:

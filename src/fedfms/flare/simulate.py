@@ -34,7 +34,7 @@ from fedfms.flare.follow import (
     wait_for_start,
 )
 from fedfms.flare.internals.process import CLIENT_PROGRAM, SERVER_PROGRAM, program_arguments
-from fedfms.flare.internals.settings import gone_site_settings
+from fedfms.flare.internals.settings import gone_site_settings, stream_settings
 from fedfms.flare.job import RESULT_FOLDER
 from fedfms.flare.lint import slicing_problems, slicing_warnings
 from fedfms.flare.progress import Event, JobProgress
@@ -69,6 +69,7 @@ ADMINS = {ADMIN: "project_admin"}  # name -> role
 START_SECONDS = 180.0  # for the server and all sites to find each other
 SCHEDULE_SECONDS = 90.0  # for a submitted job to start
 POLL_SECONDS = 0.5
+SERVER_STARTS = 5  # that are tried, one after the other
 
 # How fast a site that is gone is noticed. On one machine nothing can be slow but the machine.
 HEART_BEAT_SECONDS = 5
@@ -232,6 +233,7 @@ class Federation:
         self._made = self._kits  # with a folder for each participant, once they are made
         self._gone: set[str] = set()
         self._processes = Processes()
+        self._flare: list[Supervised] = []  # server and FLARE clients
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Coordinator]:
@@ -248,6 +250,8 @@ class Federation:
                 self._start_site(site, kits / site.name)
             with self._connected(kits / ADMIN, server) as coordinator:
                 self._wait_for_sites(coordinator)
+                for one in self._flare:  # as a container engine does, once they came up
+                    one.restarts = True
                 yield coordinator
 
     def submit(self, coordinator: Coordinator, job: Path) -> str:
@@ -332,13 +336,15 @@ class Federation:
         settings: dict[str, str] = {**server_settings(), "OMP_NUM_THREADS": "1"}
         if self.checkpoints is not None:
             settings["FEDFMS_CHECKPOINTS"] = str(self.checkpoints)
-        return self._processes.start(
+        server = self._processes.start(
             "the server",
             _flare_command(SERVER_PROGRAM, kit, "fed_server.json"),
             folder=kit,
             log_file=self.logs / "server.log",
             environment=child_environment(settings),
         )
+        self._flare.append(server)
+        return server
 
     def _start_site(self, site: Site, kit: Path) -> None:
         exchange = self.run / "exchange" / site.name
@@ -352,7 +358,7 @@ class Federation:
             log_file=self.logs / f"{site.name}.trainer.log",
             settings={"OMP_NUM_THREADS": str(threads), **self._settings(site)},
         )
-        self._processes.start(
+        client = self._processes.start(
             f"{site.name}'s FLARE client",
             _flare_command(
                 CLIENT_PROGRAM,
@@ -364,24 +370,26 @@ class Federation:
             folder=kit,
             log_file=self.logs / f"{site.name}.flare.log",
             environment=child_environment(
-                {"FEDFMS_EXCHANGE": str(exchange), "OMP_NUM_THREADS": "1"}
+                {
+                    **stream_settings(None),
+                    "FEDFMS_EXCHANGE": str(exchange),
+                    "OMP_NUM_THREADS": "1",
+                }
             ),
         )
+        self._flare.append(client)
 
     def trainer_command(self, site: Site, exchange: Path) -> list[str]:
         """How a site's trainer is started."""
         return trainer_command(site, exchange, self.run / "sites" / site.name, self.checkpoints)
 
     def _look(self) -> list[str]:
-        """What ended since the last look, as sentences; the server's end is the end."""
+        """What ended since the last look, as sentences; a server that keeps ending is the end."""
         told = []
         for one in self._processes.look():
-            if one.name == "the server":
+            if one.name == "the server" and not (one.restarts and one.exits <= SERVER_STARTS):
                 raise self._failure("the server ended")
-            if one.restarts:
-                told.append(f"{one.name} ended and is started again")
-            else:
-                told.append(f"{one.name} ended; the job goes on without the site")
+            told.append(f"{one.name} ended{' and is started again' if one.restarts else ''}")
         return told
 
     # ------------------------------------------------------------------------------- waiting
@@ -496,7 +504,8 @@ def _last_error(log_file: Path) -> tuple[str, str] | None:
 
 def server_settings() -> Mapping[str, str]:
     """Variables for the server's process: how soon it goes on without a site that is gone."""
-    return gone_site_settings(grace=GRACE_SECONDS, lead=LEAD_SECONDS, outcome=OUTCOME_SECONDS)
+    gone = gone_site_settings(grace=GRACE_SECONDS, lead=LEAD_SECONDS, outcome=OUTCOME_SECONDS)
+    return {**gone, **stream_settings(None)}
 
 
 def free_port() -> int:

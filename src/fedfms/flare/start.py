@@ -27,7 +27,7 @@ from fedfms.contracts.machine import Machine
 from fedfms.errors import ConfigError, FedfmsError
 from fedfms.flare.announce import HEARTBEAT
 from fedfms.flare.instance import FRESH_SECONDS, SECOND_COPY
-from fedfms.flare.internals import process, version
+from fedfms.flare.internals import process, settings, version
 from fedfms.kits.certificates import RENEW_DAYS
 from fedfms.kits.kit import Kit
 from fedfms.preflight.health import note_process, note_refused
@@ -93,7 +93,7 @@ def run_client(kit_folder: Path, policy: Path, workspace: Path) -> int:
     kit = check_kit(kit_folder, "client", Machine.from_environment().site_name)
     authorization = check_authorization(policy, kit.organisation)
     _say_hello(kit)
-    version.check("process")
+    version.check("process", "settings")
     lay_out(kit, workspace, authorization)
     refuse_requests()
     registered = threading.Event()
@@ -237,6 +237,8 @@ def _run(
 ) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
+    link = Machine.from_environment().link_megabytes_per_second
+    os.environ.update({**settings.stream_settings(link), **os.environ})  # also for job processes
     return process.run_main(main, config, workspace, options, _CODES)
 
 
