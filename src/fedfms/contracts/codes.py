@@ -174,6 +174,7 @@ _MODELS = {
 
 _JOBS = {  # of a coordinator's commands, and of the server at the start of a job
     "ambiguous-job": "several jobs begin like this",
+    "damaged-run": "what the server kept of the run is damaged",
     "deploy-map": "the deploy_map of the job cannot be used",
     "different-slices": "sites make pictures in different ways",
     "invalid-job": "the server does not take the job",
@@ -213,6 +214,7 @@ _CHECKS = {  # of a site's checks of itself
     "dns": "the server's name has no address there",
     "exchange-small": "the exchange volume is small",
     "flare": "the server does not answer FLARE's greeting",
+    "link": "the speed of the line is no number",
     "log-level": "the level of logs is none",
     "memory": "there is little memory",
     "missing-file": "a file is missing",

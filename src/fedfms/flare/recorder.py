@@ -35,7 +35,7 @@ from fedfms.flare.job import (
 )
 from fedfms.flare.progress import JobProgress
 from fedfms.flare.result_guard import sender_of
-from fedfms.flare.run_state import KEEP_STATE, NOTED, keep, restored, start_keeping
+from fedfms.flare.run_state import KEEP_STATE, NOTED, keep, kept_folder, restored, start_keeping
 from fedfms.records import layout
 from fedfms.records.schema import (
     ContributionRecord,
@@ -203,7 +203,7 @@ class Recorder(Widget):  # type: ignore[misc]
         keeping = start_keeping(fl_ctx, self._round + 1)
         self.fire_event(KEEP_STATE, fl_ctx)
         try:
-            keep(fl_ctx, keeping)
+            keep(kept_folder(fl_ctx), result_folder(fl_ctx), keeping)
         except OSError as error:
             self.log_error(
                 fl_ctx,

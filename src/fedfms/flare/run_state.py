@@ -99,13 +99,17 @@ def to_keep(fl_ctx: FLContext) -> Keeping:
     return keeping
 
 
-def keep(fl_ctx: FLContext, keeping: Keeping) -> None:
+def keep(kept: Path, results: Path, keeping: Keeping) -> None:
     """Keep what there is in the job's result folder, with its state.
+
+    Args:
+        kept: where the run is kept.
+        results: the job's result folder.
 
     Raises:
         OSError: the disk is full or cannot be written; what was kept before is there still.
     """
-    kept, results, state = kept_folder(fl_ctx), result_folder(fl_ctx), keeping.state
+    state = keeping.state
     kept.mkdir(parents=True, exist_ok=True)
     for name in (layout.RECORDS, layout.RECIPE):
         _link(results / name, kept / name)
@@ -158,12 +162,13 @@ def restored(fl_ctx: FLContext) -> Restored | None:
     known: tuple[Restored | None] | None = fl_ctx.get_prop(_RESTORED)
     if known is None:
         kept, results = kept_folder(fl_ctx), result_folder(fl_ctx)
-        known = (_restore(kept, results, read_recipe(fl_ctx).sha256),)
+        known = (restore(kept, results, read_recipe(fl_ctx).sha256),)
         fl_ctx.set_prop(_RESTORED, known, private=True, sticky=True)
     return known[0]
 
 
-def _restore(kept: Path, results: Path, recipe_sha256: str) -> Restored | None:
+def restore(kept: Path, results: Path, recipe_sha256: str) -> Restored | None:
+    """Put back what was kept of a run; see `restored`."""
     rounds = _rounds(kept)
     if not rounds:
         return None

@@ -19,6 +19,7 @@ from nvflare.apis.client import Client
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ServerCommandKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
 from nvflare.apis.impl.wf_comm_server import WFCommServer
 from nvflare.apis.job_def import Job
 from nvflare.apis.shareable import Shareable
@@ -29,8 +30,10 @@ from nvflare.app_common.aggregators.intime_accumulate_model_aggregator import (
 from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.job_schedulers.job_scheduler import DefaultJobScheduler
+from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
 from nvflare.app_common.workflows.cross_site_model_eval import CrossSiteModelEval
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell
+from nvflare.fuel.f3.comm_config import CommConfigurator
 from nvflare.fuel.f3.mpm import MainProcessMonitor
 from nvflare.fuel.flare_api.flare_api import new_secure_session
 from nvflare.fuel.utils.config_service import ConfigService
@@ -57,7 +60,16 @@ from nvflare.tool.cert import cert_commands
 import fedfms
 from fedfms.flare import internals
 from fedfms.flare.executor import SERVER_MODELS
-from fedfms.flare.internals import console, job, kit, process, settings, version, wire
+from fedfms.flare.internals import (
+    console,
+    job,
+    kit,
+    process,
+    rejoin,
+    settings,
+    version,
+    wire,
+)
 from fedfms.flare.internals.state import CertificateState
 from fedfms.flare.internals.version import Assumption, FlareChanged
 from fedfms.flare.simulate import PROJECT, SERVER, provision
@@ -249,6 +261,83 @@ def test_a_job_runner_can_give_up_jobs_that_nobody_runs() -> None:
     assert parameters(JobRunner.update_unfinished_jobs) == ["fl_ctx"]
     text = inspect.getsource(JobRunner.update_unfinished_jobs)
     assert "job_manager.set_status(job.job_id, RunStatus.ABANDONED, fl_ctx)" in text
+
+
+# -------------------------------------------------------------------------------------- rejoin
+
+
+# FAILURES
+def test_the_end_of_a_sites_job_process_comes_by_a_callback_and_ends_the_job() -> None:
+    assert parameters(FederatedServer.process_job_failure) == ["request"]
+    assert "process_job_failure" in FederatedServer._register_cellnet_cbs.__code__.co_names
+    text = inspect.getsource(FederatedServer.process_job_failure)
+    assert text.index("is_client_outcome_pending") < text.index("fail_run(job_id")
+    assert {101, 104, 9} == set(rejoin.MAY_PASS)
+    assert not {102, 103} & set(rejoin.MAY_PASS)  # a class that is not allowed, a faulty file
+
+
+# DEATHS
+def test_a_death_reaches_a_jobs_process_through_one_method_of_the_server() -> None:
+    told = []
+    server = SimpleNamespace(
+        _notify_dead_job=lambda client, job_id, reason: told.append((client.name, job_id)),
+        engine=SimpleNamespace(run_processes={"j": {"_participants": {}}}),
+    )
+    rejoin.hold_deaths(server, lambda job_id, site, reason: site == "site-2")
+    for name in ("site-1", "site-2"):
+        server._notify_dead_job(SimpleNamespace(name=name), "j", "client dead")
+    assert told == [("site-1", "j")]
+    for method in (FederatedServer._sync_client_jobs, FederatedServer.notify_dead_client):
+        assert "self._notify_dead_job(client, job_id, " in inspect.getsource(method)
+
+
+# PARTICIPANTS
+def test_a_jobs_process_learns_who_takes_part_from_the_servers_books() -> None:
+    text = inspect.getsource(FederatedServer._listen_command)
+    assert "self.engine.run_processes[job_id].get(RunProcessKey.PARTICIPANTS)" in text
+    first, second = Client("site-1", "a"), Client("site-1", "b")
+    engine = SimpleNamespace(
+        client_manager=ClientManager(), _retrieve_clients_data=lambda job_id: {"b": second}
+    )
+    engine.client_manager.set_clients({"a": first})
+    assert rejoin.follow_participants(engine, "j")
+    assert engine.client_manager.clients == {"b": second}
+    assert not rejoin.follow_participants(engine, "j")
+
+
+# STARTS
+def test_a_job_is_started_at_a_site_by_check_deployment_and_start() -> None:
+    text = inspect.getsource(JobRunner._deploy_job)
+    assert "self._make_deploy_message(job, app_data, app_name, fl_ctx)" in text
+    assert "admin_server.send_requests_and_get_reply_dict(" in text
+    assert "engine.start_client_job(job, client_sites, fl_ctx)" in inspect.getsource(
+        JobRunner._start_run
+    )
+    # the job process is in the books of running jobs only after this event
+    started = inspect.getsource(JobRunner.run)
+    assert started.index("self._start_run(") < started.index("self.running_jobs[job_id] =")
+
+
+# AGAIN
+def test_a_submitted_job_is_skipped_while_its_folder_has_the_tag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FilesystemStorage(root_dir=str(tmp_path / "store"))
+    manager = SimpleJobDefManager(uri_root="/jobs")
+    monkeypatch.setattr(manager, "_get_job_store", lambda fl_ctx: store)
+    context = FLContext()
+    meta = manager.create({"name": "x", "deploy_map": {"app": ["@ALL"]}}, b"zip", context)
+
+    def to_schedule() -> list[str]:
+        return [one.job_id for one in manager.get_jobs_to_schedule(context)]
+
+    job_id = meta["job_id"]
+    assert to_schedule() == [job_id]
+    tag = rejoin._scheduled_tag(manager, job_id, context)
+    tag.touch()
+    assert to_schedule() == []
+    tag.unlink()
+    assert to_schedule() == [job_id]
 
 
 # ----------------------------------------------------------------------------------------- job
@@ -490,6 +579,34 @@ def test_the_provisioner_remembers_what_it_made_by_name(kits: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------ settings
+
+
+# STREAMS
+def test_a_sender_takes_window_and_retries_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in settings.stream_settings(0.1).items():
+        monkeypatch.setenv(name, value)
+    ConfigService.reset()
+    try:
+        config = CommConfigurator()
+        window = config.get_streaming_window_size(0)
+        assert window == 1024 * 1024 and config.get_streaming_ack_interval(0) == window // 4
+        # three times as long as a window takes on the line
+        assert config.get_streaming_retry_wait(0.0) == pytest.approx(3 * window / 1e5, abs=1.0)
+        assert config.get_streaming_retry_timeout(0.0) >= 10 * 3 * window / 1e5
+    finally:
+        ConfigService.reset()
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.4, 1.0, 100.0, None])
+def test_what_is_under_way_is_never_sent_again_before_it_can_have_arrived(
+    rate: float | None,
+) -> None:
+    values = settings.stream_settings(rate)
+    window = int(values["NVFLARE_STREAMING_WINDOW_SIZE"])
+    wait = float(values["NVFLARE_STREAMING_RETRY_WAIT"])
+    assert wait >= 2.9 * window / ((rate or 0.4) * 1e6) and wait >= 30
 
 
 # VARIABLES

@@ -231,3 +231,37 @@ def test_a_damaged_table_is_an_error(tmp_path, spoil, says):
     path.write_text(spoil(path.read_text()))
     with pytest.raises(ValueError, match=says):
         read_rounds(path)
+
+
+def test_a_job_that_went_on_counts_each_round_once(tmp_path: Path) -> None:
+    """What a server process had not finished when it ended is done again, and counts then."""
+    writer = RecordWriter(tmp_path / "records.jsonl")
+    for record in (
+        JobRecord(job_id="1", sites=("site-1", "site-2")),
+        RoundStarted(round=0),
+        ContributionRecord(round=0, site="site-1", accepted=True),
+        RoundDone(round=0, sites=("site-1",), missed={"site-2": "the site is gone"}),
+        RoundStarted(round=1),
+        ContributionRecord(round=1, site="site-2", accepted=False, reason="late"),
+        Note(kind="site_died", site="site-1", text="site-1's FLARE job process ended"),
+        Resumed(round=1),
+        RoundStarted(round=1),
+        ContributionRecord(round=1, site="site-1", accepted=True),
+    ):
+        writer.write(record)
+    progress = JobProgress(writer.path, rounds=2)
+    progress.read_new()
+    event = progress.event()
+    assert (event.round, event.answered, len(event.finished)) == (1, ("site-1",), 1)
+    assert event.note == "the server's process of this job ended, and a new one goes on"
+    writer.write(RoundDone(round=1, sites=("site-1",), missed={"site-2": "the site is gone"}))
+    writer.write(JobDone(status="completed"))
+    records, damaged = read_records(writer.path)
+    history = History(records, {})
+    assert (damaged, history.rounds_done, history.status) == (0, 2, "completed")
+    rows = {(row.round, row.site): row.accepted for row in history.round_rows()}
+    assert rows == {(0, "site-1"): True, (0, "site-2"): False} | {
+        (1, "site-1"): True,
+        (1, "site-2"): False,
+    }
+    assert history.answers.keys() == {(0, "site-1"), (1, "site-1")}  # none of the first attempt

@@ -1,0 +1,153 @@
+"""A round that is asked for again: the same bytes without training, or the same training anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from trainer_process import SITE, Place
+
+from fedfms.contracts.messages import Task
+from fedfms.contracts.recipe import Recipe
+from fedfms.control import Control
+from fedfms.errors import DoorClosed
+from fedfms.models.build import build_model
+from fedfms.models.travelling import read_travelling
+from fedfms.trainer.kept import KEPT_RUNS, RUNS, Outcome
+from fedfms.trainer.tasks import SiteFolders, TaskRunner
+
+
+def runner(place: Place, checkpoints: Path, work: Path) -> TaskRunner:
+    return TaskRunner(
+        SiteFolders(
+            name=SITE,
+            config=place.data / "site.yml",
+            policy=place.policy,
+            data_root=None,
+            checkpoints=checkpoints,
+            work=work,
+        )
+    )
+
+
+@pytest.fixture
+def kept_recipe(recipe: Recipe) -> Recipe:
+    return dataclasses.replace(recipe, optimizer_state="keep", rounds=4)
+
+
+@pytest.fixture
+def sent(kept_recipe: Recipe, checkpoints: Path) -> dict[str, Tensor]:
+    return read_travelling(build_model(kept_recipe, checkpoints / "random.safetensors"))
+
+
+class Site:
+    """A trainer that can be asked for rounds, and replaced by a new process."""
+
+    def __init__(self, place: Place, checkpoints: Path, work: Path, recipe: Recipe) -> None:
+        self.args = (place, checkpoints, work)
+        self.recipe = recipe
+        self.restart()
+
+    def restart(self) -> None:
+        self.trainer = runner(*self.args)
+
+    def train(self, number: int, sent: dict[str, Tensor], job: str = "run") -> Outcome:
+        task = Task(
+            kind="train", site=SITE, job=job, round=number, model="round", recipe=self.recipe
+        )
+        return self.trainer.run(task, lambda: sent, Control())
+
+
+def equal(first: Outcome, second: Outcome) -> bool:
+    names = first.tensors.keys() | second.tensors.keys()
+    return all(torch.equal(first.tensors[name], second.tensors[name]) for name in names)
+
+
+@pytest.fixture
+def site(place: Place, checkpoints: Path, kept_recipe: Recipe, tmp_path: Path) -> Site:
+    return Site(place, checkpoints, tmp_path / "work", kept_recipe)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_the_same_request_gets_the_same_answer_without_training(
+    site: Site, sent: dict[str, Tensor], place: Place, restarts: bool
+) -> None:
+    place.set_policy(min_cases=1, noise_std=0.01, clip_norm=1.0)  # noise is not drawn anew
+    first = site.train(0, sent)
+    if restarts:
+        site.restart()
+    second = site.train(0, sent)
+    assert equal(first, second)
+    assert second.contribution == first.contribution  # seconds included: nothing was computed
+
+
+def test_a_round_is_computed_again_from_what_the_round_before_left(
+    site: Site, sent: dict[str, Tensor], tmp_path: Path
+) -> None:
+    site.train(0, sent)
+    first = site.train(1, sent)
+    answers = tmp_path / "work" / RUNS / "run" / "answer-train"
+    for restarts in (False, True):  # the answer is lost: the moments of round 0 are there
+        shutil.rmtree(answers)
+        if restarts:
+            site.restart()
+        assert equal(site.train(1, sent), first)
+    site.restart()
+    forgetful = site.train(1, sent, job="other")  # no round before
+    assert not equal(forgetful, first)
+
+
+def test_a_trainer_that_was_replaced_between_rounds_goes_on_as_if_it_had_not(
+    site: Site, sent: dict[str, Tensor], place: Place, checkpoints: Path, tmp_path: Path
+) -> None:
+    other = Site(place, checkpoints, tmp_path / "other", site.recipe)
+    for number in range(3):
+        first = site.train(number, sent)
+        other.restart()
+        second = other.train(number, sent)
+        assert equal(first, second), number
+
+
+def test_another_model_policy_or_site_file_is_another_request(
+    site: Site, sent: dict[str, Tensor], place: Place
+) -> None:
+    place.set_policy(min_cases=1)
+    first = site.train(0, sent)
+    changed = {name: tensor * 1.01 for name, tensor in sent.items()}
+    assert not equal(site.train(0, changed), first)
+    site.train(0, sent)
+    place.set_policy(min_cases=1, methods=["nothing"])  # what was given before is not given again
+    with pytest.raises(DoorClosed):
+        site.train(0, sent)
+    place.set_policy(min_cases=1, clip_norm=1e-3)
+    assert not equal(site.train(0, sent), first)
+
+
+def test_a_damaged_answer_is_computed_again(
+    site: Site, sent: dict[str, Tensor], tmp_path: Path
+) -> None:
+    first = site.train(0, sent)
+    answer = tmp_path / "work" / RUNS / "run" / "answer-train"
+    (answer / "tensors.safetensors").write_bytes(b"no tensors")
+    assert equal(site.train(0, sent), first)
+    (answer / "contribution.json").write_text(json.dumps({"site": SITE}))
+    assert equal(site.train(0, sent), first)
+
+
+def test_only_the_last_rounds_and_runs_are_kept(
+    site: Site, sent: dict[str, Tensor], tmp_path: Path
+) -> None:
+    for number in range(3):
+        site.train(number, sent)
+    runs = tmp_path / "work" / RUNS
+    learnt = sorted(path.name for path in (runs / "run").glob("learnt-*"))
+    assert learnt == ["learnt-0001", "learnt-0002"]
+    for number in range(KEPT_RUNS + 1):
+        site.train(0, sent, job=f"later-{number}")
+    assert len(list(runs.iterdir())) == KEPT_RUNS
+    assert not (runs / "run").exists()
