@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import threading
 import time
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 SITE_WAITS = (1.0, 2.0, 5.0, 15.0, 60.0)
 SITE_STEADY_SECONDS = 600.0  # a process that lived for so long starts again without a long wait
 # starts of a job without a new round in between; then the job is given up
-JOB_WAITS = (0.0, 0.0, 10.0, 60.0)
+JOB_WAITS = (0.0, 0.0, 10.0, 60.0, 300.0, 600.0)
 ALL_SITES_SECONDS = 30.0  # a job that is to go on waits so long for all of its sites, not only min
 END_AT_SITES_SECONDS = 30.0  # for what sites still run of a job that is to start again
 LEAVE_SECONDS = 20.0  # a site that is gone for so long is no part of the next round
@@ -133,7 +134,7 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
             give_up_unfinished_jobs(fl_ctx)
             return
         self._works = True
-        again = [job for job in rejoin.jobs_of_before(fl_ctx) if self._about(job) is not None]
+        again = [job for job in rejoin.jobs_of_before(fl_ctx) if self.goes_on(job)]
         for job_id in again:  # before the others are given up
             rejoin.put_back(engine, job_id)
         give_up_unfinished_jobs(fl_ctx)
@@ -163,6 +164,8 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
         if rejoin.status_of(self._engine, job_id) == RunStatus.SUBMITTED.value:
             log.warning("job %s: its process at this server ended; it is to go on", job_id)
             self._go_on_later(job_id, about)
+        elif _end_of(self._folder(job_id)) == "completed":  # all of it is in FLARE's store now
+            shutil.rmtree(self._folder(job_id), ignore_errors=True)
 
     def goes_on(self, job_id: str) -> bool:
         """Whether a job is to be started again whose process at the server just ended.
@@ -174,9 +177,7 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
         if about is None:
             return False
         folder = self._folder(job_id)
-        reader = RecordReader(folder / RECORDS)
-        reader.read_rest()
-        if reader.records and isinstance(reader.records[-1], JobDone):
+        if _end_of(folder) is not None:
             return False
         if about.starts_in_vain(rounds_kept(folder)) >= len(JOB_WAITS):
             log.error(
@@ -373,6 +374,14 @@ class RunJobManager(SimpleJobDefManager):  # type: ignore[misc]
 
 
 KEEPER = "keeper"  # id of the component in the server's kit
+
+
+def _end_of(folder: Path) -> str | None:
+    """How a run came to its end by its own records; None where it did not."""
+    reader = RecordReader(folder / RECORDS)
+    reader.read_rest()
+    last = reader.records[-1] if reader.records else None
+    return last.status if isinstance(last, JobDone) else None
 
 
 def _job_of(fl_ctx: FLContext) -> str:

@@ -14,7 +14,7 @@ from fedfms.errors import ConfigError
 ABOUT_FILE = "fedfms.json"
 # Which files a kit has and what is in them. Kits without a number (1) list an executor for each
 # method, and nothing in them stops FLARE after `nvflare deploy prepare`.
-KIT_FORMAT = 2
+KIT_FORMAT = 3
 ParticipantType = Literal["server", "client", "admin"]
 
 

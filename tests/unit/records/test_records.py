@@ -9,6 +9,8 @@ import pytest
 
 from fedfms.contracts.contribution import Contribution, Metric
 from fedfms.errors import FederationError
+from fedfms.flare.progress import JobProgress
+from fedfms.records.history import History
 from fedfms.records.read import RecordReader, read_records
 from fedfms.records.rows import (
     EvaluationRow,
@@ -23,7 +25,9 @@ from fedfms.records.schema import (
     EvaluationRecord,
     JobDone,
     JobRecord,
+    Note,
     Record,
+    Resumed,
     RoundDone,
     RoundStarted,
 )

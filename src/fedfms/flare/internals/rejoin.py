@@ -384,14 +384,6 @@ def let_go(engine: Any, job_id: str) -> bool:
         return True
 
 
-@rests_on(AGAIN)
-def give_up(engine: Any, job_id: str) -> None:
-    """Mark a job that was put back, or that ran when the server ended, as ABANDONED."""
-    with engine.new_context() as ctx:
-        manager = engine.get_component(SystemComponents.JOB_MANAGER)
-        manager.set_status(job_id, RunStatus.ABANDONED, ctx)
-
-
 def status_of(engine: Any, job_id: str) -> str | None:
     """FLARE's word for how a job is; None where there is no such job."""
     with engine.new_context() as ctx:
