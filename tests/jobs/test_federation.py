@@ -214,7 +214,7 @@ def test_evaluate_scores_a_given_model_at_every_site(
 ) -> None:
     result = simulate(
         JOBS / "evaluate",
-        sites,
+        find_sites(sites, None),
         model=fedsam / "global_model.safetensors",
         results=tmp_path / "results",
         workspace=tmp_path / "workspace",

@@ -12,7 +12,8 @@ from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.errors import ConfigError
 from fedfms.flare.kit import CLASSES
-from fedfms.flare.session import check_sites, keep_model_at_server, prepare_job
+from fedfms.flare.lint import check_sites
+from fedfms.flare.session import keep_model_at_server, prepare_job
 
 ALL = ("fedsam", "fedmsa", "evaluate")
 TRAINING = ("fedsam", "fedmsa")

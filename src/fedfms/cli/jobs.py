@@ -108,8 +108,8 @@ def submit(
 ) -> None:
     """Check a job against what the sites announce, and submit it."""
     from fedfms.flare.coordinator import Patience, connect_patiently, wait_for_sites
-    from fedfms.flare.lint import slicing_warnings
-    from fedfms.flare.session import check_announcements, new_copy, prepare_job
+    from fedfms.flare.lint import check_announcements, slicing_warnings
+    from fedfms.flare.session import new_copy, prepare_job
     from fedfms.report.write import check_results_folder
 
     folder = _new_results(results if watch else None, workspace, job.resolve().name)
@@ -124,9 +124,9 @@ def submit(
     )
     started = time.monotonic()
     patience = Patience(wait_for, wait_seconds)
-    with connect_patiently(
-        kit, _scratch(workspace), patience, tell=_saying(as_json)
-    ) as coordinator:
+    say = _saying(as_json)
+    once = functools.cache(lambda: say("waiting for the server"))
+    with connect_patiently(kit, _scratch(workspace), patience, once) as coordinator:
         coordinator.require_right("submit_job", "submit the job")
         check = functools.partial(
             check_announcements,
@@ -134,12 +134,10 @@ def submit(
             without=without,
             allow_different_slices=different_slices,
         )
-        told, sites = wait_for_sites(
-            coordinator, check, patience, without=without, tell=_saying(as_json)
-        )
+        told, sites = wait_for_sites(coordinator, check, patience, without=without, tell=say)
         warnings = slicing_warnings([one for one in told if one.site in sites])
         for text in warnings:
-            _say(as_json, f"warning: {text}")
+            say(f"warning: {text}")
         job_id = coordinator.submit_to(prepared, sites, leaves_out=bool(without))
         if not watch:
             if as_json:
@@ -150,7 +148,7 @@ def submit(
                 out.print(f"  to {', '.join(sites)}")
                 out.print(f"  fedfms watch {job_id[:8]}; fedfms fetch {job_id[:8]}")
             return
-        _say(as_json, f"submitted as {job_id} to {', '.join(sites)}")
+        say(f"submitted as {job_id} to {', '.join(sites)}")
         state, tell = _follow(coordinator, job_id, as_json)
         completed = _fetch(coordinator, state, folder, workspace, as_json, tell)
     if completed and not as_json:
@@ -275,12 +273,7 @@ def readmit(site: Annotated[str, typer.Argument(help="Name of the site.")], kit:
 
 
 def _saying(quiet: bool) -> Callable[[str], None]:
-    return functools.partial(_say, quiet)
-
-
-def _say(quiet: bool, text: str) -> None:
-    if not quiet:
-        err.print(text)
+    return (lambda text: None) if quiet else err.print
 
 
 # --------------------------------------------------------------------------------- following
@@ -294,6 +287,7 @@ def _follow(coordinator: Coordinator, job_id: str, quiet: bool) -> tuple[JobStat
     """
     from fedfms.flare.follow import follow, news_from, wait_for_start
 
+    say = _saying(quiet)
     waits = ""
 
     def on_wait(state: JobState) -> None:
@@ -301,14 +295,14 @@ def _follow(coordinator: Coordinator, job_id: str, quiet: bool) -> tuple[JobStat
         text = f"FLARE has not started it yet: {state.detail}"
         if state.detail and text != waits:
             waits = text
-            _say(quiet, text)
+            say(text)
 
     try:
         with watching(quiet, {}) as on_event:
             tell = on_event or _say_nothing
             state = wait_for_start(coordinator, job_id, on_wait=on_wait)
             if state.detail:
-                _say(quiet, f"FLARE says: {state.detail}")
+                say(f"FLARE says: {state.detail}")
             news = news_from(coordinator, job_id)
             return follow(coordinator, job_id, news=news, tell=tell), tell
     except KeyboardInterrupt:
@@ -336,7 +330,7 @@ def _fetch(
     from fedfms.flare.follow import read_end
     from fedfms.report.write import write_results
 
-    _say(as_json, "fetching the result")
+    _saying(as_json)("fetching the result")
     scratch = Path(tempfile.mkdtemp(prefix="fetch-", dir=_scratch(workspace)))
     try:
         downloaded = coordinator.download(state.job_id, scratch)

@@ -90,14 +90,14 @@ def simulate(
 ) -> None:
     """Run a whole federation on this machine: provisioning, mutual TLS, two processes a site."""
     from fedfms.flare.simulate import simulate as run
+    from fedfms.local.sites import find_sites
 
     folder = results or workspace / "results" / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     started = time.monotonic()
     with watching(as_json) as on_event:
         result = run(
             job,
-            sites,
-            data=data,
+            find_sites(sites, data),
             overrides=overrides,
             results=folder,
             workspace=workspace,

@@ -91,10 +91,8 @@ def follow(
     last_answer = time.monotonic()
     while True:
         look()
-        # the job's process ends before FLARE calls the job finished, and then nobody has news
-        with contextlib.suppress(FederationError):
-            if (event := news()) is not None:
-                tell(event)
+        if (event := news()) is not None:
+            tell(event)
         try:
             if time.monotonic() >= next_state:
                 state = coordinator.state(job_id)
@@ -113,7 +111,10 @@ def news_from(coordinator: Coordinator, job_id: str) -> News:
 
     def news() -> Event | None:
         nonlocal before
-        event = coordinator.event(job_id)
+        event = None
+        # the job's process ends before FLARE calls the job finished, and then nobody has news
+        with contextlib.suppress(FederationError):
+            event = coordinator.event(job_id)
         if event is None or event == before:
             return None
         before = event

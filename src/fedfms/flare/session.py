@@ -32,23 +32,14 @@ from nvflare.fuel.flare_api.api_spec import (
 from nvflare.fuel.flare_api.flare_api import Session
 
 from fedfms.contracts.announcement import Announcement
-from fedfms.contracts.recipe import JOB_RECIPE, Recipe, read_job_recipe
+from fedfms.contracts.recipe import JOB_RECIPE, read_job_recipe
 from fedfms.errors import ConfigError, FederationError, FedfmsError
 from fedfms.files import write_whole
 from fedfms.flare.announce import read_announcement
 from fedfms.flare.internals import console
 from fedfms.flare.job import RESULT_FOLDER, START_MODEL_FILE
 from fedfms.flare.kit import AUTHORIZATION
-from fedfms.flare.lint import (
-    SERVER,
-    Problem,
-    announced_problems,
-    flare_problems,
-    refuse,
-    site_problems,
-    slicing_problems,
-    taking_part,
-)
+from fedfms.flare.lint import SERVER, PreparedJob, read_json
 from fedfms.flare.progress import Event
 from fedfms.flare.recorder import PROGRESS_GROUP
 from fedfms.kits.certificates import read_certificate
@@ -64,21 +55,6 @@ MIN_CLIENTS = "min_clients"  # may be set beside the values of the recipe
 _CONFIG = Path("app/config")
 _SERVER = _CONFIG / "config_fed_server.json"
 _TRAINING = "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather"
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedJob:
-    """A job folder of our own, ready to submit."""
-
-    folder: Path
-    recipe: Recipe
-    min_clients: int
-    trains: bool
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        """Its meta.json."""
-        return _read(self.folder / "meta.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +129,8 @@ def prepare_job(
         shutil.copyfile(model, destination / _CONFIG / START_MODEL_FILE)
         if recipe is None and (model.parent / RECIPE).is_file():
             recipe = model.parent / RECIPE
-    meta = _read(destination / "meta.json")
-    server = _read(destination / _SERVER)
+    meta = read_json(destination / "meta.json")
+    server = read_json(destination / _SERVER)
     min_clients = _min_clients(overrides, meta)
     training = [w["args"] for w in server["workflows"] if w["path"] == _TRAINING]
     of_recipe = [text for text in overrides if not text.startswith(f"{MIN_CLIENTS}=")]
@@ -170,70 +146,6 @@ def prepare_job(
     _write(destination / "meta.json", meta)
     _write(destination / _SERVER, server)
     return PreparedJob(destination, what, min_clients, bool(training))
-
-
-def check_sites(job: PreparedJob, sites: Sequence[str]) -> None:
-    """Refuse a job that FLARE would take and never start, or that would end in its first round.
-
-    Args:
-        job: from `prepare_job`.
-        sites: those that are connected.
-
-    Raises:
-        ConfigError: code unknown-site or too-few-sites, or job-not-runnable for several problems.
-    """
-    refuse(_by_name(job, sites, taking_part(job.meta, sites, ()), ()))
-
-
-def check_announcements(
-    job: PreparedJob,
-    told: Sequence[Announcement],
-    without: Sequence[str] = (),
-    *,
-    allow_different_slices: bool = False,
-) -> list[str]:
-    """Refuse a job that does not fit what the connected sites say of themselves.
-
-    Args:
-        job: from `prepare_job`.
-        told: from every connected site.
-        without: sites to leave out.
-        allow_different_slices: whether sites may cut other planes or use other channels.
-
-    Returns:
-        the sites that take part.
-
-    Raises:
-        ConfigError: names every problem with its fix; the code of a single one, else
-            job-not-runnable.
-    """
-    connected = [one.site for one in told]
-    sites = taking_part(job.meta, connected, without)
-    announced = [one for one in told if one.site in sites]
-    refuse(
-        [
-            *_by_name(job, connected, sites, without),
-            *announced_problems(job.recipe, announced, job.trains),
-            *([] if allow_different_slices else slicing_problems(announced)),
-        ]
-    )
-    return sites
-
-
-def _by_name(
-    job: PreparedJob, connected: Sequence[str], sites: Sequence[str], without: Sequence[str]
-) -> list[Problem]:
-    return [
-        *flare_problems(job.meta, connected, without),
-        *site_problems(
-            job.recipe,
-            sites,
-            connected=connected,
-            min_clients=job.min_clients,
-            trains=job.trains,
-            without=without,
-        ),
-    ]
 
 
 def deploy_to(job: PreparedJob, sites: Sequence[str]) -> None:
@@ -257,7 +169,7 @@ def keep_model_at_server(job: PreparedJob, sites: Sequence[str]) -> None:
     shutil.copytree(
         job.folder / "app", job.folder / "app_site", ignore=lambda *_: [START_MODEL_FILE]
     )
-    meta = _read(job.folder / "meta.json")
+    meta = read_json(job.folder / "meta.json")
     meta["deploy_map"] = {"app": ["server"], "app_site": list(sites)}
     _write(job.folder / "meta.json", meta)
 
@@ -401,22 +313,15 @@ class Coordinator:
             state = dataclasses.replace(state, detail=reason)
         return state
 
-    def progress(self, job_id: str) -> dict[str, Any]:
-        """How far a running job is, from its recorder; empty before and after it runs.
-
-        The keys are those of `Event.to_dict`.
-        """
+    def event(self, job_id: str) -> Event | None:
+        """How far a running job is, from its recorder; None before and after it runs."""
         with self._asking("ask for the progress"):
             try:
                 stats = self._session.show_stats(job_id, "server")
             except (JobNotFound, JobNotRunning):  # its process is starting, or has ended
-                return {}
-        return console.statistics_group(stats, PROGRESS_GROUP)
-
-    def event(self, job_id: str) -> Event | None:
-        """`progress` as an event, if there is one."""
+                return None
         try:
-            return Event.from_dict(self.progress(job_id))
+            return Event.from_dict(console.statistics_group(stats, PROGRESS_GROUP))
         except ValueError:  # it is starting, or of another version
             return None
 
@@ -642,14 +547,6 @@ def _min_clients(overrides: Sequence[str], meta: dict[str, Any]) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"min_clients is {text}", "set a whole number of sites, 1 or more")
     return int(text)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", "correct the file") from None
-    return dict(values)
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -27,31 +27,24 @@ from fedfms.contracts.site import SiteConfig
 from fedfms.errors import FederationError
 from fedfms.exchange.door import read_policy
 from fedfms.exchange.strategies import find_strategy
-from fedfms.flare.follow import (
-    OnEvent,
-    follow,
-    read_end,
-    wait_for_start,
-)
+from fedfms.flare.coordinator import Patience, connect_patiently
+from fedfms.flare.follow import OnEvent, follow, read_end, wait_for_start
 from fedfms.flare.internals.process import CLIENT_PROGRAM, SERVER_PROGRAM, program_arguments
 from fedfms.flare.internals.settings import gone_site_settings
 from fedfms.flare.job import RESULT_FOLDER
-from fedfms.flare.lint import slicing_problems, slicing_warnings
+from fedfms.flare.lint import check_sites, slicing_problems, slicing_warnings
 from fedfms.flare.progress import Event, JobProgress
 from fedfms.flare.provision import run_provisioner
 from fedfms.flare.session import (
     Coordinator,
     JobState,
-    check_sites,
-    connect,
     keep_model_at_server,
     prepare_job,
 )
-from fedfms.local.processes import Processes, Supervised
+from fedfms.local.processes import Processes, Supervised, signals_mean
 from fedfms.local.sites import (
     Site,
     child_environment,
-    find_sites,
     images_forgotten,
     start_trainer,
     threads_of_a_trainer,
@@ -96,53 +89,6 @@ class SimulationResult:
 
 def simulate(
     job: Path,
-    sites: Path,
-    *,
-    data: Path | None = None,
-    overrides: Sequence[str] = (),
-    results: Path,
-    workspace: Path,
-    checkpoints: Path | None = None,
-    model: Path | None = None,
-    recipe: Path | None = None,
-    on_event: OnEvent | None = None,
-) -> SimulationResult:
-    """Run a job on a federation of local processes and write its results folder.
-
-    Args:
-        job: job folder, such as jobs/fedmsa; it is not changed.
-        sites: folder with one folder for each site, each with site.yml and policy/.
-        data: folder with the images of each site in a folder of its name; by default they are where
-            each site.yml says.
-        overrides: `name=value` for the recipe, or `min_clients=N`.
-        results: new or empty folder for models, tables and report.
-        workspace: for everything else; a folder for this run is made in it, with a log for each
-            process.
-        checkpoints: folder of SAM checkpoints; none is needed for vit_demo.
-        model: model to start from, or to evaluate; see `session.prepare_job`.
-        recipe: goes before the job's own recipe; see there.
-        on_event: told how far it is.
-
-    Raises:
-        FedfmsError: whatever keeps the federation from coming to its end, with the end of the log
-            that says why.
-        KeyboardInterrupt: Ctrl-C, or SIGTERM; everything has been stopped by then.
-    """
-    return simulate_sites(
-        job,
-        find_sites(sites, data),
-        overrides=overrides,
-        results=results,
-        workspace=workspace,
-        checkpoints=checkpoints,
-        model=model,
-        recipe=recipe,
-        on_event=on_event,
-    )
-
-
-def simulate_sites(
-    job: Path,
     sites: Sequence[Site],
     *,
     overrides: Sequence[str] = (),
@@ -154,11 +100,25 @@ def simulate_sites(
     settings: Callable[[Site], Mapping[str, str]] = lambda site: {},
     on_event: OnEvent | None = None,
 ) -> SimulationResult:
-    """As `simulate`, for sites that are known.
+    """Run a job on a federation of local processes and write its results folder.
 
     Args:
-        recipe: goes before the job's own.
+        job: job folder, such as jobs/fedmsa; it is not changed.
+        sites: see `find_sites`.
+        overrides: `name=value` for the recipe, or `min_clients=N`.
+        recipe: goes before the job's own; see `session.prepare_job`.
+        results: new or empty folder for models, tables and report.
+        workspace: for everything else; a folder for this run is made in it, with a log for each
+            process.
+        checkpoints: folder of SAM checkpoints; none is needed for vit_demo.
+        model: model to start from, or to evaluate; see there.
         settings: for the environment of a site's trainer.
+        on_event: told how far it is.
+
+    Raises:
+        FedfmsError: whatever keeps the federation from coming to its end, with the end of the log
+            that says why.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM; everything has been stopped by then.
     """
     tell = on_event or (lambda event: None)
     check_results_folder(results)
@@ -172,7 +132,7 @@ def simulate_sites(
         tell(Event("provision", text=f"warning: {text}", sites=tuple(names)))
     keep_model_at_server(prepared, names)
     federation = Federation(run, sites, prepared.recipe, checkpoints, tell, settings=settings)
-    with _sigterm_as_interrupt(), federation.running() as coordinator:
+    with signals_mean(_interrupt, signal.SIGTERM), federation.running() as coordinator:
         tell(Event("submit", sites=tuple(names)))
         job_id = federation.submit(coordinator, prepared.folder)
         status = federation.wait_for_end(coordinator, job_id)
@@ -204,7 +164,7 @@ def _different_slices(sites: Sequence[Site]) -> list[str]:
         read_policy(site.folder / "policy")
         config = SiteConfig.from_yaml(site.folder / "site.yml", site.data, "--data")
         told.append(Announcement(site.name, slicing=Slicing.of(config)))
-    return [*(problem.text for problem in slicing_problems(told)), *slicing_warnings(told)]
+    return [*(one.problem for one in slicing_problems(told)), *slicing_warnings(told)]
 
 
 class Federation:
@@ -246,7 +206,13 @@ class Federation:
             _wait_for_port(server, port)
             for site in self.sites:
                 self._start_site(site, kits / site.name)
-            with self._connected(kits / ADMIN, server) as coordinator:
+
+            def still_starts() -> None:
+                if not server.is_running:
+                    raise self._failure("the server ended while it started")
+
+            patience = Patience(seconds=START_SECONDS)
+            with connect_patiently(kits / ADMIN, self.run, patience, still_starts) as coordinator:
                 self._wait_for_sites(coordinator)
                 yield coordinator
 
@@ -275,20 +241,20 @@ class Federation:
         folder = self.kit(SERVER) / job_id / RESULT_FOLDER
         reader = JobProgress(folder / RECORDS, self.recipe.rounds)
 
-        looked_at = 0
-
         def look() -> None:
-            nonlocal looked_at
-            for name in self._look():
-                self._tell(reader.event(text=name))
-            new, looked_at = reader.records[looked_at:], len(reader.records)
+            for text in self._look():
+                self._tell(reader.event(text=text))
+
+        def news() -> Event | None:
+            new = reader.read_new()
             for record in new:
                 self._stop_for_broken_files(record)
+            return reader.event() if new else None
 
         state = follow(
             coordinator,
             job_id,
-            news=lambda: reader.event() if reader.read_new() else None,
+            news=news,
             tell=self._tell,
             look=look,
             poll_seconds=POLL_SECONDS,
@@ -385,21 +351,6 @@ class Federation:
         return told
 
     # ------------------------------------------------------------------------------- waiting
-
-    @contextlib.contextmanager
-    def _connected(self, kit: Path, server: Supervised) -> Iterator[Coordinator]:
-        deadline = time.monotonic() + START_SECONDS
-        with contextlib.ExitStack() as stack:
-            while True:
-                if not server.is_running:
-                    raise self._failure("the server ended while it started")
-                try:
-                    coordinator = stack.enter_context(connect(kit, scratch=self.run))
-                    break
-                except FederationError:
-                    if time.monotonic() > deadline:
-                        raise
-            yield coordinator
 
     def _wait_for_sites(self, coordinator: Coordinator) -> None:
         wanted = {site.name for site in self.sites}
@@ -536,19 +487,5 @@ def _wait_for_port(server: Supervised, port: int) -> None:
         time.sleep(0.2)
 
 
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the run in order, like Ctrl-C."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -64,7 +64,7 @@ def check_role(kit: Kit, wanted: ParticipantType) -> None:
     )
 
 
-def check_names(kit: Kit, site_name: str | None) -> None:
+def check_names(kit: Kit, site_name: str | None) -> str:
     """Raise ConfigError unless certificate, kit and SITE_NAME have one name (kit-other-name)."""
     name = kit.subject(NameOID.COMMON_NAME)
     if name != kit.about.participant:
@@ -80,9 +80,10 @@ def check_names(kit: Kit, site_name: str | None) -> None:
             f"set SITE_NAME={kit.about.participant}, or point SITE_KIT at {site_name}'s kit",
             code="site-name",
         )
+    return f"the certificate is {kit.about.participant}'s"
 
 
-def check_issuer(kit: Kit) -> None:
+def check_issuer(kit: Kit) -> str:
     """Raise ConfigError (kit-other-ca) unless the kit's CA signed its certificate."""
     try:
         kit.certificate.verify_directly_issued_by(kit.root)
@@ -93,11 +94,12 @@ def check_issuer(kit: Kit) -> None:
             f"use the kit as the coordinator sent it to you, or {_ASK}",
             code="kit-other-ca",
         ) from None
+    return f"the project's CA ({kit.about.project}) signed the certificate"
 
 
-def check_dates(kit: Kit, now: datetime.datetime | None = None) -> None:
+def check_dates(kit: Kit) -> None:
     """Raise ConfigError (kit-expired, kit-not-yet-valid) unless both certificates are valid now."""
-    now = now or time_now()
+    now = time_now()
     for certificate, path in (
         (kit.certificate, kit.certificate_file),
         (kit.root, kit.root_file),

@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if machine.watch is not None:
         watch_files(machine.watch)
     from fedfms.trainer.server import serve
+    from fedfms.trainer.tasks import SiteFolders
     from fedfms.training.device import require_gpu
 
     logging.basicConfig(
@@ -80,15 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         require_gpu()
-        serve(
-            given.site,
-            given.config,
-            given.policy,
-            given.exchange,
+        folders = SiteFolders(
+            name=given.site,
+            config=given.config,
+            policy=given.policy,
             data_root=given.data,
             checkpoints=given.checkpoints,
             work=given.work,
         )
+        serve(folders, given.exchange)
     except FedfmsError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -12,7 +12,6 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import median
 
 from fedfms import __version__
@@ -115,15 +114,6 @@ def measure_spacing(
     return slices, rows, columns
 
 
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """What was measured, and for which settings."""
-
-    site: SiteConfig
-    smallest: int
-    spacing: Spacing | None
-
-
 class Announcer:
     """Answers pings beside the task that runs.
 
@@ -137,7 +127,8 @@ class Announcer:
         self._folders = folders
         self._reading: asyncio.Future[Announcement] | None = None
         self._busy: Callable[[], bool] = lambda: False
-        self._measured: _Measured | None = None
+        # settings and what was measured for them: site, smallest, spacing
+        self._measured: tuple[SiteConfig, int, Spacing | None] | None = None
         self._measuring = False
 
     async def pong(self, busy: Callable[[], bool]) -> Announcement:
@@ -172,8 +163,8 @@ class Announcer:
         """What was measured for these settings; starts to measure where nothing was yet."""
         smallest = max(site.min_cases, policy.min_cases)
         known = self._measured
-        if known is not None and (known.site, known.smallest) == (site, smallest):
-            return known.spacing
+        if known is not None and known[:2] == (site, smallest):
+            return known[2]
         if not self._measuring and not self._busy():
             self._measuring = True
             arguments = (site, smallest)
@@ -190,5 +181,5 @@ class Announcer:
             log.debug("no spacing to tell: %s", type(error).__name__)
         finally:
             if spacing is not None or not self._busy():  # a task came between: again later
-                self._measured = _Measured(site, smallest, spacing)
+                self._measured = site, smallest, spacing
             self._measuring = False

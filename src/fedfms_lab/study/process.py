@@ -131,9 +131,9 @@ def _federated(spec: RunSpec, folder: Path, work: Path) -> None:
 
     job = folder / JOB_FOLDER
     if spec.engine == "flare":
-        from fedfms.flare.simulate import simulate_sites
+        from fedfms.flare.simulate import simulate
 
-        simulate_sites(
+        simulate(
             spec.job,
             spec.sites,
             recipe=folder / RECIPE_FILE,

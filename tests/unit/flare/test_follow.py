@@ -12,7 +12,7 @@ import pytest
 
 from fedfms.cli.common import logging_progress
 from fedfms.errors import ConfigError, FederationError
-from fedfms.flare.follow import follow, read_end
+from fedfms.flare.follow import follow, news_from, read_end
 from fedfms.flare.job import RESULT_FOLDER
 from fedfms.flare.progress import Event, JobProgress
 from fedfms.flare.session import Admin, Coordinator, JobState
@@ -183,15 +183,14 @@ class FinishedJob:
     def get_job_meta(self, job_id: str) -> dict[str, str]:
         return {"status": "FINISHED:COMPLETED", "name": "fedmsa"}
 
+    def show_stats(self, job_id: str, target: str) -> None:
+        raise RuntimeError("no answer")
+
 
 def test_a_job_whose_process_has_gone_is_followed_to_its_end() -> None:
     """FLARE answers no question about progress then, and each takes seconds to fail."""
-
-    def news() -> Event | None:
-        raise FederationError("cannot ask for the progress", "wait", code="no-server")
-
     coordinator = Coordinator(FinishedJob(), Admin("coordinator@a.org", "a", "project_admin"))
-    state = follow(coordinator, "job", news=news, tell=print)
+    state = follow(coordinator, "job", news=news_from(coordinator, "job"), tell=print)
     assert state.is_completed
 
 

@@ -11,12 +11,10 @@ from fedfms import __version__
 from fedfms.contracts.announcement import Announcement, Slicing
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError, FederationError
-from fedfms.flare.lint import slicing_warnings
+from fedfms.flare.lint import PreparedJob, check_announcements, slicing_warnings
 from fedfms.flare.session import (
     Admin,
     Coordinator,
-    PreparedJob,
-    check_announcements,
     deploy_to,
     keep_model_at_server,
     prepare_job,
