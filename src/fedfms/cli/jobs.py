@@ -63,6 +63,7 @@ Results = Annotated[
 ]
 Workspace = Annotated[Path, typer.Option(help="For copies of jobs and for results.")]
 WORKSPACE = Path("workspace")
+_OWN_WORDS = "a site's own words are in its trainer's log and errors.log"
 
 
 @commands.command()
@@ -166,9 +167,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show the sites that are connected and what they can do, and the last jobs."""
-    from fedfms.flare.session import connect
-
-    with connect(kit) as coordinator:
+    with _connected(kit) as coordinator:
         if job is not None:
             state = coordinator.state(coordinator.find_job(job))
             event = coordinator.event(state.job_id) if state.status == "RUNNING" else None
@@ -193,9 +192,7 @@ def status(
 @commands.command()
 def watch(job: JobId, kit: Kit, as_json: AsJson = False) -> None:
     """Follow a job to its end. Ctrl-C ends the watching, not the job."""
-    from fedfms.flare.session import connect
-
-    with connect(kit) as coordinator:
+    with _connected(kit) as coordinator:
         state, _ = _follow(coordinator, coordinator.find_job(job), as_json)
         if as_json:
             out.print_json(json.dumps(_job_values(state)))
@@ -214,10 +211,9 @@ def fetch(
     as_json: AsJson = False,
 ) -> None:
     """Fetch a finished job and write its results folder: models, tables, report."""
-    from fedfms.flare.session import connect
     from fedfms.report.write import check_results_folder
 
-    with connect(kit, scratch=_scratch(workspace)) as coordinator:
+    with _connected(kit, _scratch(workspace)) as coordinator:
         state = coordinator.state(coordinator.find_job(job))
         if not state.is_finished:
             raise FederationError(
@@ -234,9 +230,7 @@ def fetch(
 @commands.command()
 def abort(job: JobId, kit: Kit) -> None:
     """Stop a job that runs or waits."""
-    from fedfms.flare.session import connect
-
-    with connect(kit) as coordinator:
+    with _connected(kit) as coordinator:
         job_id = coordinator.find_job(job)
         if (state := coordinator.state(job_id)).is_finished:
             raise FederationError(
@@ -249,9 +243,7 @@ def abort(job: JobId, kit: Kit) -> None:
 @commands.command()
 def revoke(site: Annotated[str, typer.Argument(help="Name of the site.")], kit: Kit) -> None:
     """Shut a site out: the server ends its connection and lets it in no more. See readmit."""
-    from fedfms.flare.session import connect
-
-    with connect(kit) as coordinator:
+    with _connected(kit) as coordinator:
         is_there = site in coordinator.sites()
         coordinator.revoke(site)
     if not is_there:  # FLARE notes any name
@@ -262,14 +254,20 @@ def revoke(site: Annotated[str, typer.Argument(help="Name of the site.")], kit: 
 @commands.command()
 def readmit(site: Annotated[str, typer.Argument(help="Name of the site.")], kit: Kit) -> None:
     """Let a site in again that was shut out."""
-    from fedfms.flare.session import connect
-
-    with connect(kit) as coordinator:
+    with _connected(kit) as coordinator:
         coordinator.readmit(site)
     out.print(f"{site} may connect again; a running client of it does so by itself")
 
 
 # ---------------------------------------------------------------------------------- waiting
+
+
+def _connected(
+    kit: Path, scratch: Path | None = None
+) -> contextlib.AbstractContextManager[Coordinator]:
+    from fedfms.flare.session import connect
+
+    return connect(kit, scratch=scratch)
 
 
 def _saying(quiet: bool) -> Callable[[str], None]:
@@ -363,9 +361,7 @@ def _fetch(
 
 
 def _fix_of(end: JobEnd) -> str:
-    if end.aborted:
-        return "nothing is broken: submit the job again if you like"
-    return "a site's own words are in its trainer's log and errors.log"
+    return "nothing is broken: submit the job again if you like" if end.aborted else _OWN_WORDS
 
 
 def _failed(coordinator: Coordinator, state: JobState) -> FederationError:
@@ -373,7 +369,7 @@ def _failed(coordinator: Coordinator, state: JobState) -> FederationError:
     from fedfms.flare.follow import read_end
 
     problem = f"FLARE ended the job as {state.status}"
-    fix = "a site's own words are in its trainer's log and errors.log"
+    fix = _OWN_WORDS
     if state.detail:
         problem += f": {state.detail}"
     with (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_constant import ReturnCode
@@ -34,8 +34,8 @@ from fedfms.flare.job import (
     SERVER_MODELS,
     TRAIN_TASK,
     read_recipe,
+    training_dxo,
 )
-from fedfms.records.scores import over_classes
 from fedfms.trainer.client import TaskResult, run_task
 
 
@@ -166,15 +166,7 @@ def _training_reply(result: TaskResult) -> Shareable:
 
     Tensors stay in the precision in which they passed the door.
     """
-    contribution = result.contribution
-    meta = {
-        CONTRIBUTION: contribution.to_dict(),
-        MetaKey.NUM_STEPS_CURRENT_ROUND: float(contribution.training_slices),
-    }
-    dice = over_classes(contribution.metrics, "dice")
-    if contribution.role == "train" and dice is not None:
-        meta[MetaKey.INITIAL_METRICS] = {"val_dice": dice}
-    return DXO(DataKind.WEIGHT_DIFF, data=result.tensors, meta=meta).to_shareable()
+    return training_dxo(result.tensors, result.contribution).to_shareable()
 
 
 def _evaluation_reply(result: TaskResult) -> Shareable:

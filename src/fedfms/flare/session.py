@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
+from cryptography.x509.oid import NameOID
 from nvflare.apis.storage import WORKSPACE
 from nvflare.fuel.flare_api.api_spec import (
     AuthenticationError,
@@ -464,9 +464,9 @@ def read_admin(kit: Path) -> Admin:
         values = [
             str(subject.get_attributes_for_oid(oid)[0].value)
             for oid in (
-                x509.NameOID.COMMON_NAME,
-                x509.NameOID.ORGANIZATION_NAME,
-                x509.NameOID.UNSTRUCTURED_NAME,  # where FLARE keeps the role
+                NameOID.COMMON_NAME,
+                NameOID.ORGANIZATION_NAME,
+                NameOID.UNSTRUCTURED_NAME,  # where FLARE keeps the role
             )
         ]
     except (ConfigError, OSError, IndexError):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -38,8 +39,7 @@ def write_sums(kit: Path, ca_key: rsa.RSAPrivateKey) -> None:
         kit: the folder with startup/ and local/.
         ca_key: private key of the certificate in startup/rootCA.pem.
     """
-    lines = [f"{file_sha256(kit / name)}  {name}\n" for name in kit_files(kit)]
-    content = "".join(lines).encode()
+    content = list_sums(kit, kit_files(kit)).encode()
     (kit / SUMS_FILE).write_bytes(content)
     # the same content gives the same bytes
     signature = ca_key.sign(content, padding.PKCS1v15(), hashes.SHA256())
@@ -98,6 +98,11 @@ def check_sums(kit: Path) -> None:
                 f"remove it, or {_AGAIN}",
                 code="kit-changed",
             )
+
+
+def list_sums(folder: Path, names: Iterable[str]) -> str:
+    """Files of a folder with their SHA-256, in the format of `sha256sum -c`."""
+    return "".join(f"{file_sha256(folder / name)}  {name}\n" for name in names)
 
 
 def kit_files(kit: Path) -> list[str]:

@@ -11,6 +11,7 @@ from cryptography.x509.oid import NameOID
 from fedfms.errors import ConfigError
 from fedfms.kits.about import ParticipantType
 from fedfms.kits.certificates import now as time_now
+from fedfms.kits.certificates import subject_of
 from fedfms.kits.checksums import check_sums
 from fedfms.kits.kit import Kit, read_kit, unreadable
 
@@ -66,7 +67,7 @@ def check_role(kit: Kit, wanted: ParticipantType) -> None:
 
 def check_names(kit: Kit, site_name: str | None) -> str:
     """Raise ConfigError unless certificate, kit and SITE_NAME have one name (kit-other-name)."""
-    name = kit.subject(NameOID.COMMON_NAME)
+    name = subject_of(kit.certificate, NameOID.COMMON_NAME)
     if name != kit.about.participant:
         raise ConfigError(
             f"the certificate {kit.certificate_file} is {name or 'nobody'}'s, but the kit is "
