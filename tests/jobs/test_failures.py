@@ -69,7 +69,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Sabo
     folder = tmp_path_factory.mktemp("deaths")
     sites = write_sites(folder / "sites", ("site-1", "site-2", "site-3"))
     saboteur = Saboteur(folder / "workspace")
-    result = simulate(
+    simulate(
         JOBS / "fedmsa",
         find_sites(sites, None),
         overrides=["rounds=4", "min_clients=1", "local_epochs=3", "transfer_precision=fp16"],
@@ -77,7 +77,8 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Sabo
         workspace=folder / "workspace",
         on_event=saboteur,
     )
-    return read_records(result.results), saboteur, result.results
+    results = folder / "results"
+    return read_records(results), saboteur, results
 
 
 def test_a_killed_trainer_costs_its_site_one_round(

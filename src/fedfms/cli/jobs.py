@@ -110,7 +110,7 @@ def submit(
     """Check a job against what the sites announce, and submit it."""
     from fedfms.flare.coordinator import Patience, connect_patiently, wait_for_sites
     from fedfms.flare.lint import check_announcements, slicing_warnings
-    from fedfms.flare.session import new_copy, prepare_job
+    from fedfms.flare.session import deploy, new_copy, prepare_job
     from fedfms.report.write import check_results_folder
 
     folder = _new_results(results if watch else None, workspace, job.resolve().name)
@@ -139,7 +139,8 @@ def submit(
         warnings = slicing_warnings([one for one in told if one.site in sites])
         for text in warnings:
             say(f"warning: {text}")
-        job_id = coordinator.submit_to(prepared, sites, leaves_out=bool(without))
+        deploy(prepared, sites, leaves_out=bool(without))
+        job_id = coordinator.submit_prepared(prepared.folder)
         if not watch:
             if as_json:
                 said = {"job_id": job_id, "sites": sites, "warnings": warnings}

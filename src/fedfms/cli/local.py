@@ -95,7 +95,7 @@ def simulate(
     folder = results or workspace / "results" / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     started = time.monotonic()
     with watching(as_json) as on_event:
-        result = run(
+        logs = run(
             job,
             find_sites(sites, data),
             overrides=overrides,
@@ -108,7 +108,7 @@ def simulate(
         )
     show_result(folder, as_json)
     if not as_json:
-        out.print(f"logs: {result.logs}")
+        out.print(f"logs: {logs}")
         out.print(f"took {time.monotonic() - started:.0f} s")
 
 

@@ -148,29 +148,30 @@ def prepare_job(
     return PreparedJob(destination, what, min_clients, bool(training))
 
 
-def deploy_to(job: PreparedJob, sites: Sequence[str]) -> None:
-    """Give the job to these sites only, whoever else is connected when it starts."""
+def deploy(job: PreparedJob, sites: Sequence[str], *, leaves_out: bool = False) -> None:
+    """Give a given model to the server alone: sites get it as a task, not with the job.
+
+    Args:
+        job: from `prepare_job`.
+        sites: that take part.
+        leaves_out: whether the job goes to these sites only, whoever else connects before it
+            starts.
+    """
     meta = job.meta
-    apps = list(meta["deploy_map"])
-    if len(apps) != 1:
-        raise ConfigError(
-            "a job with several apps cannot leave a site out",
-            "take the site out of deploy_map in meta.json",
-            code="deploy-map",
+    if leaves_out:
+        apps = list(meta["deploy_map"])
+        if len(apps) != 1:
+            raise ConfigError(
+                "a job with several apps cannot leave a site out",
+                "take the site out of deploy_map in meta.json",
+                code="deploy-map",
+            )
+        meta["deploy_map"] = {apps[0]: [SERVER, *sites]}
+    if (job.folder / _CONFIG / START_MODEL_FILE).is_file():
+        shutil.copytree(
+            job.folder / "app", job.folder / "app_site", ignore=lambda *_: [START_MODEL_FILE]
         )
-    meta["deploy_map"] = {apps[0]: [SERVER, *sites]}
-    _write(job.folder / "meta.json", meta)
-
-
-def keep_model_at_server(job: PreparedJob, sites: Sequence[str]) -> None:
-    """Deploy a given model to the server only: sites get it as a task, not with the job."""
-    if not (job.folder / _CONFIG / START_MODEL_FILE).is_file():
-        return
-    shutil.copytree(
-        job.folder / "app", job.folder / "app_site", ignore=lambda *_: [START_MODEL_FILE]
-    )
-    meta = read_json(job.folder / "meta.json")
-    meta["deploy_map"] = {"app": ["server"], "app_site": list(sites)}
+        meta["deploy_map"] = {"app": [SERVER], "app_site": list(sites)}
     _write(job.folder / "meta.json", meta)
 
 
@@ -234,19 +235,6 @@ class Coordinator:
         rights = AUTHORIZATION["permissions"].get(self.admin.role)
         if rights is not None and rights.get(right, "none") == "none":
             raise self._not_authorized(what, right)
-
-    def submit_to(self, job: PreparedJob, sites: Sequence[str], leaves_out: bool) -> str:
-        """Submit a checked job to these sites; FLARE's id of the job.
-
-        Args:
-            job: from `prepare_job`.
-            sites: from `check_announcements`.
-            leaves_out: whether another site must not take part even if it connects.
-        """
-        if leaves_out:
-            deploy_to(job, sites)
-        keep_model_at_server(job, sites)
-        return self.submit_prepared(job.folder)
 
     def submit_prepared(self, folder: Path) -> str:
         """Submit a folder of `prepare_job` as it is; FLARE's id of the job."""

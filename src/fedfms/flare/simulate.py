@@ -16,7 +16,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,12 +34,7 @@ from fedfms.flare.job import RESULT_FOLDER
 from fedfms.flare.lint import check_sites, slicing_problems, slicing_warnings
 from fedfms.flare.progress import Event, JobProgress
 from fedfms.flare.provision import run_provisioner
-from fedfms.flare.session import (
-    Coordinator,
-    JobState,
-    keep_model_at_server,
-    prepare_job,
-)
+from fedfms.flare.session import Coordinator, JobState, deploy, prepare_job
 from fedfms.local.processes import Processes, Supervised, signals_mean
 from fedfms.local.sites import (
     Site,
@@ -77,16 +71,6 @@ _OF_FILES = re.compile(r"\b(SiteDataError|ConfigError|CheckpointError) \([a-z0-9
 _ENTRY = re.compile(r"^[\d-]+ [\d:]+ job \S+ round \d+ \w+: ", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class SimulationResult:
-    """What a simulation left."""
-
-    results: Path  # folder with models, tables and report
-    logs: Path  # one file for each process
-    job_id: str
-    status: str  # FLARE's own word for how the job ended
-
-
 def simulate(
     job: Path,
     sites: Sequence[Site],
@@ -99,7 +83,7 @@ def simulate(
     model: Path | None = None,
     settings: Callable[[Site], Mapping[str, str]] = lambda site: {},
     on_event: OnEvent | None = None,
-) -> SimulationResult:
+) -> Path:
     """Run a job on a federation of local processes and write its results folder.
 
     Args:
@@ -114,6 +98,9 @@ def simulate(
         model: model to start from, or to evaluate; see there.
         settings: for the environment of a site's trainer.
         on_event: told how far it is.
+
+    Returns:
+        the folder with one log for each process.
 
     Raises:
         FedfmsError: whatever keeps the federation from coming to its end, with the end of the log
@@ -130,7 +117,7 @@ def simulate(
     check_sites(prepared, names)
     for text in _different_slices(sites):
         tell(Event("provision", text=f"warning: {text}", sites=tuple(names)))
-    keep_model_at_server(prepared, names)
+    deploy(prepared, names)
     federation = Federation(run, sites, prepared.recipe, checkpoints, tell, settings=settings)
     with signals_mean(_interrupt, signal.SIGTERM), federation.running() as coordinator:
         tell(Event("submit", sites=tuple(names)))
@@ -149,7 +136,7 @@ def simulate(
         )
     federation.forget()
     tell(Event("done"))
-    return SimulationResult(results, federation.logs, job_id, status)
+    return federation.logs
 
 
 def _different_slices(sites: Sequence[Site]) -> list[str]:
@@ -190,7 +177,6 @@ class Federation:
         self._tell = tell
         self._kits = self.run / "kits"
         self._made = self._kits  # with a folder for each participant, once they are made
-        self._gone: set[str] = set()
         self._processes = Processes()
 
     @contextlib.contextmanager
@@ -222,13 +208,13 @@ class Federation:
         deadline = time.monotonic() + SCHEDULE_SECONDS
 
         def give_up_in_time(state: JobState) -> None:
+            self._look()
             if time.monotonic() > deadline:
                 raise self._failure("FLARE did not start the job", state.detail)
 
         state = wait_for_start(
             coordinator,
             job_id,
-            look=self._look,
             on_wait=give_up_in_time,
             poll_seconds=POLL_SECONDS,
         )
@@ -241,11 +227,9 @@ class Federation:
         folder = self.kit(SERVER) / job_id / RESULT_FOLDER
         reader = JobProgress(folder / RECORDS, self.recipe.rounds)
 
-        def look() -> None:
+        def news() -> Event | None:
             for text in self._look():
                 self._tell(reader.event(text=text))
-
-        def news() -> Event | None:
             new = reader.read_new()
             for record in new:
                 self._stop_for_broken_files(record)
@@ -256,7 +240,6 @@ class Federation:
             job_id,
             news=news,
             tell=self._tell,
-            look=look,
             poll_seconds=POLL_SECONDS,
         )
         if not reader.records and not state.is_completed:

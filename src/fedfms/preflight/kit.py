@@ -10,8 +10,7 @@ from cryptography.x509.oid import NameOID
 
 from fedfms.errors import ConfigError
 from fedfms.kits.about import ParticipantType
-from fedfms.kits.certificates import now as time_now
-from fedfms.kits.certificates import subject_of
+from fedfms.kits.certificates import now, subject_of
 from fedfms.kits.checksums import check_sums
 from fedfms.kits.kit import Kit, read_kit, unreadable
 
@@ -100,23 +99,23 @@ def check_issuer(kit: Kit) -> str:
 
 def check_dates(kit: Kit) -> None:
     """Raise ConfigError (kit-expired, kit-not-yet-valid) unless both certificates are valid now."""
-    now = time_now()
+    time = now()
     for certificate, path in (
         (kit.certificate, kit.certificate_file),
         (kit.root, kit.root_file),
     ):
-        if now > certificate.not_valid_after_utc:
+        if time > certificate.not_valid_after_utc:
             raise ConfigError(
                 f"the certificate {path} expired on {_day(certificate.not_valid_after_utc)}; "
-                f"the clock here says {_day(now)}",
+                f"the clock here says {_day(time)}",
                 "ask the coordinator to renew it (fedfms provision --renew), then put the new kit/ "
                 "in the place of this one",
                 code="kit-expired",
             )
-        if now < certificate.not_valid_before_utc:
+        if time < certificate.not_valid_before_utc:
             raise ConfigError(
                 f"the certificate {path} is valid from {_day(certificate.not_valid_before_utc)} "
-                f"on; the clock here says {_day(now)}",
+                f"on; the clock here says {_day(time)}",
                 "set this machine's clock; if it is right, ask the coordinator to renew this kit",
                 code="kit-not-yet-valid",
             )

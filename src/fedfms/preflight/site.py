@@ -100,9 +100,9 @@ def check_flare_side(
     checks.check("certificate-ca", lambda: check_issuer(kit()), readable)
     _check_server(checks, kit, readable, ask_server)
     checks.check("authorization", closed, readable)
-    checks.check("workspace", lambda: machine.check_writable(places.workspace, "a volume"))
+    checks.check("workspace", lambda: machine.check_writable(places.workspace))
     checks.check("workspace-disk", lambda: machine.check_disk(places.workspace), ["workspace"])
-    checks.check("exchange", lambda: machine.check_writable(places.exchange, "a volume"))
+    checks.check("exchange", lambda: machine.check_writable(places.exchange))
     checks.check("exchange-size", lambda: machine.check_exchange(places.exchange), ["exchange"])
     checks.check("trainer", lambda: _trainer(places.exchange), ["exchange"])
     return checks.items
@@ -159,9 +159,9 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
     checks.check(
         "shared-memory", lambda: machine.check_shared_memory(found["site"].workers), ["site-yml"]
     )
-    checks.check("work", lambda: machine.check_writable(places.work, "a volume"))
+    checks.check("work", lambda: machine.check_writable(places.work))
     checks.check("work-disk", disk, ["work"])
-    checks.check("exchange", lambda: machine.check_writable(places.exchange, "a volume"))
+    checks.check("exchange", lambda: machine.check_writable(places.exchange))
     checks.check(
         "exchange-size",
         lambda: machine.check_exchange(places.exchange, places.checkpoints),

@@ -6,6 +6,7 @@ site that wants to know whether it could join has not.
 
 from __future__ import annotations
 
+import inspect
 import json
 import secrets
 import time
@@ -36,19 +37,14 @@ CELL = Assumption(
     "auth_identity_map, and send_request waits for an answer",
     lambda: (
         {"fqcn", "root_url", "secure", "credentials", "auth_identity", "auth_identity_map"}
-        <= {*_parameters(CoreCell.__init__)}
+        <= {*inspect.signature(CoreCell.__init__).parameters}
         and {"channel", "topic", "target", "request", "timeout", "optional"}
-        <= {*_parameters(CoreCell.send_request)}
+        <= {*inspect.signature(CoreCell.send_request).parameters}
         and uses(Cell.__init__, "CoreCell")
         and callable(CoreCell.start)
         and callable(CoreCell.stop)
     ),
 )
-
-
-def _parameters(function: Any) -> tuple[str, ...]:
-    code = function.__code__
-    return tuple(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
 
 
 class ServerAddress(NamedTuple):
