@@ -460,13 +460,8 @@ def _jobs_table(jobs: Sequence[JobState]) -> Table:
 
 
 def _job_values(state: JobState) -> dict[str, str]:
-    return {
-        "job_id": state.job_id,
-        "name": state.name,
-        "status": state.status,
-        "submitted": state.submitted,
-        "detail": state.detail,
-    }
+    keys = ("job_id", "name", "status", "submitted", "detail")
+    return {key: getattr(state, key) for key in keys}
 
 
 def _show_job(state: JobState, event: Event | None, as_json: bool) -> None:

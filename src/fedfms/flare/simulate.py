@@ -378,39 +378,25 @@ def provision(
     """
     folder.mkdir(parents=True, mode=0o700)
     folder.chmod(0o700)
-    participants: list[dict[str, Any]] = [
-        {
-            "name": SERVER,
-            "type": "server",
-            "org": "coordinator",
-            "fed_learn_port": port,
-            "admin_port": port,
-        },
-    ]
-    participants += [
-        {"name": name, "type": "admin", "org": "coordinator", "role": role}
-        for name, role in admins.items()
-    ]
-    participants += [
-        {"name": name, "type": "client", "org": name.replace("-", "_")} for name in sites
-    ]
+    ours = {"server_storage": str(folder / "storage"), "heart_beat_timeout": SILENCE_SECONDS}
     project: dict[str, Any] = {
         "api_version": 3,
         "name": PROJECT,
-        "participants": participants,
+        "participants": [
+            {"name": SERVER, "type": "server", "org": "coordinator", "fed_learn_port": port},
+            *(
+                {"name": name, "type": "admin", "org": "coordinator", "role": role}
+                for name, role in admins.items()
+            ),
+            *({"name": name, "type": "client", "org": name.replace("-", "_")} for name in sites),
+        ],
         "builders": [
             {"path": "nvflare.lighter.impl.workspace.WorkspaceBuilder"},
             {
                 "path": "nvflare.lighter.impl.static_file.StaticFileBuilder",
                 "args": {"config_folder": "config", "scheme": "grpc"},
             },
-            {
-                "path": "fedfms.flare.kit.FedfmsKitBuilder",
-                "args": {
-                    "server_storage": str(folder / "storage"),
-                    "heart_beat_timeout": SILENCE_SECONDS,
-                },
-            },
+            {"path": "fedfms.flare.kit.FedfmsKitBuilder", "args": ours},
             {"path": "nvflare.lighter.impl.cert.CertBuilder"},
         ],
     }

@@ -12,7 +12,8 @@ from fedfms.errors import ConfigError
 from fedfms.kits.about import ParticipantType
 from fedfms.kits.certificates import now, subject_of
 from fedfms.kits.checksums import check_sums
-from fedfms.kits.kit import Kit, read_kit, unreadable
+from fedfms.kits.kit import Kit, read_kit
+from fedfms.user import unreadable
 
 _ASK = "ask the coordinator for a new kit"
 _ROLES = {"server": "server", "client": "flare"}  # what `fedfms ...` starts from which kit
@@ -48,7 +49,7 @@ def check_files(folder: Path) -> None:
         for path in (folder / "startup").rglob("*.key"):  # also one that the site made itself
             path.read_bytes()
     except OSError as error:
-        raise unreadable(Path(error.filename or folder), error) from None
+        raise unreadable(Path(error.filename or folder), error, "kit-unreadable") from None
 
 
 def check_role(kit: Kit, wanted: ParticipantType) -> None:

@@ -29,7 +29,7 @@ from fedfms.preflight.kit import (
 )
 from fedfms.preflight.policy import check_authorization
 from fedfms.trainer.connection import ping
-from fedfms.user import how_to_read
+from fedfms.user import unreadable
 
 if TYPE_CHECKING:
     from fedfms.data.check import Examination
@@ -302,12 +302,7 @@ def _require_file(path: Path, where: str, name: str) -> None:
     try:
         path.open("rb").close()
     except PermissionError as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error.strerror}) by this container's user, "
-            f"{os.geteuid()}:{os.getegid()}",
-            how_to_read(path),
-            code="unreadable-file",
-        ) from None
+        raise unreadable(path, error, "unreadable-file") from None
     except OSError:
         raise ConfigError(
             f"there is no {path}",

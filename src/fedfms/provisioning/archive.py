@@ -59,7 +59,7 @@ def archive(
         for source in checkpoints:
             shutil.copyfile(source, scratch / "checkpoints" / source.name)
         listed = ", ".join(f"`{image}`" for image in images)
-        write_templates("archive", scratch, {"__IMAGES__": listed})
+        write_templates("archive", scratch, images=listed)
         files = sorted(path for path in scratch.rglob("*") if path.is_file())
         names = [path.relative_to(scratch).as_posix() for path in files]
         (scratch / SUMS_FILE).write_text(list_sums(scratch, names))

@@ -38,7 +38,7 @@ from fedfms.kits.certificates import RENEW_DAYS, fingerprint, kit_certificate, n
 from fedfms.kits.checksums import SIGNATURE_FILE, SUMS_FILE, list_sums
 from fedfms.kits.zips import write_zip
 from fedfms.provisioning.project import ZIPS, Participant, Project, read_project
-from fedfms.provisioning.render import placeholders, write_templates
+from fedfms.provisioning.render import write_templates
 
 _OF_FLARE = ("startup", "local", ABOUT_FILE, SUMS_FILE, SIGNATURE_FILE)
 _REVOKED_FILE, _RECORD_FILE = "revoked.json", "project.json"
@@ -374,14 +374,15 @@ def _assemble(participant: Participant, project: Project, made: Path, scratch: P
     for name in _OF_FLARE:
         (made / name).rename(folder / "kit" / name)
     entry = next(e for e in project.content["participants"] if e["name"] == participant.name)
-    values = placeholders(
+    write_templates(
+        "site" if participant.type == "client" else participant.type,
+        folder,
         site=participant.name,
         server_host=project.server_host,
         server_port=project.server_port,
         project=project.name,
         role=entry.get("role", ""),
     )
-    write_templates("site" if participant.type == "client" else participant.type, folder, values)
     return folder
 
 

@@ -38,15 +38,12 @@ Spacing = tuple[float, float, float]  # mm between slices, rows and columns
 
 
 def describe(
-    folders: SiteFolders,
-    busy: bool,
-    spacing_of: Callable[[SiteConfig, Policy], Spacing | None] = lambda site, policy: None,
+    folders: SiteFolders, spacing_of: Callable[[SiteConfig, Policy], Spacing | None]
 ) -> Announcement:
     """What the site can do now; whatever is wrong is told as the code of its error.
 
     Args:
         folders: the site's.
-        busy: whether it is.
         spacing_of: gives the spacing to tell, see `measure_spacing`.
     """
     try:
@@ -60,13 +57,12 @@ def describe(
                 code="no-data-root",
             )
     except FedfmsError as error:
-        return Announcement(folders.name, __version__, busy, public_code(error.code))
+        return Announcement(folders.name, __version__, fault=public_code(error.code))
     except Exception:
-        return Announcement(folders.name, __version__, busy, "unexpected")
+        return Announcement(folders.name, __version__, fault="unexpected")
     return Announcement(
         site=folders.name,
         version=__version__,
-        busy=busy,
         classes=tuple(site.classes),
         not_annotated=site.not_annotated,
         methods=policy.methods,
@@ -151,7 +147,7 @@ class Announcer:
                 answer.set_result(pong)
 
         def read() -> None:
-            pong = describe(self._folders, False, self._spacing)
+            pong = describe(self._folders, self._spacing)
             with contextlib.suppress(RuntimeError):  # the trainer has stopped in the meantime
                 loop.call_soon_threadsafe(deliver, pong)
 
