@@ -19,7 +19,6 @@ class Machine:
     require_gpu: bool = False  # FEDFMS_REQUIRE_GPU: the trainer was started with the GPU overlay
     revision: str | None = None  # FEDFMS_REVISION: commit that a container image was made of
     image: str | None = None  # FEDFMS_IMAGE_DIGEST: the image's own, which it cannot know
-    watch: Path | None = None  # FEDFMS_WATCH: which files this process may open (fedfms.watch)
 
     @classmethod
     def from_environment(cls) -> Machine:
@@ -38,5 +37,4 @@ class Machine:
             require_gpu=os.environ.get("FEDFMS_REQUIRE_GPU", "") not in ("", "0"),
             revision=os.environ.get("FEDFMS_REVISION") or None,
             image=os.environ.get("FEDFMS_IMAGE_DIGEST") or None,
-            watch=folder("FEDFMS_WATCH"),
         )
