@@ -42,16 +42,13 @@ def known_revision() -> str | None:
 
 
 def _checked_out() -> str | None:
-    git = ["git", "-C", str(Path(__file__).parent)]
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.check_output(
+            command, stderr=subprocess.DEVNULL, text=True, timeout=5
+        ).strip()
+
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
-        )
-        if head.returncode != 0:
-            return None
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "."], capture_output=True, text=True, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", ".") else "")
+    except (OSError, subprocess.SubprocessError):
         return None
-    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

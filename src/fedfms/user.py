@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fedfms.errors import FedfmsError
+from fedfms.errors import ConfigError, FedfmsError
 
 
 class UserError(FedfmsError):
@@ -43,6 +43,16 @@ def how_to_read(path: Path) -> str:
     if owner == me:
         return "let its owner read it: chmod -R u+rX . in the folder with .env"
     return f"set FEDFMS_UID={owner} in .env: that user owns it"
+
+
+def unreadable(path: Path, error: OSError, code: str) -> ConfigError:
+    """That this container's user may not read a file of a kit's folder, and what to do."""
+    return ConfigError(
+        f"{path} cannot be read ({error.strerror}) by this container's user, "
+        f"{os.geteuid()}:{os.getegid()}",
+        how_to_read(path),
+        code=code,
+    )
 
 
 def _owner(path: Path) -> int | None:

@@ -466,13 +466,14 @@ def commands(folder: Path) -> str:
 def federation(folder: Path) -> str:
     """Three sites train the demo model by FLARE; what a round costs beside the sites' own work."""
     from fedfms.flare.simulate import simulate
+    from fedfms.local.sites import find_sites
 
     for number, style in enumerate(("bright", "noisy", "inverted"), start=1):
         phantom_site(folder / f"sites/site-{number}", style=style)
     started = time.monotonic()
     simulate(
         REPOSITORY / "jobs/fedmsa",
-        folder / "sites",
+        find_sites(folder / "sites", None),
         overrides=["classes=lesion", "rounds=3"],
         results=folder / "results",
         workspace=folder / "workspace",

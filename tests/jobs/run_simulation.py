@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 from fedfms.flare.simulate import simulate
+from fedfms.local.sites import find_sites
 
 if __name__ == "__main__":
     job, sites, results, workspace = map(Path, sys.argv[1:5])
     try:
         simulate(
             job,
-            sites,
+            find_sites(sites, None),
             overrides=sys.argv[5:],
             results=results,
             workspace=workspace,

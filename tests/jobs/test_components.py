@@ -138,8 +138,8 @@ def report(engine: Engine, site: str, **changes) -> Contribution:
 def answer(engine: Engine, site: str, contribution: Contribution, *, zeros: bool) -> Shareable:
     """What a site sends for a round: a difference of zeros, or none."""
     with engine.new_context() as fl_ctx:
-        shapes = engine.components["persistor"].shapes(fl_ctx)
-    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()} if zeros else {}
+        model = engine.components["persistor"].start_model(fl_ctx)
+    tensors = {name: torch.zeros_like(value) for name, value in model.items()} if zeros else {}
     meta = {CONTRIBUTION: contribution.to_dict(), MetaKey.NUM_STEPS_CURRENT_ROUND: 1e9}
     meta[MetaKey.INITIAL_METRICS] = {"val_dice": 1.0}
     shareable = DXO(DataKind.WEIGHT_DIFF, data=tensors, meta=meta).to_shareable()

@@ -26,9 +26,9 @@ from federations import JOBS, of_kind, processes_below, read_records, wait_until
 
 from fedfms.contracts.announcement import Announcement
 from fedfms.errors import ConfigError, FederationError
+from fedfms.flare.lint import check_announcements
 from fedfms.flare.session import (
     Coordinator,
-    check_announcements,
     connect,
     new_copy,
     prepare_job,
@@ -308,7 +308,7 @@ def test_ctrl_c_ends_the_watching_abort_the_job_and_a_new_server_the_one_that_ra
     )
     job_id = submitted["job_id"]
     assert submitted["sites"] == ["site-1", "site-2"]
-    wait_until(lambda: running.coordinator.progress(job_id), 60, "the job runs")
+    wait_until(lambda: running.coordinator.event(job_id), 60, "the job runs")
     watching = running.start("watch", job_id[:8])
     waiting = running.json("submit", JOBS / "fedmsa")["job_id"]  # in the meantime
     watching.send_signal(signal.SIGINT)

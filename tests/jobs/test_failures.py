@@ -19,6 +19,7 @@ from federations import JOBS, of_kind, processes_below, read_records, wait_until
 from fedfms.errors import ConfigError, FederationError
 from fedfms.flare.progress import Event
 from fedfms.flare.simulate import simulate
+from fedfms.local.sites import find_sites
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -68,15 +69,16 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Sabo
     folder = tmp_path_factory.mktemp("deaths")
     sites = write_sites(folder / "sites", ("site-1", "site-2", "site-3"))
     saboteur = Saboteur(folder / "workspace")
-    result = simulate(
+    simulate(
         JOBS / "fedmsa",
-        sites,
+        find_sites(sites, None),
         overrides=["rounds=4", "min_clients=1", "local_epochs=3", "transfer_precision=fp16"],
         results=folder / "results",
         workspace=folder / "workspace",
         on_event=saboteur,
     )
-    return read_records(result.results), saboteur, result.results
+    results = folder / "results"
+    return read_records(results), saboteur, results
 
 
 def test_a_killed_trainer_is_asked_once_more_and_its_site_misses_no_round(
@@ -129,7 +131,7 @@ def test_a_site_that_cannot_use_its_files_ends_the_simulation_at_once_with_its_o
     with pytest.raises(FederationError) as error:
         simulate(
             JOBS / "fedmsa",
-            sites,
+            find_sites(sites, None),
             overrides=["rounds=2"],
             results=tmp_path / "results",
             workspace=tmp_path / "workspace",
@@ -155,7 +157,7 @@ def test_a_broken_site_yml_is_found_before_anything_starts(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"site-2/site\.yml"):
         simulate(
             JOBS / "fedmsa",
-            sites,
+            find_sites(sites, None),
             results=tmp_path / "results",
             workspace=tmp_path / "workspace",
         )

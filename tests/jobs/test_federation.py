@@ -212,18 +212,18 @@ def test_between_the_evaluated_rounds_sites_train_and_say_nothing_of_scores(feds
 def test_evaluate_scores_a_given_model_at_every_site(
     fedsam: Path, sites: Path, tmp_path: Path
 ) -> None:
-    result = simulate(
+    simulate(
         JOBS / "evaluate",
-        sites,
+        find_sites(sites, None),
         model=fedsam / "global_model.safetensors",
         results=tmp_path / "results",
         workspace=tmp_path / "workspace",
     )
-    again = of_kind(read_records(result.results), "evaluation")
+    again = of_kind(read_records(tmp_path / "results"), "evaluation")
     before = [r for r in of_kind(read_records(fedsam), "evaluation") if r["model"] == "final"]
     assert {r["site"] for r in again} == {"site-1", "site-2", "site-3"}
     dice = {r["site"]: r["contribution"]["metrics"] for r in again}
     honest = {r["site"]: r["contribution"]["metrics"] for r in before}
     assert dice == honest
-    recipe = json.loads((result.results / "recipe.json").read_text())
+    recipe = json.loads((tmp_path / "results/recipe.json").read_text())
     assert recipe["method"] == "fedsam"

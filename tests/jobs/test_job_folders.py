@@ -12,7 +12,8 @@ from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.errors import ConfigError
 from fedfms.flare.kit import CLASSES
-from fedfms.flare.session import check_sites, keep_model_at_server, prepare_job
+from fedfms.flare.lint import check_sites
+from fedfms.flare.session import deploy, prepare_job
 
 ALL = ("fedsam", "fedmsa", "evaluate")
 TRAINING = ("fedsam", "fedmsa")
@@ -132,7 +133,7 @@ def test_a_given_model_brings_its_recipe_and_goes_to_the_server_only(tmp_path: P
         JOBS / "evaluate", tmp_path / "evaluate", model=tmp_path / "global_model.safetensors"
     )
     assert prepared.recipe == own
-    keep_model_at_server(prepared, ["site-1", "site-2"])
+    deploy(prepared, ["site-1", "site-2"])
     apps = json.loads((prepared.folder / "meta.json").read_text())["deploy_map"]
     assert apps == {"app": ["server"], "app_site": ["site-1", "site-2"]}
     assert (prepared.folder / "app/config/model.safetensors").read_bytes() == b"model"

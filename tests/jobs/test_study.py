@@ -161,7 +161,7 @@ def test_no_process_that_trains_ever_opened_an_image_of_a_held_out_site(studies:
             trained_on = set(read_run(studies.looped / RUNS_FOLDER / run).record.key.trained_on)
             assert opened == (set() if "federated" in run else trained_on)
             seen[run] = opened
-        elif '"fedfms.trainer"' in process.program:
+        elif '"fedfms_lab.study.watch"' in process.program:
             site = re.search(r'"--site", "([^"]+)"', process.program)
             assert site is not None and opened == {site[1]}
         elif '"fedfms_lab.study.score"' in process.program:

@@ -17,6 +17,7 @@ from federations import JOBS, of_kind, read_records, write_sites
 
 import fedfms.flare.simulate
 from fedfms.contracts.recipe import Recipe
+from fedfms.local.sites import find_sites
 from fedfms.models.build import build_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -115,7 +116,7 @@ def test_bytes_of_a_round_on_the_wire_are_values_times_width(
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     fedfms.flare.simulate.simulate(
         JOBS / "fedmsa",
-        sites,
+        find_sites(sites, None),
         overrides=[
             *("backbone=vit_b", f"backbone_sha256={sha256}", "image_size=64", "rounds=2"),
             *("local_epochs=1", f"transfer_precision={precision}"),

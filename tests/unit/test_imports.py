@@ -30,7 +30,7 @@ FLOORS = (
     ("data", "exchange", "kits", "pages", "records"),
     ("about", "geometry"),
     ("contracts",),
-    ("control", "files", "plugins", "shipped", "user", "watch"),
+    ("control", "files", "plugins", "shipped", "user"),
     ("errors",),
 )
 # A floor below may still be none of a package's business.

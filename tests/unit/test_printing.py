@@ -99,17 +99,14 @@ def test_every_command_prints_a_value_unchanged(
         Predicted(image, (), None, 0, ConfigError(word, word)),
     ]
     exported = Exported("fedfms", "vit_b", 128, (ExportedFile(Path(word), 1, "0"),), (word,), None)
-    logged = common.logging_progress(False, {"train": word})
-    with logged as tell:
-        assert tell is not None
-        tell(event)
+    common.logging_progress({"train": word})(event)
     heard = capsys.readouterr().err
     assert heard.count(word) >= 3  # a sentence is said once
 
     print_it: dict[str, tuple[Callable[[], object], int]] = {
         "provision": (lambda: kits._show(made(word, name=word, note=word)), 3),
         "check-site": (lambda: site._show_item(Item("kit", "FAIL", word, word)), 2),
-        "submit": (lambda: jobs._say(False, word), 1),
+        "submit": (lambda: jobs._saying(False)(word), 1),
         "status": (lambda: common.out.print(common.WholeWords(jobs._sites_table([one]))), 5),
         "status of jobs": (
             lambda: common.out.print(common.WholeWords(jobs._jobs_table([state]))),
@@ -194,4 +191,4 @@ def test_no_command_has_a_printer_of_its_own() -> None:
         source = inspect.getsource(__import__(f"fedfms.cli.{module.name}", fromlist=["x"]))
         assert "rich.markup" not in source, module.name
         assert source.count("Console(") == (2 if module.name == "common" else 0), module.name
-        assert source.count('TextColumn("') == source.count("markup=False),"), module.name
+        assert source.count('TextColumn("') == source.count("markup=False)"), module.name

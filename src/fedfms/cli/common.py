@@ -22,6 +22,8 @@ from fedfms.errors import FedfmsError
 from fedfms.shipped import find_shipped
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
     from fedfms.flare.progress import Event, FinishedRound
 
 FIRST_LINE_SECONDS = 10.0  # where there is no bar: a short computation says nothing
@@ -130,24 +132,9 @@ def progress(quiet: bool) -> Iterator[Any]:
     if not err.is_terminal:
         yield _Lines()
         return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-    ) as bars:
+    with _bars(MofNCompleteColumn(), TimeRemainingColumn()) as bars:
         task = bars.add_task("start", total=None)
         phase_shown = ""
 
@@ -159,6 +146,14 @@ def progress(quiet: bool) -> Iterator[Any]:
             bars.update(task, completed=done, total=total)
 
         yield on_progress
+
+
+def _bars(*columns: ProgressColumn) -> Progress:
+    """Bars that are gone afterwards, with these columns behind them."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    what = TextColumn("{task.description}", markup=False)
+    return Progress(SpinnerColumn(), what, BarColumn(), *columns, console=err, transient=True)
 
 
 class _Lines:
@@ -206,19 +201,11 @@ def watching(
         yield None
         return
     if not err.is_terminal:
-        with logging_progress(quiet, said) as on_event:
-            yield on_event
+        yield logging_progress(said)
         return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+    from rich.progress import TextColumn
 
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[left]}", markup=False),
-        console=err,
-        transient=True,
-    ) as bars:
+    with _bars(TextColumn("{task.fields[left]}", markup=False)) as bars:
         bar = bars.add_task("", total=None, left="")
         tell = _teller(bars.print, said)
 
@@ -240,14 +227,8 @@ def watching(
         yield show
 
 
-@contextlib.contextmanager
-def logging_progress(
-    quiet: bool, said: Mapping[str, str]
-) -> Iterator[Callable[[Event], None] | None]:
+def logging_progress(said: Mapping[str, str]) -> Callable[[Event], None]:
     """As `watching`, in lines alone: for a log, where nobody sees a bar."""
-    if quiet:
-        yield None
-        return
     tell = _teller(err.print, said)
     before = ("", -1)
 
@@ -263,7 +244,7 @@ def logging_progress(
                 f"({', '.join(event.answered)}){left}"
             )
 
-    yield on_event
+    return on_event
 
 
 def _teller(print_line: Callable[[str], None], said: Mapping[str, str]) -> Callable[[Event], None]:

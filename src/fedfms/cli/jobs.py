@@ -63,6 +63,7 @@ Results = Annotated[
 ]
 Workspace = Annotated[Path, typer.Option(help="For copies of jobs and for results.")]
 WORKSPACE = Path("workspace")
+_OWN_WORDS = "a site's own words are in its trainer's log and errors.log"
 
 
 @commands.command()
@@ -108,8 +109,8 @@ def submit(
 ) -> None:
     """Check a job against what the sites announce, and submit it."""
     from fedfms.flare.coordinator import Patience, connect_patiently, wait_for_sites
-    from fedfms.flare.lint import slicing_warnings
-    from fedfms.flare.session import check_announcements, new_copy, prepare_job
+    from fedfms.flare.lint import check_announcements, slicing_warnings
+    from fedfms.flare.session import deploy, new_copy, prepare_job
     from fedfms.report.write import check_results_folder
 
     folder = _new_results(results if watch else None, workspace, job.resolve().name)
@@ -124,9 +125,9 @@ def submit(
     )
     started = time.monotonic()
     patience = Patience(wait_for, wait_seconds)
-    with connect_patiently(
-        kit, _scratch(workspace), patience, tell=_saying(as_json)
-    ) as coordinator:
+    say = _saying(as_json)
+    once = functools.cache(lambda: say("waiting for the server"))
+    with connect_patiently(kit, _scratch(workspace), patience, once) as coordinator:
         coordinator.require_right("submit_job", "submit the job")
         check = functools.partial(
             check_announcements,
@@ -134,13 +135,12 @@ def submit(
             without=without,
             allow_different_slices=different_slices,
         )
-        told, sites = wait_for_sites(
-            coordinator, check, patience, without=without, tell=_saying(as_json)
-        )
+        told, sites = wait_for_sites(coordinator, check, patience, without=without, tell=say)
         warnings = slicing_warnings([one for one in told if one.site in sites])
         for text in warnings:
-            _say(as_json, f"warning: {text}")
-        job_id = coordinator.submit_to(prepared, sites, leaves_out=bool(without))
+            say(f"warning: {text}")
+        deploy(prepared, sites, leaves_out=bool(without))
+        job_id = coordinator.submit_prepared(prepared.folder)
         if not watch:
             if as_json:
                 said = {"job_id": job_id, "sites": sites, "warnings": warnings}
@@ -150,7 +150,7 @@ def submit(
                 out.print(f"  to {', '.join(sites)}")
                 out.print(f"  fedfms watch {job_id[:8]}; fedfms fetch {job_id[:8]}")
             return
-        _say(as_json, f"submitted as {job_id} to {', '.join(sites)}")
+        say(f"submitted as {job_id} to {', '.join(sites)}")
         state, tell = _follow(coordinator, job_id, as_json)
         completed = _fetch(coordinator, state, folder, workspace, as_json, tell)
     if completed and not as_json:
@@ -168,9 +168,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show the sites that are connected and what they can do, and the last jobs."""
-    from fedfms.flare.session import connect
-
-    with connect(kit) as coordinator:
+    with _connected(kit) as coordinator:
         if job is not None:
             state = coordinator.state(coordinator.find_job(job))
             event = coordinator.event(state.job_id) if state.status == "RUNNING" else None
@@ -195,9 +193,7 @@ def status(
 @commands.command()
 def watch(job: JobId, kit: Kit, as_json: AsJson = False) -> None:
     """Follow a job to its end. Ctrl-C ends the watching, not the job."""
-    from fedfms.flare.session import connect
-
-    with connect(kit) as coordinator:
+    with _connected(kit) as coordinator:
         state, _ = _follow(coordinator, coordinator.find_job(job), as_json)
         if as_json:
             out.print_json(json.dumps(_job_values(state)))
@@ -216,10 +212,9 @@ def fetch(
     as_json: AsJson = False,
 ) -> None:
     """Fetch a finished job and write its results folder: models, tables, report."""
-    from fedfms.flare.session import connect
     from fedfms.report.write import check_results_folder
 
-    with connect(kit, scratch=_scratch(workspace)) as coordinator:
+    with _connected(kit, _scratch(workspace)) as coordinator:
         state = coordinator.state(coordinator.find_job(job))
         if not state.is_finished:
             raise FederationError(
@@ -236,9 +231,7 @@ def fetch(
 @commands.command()
 def abort(job: JobId, kit: Kit) -> None:
     """Stop a job that runs or waits."""
-    from fedfms.flare.session import connect
-
-    with connect(kit) as coordinator:
+    with _connected(kit) as coordinator:
         job_id = coordinator.find_job(job)
         if (state := coordinator.state(job_id)).is_finished:
             raise FederationError(
@@ -251,9 +244,7 @@ def abort(job: JobId, kit: Kit) -> None:
 @commands.command()
 def revoke(site: Annotated[str, typer.Argument(help="Name of the site.")], kit: Kit) -> None:
     """Shut a site out: the server ends its connection and lets it in no more. See readmit."""
-    from fedfms.flare.session import connect
-
-    with connect(kit) as coordinator:
+    with _connected(kit) as coordinator:
         is_there = site in coordinator.sites()
         coordinator.revoke(site)
     if not is_there:  # FLARE notes any name
@@ -264,9 +255,7 @@ def revoke(site: Annotated[str, typer.Argument(help="Name of the site.")], kit: 
 @commands.command()
 def readmit(site: Annotated[str, typer.Argument(help="Name of the site.")], kit: Kit) -> None:
     """Let a site in again that was shut out."""
-    from fedfms.flare.session import connect
-
-    with connect(kit) as coordinator:
+    with _connected(kit) as coordinator:
         coordinator.readmit(site)
     out.print(f"{site} may connect again; a running client of it does so by itself")
 
@@ -274,13 +263,16 @@ def readmit(site: Annotated[str, typer.Argument(help="Name of the site.")], kit:
 # ---------------------------------------------------------------------------------- waiting
 
 
+def _connected(
+    kit: Path, scratch: Path | None = None
+) -> contextlib.AbstractContextManager[Coordinator]:
+    from fedfms.flare.session import connect
+
+    return connect(kit, scratch=scratch)
+
+
 def _saying(quiet: bool) -> Callable[[str], None]:
-    return functools.partial(_say, quiet)
-
-
-def _say(quiet: bool, text: str) -> None:
-    if not quiet:
-        err.print(text)
+    return (lambda text: None) if quiet else err.print
 
 
 # --------------------------------------------------------------------------------- following
@@ -294,6 +286,7 @@ def _follow(coordinator: Coordinator, job_id: str, quiet: bool) -> tuple[JobStat
     """
     from fedfms.flare.follow import follow, news_from, wait_for_start
 
+    say = _saying(quiet)
     waits = ""
 
     def on_wait(state: JobState) -> None:
@@ -301,14 +294,14 @@ def _follow(coordinator: Coordinator, job_id: str, quiet: bool) -> tuple[JobStat
         text = f"FLARE has not started it yet: {state.detail}"
         if state.detail and text != waits:
             waits = text
-            _say(quiet, text)
+            say(text)
 
     try:
         with watching(quiet, {}) as on_event:
             tell = on_event or _say_nothing
             state = wait_for_start(coordinator, job_id, on_wait=on_wait)
             if state.detail:
-                _say(quiet, f"FLARE says: {state.detail}")
+                say(f"FLARE says: {state.detail}")
             news = news_from(coordinator, job_id)
             return follow(coordinator, job_id, news=news, tell=tell), tell
     except KeyboardInterrupt:
@@ -336,7 +329,7 @@ def _fetch(
     from fedfms.flare.follow import read_end
     from fedfms.report.write import write_results
 
-    _say(as_json, "fetching the result")
+    _saying(as_json)("fetching the result")
     scratch = Path(tempfile.mkdtemp(prefix="fetch-", dir=_scratch(workspace)))
     try:
         downloaded = coordinator.download(state.job_id, scratch)
@@ -369,9 +362,7 @@ def _fetch(
 
 
 def _fix_of(end: JobEnd) -> str:
-    if end.aborted:
-        return "nothing is broken: submit the job again if you like"
-    return "a site's own words are in its trainer's log and errors.log"
+    return "nothing is broken: submit the job again if you like" if end.aborted else _OWN_WORDS
 
 
 def _failed(coordinator: Coordinator, state: JobState) -> FederationError:
@@ -379,7 +370,7 @@ def _failed(coordinator: Coordinator, state: JobState) -> FederationError:
     from fedfms.flare.follow import read_end
 
     problem = f"FLARE ended the job as {state.status}"
-    fix = "a site's own words are in its trainer's log and errors.log"
+    fix = _OWN_WORDS
     if state.detail:
         problem += f": {state.detail}"
     with (
@@ -469,13 +460,8 @@ def _jobs_table(jobs: Sequence[JobState]) -> Table:
 
 
 def _job_values(state: JobState) -> dict[str, str]:
-    return {
-        "job_id": state.job_id,
-        "name": state.name,
-        "status": state.status,
-        "submitted": state.submitted,
-        "detail": state.detail,
-    }
+    keys = ("job_id", "name", "status", "submitted", "detail")
+    return {key: getattr(state, key) for key in keys}
 
 
 def _show_job(state: JobState, event: Event | None, as_json: bool) -> None:

@@ -90,14 +90,14 @@ def simulate(
 ) -> None:
     """Run a whole federation on this machine: provisioning, mutual TLS, two processes a site."""
     from fedfms.flare.simulate import simulate as run
+    from fedfms.local.sites import find_sites
 
     folder = results or workspace / "results" / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     started = time.monotonic()
     with watching(as_json) as on_event:
-        result = run(
+        logs = run(
             job,
-            sites,
-            data=data,
+            find_sites(sites, data),
             overrides=overrides,
             results=folder,
             workspace=workspace,
@@ -108,7 +108,7 @@ def simulate(
         )
     show_result(folder, as_json)
     if not as_json:
-        out.print(f"logs: {result.logs}")
+        out.print(f"logs: {logs}")
         out.print(f"took {time.monotonic() - started:.0f} s")
 
 

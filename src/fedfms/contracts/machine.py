@@ -23,7 +23,6 @@ class Machine:
     image: str | None = None  # FEDFMS_IMAGE_DIGEST: the image's own, which it cannot know
     # FEDFMS_LINK_MB_PER_SECOND: what the line between this machine and the others carries
     link_megabytes_per_second: float | None = None
-    watch: Path | None = None  # FEDFMS_WATCH: which files this process may open (fedfms.watch)
 
     @classmethod
     def from_environment(cls) -> Machine:
@@ -43,7 +42,6 @@ class Machine:
             revision=os.environ.get("FEDFMS_REVISION") or None,
             image=os.environ.get("FEDFMS_IMAGE_DIGEST") or None,
             link_megabytes_per_second=_number("FEDFMS_LINK_MB_PER_SECOND"),
-            watch=folder("FEDFMS_WATCH"),
         )
 
 

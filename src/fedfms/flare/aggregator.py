@@ -10,6 +10,7 @@ one model for each site in the server's memory, 4 bytes a value: 0.37 GB a site 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 from nvflare.apis.dxo import DataKind
@@ -18,12 +19,11 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.aggregators.intime_accumulate_model_aggregator import (
     InTimeAccumulateWeightedAggregator,
 )
-from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
 from torch import Tensor
 
 from fedfms.errors import FedfmsError
 from fedfms.exchange.strategies import Strategy, combine, find_strategy
-from fedfms.flare.internals.job import close_round, note_accepted, put_sums, round_of, weights_of
+from fedfms.flare.internals.job import put_sums
 from fedfms.flare.job import read_recipe
 from fedfms.flare.run_state import KEEP_STATE, restored, to_keep
 
@@ -46,47 +46,24 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
             except FedfmsError as error:
                 self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
                 return
-            put_sums(self, lambda: _OrderedSums(strategy))
+            put_sums(self, functools.partial(_combined, strategy))
         elif event_type == KEEP_STATE and self._strategy is not None:
             to_keep(fl_ctx).strategy = self._strategy.state_dict()
 
 
-class _OrderedSums(WeightedAggregationHelper):  # type: ignore[misc]
-    """Keeps what FLARE accepted in a round, and combines it when the round is over."""
+def _combined(
+    strategy: Strategy,
+    number: int,
+    weights: Mapping[str, float],
+    differences: Mapping[str, Mapping[str, Tensor]],
+) -> dict[str, Tensor]:
+    """What to add to the global model; nothing where no training site answered.
 
-    def __init__(self, strategy: Strategy) -> None:
-        super().__init__()
-        self._strategy = strategy
-        self._differences: dict[str, Mapping[str, Tensor]] = {}
-
-    def add(
-        self,
-        data: Mapping[str, Tensor],
-        weight: float,
-        contributor_name: str,
-        contribution_round: int,
-    ) -> None:
-        """Keep one accepted difference.
-
-        Args:
-            data: fp32 tensors, as the guard let them pass; none of a holdout.
-            weight: its number of training slices, which the guard wrote into the answer.
-            contributor_name: the site.
-            contribution_round: the round it was made in.
-        """
-        with self.lock:
-            self._differences[contributor_name] = data
-            note_accepted(self, data, weight, contributor_name, contribution_round)
-
-    def get_result(self) -> dict[str, Tensor]:
-        """What to add to the global model; nothing where no training site answered."""
-        with self.lock:
-            slices = {site: round(weight) for site, weight in weights_of(self).items()}
-            result = combine(self._strategy, round_of(self), slices, self._differences)
-            close_round(self, result)
-            return result
-
-    def reset_stats(self) -> None:
-        """Forget the round."""
-        super().reset_stats()
-        self._differences = {}
+    Args:
+        strategy: of the recipe.
+        number: of the round.
+        weights: a site's number of training slices, which the guard wrote into the answer.
+        differences: fp32 tensors, as the guard let them pass; none of a holdout.
+    """
+    slices = {site: round(weight) for site, weight in weights.items()}
+    return combine(strategy, number, slices, differences)

@@ -27,16 +27,8 @@ def ask_server(kit: Kit) -> ServerGreeting:
             "unzip the kit again; if that does not help, ask the coordinator for a new one",
             code="flare",
         ) from None
-    answer = wire.challenge(
-        server,
-        kit.about.participant,
-        kit.root_file,
-        kit.certificate_file,
-        kit.key_file,
-        seconds=ASK_SECONDS,
-        attempts=ATTEMPTS,
-    )
-    if not answer.is_one:
+    answer = wire.challenge(server, kit, seconds=ASK_SECONDS, attempts=ATTEMPTS)
+    if answer.code != wire.ANSWERED:
         raise NetworkError(
             f"the server at {server.target} does not answer FLARE's greeting ({answer.code})",
             "ask the coordinator whether the server has started and is of this project",

@@ -36,15 +36,17 @@ class Patience:
 
 @contextlib.contextmanager
 def connect_patiently(
-    kit: Path, scratch: Path, patience: Patience, *, tell: Tell
+    kit: Path, scratch: Path, patience: Patience, on_wait: Callable[[], object]
 ) -> Iterator[Coordinator]:
     """A session, as `connect`; where sites are waited for, the server may be starting as well.
+
+    Args:
+        on_wait: called before each new attempt; may raise to give up.
 
     Raises:
         FederationError: as `connect`, at the end of the patience.
     """
     deadline = patience.deadline()
-    said = False
     with contextlib.ExitStack() as stack:
         while True:
             try:
@@ -53,9 +55,7 @@ def connect_patiently(
             except FederationError as error:
                 if error.code != "no-server" or time.monotonic() > deadline:
                     raise
-                if not said:
-                    tell("waiting for the server")
-                    said = True
+                on_wait()
                 time.sleep(POLL_SECONDS)
         yield coordinator
 

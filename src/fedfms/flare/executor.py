@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_constant import ReturnCode
@@ -34,8 +34,8 @@ from fedfms.flare.job import (
     SERVER_MODELS,
     TRAIN_TASK,
     read_recipe,
+    training_dxo,
 )
-from fedfms.records.scores import over_classes
 from fedfms.trainer.client import TaskResult, run_task
 
 # ends of a trainer that may not come again: its supervisor starts it, and it is asked once more
@@ -109,7 +109,10 @@ class SiteExecutor(Executor):  # type: ignore[misc]
                 fire_event=False,
             )
             result = ask()
-        return _training_reply(result) if task.kind == "train" else _evaluation_reply(result)
+        if task.kind == "train":  # tensors stay in the precision in which they passed the door
+            return training_dxo(result.tensors, result.contribution).to_shareable()
+        data = {CONTRIBUTION: result.contribution.to_dict(), PICTURES: result.pictures}
+        return DXO(DataKind.METRICS, data=data).to_shareable()
 
     def _task(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext
@@ -175,27 +178,6 @@ class FedMSAExecutor(TrainingExecutor):
     """The name in jobs/fedmsa; as `FedSAMExecutor`."""
 
     method = "fedmsa"
-
-
-def _training_reply(result: TaskResult) -> Shareable:
-    """The difference with its weight; from a holdout no tensor, no weight, no metric to select by.
-
-    Tensors stay in the precision in which they passed the door.
-    """
-    contribution = result.contribution
-    meta = {
-        CONTRIBUTION: contribution.to_dict(),
-        MetaKey.NUM_STEPS_CURRENT_ROUND: float(contribution.training_slices),
-    }
-    dice = over_classes(contribution.metrics, "dice")
-    if contribution.role == "train" and dice is not None:
-        meta[MetaKey.INITIAL_METRICS] = {"val_dice": dice}
-    return DXO(DataKind.WEIGHT_DIFF, data=result.tensors, meta=meta).to_shareable()
-
-
-def _evaluation_reply(result: TaskResult) -> Shareable:
-    data = {CONTRIBUTION: result.contribution.to_dict(), PICTURES: result.pictures}
-    return DXO(DataKind.METRICS, data=data).to_shareable()
 
 
 def _error(code: str, reason: str) -> Shareable:

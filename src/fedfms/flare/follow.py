@@ -48,7 +48,6 @@ def wait_for_start(
     coordinator: Coordinator,
     job_id: str,
     *,
-    look: Callable[[], object] = lambda: None,
     on_wait: Callable[[JobState], None] = lambda state: None,
     poll_seconds: float = STATE_SECONDS,
 ) -> JobState:
@@ -57,12 +56,10 @@ def wait_for_start(
     Args:
         coordinator: an open session.
         job_id: FLARE's id.
-        look: called between two questions.
         on_wait: told the state as long as it waits; may raise to give up.
         poll_seconds: between two questions.
     """
     while (state := coordinator.state(job_id)).is_waiting:
-        look()
         on_wait(state)
         time.sleep(poll_seconds)
     return state
@@ -74,7 +71,6 @@ def follow(
     *,
     news: News,
     tell: OnEvent,
-    look: Callable[[], None] = lambda: None,
     poll_seconds: float = NEWS_SECONDS,
 ) -> JobState:
     """Tell how far a job is until FLARE calls it finished; FLARE's last word.
@@ -84,17 +80,13 @@ def follow(
         job_id: FLARE's id of a job that has started.
         news: see `News`.
         tell: gets the news.
-        look: called between two looks.
         poll_seconds: between two looks.
     """
     next_state = 0.0
     last_answer = time.monotonic()
     while True:
-        look()
-        # the job's process ends before FLARE calls the job finished, and then nobody has news
-        with contextlib.suppress(FederationError):
-            if (event := news()) is not None:
-                tell(event)
+        if (event := news()) is not None:
+            tell(event)
         try:
             if time.monotonic() >= next_state:
                 state = coordinator.state(job_id)
@@ -116,7 +108,10 @@ def news_from(coordinator: Coordinator, job_id: str) -> News:
 
     def news() -> Event | None:
         nonlocal before
-        event = coordinator.event(job_id)
+        event = None
+        # the job's process ends before FLARE calls the job finished, and then nobody has news
+        with contextlib.suppress(FederationError):
+            event = coordinator.event(job_id)
         if event is None or event == before:
             return None
         before = event

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from nvflare.apis.dxo import DXO, DataKind, MetaKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
+from torch import Tensor
 
-from fedfms.contracts.contribution import ModelName
+from fedfms.contracts.contribution import Contribution, ModelName
 from fedfms.contracts.recipe import Recipe
 from fedfms.records.layout import MODEL, RECIPE
+from fedfms.records.scores import over_classes
 
 START_MODEL_FILE = MODEL  # beside the recipe: the model to start from, or to evaluate
 RESULT_FOLDER = "fedfms"  # in the server's run folder: what becomes the result of the job
@@ -46,6 +51,21 @@ def read_recipe(fl_ctx: FLContext) -> Recipe:
         ConfigError: the job has none, or one that cannot be used.
     """
     return Recipe.from_json(config_folder(fl_ctx) / RECIPE)
+
+
+def training_dxo(tensors: Mapping[str, Tensor], contribution: Contribution) -> DXO:
+    """A site's difference and report, with the weight and the metric that FLARE looks at.
+
+    Of a holdout there is no tensor, no weight and no such metric.
+    """
+    meta: dict[str, Any] = {
+        CONTRIBUTION: contribution.to_dict(),
+        MetaKey.NUM_STEPS_CURRENT_ROUND: float(contribution.training_slices),
+    }
+    dice = over_classes(contribution.metrics, "dice")
+    if contribution.role == "train" and dice is not None:
+        meta[MetaKey.INITIAL_METRICS] = {"val_dice": dice}
+    return DXO(DataKind.WEIGHT_DIFF, data=tensors, meta=meta)
 
 
 def reason_of(reply: Shareable) -> str:

@@ -85,10 +85,6 @@ AUTHORIZATION: dict[str, Any] = {
 }
 
 
-# in project.yml: this site makes its own key; only its request and its certificate travel
-OWN_KEY = "own_key"
-
-
 class FedfmsKitBuilder(Builder):  # type: ignore[misc]
     """Writes the policies of each kit, what the kit says of itself, and its signed checksums.
 
@@ -159,20 +155,4 @@ class FedfmsKitBuilder(Builder):  # type: ignore[misc]
         internals.write_resources(local, "authorization.json", AUTHORIZATION)
 
 
-class FedfmsCertBuilder(internals.OwnKeyCertBuilder):
-    """FLARE's CertBuilder, but for sites that make their own key.
-
-    Their kit has the certificate that was approved (`fedfms approve`), if there is one yet, and no
-    private key; no key is made for them here.
-
-    Args:
-        root_valid_days: how long a new certificate authority is valid; participants' certificates
-            are valid for 360 days and can be renewed under it.
-    """
-
-    def __init__(self, root_valid_days: int = 3650) -> None:
-        super().__init__(root_valid_days)
-
-    def makes_own_key(self, participant: Participant) -> bool:
-        """Whether project.yml says so."""
-        return bool(participant.get_prop(OWN_KEY))
+FedfmsCertBuilder = internals.OwnKeyCertBuilder  # as project.yml names it

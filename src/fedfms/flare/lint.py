@@ -7,8 +7,10 @@ after everybody has loaded a model. Here it is compared with what the sites anno
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fedfms import __version__
@@ -24,117 +26,120 @@ MOST_SPACING = 2.0  # times by which voxels of sites may differ without a word
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that keeps a job from running."""
+class PreparedJob:
+    """A job folder of our own, ready to submit; `session.prepare_job` makes one."""
 
-    text: str
-    fix: str
-    code: str
+    folder: Path
+    recipe: Recipe
+    min_clients: int
+    trains: bool
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Its meta.json."""
+        return read_json(self.folder / "meta.json")
 
 
-def site_problems(
-    recipe: Recipe,
-    sites: Sequence[str],
+def check_sites(job: PreparedJob, connected: Sequence[str]) -> None:
+    """Refuse a job that FLARE would take and never start, or that would end in its first round.
+
+    Raises:
+        ConfigError: code unknown-site or too-few-sites, or job-not-runnable for several problems.
+    """
+    _refuse([*_by_name(job, connected, ())])
+
+
+def check_announcements(
+    job: PreparedJob,
+    told: Sequence[Announcement],
+    without: Sequence[str] = (),
     *,
-    connected: Sequence[str],
-    min_clients: int,
-    trains: bool,
-    without: Iterable[str] = (),
-) -> list[Problem]:
-    """Whether enough sites are there, by their names alone.
+    allow_different_slices: bool = False,
+) -> list[str]:
+    """Refuse a job that does not fit what the connected sites say of themselves.
 
     Args:
-        recipe: of the job.
-        sites: those that would take part.
-        connected: all that are there.
-        min_clients: the job's.
-        trains: whether the job trains; then holdouts do not count.
-        without: sites that were left out on purpose.
+        job: from `prepare_job`.
+        told: from every connected site.
+        without: sites to leave out.
+        allow_different_slices: whether sites may cut other planes or use other channels.
+
+    Returns:
+        the sites that take part.
+
+    Raises:
+        ConfigError: names every problem with its fix; the code of a single one, else
+            job-not-runnable.
     """
-    problems = []
-    for name in sorted(set(recipe.holdout) - set(connected) - set(without)):
-        problems.append(
-            Problem(
-                f"the recipe's holdout names {name}, which is not connected",
-                f"name connected sites: {_list(connected)}",
-                "unknown-site",
-            )
-        )
-    training = set(sites) - set(recipe.holdout) if trains else set(sites)
-    if len(training) < min_clients:
-        problems.append(
-            Problem(
-                f"the job needs {min_clients} {'training ' if trains else ''}sites, "
-                f"and {len(training)} can take part",
-                "connect more sites, or allow fewer with "
-                f"--set min_clients={max(1, len(training))}",
-                "too-few-sites",
-            )
-        )
-    return problems
+    connected = [one.site for one in told]
+    sites = _taking_part(job.meta, connected, without)
+    announced = [one for one in told if one.site in sites]
+    problems = [*_by_name(job, connected, without), *_announced_problems(job, announced)]
+    if not allow_different_slices:
+        problems += slicing_problems(announced)
+    _refuse(problems)
+    return sites
 
 
-def taking_part(
+def _by_name(
+    job: PreparedJob, connected: Sequence[str], without: Sequence[str]
+) -> Iterator[ConfigError]:
+    """What names alone tell: some that nobody has, for which FLARE waits in silence; too few."""
+    meta = job.meta
+    away = _deployed_to(meta) - {EVERYBODY, SERVER} - set(connected) - set(without)
+    for name in sorted(away):
+        yield ConfigError(
+            f"the job's deploy_map names {name}, which is not connected",
+            f"connect it, leave it out with --without {name}, or name connected sites in "
+            f"meta.json: {_list(connected)}",
+            code="unknown-site",
+        )
+    sites = _taking_part(meta, connected, without)
+    for name in sorted(set(meta.get("mandatory_clients") or ()) - set(sites)):
+        yield ConfigError(
+            f"the job's mandatory_clients names {name}, which "
+            f"{'is left out' if name in without else 'does not take part'}",
+            f"connect it, or take {name} out of mandatory_clients in meta.json",
+            code="mandatory-site-missing",
+        )
+    for name in sorted(set(job.recipe.holdout) - set(connected) - set(without)):
+        yield ConfigError(
+            f"the recipe's holdout names {name}, which is not connected",
+            f"name connected sites: {_list(connected)}",
+            code="unknown-site",
+        )
+    counted = set(sites) - set(job.recipe.holdout) if job.trains else set(sites)
+    if len(counted) < job.min_clients:
+        yield ConfigError(
+            f"the job needs {job.min_clients} {'training ' if job.trains else ''}sites, "
+            f"and {len(counted)} can take part",
+            f"connect more sites, or allow fewer with --set min_clients={max(1, len(counted))}",
+            code="too-few-sites",
+        )
+
+
+def _taking_part(
     meta: Mapping[str, Any], connected: Sequence[str], without: Iterable[str]
 ) -> list[str]:
     """The sites that FLARE would give the job to."""
     named = _deployed_to(meta)
-    return [
-        site
-        for site in sorted(connected)
-        if (EVERYBODY in named or site in named) and site not in set(without)
-    ]
+    there = connected if EVERYBODY in named else named.intersection(connected)
+    return sorted(set(there).difference(without))
 
 
-def flare_problems(
-    meta: Mapping[str, Any], connected: Sequence[str], without: Iterable[str] = ()
-) -> list[Problem]:
-    """What FLARE would leave waiting without a word: names that nobody has."""
-    problems = []
-    left_out = set(without)
-    for name in sorted(_deployed_to(meta) - {EVERYBODY, SERVER} - set(connected) - left_out):
-        problems.append(
-            Problem(
-                f"the job's deploy_map names {name}, which is not connected",
-                f"connect it, leave it out with --without {name}, or name connected sites in "
-                f"meta.json: {_list(connected)}",
-                "unknown-site",
-            )
-        )
-    present = set(taking_part(meta, connected, without))
-    for name in sorted(set(meta.get("mandatory_clients") or ()) - present):
-        left = name in left_out
-        problems.append(
-            Problem(
-                f"the job's mandatory_clients names {name}, which "
-                f"{'is left out' if left else 'does not take part'}",
-                f"connect it, or take {name} out of mandatory_clients in meta.json",
-                "mandatory-site-missing",
-            )
-        )
-    return problems
-
-
-def announced_problems(recipe: Recipe, told: Sequence[Announcement], trains: bool) -> list[Problem]:
+def _announced_problems(job: PreparedJob, told: Sequence[Announcement]) -> Iterator[ConfigError]:
     """Where what the sites that take part say of themselves does not fit the recipe."""
-    problems = []
     for one in told:
         leave_out = f"or leave it out with --without {one.site}"
         if not one.ready:
-            problems.append(
-                Problem(
-                    not_ready(one),
-                    f"look at its trainer's log and run fedfms check-site at {one.site}, "
-                    f"{leave_out}",
-                    "site-not-ready",
-                )
+            yield ConfigError(
+                not_ready(one),
+                f"look at its trainer's log and run fedfms check-site at {one.site}, {leave_out}",
+                code="site-not-ready",
             )
             continue
-        problems += [
-            Problem(f"{one.site} {text}", f"{fix}, {leave_out}", code)
-            for text, fix, code in _misfits(recipe, one, trains)
-        ]
-    return problems
+        for text, fix, code in _misfits(job.recipe, one, job.trains):
+            yield ConfigError(f"{one.site} {text}", f"{fix}, {leave_out}", code=code)
 
 
 def not_ready(site: Announcement) -> str:
@@ -151,7 +156,7 @@ def slicing_words(slicing: Slicing | None) -> str:
     return ", ".join(filter(None, (slicing.plane, slicing.channels, slicing.intensity, spacing)))
 
 
-def slicing_problems(told: Sequence[Announcement]) -> list[Problem]:
+def slicing_problems(told: Sequence[Announcement]) -> list[ConfigError]:
     """Whether sites would learn from different kinds of pictures: another plane or channels.
 
     No recipe says these, since a site's files decide what can be had (docs/coordinator.md). A site
@@ -163,11 +168,11 @@ def slicing_problems(told: Sequence[Announcement]) -> list[Problem]:
         return []
     groups = grouped((", ".join(filter(None, (s.plane, s.channels))), site) for site, s in known)
     return [
-        Problem(
+        ConfigError(
             f"sites make pictures in different ways: {groups}",
             "agree on plane and channels in every site.yml, leave a site out with --without SITE, "
             "or submit with --allow-different-slices if that is meant",
-            "different-slices",
+            code="different-slices",
         )
     ]
 
@@ -208,17 +213,13 @@ def grouped(pairs: Iterable[tuple[str, str]]) -> str:
     return "; ".join(f"{what} at {_list(names)}" for what, names in sites.items())
 
 
-def refuse(problems: Sequence[Problem]) -> None:
-    """Raise one error that names all problems, one line each with its fix.
-
-    Raises:
-        ConfigError: there is a problem; the code of a single one, else job-not-runnable.
-    """
+def _refuse(problems: Sequence[ConfigError]) -> None:
+    """Raise the one problem, or one error that names all of them, one line each with its fix."""
     if not problems:
         return
     if len(problems) == 1:
-        raise ConfigError(problems[0].text, problems[0].fix, code=problems[0].code)
-    lines = [f"- {problem.text}; fix: {problem.fix}" for problem in problems]
+        raise problems[0]
+    lines = [f"- {problem.problem}; fix: {problem.fix}" for problem in problems]
     raise ConfigError(
         "\n  ".join([f"{len(problems)} things keep this job from running:", *lines]),
         "put each right as its line says, then submit again",
@@ -296,6 +297,18 @@ def _deployed_to(meta: Mapping[str, Any]) -> set[str]:
             code="deploy-map",
         ) from None
     return {EVERYBODY if name.upper() == EVERYBODY else name for name in named}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a job folder.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", "correct the file") from None
 
 
 def _list(names: Iterable[str]) -> str:

@@ -30,7 +30,7 @@ def make_request(name: str, org: str, project: str, folder: Path) -> Path:
     participant = {"name": name, "type": "client", "org": org}
     definition = folder / "participant.yml"
     definition.write_text(yaml.safe_dump({"name": project, "participants": [participant]}))
-    said = _nvflare_cert("request", "-p", str(definition), "--out", str(folder), home=folder)
+    said = nvflare_cert("request", "-p", str(definition), "--out", str(folder), home=folder)
     definition.unlink()
     return Path(said["request_zip"])
 
@@ -84,7 +84,7 @@ def sign_request(
     profile.write_text(yaml.safe_dump(content))
     signed = scratch / "signed.zip"
     try:
-        said = _nvflare_cert(
+        said = nvflare_cert(
             *("approve", str(request.absolute()), "--ca-dir", str(authority)),
             *("--profile", str(profile), "--valid-days", str(VALID_DAYS), "--out", str(signed)),
             home=scratch,
@@ -93,15 +93,3 @@ def sign_request(
         key_file.unlink()
     with zipfile.ZipFile(signed) as archive:
         return archive.read(f"{said['name']}.crt")
-
-
-def _nvflare_cert(*arguments: str, home: Path) -> dict[str, Any]:
-    said, is_done = nvflare_cert(*arguments, home=home)
-    if not is_done:
-        detail = said.get("detail") or said.get("data", {}).get("detail") or ""
-        raise FederationError(
-            f"FLARE refuses: {said.get('message')} {detail}".strip(),
-            str(said.get("hint") or "make a new request: fedfms request"),
-            code="request-refused",
-        )
-    return dict(said["data"])

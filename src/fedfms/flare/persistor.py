@@ -31,7 +31,6 @@ from fedfms.contracts.machine import Machine
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import CheckpointError, ConfigError, FederationError, FedfmsError
 from fedfms.exchange.tensors import (
-    Shapes,
     find_fault,
     load_tensors,
     save_tensors,
@@ -85,14 +84,6 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
             self._rounds_trained = before.state.rounds_done
             self._best_rounds = before.state.best_rounds
 
-    def shapes(self, fl_ctx: FLContext) -> Shapes:
-        """Name and shape of each travelling tensor.
-
-        Raises:
-            FedfmsError: as `start_model`.
-        """
-        return shapes_of(self.start_model(fl_ctx))
-
     def start_model(self, fl_ctx: FLContext) -> dict[str, Tensor]:
         """The model before the first round, fp32.
 
@@ -131,7 +122,7 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
         self._rounds_trained = fl_ctx.get_prop(AppConstants.CURRENT_ROUND) + 1
         save_tensors(result_folder(fl_ctx) / GLOBAL_MODEL, self._final, "fp32")
 
-    def models(self, fl_ctx: FLContext) -> list[str]:
+    def models(self) -> list[str]:
         """Names of the models there are to evaluate: "final", and "best" where one was selected."""
         return ["final"] if self._best_rounds is None else ["final", "best"]
 
@@ -177,20 +168,17 @@ class SafeTensorsLocator(ModelLocator):  # type: ignore[misc]
 
     def get_model_names(self, fl_ctx: FLContext) -> list[str]:
         """What there is to evaluate."""
-        return self._persistor(fl_ctx).models(fl_ctx)
+        return persistor_of(fl_ctx, self.persistor_id).models()
 
     def locate_model(self, model_name: str, fl_ctx: FLContext) -> DXO | None:
         """A model in the recipe's transfer precision; ends the job where there is none."""
         try:
-            weights, rounds = self._persistor(fl_ctx).model(model_name, fl_ctx)
+            weights, rounds = persistor_of(fl_ctx, self.persistor_id).model(model_name, fl_ctx)
             sent = to_precision(weights, read_recipe(fl_ctx).transfer_precision)
         except FedfmsError as error:
             self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
             return None
         return DXO(DataKind.WEIGHTS, data=sent, meta={ROUNDS_TRAINED: rounds})
-
-    def _persistor(self, fl_ctx: FLContext) -> SafeTensorsPersistor:
-        return persistor_of(fl_ctx, self.persistor_id)
 
 
 def persistor_of(fl_ctx: FLContext, persistor_id: str) -> SafeTensorsPersistor:

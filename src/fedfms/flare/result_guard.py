@@ -7,9 +7,7 @@ and the model selector see nothing else.
 
 from __future__ import annotations
 
-from typing import Any
-
-from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.filter import Filter
 from nvflare.apis.fl_constant import ReturnCode, ServerCommandKey
 from nvflare.apis.fl_context import FLContext
@@ -23,9 +21,17 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ContributionRefused, FedfmsError
 from fedfms.exchange.guard import check_contribution
 from fedfms.exchange.pictures import is_plain_png
-from fedfms.flare.job import CONTRIBUTION, PICTURES, REASON, SERVER_MODELS, TRAIN_TASK, read_recipe
+from fedfms.exchange.tensors import shapes_of
+from fedfms.flare.job import (
+    CONTRIBUTION,
+    PICTURES,
+    REASON,
+    SERVER_MODELS,
+    TRAIN_TASK,
+    read_recipe,
+    training_dxo,
+)
 from fedfms.flare.persistor import persistor_of
-from fedfms.records.scores import over_classes
 
 
 class ResultGuard(Filter):  # type: ignore[misc]
@@ -87,17 +93,10 @@ class ResultGuard(Filter):  # type: ignore[misc]
         number = shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND)
         if dxo.data_kind != DataKind.WEIGHT_DIFF or contribution.round != number:
             raise _refused(f"{site} answered another round or with no difference", "other-task")
-        shapes = persistor_of(fl_ctx, self.persistor_id).shapes(fl_ctx)
+        shapes = shapes_of(persistor_of(fl_ctx, self.persistor_id).start_model(fl_ctx))
         tensors = check_contribution(shapes, recipe, __version__, dxo.data, contribution)
-        meta: dict[str, Any] = {
-            CONTRIBUTION: contribution.to_dict(),
-            MetaKey.NUM_STEPS_CURRENT_ROUND: float(contribution.training_slices),
-        }
-        dice = over_classes(contribution.metrics, "dice")
-        if contribution.role == "train" and dice is not None:
-            meta[MetaKey.INITIAL_METRICS] = {"val_dice": dice}
         # in place: FLARE's model selector reads the object that came, not what a filter returns
-        return DXO(DataKind.WEIGHT_DIFF, data=tensors, meta=meta).update_shareable(shareable)
+        return training_dxo(tensors, contribution).update_shareable(shareable)
 
     def _check_round(self, fl_ctx: FLContext) -> None:
         if len(self._accepted) >= self.min_contributions:

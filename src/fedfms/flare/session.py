@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
+from cryptography.x509.oid import NameOID
 from nvflare.apis.storage import WORKSPACE
 from nvflare.fuel.flare_api.api_spec import (
     AuthenticationError,
@@ -32,23 +32,14 @@ from nvflare.fuel.flare_api.api_spec import (
 from nvflare.fuel.flare_api.flare_api import Session
 
 from fedfms.contracts.announcement import Announcement
-from fedfms.contracts.recipe import JOB_RECIPE, Recipe, read_job_recipe
+from fedfms.contracts.recipe import JOB_RECIPE, read_job_recipe
 from fedfms.errors import ConfigError, FederationError, FedfmsError
 from fedfms.files import write_whole
 from fedfms.flare.announce import read_announcement
 from fedfms.flare.internals import console
 from fedfms.flare.job import RESULT_FOLDER, START_MODEL_FILE
 from fedfms.flare.kit import AUTHORIZATION
-from fedfms.flare.lint import (
-    SERVER,
-    Problem,
-    announced_problems,
-    flare_problems,
-    refuse,
-    site_problems,
-    slicing_problems,
-    taking_part,
-)
+from fedfms.flare.lint import SERVER, PreparedJob, read_json
 from fedfms.flare.progress import Event
 from fedfms.flare.recorder import PROGRESS_GROUP
 from fedfms.kits.certificates import read_certificate
@@ -65,21 +56,6 @@ MIN_CLIENTS = "min_clients"  # may be set beside the values of the recipe
 _CONFIG = Path("app/config")
 _SERVER = _CONFIG / "config_fed_server.json"
 _TRAINING = "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather"
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedJob:
-    """A job folder of our own, ready to submit."""
-
-    folder: Path
-    recipe: Recipe
-    min_clients: int
-    trains: bool
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        """Its meta.json."""
-        return _read(self.folder / "meta.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +130,8 @@ def prepare_job(
         shutil.copyfile(model, destination / _CONFIG / START_MODEL_FILE)
         if recipe is None and (model.parent / RECIPE).is_file():
             recipe = model.parent / RECIPE
-    meta = _read(destination / "meta.json")
-    server = _read(destination / _SERVER)
+    meta = read_json(destination / "meta.json")
+    server = read_json(destination / _SERVER)
     min_clients = _min_clients(overrides, meta)
     training = [w["args"] for w in server["workflows"] if w["path"] == _TRAINING]
     of_recipe = [text for text in overrides if not text.startswith(f"{MIN_CLIENTS}=")]
@@ -173,93 +149,30 @@ def prepare_job(
     return PreparedJob(destination, what, min_clients, bool(training))
 
 
-def check_sites(job: PreparedJob, sites: Sequence[str]) -> None:
-    """Refuse a job that FLARE would take and never start, or that would end in its first round.
+def deploy(job: PreparedJob, sites: Sequence[str], *, leaves_out: bool = False) -> None:
+    """Give a given model to the server alone: sites get it as a task, not with the job.
 
     Args:
         job: from `prepare_job`.
-        sites: those that are connected.
-
-    Raises:
-        ConfigError: code unknown-site or too-few-sites, or job-not-runnable for several problems.
+        sites: that take part.
+        leaves_out: whether the job goes to these sites only, whoever else connects before it
+            starts.
     """
-    refuse(_by_name(job, sites, taking_part(job.meta, sites, ()), ()))
-
-
-def check_announcements(
-    job: PreparedJob,
-    told: Sequence[Announcement],
-    without: Sequence[str] = (),
-    *,
-    allow_different_slices: bool = False,
-) -> list[str]:
-    """Refuse a job that does not fit what the connected sites say of themselves.
-
-    Args:
-        job: from `prepare_job`.
-        told: from every connected site.
-        without: sites to leave out.
-        allow_different_slices: whether sites may cut other planes or use other channels.
-
-    Returns:
-        the sites that take part.
-
-    Raises:
-        ConfigError: names every problem with its fix; the code of a single one, else
-            job-not-runnable.
-    """
-    connected = [one.site for one in told]
-    sites = taking_part(job.meta, connected, without)
-    announced = [one for one in told if one.site in sites]
-    refuse(
-        [
-            *_by_name(job, connected, sites, without),
-            *announced_problems(job.recipe, announced, job.trains),
-            *([] if allow_different_slices else slicing_problems(announced)),
-        ]
-    )
-    return sites
-
-
-def _by_name(
-    job: PreparedJob, connected: Sequence[str], sites: Sequence[str], without: Sequence[str]
-) -> list[Problem]:
-    return [
-        *flare_problems(job.meta, connected, without),
-        *site_problems(
-            job.recipe,
-            sites,
-            connected=connected,
-            min_clients=job.min_clients,
-            trains=job.trains,
-            without=without,
-        ),
-    ]
-
-
-def deploy_to(job: PreparedJob, sites: Sequence[str]) -> None:
-    """Give the job to these sites only, whoever else is connected when it starts."""
     meta = job.meta
-    apps = list(meta["deploy_map"])
-    if len(apps) != 1:
-        raise ConfigError(
-            "a job with several apps cannot leave a site out",
-            "take the site out of deploy_map in meta.json",
-            code="deploy-map",
+    if leaves_out:
+        apps = list(meta["deploy_map"])
+        if len(apps) != 1:
+            raise ConfigError(
+                "a job with several apps cannot leave a site out",
+                "take the site out of deploy_map in meta.json",
+                code="deploy-map",
+            )
+        meta["deploy_map"] = {apps[0]: [SERVER, *sites]}
+    if (job.folder / _CONFIG / START_MODEL_FILE).is_file():
+        shutil.copytree(
+            job.folder / "app", job.folder / "app_site", ignore=lambda *_: [START_MODEL_FILE]
         )
-    meta["deploy_map"] = {apps[0]: [SERVER, *sites]}
-    _write(job.folder / "meta.json", meta)
-
-
-def keep_model_at_server(job: PreparedJob, sites: Sequence[str]) -> None:
-    """Deploy a given model to the server only: sites get it as a task, not with the job."""
-    if not (job.folder / _CONFIG / START_MODEL_FILE).is_file():
-        return
-    shutil.copytree(
-        job.folder / "app", job.folder / "app_site", ignore=lambda *_: [START_MODEL_FILE]
-    )
-    meta = _read(job.folder / "meta.json")
-    meta["deploy_map"] = {"app": ["server"], "app_site": list(sites)}
+        meta["deploy_map"] = {"app": [SERVER], "app_site": list(sites)}
     _write(job.folder / "meta.json", meta)
 
 
@@ -346,19 +259,6 @@ class Coordinator:
         if rights is not None and rights.get(right, "none") == "none":
             raise self._not_authorized(what, right)
 
-    def submit_to(self, job: PreparedJob, sites: Sequence[str], leaves_out: bool) -> str:
-        """Submit a checked job to these sites; FLARE's id of the job.
-
-        Args:
-            job: from `prepare_job`.
-            sites: from `check_announcements`.
-            leaves_out: whether another site must not take part even if it connects.
-        """
-        if leaves_out:
-            deploy_to(job, sites)
-        keep_model_at_server(job, sites)
-        return self.submit_prepared(job.folder)
-
     def submit_prepared(self, folder: Path) -> str:
         """Submit a folder of `prepare_job` as it is; FLARE's id of the job."""
         with self._asking("submit the job", "submit_job"):
@@ -424,22 +324,15 @@ class Coordinator:
             state = dataclasses.replace(state, detail=reason)
         return state
 
-    def progress(self, job_id: str) -> dict[str, Any]:
-        """How far a running job is, from its recorder; empty before and after it runs.
-
-        The keys are those of `Event.to_dict`.
-        """
+    def event(self, job_id: str) -> Event | None:
+        """How far a running job is, from its recorder; None before and after it runs."""
         with self._asking("ask for the progress"):
             try:
                 stats = self._session.show_stats(job_id, "server")
             except (JobNotFound, JobNotRunning):  # its process is starting, or has ended
-                return {}
-        return console.statistics_group(stats, PROGRESS_GROUP)
-
-    def event(self, job_id: str) -> Event | None:
-        """`progress` as an event, if there is one."""
+                return None
         try:
-            return Event.from_dict(self.progress(job_id))
+            return Event.from_dict(console.statistics_group(stats, PROGRESS_GROUP))
         except ValueError:  # it is starting, or of another version
             return None
 
@@ -583,9 +476,9 @@ def read_admin(kit: Path) -> Admin:
         values = [
             str(subject.get_attributes_for_oid(oid)[0].value)
             for oid in (
-                x509.NameOID.COMMON_NAME,
-                x509.NameOID.ORGANIZATION_NAME,
-                x509.NameOID.UNSTRUCTURED_NAME,  # where FLARE keeps the role
+                NameOID.COMMON_NAME,
+                NameOID.ORGANIZATION_NAME,
+                NameOID.UNSTRUCTURED_NAME,  # where FLARE keeps the role
             )
         ]
     except (ConfigError, OSError, IndexError):
@@ -666,14 +559,6 @@ def _min_clients(overrides: Sequence[str], meta: dict[str, Any]) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"min_clients is {text}", "set a whole number of sites, 1 or more")
     return int(text)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", "correct the file") from None
-    return dict(values)
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -16,7 +16,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,31 +26,19 @@ from fedfms.contracts.site import SiteConfig
 from fedfms.errors import FederationError
 from fedfms.exchange.door import read_policy
 from fedfms.exchange.strategies import find_strategy
-from fedfms.flare.follow import (
-    OnEvent,
-    follow,
-    read_end,
-    wait_for_start,
-)
+from fedfms.flare.coordinator import Patience, connect_patiently
+from fedfms.flare.follow import OnEvent, follow, read_end, wait_for_start
 from fedfms.flare.internals.process import CLIENT_PROGRAM, SERVER_PROGRAM, program_arguments
 from fedfms.flare.internals.settings import gone_site_settings, stream_settings
 from fedfms.flare.job import RESULT_FOLDER
-from fedfms.flare.lint import slicing_problems, slicing_warnings
+from fedfms.flare.lint import check_sites, slicing_problems, slicing_warnings
 from fedfms.flare.progress import Event, JobProgress
 from fedfms.flare.provision import run_provisioner
-from fedfms.flare.session import (
-    Coordinator,
-    JobState,
-    check_sites,
-    connect,
-    keep_model_at_server,
-    prepare_job,
-)
-from fedfms.local.processes import Processes, Supervised
+from fedfms.flare.session import Coordinator, JobState, deploy, prepare_job
+from fedfms.local.processes import Processes, Supervised, signals_mean
 from fedfms.local.sites import (
     Site,
     child_environment,
-    find_sites,
     images_forgotten,
     start_trainer,
     threads_of_a_trainer,
@@ -85,64 +72,7 @@ _OF_FILES = re.compile(r"\b(SiteDataError|ConfigError|CheckpointError) \([a-z0-9
 _ENTRY = re.compile(r"^[\d-]+ [\d:]+ job \S+ round \d+ \w+: ", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class SimulationResult:
-    """What a simulation left."""
-
-    results: Path  # folder with models, tables and report
-    logs: Path  # one file for each process
-    job_id: str
-    status: str  # FLARE's own word for how the job ended
-
-
 def simulate(
-    job: Path,
-    sites: Path,
-    *,
-    data: Path | None = None,
-    overrides: Sequence[str] = (),
-    results: Path,
-    workspace: Path,
-    checkpoints: Path | None = None,
-    model: Path | None = None,
-    recipe: Path | None = None,
-    on_event: OnEvent | None = None,
-) -> SimulationResult:
-    """Run a job on a federation of local processes and write its results folder.
-
-    Args:
-        job: job folder, such as jobs/fedmsa; it is not changed.
-        sites: folder with one folder for each site, each with site.yml and policy/.
-        data: folder with the images of each site in a folder of its name; by default they are where
-            each site.yml says.
-        overrides: `name=value` for the recipe, or `min_clients=N`.
-        results: new or empty folder for models, tables and report.
-        workspace: for everything else; a folder for this run is made in it, with a log for each
-            process.
-        checkpoints: folder of SAM checkpoints; none is needed for vit_demo.
-        model: model to start from, or to evaluate; see `session.prepare_job`.
-        recipe: goes before the job's own recipe; see there.
-        on_event: told how far it is.
-
-    Raises:
-        FedfmsError: whatever keeps the federation from coming to its end, with the end of the log
-            that says why.
-        KeyboardInterrupt: Ctrl-C, or SIGTERM; everything has been stopped by then.
-    """
-    return simulate_sites(
-        job,
-        find_sites(sites, data),
-        overrides=overrides,
-        results=results,
-        workspace=workspace,
-        checkpoints=checkpoints,
-        model=model,
-        recipe=recipe,
-        on_event=on_event,
-    )
-
-
-def simulate_sites(
     job: Path,
     sites: Sequence[Site],
     *,
@@ -154,12 +84,29 @@ def simulate_sites(
     model: Path | None = None,
     settings: Callable[[Site], Mapping[str, str]] = lambda site: {},
     on_event: OnEvent | None = None,
-) -> SimulationResult:
-    """As `simulate`, for sites that are known.
+) -> Path:
+    """Run a job on a federation of local processes and write its results folder.
 
     Args:
-        recipe: goes before the job's own.
+        job: job folder, such as jobs/fedmsa; it is not changed.
+        sites: see `find_sites`.
+        overrides: `name=value` for the recipe, or `min_clients=N`.
+        recipe: goes before the job's own; see `session.prepare_job`.
+        results: new or empty folder for models, tables and report.
+        workspace: for everything else; a folder for this run is made in it, with a log for each
+            process.
+        checkpoints: folder of SAM checkpoints; none is needed for vit_demo.
+        model: model to start from, or to evaluate; see there.
         settings: for the environment of a site's trainer.
+        on_event: told how far it is.
+
+    Returns:
+        the folder with one log for each process.
+
+    Raises:
+        FedfmsError: whatever keeps the federation from coming to its end, with the end of the log
+            that says why.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM; everything has been stopped by then.
     """
     tell = on_event or (lambda event: None)
     check_results_folder(results)
@@ -171,9 +118,9 @@ def simulate_sites(
     check_sites(prepared, names)
     for text in _different_slices(sites):
         tell(Event("provision", text=f"warning: {text}", sites=tuple(names)))
-    keep_model_at_server(prepared, names)
+    deploy(prepared, names)
     federation = Federation(run, sites, prepared.recipe, checkpoints, tell, settings=settings)
-    with _sigterm_as_interrupt(), federation.running() as coordinator:
+    with signals_mean(_interrupt, signal.SIGTERM), federation.running() as coordinator:
         tell(Event("submit", sites=tuple(names)))
         job_id = federation.submit(coordinator, prepared.folder)
         status = federation.wait_for_end(coordinator, job_id)
@@ -190,7 +137,7 @@ def simulate_sites(
         )
     federation.forget()
     tell(Event("done"))
-    return SimulationResult(results, federation.logs, job_id, status)
+    return federation.logs
 
 
 def _different_slices(sites: Sequence[Site]) -> list[str]:
@@ -205,7 +152,7 @@ def _different_slices(sites: Sequence[Site]) -> list[str]:
         read_policy(site.folder / "policy")
         config = SiteConfig.from_yaml(site.folder / "site.yml", site.data, "--data")
         told.append(Announcement(site.name, slicing=Slicing.of(config)))
-    return [*(problem.text for problem in slicing_problems(told)), *slicing_warnings(told)]
+    return [*(one.problem for one in slicing_problems(told)), *slicing_warnings(told)]
 
 
 class Federation:
@@ -231,7 +178,6 @@ class Federation:
         self._tell = tell
         self._kits = self.run / "kits"
         self._made = self._kits  # with a folder for each participant, once they are made
-        self._gone: set[str] = set()
         self._processes = Processes()
         self._flare: list[Supervised] = []  # server and FLARE clients
 
@@ -248,7 +194,13 @@ class Federation:
             _wait_for_port(server, port)
             for site in self.sites:
                 self._start_site(site, kits / site.name)
-            with self._connected(kits / ADMIN, server) as coordinator:
+
+            def still_starts() -> None:
+                if not server.is_running:
+                    raise self._failure("the server ended while it started")
+
+            patience = Patience(seconds=START_SECONDS)
+            with connect_patiently(kits / ADMIN, self.run, patience, still_starts) as coordinator:
                 self._wait_for_sites(coordinator)
                 for one in self._flare:  # as a container engine does, once they came up
                     one.restarts = True
@@ -260,13 +212,13 @@ class Federation:
         deadline = time.monotonic() + SCHEDULE_SECONDS
 
         def give_up_in_time(state: JobState) -> None:
+            self._look()
             if time.monotonic() > deadline:
                 raise self._failure("FLARE did not start the job", state.detail)
 
         state = wait_for_start(
             coordinator,
             job_id,
-            look=self._look,
             on_wait=give_up_in_time,
             poll_seconds=POLL_SECONDS,
         )
@@ -279,22 +231,19 @@ class Federation:
         folder = self.kit(SERVER) / job_id / RESULT_FOLDER
         reader = JobProgress(folder / RECORDS, self.recipe.rounds)
 
-        looked_at = 0
-
-        def look() -> None:
-            nonlocal looked_at
-            for name in self._look():
-                self._tell(reader.event(text=name))
-            new, looked_at = reader.records[looked_at:], len(reader.records)
+        def news() -> Event | None:
+            for text in self._look():
+                self._tell(reader.event(text=text))
+            new = reader.read_new()
             for record in new:
                 self._stop_for_broken_files(record)
+            return reader.event() if new else None
 
         state = follow(
             coordinator,
             job_id,
-            news=lambda: reader.event() if reader.read_new() else None,
+            news=news,
             tell=self._tell,
-            look=look,
             poll_seconds=POLL_SECONDS,
         )
         if not reader.records and not state.is_completed:
@@ -394,21 +343,6 @@ class Federation:
 
     # ------------------------------------------------------------------------------- waiting
 
-    @contextlib.contextmanager
-    def _connected(self, kit: Path, server: Supervised) -> Iterator[Coordinator]:
-        deadline = time.monotonic() + START_SECONDS
-        with contextlib.ExitStack() as stack:
-            while True:
-                if not server.is_running:
-                    raise self._failure("the server ended while it started")
-                try:
-                    coordinator = stack.enter_context(connect(kit, scratch=self.run))
-                    break
-                except FederationError:
-                    if time.monotonic() > deadline:
-                        raise
-            yield coordinator
-
     def _wait_for_sites(self, coordinator: Coordinator) -> None:
         wanted = {site.name for site in self.sites}
         deadline = time.monotonic() + START_SECONDS
@@ -452,39 +386,25 @@ def provision(
     """
     folder.mkdir(parents=True, mode=0o700)
     folder.chmod(0o700)
-    participants: list[dict[str, Any]] = [
-        {
-            "name": SERVER,
-            "type": "server",
-            "org": "coordinator",
-            "fed_learn_port": port,
-            "admin_port": port,
-        },
-    ]
-    participants += [
-        {"name": name, "type": "admin", "org": "coordinator", "role": role}
-        for name, role in admins.items()
-    ]
-    participants += [
-        {"name": name, "type": "client", "org": name.replace("-", "_")} for name in sites
-    ]
+    ours = {"server_storage": str(folder / "storage"), "heart_beat_timeout": SILENCE_SECONDS}
     project: dict[str, Any] = {
         "api_version": 3,
         "name": PROJECT,
-        "participants": participants,
+        "participants": [
+            {"name": SERVER, "type": "server", "org": "coordinator", "fed_learn_port": port},
+            *(
+                {"name": name, "type": "admin", "org": "coordinator", "role": role}
+                for name, role in admins.items()
+            ),
+            *({"name": name, "type": "client", "org": name.replace("-", "_")} for name in sites),
+        ],
         "builders": [
             {"path": "nvflare.lighter.impl.workspace.WorkspaceBuilder"},
             {
                 "path": "nvflare.lighter.impl.static_file.StaticFileBuilder",
                 "args": {"config_folder": "config", "scheme": "grpc"},
             },
-            {
-                "path": "fedfms.flare.kit.FedfmsKitBuilder",
-                "args": {
-                    "server_storage": str(folder / "storage"),
-                    "heart_beat_timeout": SILENCE_SECONDS,
-                },
-            },
+            {"path": "fedfms.flare.kit.FedfmsKitBuilder", "args": ours},
             {"path": "nvflare.lighter.impl.cert.CertBuilder"},
         ],
     }
@@ -545,19 +465,5 @@ def _wait_for_port(server: Supervised, port: int) -> None:
         time.sleep(0.2)
 
 
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the run in order, like Ctrl-C."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

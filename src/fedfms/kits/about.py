@@ -6,7 +6,9 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import TypeAdapter
 
 from fedfms import __version__
 from fedfms.errors import ConfigError
@@ -61,34 +63,24 @@ def read_about(kit: Path) -> KitAbout:
         ) from None
     except (OSError, ValueError) as error:
         raise _changed(path, str(error)) from None
-    if not isinstance(values, dict) or not all(_fits(values, f) for f in _FIELDS):
-        raise _changed(path, "it does not say what a kit says of itself")
-    if values.get("kit_format") != KIT_FORMAT:
-        raise _other_format(kit, values)
-    return KitAbout(**{name: values[name] for name, _ in _FIELDS})
+    try:
+        about = _ABOUT.validate_json(json.dumps({"kit_format": 1, **values}), strict=True)
+    except (TypeError, ValueError):
+        raise _changed(path, "it does not say what a kit says of itself") from None
+    if about.kit_format != KIT_FORMAT:
+        raise _other_format(kit, about)
+    return about
 
 
-_FIELDS = tuple(
-    (field.name, int if field.name == "server_port" else str)
-    for field in dataclasses.fields(KitAbout)
-    if field.name != "kit_format"
-)
+_ABOUT = TypeAdapter(KitAbout)
 
 
-def _fits(values: dict[str, Any], field: tuple[str, type]) -> bool:
-    name, kind = field
-    if name == "type" and values.get(name) not in ("server", "client", "admin"):
-        return False
-    return isinstance(values.get(name), kind)
-
-
-def _other_format(kit: Path, values: dict[str, Any]) -> ConfigError:
-    found = values.get("kit_format", 1)
+def _other_format(kit: Path, about: KitAbout) -> ConfigError:
     problem = (
-        f"the kit in {kit} was made by fedfms {values['version']} in format {found}, and this "
-        f"version of fedfms ({__version__}) uses kits of format {KIT_FORMAT}"
+        f"the kit in {kit} was made by fedfms {about.version} in format {about.kit_format}, and "
+        f"this version of fedfms ({__version__}) uses kits of format {KIT_FORMAT}"
     )
-    if isinstance(found, int) and found > KIT_FORMAT:
+    if about.kit_format > KIT_FORMAT:
         fix = "install the version of fedfms that the coordinator uses"
     else:
         fix = (

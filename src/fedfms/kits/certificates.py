@@ -49,7 +49,18 @@ def kit_certificate(kit: Path) -> x509.Certificate | None:
     return None
 
 
+def subject_of(certificate: x509.Certificate, oid: x509.ObjectIdentifier) -> str:
+    """What a certificate says of its owner; empty where it says nothing."""
+    found = certificate.subject.get_attributes_for_oid(oid)
+    return str(found[0].value) if found else ""
+
+
 def fingerprint(certificate: x509.Certificate) -> str:
     """SHA-256 fingerprint as openssl and FLARE write it: SHA256:AB:CD:…"""
-    digest = certificate.fingerprint(hashes.SHA256()).hex().upper()
+    return spelt(certificate.fingerprint(hashes.SHA256()).hex())
+
+
+def spelt(digest: str) -> str:
+    """A SHA-256 in hexadecimal digits in the way of `fingerprint`."""
+    digest = digest.upper()
     return "SHA256:" + ":".join(digest[i : i + 2] for i in range(0, len(digest), 2))

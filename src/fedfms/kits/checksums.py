@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -38,10 +39,11 @@ def write_sums(kit: Path, ca_key: rsa.RSAPrivateKey) -> None:
         kit: the folder with startup/ and local/.
         ca_key: private key of the certificate in startup/rootCA.pem.
     """
-    lines = [f"{file_sha256(kit / name)}  {name}\n" for name in kit_files(kit)]
-    content = "".join(lines).encode()
+    content = list_sums(kit, kit_files(kit)).encode()
     (kit / SUMS_FILE).write_bytes(content)
-    (kit / SIGNATURE_FILE).write_bytes(sign(content, ca_key))
+    # the same content gives the same bytes
+    signature = ca_key.sign(content, padding.PKCS1v15(), hashes.SHA256())
+    (kit / SIGNATURE_FILE).write_bytes(base64.encodebytes(signature))
 
 
 def check_sums(kit: Path) -> None:
@@ -70,13 +72,16 @@ def check_sums(kit: Path) -> None:
         raise ConfigError(
             f"the kit has no signed checksums: {why}", _AGAIN, code="kit-unsigned"
         ) from None
-    key = root.public_key()
-    if not isinstance(key, rsa.RSAPublicKey) or not is_signed(content, signature, key):
+    try:
+        decoded = base64.b64decode(b"".join(signature.split()), validate=True)
+        key = cast("rsa.RSAPublicKey", root.public_key())
+        key.verify(decoded, content, padding.PKCS1v15(), hashes.SHA256())
+    except (InvalidSignature, binascii.Error, AttributeError, TypeError):  # or another kind of key
         raise ConfigError(
             f"{kit / SUMS_FILE} is not signed by the certificate authority of this kit",
             _AGAIN,
             code="kit-unsigned",
-        )
+        ) from None
     listed = _parse(content, kit)
     for name, expected in listed.items():
         path = kit / name
@@ -95,32 +100,17 @@ def check_sums(kit: Path) -> None:
             )
 
 
+def list_sums(folder: Path, names: Iterable[str]) -> str:
+    """Files of a folder with their SHA-256, in the format of `sha256sum -c`."""
+    return "".join(f"{file_sha256(folder / name)}  {name}\n" for name in names)
+
+
 def kit_files(kit: Path) -> list[str]:
     """The files that make a kit, relative to it and sorted; not what FLARE writes beside them."""
-    return sorted(path.relative_to(kit).as_posix() for path in _files(kit))
-
-
-def sign(content: bytes, key: rsa.RSAPrivateKey) -> bytes:
-    """Signature in base64; the same content gives the same bytes (PKCS #1 v1.5, SHA-256)."""
-    return base64.encodebytes(key.sign(content, padding.PKCS1v15(), hashes.SHA256()))
-
-
-def is_signed(content: bytes, signature: bytes, key: rsa.RSAPublicKey) -> bool:
-    """Whether a signature of `sign` belongs to this content and key."""
-    try:
-        decoded = base64.b64decode(b"".join(signature.split()), validate=True)
-        key.verify(decoded, content, padding.PKCS1v15(), hashes.SHA256())
-    except (InvalidSignature, binascii.Error):
-        return False
-    return True
-
-
-def _files(kit: Path) -> Iterator[Path]:
-    for folder in ("startup", "local"):
-        # links too: one that leads out of the kit would be read by FLARE and listed by nobody
-        yield from (path for path in (kit / folder).rglob("*") if not path.is_dir())
-    if (kit / ABOUT_FILE).is_file():
-        yield kit / ABOUT_FILE
+    inside = [path for name in ("startup", "local") for path in (kit / name).rglob("*")]
+    # links too: one that leads out of the kit would be read by FLARE and listed by nobody
+    files = [path.relative_to(kit).as_posix() for path in inside if not path.is_dir()]
+    return sorted([*files, ABOUT_FILE])
 
 
 def _parse(content: bytes, kit: Path) -> dict[str, str]:
@@ -146,12 +136,4 @@ def _is_own_key(kit: Path, name: str, listed: dict[str, str]) -> bool:
         public = x509.load_pem_x509_certificate((kit / certificate).read_bytes()).public_key()
     except (OSError, ValueError, TypeError):
         return False
-    return _encoded(key.public_key()) == _encoded(public)
-
-
-def _encoded(key: object) -> bytes:
-    if not isinstance(key, rsa.RSAPublicKey):
-        return b""
-    return key.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    return bool(key.public_key() == public)

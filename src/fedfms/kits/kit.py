@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from fedfms.errors import ConfigError
 from fedfms.kits.about import KitAbout, ParticipantType, read_about
-from fedfms.kits.certificates import now, read_certificate
+from fedfms.kits.certificates import now, read_certificate, subject_of
 from fedfms.kits.checksums import ROOT_CERTIFICATE
 from fedfms.kits.turned import refuse_turned
-from fedfms.user import how_to_read
+from fedfms.user import unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +42,13 @@ class Kit:
     @property
     def organisation(self) -> str:
         """The participant's organisation, as the CA signed it; authorization compares with it."""
-        return self.subject(NameOID.ORGANIZATION_NAME)
+        return subject_of(self.certificate, NameOID.ORGANIZATION_NAME)
 
     @property
     def days_left(self) -> int:
         """Whole days until the first of the kit's certificates expires."""
         ends = min(self.certificate.not_valid_after_utc, self.root.not_valid_after_utc)
         return (ends - now()).days
-
-    def subject(self, oid: x509.ObjectIdentifier) -> str:
-        """What the participant's certificate says of its owner; empty where it says nothing."""
-        found = self.certificate.subject.get_attributes_for_oid(oid)
-        return str(found[0].value) if found else ""
 
 
 def read_kit(folder: Path) -> Kit:
@@ -73,17 +66,7 @@ def read_kit(folder: Path) -> Kit:
             folder, about, read_certificate(own), read_certificate(folder / ROOT_CERTIFICATE)
         )
     except PermissionError as error:
-        raise unreadable(Path(error.filename or folder), error) from None
-
-
-def unreadable(path: Path, error: OSError) -> ConfigError:
-    """That this container's user may not read a file of a kit, and what to do."""
-    return ConfigError(
-        f"{path} cannot be read ({error.strerror}) by this container's user, "
-        f"{os.geteuid()}:{os.getegid()}",
-        how_to_read(path),
-        code="kit-unreadable",
-    )
+        raise unreadable(Path(error.filename or folder), error, "kit-unreadable") from None
 
 
 def _key_name(kind: ParticipantType) -> str:

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,7 +114,8 @@ class Processes:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with _undisturbed():
+        # a second Ctrl-C does not interrupt the few seconds in which everything is stopped
+        with signals_mean(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
             end_marked(self.mark)
             if self._watchdog is not None:
                 assert self._watchdog.stdin is not None  # it was started with a pipe
@@ -156,19 +157,16 @@ class Processes:
 
 def end_marked(mark: str) -> None:
     """End every process that carries the mark: SIGTERM, a moment, SIGKILL until none is left."""
-    processes = _marked(mark)
-    _signal(processes, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_SECONDS
-    while processes and time.monotonic() < deadline:
-        time.sleep(0.1)
-        processes = _reaped(processes)
-    for _ in range(20):  # a process may have started another one in the meantime
+    seconds = STOP_SECONDS
+    for number in (signal.SIGTERM, *[signal.SIGKILL] * 20):  # one may have started another one
         processes = _marked(mark)
         if not processes:
             return
-        _signal(processes, signal.SIGKILL)
-        time.sleep(0.1)
-        _reaped(processes)
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
+        psutil.wait_procs(processes, timeout=seconds)  # reaps those that are our children
+        seconds = 0.1
 
 
 def _marked(mark: str) -> list[psutil.Process]:
@@ -181,24 +179,6 @@ def _marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def _signal(processes: Sequence[psutil.Process], number: int) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.send_signal(number)
-
-
-def _reaped(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Those that still run; children of ours that ended are taken out of the process table."""
-    running = []
-    for process in processes:
-        with contextlib.suppress(ChildProcessError, OSError):
-            os.waitpid(process.pid, os.WNOHANG)
-        with contextlib.suppress(psutil.Error):
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                running.append(process)
-    return running
-
-
 def _adopt_orphans(adopt: bool) -> None:
     """FLARE's job processes become our children when their parent ends; then we can reap them."""
     with contextlib.suppress(OSError, AttributeError):
@@ -206,18 +186,17 @@ def _adopt_orphans(adopt: bool) -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A second Ctrl-C does not interrupt the few seconds in which everything is stopped."""
+def signals_mean(handler: Callable[..., None] | signal.Handlers, *numbers: int) -> Iterator[None]:
+    """What signals do meanwhile; all stays as it is outside of the main thread."""
     try:
-        before = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread, where nothing is interrupted either
-        yield
-        return
+        before = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:  # not in the main thread
+        before = {}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _watch() -> None:

@@ -28,6 +28,7 @@ class Site:
     name: str
     folder: Path  # with site.yml and policy/
     data: Path | None  # its images, where they are not where site.yml says
+    trainer: str = "fedfms.trainer"  # module that is its trainer
 
 
 def find_sites(folder: Path, data: Path | None) -> list[Site]:
@@ -76,7 +77,7 @@ def trainer_command(site: Site, exchange: Path, work: Path, checkpoints: Path | 
         checkpoints: folder of SAM checkpoints; none is needed for vit_demo.
     """
     arguments = [
-        *(sys.executable, "-m", "fedfms.trainer", "--site", site.name),
+        *(sys.executable, "-m", site.trainer, "--site", site.name),
         *("--config", str(site.folder / "site.yml"), "--policy", str(site.folder / "policy")),
         *("--exchange", str(exchange), "--work", str(work)),
     ]

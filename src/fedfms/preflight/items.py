@@ -60,29 +60,19 @@ class Checklist:
                 for FAIL, Worry, or NotHere.
             needs: names of checks without which this one says nothing.
         """
-        missing = [need for need in needs if not self._holds(need)]
-        if missing:
-            waits = f"not looked at before {' and '.join(missing)} passed"
-            self._add(Item(code, "SKIP", waits))
-            return
-        for item in self._look(code, look):
-            self._add(item)
-
-    @property
-    def failed(self) -> bool:
-        """Whether anything failed."""
-        return any(item.status == "FAIL" for item in self.items)
+        for item in self._outcome(code, look, [need for need in needs if not self._holds(need)]):
+            self.items.append(item)
+            if self._on_item is not None:
+                self._on_item(item)
 
     def _holds(self, code: str) -> bool:
         found = [item for item in self.items if item.code == code]
         return bool(found) and all(item.status in ("PASS", "WARN") for item in found)
 
-    def _add(self, item: Item) -> None:
-        self.items.append(item)
-        if self._on_item is not None:
-            self._on_item(item)
-
-    def _look(self, code: str, look: Look) -> Iterator[Item]:
+    def _outcome(self, code: str, look: Look, missing: Sequence[str]) -> Iterator[Item]:
+        if missing:
+            yield Item(code, "SKIP", f"not looked at before {' and '.join(missing)} passed")
+            return
         try:
             found = look()
         except FedfmsError as error:

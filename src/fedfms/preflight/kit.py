@@ -10,9 +10,10 @@ from cryptography.x509.oid import NameOID
 
 from fedfms.errors import ConfigError
 from fedfms.kits.about import ParticipantType
-from fedfms.kits.certificates import now as time_now
+from fedfms.kits.certificates import now, subject_of
 from fedfms.kits.checksums import check_sums
-from fedfms.kits.kit import Kit, read_kit, unreadable
+from fedfms.kits.kit import Kit, read_kit
+from fedfms.user import unreadable
 
 _ASK = "ask the coordinator for a new kit"
 _ROLES = {"server": "server", "client": "flare"}  # what `fedfms ...` starts from which kit
@@ -48,7 +49,7 @@ def check_files(folder: Path) -> None:
         for path in (folder / "startup").rglob("*.key"):  # also one that the site made itself
             path.read_bytes()
     except OSError as error:
-        raise unreadable(Path(error.filename or folder), error) from None
+        raise unreadable(Path(error.filename or folder), error, "kit-unreadable") from None
 
 
 def check_role(kit: Kit, wanted: ParticipantType) -> None:
@@ -64,9 +65,9 @@ def check_role(kit: Kit, wanted: ParticipantType) -> None:
     )
 
 
-def check_names(kit: Kit, site_name: str | None) -> None:
+def check_names(kit: Kit, site_name: str | None) -> str:
     """Raise ConfigError unless certificate, kit and SITE_NAME have one name (kit-other-name)."""
-    name = kit.subject(NameOID.COMMON_NAME)
+    name = subject_of(kit.certificate, NameOID.COMMON_NAME)
     if name != kit.about.participant:
         raise ConfigError(
             f"the certificate {kit.certificate_file} is {name or 'nobody'}'s, but the kit is "
@@ -80,9 +81,10 @@ def check_names(kit: Kit, site_name: str | None) -> None:
             f"set SITE_NAME={kit.about.participant}, or point SITE_KIT at {site_name}'s kit",
             code="site-name",
         )
+    return f"the certificate is {kit.about.participant}'s"
 
 
-def check_issuer(kit: Kit) -> None:
+def check_issuer(kit: Kit) -> str:
     """Raise ConfigError (kit-other-ca) unless the kit's CA signed its certificate."""
     try:
         kit.certificate.verify_directly_issued_by(kit.root)
@@ -93,27 +95,28 @@ def check_issuer(kit: Kit) -> None:
             f"use the kit as the coordinator sent it to you, or {_ASK}",
             code="kit-other-ca",
         ) from None
+    return f"the project's CA ({kit.about.project}) signed the certificate"
 
 
-def check_dates(kit: Kit, now: datetime.datetime | None = None) -> None:
+def check_dates(kit: Kit) -> None:
     """Raise ConfigError (kit-expired, kit-not-yet-valid) unless both certificates are valid now."""
-    now = now or time_now()
+    time = now()
     for certificate, path in (
         (kit.certificate, kit.certificate_file),
         (kit.root, kit.root_file),
     ):
-        if now > certificate.not_valid_after_utc:
+        if time > certificate.not_valid_after_utc:
             raise ConfigError(
                 f"the certificate {path} expired on {_day(certificate.not_valid_after_utc)}; "
-                f"the clock here says {_day(now)}",
+                f"the clock here says {_day(time)}",
                 "ask the coordinator to renew it (fedfms provision --renew), then put the new kit/ "
                 "in the place of this one",
                 code="kit-expired",
             )
-        if now < certificate.not_valid_before_utc:
+        if time < certificate.not_valid_before_utc:
             raise ConfigError(
                 f"the certificate {path} is valid from {_day(certificate.not_valid_before_utc)} "
-                f"on; the clock here says {_day(now)}",
+                f"on; the clock here says {_day(time)}",
                 "set this machine's clock; if it is right, ask the coordinator to renew this kit",
                 code="kit-not-yet-valid",
             )

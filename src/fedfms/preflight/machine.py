@@ -46,7 +46,7 @@ class MachineError(FedfmsError):
     default_code = "machine"
 
 
-def check_writable(folder: Path, variable: str) -> str:
+def check_writable(folder: Path) -> str:
     """Whether files can be made in a folder; what was seen.
 
     Raises:
@@ -59,7 +59,7 @@ def check_writable(folder: Path, variable: str) -> str:
         raise MachineError(
             f"{folder} cannot be written by this container's user, {os.getuid()}:{os.getgid()} "
             f"({error.strerror})",
-            f"mount {variable} there, for a user of group 10001; set FEDFMS_UID to your own id",
+            "mount a volume there, for a user of group 10001; set FEDFMS_UID to your own id",
             code="not-writable",
         ) from None
 
@@ -152,7 +152,7 @@ def check_memory(checkpoints: Path | None, on_gpu: bool, data: int = 0) -> str:
     return f"{_size(limit)} allowed, {_size(free)} free, {_size(needed)} needed{for_data}"
 
 
-def check_shared_memory(workers: int, folder: Path = Path("/dev/shm")) -> str:
+def check_shared_memory(workers: int) -> str:
     """Whether the worker processes can pass slices on; the size of shared memory.
 
     Args:
@@ -161,6 +161,7 @@ def check_shared_memory(workers: int, folder: Path = Path("/dev/shm")) -> str:
     Raises:
         MachineError: code shm-small.
     """
+    folder = Path("/dev/shm")
     total, needed = shutil.disk_usage(folder).total, workers * WORKER_SHM_BYTES
     if total < needed:
         raise MachineError(

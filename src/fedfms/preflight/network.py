@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import ipaddress
 import os
 import re
 import socket
 import ssl
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedfms.errors import FedfmsError
@@ -78,29 +79,25 @@ def connect(host: str, port: int, timeout: float = TIMEOUT_SECONDS) -> socket.so
         ) from None
 
 
-def shake_hands(
-    stream: socket.socket, kit: Kit, *, host: str | None = None, identify: bool = True
-) -> ssl.SSLSocket:
+def shake_hands(stream: socket.socket, kit: Kit, *, identify: bool = True) -> ssl.SSLSocket:
     """Mutual TLS over a connection, with the kit's certificate and CA.
 
     Args:
         stream: connected; closed if this fails.
-        kit: whose CA the server's certificate must come from.
-        host: the name that certificate must have; the kit's server by default.
+        kit: whose CA the server's certificate must come from, with the name of the kit's server.
         identify: show the kit's own certificate, and wait until the server has accepted it.
 
     Raises:
         NetworkError: code tls (not our CA, another name, expired, no TLS at all) or tls-refused
             (the server does not accept this kit's certificate).
     """
-    host = host or kit.about.server_host
     address = f"{kit.about.server_host}:{kit.about.server_port}"
     try:
         context = ssl.create_default_context(cafile=str(kit.root_file))
         context.set_alpn_protocols(_ALPN)
         if identify:
             context.load_cert_chain(kit.certificate_file, kit.key_file)
-        secured = context.wrap_socket(stream, server_hostname=host)
+        secured = context.wrap_socket(stream, server_hostname=kit.about.server_host)
     except ssl.SSLCertVerificationError as error:
         stream.close()
         raise NetworkError(
@@ -215,41 +212,27 @@ def proxy_applies(host: str) -> bool:
         return True
 
 
-def connect_through(
-    proxy: Proxy, host: str, port: int, timeout: float = TIMEOUT_SECONDS
-) -> socket.socket:
+def connect_through(proxy: Proxy, host: str, port: int) -> socket.socket:
     """A connection to the server that a proxy made.
 
     Raises:
         NetworkError: code proxy where the proxy is not there or refuses, tcp where it cannot reach
             the server either.
     """
+    tunnel = http.client.HTTPConnection(proxy.host, proxy.port, TIMEOUT_SECONDS)
+    headers = {}
+    if proxy.login is not None:
+        login = base64.b64encode(proxy.login.encode()).decode()
+        headers["Proxy-Authorization"] = f"Basic {login}"
+    tunnel.set_tunnel(host, port, headers)
     try:
-        stream = socket.create_connection((proxy.host, proxy.port), timeout)
-    except OSError as error:
-        raise NetworkError(
-            f"the proxy {proxy} cannot be reached ({error.strerror or 'no answer in time'})",
-            "correct SITE_PROXY in .env, or ask your network's administrators",
-            code="proxy",
-        ) from None
-    try:
-        stream.sendall(_connect_request(proxy, host, port))
-        status = _status_line(stream)
-    except TimeoutError:
-        stream.close()
-        raise _not_through(proxy, host, port, f"no answer within {timeout:.0f} s") from None
-    except OSError as error:
-        stream.close()
-        raise NetworkError(
-            f"the proxy {proxy} ended the connection when it was asked for {host}:{port} "
-            f"({_reason(error)})",
-            "ask your network's administrators whether SITE_PROXY is an HTTP proxy",
-            code="proxy",
-        ) from None
-    if re.match(r"HTTP/1\.[01] 2\d\d\b", status):
-        return stream
-    stream.close()
-    raise _refusal(proxy, host, port, status)
+        tunnel.connect()
+    except (OSError, http.client.HTTPException) as error:
+        reached = tunnel.sock is not None
+        tunnel.close()
+        raise _not_through(proxy, f"{host}:{port}", error, reached) from None
+    stream: socket.socket = tunnel.sock
+    return stream
 
 
 def _is_meant(host: str, entry: str) -> bool:
@@ -263,56 +246,37 @@ def _is_meant(host: str, entry: str) -> bool:
     return name == entry or name.endswith(f".{entry}")
 
 
-def _connect_request(proxy: Proxy, host: str, port: int) -> bytes:
-    lines = [f"CONNECT {host}:{port} HTTP/1.1", f"Host: {host}:{port}"]
-    if proxy.login is not None:
-        lines.append(
-            f"Proxy-Authorization: Basic {base64.b64encode(proxy.login.encode()).decode()}"
-        )
-    return "\r\n".join([*lines, "", ""]).encode()
+def _not_through(proxy: Proxy, server: str, error: Exception, reached: bool) -> NetworkError:
+    """Why there is no way through a proxy, by what `http.client` raised.
 
-
-def _status_line(stream: socket.socket) -> str:
-    """The first line of an answer; all its headers are read, and nothing behind them."""
-    head = b""
-    for byte in _bytes(stream):
-        head += byte
-        if head.endswith(b"\r\n\r\n") or len(head) > 1 << 14:
-            break
-    return head.partition(b"\r\n")[0].decode("latin-1")
-
-
-def _bytes(stream: socket.socket) -> Iterator[bytes]:
-    while byte := stream.recv(1):
-        yield byte
-
-
-def _refusal(proxy: Proxy, host: str, port: int, status: str) -> NetworkError:
-    found = re.match(r"HTTP/1\.[01] (\d\d\d)\b *([ -~]*)$", status)
-    if found is None:
+    Args:
+        reached: whether the proxy took the connection.
+    """
+    problem, fix = f"the proxy {proxy}", "ask your network's administrators"
+    refused = re.match(r"Tunnel connection failed: ((\d{3}) ?[ -~]*)", str(error))
+    if isinstance(error, http.client.HTTPException):
+        problem = f"who answers at {proxy} is no HTTP proxy"
+        fix = f"correct SITE_PROXY in .env, or {fix}"
+    elif (refused and int(refused[2]) >= 500) or (reached and isinstance(error, TimeoutError)):
+        why = refused[1].strip() if refused else f"no answer within {TIMEOUT_SECONDS:.0f} s"
         return NetworkError(
-            f"who answers at {proxy} is no HTTP proxy",
-            "correct SITE_PROXY in .env, or ask your network's administrators",
-            code="proxy",
+            f"{problem} does not reach {server} ({why})",
+            "ask the coordinator whether the server runs and on which port; ask your network's "
+            f"administrators whether the proxy finds {server.rpartition(':')[0]}",
+            code="tcp",
         )
-    code, words = int(found[1]), f"{found[1]} {found[2]}".strip()
-    if code >= 500:
-        return _not_through(proxy, host, port, words)
-    fix = f"ask your network's administrators to let CONNECT to {host}:{port} through"
-    if code == 407:
-        fix = "write user and password into SITE_PROXY in .env: http://USER:PASSWORD@HOST:PORT"
-    return NetworkError(
-        f"the proxy {proxy} refuses to connect to {host}:{port} ({words})", fix, code="proxy"
-    )
-
-
-def _not_through(proxy: Proxy, host: str, port: int, why: str) -> NetworkError:
-    return NetworkError(
-        f"the proxy {proxy} does not reach {host}:{port} ({why})",
-        "ask the coordinator whether the server runs and on which port; ask your network's "
-        f"administrators whether the proxy finds {host}",
-        code="tcp",
-    )
+    elif refused:
+        problem += f" refuses to connect to {server} ({refused[1].strip()})"
+        fix += f" to let CONNECT to {server} through"
+        if refused[2] == "407":
+            fix = "write user and password into SITE_PROXY in .env: http://USER:PASSWORD@HOST:PORT"
+    elif not reached:
+        problem += f" cannot be reached ({getattr(error, 'strerror', None) or 'no answer in time'})"
+        fix = f"correct SITE_PROXY in .env, or {fix}"
+    else:
+        problem += f" ended the connection when it was asked for {server} ({_reason(error)})"
+        fix += " whether SITE_PROXY is an HTTP proxy"
+    return NetworkError(problem, fix, code="proxy")
 
 
 def _reason(error: BaseException) -> str:

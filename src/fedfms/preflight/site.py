@@ -15,6 +15,7 @@ from fedfms.contracts.policy import Policy
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.memory import CACHE_FOLDER
 from fedfms.errors import ConfigError, TrainerError
+from fedfms.kits.about import KitAbout
 from fedfms.kits.certificates import RENEW_DAYS
 from fedfms.kits.kit import Kit, read_kit
 from fedfms.preflight import machine, network
@@ -28,7 +29,7 @@ from fedfms.preflight.kit import (
 )
 from fedfms.preflight.policy import check_authorization
 from fedfms.trainer.connection import ping
-from fedfms.user import how_to_read
+from fedfms.user import unreadable
 
 if TYPE_CHECKING:
     from fedfms.data.check import Examination
@@ -85,19 +86,23 @@ def check_flare_side(
         about = kit().about
         return f"{about.participant} of project {about.project}, as the coordinator made it"
 
+    def names() -> str:
+        return check_names(kit(), Machine.from_environment().site_name)
+
+    def closed() -> str:
+        check_authorization(places.policy, kit().organisation)
+        return "no code in jobs, no shell commands from outside"
+
     checks.check("kit", whole)
-    if not found:  # it cannot be read at all; a changed one can
-        for code in ("certificate-dates", "certificate-name", "certificate-ca"):
-            checks.check(code, str, needs=["kit"])
-    else:
-        checks.check("certificate-dates", lambda: _dates(kit()))
-        checks.check("certificate-name", lambda: _names(kit()))
-        checks.check("certificate-ca", lambda: _issuer(kit()))
-    _check_server(checks, found.get("kit"), ask_server)
-    _check_policy(checks, places.policy, found.get("kit"))
-    checks.check("workspace", lambda: machine.check_writable(places.workspace, "a volume"))
+    readable = [] if found else ["kit"]  # what of a changed kit can be read is looked at
+    checks.check("certificate-dates", lambda: _dates(kit()), readable)
+    checks.check("certificate-name", names, readable)
+    checks.check("certificate-ca", lambda: check_issuer(kit()), readable)
+    _check_server(checks, kit, readable, ask_server)
+    checks.check("authorization", closed, readable)
+    checks.check("workspace", lambda: machine.check_writable(places.workspace))
     checks.check("workspace-disk", lambda: machine.check_disk(places.workspace), ["workspace"])
-    checks.check("exchange", lambda: machine.check_writable(places.exchange, "a volume"))
+    checks.check("exchange", lambda: machine.check_writable(places.exchange))
     checks.check("exchange-size", lambda: machine.check_exchange(places.exchange), ["exchange"])
     checks.check("trainer", lambda: _trainer(places.exchange), ["exchange"])
     return checks.items
@@ -154,9 +159,9 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
     checks.check(
         "shared-memory", lambda: machine.check_shared_memory(found["site"].workers), ["site-yml"]
     )
-    checks.check("work", lambda: machine.check_writable(places.work, "a volume"))
+    checks.check("work", lambda: machine.check_writable(places.work))
     checks.check("work-disk", disk, ["work"])
-    checks.check("exchange", lambda: machine.check_writable(places.exchange, "a volume"))
+    checks.check("exchange", lambda: machine.check_writable(places.exchange))
     checks.check(
         "exchange-size",
         lambda: machine.check_exchange(places.exchange, places.checkpoints),
@@ -168,47 +173,45 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
 # ------------------------------------------------------------------------------------- the server
 
 
-def _check_server(checks: Checklist, kit: Kit | None, ask_server: AskServer) -> None:
-    if kit is None:
-        for code in ("server-name", "proxy", "server-tcp", "server-tls", "server-flare"):
-            checks.check(code, str, needs=["kit"])
-        for code in ("clock", "version", "revoked"):
-            checks.check(code, str, needs=["kit"])
-        return
-    host, port = kit.about.server_host, kit.about.server_port
+def _check_server(
+    checks: Checklist, kit: Callable[[], Kit], readable: Sequence[str], ask_server: AskServer
+) -> None:
     greeted: list[network.ServerGreeting] = []
 
     def name() -> str:
+        host = kit().about.server_host
         if network.proxy_applies(host):
             return f"the proxy looks up {host}"
-        return f"{host} is {', '.join(network.resolve(host, port))}"
+        return f"{host} is {', '.join(network.resolve(host, kit().about.server_port))}"
 
     def tcp() -> str:
-        network.connect_to_server(kit).close()
-        return f"{host}:{port} answers"
+        network.connect_to_server(kit()).close()
+        return f"{kit().about.server_host}:{kit().about.server_port} answers"
 
     def tls() -> str:
-        if not os.access(kit.key_file, os.R_OK):  # which fails the kit's own line
-            raise NotHere(f"not looked at: {kit.key_file} cannot be read")
-        network.shake_hands(network.connect_to_server(kit), kit).close()
+        if not os.access(kit().key_file, os.R_OK):  # which fails the kit's own line
+            raise NotHere(f"not looked at: {kit().key_file} cannot be read")
+        network.shake_hands(network.connect_to_server(kit()), kit()).close()
         return "the server's certificate is of this kit's CA, and the server accepts this kit's"
 
     def flare() -> str:
-        greeted.append(ask_server(kit))
+        greeted.append(ask_server(kit()))
         return "FLARE's server answers"
 
     certificate = ["certificate-dates", "certificate-ca"]
-    checks.check("server-name", name)
-    checks.check("proxy", lambda: _proxy(host, port))
-    checks.check("server-tcp", tcp, ["server-name", "proxy"])
-    checks.check("server-tls", tls, [*certificate, "server-tcp"])
-    checks.check("server-flare", flare, ["certificate-name", "server-tls"])
-    checks.check("clock", lambda: _clock(greeted[0].clock_ahead), ["server-flare"])
-    checks.check("version", lambda: _version(greeted[0].version), ["server-flare"])
-    checks.check("revoked", lambda: _revoked(greeted[0].revoked, kit), ["server-flare"])
+    checks.check("server-name", name, readable)
+    checks.check("proxy", lambda: _proxy(kit().about), readable)
+    checks.check("server-tcp", tcp, readable or ["server-name", "proxy"])
+    checks.check("server-tls", tls, readable or [*certificate, "server-tcp"])
+    checks.check("server-flare", flare, readable or ["certificate-name", "server-tls"])
+    greeting = readable or ["server-flare"]
+    checks.check("clock", lambda: _clock(greeted[0].clock_ahead), greeting)
+    checks.check("version", lambda: _version(greeted[0].version), greeting)
+    checks.check("revoked", lambda: _revoked(greeted[0].revoked, kit()), greeting)
 
 
-def _proxy(host: str, port: int) -> str:
+def _proxy(about: KitAbout) -> str:
+    host, port = about.server_host, about.server_port
     proxy = network.proxy_for(host)
     if proxy is None:
         return f"no proxy stands between here and {host}"
@@ -278,25 +281,6 @@ def _dates(kit: Kit) -> str:
     return f"valid until {ends:%Y-%m-%d}; today is {now:%Y-%m-%d}"
 
 
-def _names(kit: Kit) -> str:
-    check_names(kit, Machine.from_environment().site_name)
-    return f"the certificate is {kit.about.participant}'s"
-
-
-def _issuer(kit: Kit) -> str:
-    check_issuer(kit)
-    return f"the project's CA ({kit.about.project}) signed the certificate"
-
-
-def _check_policy(checks: Checklist, policy: Path, kit: Kit | None) -> None:
-    def closed() -> str:
-        assert kit is not None  # or the check is skipped
-        check_authorization(policy, kit.organisation)
-        return "no code in jobs, no shell commands from outside"
-
-    checks.check("authorization", closed, () if kit is not None else ["kit"])
-
-
 def _trainer(exchange: Path) -> str:
     try:
         pong = ping(exchange)
@@ -318,12 +302,7 @@ def _require_file(path: Path, where: str, name: str) -> None:
     try:
         path.open("rb").close()
     except PermissionError as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error.strerror}) by this container's user, "
-            f"{os.geteuid()}:{os.getegid()}",
-            how_to_read(path),
-            code="unreadable-file",
-        ) from None
+        raise unreadable(path, error, "unreadable-file") from None
     except OSError:
         raise ConfigError(
             f"there is no {path}",

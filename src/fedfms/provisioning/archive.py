@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO, cast
 
 from fedfms.errors import ConfigError, FederationError
-from fedfms.files import file_sha256, whole_folder
+from fedfms.files import whole_folder
 from fedfms.flare.provision import private_files
-from fedfms.kits.checksums import SUMS_FILE
+from fedfms.kits.checksums import SUMS_FILE, list_sums
 from fedfms.provisioning.render import write_templates
 
 # level 6 makes the CPU image 12 % smaller (365 MB instead of 414) in three times as long
@@ -58,9 +58,11 @@ def archive(
             shutil.copyfile(source, scratch / "kits" / source.name)
         for source in checkpoints:
             shutil.copyfile(source, scratch / "checkpoints" / source.name)
-        names = ", ".join(f"`{image}`" for image in images)
-        write_templates("archive", scratch, {"__IMAGES__": names})
-        _write_sums(scratch)
+        listed = ", ".join(f"`{image}`" for image in images)
+        write_templates("archive", scratch, images=listed)
+        files = sorted(path for path in scratch.rglob("*") if path.is_file())
+        names = [path.relative_to(scratch).as_posix() for path in files]
+        (scratch / SUMS_FILE).write_text(list_sums(scratch, names))
     return output
 
 
@@ -134,9 +136,3 @@ def _docker(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["it does not say why"])[-1]
-
-
-def _write_sums(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
-    (folder / SUMS_FILE).write_text("".join(lines))

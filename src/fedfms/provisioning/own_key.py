@@ -27,11 +27,11 @@ from fedfms.flare.internals.state import CertificateState
 from fedfms.flare.own_keys import REQUEST_FILE, make_request, read_request, sign_request
 from fedfms.flare.provision import private_files
 from fedfms.kits.about import read_about
-from fedfms.kits.certificates import fingerprint, kit_certificate, read_certificate
+from fedfms.kits.certificates import fingerprint, kit_certificate, read_certificate, spelt
 from fedfms.kits.checksums import ROOT_CERTIFICATE, check_sums
 from fedfms.kits.zips import unpack_zip
 from fedfms.provisioning.project import check_org, check_project_name, check_site_name, read_project
-from fedfms.provisioning.provision import Provisioned, make_kits, working_folder
+from fedfms.provisioning.provision import Provisioned, make_kits, refuse_revoked, working_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def request(name: str, org: str, project: str, folder: Path) -> Request:
             shutil.rmtree(folder)
             raise
         shutil.rmtree(folder / ".nvflare", ignore_errors=True)  # FLARE's own record of it
-    return Request(file, folder, _spelt(read_request(file)["public_key_sha256"]))
+    return Request(file, folder, spelt(read_request(file)["public_key_sha256"]))
 
 
 def approve(
@@ -97,7 +97,7 @@ def approve(
     name = said["name"]
     if _plain(key) != said["public_key_sha256"]:
         raise ConfigError(
-            f"the request is for the key {_spelt(said['public_key_sha256'])}, not for {key}",
+            f"the request is for the key {spelt(said['public_key_sha256'])}, not for {key}",
             "ask the site for the fingerprint that fedfms request printed, by telephone; if it is "
             "another one, somebody exchanged the request",
             code="wrong-fingerprint",
@@ -124,13 +124,7 @@ def approve(
         )
     folder = working_folder(project_file, project, output)
     with private_files(), folder.locked():
-        revoked = folder.revoked()
-        if name in revoked:
-            raise ConfigError(
-                f"{name} was revoked on {revoked[name]['when']}",
-                "take it in again under another name; the server keeps refusing this one",
-                code="revoked",
-            )
+        refuse_revoked(name, folder.revoked())
         state = CertificateState.read(folder.state)
         if state.root is None:
             raise ConfigError(
@@ -256,8 +250,3 @@ def _key_of(certificate: x509.Certificate) -> str:
 
 def _plain(text: str) -> str:
     return text.strip().lower().removeprefix("sha256:").replace(":", "")
-
-
-def _spelt(digest: str) -> str:
-    digest = digest.upper()
-    return "SHA256:" + ":".join(digest[i : i + 2] for i in range(0, len(digest), 2))

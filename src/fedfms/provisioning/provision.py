@@ -30,15 +30,15 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from fedfms.errors import ConfigError, FederationError
-from fedfms.files import file_sha256, write_whole
+from fedfms.files import write_whole
 from fedfms.flare.internals.state import STATE_FILE, CertificateState
 from fedfms.flare.provision import private_files, run_provisioner
 from fedfms.kits.about import ABOUT_FILE
-from fedfms.kits.certificates import RENEW_DAYS, fingerprint, kit_certificate, now
-from fedfms.kits.checksums import SIGNATURE_FILE, SUMS_FILE
+from fedfms.kits.certificates import RENEW_DAYS, fingerprint, kit_certificate, now, subject_of
+from fedfms.kits.checksums import SIGNATURE_FILE, SUMS_FILE, list_sums
 from fedfms.kits.zips import write_zip
 from fedfms.provisioning.project import ZIPS, Participant, Project, read_project
-from fedfms.provisioning.render import placeholders, write_templates
+from fedfms.provisioning.render import write_templates
 
 _OF_FLARE = ("startup", "local", ABOUT_FILE, SUMS_FILE, SIGNATURE_FILE)
 _REVOKED_FILE, _RECORD_FILE = "revoked.json", "project.json"
@@ -230,7 +230,10 @@ def make_kits(
     _check_fit(project, state)
 
     with folder.scratch() as scratch:
-        made = _run_flare(project, state, scratch)
+        if state.content:  # FLARE takes an empty file for a CA
+            (scratch / project.name / STATE_FILE).parent.mkdir(parents=True)
+            state.write(scratch / project.name / STATE_FILE)
+        made = run_provisioner(project.content, scratch)
         fresh = {
             p.name: _assemble(p, project, made / p.name, scratch) for p in project.participants
         }
@@ -303,12 +306,7 @@ def _renew(
     revoked: dict[str, dict[str, Any]],
     notes: list[str],
 ) -> None:
-    if name in revoked:
-        raise ConfigError(
-            f"{name} was revoked on {revoked[name]['when']}",
-            "take it in again under another name; the server keeps refusing this one",
-            code="revoked",
-        )
+    refuse_revoked(name, revoked)
     if project.find(name).own_key:
         raise ConfigError(
             f"{name} makes its own key",
@@ -325,6 +323,16 @@ def _renew(
     )
 
 
+def refuse_revoked(name: str, revoked: Mapping[str, dict[str, Any]]) -> None:
+    """Raise ConfigError (revoked) for a participant that was revoked: see WorkingFolder.revoked."""
+    if name in revoked:
+        raise ConfigError(
+            f"{name} was revoked on {revoked[name]['when']}",
+            "take it in again under another name; the server keeps refusing this one",
+            code="revoked",
+        )
+
+
 def _check_fit(project: Project, state: CertificateState) -> None:
     """FLARE takes a certificate that it made before as it is, whatever project.yml says now."""
     for entry in project.content["participants"]:
@@ -332,8 +340,8 @@ def _check_fit(project: Project, state: CertificateState) -> None:
         if certificate is None:
             continue
         said = {
-            "org": _attribute(certificate, NameOID.ORGANIZATION_NAME),
-            "role": _attribute(certificate, NameOID.UNSTRUCTURED_NAME),
+            "org": subject_of(certificate, NameOID.ORGANIZATION_NAME),
+            "role": subject_of(certificate, NameOID.UNSTRUCTURED_NAME),
         }
         for key in ("org", "role"):
             if key in entry and entry[key] != said[key]:
@@ -359,14 +367,6 @@ def _another_certificate(name: str, before: str, after: str) -> ConfigError:
 # ------------------------------------------------------------------------------------- the kits
 
 
-def _run_flare(project: Project, state: CertificateState, scratch: Path) -> Path:
-    path = scratch / project.name / STATE_FILE
-    if state.content:  # FLARE takes an empty file for a CA
-        path.parent.mkdir(parents=True)
-        state.write(path)
-    return run_provisioner(project.content, scratch)
-
-
 def _assemble(participant: Participant, project: Project, made: Path, scratch: Path) -> Path:
     """A kit as it is sent: FLARE's files in kit/, and around it what its owner edits and reads."""
     folder = scratch / "kits" / participant.name
@@ -374,14 +374,15 @@ def _assemble(participant: Participant, project: Project, made: Path, scratch: P
     for name in _OF_FLARE:
         (made / name).rename(folder / "kit" / name)
     entry = next(e for e in project.content["participants"] if e["name"] == participant.name)
-    values = placeholders(
+    write_templates(
+        "site" if participant.type == "client" else participant.type,
+        folder,
         site=participant.name,
         server_host=project.server_host,
         server_port=project.server_port,
         project=project.name,
         role=entry.get("role", ""),
     )
-    write_templates("site" if participant.type == "client" else participant.type, folder, values)
     return folder
 
 
@@ -404,7 +405,10 @@ def _publish(
     if target.is_file() and filecmp.cmp(packed, target, shallow=False):
         state = "same"
     if not _same(fresh, home):
-        _swap(fresh, home, scratch)
+        home.parent.mkdir(exist_ok=True)
+        if home.exists():
+            home.rename(scratch / f"before-{home.name}")
+        fresh.rename(home)
     if state != "same":
         packed.replace(target)
     return MadeKit(
@@ -445,8 +449,8 @@ def _take_away(name: str, folder: WorkingFolder, scratch: Path) -> None:
 
 
 def _write_zip_sums(folder: WorkingFolder) -> None:
-    lines = [f"{file_sha256(path)}  {path.name}\n" for path in sorted(folder.zips.glob("*.zip"))]
-    target, content = folder.zips / SUMS_FILE, "".join(lines)
+    content = list_sums(folder.zips, sorted(path.name for path in folder.zips.glob("*.zip")))
+    target = folder.zips / SUMS_FILE
     if not target.is_file() or target.read_text() != content:
         write_whole(target, content)
 
@@ -484,13 +488,6 @@ def _same(one: Path, other: Path) -> bool:
     return names == others and all(_same(one / name, other / name) for name in names)
 
 
-def _swap(fresh: Path, home: Path, scratch: Path) -> None:
-    home.parent.mkdir(exist_ok=True)
-    if home.exists():
-        home.rename(scratch / f"before-{home.name}")
-    fresh.rename(home)
-
-
 # ------------------------------------------------------------------------------------- what to say
 
 
@@ -516,8 +513,3 @@ def _endings(kits: Sequence[MadeKit], root: x509.Certificate) -> list[str]:
 
 def _day(certificate: x509.Certificate) -> str:
     return f"{certificate.not_valid_after_utc:%Y-%m-%d}"
-
-
-def _attribute(certificate: x509.Certificate, oid: x509.ObjectIdentifier) -> str | None:
-    found = certificate.subject.get_attributes_for_oid(oid)
-    return str(found[0].value) if found else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -20,35 +19,29 @@ SITE_FILES = (
 )
 
 
-def placeholders(
-    *, site: str, server_host: str, server_port: int, project: str, role: str = ""
-) -> dict[str, str]:
-    """What stands for each placeholder."""
-    return {
-        "__SITE__": site,
-        "__SERVER_HOST__": server_host,
-        "__SERVER_PORT__": str(server_port),
-        "__PROJECT__": project,
-        "__VERSION__": __version__,
-        "__ROLE__": role,
-    }
-
-
 def write_templates(
     kind: Literal["site", "server", "admin", "archive"],
     folder: Path,
-    values: Mapping[str, str],
     only: tuple[str, ...] | None = None,
+    **values: object,
 ) -> None:
-    """Write the templates of a kind of kit into a folder; a script can be run."""
+    """Write the templates of a kind of kit into a folder; a script can be run.
+
+    Args:
+        kind: a folder of templates.
+        folder: gets them.
+        only: of these templates; None: of all.
+        values: what stands for a placeholder, such as site for `__SITE__`.
+    """
     root = TEMPLATES / kind
+    values["version"] = __version__
     for source in sorted(path for path in root.rglob("*") if path.is_file()):
         name = source.relative_to(root).as_posix()
         if only is not None and name not in only:
             continue
         text = source.read_text(encoding="utf-8")
         for placeholder, value in values.items():
-            text = text.replace(placeholder, value)
+            text = text.replace(f"__{placeholder.upper()}__", str(value))
         # a file that begins with a dot is easily lost on its way into a package
         target = folder / (".env" if name == "env" else name)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +63,12 @@ def new_site(name: str, folder: Path) -> None:
         raise ConfigError(
             f"{folder} is there already", "name a new folder; no file is overwritten", code="exists"
         )
-    values = placeholders(
-        site=name, server_host=EXAMPLE_HOST, server_port=EXAMPLE_PORT, project="fedfms"
+    write_templates(
+        "site",
+        folder,
+        SITE_FILES,
+        site=name,
+        server_host=EXAMPLE_HOST,
+        server_port=EXAMPLE_PORT,
+        project="fedfms",
     )
-    write_templates("site", folder, values, SITE_FILES)

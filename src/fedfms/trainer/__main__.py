@@ -15,7 +15,6 @@ from typing import Any
 from fedfms.contracts.machine import Machine
 from fedfms.errors import FedfmsError
 from fedfms.user import refuse_root
-from fedfms.watch import watch_files
 
 
 def refuse_networks() -> None:
@@ -70,9 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     refuse_networks()  # before the libraries are imported that would try
-    if machine.watch is not None:
-        watch_files(machine.watch)
     from fedfms.trainer.server import serve
+    from fedfms.trainer.tasks import SiteFolders
     from fedfms.training.device import require_gpu
 
     logging.basicConfig(
@@ -80,15 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         require_gpu()
-        serve(
-            given.site,
-            given.config,
-            given.policy,
-            given.exchange,
+        folders = SiteFolders(
+            name=given.site,
+            config=given.config,
+            policy=given.policy,
             data_root=given.data,
             checkpoints=given.checkpoints,
             work=given.work,
         )
+        serve(folders, given.exchange)
     except FedfmsError as error:
         sys.stderr.write(f"{error}\n")
         return 2

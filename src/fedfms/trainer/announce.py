@@ -12,7 +12,6 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import median
 
 from fedfms import __version__
@@ -39,15 +38,12 @@ Spacing = tuple[float, float, float]  # mm between slices, rows and columns
 
 
 def describe(
-    folders: SiteFolders,
-    busy: bool,
-    spacing_of: Callable[[SiteConfig, Policy], Spacing | None] = lambda site, policy: None,
+    folders: SiteFolders, spacing_of: Callable[[SiteConfig, Policy], Spacing | None]
 ) -> Announcement:
     """What the site can do now; whatever is wrong is told as the code of its error.
 
     Args:
         folders: the site's.
-        busy: whether it is.
         spacing_of: gives the spacing to tell, see `measure_spacing`.
     """
     try:
@@ -61,13 +57,12 @@ def describe(
                 code="no-data-root",
             )
     except FedfmsError as error:
-        return Announcement(folders.name, __version__, busy, public_code(error.code))
+        return Announcement(folders.name, __version__, fault=public_code(error.code))
     except Exception:
-        return Announcement(folders.name, __version__, busy, "unexpected")
+        return Announcement(folders.name, __version__, fault="unexpected")
     return Announcement(
         site=folders.name,
         version=__version__,
-        busy=busy,
         classes=tuple(site.classes),
         not_annotated=site.not_annotated,
         methods=policy.methods,
@@ -115,15 +110,6 @@ def measure_spacing(
     return slices, rows, columns
 
 
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """What was measured, and for which settings."""
-
-    site: SiteConfig
-    smallest: int
-    spacing: Spacing | None
-
-
 class Announcer:
     """Answers pings beside the task that runs.
 
@@ -137,7 +123,8 @@ class Announcer:
         self._folders = folders
         self._reading: asyncio.Future[Announcement] | None = None
         self._busy: Callable[[], bool] = lambda: False
-        self._measured: _Measured | None = None
+        # settings and what was measured for them: site, smallest, spacing
+        self._measured: tuple[SiteConfig, int, Spacing | None] | None = None
         self._measuring = False
 
     async def pong(self, busy: Callable[[], bool]) -> Announcement:
@@ -160,7 +147,7 @@ class Announcer:
                 answer.set_result(pong)
 
         def read() -> None:
-            pong = describe(self._folders, False, self._spacing)
+            pong = describe(self._folders, self._spacing)
             with contextlib.suppress(RuntimeError):  # the trainer has stopped in the meantime
                 loop.call_soon_threadsafe(deliver, pong)
 
@@ -172,8 +159,8 @@ class Announcer:
         """What was measured for these settings; starts to measure where nothing was yet."""
         smallest = max(site.min_cases, policy.min_cases)
         known = self._measured
-        if known is not None and (known.site, known.smallest) == (site, smallest):
-            return known.spacing
+        if known is not None and known[:2] == (site, smallest):
+            return known[2]
         if not self._measuring and not self._busy():
             self._measuring = True
             arguments = (site, smallest)
@@ -190,5 +177,5 @@ class Announcer:
             log.debug("no spacing to tell: %s", type(error).__name__)
         finally:
             if spacing is not None or not self._busy():  # a task came between: again later
-                self._measured = _Measured(site, smallest, spacing)
+                self._measured = site, smallest, spacing
             self._measuring = False

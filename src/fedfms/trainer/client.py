@@ -16,8 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 import fedfms.errors
-from fedfms.contracts.contribution import MAX_PICTURE_BYTES as MAX_PICTURE_BYTES
-from fedfms.contracts.contribution import Contribution
+from fedfms.contracts.contribution import MAX_PICTURE_BYTES, Contribution
 from fedfms.contracts.messages import Failure, Progress, Reply, Task, TaskFiles, TaskRequest
 from fedfms.errors import CheckpointError, FedfmsError, TrainerError
 from fedfms.exchange.tensors import load_tensors, save_tensors

@@ -18,7 +18,6 @@ import socket
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,54 +64,28 @@ EXIT_STALLED = 71  # the computation showed no sign of life
 EXIT_GPU_FAILED = 72  # CUDA refuses everything in a process after most of its errors
 
 
-def serve(
-    site_name: str,
-    site_config_path: Path,
-    policy_folder: Path,
-    exchange: Path,
-    *,
-    data_root: Path | None,
-    checkpoints: Path | None,
-    work: Path,
-) -> None:
+def serve(folders: SiteFolders, exchange: Path) -> None:
     """Answer on `<exchange>/trainer.sock` until SIGTERM or SIGINT.
 
     Args:
-        site_name: of this site in the federation.
-        site_config_path: its site.yml, read anew for each task.
-        policy_folder: with its privacy.json, read anew for each task.
+        folders: of the site; its files are read anew for each task.
         exchange: folder shared with the FLARE client; small, best in memory.
-        data_root: the images; goes before what site.yml says.
-        checkpoints: folder of SAM checkpoints.
-        work: private folder: scores per case, and errors in full with file names.
 
     Raises:
         TrainerError: code trainer-running or exchange-folder; the socket could not be made.
     """
-    folders = SiteFolders(
-        name=site_name,
-        config=site_config_path,
-        policy=policy_folder,
-        data_root=data_root,
-        checkpoints=checkpoints,
-        work=work,
-    )
     server = TrainerServer(TaskRunner(folders), exchange)
     asyncio.run(server.run())
     logging.shutdown()
 
 
-@dataclass(slots=True)
 class _Running:
     """One task and how far it is; written by the computing thread, read by the main one."""
 
-    control: Control = field(init=False)
-    progress: Progress = field(init=False)
-    started: bool = False
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         self.control = Control(self._note)
         self.progress = Progress("waiting", 0, 0)
+        self.started = False
 
     def start(self) -> None:
         """Its turn has come: from now on the watchdog looks."""

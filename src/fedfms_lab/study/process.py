@@ -7,6 +7,7 @@ never opens an image that it must not see. Progress goes to standard output, a J
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -31,7 +32,6 @@ from fedfms.records.rows import RoundRow, write_rounds
 from fedfms.records.scores import class_dice, over_classes
 from fedfms.report.collect import load_result
 from fedfms.training.pooled import PooledRound, train_pooled
-from fedfms.watch import WATCH_VARIABLE, watch_files, write_watch
 from fedfms_lab.study.data import read_manifest, site_config
 from fedfms_lab.study.record import (
     JOB_FOLDER,
@@ -42,6 +42,7 @@ from fedfms_lab.study.record import (
     Phase,
 )
 from fedfms_lab.study.spec import SPEC_FILE, RunSpec, write_phase
+from fedfms_lab.study.watch import WATCH_VARIABLE, WATCHED_TRAINER, watch_files, write_watch
 
 WORK_FOLDER = "work"  # of what a run needs while it runs
 PROGRESS_KEY, FAILURE_KEY = "fedfms_progress", "fedfms_failure"  # of lines on standard output
@@ -129,13 +130,14 @@ def _federated(spec: RunSpec, folder: Path, work: Path) -> None:
         watch = work / f"watch-{site.name}.json"
         return {WATCH_VARIABLE: str(_write_watch(spec, folder, watch, [site.name]))}
 
+    sites = [dataclasses.replace(site, trainer=WATCHED_TRAINER) for site in spec.sites]
     job = folder / JOB_FOLDER
     if spec.engine == "flare":
-        from fedfms.flare.simulate import simulate_sites
+        from fedfms.flare.simulate import simulate
 
-        simulate_sites(
+        simulate(
             spec.job,
-            spec.sites,
+            sites,
             recipe=folder / RECIPE_FILE,
             results=job,
             workspace=work,
@@ -151,7 +153,7 @@ def _federated(spec: RunSpec, folder: Path, work: Path) -> None:
         raw.mkdir()
         federate(
             spec.recipe,
-            spec.sites,
+            sites,
             job=spec.key.name,
             folder=raw,
             work=work,

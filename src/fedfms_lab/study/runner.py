@@ -33,7 +33,6 @@ from fedfms.local.processes import Processes, Supervised
 from fedfms.local.sites import Site, child_environment
 from fedfms.models.sam import find_checkpoint
 from fedfms.records.rows import read_rounds
-from fedfms.watch import opened_files
 from fedfms_lab.study.data import ManifestRow, read_site, site_config, write_manifest
 from fedfms_lab.study.plan import Study
 from fedfms_lab.study.process import FAILURE_KEY, PROGRESS_KEY, WORK_FOLDER
@@ -50,6 +49,7 @@ from fedfms_lab.study.record import (
     record_to_dict,
 )
 from fedfms_lab.study.spec import MEASURED_FILE, SPEC_FILE, RunSpec, read_machine, read_phases
+from fedfms_lab.study.watch import opened_files
 
 log = logging.getLogger(__name__)
 

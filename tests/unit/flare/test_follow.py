@@ -12,7 +12,7 @@ import pytest
 
 from fedfms.cli.common import logging_progress
 from fedfms.errors import ConfigError, FederationError
-from fedfms.flare.follow import follow, read_end
+from fedfms.flare.follow import follow, news_from, read_end
 from fedfms.flare.job import RESULT_FOLDER
 from fedfms.flare.progress import Event, JobProgress
 from fedfms.flare.session import Admin, Coordinator, JobState
@@ -146,10 +146,9 @@ def test_a_log_shows_each_step_once_in_plain_lines(capsys: pytest.CaptureFixture
     sites = ("site-1", "site-2")
     first = Event("train", round=0, rounds=2, answered=("site-2",), sites=sites)
     left = Event("train", round=0, rounds=2, answered=sites, sites=sites, seconds_left=5400)
-    with logging_progress(False, {}) as on_event:
-        assert on_event is not None
-        for event in (first, first, left, Event("train", missed=("site-1 missed round 0: late",))):
-            on_event(event)
+    on_event = logging_progress({})
+    for event in (first, first, left, Event("train", missed=("site-1 missed round 0: late",))):
+        on_event(event)
     assert capsys.readouterr().err.splitlines() == [
         "round 0: 1 of 2 sites in (site-2)",
         "round 0: 2 of 2 sites in (site-1, site-2); about 90 min left",
@@ -183,15 +182,14 @@ class FinishedJob:
     def get_job_meta(self, job_id: str) -> dict[str, str]:
         return {"status": "FINISHED:COMPLETED", "name": "fedmsa"}
 
+    def show_stats(self, job_id: str, target: str) -> None:
+        raise RuntimeError("no answer")
+
 
 def test_a_job_whose_process_has_gone_is_followed_to_its_end() -> None:
     """FLARE answers no question about progress then, and each takes seconds to fail."""
-
-    def news() -> Event | None:
-        raise FederationError("cannot ask for the progress", "wait", code="no-server")
-
     coordinator = Coordinator(FinishedJob(), Admin("coordinator@a.org", "a", "project_admin"))
-    state = follow(coordinator, "job", news=news, tell=print)
+    state = follow(coordinator, "job", news=news_from(coordinator, "job"), tell=print)
     assert state.is_completed
 
 
@@ -199,10 +197,9 @@ def test_the_records_tell_what_nobody_said_while_the_job_ran(
     job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     event = read_end(records(job).parent, "FINISHED:COMPLETED").event
-    with logging_progress(False, {}) as on_event:
-        assert on_event is not None
-        on_event(event)
-        on_event(event)  # and nothing twice
+    on_event = logging_progress({})
+    on_event(event)
+    on_event(event)  # and nothing twice
     lines = capsys.readouterr().err.splitlines()
     told = [line for line in lines if line.startswith("round ")]
     assert len(told) == len(event.finished) > 0
@@ -217,9 +214,7 @@ def test_a_round_that_nobody_evaluates_is_told_apart_from_a_withheld_score(
     for name, job in {"open": Job(recipe), "shut": Job(recipe, withheld=withheld)}.items():
         event = read_end(job.write(tmp_path / name), "FINISHED:COMPLETED").event
         assert Event.from_dict(json.loads(json.dumps(event.to_dict()))) == event
-        with logging_progress(False, {}) as on_event:
-            assert on_event is not None
-            on_event(event)
+        logging_progress({})(event)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("round ")]
     ends = [line.partition("sites")[2] for line in told]
     assert [end.endswith("not evaluated") for end in ends] == [False, True, False] * 2

@@ -58,6 +58,7 @@ from nvflare.private.fed.server.sys_cmd import SystemCommandModule
 from nvflare.tool.cert import cert_commands
 
 import fedfms
+from fedfms.errors import FederationError
 from fedfms.flare import internals
 from fedfms.flare.executor import SERVER_MODELS
 from fedfms.flare.internals import (
@@ -343,38 +344,32 @@ def test_a_submitted_job_is_skipped_while_its_folder_has_the_tag(
 # ----------------------------------------------------------------------------------------- job
 
 
-class Sums(WeightedAggregationHelper):  # type: ignore[misc]
-    """Keeps FLARE's books by our functions."""
-
-    def add(self, data: Any, weight: float, contributor_name: str, contribution_round: int) -> None:
-        job.note_accepted(self, data, weight, contributor_name, contribution_round)
-
-    def get_result(self) -> dict[str, Any]:
-        result = {"b": np.ones(1), "w": np.ones(2)}
-        job.close_round(self, result)
-        return result
-
-
 # SUMS
 def test_an_aggregators_sums_can_be_exchanged_once_a_job_starts() -> None:
     aggregator = InTimeAccumulateWeightedAggregator(expected_data_kind="WEIGHT_DIFF")
     aggregator.handle_event(EventType.START_RUN, FLContext())
-    job.put_sums(aggregator, Sums)
-    assert [type(one.aggregation_helper) for one in aggregator.dxo_aggregators.values()] == [Sums]
-    assert parameters(Sums.add) == parameters(WeightedAggregationHelper.add)
+    job.put_sums(aggregator, lambda number, weights, kept: {})
+    helpers = [type(one.aggregation_helper) for one in aggregator.dxo_aggregators.values()]
+    assert helpers == [job.RoundSums]
+    assert parameters(job.RoundSums.add) == parameters(WeightedAggregationHelper.add)
 
 
 # FIGURES
 def test_the_figures_of_a_round_are_those_that_flare_would_make() -> None:
-    figures = []
-    for helper in (WeightedAggregationHelper(), Sums()):
+    figures, known = [], []
+
+    def combine(number: int, weights: dict[str, float], kept: dict[str, Any]) -> dict[str, Any]:
+        known.append((number, weights, {site: sorted(data) for site, data in kept.items()}))
+        return {"b": np.ones(1), "w": np.ones(2)}
+
+    for helper in (WeightedAggregationHelper(), job.RoundSums(combine)):
         helper.add({"w": np.ones(2), "b": np.ones(1)}, 3.0, "site-1", 4)
         helper.add({"w": np.ones(2)}, 5.0, "site-2", 4)
-        known = (job.round_of(helper), job.weights_of(helper))
         helper.get_result()
-        figures.append((known, helper.last_aggregation_stats, helper.history))
+        figures.append((helper.last_aggregation_stats, helper.history))
     assert figures[0] == figures[1]
-    assert figures[0][0] == (4, {"site-1": 3.0, "site-2": 5.0})
+    sent = {"site-1": ["b", "w"], "site-2": ["w"]}
+    assert known == [(4, {"site-1": 3.0, "site-2": 5.0}, sent)]
 
 
 # SELECTION
@@ -519,9 +514,9 @@ def test_why_a_job_waits_stands_after_the_time_in_its_history() -> None:
 
 # CERT_COMMAND
 def test_the_command_for_certificates_answers_in_json(tmp_path: Path) -> None:
-    said, is_done = console.nvflare_cert("request", "-p", "none.yml", home=tmp_path)
-    assert not is_done
-    assert said["status"] == "error" and "none.yml" in json.dumps(said)
+    with pytest.raises(FederationError, match=r"FLARE refuses: .*none\.yml") as error:
+        console.nvflare_cert("request", "-p", "none.yml", home=tmp_path)
+    assert error.value.code == "request-refused"
 
 
 def test_the_folder_of_an_authority_has_the_files_that_the_command_wants(tmp_path: Path) -> None:

@@ -11,14 +11,11 @@ from fedfms import __version__
 from fedfms.contracts.announcement import Announcement, Slicing
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError, FederationError
-from fedfms.flare.lint import slicing_warnings
+from fedfms.flare.lint import PreparedJob, check_announcements, slicing_warnings
 from fedfms.flare.session import (
     Admin,
     Coordinator,
-    PreparedJob,
-    check_announcements,
-    deploy_to,
-    keep_model_at_server,
+    deploy,
     prepare_job,
 )
 
@@ -197,10 +194,10 @@ def test_several_problems_come_in_one_error_a_line_each(prepare) -> None:
 
 def test_leaving_a_site_out_holds_even_if_more_sites_connect(prepare) -> None:
     job = prepare()
-    deploy_to(job, ["site-1", "site-2"])
+    deploy(job, ["site-1", "site-2"], leaves_out=True)
     assert job.meta["deploy_map"] == {"app": ["server", "site-1", "site-2"]}
     (job.folder / "app/config/model.safetensors").write_bytes(b"model")
-    keep_model_at_server(job, ["site-1", "site-2"])
+    deploy(job, ["site-1", "site-2"], leaves_out=True)
     assert job.meta["deploy_map"] == {"app": ["server"], "app_site": ["site-1", "site-2"]}
 
 

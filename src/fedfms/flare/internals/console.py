@@ -24,6 +24,7 @@ from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from nvflare.private.fed.server.sys_cmd import SystemCommandModule
 from nvflare.tool.cert import cert_cli
 
+from fedfms.errors import FederationError
 from fedfms.flare.internals.version import Assumption, rests_on, uses
 
 NO_ANSWER = "no responses"  # from clients; an error of every command that asks them
@@ -153,11 +154,11 @@ def write_authority(folder: Path, root: bytes, root_key: bytes, project: str) ->
 
 
 @rests_on(CERT_COMMAND)
-def nvflare_cert(*arguments: str, home: Path) -> tuple[dict[str, Any], bool]:
+def nvflare_cert(*arguments: str, home: Path) -> dict[str, Any]:
     """Run `nvflare cert`: a process of its own, because it prints, exits, and writes into HOME.
 
-    Returns:
-        what it said, and whether it did what was asked.
+    Raises:
+        FederationError: code request-refused, with FLARE's reason.
     """
     done = subprocess.run(
         [sys.executable, "-m", "nvflare.cli", "cert", *arguments, "--format", "json"],
@@ -170,4 +171,11 @@ def nvflare_cert(*arguments: str, home: Path) -> tuple[dict[str, Any], bool]:
         said = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
         said = {"message": done.stderr.strip() or "no reason was given"}
-    return said, done.returncode == 0 and said.get("status") == "ok"
+    if done.returncode != 0 or said.get("status") != "ok":
+        detail = said.get("detail") or said.get("data", {}).get("detail") or ""
+        raise FederationError(
+            f"FLARE refuses: {said.get('message')} {detail}".strip(),
+            str(said.get("hint") or "make a new request: fedfms request"),
+            code="request-refused",
+        )
+    return dict(said["data"])

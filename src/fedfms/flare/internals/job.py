@@ -6,7 +6,7 @@ leave no place for is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nvflare.apis.fl_constant import FLContextKey
@@ -117,66 +117,58 @@ def _in_order(function: Any, *names: str) -> bool:
 # ---------------------------------------------------------------------------------- sums
 
 
+# round, weight of each site, what each site sent by name -> what the round comes to, by name
+Combine = Callable[[int, dict[str, float], dict[str, Mapping[str, Any]]], dict[str, Any]]
+
+
 @rests_on(SUMS)
-def put_sums(
-    aggregator: InTimeAccumulateWeightedAggregator,
-    make: Callable[[], WeightedAggregationHelper],
-) -> None:
+def put_sums(aggregator: InTimeAccumulateWeightedAggregator, combine: Combine) -> None:
     """Let an aggregator add in our way; to be called once it has handled START_RUN.
 
     FLARE has no argument for it, and its own sums depend on the order of arrival.
     """
     for one in aggregator.dxo_aggregators.values():
-        one.aggregation_helper = make()
+        one.aggregation_helper = RoundSums(combine)
 
 
-@rests_on(FIGURES)
-def note_accepted(
-    helper: WeightedAggregationHelper,
-    names: Iterable[str],
-    weight: float,
-    contributor_name: str,
-    contribution_round: int,
-) -> None:
-    """Keep FLARE's books of an accepted contribution; hold the helper's lock.
+class RoundSums(WeightedAggregationHelper):  # type: ignore[misc]
+    """Keeps what FLARE accepted in a round, and combines it in one call when the round is over."""
 
-    Args:
-        names: of its tensors.
-    """
-    counts = helper.key_contribution_counts
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
-    helper.history.append(
-        {
-            "contributor_name": contributor_name,
-            "round": contribution_round,
-            "weight": weight,
-        }
-    )
+    @rests_on(FIGURES)
+    def __init__(self, combine: Combine) -> None:
+        super().__init__()
+        self._combine = combine
 
+    def add(
+        self, data: Mapping[str, Any], weight: float, contributor_name: str, contribution_round: int
+    ) -> None:
+        """Keep one accepted contribution, and FLARE's books of it."""
+        with self.lock:
+            self._kept[contributor_name] = data
+            for name in data:
+                self.key_contribution_counts[name] = self.key_contribution_counts.get(name, 0) + 1
+            self.history.append(
+                {
+                    "contributor_name": contributor_name,
+                    "round": contribution_round,
+                    "weight": weight,
+                }
+            )
 
-@rests_on(FIGURES)
-def weights_of(helper: WeightedAggregationHelper) -> dict[str, float]:
-    """Weight of each site's contribution that was noted in this round."""
-    return {one["contributor_name"]: one["weight"] for one in helper.history}
+    def get_result(self) -> dict[str, Any]:
+        """What the round comes to; FLARE's figures of it, for its own records, are made too."""
+        with self.lock:
+            number = int(self.history[0]["round"]) if self.history else 0
+            weights = {one["contributor_name"]: one["weight"] for one in self.history}
+            result = self.total = self._combine(number, weights, self._kept)
+            self.last_aggregation_stats = self._compute_aggregation_stats()
+            self.reset_stats()
+            return result
 
-
-@rests_on(FIGURES)
-def round_of(helper: WeightedAggregationHelper) -> int:
-    """The round of the contributions that were noted; 0 where there is none."""
-    return int(helper.history[0]["round"]) if helper.history else 0
-
-
-@rests_on(FIGURES)
-def close_round(helper: WeightedAggregationHelper, result: dict[str, Any]) -> None:
-    """Make FLARE's figures of a round, for its own records, and forget the round.
-
-    Args:
-        result: what the round came to; FLARE counts its names.
-    """
-    helper.total = result
-    helper.last_aggregation_stats = helper._compute_aggregation_stats()
-    helper.reset_stats()
+    def reset_stats(self) -> None:
+        """Forget the round; also called while this object is made."""
+        super().reset_stats()
+        self._kept: dict[str, Mapping[str, Any]] = {}
 
 
 # ---------------------------------------------------------------------------- best model

@@ -109,26 +109,29 @@ def _without(components: list[dict[str, Any]], component_id: str) -> list[dict[s
     return [one for one in components if one["id"] != component_id]
 
 
-class OwnKeyCertBuilder(CertBuilder):  # type: ignore[misc]
-    """FLARE's CertBuilder, but for participants that make their own key.
+OWN_KEY = "own_key"  # in project.yml: this site makes its own key
 
-    Their kit has the certificate that the state knows (state.py), if there is one, and no private
-    key; none is made for them here. FLARE's own way for them, `nvflare package`, makes kits of
-    another kind.
+
+class OwnKeyCertBuilder(CertBuilder):  # type: ignore[misc]
+    """FLARE's CertBuilder, but for sites that make their own key.
+
+    Their kit has the certificate that was approved (`fedfms approve`; state.py), if there is one
+    yet, and no private key; none is made for them here. FLARE's own way for them, `nvflare
+    package`, makes kits of another kind.
+
+    Args:
+        root_valid_days: how long a new certificate authority is valid; participants' certificates
+            are valid for 360 days and can be renewed under it.
     """
 
     @rests_on(CERTIFICATES)
-    def __init__(self, root_valid_days: int) -> None:
+    def __init__(self, root_valid_days: int = 3650) -> None:
         super().__init__(root_valid_days)
-
-    def makes_own_key(self, participant: Participant) -> bool:
-        """Whether a participant does."""
-        raise NotImplementedError
 
     def _build_write_cert_pair(
         self, participant: Participant, base_name: str, ctx: ProvisionContext
     ) -> None:
-        if not self.makes_own_key(participant):
+        if not participant.get_prop(OWN_KEY):
             super()._build_write_cert_pair(participant, base_name, ctx)
             return
         startup = Path(ctx.get_kit_dir(participant))

@@ -62,7 +62,7 @@ CLIENT_STARTS = Assumption(
     lambda: (
         _main_uses(CLIENT_PROGRAM, "register", "create_admin_agent")
         and takes(
-            _program(CLIENT_PROGRAM).create_admin_agent,
+            importlib.import_module(CLIENT_PROGRAM).create_admin_agent,
             *("req_processors", "federated_client", "client_engine"),
         )
     ),
@@ -113,13 +113,10 @@ LOG_FILES = Assumption(
 )
 
 
-def _program(name: str) -> Any:
-    return importlib.import_module(name)
-
-
 def _main_uses(program: str, *names: str) -> bool:
-    main = _program(program).main
-    return takes(main, "args") and uses(main, *names) and hasattr(_program(program), names[-1])
+    module = importlib.import_module(program)
+    main_fits = takes(module.main, "args") and uses(module.main, *names)
+    return main_fits and hasattr(module, names[-1])
 
 
 # ------------------------------------------------------------------------------ start and end
@@ -132,7 +129,7 @@ def server_main(on_start: Callable[[Callable[[], None]], None]) -> Callable[[Any
     Args:
         on_start: called once there is something to leave, with how to stop the server in order.
     """
-    module = _program(SERVER_PROGRAM)
+    module: Any = importlib.import_module(SERVER_PROGRAM)
     create = module.create_admin_server
 
     def create_admin_server(server: Any, *args: Any, **kwargs: Any) -> Any:
@@ -160,7 +157,7 @@ def client_main(
         on_registered: called once the server took the site in, with two functions: the first keeps
             the client from reporting anything more, the second deregisters and lets main end.
     """
-    module = _program(CLIENT_PROGRAM)
+    module: Any = importlib.import_module(CLIENT_PROGRAM)
     create = module.create_admin_agent
 
     def create_admin_agent(processors: Any, client: Any, engine: Any) -> Any:

@@ -6,14 +6,14 @@ site that wants to know whether it could join has not.
 
 from __future__ import annotations
 
+import inspect
 import json
 import secrets
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nvflare.apis.utils.decomposers import flare_decomposers
 from nvflare.fuel.f3.cellnet.cell import Cell
@@ -30,15 +30,16 @@ from nvflare.fuel.f3.cellnet.utils import new_cell_message
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
 from fedfms.flare.internals.version import Assumption, rests_on, uses
+from fedfms.kits.kit import Kit
 
 CELL = Assumption(
     "a Cell connects with fqcn, root_url, secure, credentials, auth_identity and "
     "auth_identity_map, and send_request waits for an answer",
     lambda: (
         {"fqcn", "root_url", "secure", "credentials", "auth_identity", "auth_identity_map"}
-        <= {*_parameters(CoreCell.__init__)}
+        <= {*inspect.signature(CoreCell.__init__).parameters}
         and {"channel", "topic", "target", "request", "timeout", "optional"}
-        <= {*_parameters(CoreCell.send_request)}
+        <= {*inspect.signature(CoreCell.send_request).parameters}
         and uses(Cell.__init__, "CoreCell")
         and callable(CoreCell.start)
         and callable(CoreCell.stop)
@@ -46,13 +47,7 @@ CELL = Assumption(
 )
 
 
-def _parameters(function: Any) -> tuple[str, ...]:
-    code = function.__code__
-    return tuple(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
-
-
-@dataclass(frozen=True, slots=True)
-class ServerAddress:
+class ServerAddress(NamedTuple):
     """Where a kit's server is, in FLARE's words."""
 
     target: str  # host:port
@@ -72,48 +67,36 @@ def server_address(kit: Path) -> ServerAddress:
     return ServerAddress(service["target"], service.get("scheme", "grpc"), server["identity"])
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a server answered to a challenge."""
 
-    code: str  # FLARE's; "ok" for an answer
+    code: str  # FLARE's
     headers: Mapping[str, Any]
     asked: float  # seconds since the epoch
     answered: float
 
-    @property
-    def is_one(self) -> bool:
-        """Whether the server answered at all."""
-        return bool(self.code == ReturnCode.OK)
+
+ANSWERED = str(ReturnCode.OK)  # the code of an answer
 
 
 @rests_on(CELL)
-def challenge(
-    server: ServerAddress,
-    name: str,
-    root: Path,
-    certificate: Path,
-    key: Path,
-    *,
-    seconds: float,
-    attempts: int,
-) -> Answer:
+def challenge(server: ServerAddress, kit: Kit, *, seconds: float, attempts: int) -> Answer:
     """Challenge a server as FLARE's registration does, under a name beside the participant's own.
 
     Args:
-        name: the participant's; its own client may be connected meanwhile, nothing is registered.
-        root: the project's CA; certificate and key are the participant's, all PEM.
+        kit: the participant's; its own client may be connected meanwhile, nothing is registered.
         seconds: for one answer; a connection is made meanwhile.
     """
+    name = kit.about.participant
     flare_decomposers.register()  # or the reply cannot be read
     cell = Cell(
         fqcn=FQCN.join([name, f"check-{secrets.token_hex(4)}"]),
         root_url=f"{server.scheme}://{server.target}",
         secure=True,
         credentials={
-            DriverParams.CA_CERT.value: str(root),
-            DriverParams.CLIENT_CERT.value: str(certificate),
-            DriverParams.CLIENT_KEY.value: str(key),
+            DriverParams.CA_CERT.value: str(kit.root_file),
+            DriverParams.CLIENT_CERT.value: str(kit.certificate_file),
+            DriverParams.CLIENT_KEY.value: str(kit.key_file),
         },
         auth_identity=name,
         auth_identity_map={FQCN.ROOT_SERVER: server.identity},
@@ -140,7 +123,7 @@ def challenge(
             )
             code = str(reply.get_header(MessageHeaderKey.RETURN_CODE))
             answer = Answer(code, dict(reply.headers), asked, time.time())
-            if answer.is_one:
+            if code == ANSWERED:
                 break
         return answer
     finally:

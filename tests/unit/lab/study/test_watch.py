@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fedfms.watch import opened_files, write_watch
+from fedfms_lab.study.watch import opened_files, write_watch
 
 # an audit hook stays for good, so each try is a process of its own
 PROGRAM = """
 import os, sys
 from pathlib import Path
-from fedfms.watch import watch_files
+from fedfms_lab.study.watch import watch_files
 watch_files(Path(sys.argv[1]))
 os.chdir(sys.argv[2])
 for name in sys.argv[3:]:

@@ -1,8 +1,9 @@
 """Which images a process opens: kept in a log, and refused where they are none of its business.
 
 A study trains on some sites and scores on others, all on one machine. Its training processes are
-started with FEDFMS_WATCH, so that an image of a held-out site cannot be opened in one of them, and
-the run can say how many files of each site it did open.
+watched, so that an image of a held-out site cannot be opened in one of them, and the run can say
+how many files of each site it did open. `python -m fedfms_lab.study.watch` is a site's trainer that
+is watched as FEDFMS_WATCH says.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-WATCH_VARIABLE = "FEDFMS_WATCH"
+from fedfms.trainer.__main__ import main as run_trainer
+
+WATCH_VARIABLE = "FEDFMS_WATCH"  # the file of `write_watch`
+WATCHED_TRAINER = "fedfms_lab.study.watch"  # this module
 
 
 def write_watch(
@@ -76,3 +80,8 @@ def opened_files(logs: Iterable[Path], sites: Iterable[str]) -> dict[str, int]:
         if log.is_file():
             counts.update(log.read_text().split())
     return {site: counts[site] for site in sorted(sites)}
+
+
+if __name__ == "__main__":
+    watch_files(Path(os.environ[WATCH_VARIABLE]))
+    sys.exit(run_trainer())
