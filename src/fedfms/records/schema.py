@@ -13,7 +13,6 @@ files are read as before; what changes the meaning of a field changes FORMAT.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -143,18 +142,4 @@ class JobDone(_Record):
 
 Record = JobRecord | RoundStarted | ContributionRecord | RoundDone | EvaluationRecord | JobDone
 
-_ADAPTER: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="record")])
-
-
-def record_from_dict(values: Mapping[str, Any]) -> Record:
-    """A line's JSON object as a record.
-
-    Raises:
-        ValueError: it is none of this version.
-    """
-    return _ADAPTER.validate_python(values)
-
-
-def record_to_dict(record: Record) -> dict[str, Any]:
-    """The other way round, as JSON types."""
-    return record.model_dump(mode="json")
+RECORDS: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="record")])

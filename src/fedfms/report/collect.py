@@ -37,10 +37,10 @@ from fedfms.records.read import read_records
 from fedfms.records.rows import (
     EvaluationRow,
     RoundRow,
-    read_evaluation,
     read_rounds,
-    write_evaluation,
+    read_rows,
     write_rounds,
+    write_rows,
 )
 from fedfms.records.scores import over
 from fedfms.report.summary import (
@@ -100,12 +100,6 @@ def collect(
         FederationError: no usable records (`no-records`), or `results` holds something already
             (`results-exist`).
     """
-    if results.is_file() or (results.is_dir() and any(results.iterdir())):
-        raise FederationError(
-            f"{results} holds something already",
-            "name a new folder for the results, or move the old one away",
-            code="results-exist",
-        )
     source = _find_records(job_folder)
     records, damaged = read_records(source / RECORDS)
     recipe = _read_recipe(source / RECIPE)
@@ -140,7 +134,7 @@ def _write_folder(
     pictures = _copy_pictures(history.pictures, source, folder)
     summary = _summarize(history, recipe, rounds, evaluation, damaged, pictures, files)
     write_rounds(folder / ROUNDS, rounds)
-    write_evaluation(folder / EVALUATION, evaluation)
+    write_rows(folder / EVALUATION, EvaluationRow, evaluation)
     text = json.dumps(summary.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
 
@@ -154,7 +148,7 @@ def load_result(folder: Path) -> Result:
     try:
         summary = Summary.from_dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
         rounds = read_rounds(folder / ROUNDS)
-        evaluation = read_evaluation(folder / EVALUATION)
+        evaluation = read_rows(folder / EVALUATION, EvaluationRow)
     except (OSError, ValueError) as error:
         what = error.strerror if isinstance(error, OSError) else str(error)
         raise FederationError(

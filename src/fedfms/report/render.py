@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from fedfms.pages.parts import (
     Cell,
     Column,
     Figure,
-    Line,
     Picture,
     Table,
     Tile,
@@ -59,12 +57,6 @@ LIMITS = [
 
 _ROLES = {"train": "trains", "holdout": "unseen"}
 _MODELS = {"final": "Final model", "best": "Best model"}
-_STATUS = {
-    "completed": "completed",
-    "aborted": "stopped on request",
-    "failed": "failed",
-    "interrupted": "interrupted",
-}
 _METRIC_COLUMNS = {
     "dice": ("Dice", "over cases"),
     "iou": ("IoU", "over cases"),
@@ -88,34 +80,6 @@ _EVALUATION_NOTE = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """Everything that the two templates show, already in words."""
-
-    title: str
-    subtitle: str
-    job: str
-    when: str
-    status: str
-    notices: list[str]
-    headline: list[str]
-    measure: str
-    tiles: list[Tile]
-    overview: list[Table]
-    legend: list[figures.Style]
-    curves: list[Figure]
-    evaluations: list[Table]
-    pictures: dict[tuple[str, str], list[Picture]]  # by site and model
-    picture_key: list[Line]
-    costs: list[Table]
-    missed: Table | None
-    recipe: list[tuple[str, str]]
-    versions: list[tuple[str, str]]
-    method: str
-    files: list[str]
-    limits: list[str]
-
-
 def render(results: Path) -> None:
     """Write report.html and report.md into a results folder, replacing earlier ones.
 
@@ -126,14 +90,15 @@ def render(results: Path) -> None:
     templates = environment("fedfms.report", "fedfms.pages")
     write_together(
         {
-            results / name: templates.get_template(f"{name}.j2").render(page=page)
+            results / name: templates.get_template(f"{name}.j2").render(page)
             for name in (REPORT_HTML, REPORT_MD)
         }
     )
-    log.info("report of %d sites written", len(page.legend))
+    log.info("report of %d sites written", len(page["legend"]))
 
 
-def _page(result: Result) -> Page:
+def _page(result: Result) -> dict[str, Any]:
+    """Everything that the two templates show, already in words."""
     summary, recipe = result.summary, result.recipe
     job = summary.job
     method = str(recipe.get("method", ""))
@@ -141,34 +106,34 @@ def _page(result: Result) -> Page:
     backbone = words.BACKBONES.get(str(recipe.get("backbone")), str(recipe.get("backbone", "")))
     on_sam = "" if recipe.get("backbone") == NO_BACKBONE else f" on SAM {backbone}".rstrip()
     classes = words.class_names(recipe.get("classes", ()))
-    return Page(
-        title=_title(summary) + (f": {classes}" if classes else ""),
-        subtitle=name + on_sam + (f": {explained}" if explained else ""),
-        job=str(job.name or job.id or "job"),
-        when=words.moment(job.started),
-        status=_STATUS.get(job.status, str(job.status)),
-        notices=_notices(summary),
-        headline=words.headline(summary),
-        measure=summary.measure,
-        tiles=_tiles(summary),
-        overview=_overview(summary),
-        legend=figures.styles(result),
-        curves=_curves(result),
-        evaluations=_evaluations(result),
-        pictures=_pictures(result),
-        picture_key=picture_key(recipe.get("classes") or ()),
-        costs=[_communication(result), _training(summary)],
-        missed=_missed(summary),
-        recipe=[(key, _plain(value)) for key, value in recipe.items() if key != "backbone_sha256"],
-        versions=_versions(summary),
-        method=method,
-        files=[
+    return {
+        "title": _title(summary) + (f": {classes}" if classes else ""),
+        "subtitle": name + on_sam + (f": {explained}" if explained else ""),
+        "job": str(job.name or job.id or "job"),
+        "when": words.moment(job.started),
+        "status": "stopped on request" if job.status == "aborted" else job.status,
+        "notices": _notices(summary),
+        "tiles": _tiles(summary),
+        "overview": _overview(summary),
+        "legend": figures.styles(result),
+        "curves": _curves(result),
+        "evaluations": _evaluations(result),
+        "pictures": _pictures(result),
+        "picture_key": picture_key(recipe.get("classes") or ()),
+        "costs": [_communication(result), _training(summary)],
+        "missed": _missed(summary),
+        "recipe": [
+            (key, _plain(value)) for key, value in recipe.items() if key != "backbone_sha256"
+        ],
+        "versions": _versions(summary),
+        "method": method,
+        "files": [
             name
             for name in (GLOBAL_MODEL, BEST_MODEL, RECIPE, ROUNDS, EVALUATION, SUMMARY)
             if (result.folder / name).is_file()
         ],
-        limits=LIMITS,
-    )
+        "limits": LIMITS,
+    }
 
 
 def _title(summary: Summary) -> str:
@@ -188,6 +153,7 @@ def _of(some: int, sites: int) -> str:
 
 def _notices(summary: Summary) -> list[str]:
     notices = []
+    several = len(summary.parts) > 1
     done, planned = summary.rounds.done, summary.rounds.planned
     rounds = f"{done} of {planned} rounds were completed" if planned else f"{done} rounds"
     if summary.job.status != "completed":
@@ -204,6 +170,17 @@ def _notices(summary: Summary) -> list[str]:
             "of the last round in which each was scored, before that round's training. Means and "
             "the lowest site are of sites that stand with the same round."
         )
+    if several:
+        notices.append("Not all scores are of the same classes, so each class is told by itself.")
+    for part in summary.parts:
+        if not part.dice.after.sites:
+            of_what = f" of {words.class_names(part.classes)}" if several else ""
+            notices.append(f"No training site reported a Dice{of_what} after training.")
+    for site in words.silent_sites(summary):
+        what = "never answered a round"
+        if summary.sites[site].reported:
+            what = "answered, and none of its answers was accepted"
+        notices.append(f"{site} {what}; nothing of it is in this model.")
     if count := summary.unreadable_records:
         notices.append(
             f"{words.numerals(count, 'record')} of this job could not be read and "
@@ -389,14 +366,12 @@ def _total(summary: Summary, part: Part, has_best: bool) -> list[Cell]:
     if has_best:
         best = over_training(dice.best)
         if both.sites and dice.best.sites != dice.after.sites:
-            where = (
-                "there"
-                if both.sites == dice.best.sites
-                else (f"at {words.listing(both.sites)}, best {words.score(both.best)}, final")
-            )
-            said = f"final model {where} {words.score(both.final)}"
-            if where != "there":
-                said = f"{where} {words.score(both.final)}"
+            said = f"final model there {words.score(both.final)}"
+            if both.sites != dice.best.sites:
+                said = (
+                    f"at {words.listing(both.sites)}, best {words.score(both.best)}, final "
+                    f"{words.score(both.final)}"
+                )
             best = dataclasses.replace(best, small="; ".join(filter(None, [best.small, said])))
         cells.append(best)
     return [*cells, Cell("")]
@@ -443,7 +418,7 @@ def _curves(result: Result) -> list[Figure]:
 
 def _evaluated(recipe: dict[str, Any]) -> str:
     """In which rounds sites evaluate, where these are not all."""
-    every, first = figures.evaluate_every(recipe), figures.evaluate_first(recipe)
+    first, every = figures.evaluated_rounds(recipe)
     if first:
         after = words.numerals(first, "round")
         return f" Sites evaluate after {after} and then every {words.numerals(every, 'round')}."
