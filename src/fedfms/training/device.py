@@ -63,7 +63,7 @@ def torch_device(compute: Compute) -> torch.device:
 
 
 def ready_device(compute: Compute) -> torch.device:
-    """The device this site computes on, made ready for this thread to compute on.
+    """The device this site computes on, made ready for this thread, and its number of CPU threads.
 
     Raises:
         ConfigError: code no-gpu.
@@ -78,6 +78,9 @@ def ready_device(compute: Compute) -> torch.device:
     ):
         _warn_once(f"computing on the processor, though there is a GPU's driver: {why_no_gpu()}")
     make_ready(device)
+    if compute.threads is not None and compute.threads != torch.get_num_threads():
+        torch.set_num_threads(compute.threads)
+        log.info("torch uses %d CPU threads", compute.threads)
     return device
 
 
@@ -133,13 +136,6 @@ def require_gpu() -> None:
         )
 
 
-def use_threads(compute: Compute) -> None:
-    """Let torch use the site's number of CPU threads, in this process, from now on."""
-    if compute.threads is not None and compute.threads != torch.get_num_threads():
-        torch.set_num_threads(compute.threads)
-        log.info("torch uses %d CPU threads", compute.threads)
-
-
 def slices_at_once(recipe: Recipe, compute: Compute, device: torch.device) -> int:
     """The micro-batch to begin with: `micro_batch` of the site, else the whole batch.
 
@@ -150,6 +146,28 @@ def slices_at_once(recipe: Recipe, compute: Compute, device: torch.device) -> in
     if compute.micro_batch is None and device.type == "cpu" and recipe.image_size > 512:
         return 1
     return min(compute.micro_batch or recipe.batch_size, recipe.batch_size)
+
+
+def halved(slices: int, one: str, many: str) -> int:
+    """Half as many slices at once, after memory ran out; what torch keeps unused is given back.
+
+    Args:
+        slices: that did not fit.
+        one, many: say for a person what was done with a single slice, and with several.
+
+    Raises:
+        TrainingError: code out-of-memory; it was a single slice.
+    """
+    if slices == 1:
+        raise TrainingError(
+            f"memory ran out {one}",
+            "use a smaller image_size or backbone in recipe.json, precision bf16, or a machine "
+            "with more memory; check that nothing else uses this device",
+            code="out-of-memory",
+        )
+    free_unused_memory()
+    log.warning("memory ran out %s %d slices at once; going on with %d", many, slices, slices // 2)
+    return slices // 2
 
 
 def is_out_of_memory(error: BaseException) -> bool:

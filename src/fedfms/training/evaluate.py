@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, takewhile
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -24,11 +24,10 @@ from fedfms.errors import TrainingError
 from fedfms.geometry import Frame, Pictured, network_input, to_native
 from fedfms.training.device import (
     failures_explained,
-    free_unused_memory,
+    halved,
     is_out_of_memory,
     ready_device,
     slices_at_once,
-    use_threads,
 )
 from fedfms.training.interrupt import in_background, interruptible
 from fedfms.training.metrics import PAPER_THRESHOLDS, Mask, count, dice, hd95, iou, paper_scores
@@ -151,27 +150,21 @@ def predict(
         as `evaluate`.
     """
     device = ready_device(site)
-    use_threads(site)
     with failures_explained():
         model.to(device).eval()
     limit = slices_at_once(recipe, site, device)
     done = 0
     control.report("evaluate", done, len(slices))
     while done < len(slices):
-        some = _of_one_case(slices[done : done + limit])
+        _, some = next(groupby(slices[done : done + limit], key=lambda one: id(one[0])))
         images = torch.stack([network_input(case, i, site, recipe) for case, i in some])
         logits = _forward(model, images, device, control)
         if logits is None:
-            limit = _smaller(limit)
+            limit = halved(limit, "while scoring a single slice", "scoring")
             continue
         done += len(images)
         control.report("evaluate", done, len(slices))
         yield from logits
-
-
-def _of_one_case(slices: Sequence[tuple[Pictured, int]]) -> Iterator[tuple[Pictured, int]]:
-    """The first slices, as far as they are of the first one's case."""
-    return takewhile(lambda one: one[0] is slices[0][0], slices)
 
 
 def probabilities(logits: Tensor, case: Pictured, recipe: Recipe) -> Iterator[Tensor]:
@@ -266,19 +259,6 @@ def _forward(
             code="non-finite-logits",
         )
     return logits
-
-
-def _smaller(slices: int) -> int:
-    if slices == 1:
-        raise TrainingError(
-            "memory ran out while scoring a single slice",
-            "use a smaller image_size or backbone in recipe.json, precision bf16, or a machine "
-            "with more memory; check that nothing else uses this device",
-            code="out-of-memory",
-        )
-    free_unused_memory()
-    log.warning("memory ran out scoring %d slices at once; going on with %d", slices, slices // 2)
-    return slices // 2
 
 
 def _paper_slices(
