@@ -39,7 +39,7 @@ from fedfms.records.layout import (
 from fedfms.records.rows import EvaluationRow
 from fedfms.report import figures, words
 from fedfms.report.collect import Result, load_result
-from fedfms.report.summary import Mean, Part, SiteFacts, Summary
+from fedfms.report.summary import Mean, Part, SiteFacts, Summary, change
 
 log = logging.getLogger(__name__)
 
@@ -275,8 +275,8 @@ def _tiles(summary: Summary) -> list[Tile]:
 
 def _overview(summary: Summary) -> list[Table]:
     """Dice by site: one table, or one of each class where scores are not of the same classes."""
-    tables = [_part_overview(summary, part) for part in summary.parts]
     has_best = any(v.best is not None for p in summary.parts for v in p.sites.values())
+    tables = [_part_overview(summary, part, has_best) for part in summary.parts]
     note = (
         f"{summary.measure}. An unseen site evaluates and never trains. Withheld: a site does "
         "not let out the score of too few cases. The mean counts each site once, whatever its "
@@ -286,14 +286,12 @@ def _overview(summary: Summary) -> list[Table]:
     return with_note(tables, note)
 
 
-def _part_overview(summary: Summary, part: Part) -> Table:
+def _part_overview(summary: Summary, part: Part, has_best: bool) -> Table:
     worst = part.worst_site.site if part.worst_site else None
-    has_best = any(v.best is not None for p in summary.parts for v in p.sites.values())
     rows = []
     for site, values in part.sites.items():
         about = summary.sites[site]
-        before, after = values.round_0, values.after
-        difference = None if before is None or after is None else after - before
+        after = values.after
         remark, shown = "", words.score(after)
         if after is None and values.note == WITHHELD:
             shown = "withheld"
@@ -315,9 +313,9 @@ def _part_overview(summary: Summary, part: Part) -> Table:
                 ),
                 Cell(_ROLES[about.role]),
                 Cell(words.count(about.cases)),
-                Cell(words.score(before)),
+                Cell(words.score(values.round_0)),
                 Cell(shown, small=remark),
-                Cell(words.change(difference)),
+                Cell(words.change(change(values.round_0, after))),
                 *([Cell(words.score(values.best))] if has_best else []),
                 Cell(words.count(len(about.missed))),
             ]
@@ -379,10 +377,10 @@ def _total(summary: Summary, part: Part, has_best: bool) -> list[Cell]:
 
 def _curves(result: Result) -> list[Figure]:
     stale = bool(_stale(result.summary))
-    figures_of_parts: list[tuple[str, str, str]] = []
+    drawn: list[tuple[str, str, str]] = []
     for number, part in enumerate(result.summary.parts):
         of_class = _of_class(result.summary, part)
-        figures_of_parts += [
+        drawn += [
             (
                 f"Dice before and after{of_class}",
                 "Dice of each site's validation cases before training (open) and "
@@ -404,15 +402,18 @@ def _curves(result: Result) -> list[Figure]:
                 figures.dice_by_bytes(result, number),
             ),
         ]
-    drawn = [
-        *figures_of_parts,
-        (
-            "Training loss by round",
-            f"Mean of the {_loss(result.recipe)} over the steps of a round, at each site on "
-            f"its own training slices{_drawn(result.summary)}. Rounds are counted from 0.",
-            figures.loss_by_round(result),
-        ),
-    ]
+    sites = result.summary.sites.values()
+    unlike = len({tuple(v.not_annotated) for v in sites if v.role == "train"}) > 1
+    annotated = ", over the classes that it annotates" if unlike else ""
+    losses = {
+        "bce": "binary cross-entropy",
+        "dice_bce": "sum of Dice loss and binary cross-entropy",
+    }
+    caption = (
+        f"Mean of the {losses.get(str(result.recipe.get('loss')), 'loss')} over the steps of a "
+        f"round, at each site on its own training slices{annotated}. Rounds are counted from 0."
+    )
+    drawn.append(("Training loss by round", caption, figures.loss_by_round(result)))
     return [Figure(title, caption, Markup(svg)) for title, caption, svg in drawn if svg]
 
 
@@ -423,19 +424,6 @@ def _evaluated(recipe: dict[str, Any]) -> str:
         after = words.numerals(first, "round")
         return f" Sites evaluate after {after} and then every {words.numerals(every, 'round')}."
     return "" if every == 1 else f" Sites evaluate before training and every {every} rounds."
-
-
-def _drawn(summary: Summary) -> str:
-    """Over which classes a loss is, where these are not the same at all training sites."""
-    unlike = {tuple(v.not_annotated) for v in summary.sites.values() if v.role == "train"}
-    return ", over the classes that it annotates" if len(unlike) > 1 else ""
-
-
-def _loss(recipe: dict[str, Any]) -> str:
-    return {
-        "bce": "binary cross-entropy",
-        "dice_bce": "sum of Dice loss and binary cross-entropy",
-    }.get(str(recipe.get("loss")), "loss")
 
 
 def _evaluations(result: Result) -> list[Table]:
@@ -507,8 +495,8 @@ def _scores(scores: dict[str, EvaluationRow], metrics: Sequence[str]) -> list[Ce
 
 
 def _remarks(row: EvaluationRow, cases: int | None) -> list[str]:
-    remarks = ["worst site"] if row.worst else []
-    return [*remarks, f"n = {words.count(row.cases)}"] if row.cases != cases else remarks
+    of_few = [f"n = {words.count(row.cases)}"] if row.cases != cases else []
+    return (["worst site"] if row.worst else []) + of_few
 
 
 def _pictures(result: Result) -> dict[tuple[str, str], list[Picture]]:
