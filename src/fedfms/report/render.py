@@ -206,70 +206,44 @@ def _of_class(summary: Summary, part: Part) -> str:
 def _part_tiles(summary: Summary, part: Part) -> list[Tile]:
     sites, of_class = summary.sites, _of_class(summary, part)
     after, gain = part.dice.after, part.dice.gain
-    training = len(summary.training)
+
+    def cases(names: Sequence[str], what: str) -> str:
+        return words.numerals(sum(sites[name].cases or 0 for name in names), what)
+
     tiles = []
     if after.sites:
-        cases = sum(sites[site].cases or 0 for site in after.sites)
-        before = ""
-        if gain.sites == after.sites:
-            before = f"{words.score(gain.before)} before training; "
-        tiles.append(
-            Tile(
-                f"Mean Dice, training sites{of_class}",
-                words.score(after.mean),
-                f"{before}{_of(len(after.sites), training)}, "
-                f"{words.numerals(cases, 'validation case')}",
-            )
+        before = (
+            f"{words.score(gain.before)} before training; " if gain.sites == after.sites else ""
         )
+        who = _of(len(after.sites), len(summary.training))
+        caption = f"{before}{who}, {cases(after.sites, 'validation case')}"
+        tiles.append(Tile(f"Mean Dice, training sites{of_class}", words.score(after.mean), caption))
     unseen = [site for site, values in sites.items() if values.role != "train"]
     for site in unseen[:2]:
-        values = part.sites[site]
-        if values.after is not None:
-            before = f"{words.score(values.round_0)} before training; "
-            cases = sites[site].cases or 0
-            tiles.append(
-                Tile(
-                    f"Dice, unseen site{of_class}",
-                    words.score(values.after),
-                    (before if values.round_0 is not None else "")
-                    + f"{site}, {words.numerals(cases, 'case')}, never trained"
-                    + ("" if values.after_is == "final" else f"; {values.after_is}"),
-                )
-            )
+        dice = part.sites[site]
+        if dice.after is not None:
+            has_before = dice.round_0 is not None
+            before = f"{words.score(dice.round_0)} before training; " if has_before else ""
+            which = "" if dice.after_is == "final" else f"; {dice.after_is}"
+            caption = f"{before}{site}, {cases([site], 'case')}, never trained{which}"
+            tiles.append(Tile(f"Dice, unseen site{of_class}", words.score(dice.after), caption))
     if worst := part.worst_site:
-        cases = sites[worst.site].cases or 0
-        tiles.append(
-            Tile(
-                f"Lowest Dice of a site{of_class}",
-                words.score(worst.dice),
-                f"{worst.site}, {words.numerals(cases, 'validation case')}",
-            )
-        )
+        caption = f"{worst.site}, {cases([worst.site], 'validation case')}"
+        tiles.append(Tile(f"Lowest Dice of a site{of_class}", words.score(worst.dice), caption))
     return tiles
 
 
 def _tiles(summary: Summary) -> list[Tile]:
-    sites = summary.sites
+    sites, moved = summary.sites, summary.bytes
     tiles = [tile for part in summary.parts for tile in _part_tiles(summary, part)]
-    moved = summary.bytes
     if moved.total:
-        tiles.append(
-            Tile(
-                "Moved in all rounds",
-                words.size(moved.total),
-                f"{words.size(moved.down)} to the sites, {words.size(moved.up)} back",
-            )
-        )
+        caption = f"{words.size(moved.down)} to the sites, {words.size(moved.up)} back"
+        tiles.append(Tile("Moved in all rounds", words.size(moved.total), caption))
     if summary.job.seconds is not None:
         took_part = sum(v.rounds_accepted > 0 or v.evaluated for v in sites.values())
-        tiles.append(
-            Tile(
-                "Duration",
-                words.duration(summary.job.seconds),
-                f"{words.numerals(summary.rounds.done, 'round')}, "
-                f"{_of(took_part, len(sites))}, start to last record",
-            )
-        )
+        rounds = words.numerals(summary.rounds.done, "round")
+        caption = f"{rounds}, {_of(took_part, len(sites))}, start to last record"
+        tiles.append(Tile("Duration", words.duration(summary.job.seconds), caption))
     return tiles
 
 
@@ -596,18 +570,15 @@ def _phase(values: SiteFacts, phase: str) -> Cell:
 
 
 def _missed(summary: Summary) -> Table | None:
-    rows = []
-    for site, missed in summary.missed.items():
-        for entry in missed:
-            plain = words.plain_reason(entry.reason)
-            recorded = entry.reason if entry.reason and entry.reason != plain else ""
-            rows.append([Cell(str(entry.round)), Cell(site), Cell(plain, small=recorded or "")])
-    rows.sort(key=lambda row: int(row[0].text))
-    for one in summary.missed_evaluations:
-        plain = words.plain_reason(one.reason)
-        recorded = one.reason if one.reason not in (plain, NOTHING_RECORDED) else ""
-        about = Cell(f"{one.model} model", small="evaluation")
-        rows.append([about, Cell(one.site), Cell(plain, small=recorded)])
+    missed = [(e.round, site, e.reason) for site, all_ in summary.missed.items() for e in all_]
+    rows = [
+        [Cell(str(number)), *_why(site, reason)]
+        for number, site, reason in sorted(missed, key=lambda one: one[0])
+    ]
+    rows += [
+        [Cell(f"{one.model} model", small="evaluation"), *_why(one.site, one.reason)]
+        for one in summary.missed_evaluations
+    ]
     if not rows:
         return None
     return Table(
@@ -618,6 +589,13 @@ def _missed(summary: Summary) -> Table | None:
         "without this site's contribution; the site receives the global model again in the next. A "
         "model's evaluation that a site missed is missing in every mean over sites.",
     )
+
+
+def _why(site: str, reason: str | None) -> list[Cell]:
+    """The site, and in plain words why; below it what was recorded, where that says more."""
+    plain = words.plain_reason(reason)
+    recorded = "" if reason in (None, plain, NOTHING_RECORDED) else reason
+    return [Cell(site), Cell(plain, small=recorded or "")]
 
 
 def _versions(summary: Summary) -> list[tuple[str, str]]:

@@ -186,10 +186,7 @@ def free_unused_memory() -> None:
 
 # ------------------------------------------------------------------ what a device's failures mean
 
-NO_GPU, GPU_BUSY = "no-gpu", "gpu-busy"
-GPU_UNSUPPORTED, GPU_FAILED = "gpu-unsupported", "gpu-failed"
-# codes of errors of the device itself: the next image or task on it would fail alike
-DEVICE_CODES = frozenset({NO_GPU, GPU_UNSUPPORTED, GPU_BUSY, GPU_FAILED})
+GPU_FAILED = "gpu-failed"
 
 _proved: set[torch.device] = set()  # that have computed in this process
 
@@ -212,7 +209,7 @@ _ELSE = _Failure(
 _FAILURES = (
     _Failure(
         r"no kernel image|unsupported toolchain|device kernel image is invalid",
-        GPU_UNSUPPORTED,
+        "gpu-unsupported",
         "this build of torch has no code for this GPU",
         "use a build of torch that names the GPU's compute capability, a newer GPU, or device: cpu "
         "in site.yml",
@@ -221,14 +218,14 @@ _FAILURES = (
         r"driver (version )?(on your system )?is (too old|insufficient)|forward compatibility|"
         r"no NVIDIA driver|No CUDA GPUs|no CUDA-capable device|not compiled with CUDA|"
         r"driver initialization failed|CUDA unknown error|system not yet initialized",
-        NO_GPU,
+        "no-gpu",
         "torch cannot use a GPU here",
         "nvidia-smi must work and name a driver new enough for this build of torch; update the "
         "driver, use an image for GPUs, or set device: cpu in site.yml",
     ),
     _Failure(
         r"busy or unavailable|exclusive",
-        GPU_BUSY,
+        "gpu-busy",
         "another process has the GPU for itself",
         "see who with nvidia-smi; wait for it, or let several share it (nvidia-smi -c DEFAULT)",
     ),
@@ -251,6 +248,8 @@ _FAILURES = (
         "start the machine again; if it comes back, the GPU needs service: nvidia-smi -q -d ECC",
     ),
 )
+# codes of errors of the device itself: the next image or task on it would fail alike
+DEVICE_CODES = frozenset(one.code for one in (*_FAILURES, _ELSE))
 # What CUDA and torch write before their own codes; a tensor on the wrong device is a mistake of
 # ours, has none of them, and keeps its traceback.
 _OF_THE_DEVICE = re.compile(
@@ -291,7 +290,7 @@ def explanation(error: Exception) -> TrainingError | None:
     if not of_torch or _OF_THE_DEVICE.search(text) is None:
         return None
     found = next((one for one in _FAILURES if re.search(one.signs, text)), _ELSE)
-    has = _capabilities() if found.code == GPU_UNSUPPORTED else ""
+    has = _capabilities() if found.code == "gpu-unsupported" else ""
     problem = f"{found.means}{has}: {_first_sentence(error)}"
     return TrainingError(problem, found.fix, code=found.code)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedfms.contracts.contribution import Metric
+from fedfms.contracts.contribution import METRICS, Metric
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Setup, SiteConfig
 from fedfms.control import Control
@@ -103,7 +103,13 @@ def evaluate(
                 known = by_paper[index] if by_paper is not None else None
                 score = partial(score_case, case, name, predicted[index], truth[index], known)
                 scores.append(in_background(score, control))  # seconds for HD95 of a large volume
-    _log_means(scores, len(cases))
+    values = [score.dice for score in scores if not score.empty]
+    log.info(
+        "scored %d cases: mean Dice %.3f, %d empty",
+        len(cases),
+        float(np.mean(values)) if values else float("nan"),
+        len(scores) - len(values),
+    )
     return scores
 
 
@@ -212,32 +218,24 @@ def summarize(scores: Sequence[CaseScore], min_cases: int) -> tuple[Metric, ...]
     metrics: list[Metric] = []
     for name in dict.fromkeys(score.class_name for score in scores):
         rows = [score for score in scores if score.class_name == name]
-        for metric in ("dice", "iou", "hd95"):
-            by_case = [[getattr(row, metric)] for row in rows]
-            empty = sum(row.empty for row in rows)
-            metrics.append(_metric(name, metric, by_case, empty, min_cases))
-        for metric in ("dice", "iou"):
-            by_case = [[getattr(part, metric) for part in row.slices] for row in rows]
-            empty = sum(part.empty for row in rows for part in row.slices)
-            metrics.append(_metric(name, f"{metric}_slice", by_case, empty, min_cases))
+        for metric in METRICS:
+            score, _, by_slice = metric.partition("_")
+            scored = [row.slices if by_slice else (row,) for row in rows]
+            values = [[getattr(one, score) for one in case] for case in scored]
+            known = [value for case in values for value in case if not math.isnan(value)]
+            cases = sum(not all(map(math.isnan, case)) for case in values)
+            shown = cases >= max(min_cases, 1)
+            metrics.append(
+                Metric(
+                    class_name=name,
+                    metric=metric,
+                    mean=float(np.mean(known)) if shown else None,
+                    std=float(np.std(known)) if shown else None,
+                    cases=len(known),
+                    empty=sum(one.empty for case in scored for one in case),
+                )
+            )
     return tuple(metrics)
-
-
-def _metric(
-    class_name: str, metric: str, by_case: list[list[float]], empty: int, min_cases: int
-) -> Metric:
-    with_value = [[value for value in values if not math.isnan(value)] for values in by_case]
-    with_value = [values for values in with_value if values]
-    values = np.array([value for case in with_value for value in case])
-    shown = len(with_value) >= max(min_cases, 1)
-    return Metric(
-        class_name=class_name,
-        metric=metric,
-        mean=float(values.mean()) if shown else None,
-        std=float(values.std()) if shown else None,
-        cases=len(values),
-        empty=empty,
-    )
 
 
 def _forward(
@@ -277,13 +275,3 @@ def _paper_slices(
             )
             scores.append(SliceScore(float(dices[0, position]), float(ious[0, position]), empty))
     return [tuple(scores) for scores in by_class]
-
-
-def _log_means(scores: Sequence[CaseScore], cases: int) -> None:
-    values = [score.dice for score in scores if not score.empty]
-    log.info(
-        "scored %d cases: mean Dice %.3f, %d empty",
-        cases,
-        float(np.mean(values)) if values else float("nan"),
-        sum(score.empty for score in scores),
-    )
