@@ -8,6 +8,7 @@ own preprocessing, and a test compares the masks.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -165,43 +166,27 @@ def inference(recipe: Recipe, site: Reading) -> dict[str, Any]:
     }
 
 
+def _on(keys: str, target: str, **arguments: Any) -> dict[str, Any]:
+    """One of MONAI's transforms of dictionaries."""
+    return {"_target_": target, "keys": keys, **arguments}
+
+
 def _preprocessing(site: Reading) -> list[dict[str, Any]]:
-    transforms: list[dict[str, Any]] = [
-        {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
-        {
-            "_target_": "Orientationd",
-            "keys": "image",
-            "axcodes": axis_letters(site.plane),
-            "labels": None,
-        },
-        _intensity(site),
+    low, high = site.intensity.bounds
+    to_grey = {"b_min": 0.0, "b_max": 255.0, "clip": True}
+    transforms = [
+        _on("image", "LoadImaged", ensure_channel_first=True),
+        _on("image", "Orientationd", axcodes=axis_letters(site.plane), labels=None),
+        _on("image", "ScaleIntensityRangePercentilesd", lower=low, upper=high, **to_grey)
+        if site.intensity.rule == "percentile"
+        else _on("image", "ScaleIntensityRanged", a_min=low, a_max=high, **to_grey),
     ]
     if site.intensity.rounding == "truncate":  # model.ts rounds
-        transforms.append(
-            {"_target_": "Lambdad", "keys": "image", "func": "$lambda image: torch.floor(image)"}
-        )
+        transforms.append(_on("image", "Lambdad", func="$lambda image: torch.floor(image)"))
     if site.channels == "neighbours":
-        transforms.append(
-            {
-                "_target_": "Lambdad",
-                "keys": "image",
-                "func": f"$lambda image: torch.cat(({_PREVIOUS}, image, {_NEXT}))",
-            }
-        )
+        together = f"$lambda image: torch.cat(({_PREVIOUS}, image, {_NEXT}))"
+        transforms.append(_on("image", "Lambdad", func=together))
     return transforms
-
-
-def _intensity(site: Reading) -> dict[str, Any]:
-    low, high = site.intensity.bounds
-    to_grey = {"keys": "image", "b_min": 0.0, "b_max": 255.0, "clip": True}
-    if site.intensity.rule == "percentile":
-        return {
-            "_target_": "ScaleIntensityRangePercentilesd",
-            "lower": low,
-            "upper": high,
-            **to_grey,
-        }
-    return {"_target_": "ScaleIntensityRanged", "a_min": low, "a_max": high, **to_grey}
 
 
 # of classes that exclude each other: the number of the likeliest, from 1, where it is likely enough
@@ -212,38 +197,33 @@ _LABEL_MAP = (
 
 
 def _postprocessing(recipe: Recipe) -> list[dict[str, Any]]:
-    to_mask: dict[str, Any] = (
-        {"_target_": "Lambdad", "keys": "pred", "func": _LABEL_MAP}
+    to_mask = (
+        _on("pred", "Lambdad", func=_LABEL_MAP)
         if recipe.exclusive_classes
-        else {"_target_": "AsDiscreted", "keys": "pred", "threshold": "@probability_threshold"}
+        else _on("pred", "AsDiscreted", threshold="@probability_threshold")
     )
     return [
-        {"_target_": "Activationsd", "keys": "pred", "sigmoid": True},
-        {
-            "_target_": "Invertd",  # back to the axes of the file
-            "keys": "pred",
-            "transform": "@preprocessing",
-            "orig_keys": "image",
-            "nearest_interp": False,
-        },
+        _on("pred", "Activationsd", sigmoid=True),
+        # back to the axes of the file
+        _on("pred", "Invertd", transform="@preprocessing", orig_keys="image", nearest_interp=False),
         to_mask,
-        {
-            "_target_": "SaveImaged",
-            "keys": "pred",
-            "output_dir": "@output_dir",
-            "output_postfix": "seg",
-            "output_ext": ".nii.gz",
-            "output_dtype": "uint8",
-            "separate_folder": False,
-            "resample": False,
-        },
+        _on(
+            "pred",
+            "SaveImaged",
+            output_dir="@output_dir",
+            output_postfix="seg",
+            output_ext=".nii.gz",
+            output_dtype="uint8",
+            separate_folder=False,
+            resample=False,
+        ),
     ]
 
 
 def metadata(recipe: Recipe, site: Reading) -> dict[str, Any]:
     """configs/metadata.json, by MONAI's schema; `fedfms` is ours and beyond the schema."""
-    channels = 3 if site.channels == "neighbours" else 1
-    channel_names = ["slice before", "slice", "slice after"] if channels == 3 else ["slice"]
+    neighbours = site.channels == "neighbours"
+    channel_names = ["slice before", "slice", "slice after"] if neighbours else ["slice"]
     classes = ", ".join(recipe.classes)
     return {
         "schema": SCHEMA,
@@ -268,30 +248,8 @@ def metadata(recipe: Recipe, site: Reading) -> dict[str, Any]:
             "Liu et al. 2024, FedFMS, arXiv 2403.05408",
         ],
         "network_data_format": {
-            "inputs": {
-                "image": {
-                    "type": "image",
-                    "format": "magnitude",
-                    "num_channels": channels,
-                    "spatial_shape": ["*", "*"],
-                    "dtype": "float32",
-                    "value_range": [0, 255],
-                    "is_patch_data": False,
-                    "channel_def": {str(n): name for n, name in enumerate(channel_names)},
-                }
-            },
-            "outputs": {
-                "pred": {
-                    "type": "image",
-                    "format": "segmentation",
-                    "num_channels": len(recipe.classes),
-                    "spatial_shape": ["*", "*"],
-                    "dtype": "float32",
-                    "value_range": [],  # logits
-                    "is_patch_data": False,
-                    "channel_def": {str(n): name for n, name in enumerate(recipe.classes)},
-                }
-            },
+            "inputs": {"image": _tensor("magnitude", channel_names, [0, 255])},
+            "outputs": {"pred": _tensor("segmentation", recipe.classes, [])},  # logits
         },
         "fedfms": {
             "version": __version__,
@@ -299,6 +257,20 @@ def metadata(recipe: Recipe, site: Reading) -> dict[str, Any]:
             "input": input_facts(recipe),
             "site": site_facts(site),
         },
+    }
+
+
+def _tensor(kind: str, channels: Sequence[str], value_range: list[int]) -> dict[str, Any]:
+    """A picture of any size, as MONAI's schema describes what a network takes or gives."""
+    return {
+        "type": "image",
+        "format": kind,
+        "num_channels": len(channels),
+        "spatial_shape": ["*", "*"],
+        "dtype": "float32",
+        "value_range": value_range,
+        "is_patch_data": False,
+        "channel_def": {str(n): name for n, name in enumerate(channels)},
     }
 
 

@@ -60,7 +60,15 @@ def load_trained(path: Path, checkpoints: Path | None) -> Trained:
     if text is not None:
         recipe = Recipe.from_text(text, f"the recipe in {file}")
         model = build_model(recipe, None)
-        _load_whole(model, tensors, file)
+        try:
+            model.load_state_dict(tensors, strict=True)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{file} does not hold the network of its own recipe: "
+                f"{str(error).splitlines()[-1]}",
+                "export the model again with this version of fedfms",
+                code="not-this-network",
+            ) from None
     else:
         beside = file.with_name(RECIPE)
         if not beside.is_file():
@@ -108,14 +116,3 @@ def _pictures(metadata: Mapping[str, str], file: Path) -> Mapping[str, Any] | No
             "export the model again with fedfms export",
         )
     return facts
-
-
-def _load_whole(model: Segmenter, tensors: Mapping[str, Tensor], file: Path) -> None:
-    try:
-        model.load_state_dict(dict(tensors), strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{file} does not hold the network of its own recipe: {str(error).splitlines()[-1]}",
-            "export the model again with this version of fedfms",
-            code="not-this-network",
-        ) from None

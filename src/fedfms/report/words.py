@@ -121,9 +121,9 @@ def listing(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-def numerals(number: int, one: str, many: str | None = None) -> str:
+def numerals(number: int, one: str) -> str:
     """`1 site`, `3 sites`."""
-    return f"{count(number)} {one if number == 1 else many or one + 's'}"
+    return f"{count(number)} {one if number == 1 else one + 's'}"
 
 
 def class_names(names: Sequence[str]) -> str:
