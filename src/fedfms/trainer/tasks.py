@@ -40,7 +40,6 @@ from fedfms.training.device import (
     free_unused_memory,
     ready_device,
     torch_device,
-    use_threads,
 )
 from fedfms.training.evaluate import CaseScore, evaluate, summarize
 from fedfms.training.loop import RoundResult, train_round
@@ -124,7 +123,6 @@ class TaskRunner:
         check_job(policy, recipe)
         _check_task(task, self.folders.name)
         _check_device(recipe, site)
-        use_threads(site)
         meter = Meter(ready_device(site))
 
         with meter("prepare"):
