@@ -8,7 +8,8 @@ A test holds this list to the code; those of the laboratory (fedfms_lab) never l
 
 from __future__ import annotations
 
-_CLASSES = {  # what an error has that was given no code of its own
+CODES: dict[str, str] = {
+    # what an error has that was given no code of its own
     "aborted": "it was stopped on request",
     "checkpoint": "its SAM checkpoint is missing or is not the one asked for",
     "config": "its site.yml cannot be used",
@@ -25,9 +26,7 @@ _CLASSES = {  # what an error has that was given no code of its own
     "user": "the user of the process cannot be used",
     "unexpected": "something that nobody foresaw; its trainer's log says what",
     "unusable-file": "a file or folder cannot be used",
-}
-
-_TRAINER = {
+    # of the trainer
     "bad-task": "the server's task cannot be used",
     "exchange-folder": "its trainer cannot listen in the exchange folder",
     "exchange-full": "its exchange volume is full",
@@ -53,9 +52,7 @@ _TRAINER = {
     "trainer-running": "another trainer is at work there",
     "trainer-stalled": "its trainer made no progress for longer than its stall_seconds",
     "trainer-stopped": "its trainer was told to stop",
-}
-
-_DOOR_AND_GUARD = {
+    # of the door and the guard
     "fp16-overflow": "a value is too large for half precision",
     "malformed-report": "the report beside the tensors cannot be read",
     "method-not-allowed": "its policy does not allow this method",
@@ -74,9 +71,7 @@ _DOOR_AND_GUARD = {
     "wrong-role": "it trained where it should not, or the other way round",
     "wrong-shape": "a tensor has the wrong shape",
     "wrong-type": "a tensor is of the wrong type",
-}
-
-_DATA = {
+    # of images and labels
     "bad-geometry": "an image has no usable position in space",
     "cannot-be-read-here": "a file cannot be read there",
     "classes-share-values": "two classes that exclude each other share a label value",
@@ -152,9 +147,7 @@ _DATA = {
     "wrong-array-shape": "an array has a shape that no image has",
     "wrong-extension": "a file's name does not end as its format does",
     "wrong-magic": "a file is not of the format that its name says",
-}
-
-_MODELS = {
+    # of models
     "ambiguous-part": "two packages bring a method or strategy of one name",
     "bad-strategy": "the strategy of averaging gave a result that cannot be used",
     "broken-part": "the package of a method or strategy cannot be used",
@@ -170,9 +163,7 @@ _MODELS = {
     "unknown-part": "the method or strategy is not installed",
     "unreadable-tensors": "a file of tensors cannot be read",
     "wrong-checkpoint": "a checkpoint is not the one that the recipe names",
-}
-
-_JOBS = {  # of a coordinator's commands, and of the server at the start of a job
+    # of a coordinator's commands, and of the server at the start of a job
     "ambiguous-job": "several jobs begin like this",
     "damaged-run": "what the server kept of the run is damaged",
     "deploy-map": "the deploy_map of the job cannot be used",
@@ -203,9 +194,7 @@ _JOBS = {  # of a coordinator's commands, and of the server at the start of a jo
     "still-running": "the job has not finished",
     "too-few-sites": "too few sites can take part",
     "unknown-site": "a site that is named is not connected",
-}
-
-_CHECKS = {  # of a site's checks of itself
+    # of a site's checks of itself
     "clock": "the machine's clock and the server's differ",
     "cpu-image": "the image has torch for processors only",
     "data-empty": "the folder of images is empty",
@@ -234,9 +223,7 @@ _CHECKS = {  # of a site's checks of itself
     "tls": "the server's certificate is not trusted",
     "tls-refused": "the server does not accept the certificate",
     "workspace": "the workspace cannot be set up",
-}
-
-_KITS = {  # of provisioning, and of kits
+    # of provisioning, and of kits
     "approved-already": "there is a certificate for another key",
     "bad-request": "the request cannot be read",
     "bad-zip": "the zip cannot be unpacked",
@@ -280,9 +267,7 @@ _KITS = {  # of provisioning, and of kits
     "server": "the server cannot be revoked",
     "wrong-ca": "the certificate is not signed by the kit's own authority",
     "wrong-fingerprint": "the request is for another key",
-}
-
-_FILES = {  # of predict, export, and of a federation on one machine
+    # of predict, export, and of a federation on one machine
     "cannot-write": "the output cannot be written",
     "disk-full": "the disk is full",
     "no-data": "there is no folder of images",
@@ -303,20 +288,4 @@ _FILES = {  # of predict, export, and of a federation on one machine
     "unknown-format": "there is no such format",
     "wrong-graph": "the exported network computes something else",
     "wrong-suffix": "the output has another suffix than its format",
-}
-
-CODES: dict[str, str] = {
-    code: means
-    for group in (
-        _CLASSES,
-        _TRAINER,
-        _DOOR_AND_GUARD,
-        _DATA,
-        _MODELS,
-        _JOBS,
-        _CHECKS,
-        _KITS,
-        _FILES,
-    )
-    for code, means in group.items()
 }

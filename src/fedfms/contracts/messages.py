@@ -140,22 +140,20 @@ def _of_tasks(exchange: Path, task_id: str) -> list[Path]:
         return []
 
 
-_TYPES: dict[str, type] = {
-    "task": TaskRequest,
-    "abort": AbortRequest,
-    "ping": Ping,
+_REQUESTS: dict[str, type] = {"task": TaskRequest, "abort": AbortRequest, "ping": Ping}
+_ANSWERS: dict[str, type] = {
     "pong": Announcement,
     "progress": Progress,
     "reply": Reply,
     "failure": Failure,
 }
 _VERSIONED = ("task", "ping", "pong")  # say the protocol
-_REQUESTS = ("task", "abort", "ping")
 
 
 def encode(message: Request | Answer) -> bytes:
     """The message as one line."""
-    kind = next(name for name, cls in _TYPES.items() if isinstance(message, cls))
+    types = {**_REQUESTS, **_ANSWERS}
+    kind = next(name for name, cls in types.items() if isinstance(message, cls))
     values: dict[str, Any] = {"type": kind}
     if kind in _VERSIONED:
         values["protocol"] = PROTOCOL
@@ -172,13 +170,7 @@ def decode_request(line: bytes) -> Request:
         TrainerError: code nonsense, or other-protocol for a client of another version, or recipe
             for one that cannot be used.
     """
-    kind, values = _read(line)
-    if kind not in _REQUESTS:
-        raise _nonsense("a message of an unknown type")
-    if kind == "task":
-        _check_recipe(values.get("recipe"))
-        values = {"task_id": values.pop("task_id", None), "task": values}
-    return cast(Request, _message(kind, values))
+    return cast(Request, _read(line, _REQUESTS))
 
 
 def decode_answer(line: bytes) -> Answer:
@@ -187,10 +179,7 @@ def decode_answer(line: bytes) -> Answer:
     Raises:
         TrainerError: code nonsense, or other-protocol for a trainer of another version.
     """
-    kind, values = _read(line)
-    if kind in _REQUESTS or kind not in _TYPES:
-        raise _nonsense("a message of an unknown type")
-    return cast(Answer, _message(kind, values))
+    return cast(Answer, _read(line, _ANSWERS))
 
 
 def public_code(code: str) -> str:
@@ -229,7 +218,7 @@ def is_socket(path: Path) -> bool:
 _CODE = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 
-def _read(line: bytes) -> tuple[str, dict[str, Any]]:
+def _read(line: bytes, types: dict[str, type]) -> Any:
     if len(line) > MAX_LINE_BYTES:
         raise _nonsense("a line that is too long")
     try:
@@ -245,22 +234,23 @@ def _read(line: bytes) -> tuple[str, dict[str, Any]]:
             "start the same version of fedfms in both containers of the site",
             code="other-protocol",
         )
-    return kind, values
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(text)
-
-
-def _message(kind: str, values: dict[str, Any]) -> Any:
+    if kind not in types:
+        raise _nonsense("a message of an unknown type")
+    if kind == "task":
+        _check_recipe(values.get("recipe"))
+        values = {"task_id": values.pop("task_id", None), "task": values}
     try:
         # a site may be newer than who asks it: docs of contracts/announcement.py
-        return validate(_TYPES[kind], values, unknown="ignore" if kind == "pong" else "forbid")
+        return validate(types[kind], values, unknown="ignore" if kind == "pong" else "forbid")
     except Misfits as misfits:
         if misfits.kind != "unusable":
             raise _nonsense("a message with an unknown or a missing entry") from None
         named = [part for part in misfits.loc if part != "task"] or ["whole"]
         raise _nonsense(f"a message whose {named[0]} cannot be used") from None
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(text)
 
 
 def _check_recipe(values: Any) -> None:

@@ -264,7 +264,6 @@ class Labels:
             "classes is empty",
             "map at least one class to its label values, for example nucleus: [255]",
         )
-        owner: dict[int, str] = {}
         for name, values in self.classes.items():
             require_name(name, "class")
             require(
@@ -278,32 +277,24 @@ class Labels:
                 f"class {name} has the label value {outside[0] if outside else ''}",
                 "use label values from -32768 to 32767",
             )
-            for value in values:
-                owner[value] = name
-        both = [value for value in self.background if value in owner]
-        require(
-            not both,
-            f"label value {both[0] if both else ''} is background and class at once",
-            "list each label value under classes or under background, not both",
-        )
-        twice = [name for name in self.not_annotated if name in self.classes]
-        require(
-            not twice,
-            f"class {twice[0] if twice else ''} has label values and is listed as not annotated",
-            "keep it in one of the two places",
-        )
-        _require_at_least(self, 0, ("keep_empty_every",))
-        self._check_names()
-
-    def _check_names(self) -> None:
-        """What only DICOM has: names of segments."""
-        if self.label_names is None:
-            return
-        known = {value for values in self.classes.values() for value in values}
-        owner: dict[str, int] = {}
-        for value, names in self.label_names.items():
+        of_classes = {value for values in self.classes.values() for value in values}
+        for value in self.background:
             require(
-                value in known or value in self.background,
+                value not in of_classes,
+                f"label value {value} is background and class at once",
+                "list each label value under classes or under background, not both",
+            )
+        for name in self.not_annotated:
+            require(
+                name not in self.classes,
+                f"class {name} has label values and is listed as not annotated",
+                "keep it in one of the two places",
+            )
+        _require_at_least(self, 0, ("keep_empty_every",))
+        owner: dict[str, int] = {}  # of names of segments, which only DICOM has
+        for value, names in (self.label_names or {}).items():
+            require(
+                value in of_classes or value in self.background,
                 f"label_names gives the value {value}, which has no class",
                 "list the value under its class, or under background",
             )

@@ -116,28 +116,23 @@ class _Loader(yaml.SafeLoader):
             f"put it in quotes: '{key.value}'",
         )
 
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        number = super().construct_yaml_int(node)  # type: ignore[no-untyped-call]
-        if re.match(r"[-+]?0[\d_]", node.value) or ":" in node.value:  # octal, or to the base of 60
-            raise self._odd(node, number)
-        return int(number)
-
-    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
-        number = super().construct_yaml_float(node)  # type: ignore[no-untyped-call]
-        if ":" in node.value:
-            raise self._odd(node, number)
-        return float(number)
-
-    def _odd(self, node: yaml.ScalarNode, number: float) -> _Refused:
-        return _Refused(
-            node,
-            f"YAML reads {node.value} as the number {number}",
-            f"write the number that you mean, or put it in quotes if it is a text: '{node.value}'",
-        )
+    def construct_number(self, node: yaml.ScalarNode) -> float:
+        is_int = node.tag.endswith(":int")
+        read = super().construct_yaml_int if is_int else super().construct_yaml_float
+        number: float = read(node)
+        # octal, or to the base of 60
+        if ":" in node.value or (is_int and re.match(r"[-+]?0[\d_]", node.value)):
+            raise _Refused(
+                node,
+                f"YAML reads {node.value} as the number {number}",
+                "write the number that you mean, or put it in quotes if it is a text: "
+                f"'{node.value}'",
+            )
+        return number
 
 
 # at once and not, as PyYAML has it, after the rest: so what holds itself is an error
 _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_whole_map)
 _Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_whole_seq)
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)

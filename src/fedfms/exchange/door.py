@@ -111,10 +111,8 @@ def pass_door(
     report = _checked_report(recipe, contribution)
     gives_tensors = report.kind == "train" and report.role == "train"
     if not gives_tensors and tensors:
-        raise DoorClosed(
-            "an evaluation or a holdout site gives no tensors",
-            "report this as an error in fedfms",
-            code="tensors-not-asked-for",
+        raise _ours(
+            "an evaluation or a holdout site gives no tensors", code="tensors-not-asked-for"
         )
     leaving: dict[str, Tensor] = {}
     if gives_tensors:
@@ -142,10 +140,10 @@ def pass_pictures(policy: Policy, pictures: Sequence[bytes]) -> list[bytes]:
     if not policy.pictures:
         return []
     if len(pictures) > MAX_PICTURES or any(len(p) > MAX_PICTURE_BYTES for p in pictures):
-        raise _bad_picture("there are too many pictures, or one is too large")
+        raise _ours("there are too many pictures, or one is too large", code="picture")
     for picture in pictures:
         if not is_plain_png(picture):
-            raise _bad_picture("a picture is no PNG, or holds more than pixels")
+            raise _ours("a picture is no PNG, or holds more than pixels", code="picture")
     return list(pictures)
 
 
@@ -169,27 +167,17 @@ def _checked_report(recipe: Recipe, contribution: Contribution) -> Contribution:
     try:
         report = Contribution.from_dict(contribution.to_dict())
     except ContributionRefused as error:
-        raise DoorClosed(
-            error.problem, "report this as an error in fedfms", code="malformed-report"
-        ) from None
+        raise _ours(error.problem, code="malformed-report") from None
     except Exception as error:
-        raise DoorClosed(
-            f"the report cannot be read: {type(error).__name__}",
-            "report this as an error in fedfms",
-            code="malformed-report",
+        raise _ours(
+            f"the report cannot be read: {type(error).__name__}", code="malformed-report"
         ) from error
     if any(metric.class_name not in recipe.classes for metric in report.metrics):
-        raise DoorClosed(
-            "the report names a class that the recipe does not have",
-            "report this as an error in fedfms",
-            code="malformed-report",
+        raise _ours(
+            "the report names a class that the recipe does not have", code="malformed-report"
         )
     if (report.recipe_sha256, report.backbone_sha256) != (recipe.sha256, recipe.backbone_sha256):
-        raise DoorClosed(
-            "the report is about another recipe",
-            "report this as an error in fedfms",
-            code="other-recipe",
-        )
+        raise _ours("the report is about another recipe", code="other-recipe")
     return report
 
 
@@ -235,5 +223,6 @@ def _without_few_cases(report: Contribution, metric: Metric, smallest: int) -> M
     return metric
 
 
-def _bad_picture(what: str) -> DoorClosed:
-    return DoorClosed(what, "report this as an error in fedfms", code="picture")
+def _ours(problem: str, *, code: str) -> DoorClosed:
+    """What no site can mend."""
+    return DoorClosed(problem, "report this as an error in fedfms", code=code)

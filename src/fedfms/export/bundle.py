@@ -8,6 +8,7 @@ own preprocessing, and a test compares the masks.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ import numpy as np
 import torch
 
 from fedfms import __version__
-from fedfms.contracts.recipe import BACKBONES, NO_BACKBONE, Recipe
+from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.contracts.site import Reading
 from fedfms.data.grid import axis_letters
 from fedfms.data.manifest import Case
 from fedfms.data.prepared import PreparedCase
 from fedfms.errors import ConfigError, TrainingError
-from fedfms.export.facts import about, input_facts, rounded, site_facts
+from fedfms.export.facts import about, greys, input_facts, render, rounded, site_facts
 from fedfms.export.torchscript import write_torchscript
 from fedfms.geometry import Frame, network_input, to_native
 from fedfms.models.trained import Trained
@@ -39,12 +40,14 @@ _PREVIOUS = "torch.cat((image[..., :1], image[..., :-1]), -1)"
 _NEXT = "torch.cat((image[..., 1:], image[..., -1:]), -1)"
 
 
-def write_bundle(trained: Trained, site: Reading, folder: Path) -> tuple[tuple[str, ...], float]:
+def write_bundle(
+    trained: Trained, site: Reading | None, folder: Path
+) -> tuple[tuple[str, ...], float]:
     """Write the bundle into an empty folder and run its network once.
 
     Args:
         trained: the model.
-        site: how this model's pictures come about.
+        site: how this model's pictures come about; None: every default of site.yml.
         folder: empty.
 
     Returns:
@@ -55,7 +58,7 @@ def write_bundle(trained: Trained, site: Reading, folder: Path) -> tuple[tuple[s
         ConfigError: "not-volumes"; the site's images are pictures.
         TrainingError: "wrong-graph"; the network file computes something else than the network.
     """
-    recipe = trained.recipe
+    recipe, site = trained.recipe, site or Reading(format="nifti")
     if site.format not in ("nifti", "dicom") or site.channels == "rgb":
         raise ConfigError(
             f"site.yml says format: {site.format} and channels: {site.channels}, and a bundle "
@@ -83,10 +86,22 @@ def write_bundle(trained: Trained, site: Reading, folder: Path) -> tuple[tuple[s
         )
     _write_json(folder / "configs/inference.json", inference(recipe, site))
     _write_json(folder / MARK, metadata(recipe, site))
-    (folder / "docs/README.md").write_text(_readme(recipe, site), encoding="utf-8")
-    (folder / "LICENSE").write_text(_license(recipe), encoding="utf-8")
+    slices, levels = _slices(site), greys(site, "volume")
+    readme = render(
+        "bundle-readme.md",
+        recipe=recipe,
+        site=site,
+        about=about(recipe),
+        slices=slices,
+        greys=levels,
+        rounded=rounded(site),
+    )
+    (folder / "docs/README.md").write_text(readme, encoding="utf-8")
+    started_from = BACKBONES[recipe.backbone].file_name if recipe.backbone in BACKBONES else None
+    terms = render("bundle-license", recipe=recipe, started_from=started_from)
+    (folder / "LICENSE").write_text(terms, encoding="utf-8")
     return (
-        f"It takes slices as this site does: {_slices(site)}; {_greys(site)}.",
+        f"It takes slices as this site does: {slices}; {levels}.",
         'It needs MONAI, nibabel and fire, and not this package: pip install "monai[nibabel,fire]"',
     ), difference
 
@@ -151,43 +166,27 @@ def inference(recipe: Recipe, site: Reading) -> dict[str, Any]:
     }
 
 
+def _on(keys: str, target: str, **arguments: Any) -> dict[str, Any]:
+    """One of MONAI's transforms of dictionaries."""
+    return {"_target_": target, "keys": keys, **arguments}
+
+
 def _preprocessing(site: Reading) -> list[dict[str, Any]]:
-    transforms: list[dict[str, Any]] = [
-        {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
-        {
-            "_target_": "Orientationd",
-            "keys": "image",
-            "axcodes": axis_letters(site.plane),
-            "labels": None,
-        },
-        _intensity(site),
+    low, high = site.intensity.bounds
+    to_grey = {"b_min": 0.0, "b_max": 255.0, "clip": True}
+    transforms = [
+        _on("image", "LoadImaged", ensure_channel_first=True),
+        _on("image", "Orientationd", axcodes=axis_letters(site.plane), labels=None),
+        _on("image", "ScaleIntensityRangePercentilesd", lower=low, upper=high, **to_grey)
+        if site.intensity.rule == "percentile"
+        else _on("image", "ScaleIntensityRanged", a_min=low, a_max=high, **to_grey),
     ]
     if site.intensity.rounding == "truncate":  # model.ts rounds
-        transforms.append(
-            {"_target_": "Lambdad", "keys": "image", "func": "$lambda image: torch.floor(image)"}
-        )
+        transforms.append(_on("image", "Lambdad", func="$lambda image: torch.floor(image)"))
     if site.channels == "neighbours":
-        transforms.append(
-            {
-                "_target_": "Lambdad",
-                "keys": "image",
-                "func": f"$lambda image: torch.cat(({_PREVIOUS}, image, {_NEXT}))",
-            }
-        )
+        together = f"$lambda image: torch.cat(({_PREVIOUS}, image, {_NEXT}))"
+        transforms.append(_on("image", "Lambdad", func=together))
     return transforms
-
-
-def _intensity(site: Reading) -> dict[str, Any]:
-    low, high = site.intensity.bounds
-    to_grey = {"keys": "image", "b_min": 0.0, "b_max": 255.0, "clip": True}
-    if site.intensity.rule == "percentile":
-        return {
-            "_target_": "ScaleIntensityRangePercentilesd",
-            "lower": low,
-            "upper": high,
-            **to_grey,
-        }
-    return {"_target_": "ScaleIntensityRanged", "a_min": low, "a_max": high, **to_grey}
 
 
 # of classes that exclude each other: the number of the likeliest, from 1, where it is likely enough
@@ -198,38 +197,33 @@ _LABEL_MAP = (
 
 
 def _postprocessing(recipe: Recipe) -> list[dict[str, Any]]:
-    to_mask: dict[str, Any] = (
-        {"_target_": "Lambdad", "keys": "pred", "func": _LABEL_MAP}
+    to_mask = (
+        _on("pred", "Lambdad", func=_LABEL_MAP)
         if recipe.exclusive_classes
-        else {"_target_": "AsDiscreted", "keys": "pred", "threshold": "@probability_threshold"}
+        else _on("pred", "AsDiscreted", threshold="@probability_threshold")
     )
     return [
-        {"_target_": "Activationsd", "keys": "pred", "sigmoid": True},
-        {
-            "_target_": "Invertd",  # back to the axes of the file
-            "keys": "pred",
-            "transform": "@preprocessing",
-            "orig_keys": "image",
-            "nearest_interp": False,
-        },
+        _on("pred", "Activationsd", sigmoid=True),
+        # back to the axes of the file
+        _on("pred", "Invertd", transform="@preprocessing", orig_keys="image", nearest_interp=False),
         to_mask,
-        {
-            "_target_": "SaveImaged",
-            "keys": "pred",
-            "output_dir": "@output_dir",
-            "output_postfix": "seg",
-            "output_ext": ".nii.gz",
-            "output_dtype": "uint8",
-            "separate_folder": False,
-            "resample": False,
-        },
+        _on(
+            "pred",
+            "SaveImaged",
+            output_dir="@output_dir",
+            output_postfix="seg",
+            output_ext=".nii.gz",
+            output_dtype="uint8",
+            separate_folder=False,
+            resample=False,
+        ),
     ]
 
 
 def metadata(recipe: Recipe, site: Reading) -> dict[str, Any]:
     """configs/metadata.json, by MONAI's schema; `fedfms` is ours and beyond the schema."""
-    channels = 3 if site.channels == "neighbours" else 1
-    channel_names = ["slice before", "slice", "slice after"] if channels == 3 else ["slice"]
+    neighbours = site.channels == "neighbours"
+    channel_names = ["slice before", "slice", "slice after"] if neighbours else ["slice"]
     classes = ", ".join(recipe.classes)
     return {
         "schema": SCHEMA,
@@ -241,7 +235,7 @@ def metadata(recipe: Recipe, site: Reading) -> dict[str, Any]:
         "required_packages_version": {"nibabel": version("nibabel")},
         "name": f"Segment Anything for {classes}",
         "task": f"Segmentation of {classes} in slices of volumes",
-        "description": f"{about(recipe)}. {_slices(site)}; {_greys(site)}.",
+        "description": f"{about(recipe)}. {_slices(site)}; {greys(site, 'volume')}.",
         "authors": "The participants of the federation that trained it",
         "copyright": "See LICENSE",
         "data_source": "Images of the federation's sites, which they did not give away",
@@ -254,30 +248,8 @@ def metadata(recipe: Recipe, site: Reading) -> dict[str, Any]:
             "Liu et al. 2024, FedFMS, arXiv 2403.05408",
         ],
         "network_data_format": {
-            "inputs": {
-                "image": {
-                    "type": "image",
-                    "format": "magnitude",
-                    "num_channels": channels,
-                    "spatial_shape": ["*", "*"],
-                    "dtype": "float32",
-                    "value_range": [0, 255],
-                    "is_patch_data": False,
-                    "channel_def": {str(n): name for n, name in enumerate(channel_names)},
-                }
-            },
-            "outputs": {
-                "pred": {
-                    "type": "image",
-                    "format": "segmentation",
-                    "num_channels": len(recipe.classes),
-                    "spatial_shape": ["*", "*"],
-                    "dtype": "float32",
-                    "value_range": [],  # logits
-                    "is_patch_data": False,
-                    "channel_def": {str(n): name for n, name in enumerate(recipe.classes)},
-                }
-            },
+            "inputs": {"image": _tensor("magnitude", channel_names, [0, 255])},
+            "outputs": {"pred": _tensor("segmentation", recipe.classes, [])},  # logits
         },
         "fedfms": {
             "version": __version__,
@@ -288,10 +260,18 @@ def metadata(recipe: Recipe, site: Reading) -> dict[str, Any]:
     }
 
 
-def _resize(recipe: Recipe) -> str:
-    if recipe.resize == "stretch":
-        return "stretched to a square"
-    return "keeping its shape in millimetres"
+def _tensor(kind: str, channels: Sequence[str], value_range: list[int]) -> dict[str, Any]:
+    """A picture of any size, as MONAI's schema describes what a network takes or gives."""
+    return {
+        "type": "image",
+        "format": kind,
+        "num_channels": len(channels),
+        "spatial_shape": ["*", "*"],
+        "dtype": "float32",
+        "value_range": value_range,
+        "is_patch_data": False,
+        "channel_def": {str(n): name for n, name in enumerate(channels)},
+    }
 
 
 def _overlap(recipe: Recipe) -> str:
@@ -301,96 +281,6 @@ def _overlap(recipe: Recipe) -> str:
 def _slices(site: Reading) -> str:
     with_what = ", each with its two neighbours" if site.channels == "neighbours" else ""
     return f"{site.plane} slices{with_what}"
-
-
-def _greys(site: Reading) -> str:
-    low, high = site.intensity.bounds
-    if site.intensity.rule == "percentile":
-        return f"grey levels from percentile {low:g} to {high:g} of each volume"
-    return f"grey levels from stored value {low:g} to {high:g}"
-
-
-def _readme(recipe: Recipe, site: Reading) -> str:
-    if len(recipe.classes) == 1 or recipe.exclusive_classes:
-        values = ", ".join(f"{n} is {name}" for n, name in enumerate(recipe.classes, 1))
-        several = f"{values}, 0 is everything else."
-    else:
-        several = (
-            f"The file has {len(recipe.classes)} components in its last axis, in this order: "
-            f"{', '.join(recipe.classes)}. Classes may overlap."
-        )
-    flat = (
-        "The two bounds must differ, as they do in every scan; a volume of which nearly all is "
-        "one value would not be stretched."
-        if site.intensity.rule == "percentile"
-        else ""
-    )
-    return f"""# {", ".join(recipe.classes)}: Segment Anything, trained by a federation
-
-{about(recipe)}.
-
-- slices: {_slices(site)}
-- {_greys(site)}, {rounded(site)} to 8 bits
-- each slice resized to {recipe.image_size} pixels ({_resize(recipe)}), and its logits back, in
-  models/model.ts, which is told the voxel size
-- a voxel is foreground from probability {recipe.probability_threshold:g} on{
-        ", of the likeliest class" if recipe.exclusive_classes else ""
-    }
-
-For research; not a medical device.
-
-## Segment a folder of NIfTI volumes
-
-    pip install "monai[nibabel,fire]"
-    python -m monai.bundle run --bundle_root FOLDER --config_file FOLDER/configs/inference.json \\
-        --meta_file FOLDER/configs/metadata.json --dataset_dir IMAGES --output_dir MASKS
-
-FOLDER is this folder, IMAGES holds *.nii or *.nii.gz files, and MASKS gets one NAME_seg.nii.gz for
-each, uint8, on the image's own grid. {several}
-
-Nothing is fetched, and fedfms is not needed. A GPU is used if there is one; to use the processor
-all the same add `--device "\\$torch.device('cpu')"`.
-
-## What it does not do
-
-- A volume is one grey channel with a position in space. A file of one slice has to lie in the
-  plane above.
-- Scanners and protocols that no site had were not trained on: look at the masks before you use
-  them.
-{f"- {flat}" if flat else ""}
-
-## Check it
-
-    pip install "monai[fire,jsonschema]"
-    python -m monai.bundle verify_metadata --meta_file FOLDER/configs/metadata.json \\
-        --filepath schema.json
-    python -m monai.bundle verify_net_in_out network_def --bundle_root FOLDER \\
-        --meta_file FOLDER/configs/metadata.json --config_file FOLDER/configs/inference.json
-
-The first one fetches MONAI's schema; a copy of it at schema.json is used instead if it is there.
-"""
-
-
-_TERMS = """\
-Under which terms the trained network may be used and passed on is for the participants of the
-federation to say. They have not said it here: write it into this file before you pass it on.
-"""
-
-
-def _license(recipe: Recipe) -> str:
-    if recipe.backbone == NO_BACKBONE:
-        return _TERMS
-    started = BACKBONES[recipe.backbone].file_name
-    owner = (
-        "vit_demo.safetensors of FedFMS Kit (Apache License 2.0)"
-        if recipe.backbone == "vit_demo"
-        else f"{started} of Segment Anything, Copyright (c) Meta Platforms, Inc. and affiliates "
-        "(Apache License 2.0)"
-    )
-    return f"""The network in models/model.ts was trained from {owner},
-https://www.apache.org/licenses/LICENSE-2.0
-
-{_TERMS}"""
 
 
 def _difference(network: Path, trained: Trained, site: Reading) -> float:

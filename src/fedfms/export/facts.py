@@ -9,6 +9,7 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Reading
 from fedfms.geometry import pixel_statistics
 from fedfms.models.methods import find_method
+from fedfms.pages.parts import environment
 
 VERSION_KEY = "fedfms_version"
 
@@ -50,6 +51,14 @@ def rounded(site: Reading) -> str:
     return "cut off" if site.intensity.rounding == "truncate" else "rounded"
 
 
+def greys(site: Reading, whole: str) -> str:
+    """Which stored values the grey levels are of; `whole`: what percentiles are of, in a word."""
+    low, high = site.intensity.bounds
+    if site.intensity.rule == "percentile":
+        return f"grey levels from percentile {low:g} to {high:g} of each {whole}"
+    return f"grey levels from stored value {low:g} to {high:g}"
+
+
 _CHANNELS = {
     "gray": "three equal channels",
     "neighbours": (
@@ -69,19 +78,11 @@ def pictures_text(site: Reading | None) -> str:
             f"in site.yml says ({ways}), of slices in the `plane` that it says. Which of these "
             "this file does not know: export with --site site.yml to have it written here."
         )
-    facts = site_facts(site)
-    low, high = site.intensity.bounds
-    whole = "volume" if facts["plane"] else "image"
-    greys = (
-        f"from percentile {low:g} to {high:g} of each {whole}"
-        if site.intensity.rule == "percentile"
-        else f"from stored value {low:g} to {high:g}"
-    )
-    slices = f"{facts['plane']} slices, " if facts["plane"] else ""
-    return (
-        f"Grey levels 0 to 255 {greys}, {rounded(site)} to 8 bits; "
-        f"{slices}{_CHANNELS[site.channels]}."
-    )
+    plane = site_facts(site)["plane"]
+    whole = "volume" if plane else "image"
+    levels = greys(site, whole).replace("grey levels", "Grey levels 0 to 255")
+    slices = f"{plane} slices, " if plane else ""
+    return f"{levels}, {rounded(site)} to 8 bits; {slices}{_CHANNELS[site.channels]}."
 
 
 def about(recipe: Recipe) -> str:
@@ -92,3 +93,8 @@ def about(recipe: Recipe) -> str:
         f"{method.title}{network} at {recipe.image_size} pixels, classes "
         f"{', '.join(recipe.classes)}; fedfms {__version__}, recipe {recipe.sha256[:12]}"
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """One of templates/, which lie beside an exported network, with its values filled in."""
+    return environment("fedfms.export").get_template(f"{template}.j2").render(values)

@@ -15,11 +15,13 @@ from fedfms.export.facts import input_facts, site_facts
 from fedfms.models.trained import INPUT_KEY, RECIPE_KEY, Trained, whole_network
 
 
-def write_fedfms(trained: Trained, site: Reading | None, file: Path) -> tuple[str, ...]:
+def write_fedfms(
+    trained: Trained, site: Reading | None, file: Path
+) -> tuple[tuple[str, ...], None]:
     """Write all tensors, fp32, the recipe, and how a site's files become pictures if it is given.
 
     Returns:
-        sentences for the person who exports.
+        sentences for the person who exports, and no difference: the tensors are the same.
     """
     metadata = {RECIPE_KEY: trained.recipe.to_json()}
     if site is not None:
@@ -27,7 +29,9 @@ def write_fedfms(trained: Trained, site: Reading | None, file: Path) -> tuple[st
         metadata[INPUT_KEY] = json.dumps(facts)
     safetensors.torch.save_file(whole_network(trained.model), file, metadata=metadata)
     _sort_metadata(file)
-    return ("It holds everything: no SAM checkpoint and no recipe.json are needed beside it.",)
+    return (
+        "It holds everything: no SAM checkpoint and no recipe.json are needed beside it.",
+    ), None
 
 
 def _sort_metadata(file: Path) -> None:

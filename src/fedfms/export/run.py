@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 
@@ -18,11 +17,17 @@ from fedfms.export.sam import write_sam
 from fedfms.files import file_sha256
 from fedfms.models.build import SamSegmenter
 from fedfms.models.methods import Method
-from fedfms.models.trained import load_trained
+from fedfms.models.trained import Trained, load_trained
 
-Format = Literal["sam", "fedfms", "onnx", "bundle"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-SUFFIXES: Mapping[Format, str] = {"sam": ".pth", "fedfms": ".safetensors", "onnx": ".onnx"}
+Writer = Callable[[Trained, Reading | None, Path], tuple[tuple[str, ...], float | None]]
+_WRITERS: dict[str, Writer] = {
+    "sam": write_sam,
+    "fedfms": write_fedfms,
+    "onnx": onnx.write_onnx,
+    "bundle": bundle.write_bundle,
+}
+FORMATS = tuple(_WRITERS)
+_SUFFIXES = {"sam": ".pth", "fedfms": ".safetensors", "onnx": ".onnx"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class ExportedFile:
 class Exported:
     """An export that is in its place."""
 
-    format: Format
+    format: str  # one of FORMATS
     backbone: str
     image_size: int  # pixels
     files: tuple[ExportedFile, ...]  # the one with the network first
@@ -69,42 +74,39 @@ def export_model(
         ConfigError: an unknown format ("unknown-format"), a file name that does not fit
             ("wrong-suffix"), and what `place`, `load_trained` and the format raise.
     """
-    kind = _format(format)
-    _check_output(output, kind, overwrite=overwrite)
-    if kind == "onnx":
+    if format not in FORMATS:
+        raise ConfigError(
+            f"there is no format {format!r}",
+            f"use one of {', '.join(FORMATS)} with --as",
+            code="unknown-format",
+        )
+    _check_output(output, format, overwrite=overwrite)
+    if format == "onnx":
         onnx.require_packages()
     # the site's data is not read, so that the folder it lies in need not be here
     config = None if site is None else SiteConfig.from_yaml(site, data_root=site.parent)
     trained = load_trained(model, checkpoints)
     recipe = trained.recipe
-    _check_method(trained.model.method, kind)
+    _check_method(trained.model.method, format)
     network_bytes = sum(tensor.nbytes for tensor in trained.model.state_dict().values())
     require_room(output, 2 * network_bytes + 2**20)  # TorchScript is written twice
-    notes: tuple[str, ...]
-    difference: float | None = None
-    with whole_or_nothing(output, folder=kind == "bundle") as part:
-        if kind == "sam":
-            notes = write_sam(trained, config, part / output.name)
-        elif kind == "fedfms":
-            notes = write_fedfms(trained, config, part / output.name)
-        else:
-            if isinstance(trained.model, SamSegmenter):
-                trained.model.encoder_dtype = torch.float32  # bf16 is a trainer's choice
-            if kind == "onnx":
-                notes, difference = onnx.write_onnx(trained, config, part / output.name)
-            else:
-                facts = config or Reading(format="nifti")  # every default of site.yml
-                notes, difference = bundle.write_bundle(trained, facts, part)
-            if recipe.precision == "bf16":
-                notes += (
-                    "It computes in fp32, and evaluation in the job's bf16: logits differ by "
-                    "about 0.01, and a few pixels at the edge of a mask with them.",
-                )
+    is_bundle = format == "bundle"
+    is_graph = format in ("onnx", "bundle")
+    if is_graph and isinstance(trained.model, SamSegmenter):
+        trained.model.encoder_dtype = torch.float32  # bf16 is a trainer's choice
+    with whole_or_nothing(output, folder=is_bundle) as part:
+        target = part if is_bundle else part / output.name
+        notes, difference = _WRITERS[format](trained, config, target)
+        if is_graph and recipe.precision == "bf16":
+            notes += (
+                "It computes in fp32, and evaluation in the job's bf16: logits differ by "
+                "about 0.01, and a few pixels at the edge of a mask with them.",
+            )
         if config is None:
             notes += (
                 "Those are site.yml's defaults: if the sites had others, name a site's file with "
                 "--site."
-                if kind == "bundle"
+                if is_bundle
                 else "It does not say plane, channels and intensity of the pictures that it was "
                 "trained on: name a site's file with --site to have them written in.",
             )
@@ -113,59 +115,41 @@ def export_model(
                 f"The recipe inside names the sites that only evaluated: "
                 f"{', '.join(recipe.holdout)}.",
             )
-        names = _written(part)
-    if kind != "bundle":
-        paths = sorted((output.with_name(name.name) for name in names), key=lambda p: p != output)
-    else:
-        paths = sorted((output / name for name in names), key=lambda p: p.suffix != ".ts")
+        names = sorted(p.relative_to(part) for p in part.rglob("*") if p.is_file())
+    place = output if is_bundle else output.parent
+    paths = sorted((place / n for n in names), key=lambda p: p != output and p.suffix != ".ts")
     files = tuple(ExportedFile(p, p.stat().st_size, file_sha256(p)) for p in paths)
-    return Exported(kind, recipe.backbone, recipe.image_size, files, notes, difference)
+    return Exported(format, recipe.backbone, recipe.image_size, files, notes, difference)
 
 
-def _format(name: str) -> Format:
-    for known in FORMATS:
-        if name == known:
-            return known
-    raise ConfigError(
-        f"there is no format {name!r}",
-        f"use one of {', '.join(FORMATS)} with --as",
-        code="unknown-format",
-    )
-
-
-def _check_method(method: Method, kind: Format) -> None:
-    if kind in method.exports:
+def _check_method(method: Method, format: str) -> None:
+    if format in method.exports:
         return
     others = ", ".join(f"--as {one}" for one in FORMATS if one in method.exports)
-    if kind == "sam" and method.adds:
+    if format == "sam" and method.adds:
         problem = (
             f"a {method.title} model has {method.adds}, for which SAM's own checkpoint has no place"
         )
     else:
-        problem = f"a {method.title} model cannot be exported as {kind}"
+        problem = f"a {method.title} model cannot be exported as {format}"
     raise ConfigError(
         problem,
         f"export it with {others}" if others else "it can be used with fedfms predict alone",
-        code="no-sam-checkpoint" if kind == "sam" else "not-of-this-method",
+        code="no-sam-checkpoint" if format == "sam" else "not-of-this-method",
     )
 
 
-def _check_output(output: Path, kind: Format, *, overwrite: bool) -> None:
-    suffix = SUFFIXES.get(kind)
+def _check_output(output: Path, format: str, *, overwrite: bool) -> None:
+    suffix = _SUFFIXES.get(format)
     if suffix is None:
         refuse_existing(output, overwrite=overwrite, mark=bundle.MARK)
         return
     if output.suffix != suffix:
         raise ConfigError(
-            f"--as {kind} writes a {suffix} file, and OUTPUT is {output.name}",
+            f"--as {format} writes a {suffix} file, and OUTPUT is {output.name}",
             f"name it {output.stem or 'model'}{suffix}, or choose another format",
             code="wrong-suffix",
         )
     refuse_existing(output, overwrite=overwrite)
-    if kind == "sam":
+    if format == "sam":
         refuse_existing(output.with_name(f"{output.name}.md"), overwrite=overwrite)
-
-
-def _written(folder: Path) -> list[Path]:
-    """The files in a folder, relative to it, in order of name."""
-    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())

@@ -115,16 +115,17 @@ def find_checkpoint(recipe: Recipe, folder: Path | None) -> Path | None:
     wanted = BACKBONES[recipe.backbone]
     here = Path(__file__).parent if recipe.backbone == "vit_demo" else folder
     named = here / wanted.file_name if here else None
-    if named is not None and named.is_file() and checkpoint_sha256(named) == recipe.backbone_sha256:
-        return named
-    if folder is not None and folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            is_one = path.suffix.lower() in CHECKPOINT_SUFFIXES and path.is_file()
-            if path == named or not is_one:
-                continue
-            if checkpoint_sha256(path) == recipe.backbone_sha256:
-                return path
+    others = [path for path in _checkpoints_in(folder) if path != named]
+    for path in [*([named] if named else []), *others]:
+        if path.is_file() and checkpoint_sha256(path) == recipe.backbone_sha256:
+            return path
     raise _not_found(recipe, folder, named)
+
+
+def _checkpoints_in(folder: Path | None) -> list[Path]:
+    """What may be a checkpoint by its name, in order of name."""
+    there = folder.iterdir() if folder is not None and folder.is_dir() else ()
+    return sorted(path for path in there if path.suffix.lower() in CHECKPOINT_SUFFIXES)
 
 
 def _not_found(recipe: Recipe, folder: Path | None, named: Path | None) -> CheckpointError:
@@ -150,11 +151,8 @@ def _not_found(recipe: Recipe, folder: Path | None, named: Path | None) -> Check
             code="wrong-checkpoint",
         )
     where = f"in {folder}" if folder is not None else "here: no folder of checkpoints is set"
-    if folder is not None and folder.is_dir():
-        others = sorted(
-            path.name for path in folder.iterdir() if path.suffix.lower() in CHECKPOINT_SUFFIXES
-        )
-        where += f"; what lies there is another: {', '.join(others[:4])}" if others else ""
+    if others := [path.name for path in _checkpoints_in(folder)]:
+        where += f"; what lies there is another: {', '.join(others[:4])}"
     return CheckpointError(
         f"the SAM checkpoint of {recipe.backbone} (SHA-256 {recipe.backbone_sha256}) "
         f"is not {where}",

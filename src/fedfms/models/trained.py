@@ -54,14 +54,30 @@ def load_trained(path: Path, checkpoints: Path | None) -> Trained:
     """
     file = _model_file(path)
     tensors = load_tensors(file)
-    metadata = _metadata(file)
+    with safetensors.safe_open(file, "pt") as opened:
+        metadata: dict[str, str] = opened.metadata() or {}
     text = metadata.get(RECIPE_KEY)
     if text is not None:
         recipe = Recipe.from_text(text, f"the recipe in {file}")
         model = build_model(recipe, None)
-        _load_whole(model, tensors, file)
+        try:
+            model.load_state_dict(tensors, strict=True)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{file} does not hold the network of its own recipe: "
+                f"{str(error).splitlines()[-1]}",
+                "export the model again with this version of fedfms",
+                code="not-this-network",
+            ) from None
     else:
-        recipe = _recipe_beside(file)
+        beside = file.with_name(RECIPE)
+        if not beside.is_file():
+            raise ConfigError(
+                f"there is no {RECIPE} beside {file}",
+                "keep the recipe that ran with the model; it lies in the job's results folder",
+                code="no-recipe",
+            )
+        recipe = Recipe.from_json(beside)
         model = build_model(recipe, find_checkpoint(recipe, checkpoints))
         write_travelling(model, tensors)
     return Trained(recipe, model.eval(), file, _pictures(metadata, file))
@@ -100,30 +116,3 @@ def _pictures(metadata: Mapping[str, str], file: Path) -> Mapping[str, Any] | No
             "export the model again with fedfms export",
         )
     return facts
-
-
-def _metadata(file: Path) -> dict[str, str]:
-    with safetensors.safe_open(file, "pt") as opened:
-        return opened.metadata() or {}
-
-
-def _recipe_beside(file: Path) -> Recipe:
-    path = file.with_name(RECIPE)
-    if not path.is_file():
-        raise ConfigError(
-            f"there is no {RECIPE} beside {file}",
-            "keep the recipe that ran with the model; it lies in the job's results folder",
-            code="no-recipe",
-        )
-    return Recipe.from_json(path)
-
-
-def _load_whole(model: Segmenter, tensors: Mapping[str, Tensor], file: Path) -> None:
-    try:
-        model.load_state_dict(dict(tensors), strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{file} does not hold the network of its own recipe: {str(error).splitlines()[-1]}",
-            "export the model again with this version of fedfms",
-            code="not-this-network",
-        ) from None

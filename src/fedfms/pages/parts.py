@@ -15,8 +15,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-# The colours of training.overlay, which is not imported for them: it would load torch.
-PICTURE_KEY = [("#56b4e9", "annotation"), ("#e69f00", "prediction")]
+# Of overlays: Okabe and Ito's colours, which people with any colour blindness tell apart.
 CLASS_COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00")
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -100,7 +99,7 @@ def picture_key(classes: Sequence[str]) -> list[Line]:
         classes: the recipe's, in its order.
     """
     if len(classes) < 2:
-        return [Line(colour, meaning) for colour, meaning in PICTURE_KEY]
+        return [Line(CLASS_COLOURS[0], "annotation"), Line(CLASS_COLOURS[1], "prediction")]
     kinds = [Line("currentColor", "annotation", "dashed"), Line("currentColor", "prediction")]
     return kinds + [
         Line(CLASS_COLOURS[place % len(CLASS_COLOURS)], str(name).replace("_", " "))

@@ -63,12 +63,8 @@ class History:
     @property
     def pictures(self) -> list[tuple[str, str, str]]:
         """(site, model, path) of each overlay, in the order of the sites."""
-        found = []
-        for site in self.sites:
-            for model in self.models:
-                record = self.evaluations.get((site, model))
-                found += [(site, model, path) for path in (record.pictures if record else ())]
-        return found
+        found = sorted(self._evaluated(), key=lambda one: self.sites.index(one[0]))
+        return [(s, m, path) for s, m, record in found if record for path in record.pictures]
 
     @property
     def models(self) -> list[str]:
@@ -91,13 +87,17 @@ class History:
 
     def missed_evaluations(self) -> list[tuple[str, str, str]]:
         """(site, model, reason) of every evaluation of a model that a site owes."""
-        found = []
+        return [
+            (site, model, (record and record.reason) or NOTHING_RECORDED)
+            for site, model, record in self._evaluated()
+            if record is None or record.said is None
+        ]
+
+    def _evaluated(self) -> Iterator[tuple[str, str, EvaluationRecord | None]]:
+        """Each model, the final one first, at each site, with what is known of it."""
         for model in self.models:
             for site in self.sites:
-                record = self.evaluations.get((site, model))
-                if record is None or record.said is None:
-                    found.append((site, model, (record and record.reason) or NOTHING_RECORDED))
-        return found
+                yield site, model, self.evaluations.get((site, model))
 
     def reported(self, site: str) -> bool:
         """Whether the site ever answered a round with a report, accepted or not."""
@@ -200,14 +200,11 @@ class History:
 
     def evaluation_rows(self) -> list[EvaluationRow]:
         """A row for each score, final model first; one with a note for a site without any."""
-        rows = []
-        for model in self.models:
-            for site in self.sites:
-                rows.extend(self._evaluation_rows(site, model))
-        return rows
+        return [row for one in self._evaluated() for row in self._evaluation_rows(*one)]
 
-    def _evaluation_rows(self, site: str, model: str) -> list[EvaluationRow]:
-        record = self.evaluations.get((site, model))
+    def _evaluation_rows(
+        self, site: str, model: str, record: EvaluationRecord | None
+    ) -> list[EvaluationRow]:
         said = record.said if record else None
         row = functools.partial(
             EvaluationRow,

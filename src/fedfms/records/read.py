@@ -7,7 +7,7 @@ import typing
 from pathlib import Path
 
 from fedfms.errors import FederationError
-from fedfms.records.schema import FORMAT, JobRecord, Record, record_from_dict
+from fedfms.records.schema import FORMAT, RECORDS, JobRecord, Record
 
 _KINDS = frozenset(
     one.model_fields["record"].default for one in typing.get_args(Record)
@@ -52,7 +52,7 @@ class RecordReader:
                 if not isinstance(values, dict) or not isinstance(values.get("record"), str):
                     raise ValueError("no record")
                 if values["record"] in _KINDS:  # a kind that only a later version knows is no harm
-                    new.append(record_from_dict(values))
+                    new.append(RECORDS.validate_python(values))
             except ValueError:
                 self.damaged += 1
         self.records += new

@@ -42,11 +42,11 @@ class RoundRow:
     micro_batch: int | None = None  # slices in memory at once
     update_norm: float | None = None  # L2 norm of the difference as sent
     time: float | None = None  # seconds since 1970-01-01 UTC, when the answer was recorded
-    # of each class with a value, in columns dice_of_<class>
-    class_dice: Mapping[str, float] = field(default_factory=dict)
     # by phase, in columns seconds_<phase> and peak_memory_bytes_<phase>
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: Mapping[str, int] = field(default_factory=dict)  # of the trainer or its GPU
+    # of each class with a value, in columns dice_of_<class>
+    class_dice: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,18 +74,7 @@ class EvaluationRow:
 
 def write_rounds(path: Path, rows: Sequence[RoundRow]) -> None:
     """Write rounds.csv, as `write_rows`, with a column for each phase and each class."""
-    classes = list(dict.fromkeys(name for row in rows for name in row.class_dice))
-    mapped = [(name, phase) for name in _BY_PHASE for phase in PHASES]
-    mapped += [("class_dice", name) for name in classes]
-    plain = _plain_fields(RoundRow)
-    columns = [*plain, *(f"{_PREFIX[name]}{key}" for name, key in mapped)]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        for row in rows:
-            values = [getattr(row, name) for name in plain]
-            values += [getattr(row, name).get(key) for name, key in mapped]
-            writer.writerow(map(_cell, values))
+    write_rows(path, RoundRow, rows)
 
 
 def read_rounds(path: Path) -> tuple[RoundRow, ...]:
@@ -97,20 +86,6 @@ def read_rounds(path: Path) -> tuple[RoundRow, ...]:
     return read_rows(path, RoundRow)
 
 
-def write_evaluation(path: Path, rows: Sequence[EvaluationRow]) -> None:
-    """Write evaluation.csv, as `write_rows`."""
-    write_rows(path, EvaluationRow, rows)
-
-
-def read_evaluation(path: Path) -> tuple[EvaluationRow, ...]:
-    """Read evaluation.csv back.
-
-    Raises:
-        OSError, ValueError: the file is missing or damaged.
-    """
-    return read_rows(path, EvaluationRow)
-
-
 def write_rows(path: Path, kind: type[Any], rows: Iterable[Any]) -> None:
     """Write `rows_text`; a file name that is not UTF-8 stands as its own bytes."""
     path.write_bytes(rows_text(kind, rows).encode(errors="surrogateescape"))
@@ -120,15 +95,27 @@ def rows_text(kind: type[Any], rows: Iterable[Any]) -> str:
     """Dataclass rows as CSV, a column for each field; numbers with all their digits, yes or no.
 
     A field class_name becomes the column class; what has no value (None, NaN) is left empty.
-    Several names in one cell are separated by semicolons.
+    Several names in one cell are separated by semicolons. A mapping has a column for each key.
     """
-    names = _plain_fields(kind)
+    plain, rows = _plain_fields(kind), list(rows)
+    mapped = [
+        (name, key)
+        for name in _field_types(kind)
+        if name not in plain
+        for key in (PHASES if name in _BY_PHASE else _keys(rows, name))
+    ]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(_column, names))
+    writer.writerow([*map(_column, plain), *(f"{_PREFIX[name]}{key}" for name, key in mapped)])
     for row in rows:
-        writer.writerow(_cell(getattr(row, name)) for name in names)
+        values = [getattr(row, name) for name in plain]
+        values += [getattr(row, name).get(key) for name, key in mapped]
+        writer.writerow(map(_cell, values))
     return text.getvalue()
+
+
+def _keys(rows: Iterable[Any], name: str) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in getattr(row, name)))
 
 
 def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:

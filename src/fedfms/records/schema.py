@@ -15,7 +15,6 @@ files are read as before; what changes the meaning of a field changes FORMAT.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -90,16 +89,17 @@ class RoundStarted(_Record):
 
 
 class _Answer(_Record):
+    contribution: Said = None
+
     @property
     def said(self) -> Contribution | None:
         """The site's report, if there is one that can be read."""
-        answer: Contribution | Unreadable | None = getattr(self, "contribution", None)
-        return answer if isinstance(answer, Contribution) else None
+        return self.contribution if isinstance(self.contribution, Contribution) else None
 
     @property
     def is_unreadable(self) -> bool:
         """Whether there is a report that cannot be read."""
-        return isinstance(getattr(self, "contribution", None), Unreadable)
+        return isinstance(self.contribution, Unreadable)
 
 
 class ContributionRecord(_Answer):
@@ -112,7 +112,6 @@ class ContributionRecord(_Answer):
     reason: str | None = None  # why not accepted
     bytes_down: Count | None = None  # of tensors
     bytes_up: Count | None = None
-    contribution: Said = None
 
 
 class RoundDone(_Record):
@@ -130,7 +129,6 @@ class EvaluationRecord(_Answer):
     record: Literal["evaluation"] = "evaluation"
     site: str
     model: str  # final, best
-    contribution: Said = None
     reason: str | None = None  # why there is none
     pictures: tuple[str, ...] = ()  # relative to the file's folder
 
@@ -176,18 +174,4 @@ Record = (
     | JobDone
 )
 
-_ADAPTER: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="record")])
-
-
-def record_from_dict(values: Mapping[str, Any]) -> Record:
-    """A line's JSON object as a record.
-
-    Raises:
-        ValueError: it is none of this version.
-    """
-    return _ADAPTER.validate_python(values)
-
-
-def record_to_dict(record: Record) -> dict[str, Any]:
-    """The other way round, as JSON types."""
-    return record.model_dump(mode="json")
+RECORDS: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="record")])

@@ -6,7 +6,7 @@ import json
 import time
 from pathlib import Path
 
-from fedfms.records.schema import Record, record_to_dict
+from fedfms.records.schema import Record
 
 
 class RecordWriter:
@@ -17,6 +17,6 @@ class RecordWriter:
 
     def write(self, record: Record) -> None:
         """Add a record, with the time that it is now."""
-        values = record_to_dict(record) | {"time": time.time()}
+        values = record.model_dump(mode="json") | {"time": time.time()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values, allow_nan=False) + "\n")

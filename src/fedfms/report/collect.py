@@ -37,10 +37,10 @@ from fedfms.records.read import read_records
 from fedfms.records.rows import (
     EvaluationRow,
     RoundRow,
-    read_evaluation,
     read_rounds,
-    write_evaluation,
+    read_rows,
     write_rounds,
+    write_rows,
 )
 from fedfms.records.scores import over
 from fedfms.report.summary import (
@@ -61,17 +61,6 @@ from fedfms.report.summary import (
 )
 
 log = logging.getLogger(__name__)
-
-LOWER_IS_BETTER = ("hd95",)
-
-MEASURE = (
-    "Dice of a site: mean over its validation cases, then over the classes; 3-D for volumes, "
-    "at the images' own resolution, in [0, 1]"
-)
-MEASURE_BY_CLASS = (
-    "Dice of a site: mean over its validation cases, each class by itself, since not all scores "
-    "are of the same classes; 3-D for volumes, at the images' own resolution, in [0, 1]"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +89,6 @@ def collect(
         FederationError: no usable records (`no-records`), or `results` holds something already
             (`results-exist`).
     """
-    if results.is_file() or (results.is_dir() and any(results.iterdir())):
-        raise FederationError(
-            f"{results} holds something already",
-            "name a new folder for the results, or move the old one away",
-            code="results-exist",
-        )
     source = _find_records(job_folder)
     records, damaged = read_records(source / RECORDS)
     recipe = _read_recipe(source / RECIPE)
@@ -137,10 +120,42 @@ def _write_folder(
             shutil.copyfile(source / name, folder / name)
             size = (folder / name).stat().st_size
             files[name] = FileFacts(size, file_sha256(folder / name))
-    pictures = _copy_pictures(history.pictures, source, folder)
-    summary = _summarize(history, recipe, rounds, evaluation, damaged, pictures, files)
+    parts = _parts(history, rounds, evaluation)
+    classes = "then over the classes"
+    if len(parts) > 1:
+        classes = "each class by itself, since not all scores are of the same classes"
+    down = sum(row.bytes_down or 0 for row in rounds)
+    up = sum(row.bytes_up or 0 for row in rounds)
+    job, started, ended = history.job, history.started, history.ended
+    planned, backbone = recipe.get("rounds"), recipe.get("backbone_sha256")
+    summary = Summary(
+        measure=f"Dice of a site: mean over its validation cases, {classes}; 3-D for volumes, at "
+        "the images' own resolution, in [0, 1]",
+        job=JobFacts(
+            id=job.job_id,
+            name=job.name,
+            status=history.status,
+            started=started,
+            ended=ended,
+            seconds=None if started is None or ended is None else ended - started,
+            fedfms_version=job.fedfms_version,
+            nvflare_version=job.nvflare_version,
+            recipe_sha256=job.recipe_sha256,
+            backbone_sha256=backbone if isinstance(backbone, str) else None,
+            fedfms_revision=job.fedfms_revision,
+            image=job.image,
+        ),
+        rounds=Rounds(planned if isinstance(planned, int) else None, history.rounds_done),
+        parts=parts,
+        missed_evaluations=[MissedEvaluation(*one) for one in history.missed_evaluations()],
+        bytes=Bytes(down, up, down + up),
+        sites={site: _site_facts(history, site, rounds) for site in history.sites},
+        unreadable_records=damaged + history.unreadable,
+        pictures=_copy_pictures(history.pictures, source, folder),
+        files=files,
+    )
     write_rounds(folder / ROUNDS, rounds)
-    write_evaluation(folder / EVALUATION, evaluation)
+    write_rows(folder / EVALUATION, EvaluationRow, evaluation)
     text = json.dumps(summary.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
 
@@ -154,7 +169,7 @@ def load_result(folder: Path) -> Result:
     try:
         summary = Summary.from_dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
         rounds = read_rounds(folder / ROUNDS)
-        evaluation = read_evaluation(folder / EVALUATION)
+        evaluation = read_rows(folder / EVALUATION, EvaluationRow)
     except (OSError, ValueError) as error:
         what = error.strerror if isinstance(error, OSError) else str(error)
         raise FederationError(
@@ -233,53 +248,12 @@ def _mark_worst(rows: list[EvaluationRow]) -> list[EvaluationRow]:
     worst = set()
     for (_, _, metric, _), group in groups.items():
         if len(group) > 1:
-            pick = max if metric in LOWER_IS_BETTER else min
+            pick = max if metric == "hd95" else min  # a distance: the lower the better
             worst.add(id(pick(group, key=lambda row: row.mean or 0.0)))
     return [dataclasses.replace(row, worst=id(row) in worst) for row in rows]
 
 
 # -------------------------------------------------------------------------------------- summary
-
-
-def _summarize(
-    history: History,
-    recipe: dict[str, Any],
-    rounds: Sequence[RoundRow],
-    evaluation: Sequence[EvaluationRow],
-    damaged: int,
-    pictures: Sequence[PictureFile],
-    files: Mapping[str, FileFacts],
-) -> Summary:
-    parts = _parts(history, rounds, evaluation)
-    down = sum(row.bytes_down or 0 for row in rounds)
-    up = sum(row.bytes_up or 0 for row in rounds)
-    job, started, ended = history.job, history.started, history.ended
-    planned, backbone = recipe.get("rounds"), recipe.get("backbone_sha256")
-    return Summary(
-        measure=MEASURE if len(parts) == 1 else MEASURE_BY_CLASS,
-        job=JobFacts(
-            id=job.job_id,
-            name=job.name,
-            status=history.status,
-            started=started,
-            ended=ended,
-            seconds=None if started is None or ended is None else ended - started,
-            fedfms_version=job.fedfms_version,
-            nvflare_version=job.nvflare_version,
-            recipe_sha256=job.recipe_sha256,
-            backbone_sha256=backbone if isinstance(backbone, str) else None,
-            fedfms_revision=job.fedfms_revision,
-            image=job.image,
-        ),
-        rounds=Rounds(planned if isinstance(planned, int) else None, history.rounds_done),
-        parts=parts,
-        missed_evaluations=[MissedEvaluation(*one) for one in history.missed_evaluations()],
-        bytes=Bytes(down, up, down + up),
-        sites={site: _site_facts(history, site, rounds) for site in history.sites},
-        unreadable_records=damaged + history.unreadable,
-        pictures=pictures,
-        files=files,
-    )
 
 
 def _parts(

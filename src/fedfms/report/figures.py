@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,21 +97,17 @@ def loss_by_round(result: Result) -> str:
     curves = []
     for style in styles(result):
         own = [row for row in result.rounds if row.site == style.site]
-        points = [(float(r.round), _or_nan(r.loss if r.accepted else None)) for r in own]
+        points = [(float(row.round), _or_nan(row.loss, row)) for row in own]
         curves.append((style, points))
     return _draw(curves, "Round", "Training loss", "loss-by-round", whole=True)
 
 
-def evaluate_every(recipe: dict[str, Any]) -> int:
-    """Rounds from one evaluation to the next; 1 where an older recipe does not say."""
-    every = recipe.get("evaluate_every")
-    return every if isinstance(every, int) and every > 0 else 1
+def evaluated_rounds(recipe: Mapping[str, Any]) -> tuple[int, int]:
+    """Rounds of training before the first evaluation, and from one to the next.
 
-
-def evaluate_first(recipe: dict[str, Any]) -> int:
-    """Rounds of training before the first evaluation; 0 where an older recipe does not say."""
-    first = recipe.get("evaluate_first")
-    return first if isinstance(first, int) and first > 0 else 0
+    Each where an older recipe does not say: before training, and in every round.
+    """
+    return recipe.get("evaluate_first") or 0, recipe.get("evaluate_every") or 1
 
 
 def _dice_points(result: Result, site: str, part: int) -> list[tuple[float, float]]:
@@ -119,15 +115,14 @@ def _dice_points(result: Result, site: str, part: int) -> list[tuple[float, floa
 
     Rounds in which no site evaluates have no point, so that the line goes on over them.
     """
-    every, first = evaluate_every(result.recipe), evaluate_first(result.recipe)
-    classes = result.summary.parts[part].classes
-    own = [
-        row
+    first, every = evaluated_rounds(result.recipe)
+    part_scores = result.summary.parts[part]
+    points = [
+        (float(row.round), _or_nan(over(row.class_dice, part_scores.classes), row))
         for row in result.rounds
         if row.site == site and row.round >= first and (row.round - first) % every == 0
     ]
-    points = [(float(row.round), _or_nan(_dice(row, classes))) for row in own]
-    final = result.summary.parts[part].sites[site].final
+    final = part_scores.sites[site].final
     if final is not None:
         after = [r.round for r in result.evaluation if r.site == site and r.model == "final"]
         trained = next((r for r in after if r is not None), result.summary.rounds.done)
@@ -135,12 +130,8 @@ def _dice_points(result: Result, site: str, part: int) -> list[tuple[float, floa
     return points
 
 
-def _dice(row: RoundRow, classes: Sequence[str]) -> float | None:
-    return over(row.class_dice, classes) if row.accepted else None
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
+def _or_nan(value: float | None, row: RoundRow) -> float:
+    return value if row.accepted and value is not None else math.nan
 
 
 def before_and_after(result: Result, part: int = 0) -> str:

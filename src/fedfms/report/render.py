@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from fedfms.pages.parts import (
     Cell,
     Column,
     Figure,
-    Line,
     Picture,
     Table,
     Tile,
@@ -41,7 +39,7 @@ from fedfms.records.layout import (
 from fedfms.records.rows import EvaluationRow
 from fedfms.report import figures, words
 from fedfms.report.collect import Result, load_result
-from fedfms.report.summary import Mean, Part, SiteFacts, Summary
+from fedfms.report.summary import Mean, Part, SiteFacts, Summary, change
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +57,6 @@ LIMITS = [
 
 _ROLES = {"train": "trains", "holdout": "unseen"}
 _MODELS = {"final": "Final model", "best": "Best model"}
-_STATUS = {
-    "completed": "completed",
-    "aborted": "stopped on request",
-    "failed": "failed",
-    "interrupted": "interrupted",
-}
 _METRIC_COLUMNS = {
     "dice": ("Dice", "over cases"),
     "iou": ("IoU", "over cases"),
@@ -88,34 +80,6 @@ _EVALUATION_NOTE = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """Everything that the two templates show, already in words."""
-
-    title: str
-    subtitle: str
-    job: str
-    when: str
-    status: str
-    notices: list[str]
-    headline: list[str]
-    measure: str
-    tiles: list[Tile]
-    overview: list[Table]
-    legend: list[figures.Style]
-    curves: list[Figure]
-    evaluations: list[Table]
-    pictures: dict[tuple[str, str], list[Picture]]  # by site and model
-    picture_key: list[Line]
-    costs: list[Table]
-    missed: Table | None
-    recipe: list[tuple[str, str]]
-    versions: list[tuple[str, str]]
-    method: str
-    files: list[str]
-    limits: list[str]
-
-
 def render(results: Path) -> None:
     """Write report.html and report.md into a results folder, replacing earlier ones.
 
@@ -126,14 +90,15 @@ def render(results: Path) -> None:
     templates = environment("fedfms.report", "fedfms.pages")
     write_together(
         {
-            results / name: templates.get_template(f"{name}.j2").render(page=page)
+            results / name: templates.get_template(f"{name}.j2").render(page)
             for name in (REPORT_HTML, REPORT_MD)
         }
     )
-    log.info("report of %d sites written", len(page.legend))
+    log.info("report of %d sites written", len(page["legend"]))
 
 
-def _page(result: Result) -> Page:
+def _page(result: Result) -> dict[str, Any]:
+    """Everything that the two templates show, already in words."""
     summary, recipe = result.summary, result.recipe
     job = summary.job
     method = str(recipe.get("method", ""))
@@ -141,34 +106,34 @@ def _page(result: Result) -> Page:
     backbone = words.BACKBONES.get(str(recipe.get("backbone")), str(recipe.get("backbone", "")))
     on_sam = "" if recipe.get("backbone") == NO_BACKBONE else f" on SAM {backbone}".rstrip()
     classes = words.class_names(recipe.get("classes", ()))
-    return Page(
-        title=_title(summary) + (f": {classes}" if classes else ""),
-        subtitle=name + on_sam + (f": {explained}" if explained else ""),
-        job=str(job.name or job.id or "job"),
-        when=words.moment(job.started),
-        status=_STATUS.get(job.status, str(job.status)),
-        notices=_notices(summary),
-        headline=words.headline(summary),
-        measure=summary.measure,
-        tiles=_tiles(summary),
-        overview=_overview(summary),
-        legend=figures.styles(result),
-        curves=_curves(result),
-        evaluations=_evaluations(result),
-        pictures=_pictures(result),
-        picture_key=picture_key(recipe.get("classes") or ()),
-        costs=[_communication(result), _training(summary)],
-        missed=_missed(summary),
-        recipe=[(key, _plain(value)) for key, value in recipe.items() if key != "backbone_sha256"],
-        versions=_versions(summary),
-        method=method,
-        files=[
+    return {
+        "title": _title(summary) + (f": {classes}" if classes else ""),
+        "subtitle": name + on_sam + (f": {explained}" if explained else ""),
+        "job": str(job.name or job.id or "job"),
+        "when": words.moment(job.started),
+        "status": "stopped on request" if job.status == "aborted" else job.status,
+        "notices": _notices(summary),
+        "tiles": _tiles(summary),
+        "overview": _overview(summary),
+        "legend": figures.styles(result),
+        "curves": _curves(result),
+        "evaluations": _evaluations(result),
+        "pictures": _pictures(result),
+        "picture_key": picture_key(recipe.get("classes") or ()),
+        "costs": [_communication(result), _training(summary)],
+        "missed": _missed(summary),
+        "recipe": [
+            (key, _plain(value)) for key, value in recipe.items() if key != "backbone_sha256"
+        ],
+        "versions": _versions(summary),
+        "method": method,
+        "files": [
             name
             for name in (GLOBAL_MODEL, BEST_MODEL, RECIPE, ROUNDS, EVALUATION, SUMMARY)
             if (result.folder / name).is_file()
         ],
-        limits=LIMITS,
-    )
+        "limits": LIMITS,
+    }
 
 
 def _title(summary: Summary) -> str:
@@ -188,6 +153,7 @@ def _of(some: int, sites: int) -> str:
 
 def _notices(summary: Summary) -> list[str]:
     notices = []
+    several = len(summary.parts) > 1
     done, planned = summary.rounds.done, summary.rounds.planned
     rounds = f"{done} of {planned} rounds were completed" if planned else f"{done} rounds"
     if summary.job.status != "completed":
@@ -204,6 +170,17 @@ def _notices(summary: Summary) -> list[str]:
             "of the last round in which each was scored, before that round's training. Means and "
             "the lowest site are of sites that stand with the same round."
         )
+    if several:
+        notices.append("Not all scores are of the same classes, so each class is told by itself.")
+    for part in summary.parts:
+        if not part.dice.after.sites:
+            of_what = f" of {words.class_names(part.classes)}" if several else ""
+            notices.append(f"No training site reported a Dice{of_what} after training.")
+    for site in words.silent_sites(summary):
+        what = "never answered a round"
+        if summary.sites[site].reported:
+            what = "answered, and none of its answers was accepted"
+        notices.append(f"{site} {what}; nothing of it is in this model.")
     if count := summary.unreadable_records:
         notices.append(
             f"{words.numerals(count, 'record')} of this job could not be read and "
@@ -229,77 +206,51 @@ def _of_class(summary: Summary, part: Part) -> str:
 def _part_tiles(summary: Summary, part: Part) -> list[Tile]:
     sites, of_class = summary.sites, _of_class(summary, part)
     after, gain = part.dice.after, part.dice.gain
-    training = len(summary.training)
+
+    def cases(names: Sequence[str], what: str) -> str:
+        return words.numerals(sum(sites[name].cases or 0 for name in names), what)
+
     tiles = []
     if after.sites:
-        cases = sum(sites[site].cases or 0 for site in after.sites)
-        before = ""
-        if gain.sites == after.sites:
-            before = f"{words.score(gain.before)} before training; "
-        tiles.append(
-            Tile(
-                f"Mean Dice, training sites{of_class}",
-                words.score(after.mean),
-                f"{before}{_of(len(after.sites), training)}, "
-                f"{words.numerals(cases, 'validation case')}",
-            )
+        before = (
+            f"{words.score(gain.before)} before training; " if gain.sites == after.sites else ""
         )
+        who = _of(len(after.sites), len(summary.training))
+        caption = f"{before}{who}, {cases(after.sites, 'validation case')}"
+        tiles.append(Tile(f"Mean Dice, training sites{of_class}", words.score(after.mean), caption))
     unseen = [site for site, values in sites.items() if values.role != "train"]
     for site in unseen[:2]:
-        values = part.sites[site]
-        if values.after is not None:
-            before = f"{words.score(values.round_0)} before training; "
-            cases = sites[site].cases or 0
-            tiles.append(
-                Tile(
-                    f"Dice, unseen site{of_class}",
-                    words.score(values.after),
-                    (before if values.round_0 is not None else "")
-                    + f"{site}, {words.numerals(cases, 'case')}, never trained"
-                    + ("" if values.after_is == "final" else f"; {values.after_is}"),
-                )
-            )
+        dice = part.sites[site]
+        if dice.after is not None:
+            has_before = dice.round_0 is not None
+            before = f"{words.score(dice.round_0)} before training; " if has_before else ""
+            which = "" if dice.after_is == "final" else f"; {dice.after_is}"
+            caption = f"{before}{site}, {cases([site], 'case')}, never trained{which}"
+            tiles.append(Tile(f"Dice, unseen site{of_class}", words.score(dice.after), caption))
     if worst := part.worst_site:
-        cases = sites[worst.site].cases or 0
-        tiles.append(
-            Tile(
-                f"Lowest Dice of a site{of_class}",
-                words.score(worst.dice),
-                f"{worst.site}, {words.numerals(cases, 'validation case')}",
-            )
-        )
+        caption = f"{worst.site}, {cases([worst.site], 'validation case')}"
+        tiles.append(Tile(f"Lowest Dice of a site{of_class}", words.score(worst.dice), caption))
     return tiles
 
 
 def _tiles(summary: Summary) -> list[Tile]:
-    sites = summary.sites
+    sites, moved = summary.sites, summary.bytes
     tiles = [tile for part in summary.parts for tile in _part_tiles(summary, part)]
-    moved = summary.bytes
     if moved.total:
-        tiles.append(
-            Tile(
-                "Moved in all rounds",
-                words.size(moved.total),
-                f"{words.size(moved.down)} to the sites, {words.size(moved.up)} back",
-            )
-        )
+        caption = f"{words.size(moved.down)} to the sites, {words.size(moved.up)} back"
+        tiles.append(Tile("Moved in all rounds", words.size(moved.total), caption))
     if summary.job.seconds is not None:
         took_part = sum(v.rounds_accepted > 0 or v.evaluated for v in sites.values())
-        tiles.append(
-            Tile(
-                "Duration",
-                words.duration(summary.job.seconds),
-                f"{words.numerals(summary.rounds.done, 'round')}, "
-                f"{_of(took_part, len(sites))}, start to last record",
-            )
-        )
+        rounds = words.numerals(summary.rounds.done, "round")
+        caption = f"{rounds}, {_of(took_part, len(sites))}, start to last record"
+        tiles.append(Tile("Duration", words.duration(summary.job.seconds), caption))
     return tiles
 
 
 def _overview(summary: Summary) -> list[Table]:
     """Dice by site: one table, or one of each class where scores are not of the same classes."""
-    tables = [_part_overview(summary, part) for part in summary.parts]
     has_best = any(v.best is not None for p in summary.parts for v in p.sites.values())
+    tables = [_part_overview(summary, part, has_best) for part in summary.parts]
     note = (
         f"{summary.measure}. An unseen site evaluates and never trains. Withheld: a site does "
         "not let out the score of too few cases. The mean counts each site once, whatever its "
@@ -309,14 +260,12 @@ def _overview(summary: Summary) -> list[Table]:
     return with_note(tables, note)
 
 
-def _part_overview(summary: Summary, part: Part) -> Table:
+def _part_overview(summary: Summary, part: Part, has_best: bool) -> Table:
     worst = part.worst_site.site if part.worst_site else None
-    has_best = any(v.best is not None for p in summary.parts for v in p.sites.values())
     rows = []
     for site, values in part.sites.items():
         about = summary.sites[site]
-        before, after = values.round_0, values.after
-        difference = None if before is None or after is None else after - before
+        after = values.after
         remark, shown = "", words.score(after)
         if after is None and values.note == WITHHELD:
             shown = "withheld"
@@ -338,9 +287,9 @@ def _part_overview(summary: Summary, part: Part) -> Table:
                 ),
                 Cell(_ROLES[about.role]),
                 Cell(words.count(about.cases)),
-                Cell(words.score(before)),
+                Cell(words.score(values.round_0)),
                 Cell(shown, small=remark),
-                Cell(words.change(difference)),
+                Cell(words.change(change(values.round_0, after))),
                 *([Cell(words.score(values.best))] if has_best else []),
                 Cell(words.count(len(about.missed))),
             ]
@@ -389,14 +338,12 @@ def _total(summary: Summary, part: Part, has_best: bool) -> list[Cell]:
     if has_best:
         best = over_training(dice.best)
         if both.sites and dice.best.sites != dice.after.sites:
-            where = (
-                "there"
-                if both.sites == dice.best.sites
-                else (f"at {words.listing(both.sites)}, best {words.score(both.best)}, final")
-            )
-            said = f"final model {where} {words.score(both.final)}"
-            if where != "there":
-                said = f"{where} {words.score(both.final)}"
+            said = f"final model there {words.score(both.final)}"
+            if both.sites != dice.best.sites:
+                said = (
+                    f"at {words.listing(both.sites)}, best {words.score(both.best)}, final "
+                    f"{words.score(both.final)}"
+                )
             best = dataclasses.replace(best, small="; ".join(filter(None, [best.small, said])))
         cells.append(best)
     return [*cells, Cell("")]
@@ -404,10 +351,10 @@ def _total(summary: Summary, part: Part, has_best: bool) -> list[Cell]:
 
 def _curves(result: Result) -> list[Figure]:
     stale = bool(_stale(result.summary))
-    figures_of_parts: list[tuple[str, str, str]] = []
+    drawn: list[tuple[str, str, str]] = []
     for number, part in enumerate(result.summary.parts):
         of_class = _of_class(result.summary, part)
-        figures_of_parts += [
+        drawn += [
             (
                 f"Dice before and after{of_class}",
                 "Dice of each site's validation cases before training (open) and "
@@ -429,38 +376,28 @@ def _curves(result: Result) -> list[Figure]:
                 figures.dice_by_bytes(result, number),
             ),
         ]
-    drawn = [
-        *figures_of_parts,
-        (
-            "Training loss by round",
-            f"Mean of the {_loss(result.recipe)} over the steps of a round, at each site on "
-            f"its own training slices{_drawn(result.summary)}. Rounds are counted from 0.",
-            figures.loss_by_round(result),
-        ),
-    ]
+    sites = result.summary.sites.values()
+    unlike = len({tuple(v.not_annotated) for v in sites if v.role == "train"}) > 1
+    annotated = ", over the classes that it annotates" if unlike else ""
+    losses = {
+        "bce": "binary cross-entropy",
+        "dice_bce": "sum of Dice loss and binary cross-entropy",
+    }
+    caption = (
+        f"Mean of the {losses.get(str(result.recipe.get('loss')), 'loss')} over the steps of a "
+        f"round, at each site on its own training slices{annotated}. Rounds are counted from 0."
+    )
+    drawn.append(("Training loss by round", caption, figures.loss_by_round(result)))
     return [Figure(title, caption, Markup(svg)) for title, caption, svg in drawn if svg]
 
 
 def _evaluated(recipe: dict[str, Any]) -> str:
     """In which rounds sites evaluate, where these are not all."""
-    every, first = figures.evaluate_every(recipe), figures.evaluate_first(recipe)
+    first, every = figures.evaluated_rounds(recipe)
     if first:
         after = words.numerals(first, "round")
         return f" Sites evaluate after {after} and then every {words.numerals(every, 'round')}."
     return "" if every == 1 else f" Sites evaluate before training and every {every} rounds."
-
-
-def _drawn(summary: Summary) -> str:
-    """Over which classes a loss is, where these are not the same at all training sites."""
-    unlike = {tuple(v.not_annotated) for v in summary.sites.values() if v.role == "train"}
-    return ", over the classes that it annotates" if len(unlike) > 1 else ""
-
-
-def _loss(recipe: dict[str, Any]) -> str:
-    return {
-        "bce": "binary cross-entropy",
-        "dice_bce": "sum of Dice loss and binary cross-entropy",
-    }.get(str(recipe.get("loss")), "loss")
 
 
 def _evaluations(result: Result) -> list[Table]:
@@ -532,8 +469,8 @@ def _scores(scores: dict[str, EvaluationRow], metrics: Sequence[str]) -> list[Ce
 
 
 def _remarks(row: EvaluationRow, cases: int | None) -> list[str]:
-    remarks = ["worst site"] if row.worst else []
-    return [*remarks, f"n = {words.count(row.cases)}"] if row.cases != cases else remarks
+    of_few = [f"n = {words.count(row.cases)}"] if row.cases != cases else []
+    return (["worst site"] if row.worst else []) + of_few
 
 
 def _pictures(result: Result) -> dict[tuple[str, str], list[Picture]]:
@@ -633,18 +570,15 @@ def _phase(values: SiteFacts, phase: str) -> Cell:
 
 
 def _missed(summary: Summary) -> Table | None:
-    rows = []
-    for site, missed in summary.missed.items():
-        for entry in missed:
-            plain = words.plain_reason(entry.reason)
-            recorded = entry.reason if entry.reason and entry.reason != plain else ""
-            rows.append([Cell(str(entry.round)), Cell(site), Cell(plain, small=recorded or "")])
-    rows.sort(key=lambda row: int(row[0].text))
-    for one in summary.missed_evaluations:
-        plain = words.plain_reason(one.reason)
-        recorded = one.reason if one.reason not in (plain, NOTHING_RECORDED) else ""
-        about = Cell(f"{one.model} model", small="evaluation")
-        rows.append([about, Cell(one.site), Cell(plain, small=recorded)])
+    missed = [(e.round, site, e.reason) for site, all_ in summary.missed.items() for e in all_]
+    rows = [
+        [Cell(str(number)), *_why(site, reason)]
+        for number, site, reason in sorted(missed, key=lambda one: one[0])
+    ]
+    rows += [
+        [Cell(f"{one.model} model", small="evaluation"), *_why(one.site, one.reason)]
+        for one in summary.missed_evaluations
+    ]
     if not rows:
         return None
     return Table(
@@ -655,6 +589,13 @@ def _missed(summary: Summary) -> Table | None:
         "without this site's contribution; the site receives the global model again in the next. A "
         "model's evaluation that a site missed is missing in every mean over sites.",
     )
+
+
+def _why(site: str, reason: str | None) -> list[Cell]:
+    """The site, and in plain words why; below it what was recorded, where that says more."""
+    plain = words.plain_reason(reason)
+    recorded = "" if reason in (None, plain, NOTHING_RECORDED) else reason
+    return [Cell(site), Cell(plain, small=recorded or "")]
 
 
 def _versions(summary: Summary) -> list[tuple[str, str]]:

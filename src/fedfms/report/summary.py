@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from fedfms.records.layout import SUMMARY
 from fedfms.records.scores import mean
@@ -204,26 +204,20 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """The file's content as JSON types. Scores of one part stand beside its sites as well."""
-        values = dataclasses.asdict(self)
+        values = to_jsonable_python(self, inf_nan_mode="null")  # what JSON has for NaN
         alone = values["parts"][0] if len(self.parts) == 1 else None
         scores = alone["sites"] if alone else {}
         nothing = dataclasses.asdict(SiteDice())
         sites = {site: facts | scores.get(site, nothing) for site, facts in values["sites"].items()}
-        told = {
+        return {
             "format": FORMAT,
-            "measure": values["measure"],
-            "job": values["job"],
-            "rounds": values["rounds"],
-            "parts": values["parts"],
+            **values,
+            "sites": sites,
             "dice": alone["dice"] if alone else dataclasses.asdict(dice_of({})),
             "unseen": {site: v for site, v in sites.items() if v["role"] != "train"},
             "worst_site": alone["worst_site"] if alone else None,
             "missed": {site: v["missed"] for site, v in sites.items() if v["missed"]},
-            **values,
-            "sites": sites,
         }
-        found: dict[str, Any] = _finite(told)
-        return found
 
     @classmethod
     def from_dict(cls, values: Any) -> Summary:
@@ -275,12 +269,3 @@ def _both(
     """Two means over the same sites: those that have both, in the order of the sites."""
     sites = [site for site in one if site in other]
     return mean(one[site] for site in sites), mean(other[site] for site in sites), sites
-
-
-def _finite(value: Any) -> Any:
-    """The value with NaN and infinity as null, which is all that JSON has for them."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,7 +10,7 @@ from fedfms import errors
 from fedfms.contracts.codes import CODES
 from fedfms.models.methods import find_method
 from fedfms.records.history import NOTHING_RECORDED
-from fedfms.report.summary import Part, Summary
+from fedfms.report.summary import Summary
 
 NONE = "–"  # where there is no value
 MINUS = "−"
@@ -121,9 +121,9 @@ def listing(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-def numerals(number: int, one: str, many: str | None = None) -> str:
+def numerals(number: int, one: str) -> str:
     """`1 site`, `3 sites`."""
-    return f"{count(number)} {one if number == 1 else many or one + 's'}"
+    return f"{count(number)} {one if number == 1 else one + 's'}"
 
 
 def class_names(names: Sequence[str]) -> str:
@@ -142,90 +142,9 @@ def silent_sites(summary: Summary) -> list[str]:
     ]
 
 
-def headline(summary: Summary) -> list[str]:
-    """What came out, in sentences: each number with what it measures and over which cases."""
-    sites = summary.sites
-    sentences = []
-    parts = summary.parts
-    if len(parts) > 1:
-        sentences.append("Not all scores are of the same classes, so each class is told by itself.")
-    for part in parts:
-        sentences += _of_part(summary, part)
-    for site in silent_sites(summary):
-        what = (
-            "never answered a round"
-            if not sites[site].reported
-            else ("answered, and none of its answers was accepted")
-        )
-        sentences.append(f"{site} {what}; nothing of it is in this model.")
-    for site, values in sites.items():
-        if values.not_annotated:
-            sentences.append(f"{site} does not annotate {class_names(values.not_annotated)}.")
-    for site, models in missed_evaluations(summary).items():
-        sentences.append(f"{site} did not evaluate {models}.")
-    return sentences
-
-
 def missed_evaluations(summary: Summary) -> dict[str, str]:
     """Site to the models that it should have evaluated and did not, in words."""
     missed: dict[str, list[str]] = {}
     for entry in summary.missed_evaluations:
         missed.setdefault(entry.site, []).append(f"the {entry.model} model")
     return {site: listing(models) for site, models in missed.items()}
-
-
-def _of_part(summary: Summary, part: Part) -> list[str]:
-    """What came out for the classes of one part."""
-    sites = part.sites
-    roles = {site: values.role for site, values in summary.sites.items()}
-    training = [site for site, role in roles.items() if role == "train"]
-    classes = class_names(part.classes)
-    of_what = f" of {classes}" if classes else ""
-    several = len(summary.parts) > 1
-    rounds = summary.rounds.done
-    sentences = []
-    gain, after = part.dice.gain, part.dice.after
-    when = f"after {numerals(rounds, 'round')}" if rounds else "with the model that was handed in"
-    if part.after_is not in ("final", None):
-        when = f"in {part.after_is} (rounds are counted from 0)"
-    having = len(after.sites)
-    who = f"{having} of {numerals(len(training), 'training site')}"
-    if having == len(training):
-        who = "the training site" if having == 1 else f"the {having} training sites"
-    if gain.sites and gain.sites == after.sites:
-        sentences.append(
-            f"Over the validation cases of {who}, the mean Dice{of_what} went from "
-            f"{score(gain.before)} before training to {score(gain.after)} {when}."
-        )
-    elif after.sites:
-        sentences.append(
-            f"Over the validation cases of {who}, the mean Dice{of_what} is "
-            f"{score(after.mean)} {when}."
-        )
-        if gain.sites:
-            sentences.append(
-                f"Where it is known from before training as well, at {listing(gain.sites)}, it "
-                f"went from {score(gain.before)} to {score(gain.after)}."
-            )
-    else:
-        sentences.append(
-            f"No training site reported a Dice{of_what if several else ''} after training."
-        )
-    for site, values in sites.items():
-        if roles[site] == "train" or values.after is None:
-            continue
-        cases = numerals(summary.sites[site].cases or 0, "case")
-        went = f"it is {score(values.after)}"
-        if values.round_0 is not None:
-            went = f"it went from {score(values.round_0)} to {score(values.after)}"
-        if values.after_is != part.after_is:
-            went += f" in {values.after_is}"
-        sentences.append(f"At {site}, which never trained, {went} ({cases}).")
-    if worst := part.worst_site:
-        scored = sum(values.after_is == part.after_is for values in sites.values())
-        of_it = "" if part.after_is == "final" else f" of {part.after_is}"
-        among = f"of the {scored} sites with a score{of_it}"
-        if scored == len(sites):
-            among = "of all sites"
-        sentences.append(f"The lowest {among} is {worst.site} with {score(worst.dice)}.")
-    return sentences

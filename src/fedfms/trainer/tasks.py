@@ -43,7 +43,6 @@ from fedfms.training.device import (
     free_unused_memory,
     ready_device,
     torch_device,
-    use_threads,
 )
 from fedfms.training.evaluate import CaseScore, evaluate, summarize
 from fedfms.training.loop import RoundResult, adam, train_round
@@ -120,7 +119,6 @@ class TaskRunner:
         check_job(policy, recipe)
         _check_task(task, self.folders.name)
         _check_device(recipe, site)
-        use_threads(site)
         meter = Meter(ready_device(site))
 
         sent = received()

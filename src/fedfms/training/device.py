@@ -63,7 +63,7 @@ def torch_device(compute: Compute) -> torch.device:
 
 
 def ready_device(compute: Compute) -> torch.device:
-    """The device this site computes on, made ready for this thread to compute on.
+    """The device this site computes on, made ready for this thread, and its number of CPU threads.
 
     Raises:
         ConfigError: code no-gpu.
@@ -78,6 +78,9 @@ def ready_device(compute: Compute) -> torch.device:
     ):
         _warn_once(f"computing on the processor, though there is a GPU's driver: {why_no_gpu()}")
     make_ready(device)
+    if compute.threads is not None and compute.threads != torch.get_num_threads():
+        torch.set_num_threads(compute.threads)
+        log.info("torch uses %d CPU threads", compute.threads)
     return device
 
 
@@ -133,13 +136,6 @@ def require_gpu() -> None:
         )
 
 
-def use_threads(compute: Compute) -> None:
-    """Let torch use the site's number of CPU threads, in this process, from now on."""
-    if compute.threads is not None and compute.threads != torch.get_num_threads():
-        torch.set_num_threads(compute.threads)
-        log.info("torch uses %d CPU threads", compute.threads)
-
-
 def slices_at_once(recipe: Recipe, compute: Compute, device: torch.device) -> int:
     """The micro-batch to begin with: `micro_batch` of the site, else the whole batch.
 
@@ -150,6 +146,28 @@ def slices_at_once(recipe: Recipe, compute: Compute, device: torch.device) -> in
     if compute.micro_batch is None and device.type == "cpu" and recipe.image_size > 512:
         return 1
     return min(compute.micro_batch or recipe.batch_size, recipe.batch_size)
+
+
+def halved(slices: int, one: str, many: str) -> int:
+    """Half as many slices at once, after memory ran out; what torch keeps unused is given back.
+
+    Args:
+        slices: that did not fit.
+        one, many: say for a person what was done with a single slice, and with several.
+
+    Raises:
+        TrainingError: code out-of-memory; it was a single slice.
+    """
+    if slices == 1:
+        raise TrainingError(
+            f"memory ran out {one}",
+            "use a smaller image_size or backbone in recipe.json, precision bf16, or a machine "
+            "with more memory; check that nothing else uses this device",
+            code="out-of-memory",
+        )
+    free_unused_memory()
+    log.warning("memory ran out %s %d slices at once; going on with %d", many, slices, slices // 2)
+    return slices // 2
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -168,10 +186,7 @@ def free_unused_memory() -> None:
 
 # ------------------------------------------------------------------ what a device's failures mean
 
-NO_GPU, GPU_BUSY = "no-gpu", "gpu-busy"
-GPU_UNSUPPORTED, GPU_FAILED = "gpu-unsupported", "gpu-failed"
-# codes of errors of the device itself: the next image or task on it would fail alike
-DEVICE_CODES = frozenset({NO_GPU, GPU_UNSUPPORTED, GPU_BUSY, GPU_FAILED})
+GPU_FAILED = "gpu-failed"
 
 _proved: set[torch.device] = set()  # that have computed in this process
 
@@ -194,7 +209,7 @@ _ELSE = _Failure(
 _FAILURES = (
     _Failure(
         r"no kernel image|unsupported toolchain|device kernel image is invalid",
-        GPU_UNSUPPORTED,
+        "gpu-unsupported",
         "this build of torch has no code for this GPU",
         "use a build of torch that names the GPU's compute capability, a newer GPU, or device: cpu "
         "in site.yml",
@@ -203,14 +218,14 @@ _FAILURES = (
         r"driver (version )?(on your system )?is (too old|insufficient)|forward compatibility|"
         r"no NVIDIA driver|No CUDA GPUs|no CUDA-capable device|not compiled with CUDA|"
         r"driver initialization failed|CUDA unknown error|system not yet initialized",
-        NO_GPU,
+        "no-gpu",
         "torch cannot use a GPU here",
         "nvidia-smi must work and name a driver new enough for this build of torch; update the "
         "driver, use an image for GPUs, or set device: cpu in site.yml",
     ),
     _Failure(
         r"busy or unavailable|exclusive",
-        GPU_BUSY,
+        "gpu-busy",
         "another process has the GPU for itself",
         "see who with nvidia-smi; wait for it, or let several share it (nvidia-smi -c DEFAULT)",
     ),
@@ -233,6 +248,8 @@ _FAILURES = (
         "start the machine again; if it comes back, the GPU needs service: nvidia-smi -q -d ECC",
     ),
 )
+# codes of errors of the device itself: the next image or task on it would fail alike
+DEVICE_CODES = frozenset(one.code for one in (*_FAILURES, _ELSE))
 # What CUDA and torch write before their own codes; a tensor on the wrong device is a mistake of
 # ours, has none of them, and keeps its traceback.
 _OF_THE_DEVICE = re.compile(
@@ -273,7 +290,7 @@ def explanation(error: Exception) -> TrainingError | None:
     if not of_torch or _OF_THE_DEVICE.search(text) is None:
         return None
     found = next((one for one in _FAILURES if re.search(one.signs, text)), _ELSE)
-    has = _capabilities() if found.code == GPU_UNSUPPORTED else ""
+    has = _capabilities() if found.code == "gpu-unsupported" else ""
     problem = f"{found.means}{has}: {_first_sentence(error)}"
     return TrainingError(problem, found.fix, code=found.code)
 

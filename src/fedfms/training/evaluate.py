@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, takewhile
+from itertools import groupby, islice
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedfms.contracts.contribution import Metric
+from fedfms.contracts.contribution import METRICS, Metric
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Setup, SiteConfig
 from fedfms.control import Control
@@ -24,11 +24,10 @@ from fedfms.errors import TrainingError
 from fedfms.geometry import Frame, Pictured, network_input, to_native
 from fedfms.training.device import (
     failures_explained,
-    free_unused_memory,
+    halved,
     is_out_of_memory,
     ready_device,
     slices_at_once,
-    use_threads,
 )
 from fedfms.training.interrupt import in_background, interruptible
 from fedfms.training.metrics import PAPER_THRESHOLDS, Mask, count, dice, hd95, iou, paper_scores
@@ -104,7 +103,13 @@ def evaluate(
                 known = by_paper[index] if by_paper is not None else None
                 score = partial(score_case, case, name, predicted[index], truth[index], known)
                 scores.append(in_background(score, control))  # seconds for HD95 of a large volume
-    _log_means(scores, len(cases))
+    values = [score.dice for score in scores if not score.empty]
+    log.info(
+        "scored %d cases: mean Dice %.3f, %d empty",
+        len(cases),
+        float(np.mean(values)) if values else float("nan"),
+        len(scores) - len(values),
+    )
     return scores
 
 
@@ -151,27 +156,21 @@ def predict(
         as `evaluate`.
     """
     device = ready_device(site)
-    use_threads(site)
     with failures_explained():
         model.to(device).eval()
     limit = slices_at_once(recipe, site, device)
     done = 0
     control.report("evaluate", done, len(slices))
     while done < len(slices):
-        some = _of_one_case(slices[done : done + limit])
+        _, some = next(groupby(slices[done : done + limit], key=lambda one: id(one[0])))
         images = torch.stack([network_input(case, i, site, recipe) for case, i in some])
         logits = _forward(model, images, device, control)
         if logits is None:
-            limit = _smaller(limit)
+            limit = halved(limit, "while scoring a single slice", "scoring")
             continue
         done += len(images)
         control.report("evaluate", done, len(slices))
         yield from logits
-
-
-def _of_one_case(slices: Sequence[tuple[Pictured, int]]) -> Iterator[tuple[Pictured, int]]:
-    """The first slices, as far as they are of the first one's case."""
-    return takewhile(lambda one: one[0] is slices[0][0], slices)
 
 
 def probabilities(logits: Tensor, case: Pictured, recipe: Recipe) -> Iterator[Tensor]:
@@ -219,32 +218,24 @@ def summarize(scores: Sequence[CaseScore], min_cases: int) -> tuple[Metric, ...]
     metrics: list[Metric] = []
     for name in dict.fromkeys(score.class_name for score in scores):
         rows = [score for score in scores if score.class_name == name]
-        for metric in ("dice", "iou", "hd95"):
-            by_case = [[getattr(row, metric)] for row in rows]
-            empty = sum(row.empty for row in rows)
-            metrics.append(_metric(name, metric, by_case, empty, min_cases))
-        for metric in ("dice", "iou"):
-            by_case = [[getattr(part, metric) for part in row.slices] for row in rows]
-            empty = sum(part.empty for row in rows for part in row.slices)
-            metrics.append(_metric(name, f"{metric}_slice", by_case, empty, min_cases))
+        for metric in METRICS:
+            score, _, by_slice = metric.partition("_")
+            scored = [row.slices if by_slice else (row,) for row in rows]
+            values = [[getattr(one, score) for one in case] for case in scored]
+            known = [value for case in values for value in case if not math.isnan(value)]
+            cases = sum(not all(map(math.isnan, case)) for case in values)
+            shown = cases >= max(min_cases, 1)
+            metrics.append(
+                Metric(
+                    class_name=name,
+                    metric=metric,
+                    mean=float(np.mean(known)) if shown else None,
+                    std=float(np.std(known)) if shown else None,
+                    cases=len(known),
+                    empty=sum(one.empty for case in scored for one in case),
+                )
+            )
     return tuple(metrics)
-
-
-def _metric(
-    class_name: str, metric: str, by_case: list[list[float]], empty: int, min_cases: int
-) -> Metric:
-    with_value = [[value for value in values if not math.isnan(value)] for values in by_case]
-    with_value = [values for values in with_value if values]
-    values = np.array([value for case in with_value for value in case])
-    shown = len(with_value) >= max(min_cases, 1)
-    return Metric(
-        class_name=class_name,
-        metric=metric,
-        mean=float(values.mean()) if shown else None,
-        std=float(values.std()) if shown else None,
-        cases=len(values),
-        empty=empty,
-    )
 
 
 def _forward(
@@ -268,19 +259,6 @@ def _forward(
     return logits
 
 
-def _smaller(slices: int) -> int:
-    if slices == 1:
-        raise TrainingError(
-            "memory ran out while scoring a single slice",
-            "use a smaller image_size or backbone in recipe.json, precision bf16, or a machine "
-            "with more memory; check that nothing else uses this device",
-            code="out-of-memory",
-        )
-    free_unused_memory()
-    log.warning("memory ran out scoring %d slices at once; going on with %d", slices, slices // 2)
-    return slices // 2
-
-
 def _paper_slices(
     logits: Tensor, dataset: SliceDataset, number: int
 ) -> list[tuple[SliceScore, ...]]:
@@ -297,13 +275,3 @@ def _paper_slices(
             )
             scores.append(SliceScore(float(dices[0, position]), float(ious[0, position]), empty))
     return [tuple(scores) for scores in by_class]
-
-
-def _log_means(scores: Sequence[CaseScore], cases: int) -> None:
-    values = [score.dice for score in scores if not score.empty]
-    log.info(
-        "scored %d cases: mean Dice %.3f, %d empty",
-        cases,
-        float(np.mean(values)) if values else float("nan"),
-        sum(score.empty for score in scores),
-    )

@@ -22,11 +22,10 @@ from fedfms.errors import TrainingError
 from fedfms.models.methods import Step, find_method, plain_step
 from fedfms.training.device import (
     failures_explained,
-    free_unused_memory,
+    halved,
     is_out_of_memory,
     ready_device,
     slices_at_once,
-    use_threads,
 )
 from fedfms.training.interrupt import interruptible
 from fedfms.training.losses import loss_per_class, masked_sum
@@ -82,7 +81,6 @@ def train_round(
     """
     started = time.monotonic()
     device = ready_device(site)
-    use_threads(site)
     model.to(device).train()
     optimizer = adam(model, recipe) if optimizer is None else _of_this_model(optimizer, model)
     micro_batch = min(micro_batch or recipe.batch_size, slices_at_once(recipe, site, device))
@@ -162,8 +160,7 @@ def train_step(
                 raise
         # Only here is the error gone, and with it the frames that held the batch's activations.
         optimizer.zero_grad(set_to_none=True)
-        free_unused_memory()
-        micro_batch = _smaller(micro_batch)
+        micro_batch = halved(micro_batch, "with a single slice in memory", "with")
 
 
 def accumulate_gradients(
@@ -265,19 +262,6 @@ def _finite(value: float) -> float:
         "step of the first round, look for unusual values in the images with fedfms check-data",
         code="non-finite-loss",
     )
-
-
-def _smaller(micro_batch: int) -> int:
-    if micro_batch == 1:
-        raise TrainingError(
-            "memory ran out with a single slice in memory",
-            "use a smaller image_size or backbone in recipe.json, precision bf16, or a machine "
-            "with more memory; check that nothing else uses this device",
-            code="out-of-memory",
-        )
-    smaller = micro_batch // 2
-    log.warning("memory ran out with %d slices at once; going on with %d", micro_batch, smaller)
-    return smaller
 
 
 def _of_this_model(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:

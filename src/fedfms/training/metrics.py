@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 from torch import Tensor
 
 Mask = NDArray[np.bool_]
@@ -114,12 +115,8 @@ def _box(mask: Mask) -> tuple[slice, ...]:
     Borders and distances are the same inside it, since all of both masks and all their neighbours
     are in it; on a large volume it is several times faster.
     """
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        (filled,) = np.nonzero(mask.any(axis=others))
-        box.append(slice(max(int(filled[0]) - 1, 0), int(filled[-1]) + 2))
-    return tuple(box)
+    (sides,) = find_objects(mask.view(np.uint8))
+    return tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in sides)
 
 
 def paper_scores(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
 from torch import nn
 
@@ -17,23 +17,18 @@ from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.classes import class_masks
 from fedfms.data.prepared import Prepared
+from fedfms.pages import parts as pages
 from fedfms.training.evaluate import CaseScore, foreground, predict
 from fedfms.training.metrics import Mask
 
 Colour = tuple[int, int, int]
 
-# Okabe and Ito's colours, which people with any colour blindness tell apart. Of one class what was
-# drawn and what was found have a colour each; of several each class has one, from the first on.
-TRUTH_COLOUR: Colour = (86, 180, 233)
-PREDICTION_COLOUR: Colour = (230, 159, 0)
-CLASS_COLOURS: tuple[Colour, ...] = (
-    (86, 180, 233),
-    (230, 159, 0),
-    (0, 158, 115),
-    (204, 121, 167),
-    (240, 228, 66),
-    (213, 94, 0),
-)
+# Of one class what was drawn and what was found have a colour each; of several each class has one,
+# from the first on.
+CLASS_COLOURS: list[Colour] = [
+    (red, green, blue) for red, green, blue, *_ in map(ImageColor.getrgb, pages.CLASS_COLOURS)
+]
+TRUTH_COLOUR, PREDICTION_COLOUR = CLASS_COLOURS[:2]
 
 _LONGER_SIDE = 512  # pixels of the picture
 _LINE = 2  # pixels of a contour

@@ -77,19 +77,12 @@ def train_pooled(
     meter = Meter(device)
     with meter("prepare"):
         model = build_model(recipe, find_checkpoint(recipe, checkpoints)).to(device)
-        cases = {
-            name: prepare_cases(find_cases(site), site, control, folder=folder)
-            for name, site in sites.items()
-        }
-        datasets = {
-            name: SliceDataset(
-                [case for case in cases[name] if case.case.split == "train"], site, recipe
-            )
-            for name, site in sites.items()
-        }
-    validation = {
-        name: [case for case in cases[name] if case.case.split == "validation"] for name in sites
-    }
+        datasets, validation = {}, {}
+        for name, site in sites.items():
+            cases = prepare_cases(find_cases(site), site, control, folder=folder)
+            training = [case for case in cases if case.case.split == "train"]
+            datasets[name] = SliceDataset(training, site, recipe)
+            validation[name] = [case for case in cases if case.case.split == "validation"]
     slices = {name: len(dataset) for name, dataset in datasets.items()}
     pool: ConcatDataset[dict[str, Tensor]] = ConcatDataset(datasets.values())
     result: RoundResult | None = None

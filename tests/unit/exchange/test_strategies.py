@@ -13,7 +13,9 @@ from distributions import install
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError, FederationError
 from fedfms.exchange.averaging import average, averaging_weights
-from fedfms.exchange.strategies import combine, find_strategy, installed_strategies
+from fedfms.exchange.strategies import GROUP, combine, find_strategy
+from fedfms.exchange.strategies.mean import Mean
+from fedfms.plugins import installed
 
 RECIPE = Recipe(
     method="fedmsa",
@@ -106,7 +108,7 @@ def test_a_strategy_that_loses_a_tensor_ends_the_round_with_its_name(little) -> 
 
 
 def test_an_unknown_strategy_is_told_with_what_is_installed(little) -> None:
-    assert installed_strategies() == ("bounded", "fedavgm", "mean", "wrong")
+    assert installed(GROUP, {"mean": Mean}) == ("bounded", "fedavgm", "mean", "wrong")
     with pytest.raises(ConfigError, match="no strategy 'fedavg' here; inst") as caught:
         find_strategy(asked("fedavg"))
     assert caught.value.fix.startswith("did you mean fedavgm?")

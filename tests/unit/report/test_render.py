@@ -4,9 +4,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from job_writer import BYTES_DOWN, BYTES_UP, RECIPE, Job, dice_of
+from job_writer import BYTES_DOWN, BYTES_UP, CASES, RECIPE, Job, dice_of
 
-from fedfms.pages.parts import CLASS_COLOURS, PICTURE_KEY, picture_key
+from fedfms.pages.parts import picture_key
 from fedfms.report import words
 from fedfms.report.collect import collect
 from fedfms.report.render import render
@@ -156,13 +156,15 @@ def test_markdown_and_page_hold_the_same_tables(results, page):
             assert plain == theirs
 
 
-def test_the_summary_sentence_says_numbers_and_what_they_measure(page):
+def test_the_tiles_say_numbers_and_what_they_measure(page):
     before, after = ((dice_of("site-1", r) + dice_of("site-2", r)) / 2 for r in (0, 6))
+    cases = CASES["site-1"] + CASES["site-2"]
     assert (
-        "Over the validation cases of 2 of 3 training sites, the mean Dice of hippocampus went "
-        f"from {before:.3f} before training to {after:.3f} after 6 rounds." in page.text
+        f"Mean Dice, training sites {after:.3f} {before:.3f} before training; 2 of 3 sites, "
+        f"{cases} validation cases" in page.text
     )
-    assert f"to {dice_of('site-4', 6):.3f} (12 cases)" in page.text
+    assert f"Dice, unseen site {dice_of('site-4', 6):.3f} " in page.text
+    assert "site-4, 12 cases, never trained" in page.text
     assert "Segment Anything" in page.text
 
 
@@ -236,7 +238,7 @@ def test_sites_of_other_classes_have_a_table_of_each_class(tmp_path):
     assert float({row[0]: row for row in first[1:]}["Mean of the training sites"][4]) == (
         pytest.approx(sum(dice_of(f"site-{n}", 6) for n in (1, 2, 3)) / 3, abs=5e-4)
     )
-    assert "site-1 does not annotate posterior." in page.text
+    assert "Not all scores are of the same classes" in page.text
     assert "Dice by site, posterior" in page.text and "Dice by round, posterior" in page.text
     assert "its own training slices, over the classes that it annotates." in page.text
     together = [(dice_of(s, 6) + dice_of(s, 6, 1)) / 2 for s in ("site-2", "site-3")]
@@ -257,7 +259,6 @@ def test_a_column_over_fewer_sites_says_so_and_best_is_compared_over_the_same(tm
     assert f"(2 of 3 sites; final model there {same:.3f})" in total
     assert total.count("2 of 3 sites") == 1
     page = Page((results / "report.html").read_text())
-    assert "site-3 did not evaluate the best model." in page.text
     assert page.table("Round", "Site", "Why")[1:] == [
         ["best model", "site-3", "no answer within 600 s"]
     ]
@@ -296,7 +297,6 @@ def test_a_job_that_only_evaluates_has_a_report(tmp_path):
     results = build(tmp_path, job)
     page = Page((results / "report.html").read_text())
     assert "Segment Anything evaluated at 4 sites" in page.text
-    assert "with the model that was handed in" in page.text
 
 
 def test_rendering_again_gives_the_same_bytes(results):
@@ -335,14 +335,13 @@ def test_pictures_are_embedded_whole(page, results):
 def test_the_key_has_the_colours_of_the_overlays(page):
     from fedfms.training import overlay
 
-    colours = {what: colour for colour, what in PICTURE_KEY}
+    colours = {line.meaning: line.colour for line in picture_key(["disc"])}
     for what, colour in (
         ("annotation", overlay.TRUTH_COLOUR),
         ("prediction", overlay.PREDICTION_COLOUR),
     ):
         assert colours[what] == "#{:02x}{:02x}{:02x}".format(*colour)
     drawn = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in overlay.CLASS_COLOURS]
-    assert list(CLASS_COLOURS) == drawn
     by_name = {line.meaning: (line.colour, line.style) for line in picture_key(["disc", "the_cup"])}
     assert by_name["annotation"][1] == "dashed" and by_name["prediction"][1] == "solid"
     assert (by_name["disc"][0], by_name["the cup"][0]) == (drawn[0], drawn[1])

@@ -12,7 +12,6 @@ from fedfms.training.device import (
     ready_device,
     slices_at_once,
     torch_device,
-    use_threads,
 )
 
 
@@ -35,9 +34,9 @@ def test_a_site_that_names_a_gpu_never_computes_without_it(device):
 def test_threads_are_the_sites_matter():
     before = torch.get_num_threads()
     try:
-        use_threads(little_site(threads=1))
+        ready_device(little_site(device="cpu", threads=1))
         assert torch.get_num_threads() == 1
-        use_threads(little_site(threads=None))
+        ready_device(little_site(device="cpu", threads=None))
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

@@ -19,17 +19,12 @@ from fedfms.errors import FederationError
 from fedfms.exchange.strategies.mean import Mean
 from fedfms.exchange.strategies.strategy import Strategy
 from fedfms.exchange.tensors import find_fault, shapes_of
-from fedfms.plugins import find_part, installed
+from fedfms.plugins import find_part
 
 GROUP = "fedfms.strategies"  # of entry points
 _OWN: dict[str, type[Strategy]] = {Mean.name: Mean}
 
-__all__ = ["GROUP", "Strategy", "combine", "find_strategy", "installed_strategies"]
-
-
-def installed_strategies() -> tuple[str, ...]:
-    """Names of the strategies there are here, sorted."""
-    return installed(GROUP, _OWN)
+__all__ = ["GROUP", "Strategy", "combine", "find_strategy"]
 
 
 def find_strategy(recipe: Recipe) -> Strategy:
