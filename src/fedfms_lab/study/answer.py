@@ -138,6 +138,11 @@ class Communication:
     bytes_to_target: Spread | None
     runs: tuple[str, ...]
 
+    @property
+    def both_ways(self) -> float:
+        """Mean bytes of a run, to and from all sites."""
+        return self.total_down.mean + self.total_up.mean
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
@@ -219,6 +224,15 @@ class Answer:
     training: tuple[Training, ...]
     savings: tuple[Saving, ...]
     curves: tuple[Curve, ...]
+
+    def away(self, method: str) -> list[LocalCell]:
+        """Models of one site at other sites, where federated training scored the same cases."""
+        return [
+            cell
+            for cell in self.local
+            if (cell.method, cell.trained_at == cell.scored_at) == (method, False)
+            and cell.behind is not None
+        ]
 
     def line(
         self,

@@ -123,7 +123,7 @@ def headlines(found: Answer) -> list[Tile]:
         )
     if not found.savings and found.communication:
         moved = found.communication[0]
-        total = moved.total_down.mean + moved.total_up.mean
+        total = moved.both_ways
         caption = f"{words.method(moved.method)}, all sites and rounds, mean of runs"
         tiles.append(Tile("Moved by a federated run", shown.size(total), caption))
     if found.runs:

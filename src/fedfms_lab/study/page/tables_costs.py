@@ -50,7 +50,7 @@ def _communication_row(moved: Communication) -> list[Cell]:
     def ranged(cell: tuple[str, str]) -> Cell:
         return Cell(cell[0], small=cell[1])
 
-    total = moved.total_down.mean + moved.total_up.mean
+    total = moved.both_ways
     aims = moved.target
     low_high = ("", "") if aims is None else (shown.score(aims.low), shown.score(aims.high))
     return [
