@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fedfms.contracts.decode import validate
 from fedfms.errors import FederationError
 from fedfms_lab.study.analysis.statistics import Interval
-from fedfms_lab.study.record import STUDY_FILE, Run
+from fedfms_lab.study.record import FORMAT, STUDY_FILE, UNREADABLE, Run
 
 Role = Literal["train", "unseen"]
 Metric = Literal["dice", "iou", "hd95", "dice_slice", "iou_slice"]
@@ -253,9 +253,6 @@ class Answer:
         return None
 
 
-_FORMAT = 1  # of study.json
-
-
 def read_study(folder: Path) -> Asked:
     """What a study asks.
 
@@ -265,13 +262,11 @@ def read_study(folder: Path) -> Asked:
     path = folder / STUDY_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("format") != _FORMAT:
+        if values.pop("format") != FORMAT:
             raise ValueError(f"{STUDY_FILE} is of another version of fedfms")
-        for name in ("sites", "methods", "regimes", "holdouts", "seeds", "planned"):
-            values[name] = tuple(values[name])
         # "asked" is for who goes on with the study, and for verify
-        return Asked(**{one.name: values[one.name] for one in dataclasses.fields(Asked)})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return validate(Asked, values, unknown="ignore")
+    except UNREADABLE as error:
         what = error.strerror if isinstance(error, OSError) else str(error)
         raise FederationError(
             f"{folder} is no study: {what}",

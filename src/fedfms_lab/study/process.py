@@ -41,7 +41,7 @@ from fedfms_lab.study.record import (
     ROUNDS_FILE,
     Phase,
 )
-from fedfms_lab.study.spec import SPEC_FILE, RunSpec, write_phase
+from fedfms_lab.study.spec import SPEC_FILE, RunSpec, add_measured
 
 WORK_FOLDER = "work"  # of what a run needs while it runs
 PROGRESS_KEY, FAILURE_KEY = "fedfms_progress", "fedfms_failure"  # of lines on standard output
@@ -83,8 +83,7 @@ def _pooled(spec: RunSpec, folder: Path, work: Path) -> None:
     )
     save_tensors(folder / MODEL_FILE, tensors, "fp32")
     write_rounds(folder / ROUNDS_FILE, _pooled_rows(rounds, training))
-    for phase in ("prepare", "train", "evaluate"):
-        write_phase(folder, phase, _summed(rounds, phase))
+    add_measured(folder, {name: _summed(rounds, name) for name in _PHASES if name != "exchange"})
 
 
 def _summed(rounds: Sequence[PooledRound] | Sequence[RoundRow], phase: str) -> Phase:
@@ -170,8 +169,7 @@ def _federated(spec: RunSpec, folder: Path, work: Path) -> None:
             "rounds answers another question",
             code="site-failed",
         )
-    for phase in _PHASES:
-        write_phase(folder, phase, _summed(rows, phase))
+    add_measured(folder, {name: _summed(rows, name) for name in _PHASES})
 
 
 def _write_watch(spec: RunSpec, folder: Path, path: Path, allowed: Sequence[str]) -> Path:

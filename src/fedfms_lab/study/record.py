@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fedfms.contracts.decode import Misfits, validate
 from fedfms.errors import FederationError
 from fedfms.records.layout import MODEL, PICTURES, RECIPE, ROUNDS
 from fedfms.records.rows import RoundRow, read_rounds, read_rows, write_rows
@@ -40,7 +41,7 @@ RUN_FILE, RECIPE_FILE, MODEL_FILE = "run.json", RECIPE, MODEL
 SCORES_FILE, ROUNDS_FILE, MANIFEST_FILE = "scores.csv", ROUNDS, "manifest.csv"
 PICTURES_FOLDER, JOB_FOLDER = PICTURES, "job"
 
-_FORMAT = 1  # of run.json and study.json; another number is refused
+FORMAT = 1  # of run.json and study.json; another number is refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +140,9 @@ class Run:
 
 # --------------------------------------------------------------------------------------- reading
 
+# what a file that is damaged or missing may raise
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, Misfits)
+
 
 def read_run(folder: Path) -> Run:
     """Read a finished run.
@@ -149,10 +153,13 @@ def read_run(folder: Path) -> Run:
     try:
         values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         recipe = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
-        record = record_from_dict(values)
+        if values.pop("format", None) != FORMAT:
+            raise ValueError("run.json is of another version of fedfms")
+        values.pop("seal", None)
+        record = validate(RunRecord, values)
         scores = read_scores(folder / SCORES_FILE)
         rounds = read_rounds(folder / ROUNDS_FILE)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         what = error.strerror if isinstance(error, OSError) else str(error)
         raise FederationError(
             f"{folder} is no finished run of a study: {what}",
@@ -168,26 +175,9 @@ def read_runs(study: Path) -> list[Run]:
     return [read_run(path.parent) for path in sorted((study / RUNS_FOLDER).glob(f"*/{RUN_FILE}"))]
 
 
-def record_from_dict(values: dict[str, Any]) -> RunRecord:
-    """run.json's content.
-
-    Raises:
-        ValueError, KeyError, TypeError: it is not as `record_to_dict` writes it.
-    """
-    values = dict(values)
-    values.pop("seal", None)
-    if values.pop("format", None) != _FORMAT:
-        raise ValueError("run.json is of another version of fedfms")
-    key = dict(values.pop("key"))
-    key["trained_on"] = tuple(key["trained_on"])
-    sites = {name: SiteFacts(**facts) for name, facts in values.pop("sites").items()}
-    phases = {name: Phase(**phase) for name, phase in values.pop("phases").items()}
-    return RunRecord(key=RunKey(**key), sites=sites, phases=phases, **values)
-
-
 def record_to_dict(record: RunRecord) -> dict[str, Any]:
     """run.json's content as JSON types, with its own seal."""
-    values = {"format": _FORMAT, **dataclasses.asdict(record)}
+    values = {"format": FORMAT, **dataclasses.asdict(record)}
     return {**values, "seal": seal_of(values)}
 
 

@@ -38,6 +38,7 @@ from fedfms_lab.study.data import ManifestRow, read_site, site_config, write_man
 from fedfms_lab.study.plan import Study
 from fedfms_lab.study.process import FAILURE_KEY, PROGRESS_KEY, WORK_FOLDER
 from fedfms_lab.study.record import (
+    FORMAT,
     MANIFEST_FILE,
     ROUNDS_FILE,
     RUN_FILE,
@@ -49,7 +50,7 @@ from fedfms_lab.study.record import (
     read_run,
     record_to_dict,
 )
-from fedfms_lab.study.spec import MEASURED_FILE, SPEC_FILE, RunSpec, read_machine, read_phases
+from fedfms_lab.study.spec import MEASURED_FILE, SPEC_FILE, RunSpec, read_measured
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +254,7 @@ def finish_run(spec: RunSpec, folder: Path, place: Path, started: float) -> None
     work = folder / WORK_FOLDER
     logs = sorted(work.glob("watch*.log"))
     trainers = [path for path in logs if path.stem.removeprefix("watch-") not in _unseen(spec)]
-    phases, machine = read_phases(folder), read_machine(folder)
+    measured = read_measured(folder)
     opened = opened_files(trainers, [site.name for site in spec.sites])
     shutil.rmtree(work)
     for name in (MEASURED_FILE, SPEC_FILE):
@@ -277,7 +278,7 @@ def finish_run(spec: RunSpec, folder: Path, place: Path, started: float) -> None
             **{name: importlib.metadata.version(name) for name in _VERSIONS},
         },
         machine={
-            **machine,
+            **measured.machine,
             "processors": os.cpu_count() or 1,
             "memory_bytes": psutil.virtual_memory().total,
             "threads": spec.threads,
@@ -286,7 +287,7 @@ def finish_run(spec: RunSpec, folder: Path, place: Path, started: float) -> None
         sites=dict(spec.facts),
         started=started,
         seconds=time.time() - started,
-        phases=phases,
+        phases=measured.phases,
         bytes_down=sum(row.bytes_down or 0 for row in rounds),
         bytes_up=sum(row.bytes_up or 0 for row in rounds),
         opened=opened,
@@ -430,7 +431,7 @@ def _other_study(folder: Path, key: RunKey, what: str) -> ConfigError:
 def _write_study(folder: Path, study: Study, sites: Sequence[Site], keys: Sequence[RunKey]) -> None:
     holdouts = list(dict.fromkeys(key.holdout for key in keys if key.regime != "local"))
     values = {
-        "format": 1,
+        "format": FORMAT,
         "name": study.name,
         "title": study.title or study.name,
         "sites": sorted(site.name for site in sites),

@@ -39,7 +39,7 @@ from fedfms_lab.study.record import (
     ScoreRow,
     write_scores,
 )
-from fedfms_lab.study.spec import RunSpec, write_machine, write_phase
+from fedfms_lab.study.spec import RunSpec, add_measured
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +85,9 @@ def score_run(spec: RunSpec, folder: Path) -> None:
     meter = Meter(device)
     with meter("score"):
         write_scores(folder / SCORES_FILE, list(_scored(spec, folder)))
-    write_machine(folder, {"device": str(device)})
     seconds, peak = meter.seconds["score"], meter.peak_memory_bytes["score"]
-    write_phase(folder, "score", Phase(seconds=seconds, peak_memory_bytes=peak))
+    phase = Phase(seconds=seconds, peak_memory_bytes=peak)
+    add_measured(folder, {"score": phase}, device=str(device))
 
 
 def _scored(spec: RunSpec, folder: Path) -> Iterator[ScoreRow]:
