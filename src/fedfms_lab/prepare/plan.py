@@ -7,6 +7,7 @@ carries them out. All that can be seen from file names is checked while planning
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,13 @@ from fedfms.errors import ConfigError, SiteDataError
 
 FORMAT = 1  # raise it when the same download and options would be prepared differently
 PAPER_VALIDATION_FRACTION = 0.1
+_8_BIT = {"rule": "range", "low": 0, "high": 255}
+_INTENSITY: Mapping[tuple[str, bool], Mapping[str, Any]] = {  # by format, and whether as the paper
+    ("nifti", False): {"rule": "percentile", "low": 0.5, "high": 99.5},
+    ("nifti", True): {"rule": "percentile", "low": 0, "high": 99, "rounding": "truncate"},
+    ("image", False): _8_BIT,
+    ("image", True): _8_BIT,
+}
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
@@ -68,12 +76,40 @@ class SitePlan:
         return ".nii.gz" if self.format == "nifti" else ".png"
 
 
+def items_of(
+    pairs: Iterable[tuple[str, Path, Path]],
+    make: Callable[[Path, Path], Made],
+    patient_of: Callable[[str], str] = str,
+    *,
+    part: str = "",
+    index_pairs: bool = False,
+) -> list[Item]:
+    """An item for each (case, image, label), made of these two files.
+
+    Args:
+        patient_of: from the case; every case is a patient of its own where it is left out.
+    """
+    return [
+        Item(
+            case=case,
+            patient=patient_of(case),
+            sources=(image, label),
+            make=functools.partial(make, image, label),
+            part=part,
+            index_pairs=index_pairs,
+        )
+        for case, image, label in pairs
+    ]
+
+
 def make_plan(
     *,
     command: str,
     given_name: str,
     items: Sequence[Item],
     settings: Mapping[str, Any],
+    patient: str,
+    paper: bool,
     comments: Sequence[str],
     label_values: Iterable[int],
     known_cases: int | None = None,
@@ -87,7 +123,11 @@ def make_plan(
         command: of `fedfms prepare`, such as fundus.
         given_name: the site's name; what FLARE does not take becomes - in the plan's `name`.
         items: at least two patients.
-        settings: keys of site.yml beside data_root and the globs; format must be among them.
+        settings: keys of site.yml beside the other arguments and what is the same for each format;
+            format must be among them.
+        patient: the expression that finds the patient in a file's name.
+        paper: one in ten patients validates; volumes are cut at the 99th percentile and not below,
+            and cast to 8 bits, which takes the level below.
         comments: lines for the head of site.yml.
         label_values: that a label may hold.
         known_cases: the provider's own number; another one found gives a notice.
@@ -131,6 +171,9 @@ def make_plan(
         "images": f"images/*{ending}",
         "labels": f"labels/*{ending}",
         **{key: value for key, value in settings.items() if key != "format"},
+        "intensity": _INTENSITY[format_, paper],
+        "patient": patient,
+        **({"validation_fraction": PAPER_VALIDATION_FRACTION} if paper else {}),
     }
     text = "".join(f"# {line}\n" for line in head)
     text += yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
@@ -225,18 +268,3 @@ def read_assignment(path: Path, column: str, wanted: Iterable[str]) -> dict[str,
             f"add a line for each {column}",
         )
     return sites
-
-
-def volume_intensity(paper: bool) -> dict[str, Any]:
-    """The percentile rule for volumes: the paper cuts at the 99th percentile, and not below.
-
-    Its cast to 8 bits takes the level below.
-    """
-    if paper:
-        return {"rule": "percentile", "low": 0, "high": 99, "rounding": "truncate"}
-    return {"rule": "percentile", "low": 0.5, "high": 99.5}
-
-
-def paper_settings(paper: bool) -> dict[str, Any]:
-    """What all data sets take over from the paper: one in ten patients validates."""
-    return {"validation_fraction": PAPER_VALIDATION_FRACTION} if paper else {}

@@ -16,7 +16,7 @@ import tempfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from fedfms.data.content import walk
@@ -83,6 +83,15 @@ class Source:
             fix = f"unpack {packed[0]} there first; " + fix
         return SiteDataError(
             f"{self.root} has no {what}; it holds {there or 'no file'}",
+            fix,
+            code="missing-download-file",
+        )
+
+    def lacking(self, what: str, names: Sequence[str], fix: str) -> SiteDataError:
+        """Files are not there that a list in the download names."""
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return SiteDataError(
+            f"{self.root} lacks files {what}: {', '.join(names[:3])}{more}",
             fix,
             code="missing-download-file",
         )
