@@ -10,15 +10,17 @@ with the plan: if it fits nothing is written, otherwise it is refused; no file i
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -105,7 +107,7 @@ def prepare(
     there = {
         plan.name: _check_there(plan, source, output / plan.name, report)
         for plan in plans
-        if _exists(output / plan.name)
+        if os.path.lexists(output / plan.name)
     }
     for name in there:  # a run that was stopped right after the site had appeared
         shutil.rmtree(output / UNFINISHED / f"{name}.records", ignore_errors=True)
@@ -121,7 +123,8 @@ def prepare(
             "kept",
             code="output-not-writable",
         ) from None
-    tidy(output)
+    finally:
+        tidy(output)  # keeps finished cases
     return made
 
 
@@ -156,13 +159,15 @@ def _make_site(plan: SitePlan, source: Source, output: Path, report: Progress) -
         if left.name not in wanted:
             left.unlink()
     records: list[_Record] = []
-    try:
-        for number, item in enumerate(plan.items):
-            report(plan.name, number, len(plan.items))
-            records.append(_guarded(plan, item, source, folder, records_folder, site))
-    except BaseException:
-        tidy(output)  # keeps finished cases
-        raise
+    for number, item in enumerate(plan.items):
+        report(plan.name, number, len(plan.items))
+        try:
+            records.append(_make_case(plan, item, source, folder, records_folder, site))
+        except FedfmsError:
+            raise
+        except Exception as error:  # whatever a library raises at a case is this case's problem
+            problem = f"the case {item.case} of {plan.given_name} cannot be prepared"
+            raise unexpected(error, problem, SiteDataError) from None
     report(plan.name, len(plan.items), len(plan.items))
     records = _without_copies(records)
     kept = [record for record in records if not record.left_out]
@@ -205,14 +210,7 @@ def _make_case(
         ):
             return finished
     made = item.make()
-    identity = {
-        "site": plan.name,
-        "given_site": plan.given_name,
-        "case": item.case,
-        "patient": item.patient,
-        "source_files": _sources(item, source),
-        "source_sha256": " ".join(source.sha256(path) for path in item.sources),
-    }
+    identity = _identity(plan, item, source)
     try:
         prepared, made = _as_training_reads(plan, item, made, source, image, label, site)
     except _Constant as constant:
@@ -234,31 +232,8 @@ def _make_case(
         write_whole(image, made.image)
         write_whole(label, made.label)
         record = _Record(fingerprint, row, digest=summary.digest.hex())
-    write_whole(
-        record_file,
-        json.dumps(
-            {
-                "fingerprint": record.fingerprint,
-                "row": record.row,
-                "digest": record.digest,
-                "left_out": record.left_out,
-            }
-        ).encode(),
-    )
+    write_whole(record_file, json.dumps(dataclasses.asdict(record)).encode())
     return record
-
-
-def _guarded(
-    plan: SitePlan, item: Item, source: Source, folder: Path, records: Path, site: SiteConfig
-) -> _Record:
-    """`_make_case`, and whatever a library raises at a case as this case's problem."""
-    try:
-        return _make_case(plan, item, source, folder, records, site)
-    except FedfmsError:
-        raise
-    except Exception as error:
-        problem = f"the case {item.case} of {plan.given_name} cannot be prepared"
-        raise unexpected(error, problem, SiteDataError) from None
 
 
 class _Constant(Exception):
@@ -350,14 +325,7 @@ def _check_there(plan: SitePlan, source: Source, folder: Path, report: Progress)
     for number, item in enumerate(plan.items):
         report(plan.name, number, len(plan.items))
         row = known[item.case]
-        expected = {
-            "site": plan.name,
-            "given_site": plan.given_name,
-            "patient": item.patient,
-            "source_files": _sources(item, source),
-            "source_sha256": " ".join(source.sha256(path) for path in item.sources),
-        }
-        if any(row.get(key) != value for key, value in expected.items()):
+        if any(row.get(key) != value for key, value in _identity(plan, item, source).items()):
             raise _differs(folder, f"case {item.case} was made from other files")
         if item.case not in kept:
             continue
@@ -469,22 +437,22 @@ def _read_csv(path: Path) -> list[dict[str, str]] | None:
 # ------------------------------------------------------------------------------------------ files
 
 
-def _sources(item: Item, source: Source) -> str:
+def _identity(plan: SitePlan, item: Item, source: Source) -> dict[str, str]:
+    """What is known of a case before it is made, in columns of the manifest."""
     files = " ; ".join(source.relative(path) for path in item.sources)
-    return f"{files} {item.part}" if item.part else files
+    return {
+        "site": plan.name,
+        "given_site": plan.given_name,
+        "case": item.case,
+        "patient": item.patient,
+        "source_files": f"{files} {item.part}" if item.part else files,
+        "source_sha256": " ".join(source.sha256(path) for path in item.sources),
+    }
 
 
 def _fingerprint(plan: SitePlan, item: Item, source: Source) -> str:
     """SHA-256 over all that decides a case's two files and its line in the manifest."""
-    decides: list[Any] = [
-        FORMAT,
-        plan.site_yml,
-        plan.given_name,
-        item.case,
-        item.patient,
-        _sources(item, source),
-        [source.sha256(path) for path in item.sources],
-    ]
+    decides = [FORMAT, plan.site_yml, _identity(plan, item, source)]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
@@ -520,7 +488,3 @@ def _sha_or_none(path: Path) -> str | None:
         return file_sha256(path)
     except OSError:
         return None
-
-
-def _exists(path: Path) -> bool:
-    return path.is_symlink() or path.exists()

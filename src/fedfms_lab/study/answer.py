@@ -14,6 +14,7 @@ from fedfms_lab.study.analysis.statistics import Interval
 from fedfms_lab.study.record import FORMAT, STUDY_FILE, UNREADABLE, Run
 
 Role = Literal["train", "unseen"]
+SavedUnit = Literal["B", "s", "rounds"]
 Metric = Literal["dice", "iou", "hd95", "dice_slice", "iou_slice"]
 ROLES: tuple[Role, ...] = ("train", "unseen")
 SLICE_METRICS: tuple[Metric, ...] = ("dice_slice", "iou_slice")
@@ -163,7 +164,7 @@ class Saving:
     method: str  # the one that moves less in a round
     other: str
     what: str
-    unit: Literal["B", "s", "rounds"]
+    unit: SavedUnit
     needs: float
     other_needs: float
     runs: tuple[str, ...]

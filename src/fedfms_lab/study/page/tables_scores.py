@@ -22,7 +22,6 @@ from fedfms_lab.study.answer import (
     ScoreLine,
 )
 from fedfms_lab.study.page import figures, words
-from fedfms_lab.study.page.cells import way
 
 _ROLE_NOTES: dict[Role, str] = {
     "train": "Only validation cases: no run trained on them. One site alone: the model that this "
@@ -111,7 +110,7 @@ def _score_table(found: Answer, role: Role, metric: Metric, class_name: str) -> 
         worst = line.sites[line.worst] if line.worst else None
         rows.append(
             [
-                way(line.method, line.regime, line.best),
+                words.way(line.method, line.regime, line.best),
                 *(
                     Cell("not annotated")
                     if class_name in found.not_annotated.get(site, ())
@@ -224,7 +223,7 @@ def class_tables(found: Answer) -> list[Table]:
                 line = next((x for x in lines if (x.method, x.regime, x.best) == trained), None)
                 cells.append(Cell(shown.NONE) if line is None else _mean(found, line, sites))
             if any(cell.text != shown.NONE for cell in cells):
-                rows.append([way(*trained), *cells])
+                rows.append([words.way(*trained), *cells])
         tables.append(
             Table(
                 f"Dice of each class, {words.ROLES[role]}",

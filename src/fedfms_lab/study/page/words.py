@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from fedfms.pages.parts import Cell
 from fedfms.report import words
 from fedfms.report.words import MINUS, NONE
 from fedfms_lab.study.analysis.statistics import Interval
@@ -59,9 +60,11 @@ def share(value: float | None) -> str:
 
 
 def quantity(value: float | None, unit: str) -> str:
-    """A value in bytes, seconds, or a plain count such as rounds."""
+    """A value in bytes, seconds, as Dice, or a plain count such as rounds."""
     if value is None:
         return NONE
+    if unit == "Dice":
+        return words.score(value)
     if unit == "B":
         return words.size(value)
     if unit == "s":
@@ -69,12 +72,18 @@ def quantity(value: float | None, unit: str) -> str:
     return f"{value:.0f}" if value == round(value) else f"{value:.1f}"
 
 
-def ranged(spread: Spread | None, unit: str) -> tuple[str, str]:
+def ranged(spread: Spread | None, unit: str) -> Cell:
     """A mean, and its range where the values differ as shown."""
     if spread is None:
-        return NONE, ""
+        return Cell(NONE)
     low, high = quantity(spread.low, unit), quantity(spread.high, unit)
-    return quantity(spread.mean, unit), "" if low == high else f"{low} to {high}"
+    return Cell(quantity(spread.mean, unit), small="" if low == high else f"{low} to {high}")
+
+
+def way(method_name: str, regime: str, best: bool) -> Cell:
+    """How a row was trained: the method, and below it federated, centralized or one site alone."""
+    how = REGIMES.get(regime, regime)
+    return Cell(method(method_name), small=f"{how}, best" if best else how)
 
 
 def against(gap: Gap) -> str:
