@@ -29,7 +29,6 @@ from fedfms_lab.prepare.plan import (
     SitePlan,
     deal,
     items_of,
-    make_plan,
     read_assignment,
 )
 from fedfms_lab.prepare.source import Files, Source, pair_by_key
@@ -75,7 +74,7 @@ def plan_ctlung(
             else "patients dealt to five sites by a hash: an assumption, the set has no sites."
         )
     return [
-        make_plan(
+        SitePlan(
             command="ctlung",
             given_name=site,
             items=sorted(items[site], key=lambda item: item.case),
@@ -90,7 +89,6 @@ def plan_ctlung(
                 "CT slices of the chest, lung from the blue channel of the mask (150 and more).",
                 f"Sites: {split}",
             ],
-            label_values=(0, 255),
         )
         for site in items
     ]

@@ -22,7 +22,6 @@ from fedfms_lab.prepare.plan import (
     deal,
     flare_name,
     items_of,
-    make_plan,
     read_assignment,
 )
 from fedfms_lab.prepare.source import Source
@@ -84,7 +83,7 @@ def plan_decathlon(
     part = f"channel {channel}" if several else ""
     make = functools.partial(_make_of_channel, channel) if several else volume_pair
     return [
-        make_plan(
+        SitePlan(
             command="decathlon",
             given_name=name,
             items=items_of(
@@ -102,7 +101,6 @@ def plan_decathlon(
             comments=[
                 f"{task.name}, Medical Segmentation Decathlon, {modality}; {task.licence}.",
             ],
-            label_values=task.labels,
         )
         for name in names
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from fedfms.errors import ConfigError, SiteDataError
-from fedfms_lab.prepare.plan import SitePlan, items_of, make_plan
+from fedfms_lab.prepare.plan import SitePlan, items_of
 from fedfms_lab.prepare.source import Source
 from fedfms_lab.prepare.volumes import label_values, volume_pair
 
@@ -59,7 +59,7 @@ def plan_fets(
         pairs = _pairs(source, files, subjects[site], modality)
         enhancing = _enhancing_value([label for _, _, label in pairs])
         plans.append(
-            make_plan(
+            SitePlan(
                 command="fets",
                 given_name=site,
                 items=items_of(pairs, volume_pair),
@@ -78,7 +78,6 @@ def plan_fets(
                     f"Tumour core: necrosis (1) and enhancing tumour ({enhancing}); oedema (2) is "
                     "background.",
                 ],
-                label_values=(0, 1, 2, enhancing),
                 pictures=False,  # its terms of use ask every user to register
             )
         )

@@ -23,7 +23,7 @@ from PIL import Image
 
 from fedfms.errors import ConfigError
 from fedfms_lab.prepare.pictures import png, read_numbers, read_rgb, require_same_size
-from fedfms_lab.prepare.plan import Item, Made, SitePlan, chosen, items_of, make_plan
+from fedfms_lab.prepare.plan import Item, Made, SitePlan, chosen, items_of
 from fedfms_lab.prepare.source import Files, Source, pair_by_key, unexpected_values
 
 OdMode = Literal["full", "ring"]
@@ -71,7 +71,7 @@ def plan_fundus(
     }
     disc = "disc is the whole disc" if mode == "full" else "disc is the ring around the cup"
     return [
-        make_plan(
+        SitePlan(
             command="fundus",
             given_name=name,
             items=find[name](source),
@@ -87,7 +87,6 @@ def plan_fundus(
                 "Labels: 0 background, 1 disc outside the cup, 2 cup. Each photograph counts as a "
                 "patient of its own.",
             ],
-            label_values=(0, 1, 2),
             known_cases=_KNOWN_CASES[name],
             count_names=_COUNTS[name],
         )

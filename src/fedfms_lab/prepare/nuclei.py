@@ -26,7 +26,7 @@ from fedfms_lab.prepare.pictures import (
     read_rgb,
     require_same_size,
 )
-from fedfms_lab.prepare.plan import Item, Made, SitePlan, chosen, items_of, make_plan
+from fedfms_lab.prepare.plan import Item, Made, SitePlan, chosen, items_of
 from fedfms_lab.prepare.source import (
     Files,
     Source,
@@ -95,7 +95,7 @@ def _plan(source: Source, name: str, paper: bool) -> SitePlan:
         items = _outline_items(source, monusac=False)
         patient, what = _TCGA, "this is MoNuSeg 2018, whatever its name says."
         counts = ("outlines_left_out",)
-    return make_plan(
+    return SitePlan(
         command="nuclei",
         given_name=name,
         items=items,
@@ -108,10 +108,9 @@ def _plan(source: Source, name: str, paper: bool) -> SitePlan:
         patient=patient,
         paper=paper,
         comments=[f"nuclei in H&E histology; {what}"],
-        label_values=(*background, NUCLEUS),
         known_cases=known,
         count_names=counts,
-        notices=notices,
+        notes=notices,
     )
 
 

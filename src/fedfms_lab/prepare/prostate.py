@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedfms.errors import SiteDataError
-from fedfms_lab.prepare.plan import Item, SitePlan, chosen, items_of, make_plan
+from fedfms_lab.prepare.plan import Item, SitePlan, chosen, items_of
 from fedfms_lab.prepare.source import Files, Source, pair_by_key
 from fedfms_lab.prepare.volumes import ENDINGS, volume_pair
 
@@ -54,7 +54,7 @@ def plan_prostate(
         if not files:
             raise source.missing(f"volumes of site {name}", f"{folders[0]}/Case00.nii.gz")
         plans.append(
-            make_plan(
+            SitePlan(
                 command="prostate",
                 given_name=name,
                 items=_items(source, files),
@@ -72,7 +72,6 @@ def plan_prostate(
                     "Segmentation (SAML).",
                     "Label 1 and 2 are zones at ISBI and ISBI_1.5, 1 the whole gland elsewhere.",
                 ],
-                label_values=(0, 1, 2),
                 known_cases=known,
                 count_names=("header_copied",),
             )

@@ -390,7 +390,7 @@ def _summary(
     reasons: Sequence[str],
     state: Literal["prepared", "unchanged"],
 ) -> Prepared:
-    notices = list(plan.notices)
+    notices = plan.notices
     for name in plan.count_names:
         numbers = [int(row[name]) for row in rows]
         if sum(numbers):
