@@ -173,13 +173,12 @@ def _federated(spec: RunSpec, folder: Path, work: Path) -> None:
 
 
 def _write_watch(spec: RunSpec, folder: Path, path: Path, allowed: Sequence[str]) -> Path:
-    files = {}
     manifest = read_manifest(folder / MANIFEST_FILE)
-    for site in spec.sites:
-        root = site_config(site).data_root
-        files[site.name] = [
-            root / name for row in manifest[site.name] for name in (row.image, row.label)
-        ]
+    roots = {site.name: site_config(site).data_root for site in spec.sites}
+    files = {
+        site: [root / name for row in manifest[site] for name in (row.image, row.label)]
+        for site, root in roots.items()
+    }
     write_watch(path, files, allowed, path.with_suffix(".log"))
     return path
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -30,7 +30,7 @@ from typing import Any, Literal, get_args
 from fedfms.contracts.decode import Misfits, validate
 from fedfms.errors import FederationError
 from fedfms.records.layout import MODEL, PICTURES, RECIPE, ROUNDS
-from fedfms.records.rows import RoundRow, read_rounds, read_rows, write_rows
+from fedfms.records.rows import RoundRow, read_rounds, read_rows
 
 Regime = Literal["federated", "central", "local"]
 Engine = Literal["flare", "loop"]
@@ -157,7 +157,7 @@ def read_run(folder: Path) -> Run:
             raise ValueError("run.json is of another version of fedfms")
         values.pop("seal", None)
         record = validate(RunRecord, values)
-        scores = read_scores(folder / SCORES_FILE)
+        scores = read_rows(folder / SCORES_FILE, ScoreRow)
         rounds = read_rounds(folder / ROUNDS_FILE)
     except UNREADABLE as error:
         what = error.strerror if isinstance(error, OSError) else str(error)
@@ -185,20 +185,3 @@ def seal_of(values: Mapping[str, Any]) -> str:
     """SHA-256 over run.json's other values: shows a change that nothing else would."""
     sealed = {key: value for key, value in values.items() if key != "seal"}
     return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
-
-
-# ---------------------------------------------------------------------------------------- scores
-
-
-def write_scores(path: Path, rows: Sequence[ScoreRow]) -> None:
-    """Write scores.csv; numbers with all their digits, empty where there is no value."""
-    write_rows(path, ScoreRow, rows)
-
-
-def read_scores(path: Path) -> tuple[ScoreRow, ...]:
-    """Read scores.csv back.
-
-    Raises:
-        OSError, ValueError: the file is missing or damaged.
-    """
-    return read_rows(path, ScoreRow)

@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -88,10 +88,9 @@ class _Running:
     folder: Path
     process: Supervised
     started: float
-    slots: int
+    read: int  # bytes of the log that were looked at
     peak_bytes: int = 0
     share: float = 0.0
-    read: int = field(default=0)  # bytes of the log that were looked at
 
 
 def run_study(
@@ -188,7 +187,7 @@ class _Work:
             return True
         if parallel is not None:
             return len(self._running) < parallel
-        if sum(one.slots for one in self._running) + _slots(spec) > (os.cpu_count() or 1):
+        if sum(_slots(one.spec) for one in self._running) + _slots(spec) > (os.cpu_count() or 1):
             return False
         if self._largest_bytes is None:
             return False  # nobody knows yet what a run needs
@@ -212,7 +211,7 @@ class _Work:
             environment=child_environment(settings),
         )
         read = process.log.stat().st_size if process.log.is_file() else 0
-        return _Running(spec, folder, process, time.time(), _slots(spec), read=read)
+        return _Running(spec, folder, process, time.time(), read)
 
     def _look(self, one: _Running) -> None:
         running = one.process.is_running
@@ -411,21 +410,22 @@ def _check_same_study(
         if not _is_done(folder, key):
             continue
         run = read_run(folder / RUNS_FOLDER / key.name)
+        changes = []
         if run.record.recipe_sha256 != recipes[key.name].sha256:
             values = recipes[key.name].to_dict()
             changed = sorted(n for n in values if run.recipe.get(n) != values[n])
-            raise _other_study(folder, key, f"recipe: {', '.join(changed) or 'it'} changed")
+            changes.append(f"recipe: {', '.join(changed) or 'it'} changed")
         for site, (facts, _) in data.items():
             if run.record.sites.get(site) != facts:
-                raise _other_study(folder, key, f"the images, labels or site.yml of {site} changed")
-
-
-def _other_study(folder: Path, key: RunKey, what: str) -> ConfigError:
-    return ConfigError(
-        f"{folder} holds the finished run {key.name}, which was made otherwise: {what}",
-        "name a new folder with --output, or remove this one (or that run's folder) to do it again",
-        code="other-study",
-    )
+                changes.append(f"the images, labels or site.yml of {site} changed")
+        if changes:
+            raise ConfigError(
+                f"{folder} holds the finished run {key.name}, which was made otherwise: "
+                f"{changes[0]}",
+                "name a new folder with --output, or remove this one (or that run's folder) to do "
+                "it again",
+                code="other-study",
+            )
 
 
 def _write_study(folder: Path, study: Study, sites: Sequence[Site], keys: Sequence[RunKey]) -> None:

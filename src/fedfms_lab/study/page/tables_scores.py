@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -64,9 +63,9 @@ def score_tables(found: Answer, metric: Metric) -> list[Table]:
 
 def slice_tables(found: Answer) -> list[Table]:
     """The scores of slices, where they are not those of the cases again."""
-    if all(_same_as_cases(found, line) for line in found.scores):
-        return []
     paper = any(run.recipe.get("paper_compat") for run in found.runs)
+    if not paper and all(row.slices <= 1 for run in found.runs for row in run.scores):
+        return []  # of pictures
     note = "Mean over all slices with a value, each slice once; sites, folds and seeds as above."
     if paper:
         note += (
@@ -76,25 +75,6 @@ def slice_tables(found: Answer) -> list[Table]:
         )
     tables = [table for metric in SLICE_METRICS for table in score_tables(found, metric)]
     return with_note(tables, note)
-
-
-def _same_as_cases(found: Answer, line: ScoreLine) -> bool:
-    """Whether a line of slices says what the line of cases says, as for pictures."""
-    if line.metric not in SLICE_METRICS:
-        return True
-    of_cases: Metric = "dice" if line.metric == "dice_slice" else "iou"
-    cases = found.line(
-        line.method,
-        line.regime,
-        line.role,
-        of_cases,
-        class_name=line.class_name,
-        best=line.best,
-    )
-    return cases is not None and all(
-        site in cases.sites and math.isclose(cases.sites[site].value, score.value, rel_tol=1e-9)
-        for site, score in line.sites.items()
-    )
 
 
 def _score_table(found: Answer, role: Role, metric: Metric, class_name: str) -> Table | None:
@@ -210,30 +190,29 @@ def class_tables(found: Answer) -> list[Table]:
     if len(found.classes) < 2 or words.by_class(found):
         return []
     tables = []
-    roles: tuple[Role, ...] = ("train", "unseen")
-    for role in roles:
-        by_class = {name: _lines(found, role, "dice", name) for name in found.classes}
-        if not any(by_class.values()):
-            continue
+    for role in ROLES:
+        sites = len({entry.site for entry in found.cases if entry.role == role})
         rows = []
-        for trained in _ways(found, role):
-            cells = []
-            sites = len({entry.site for entry in found.cases if entry.role == role})
-            for lines in by_class.values():
-                line = next((x for x in lines if (x.method, x.regime, x.best) == trained), None)
-                cells.append(Cell(shown.NONE) if line is None else _mean(found, line, sites))
-            if any(cell.text != shown.NONE for cell in cells):
-                rows.append([words.way(*trained), *cells])
-        tables.append(
-            Table(
-                f"Dice of each class, {words.ROLES[role]}",
-                [
-                    Column("Method", "trained", number=False),
-                    *(Column(name.replace("_", " "), "mean of sites") for name in found.classes),
-                ],
-                rows,
+        for method, regime, best in _ways(found, role):
+            way = words.way(method, regime, best)
+            lines = [
+                found.line(method, regime, role, class_name=name, best=best)
+                for name in found.classes
+            ]
+            if any(lines):
+                cells = (_mean(found, line, sites) if line else Cell(shown.NONE) for line in lines)
+                rows.append([way, *cells])
+        if rows:
+            tables.append(
+                Table(
+                    f"Dice of each class, {words.ROLES[role]}",
+                    [
+                        Column("Method", "trained", number=False),
+                        *(Column(n.replace("_", " "), "mean of sites") for n in found.classes),
+                    ],
+                    rows,
+                )
             )
-        )
     return with_note(
         tables,
         "Mean over sites, each once, ± sample standard deviation over seeds. Each site's value is "
