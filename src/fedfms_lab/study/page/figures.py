@@ -25,7 +25,6 @@ from fedfms_lab.study.answer import ALL, Answer, Curve, Gap, Spread
 from fedfms_lab.study.page.words import REGIMES, method
 
 _BYTES_MOVED = "Moved by all sites together"
-_BYTE_TICKS = 5  # at most; their labels are wide
 _LOGARITHMIC = 10  # largest over smallest number of bytes from which a log axis reads better
 
 
@@ -164,7 +163,8 @@ def _bytes_axis(axes: Any, values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     if low > 0 and high / low >= _LOGARITHMIC:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=_BYTE_TICKS))
+        steps = (1.0, 3.0) if high / low < 1000 else (1.0,)  # labels are wide
+        axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=9))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -79,14 +80,14 @@ def slice_tables(found: Answer) -> list[Table]:
 
 def _score_table(found: Answer, role: Role, metric: Metric, class_name: str) -> Table | None:
     """Methods by sites with mean and worst site; None where no run has such a score."""
-    lines = _lines(found, role, metric, class_name)
+    wanted = (role, metric, class_name)
+    lines = [line for line in found.scores if (line.role, line.metric, line.class_name) == wanted]
     if not lines:
         return None
     cases = {entry.site: entry for entry in found.cases if entry.role == role}
     sites = [site for site in found.study.sites if site in cases]
     rows = []
     for line in lines:
-        scores = [line.sites.get(site) for site in sites]
         worst = line.sites[line.worst] if line.worst else None
         rows.append(
             [
@@ -94,11 +95,14 @@ def _score_table(found: Answer, role: Role, metric: Metric, class_name: str) -> 
                 *(
                     Cell("not annotated")
                     if class_name in found.not_annotated.get(site, ())
-                    else _score(found, score, metric, line.unit)
-                    for site, score in zip(sites, scores, strict=True)
+                    else _score(found, line.sites.get(site), metric, line.unit)
+                    for site in sites
                 ),
                 _mean(found, line, len(sites)),
-                Cell(_plain_score(worst, metric, line.unit), small=line.worst or ""),
+                Cell(
+                    shown.with_spread(worst.value if worst else None, None, metric, line.unit),
+                    small=line.worst or "",
+                ),
             ]
         )
     note = _how_averaged(found) + _ROLE_NOTES[role] if metric == "dice" else ""
@@ -126,28 +130,6 @@ def _score_table(found: Answer, role: Role, metric: Metric, class_name: str) -> 
         rows,
         note=note,
     )
-
-
-def _ways(found: Answer, role: Role) -> list[tuple[str, str, bool]]:
-    """(method, regime, best) of the rows, in order."""
-    ways = [
-        (method, regime, best)
-        for method in found.study.methods
-        for regime in found.study.regimes
-        for best in (False, True)
-    ]
-    return [way for way in ways if not way[2] or (way[1] == "local" and role == "unseen")]
-
-
-def _lines(found: Answer, role: Role, metric: Metric, class_name: str) -> list[ScoreLine]:
-    """The lines of one table; of HD95 a line for each unit."""
-    return [
-        line
-        for way in _ways(found, role)
-        for line in found.scores
-        if (line.method, line.regime, line.best) == way
-        and (line.role, line.metric, line.class_name) == (role, metric, class_name)
-    ]
 
 
 def _how_averaged(found: Answer) -> str:
@@ -181,10 +163,6 @@ def _mean(found: Answer, line: ScoreLine, sites: int) -> Cell:
     return Cell(text, small=", ".join(remarks))
 
 
-def _plain_score(score: Score | None, metric: Metric, unit: str) -> str:
-    return shown.NONE if score is None else shown.with_spread(score.value, None, metric, unit)
-
-
 def class_tables(found: Answer) -> list[Table]:
     """Mean Dice of each class; nothing where there is one, or the first tables are by class."""
     if len(found.classes) < 2 or words.by_class(found):
@@ -193,15 +171,16 @@ def class_tables(found: Answer) -> list[Table]:
     for role in ROLES:
         sites = len({entry.site for entry in found.cases if entry.role == role})
         rows = []
-        for method, regime, best in _ways(found, role):
-            way = words.way(method, regime, best)
+        study = found.study
+        for way in itertools.product(study.methods, study.regimes, (False, True)):
+            method, regime, best = way
             lines = [
                 found.line(method, regime, role, class_name=name, best=best)
                 for name in found.classes
             ]
             if any(lines):
                 cells = (_mean(found, line, sites) if line else Cell(shown.NONE) for line in lines)
-                rows.append([way, *cells])
+                rows.append([words.way(*way), *cells])
         if rows:
             tables.append(
                 Table(
@@ -234,8 +213,9 @@ def local_tables(found: Answer) -> list[Table]:
             cells = [own.get((trained, site)) for site in scored]
             if any(cells):
                 rows.append([Cell(trained), *(_local_cell(cell, values) for cell in cells)])
-        for role, label in (("train", "Federated, trained there"), ("unseen", "Federated, unseen")):
-            line = found.line(method, "federated", role)  # type: ignore[arg-type]
+        for role in ROLES:
+            line = found.line(method, "federated", role)
+            label = "Federated, trained there" if role == "train" else "Federated, unseen"
             if line is not None:
                 scores = [line.sites.get(site) for site in scored]
                 rows.append([Cell(label), *(_shaded(score, values) for score in scores)])
