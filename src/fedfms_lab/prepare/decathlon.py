@@ -32,7 +32,6 @@ from fedfms_lab.prepare.volumes import read_channel, read_volume, volume_pair
 class Task:
     """What dataset.json says."""
 
-    folder: Path
     name: str
     licence: str
     modalities: tuple[str, ...]  # in the order of the channels
@@ -165,7 +164,6 @@ def read_task(source: Source) -> Task:
             code="unexpected-file",
         )
     return Task(
-        folder=file.parent,
         name=str(content.get("name", file.parent.name)),
         licence=str(content.get("licence", content.get("license", "licence not stated"))),
         modalities=modalities,

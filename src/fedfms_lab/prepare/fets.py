@@ -10,14 +10,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
 
 from fedfms.errors import ConfigError, SiteDataError
 from fedfms_lab.prepare.plan import SitePlan, items_of
 from fedfms_lab.prepare.source import Source
 from fedfms_lab.prepare.volumes import label_values, volume_pair
 
-Modality = Literal["t1ce", "flair", "t1", "t2"]
+MODALITIES = ("t1ce", "flair", "t1", "t2")
 PAPER_SITES = ("1", "6", "18", "21")
 PARTITIONS = "partitioning_1.csv"  # by institution; partitioning_2 cuts these once more by size
 
@@ -42,9 +41,9 @@ def plan_fets(
         ConfigError: an unknown partition or modality.
         SiteDataError: "missing-download-file", "unexpected-file", "unexpected-label-values".
     """
-    if modality not in get_args(Modality):
+    if modality not in MODALITIES:
         raise ConfigError(
-            f"there is no modality {modality}", f"choose among {', '.join(get_args(Modality))}"
+            f"there is no modality {modality}", f"choose among {', '.join(MODALITIES)}"
         )
     subjects = _partitions(source)
     unknown = [site for site in sites if site not in subjects]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,19 +26,13 @@ from fedfms_lab.prepare.pictures import png, read_numbers, read_rgb, require_sam
 from fedfms_lab.prepare.plan import Item, Made, SitePlan, chosen, items_of
 from fedfms_lab.prepare.source import Files, Source, pair_by_key, unexpected_values
 
-OdMode = Literal["full", "ring"]
-SITES = ("REFUGE", "ORIGA", "G1020", "Drishti-GS1")
+# site -> the provider's number of cases
+SITES = {"REFUGE": 1200, "ORIGA": 650, "G1020": 1020, "Drishti-GS1": 101}
 SOFT_FROM = 100  # of 255: at least two of the four experts, as the paper's code
-_KNOWN_CASES = {"REFUGE": 1200, "ORIGA": 650, "G1020": 1020, "Drishti-GS1": 101}
 _DISC_CLASS: dict[str, list[int]] = {"full": [1, 2], "ring": [1]}
 _DRISHTI = {"_odsegsoftmap": "disc", "_cupsegsoftmap": "cup"}
 _PHOTOS = (".jpg", ".jpeg", ".png")
-_COUNTS: dict[str, tuple[str, ...]] = {
-    "REFUGE": (),
-    "ORIGA": (),
-    "G1020": (),
-    "Drishti-GS1": ("cup_outside_disc_pixels", "soft_map_resized"),
-}
+_COUNTS = {"Drishti-GS1": ("cup_outside_disc_pixels", "soft_map_resized")}
 
 
 def plan_fundus(
@@ -87,10 +81,10 @@ def plan_fundus(
                 "Labels: 0 background, 1 disc outside the cup, 2 cup. Each photograph counts as a "
                 "patient of its own.",
             ],
-            known_cases=_KNOWN_CASES[name],
-            count_names=_COUNTS[name],
+            known_cases=SITES[name],
+            count_names=_COUNTS.get(name, ()),
         )
-        for name in chosen(SITES, only)
+        for name in chosen(tuple(SITES), only)
     ]
 
 

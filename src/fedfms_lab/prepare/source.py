@@ -181,22 +181,20 @@ def pair_by_key(source: Source, images: Files, labels: Files) -> list[tuple[str,
         SiteDataError: a key twice ("ambiguous-download"), or one without its partner
             ("missing-download-file").
     """
-    by_key = [_unique(source, pairs) for pairs in (images, labels)]
-    alone = sorted(by_key[0].keys() - by_key[1].keys())
-    orphans = sorted(by_key[1].keys() - by_key[0].keys())
-    if alone or orphans:
-        parts = []
-        for keys, files, partner in ((alone, by_key[0], "label"), (orphans, by_key[1], "image")):
-            if keys:
-                some = ", ".join(source.relative(files[key]) for key in keys[:3])
-                more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-                parts.append(f"no {partner} is there for {some}{more}")
+    by_key, of_labels = _unique(source, images), _unique(source, labels)
+    parts = []
+    for own, other, partner in ((by_key, of_labels, "label"), (of_labels, by_key, "image")):
+        if alone := sorted(own.keys() - other.keys()):
+            some = ", ".join(source.relative(own[key]) for key in alone[:3])
+            more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
+            parts.append(f"no {partner} is there for {some}{more}")
+    if parts:
         raise SiteDataError(
             f"{source.root}: " + "; ".join(parts),
             "unpack the download again, all parts of it: each image needs its label",
             code="missing-download-file",
         )
-    return [(key, by_key[0][key], by_key[1][key]) for key in sorted(by_key[0])]
+    return [(key, by_key[key], of_labels[key]) for key in sorted(by_key)]
 
 
 def _unique(source: Source, pairs: Files) -> dict[str, Path]:
