@@ -2,7 +2,7 @@
 
 `python -m fedfms_lab.study.process FOLDER`: the folder holds spec.json. Central and local training
 happen here; a federated run has its own processes. Scoring is another process, so that what trains
-never opens an image that it must not see. Progress goes to standard output, a JSON object a line.
+never opens an image that it must not see. How far a run is, and why it failed, stand in work/.
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ from fedfms_lab.study.record import (
 )
 from fedfms_lab.study.spec import SPEC_FILE, RunSpec, add_measured
 
+log = logging.getLogger(__name__)
+
 WORK_FOLDER = "work"  # of what a run needs while it runs
-PROGRESS_KEY, FAILURE_KEY = "fedfms_progress", "fedfms_failure"  # of lines on standard output
+# in WORK_FOLDER: [rounds done, rounds], and [problem, fix]
+PROGRESS_FILE, FAILURE_FILE = "progress.json", "failure.json"
 _PHASES = ("prepare", "train", "evaluate", "exchange")
 
 
@@ -55,7 +58,6 @@ def do_run(spec: RunSpec, folder: Path) -> None:
         FedfmsError: training or scoring failed.
     """
     work = folder / WORK_FOLDER
-    work.mkdir()
     (folder / RECIPE_FILE).write_text(spec.recipe.to_json())
     if spec.key.regime == "federated":
         _federated(spec, folder, work)
@@ -72,7 +74,7 @@ def _pooled(spec: RunSpec, folder: Path, work: Path) -> None:
 
     def on_round(done: PooledRound) -> None:
         rounds.append(done)
-        _tell(done.rounds_trained, spec.recipe.rounds)
+        _tell(work, done.rounds_trained, spec.recipe.rounds)
 
     tensors = train_pooled(
         spec.recipe,
@@ -140,7 +142,7 @@ def _federated(spec: RunSpec, folder: Path, work: Path) -> None:
             workspace=work,
             checkpoints=spec.checkpoints,
             settings=settings,
-            on_event=lambda event: _tell(len(event.finished), spec.recipe.rounds),
+            on_event=lambda event: _tell(work, len(event.finished), spec.recipe.rounds),
         )
     else:
         from fedfms.report.write import write_results
@@ -156,7 +158,7 @@ def _federated(spec: RunSpec, folder: Path, work: Path) -> None:
             work=work,
             checkpoints=spec.checkpoints,
             settings=settings,
-            on_round=lambda number: _tell(number + 1, spec.recipe.rounds),
+            on_round=lambda number: _tell(work, number + 1, spec.recipe.rounds),
         )
         write_results(raw, job)
     (job / GLOBAL_MODEL).rename(folder / MODEL_FILE)
@@ -200,13 +202,8 @@ def _score(folder: Path, work: Path) -> None:
         )
 
 
-def _tell(done: int, rounds: int) -> None:
-    _print({PROGRESS_KEY: [done, rounds]})
-
-
-def _print(values: Mapping[str, object]) -> None:
-    sys.stdout.write(json.dumps(values) + "\n")
-    sys.stdout.flush()
+def _tell(work: Path, done: int, rounds: int) -> None:
+    (work / PROGRESS_FILE).write_text(json.dumps([done, rounds]))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -218,20 +215,24 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, interrupt)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     folder = Path(arguments[0])
+    failure = folder / WORK_FOLDER / FAILURE_FILE
+    failure.parent.mkdir()
     started = time.monotonic()
     try:
         do_run(RunSpec.read(folder / SPEC_FILE), folder)
     except FedfmsError as error:
-        _print({FAILURE_KEY: [error.problem, error.fix]})
+        log.error("%s", error)
+        failure.write_text(json.dumps([error.problem, error.fix]))
         return 1
     except Exception as error:
         told = unexpected(error, "the run cannot go on", FedfmsError)
         sys.stderr.write(told.details)  # into the run's log
-        _print({FAILURE_KEY: [told.problem, f"{told.fix}; they stand at the end of its log"]})
+        fix = f"{told.fix}; they stand at the end of its log"
+        failure.write_text(json.dumps([told.problem, fix]))
         return 1
     except KeyboardInterrupt:
         return 130
-    logging.getLogger(__name__).info("done in %.1f s", time.monotonic() - started)
+    log.info("done in %.1f s", time.monotonic() - started)
     return 0
 
 

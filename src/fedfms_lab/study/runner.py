@@ -36,7 +36,7 @@ from fedfms.records.rows import read_rounds
 from fedfms.watch import opened_files
 from fedfms_lab.study.data import ManifestRow, read_site, site_config, write_manifest
 from fedfms_lab.study.plan import Study
-from fedfms_lab.study.process import FAILURE_KEY, PROGRESS_KEY, WORK_FOLDER
+from fedfms_lab.study.process import FAILURE_FILE, PROGRESS_FILE, WORK_FOLDER
 from fedfms_lab.study.record import (
     FORMAT,
     MANIFEST_FILE,
@@ -88,7 +88,6 @@ class _Running:
     folder: Path
     process: Supervised
     started: float
-    read: int  # bytes of the log that were looked at
     peak_bytes: int = 0
     share: float = 0.0
 
@@ -210,12 +209,13 @@ class _Work:
             log_file=self.folder / LOGS_FOLDER / f"{spec.key.name}.log",
             environment=child_environment(settings),
         )
-        read = process.log.stat().st_size if process.log.is_file() else 0
-        return _Running(spec, folder, process, time.time(), read)
+        return _Running(spec, folder, process, time.time())
 
     def _look(self, one: _Running) -> None:
         running = one.process.is_running
-        one.share = max(one.share, _share_done(one))
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            done, rounds = json.loads((one.folder / WORK_FOLDER / PROGRESS_FILE).read_text())
+            one.share = done / rounds
         if running:
             one.peak_bytes = max(one.peak_bytes, _memory_bytes(one.process))
             return
@@ -230,10 +230,10 @@ class _Work:
             self._tell(finished=(name, time.time() - one.started))
             return
         work, kept = one.folder / WORK_FOLDER, self.folder / LOGS_FOLDER / name
+        said = _last_words(one, code).replace(str(work.resolve()), str(kept))
         shutil.rmtree(kept, ignore_errors=True)
         with contextlib.suppress(OSError):
             work.rename(kept)
-        said = _last_words(one.process, code).replace(str(work.resolve()), str(kept))
         self.failed[name] = said
         self._tell(failed=(name, said))
 
@@ -310,25 +310,6 @@ def _slots(spec: RunSpec) -> int:
     return min(spec.threads, everything)
 
 
-def _share_done(one: _Running) -> float:
-    """Share of the rounds that are over, from what the run's process has printed since."""
-    share = 0.0
-    try:
-        with one.process.log.open("rb") as file:
-            file.seek(one.read)
-            text = file.read()
-    except OSError:
-        return share
-    whole, newline, _ = text.rpartition(b"\n")
-    one.read += len(whole) + len(newline)
-    for line in whole.splitlines():
-        if PROGRESS_KEY.encode() in line:
-            with contextlib.suppress(ValueError, KeyError, ZeroDivisionError):
-                done, rounds = json.loads(line)[PROGRESS_KEY]
-                share = max(share, done / rounds)
-    return share
-
-
 def _memory_bytes(process: Supervised) -> int:
     """Resident memory of a process and all below it, now."""
     total = 0
@@ -341,16 +322,14 @@ def _memory_bytes(process: Supervised) -> int:
     return total
 
 
-def _last_words(process: Supervised, code: int) -> str:
+def _last_words(one: _Running, code: int) -> str:
     """Why a run failed: its own error, or the end of its log where it could not say one."""
-    lines = process.last_lines(40).splitlines()
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            problem, fix = json.loads(line)[FAILURE_KEY]
-            return f"{problem}\n  fix: {fix}"
-    end = [line for line in lines if PROGRESS_KEY not in line][-4:]
+    with contextlib.suppress(OSError, ValueError):
+        problem, fix = json.loads((one.folder / WORK_FOLDER / FAILURE_FILE).read_text())
+        return f"{problem}\n  fix: {fix}"
+    end = one.process.last_lines(4).splitlines()
     return "\n  ".join(
-        [f"its process ended with exit code {code}", *end, f"all that it said: {process.log}"]
+        [f"its process ended with exit code {code}", *end, f"all that it said: {one.process.log}"]
     )
 
 

@@ -64,9 +64,8 @@ def learning(
     moved = 0
     numbers = sorted({row.round for row in run.rounds})
     for number in numbers:
-        at = [dice[number, site] for site in sorted(telling) if (number, site) in dice]
-        known = len(at) == len(telling) and bool(at)
-        points.append(LearningPoint(number, sum(at) / len(at) if known else None, moved))
+        at_sites = {site: value for (at, site), value in dice.items() if at == number}
+        points.append(LearningPoint(number, over(at_sites, sorted(telling)), moved))
         own = [row for row in run.rounds if row.round == number]
         moved += sum((row.bytes_down or 0) + (row.bytes_up or 0) for row in own)
     last = numbers[-1] + 1 if numbers else int(run.recipe.get("rounds") or 0)
