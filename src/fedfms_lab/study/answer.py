@@ -11,7 +11,7 @@ from typing import Literal
 from fedfms.contracts.decode import validate
 from fedfms.errors import FederationError
 from fedfms_lab.study.analysis.statistics import Interval
-from fedfms_lab.study.record import FORMAT, STUDY_FILE, UNREADABLE, Run
+from fedfms_lab.study.record import FORMAT, STUDY_FILE, UNREADABLE, Run, why
 
 Role = Literal["train", "unseen"]
 SavedUnit = Literal["B", "s", "rounds"]
@@ -268,9 +268,8 @@ def read_study(folder: Path) -> Asked:
         # "asked" is for who goes on with the study, and for verify
         return validate(Asked, values, unknown="ignore")
     except UNREADABLE as error:
-        what = error.strerror if isinstance(error, OSError) else str(error)
         raise FederationError(
-            f"{folder} is no study: {what}",
+            f"{folder} is no study: {why(error)}",
             f"name the folder of a study, which holds {STUDY_FILE}; if that file was damaged, "
             "start the study again, which keeps its finished runs",
             code="no-study",

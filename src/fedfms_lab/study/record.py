@@ -144,6 +144,13 @@ class Run:
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, Misfits)
 
 
+def why(error: BaseException) -> str:
+    """What is wrong with such a file, as the end of a sentence."""
+    if isinstance(error, Misfits):
+        return f"{'.'.join(map(str, error.loc)) or 'its content'} is {error.kind}"
+    return str(error.strerror if isinstance(error, OSError) else error)
+
+
 def read_run(folder: Path) -> Run:
     """Read a finished run.
 
@@ -160,9 +167,8 @@ def read_run(folder: Path) -> Run:
         scores = read_rows(folder / SCORES_FILE, ScoreRow)
         rounds = read_rounds(folder / ROUNDS_FILE)
     except UNREADABLE as error:
-        what = error.strerror if isinstance(error, OSError) else str(error)
         raise FederationError(
-            f"{folder} is no finished run of a study: {what}",
+            f"{folder} is no finished run of a study: {why(error)}",
             "name a folder below runs/ in a study's folder; if a file in it was damaged, remove "
             "the whole folder and start the study again, which repeats this run alone",
             code="no-run",
