@@ -37,6 +37,7 @@ from fedfms_lab.prepare.volumes import with_grid_of
 
 log = logging.getLogger(__name__)
 
+_SOURCES = ("source_files", "source_sha256")  # columns that follow those of our own files
 UNFINISHED = ".unfinished"  # folder below OUTPUT; never part of a site
 Progress = Callable[[str, int, int], None]  # site, done, total
 
@@ -178,14 +179,13 @@ def _make_site(plan: SitePlan, source: Source, output: Path, report: Progress) -
             "check that the download has the label files and not only their names",
             code="empty-masks",
         )
-    write_whole(
-        folder / "manifest.csv", _csv(_columns(plan, site), [record.row for record in kept])
-    )
+    write_whole(folder / "manifest.csv", _csv([record.row for record in kept]))
     if left_out:
-        write_whole(
-            folder / "left-out.csv",
-            _csv(_LEFT_OUT, [{**record.row, "reason": record.left_out} for record in left_out]),
-        )
+        columns = _identity(plan, plan.items[0], source)
+        rows = [
+            {**{key: one.row[key] for key in columns}, "reason": one.left_out} for one in left_out
+        ]
+        write_whole(folder / "left-out.csv", _csv(rows))
     _only(folder, plan, {record.row["case"] for record in kept}, bool(left_out))
     folder.rename(output / plan.name)  # the site appears
     shutil.rmtree(records_folder)
@@ -220,11 +220,12 @@ def _make_case(
         if not summary.values <= plan.label_values:
             raise unexpected_values(item.sources[-1], summary.values, plan.label_values)
         row = {
-            **identity,
+            **{key: value for key, value in identity.items() if key not in _SOURCES},
             "image": f"images/{image.name}",
             "label": f"labels/{label.name}",
             "image_sha256": hashlib.sha256(made.image).hexdigest(),
             "label_sha256": hashlib.sha256(made.label).hexdigest(),
+            **{key: identity[key] for key in _SOURCES},
             **_counts(prepared, site),
             "label_values": " ".join(map(str, sorted(summary.values))),
             **{name: str(made.counts.get(name, 0)) for name in plan.count_names},
@@ -353,18 +354,6 @@ def _differs(folder: Path, why: str) -> ConfigError:
 
 # ------------------------------------------------------------------------------------- the tables
 
-_LEFT_OUT = (*("site", "given_site", "case", "patient", "source_files", "source_sha256", "reason"),)
-
-
-def _columns(plan: SitePlan, site: SiteConfig) -> tuple[str, ...]:
-    return (
-        *("site", "given_site", "case", "patient", "image", "label"),
-        *("image_sha256", "label_sha256", "source_files", "source_sha256"),
-        *("slices", "rows", "columns", "slices_with_foreground"),
-        *(_count_column(name, plan.format) for name in site.classes),
-        *("label_values", *plan.count_names),
-    )
-
 
 def _count_column(class_name: str, format: str) -> str:
     return f"{'voxels' if format == 'nifti' else 'pixels'}_{class_name}"
@@ -412,9 +401,9 @@ def _summary(
     )
 
 
-def _csv(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> bytes:
+def _csv(rows: Sequence[dict[str, str]]) -> bytes:
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode(errors="surrogateescape")
