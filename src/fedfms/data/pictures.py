@@ -14,18 +14,19 @@ alpha. Compression and layout have no part in the decision. Then
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import imagecodecs
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
-from fedfms.data import png
 from fedfms.data.content import cannot_read_here, damaged
 from fedfms.data.grid import Array
-from fedfms.data.tiff import read_tiff, require_size, require_upright
+from fedfms.data.tiff import frame_of_jpeg, read_tiff, require_size, require_upright
 from fedfms.errors import SiteDataError
 
 _GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601, as Pillow's "L"
@@ -48,6 +49,13 @@ _OF_TIFF: dict[int, Space] = {
     5: "CMYK",
     6: "YCbCr",
     8: "CIELab",
+}
+_OF_PNG: dict[int, tuple[Space, str]] = {  # by colour type
+    0: ("gray", "gray"),
+    2: ("RGB", "RGB"),
+    3: ("palette", "palette"),
+    4: ("gray", "gray and alpha"),
+    6: ("RGB", "RGB and alpha"),
 }
 _ORIENTATION_TAG = 274  # of EXIF
 
@@ -316,8 +324,8 @@ def _opaque(colours: Array) -> Array:
 
 
 def _png(path: Path, data: bytes) -> Picture:
-    header = png.read_header(data)
-    require_size(path, header.width, header.height)
+    width, height, bits, colour_type = struct.unpack(">LLBB", data[16:26])
+    require_size(path, width, height)
     with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:  # not open(): it warns of size
         if getattr(image, "n_frames", 1) > 1:
             raise SiteDataError(
@@ -331,20 +339,12 @@ def _png(path: Path, data: bytes) -> Picture:
         if image.mode == "1" and transparent is not None:
             transparent = int(transparent != 0)  # Pillow says 255 for 1
         samples = np.asarray(image)
-    if header.bits == 16:
-        samples = png.read_16_bits(data)
-    elif header.colour_type == png.GRAY and header.bits < 8:
-        # Pillow spreads 2 and 4 bits over 0 to 255
-        samples = samples.astype(np.uint8) // {1: 1, 2: 85, 4: 17}[header.bits]
+    if bits == 16:  # of colours Pillow keeps only the high byte
+        samples = imagecodecs.png_decode(data)
+    elif bits < 8 and colour_type == 0:  # Pillow spreads 2 and 4 bits over 0 to 255
+        samples = samples.astype(np.uint8) // {1: 1, 2: 85, 4: 17}[bits]
     samples = samples[..., None] if samples.ndim == 2 else samples
-    space: Space = "gray"
-    if header.colour_type == png.PALETTE:
-        space = "palette"
-    elif header.colour_type in (png.RGB, png.RGBA):
-        space = "RGB"
-    name = {png.GRAY_ALPHA: "gray and alpha", png.RGBA: "RGB and alpha"}.get(
-        header.colour_type, space
-    )
+    space, name = _OF_PNG[colour_type]
     count = _CHANNELS[space]
     alpha = samples[..., count] if samples.shape[2] > count else None
     samples = samples[..., :count]
@@ -360,16 +360,14 @@ def _png(path: Path, data: bytes) -> Picture:
         alpha = palette[:, 3][samples[..., 0]]
     elif transparent is not None:  # one value or colour is
         alpha = np.where((samples == np.array(transparent)).all(axis=2), 0, 255)
-    return Picture(
-        samples, space, header.bits, f"PNG, {name}, {header.bits} bit", alpha, palette=palette
-    )
+    return Picture(samples, space, bits, f"PNG, {name}, {bits} bit", alpha, palette=palette)
 
 
 # ------------------------------------------------------------------------------------------ JPEG
 
 
 def _jpeg(path: Path, data: bytes) -> Picture:
-    bits, coding, width, height = _frame_of_jpeg(data)
+    bits, coding, width, height = frame_of_jpeg(data)
     if bits != 8 or coding not in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA):
         raise cannot_read_here(path, f"it is a JPEG of {bits} bits or of a rare coding")
     require_size(path, width, height)
@@ -381,23 +379,3 @@ def _jpeg(path: Path, data: bytes) -> Picture:
         samples = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     samples = samples[..., None] if samples.ndim == 2 else samples
     return Picture(samples, space, 8, f"JPEG, {name}, 8 bit", is_lossy=True)
-
-
-def _frame_of_jpeg(data: bytes) -> tuple[int, int, int, int]:
-    """Bits, coding (the marker), width and height."""
-    place = 2
-    while place + 9 < len(data):
-        if data[place] != 0xFF:
-            raise ValueError("no marker where one should be")
-        marker = data[place + 1]
-        if marker == 0xFF:  # fill byte
-            place += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # without length
-            place += 2
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height = int.from_bytes(data[place + 5 : place + 7], "big")
-            width = int.from_bytes(data[place + 7 : place + 9], "big")
-            return data[place + 4], marker, width, height
-        else:
-            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    raise ValueError("it ends before its pixels begin")

@@ -1,16 +1,13 @@
 """A TIFF's samples as they are stored, whatever its compression, bit depth and layout.
 
-tifffile reads the tags. The strips or tiles are unpacked here or by libtiff (in Pillow), always to
-the stored samples and never to a picture, so that compression cannot change what is read: what the
-samples mean is decided once, in data/pictures.py.
+tifffile and imagecodecs unpack strips and tiles to the stored samples and never to a picture, but
+for YCbCr in JPEG. What they would guess or pass over is refused here; what the samples mean is
+decided once, in data/pictures.py.
 """
 
 from __future__ import annotations
 
 import io
-import lzma
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from PIL import Image, TiffImagePlugin, WebPImagePlugin, features
+from PIL import TiffImagePlugin
 
 from fedfms.data.content import cannot_read_here
 from fedfms.data.grid import Array
@@ -56,10 +53,9 @@ _NAMES = {
 }
 _JPEG, _OLD_JPEG, _WEBP = 7, 6, 50001
 _LOSSY = frozenset((6, 7, 33007, 34892, 50001))
-_BY_LIBTIFF = {5: "tiff_lzw", 32773: "packbits", 50000: "zstd", 34926: "zstd"}
 _FAX = frozenset((2, 3, 4))
 _WITH_PREDICTOR = frozenset((5, 8, 32946, 34925, 34926, 50000))
-_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_DECODED = _FAX | _WITH_PREDICTOR | {1, 32773, _JPEG, _OLD_JPEG, _WEBP}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +99,7 @@ def read_tiff(path: Path, data: bytes) -> Tiff:
                 "save one picture for each file, or the stack as NIfTI with format: nifti",
                 code="many-pages",
             )
-        return _read_page(path, data, file.pages[0], file.byteorder)
+        return _read_page(path, data, file.pages[0])
 
 
 def require_size(path: Path, width: int, height: int) -> None:
@@ -127,14 +123,34 @@ def require_upright(path: Path, orientation: int) -> None:
         )
 
 
-def _read_page(path: Path, data: bytes, page: Any, byteorder: str) -> Tiff:
+def frame_of_jpeg(data: bytes) -> tuple[int, int, int, int]:
+    """Bits, coding (the marker), width and height of a JPEG."""
+    place = 2
+    while place + 9 < len(data):
+        if data[place] != 0xFF:
+            raise ValueError("no marker where one should be")
+        marker = data[place + 1]
+        if marker == 0xFF:  # fill byte
+            place += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # without length
+            place += 2
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height = int.from_bytes(data[place + 5 : place + 7], "big")
+            width = int.from_bytes(data[place + 7 : place + 9], "big")
+            return data[place + 4], marker, width, height
+        else:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    raise ValueError("it ends before its pixels begin")
+
+
+def _read_page(path: Path, data: bytes, page: Any) -> Tiff:
     def tag(code: int, default: Any) -> Any:
         found = page.tags.get(code)
         return default if found is None else found.value
 
     require_upright(path, int(tag(274, 1)))
-    width, height, count = int(page.imagewidth), int(page.imagelength), int(page.samplesperpixel)
-    require_size(path, width, height)
+    count = int(page.samplesperpixel)
+    require_size(path, int(page.imagewidth), int(page.imagelength))
     photometric = tag(262, None)
     if photometric is None:
         raise cannot_read_here(
@@ -155,43 +171,41 @@ def _read_page(path: Path, data: bytes, page: Any, byteorder: str) -> Tiff:
         raise cannot_read_here(path, f"it has {count} channels of {bits} bits")
     if int(tag(32997, 1)) > 1:
         raise cannot_read_here(path, "it is a volume in one page (ImageDepth)")
-    layout = _Layout.of(path, data, page, width, height, count, bits)
-    if compression == _OLD_JPEG:
-        samples = _by_pillow(path, data, photometric, bits)
-        photometric, count = (2 if samples.shape[2] == 3 else photometric), samples.shape[2]
-    elif compression == _JPEG:
+    _require_all_segments(path, page, len(data))
+    planes = count if int(page.planarconfig or 1) == 2 else 1
+    if compression == _JPEG:
         plain = {1: (0, 1), 3: (2, 6), 4: (2, 5)}  # by channels
-        if bits != 8 or kind != "u" or (layout.planes > 1 and photometric == 6):
+        if bits != 8 or kind != "u" or (planes > 1 and photometric == 6):
             raise cannot_read_here(path, f"it holds JPEG of {bits} bits or in separate planes")
-        if layout.planes == 1 and photometric not in plain.get(layout.samples, ()):
+        if planes == 1 and photometric not in plain.get(count, ()):
             raise cannot_read_here(
                 path,
                 f"it holds JPEG of {count} channels with PhotometricInterpretation {photometric}",
             )
-        tables = tag(347, None)
-        samples = layout.assembled(
-            [_jpeg(plane, layout, photometric, tables) for plane in layout.segments]
-        )
-        photometric = 2 if photometric == 6 else photometric
-    elif compression == _WEBP:
-        if not features.check("webp") or layout.planes > 1 or layout.samples not in (3, 4):
-            raise cannot_read_here(path, "it holds WebP in a form that Pillow does not read")
-        samples = layout.assembled([_webp(path, plane, layout) for plane in layout.segments])
-    else:
+        for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
+            require_size(path, *frame_of_jpeg(data[offset : offset + length])[2:])
+        # all but YCbCr stays as stored, as with libtiff, whatever else the JPEG says
+        page.is_jfif, page.extrasamples = False, ()
+        page.photometric = 1 if planes > 1 else {4: 5}.get(count, photometric)
+    elif compression == _WEBP and (planes > 1 or count not in (3, 4)):
+        raise cannot_read_here(path, "it holds WebP in a form that Pillow does not read")
+    elif compression in _FAX and (bits, count) != (1, 1):
+        raise cannot_read_here(path, f"{name} packs pictures of 1 bit, and this has more")
+    elif compression not in _DECODED:
+        raise cannot_read_here(path, f"it is compressed as {name}, which is not decoded here")
+    elif compression not in (_OLD_JPEG, _WEBP):
         if photometric == 6 and _all(tag(530, (2, 2))) != (1, 1):
             raise cannot_read_here(path, f"it is YCbCr with fewer colours than pixels ({name})")
-        predictor = int(tag(317, 1)) if compression in _WITH_PREDICTOR else 1
-        options = {code: int(tag(code, 0)) for code in (292, 293)}
-        fill_order = int(tag(266, 1))
-        rows = []
-        for plane in layout.segments:
-            if fill_order == 2:
-                plane = [segment.translate(_REVERSED) for segment in plane]
-            unpacked = _unpacked(path, plane, layout, compression, name, options)
-            rows.append(_numbers(path, unpacked, layout, kind, bits, predictor, byteorder))
-        samples = layout.assembled(rows)
+        _require_plain_predictor(path, page, compression, kind, bits)
+    if compression == _OLD_JPEG:
+        samples = _by_pillow(path, data, photometric, bits)
+    else:
+        stored = page.asarray(squeeze=False)[:, 0]  # planes of (H, W, S)
+        samples = np.concatenate(stored, axis=2) if planes > 1 else stored[0]
+        samples = samples.astype(f"{kind}{samples.dtype.itemsize}", copy=False)
+    if photometric == 6 and compression in (_JPEG, _OLD_JPEG):
+        photometric = 2
     _require_plain_colours(path, photometric, tag)
-    lossless_webp = compression == _WEBP and all(s[12:16] == b"VP8L" for s in layout.segments[0])
     return Tiff(
         samples,
         bits,
@@ -199,13 +213,36 @@ def _read_page(path: Path, data: bytes, page: Any, byteorder: str) -> Tiff:
         _all(tag(338, ())),
         _colour_map(path, tag(320, None), bits) if photometric == 3 else None,
         name,
-        compression in _LOSSY and not lossless_webp,
+        compression in _LOSSY and not _is_lossless_webp(page, data),
         str(tag(305, "")).startswith("tifffile"),
     )
 
 
 def _all(value: Any) -> tuple[int, ...]:
     return tuple(int(one) for one in value) if isinstance(value, Sequence) else (int(value),)
+
+
+def _require_all_segments(path: Path, page: Any, size: int) -> None:
+    """Refuse a file of `size` bytes without some of its strips or tiles, which would be 0."""
+    wanted = int(np.prod(page.chunked))
+    places = list(zip(page.dataoffsets, page.databytecounts, strict=True))[:wanted]
+    if len(places) < wanted:
+        raise ValueError(f"{len(places)} of {wanted} strips or tiles")
+    if not all(offset and length for offset, length in places):
+        raise cannot_read_here(path, "it leaves out empty strips or tiles")
+    if any(offset + length > size for offset, length in places):
+        raise ValueError("it ends before its pixels do")
+
+
+def _require_plain_predictor(path: Path, page: Any, compression: int, kind: str, bits: int) -> None:
+    if compression not in _WITH_PREDICTOR:
+        page.predictor = 1  # the tag means nothing there
+    if page.predictor != 1 and bits % 8:
+        raise cannot_read_here(path, f"it has a predictor with samples of {bits} bits")
+    if page.predictor == 3 and kind != "f":
+        raise cannot_read_here(path, "it has a predictor for floats and holds none")
+    if page.predictor not in (1, 2, 3):
+        raise cannot_read_here(path, f"it has the predictor {page.predictor}")
 
 
 def _require_plain_colours(path: Path, photometric: int, tag: Any) -> None:
@@ -238,206 +275,10 @@ def _colour_map(path: Path, value: Any, bits: int) -> Array:
     return np.asarray(colours if colours.max() < 256 else colours >> 8, np.uint8)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Layout:
-    """How the strips or tiles of a picture lie; each plane's are stacked to rows of one length."""
-
-    width: int
-    height: int
-    samples: int  # in each plane
-    planes: int
-    bits: int
-    columns: int  # pixels in a row of a strip or tile
-    rows: int  # of a whole strip or tile
-    is_tiled: bool
-    segments: list[list[bytes]]  # as stored, by plane
-
-    @classmethod
-    def of(
-        cls, path: Path, data: bytes, page: Any, width: int, height: int, count: int, bits: int
-    ) -> _Layout:
-        planes = count if int(page.planarconfig or 1) == 2 and count > 1 else 1
-        is_tiled = bool(page.is_tiled)
-        columns = int(page.tilewidth) if is_tiled else width
-        rows = int(page.tilelength) if is_tiled else min(int(page.rowsperstrip), height)
-        down, across = -(-height // rows), -(-width // columns)
-        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-        each = down * across
-        if len(places) < each * planes:
-            raise ValueError(f"{len(places)} of {each * planes} strips or tiles")
-        if any(length == 0 for _, length in places[: each * planes]):
-            raise cannot_read_here(path, "it leaves out empty strips or tiles")
-        if any(offset + length > len(data) for offset, length in places[: each * planes]):
-            raise ValueError("it ends before its pixels do")
-        segments = [data[offset : offset + length] for offset, length in places]
-        return cls(
-            width,
-            height,
-            count // planes,
-            planes,
-            bits,
-            columns,
-            rows,
-            is_tiled,
-            [segments[plane * each : (plane + 1) * each] for plane in range(planes)],
-        )
-
-    @property
-    def row_bytes(self) -> int:
-        return (self.columns * self.samples * self.bits + 7) // 8
-
-    def rows_of(self, number: int) -> int:
-        """Rows of a strip, of which the last may be shorter, or tile."""
-        if self.is_tiled:
-            return self.rows
-        return min(self.rows, self.height - number * self.rows)
-
-    @property
-    def stacked(self) -> int:
-        """Rows of all strips or tiles of a plane, one below the other."""
-        return len(self.segments[0]) * self.rows if self.is_tiled else self.height
-
-    def assembled(self, planes: list[Array]) -> Array:
-        """Planes of (stacked, columns, samples) to (H, W, S)."""
-        whole = []
-        for plane in planes:
-            plane = plane.reshape(self.stacked, self.columns, self.samples)
-            if self.is_tiled:
-                across = -(-self.width // self.columns)
-                tiles = plane.reshape(-1, across, self.rows, self.columns, self.samples)
-                joined = tiles.transpose(0, 2, 1, 3, 4)
-                plane = joined.reshape(-1, across * self.columns, self.samples)
-            whole.append(plane[: self.height, : self.width])
-        return whole[0] if len(whole) == 1 else np.concatenate(whole, axis=2)
-
-
-# ------------------------------------------------------------------------------------ compression
-
-
-def _unpacked(
-    path: Path,
-    segments: list[bytes],
-    layout: _Layout,
-    compression: int,
-    name: str,
-    options: dict[int, int],
-) -> Array:
-    """(stacked, bytes of a row) uint8 of a plane."""
-    if compression in _FAX:
-        if layout.bits != 1 or layout.samples != 1:
-            raise cannot_read_here(path, f"{name} packs pictures of 1 bit, and this has more")
-        picture = _libtiff(segments, layout, compression, layout.columns, bits=1, options=options)
-        return np.packbits(picture, axis=1)
-    if compression in _BY_LIBTIFF:
-        _require_codec(path, compression, name)
-        code = 50000 if compression == 34926 else compression
-        return _libtiff(segments, layout, code, layout.row_bytes)
-    if compression == 1:
-        unpacked = segments
-    elif compression in (8, 32946):
-        unpacked = [zlib.decompressobj().decompress(segment) for segment in segments]
-    elif compression == 34925:
-        unpacked = [lzma.decompress(segment) for segment in segments]
-    else:
-        raise cannot_read_here(path, f"it is compressed as {name}, which is not decoded here")
-    parts = []
-    for number, segment in enumerate(unpacked):
-        size = layout.rows_of(number) * layout.row_bytes
-        if len(segment) < size:
-            raise ValueError(f"a strip or tile has {len(segment)} bytes of {size}")
-        parts.append(np.frombuffer(segment, np.uint8, size))
-    return np.concatenate(parts).reshape(layout.stacked, layout.row_bytes)
-
-
-def _require_codec(path: Path, compression: int, name: str) -> None:
-    try:
-        Image.new("L", (8, 8)).save(io.BytesIO(), "TIFF", compression=_BY_LIBTIFF[compression])
-    except Exception:
-        raise cannot_read_here(
-            path, f"it is compressed as {name}, which this Pillow's libtiff does not decode"
-        ) from None
-
-
-def _libtiff(
-    segments: list[bytes],
-    layout: _Layout,
-    compression: int,
-    width: int,
-    *,
-    bits: int = 8,
-    samples: int = 1,
-    photometric: int = 1,
-    tables: bytes | None = None,
-    options: dict[int, int] | None = None,
-) -> Array:
-    """The strips or tiles of a plane decoded as one picture of strips: (stacked, width, …)."""
-    short, long, undefined = "H", "L", "B"
-    entries: dict[int, tuple[str, Sequence[int]]] = {
-        256: (long, [width]),
-        257: (long, [layout.stacked]),
-        258: (short, [bits] * samples),
-        259: (short, [compression]),
-        262: (short, [photometric]),
-        277: (short, [samples]),
-        278: (long, [layout.rows]),
-        273: (long, [0] * len(segments)),
-        279: (long, [len(segment) for segment in segments]),
-    }
-    for code, value in (options or {}).items():
-        entries[code] = (long, [value])
-    if tables is not None:
-        entries[347] = (undefined, tables)
-    start = 8 + 2 + 12 * len(entries) + 4
-    sizes = {code: len(values) * struct.calcsize("<" + t) for code, (t, values) in entries.items()}
-    offset = start + sum(size for size in sizes.values() if size > 4)
-    places = np.cumsum([offset, *(len(segment) for segment in segments)])[:-1]
-    entries[273] = (long, places.tolist())
-    directory, beyond = struct.pack("<H", len(entries)), b""
-    for code in sorted(entries):
-        letter, values = entries[code]
-        packed = struct.pack(f"<{len(values)}{letter}", *values)
-        kind = {short: 3, long: 4, undefined: 7}[letter]
-        directory += struct.pack("<HHL", code, kind, len(values))
-        if len(packed) > 4:
-            directory += struct.pack("<L", start + len(beyond))
-            beyond += packed
-        else:
-            directory += packed.ljust(4, b"\0")
-    whole = b"".join((b"II*\0\x08\0\0\0", directory, b"\0" * 4, beyond, *segments))
-    return _loaded(TiffImagePlugin.TiffImageFile(io.BytesIO(whole)))
-
-
-def _loaded(picture: Image.Image) -> Array:
-    with picture:
-        picture.load()
-        return np.asarray(picture)
-
-
-def _jpeg(segments: list[bytes], layout: _Layout, photometric: int, tables: Any) -> Array:
-    """Samples as libtiff gives them: YCbCr as RGB, all others as stored."""
-    space = {1: 1, 3: 6 if photometric == 6 else 2, 4: 5}[layout.samples]
-    tables = None if tables is None else bytes(tables)
-    return _libtiff(
-        segments,
-        layout,
-        _JPEG,
-        layout.columns,
-        samples=layout.samples,
-        photometric=space,
-        tables=tables,
+def _is_lossless_webp(page: Any, data: bytes) -> bool:
+    return page.compression == _WEBP and all(
+        data[offset + 12 : offset + 16] == b"VP8L" for offset in page.dataoffsets
     )
-
-
-def _webp(path: Path, segments: list[bytes], layout: _Layout) -> Array:
-    parts = []
-    for number, segment in enumerate(segments):
-        part = _loaded(WebPImagePlugin.WebPImageFile(io.BytesIO(segment)))
-        if layout.samples == 4 and part.shape[2] == 3:  # an opaque alpha is left out
-            part = np.dstack([part, np.full(part.shape[:2], 255, np.uint8)])
-        if part.shape != (layout.rows_of(number), layout.columns, layout.samples):
-            raise ValueError(f"a strip or tile is {part.shape}")
-        parts.append(part)
-    return np.concatenate(parts)
 
 
 def _by_pillow(path: Path, data: bytes, photometric: int, bits: int) -> Array:
@@ -445,7 +286,9 @@ def _by_pillow(path: Path, data: bytes, photometric: int, bits: int) -> Array:
     if photometric not in (1, 2, 6) or bits != 8:
         raise cannot_read_here(path, "it holds old JPEG other than gray, RGB or YCbCr of 8 bits")
     try:
-        values = _loaded(TiffImagePlugin.TiffImageFile(io.BytesIO(data)))
+        with TiffImagePlugin.TiffImageFile(io.BytesIO(data)) as picture:
+            picture.load()
+            values = np.asarray(picture)
     except Exception:
         raise cannot_read_here(
             path, "it is compressed as old JPEG, of which libtiff reads only some kinds"
@@ -454,48 +297,3 @@ def _by_pillow(path: Path, data: bytes, photometric: int, bits: int) -> Array:
     if values.shape[2] not in (1, 3):
         raise cannot_read_here(path, f"it holds old JPEG with {values.shape[2]} channels")
     return values
-
-
-# ---------------------------------------------------------------------------------------- numbers
-
-
-def _numbers(
-    path: Path,
-    rows: Array,
-    layout: _Layout,
-    kind: str,
-    bits: int,
-    predictor: int,
-    byteorder: str,
-) -> Array:
-    """(stacked, bytes) uint8 to (stacked, columns x samples) numbers, the predictor undone."""
-    if bits % 8:
-        if predictor != 1:
-            raise cannot_read_here(path, f"it has a predictor with samples of {bits} bits")
-        return _unpacked_bits(rows, layout.columns * layout.samples, bits)
-    stored = np.dtype(f"{byteorder}{kind}{bits // 8}")
-    native = stored.newbyteorder("=")
-    if predictor == 2:
-        unsigned = np.dtype(f"{byteorder}u{bits // 8}")
-        steps = np.ascontiguousarray(rows).view(unsigned).astype(unsigned.newbyteorder("="))
-        steps = steps.reshape(len(rows), layout.columns, layout.samples)
-        return np.cumsum(steps, axis=1, dtype=steps.dtype).view(native)
-    if predictor == 3:
-        if kind != "f":
-            raise cannot_read_here(path, "it has a predictor for floats and holds none")
-        sums = np.cumsum(rows.reshape(len(rows), -1, layout.samples), axis=1, dtype=np.uint8)
-        planes = sums.reshape(len(rows), bits // 8, -1)  # the highest bytes first
-        big = np.ascontiguousarray(planes.transpose(0, 2, 1)).view(f">f{bits // 8}")
-        return big[..., 0].astype(native)
-    if predictor != 1:
-        raise cannot_read_here(path, f"it has the predictor {predictor}")
-    return np.ascontiguousarray(rows).view(stored).astype(native)
-
-
-def _unpacked_bits(rows: Array, count: int, bits: int) -> Array:
-    """(R, bytes) uint8 to (R, count) of numbers of so many bits, the highest bit first."""
-    each = np.unpackbits(rows, axis=1, count=count * bits).reshape(len(rows), count, bits)
-    numbers = np.zeros((len(rows), count), np.uint8 if bits < 8 else np.uint16)
-    for place in range(bits):
-        numbers = (numbers << 1) | each[:, :, place]
-    return numbers
