@@ -27,7 +27,8 @@ from nibabel.spatialimages import HeaderDataError
 from fedfms.contracts.site import Labels, Reading, SiteConfig
 from fedfms.data.content import Content, cannot_read_here, damaged, is_nifti, wrong_magic
 from fedfms.data.grid import Array, Cut
-from fedfms.data.pictures import Palette, image_values, label_values, lossy, read_picture, varies
+from fedfms.data.pictures import Palette, image_values, label_values, lossy
+from fedfms.data.samples import read_picture, varies
 from fedfms.errors import SiteDataError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def read_image(path: Path, data: Content, site: Reading) -> Stored:
 
     Raises:
         SiteDataError: "damaged-file", "cannot-be-read-here", "non-finite", "constant-image" and
-            what the format can do wrong (data/pictures.py, data/tiff.py, data/dicom/series.py).
+            what the format can do wrong (data/pictures.py, data/samples.py, data/dicom/series.py).
     """
     stored = _read(path, data, site)
     values = np.ascontiguousarray(_as_float32(path, stored.values))
