@@ -205,19 +205,27 @@ def _read_file(path: Path) -> bytes:
 
 
 def _read_folder(path: Path) -> Folder:
-    """The files in this folder and not below it; hidden ones do not count."""
-    try:
-        names = [entry for entry in path.iterdir() if is_plain_file(entry)]
-    except OSError as error:
-        raise unreadable_folder(path, error) from None
+    names = files_in(path)
     if not names:
         raise SiteDataError(
             f"there is no file in the folder {path}",
             "name the folder that directly holds the series' files in images in site.yml",
             code="no-files",
         )
-    files = [(entry.name, _read_file(entry)) for entry in sorted(names)]
+    files = [(entry.name, _read_file(entry)) for entry in names]
     return Folder(tuple(sorted(files, key=lambda file: hashlib.sha256(file[1]).digest())))
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files in this folder and not below it, in the order of their names; no hidden ones.
+
+    Raises:
+        SiteDataError: "unreadable-folder".
+    """
+    try:
+        return sorted(entry for entry in folder.iterdir() if is_plain_file(entry))
+    except OSError as error:
+        raise unreadable_folder(folder, error) from None
 
 
 def walk(root: Path, *, links: bool = False) -> Iterator[tuple[Path, list[str], list[str]]]:

@@ -361,13 +361,13 @@ def _read_dicom(
 ) -> Stored:
     """A series, or the label of the series `image`."""
     _require_grey_channels(site, "series of DICOM slices")
-    from fedfms.data.dicom.labels import label_kind, read_label  # pydicom takes a second to import
+    from fedfms.data.dicom.labels import read_label  # pydicom takes a second to import
     from fedfms.data.dicom.series import read_series
 
     if meaning is not None and image is not None:
         assert image.series is not None and image.cut is not None  # from this function
-        values = read_label(path, data, meaning, image.series)
-        return dataclasses.replace(_volume(values, image.cut), kind=label_kind(path, data))
+        values, kind = read_label(path, data, meaning, image.series)
+        return dataclasses.replace(_volume(values, image.cut), kind=kind)
     if isinstance(data, bytes):
         raise SiteDataError(
             f"{path} is a file, but an image in DICOM is a folder with the files of one series",
