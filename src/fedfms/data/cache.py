@@ -366,16 +366,15 @@ class Shelves:
 
     Args:
         folder: of the cache; None: a file without a name.
-        limit: see `CacheFolder`.
     """
 
-    def __init__(self, folder: Path | None, limit: int = LIMIT_BYTES) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self.cache: CacheFolder | None = None
         self._folder = folder
         self._unnamed: UnnamedFile | None = None
         if folder is not None:
             try:
-                self.cache = CacheFolder(folder, limit)
+                self.cache = CacheFolder(folder)
             except OSError as error:
                 self._go_on_without(error)
 
