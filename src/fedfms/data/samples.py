@@ -16,7 +16,7 @@ from typing import Any, Literal
 import imagecodecs
 import numpy as np
 import tifffile
-from PIL import JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+from PIL import JpegImagePlugin, PngImagePlugin
 
 from fedfms.data.content import cannot_read_here, damaged
 from fedfms.data.grid import Array
@@ -79,11 +79,10 @@ _NAMES = {
     50002: "JPEG XL",
     52546: "JPEG XL",
 }
-_JPEG, _OLD_JPEG, _WEBP = 7, 6, 50001
-_LOSSY = frozenset((6, 7, 33007, 34892, 50001))
+_JPEG, _WEBP = 7, 50001
 _FAX = frozenset((2, 3, 4))
 _WITH_PREDICTOR = frozenset((5, 8, 32946, 34925, 34926, 50000))
-_DECODED = _FAX | _WITH_PREDICTOR | {1, 32773, _JPEG, _OLD_JPEG, _WEBP}
+_DECODED = _FAX | _WITH_PREDICTOR | {1, 32773, _JPEG, _WEBP}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,17 +226,14 @@ def _read_page(path: Path, data: bytes, page: Any) -> Picture:
         raise cannot_read_here(path, f"{name} packs pictures of 1 bit, and this has more")
     elif compression not in _DECODED:
         raise cannot_read_here(path, f"it is compressed as {name}, which is not decoded here")
-    elif compression not in (_OLD_JPEG, _WEBP):
+    elif compression != _WEBP:
         if photometric == 6 and _all(tag(530, (2, 2))) != (1, 1):
             raise cannot_read_here(path, f"it is YCbCr with fewer colours than pixels ({name})")
         _require_plain_predictor(path, page, compression, kind, bits)
-    if compression == _OLD_JPEG:
-        samples = _by_pillow(path, data, photometric, bits)
-    else:
-        stored = page.asarray(squeeze=False)[:, 0]  # planes of (H, W, S)
-        samples = np.concatenate(stored, axis=2) if planes > 1 else stored[0]
-        samples = samples.astype(f"{kind}{samples.dtype.itemsize}", copy=False)
-    if photometric == 6 and compression in (_JPEG, _OLD_JPEG):
+    stored = page.asarray(squeeze=False)[:, 0]  # planes of (H, W, S)
+    samples = np.concatenate(stored, axis=2) if planes > 1 else stored[0]
+    samples = samples.astype(f"{kind}{samples.dtype.itemsize}", copy=False)
+    if photometric == 6 and compression == _JPEG:
         photometric = 2  # the decoder has made it so
     _require_plain_colours(path, photometric, tag)
     palette = _colour_map(path, tag(320, None), bits) if photometric == 3 else None
@@ -257,7 +253,7 @@ def _read_page(path: Path, data: bytes, page: Any) -> Picture:
         bits,
         f"TIFF, {described}, {bits} bit{number}, {name}",
         palette=palette,
-        is_lossy=compression in _LOSSY and not _is_lossless_webp(page, data),
+        is_lossy=compression == _JPEG or (compression == _WEBP and not _is_lossless(page, data)),
         is_by_tifffile=str(tag(305, "")).startswith("tifffile"),
     )
     return _with_alpha(path, picture, samples, extra)
@@ -312,20 +308,15 @@ def _require_plain_colours(path: Path, photometric: int, tag: Any) -> None:
     """CMYK and YCbCr with the inks and coefficients that everybody assumes."""
     if photometric == 5 and int(tag(332, 1)) != 1:
         raise cannot_read_here(path, "its inks are others than CMYK (InkSet)")
-    reference = _fractions(tag(532, None))
-    luma = _fractions(tag(529, None))
-    if photometric == 6 and (
-        (reference and not np.allclose(reference, (0, 255, 128, 255, 128, 255), atol=1))
-        or (luma and not np.allclose(luma, (0.299, 0.587, 0.114), atol=1e-3))
+    if photometric != 6:
+        return
+    for code, usual, tolerance in (
+        (532, (0, 255, 128, 255, 128, 255), 1),
+        (529, (0.299, 0.587, 0.114), 1e-3),
     ):
-        raise cannot_read_here(path, "it is YCbCr with its own coefficients or black and white")
-
-
-def _fractions(value: Any) -> list[float]:
-    if value is None:
-        return []
-    flat = [float(number) for number in value]
-    return [above / below for above, below in zip(flat[::2], flat[1::2], strict=True)]
+        above, below = np.reshape(tag(code, ()), (-1, 2)).T
+        if len(above) and not np.allclose(above / below, usual, atol=tolerance):
+            raise cannot_read_here(path, "it is YCbCr with its own coefficients or black and white")
 
 
 def _colour_map(path: Path, value: Any, bits: int) -> Array:
@@ -339,34 +330,17 @@ def _colour_map(path: Path, value: Any, bits: int) -> Array:
     return _opaque(np.asarray(colours if colours.max() < 256 else colours >> 8, np.uint8))
 
 
-def _is_lossless_webp(page: Any, data: bytes) -> bool:
-    return page.compression == _WEBP and all(
-        data[offset + 12 : offset + 16] == b"VP8L" for offset in page.dataoffsets
-    )
-
-
-def _by_pillow(path: Path, data: bytes, photometric: int, bits: int) -> Array:
-    """(H, W, 1 or 3) of old JPEG, which only libtiff takes apart."""
-    if photometric not in (1, 2, 6) or bits != 8:
-        raise cannot_read_here(path, "it holds old JPEG other than gray, RGB or YCbCr of 8 bits")
-    try:
-        with TiffImagePlugin.TiffImageFile(io.BytesIO(data)) as picture:
-            picture.load()
-            values = np.asarray(picture)
-    except Exception:
-        raise cannot_read_here(
-            path, "it is compressed as old JPEG, of which libtiff reads only some kinds"
-        ) from None
-    values = values[..., None] if values.ndim == 2 else values
-    if values.shape[2] not in (1, 3):
-        raise cannot_read_here(path, f"it holds old JPEG with {values.shape[2]} channels")
-    return values
+def _is_lossless(page: Any, data: bytes) -> bool:
+    """Of WebP."""
+    return all(data[offset + 12 : offset + 16] == b"VP8L" for offset in page.dataoffsets)
 
 
 # ------------------------------------------------------------------------------------------- PNG
 
 
 def _png(path: Path, data: bytes) -> Picture:
+    if data[12:16] != b"IHDR":
+        raise ValueError("no header")
     width, height, bits, colour_type = struct.unpack(">LLBB", data[16:26])
     _require_size(path, width, height)
     with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:  # not open(): it warns of size
