@@ -342,7 +342,7 @@ class UnnamedFile(_Shelf):
     def __init__(self) -> None:
         super().__init__()
         self.folder = temporary_folder()
-        self._file = unnamed_file(self.folder)
+        self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - it stays open
         weakref.finalize(self, self._file.close)
 
     def put(self, prepared: PreparedCase) -> StoredCase:
@@ -402,16 +402,6 @@ class Shelves:
 
     def _go_on_without(self, error: OSError) -> None:
         log.warning("the cache cannot be written (%s); going on without it", error.strerror)
-
-
-def unnamed_file(folder: Path) -> BinaryIO:
-    """A file in a folder that nobody else can open and that is gone with this process.
-
-    Raises:
-        OSError: there is no such folder, or it cannot be written.
-    """
-    file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it stays open
-    return file
 
 
 def temporary_folder() -> Path:
@@ -506,7 +496,13 @@ def _checked(file: BinaryIO) -> Record:
         ValueError: it is not whole, or something else.
     """
     record = _record(_read_header(file)[1])
-    images, labels = _mapped(file, record)
-    if zlib.crc32(labels.data, zlib.crc32(images.data)) != record.crc:
+    pixels, crc = math.prod(record.shape[:3]), 0
+    for start, size in (
+        (record.images, math.prod(record.shape)),
+        (record.labels, pixels * np.dtype(record.label_type).itemsize),
+    ):
+        file.seek(start)  # read and not mapped: a disk that fails then is an error
+        crc = zlib.crc32(file.read(size), crc)
+    if crc != record.crc:
         raise ValueError("the record is damaged")
     return record

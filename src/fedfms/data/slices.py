@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import tempfile
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
-from fedfms.data.cache import StoredCase, temporary_folder, unnamed_file
+from fedfms.data.cache import StoredCase, temporary_folder
 from fedfms.data.classes import annotated, masks_of_labels
 from fedfms.data.prepared import Prepared
 from fedfms.errors import SiteDataError
@@ -106,7 +107,7 @@ class KeptSlices:
         self._pictures, self._masks = bytes_of_slice(
             channels, len(recipe.classes), recipe.image_size, recipe.mask_size
         )
-        self._file = unnamed_file(folder)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it stays open
         weakref.finalize(self, self._file.close)
         os.truncate(self._file.fileno(), slices * self._slot)  # a hole: no room is taken yet
 
