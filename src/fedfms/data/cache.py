@@ -336,42 +336,21 @@ def _reading_only(folder: Path) -> CacheFolder:
     return shelf
 
 
-class UnnamedFile(_Shelf):
-    """Records in a file without a name: it takes room on a disk, and is gone with this process."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = temporary_folder()
-        self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - it stays open
-        weakref.finalize(self, self._file.close)
-
-    def put(self, prepared: PreparedCase) -> StoredCase:
-        """Append a record.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        header, parts = _record_of(prepared)
-        start = self._file.seek(_aligned(self._file.seek(0, os.SEEK_END)))
-        _write_record(self._file, header, parts)
-        self._file.flush()
-        return StoredCase(prepared.case, _record(header, start), self, "")
-
-    def _open(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        return contextlib.nullcontext(self._file)
-
-
-class Shelves:
+class Shelves(_Shelf):
     """Where the cases of one site go: a folder if one is named and can be written, else a file.
+
+    The file has no name: it takes room on a disk, and is gone with this process.
 
     Args:
         folder: of the cache; None: a file without a name.
     """
 
     def __init__(self, folder: Path | None) -> None:
+        super().__init__()
         self.cache: CacheFolder | None = None
-        self._folder = folder
-        self._unnamed: UnnamedFile | None = None
+        self.folder = temporary_folder()
+        self._named = folder
+        self._file: BinaryIO | None = None
         if folder is not None:
             try:
                 self.cache = CacheFolder(folder)
@@ -391,14 +370,23 @@ class Shelves:
                 if error.errno in _NO_ROOM:
                     raise _no_room(self.cache.folder, prepared) from None
                 self._go_on_without(error)
+        header, parts = _record_of(prepared)
         try:
-            if self._unnamed is None:
-                self._unnamed = UnnamedFile()
-            return self._unnamed.put(prepared)
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - it stays open
+                weakref.finalize(self, self._file.close)
+            start = self._file.seek(_aligned(self._file.seek(0, os.SEEK_END)))
+            _write_record(self._file, header, parts)
+            self._file.flush()
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise
-            raise _no_room(self._folder or temporary_folder(), prepared) from None
+            raise _no_room(self._named or self.folder, prepared) from None
+        return StoredCase(prepared.case, _record(header, start), self, "")
+
+    def _open(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        assert self._file is not None  # a case is in it
+        return contextlib.nullcontext(self._file)
 
     def _go_on_without(self, error: OSError) -> None:
         log.warning("the cache cannot be written (%s); going on without it", error.strerror)
