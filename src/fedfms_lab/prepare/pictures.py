@@ -12,7 +12,8 @@ from matplotlib.path import Path as Outline
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedfms.data.pictures import label_values, read_picture
+from fedfms.data.pictures import label_values
+from fedfms.data.samples import read_picture
 from fedfms.errors import SiteDataError
 from fedfms_lab.prepare.source import read_source, truncated, unexpected_shape
 
