@@ -28,8 +28,9 @@ $(VENV)/torch.stamp:
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_INDEX) $(TORCH)
 	touch $@
 
-$(VENV)/run.stamp: $(VENV)/torch.stamp requirements.lock
+$(VENV)/run.stamp: $(VENV)/torch.stamp requirements.lock requirements-lab.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-lab.lock
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.lock

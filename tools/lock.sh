@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Write requirements.lock and requirements-dev.lock: every package with its hashes, for any Python that
-# pyproject.toml allows. torch is left out with what it brings for CUDA: which build of it fits, CPU or
+# Write requirements.lock, requirements-lab.lock (what the laboratory needs beyond it) and
+# requirements-dev.lock: every package with its hashes, for any Python that pyproject.toml allows. torch is left out with what it brings for CUDA: which build of it fits, CPU or
 # CUDA, is the machine's matter, so the Makefile installs it first, at its own pin. The image is for one
 # Python on one platform: docker/torch-cuda.lock is written here, docker/torch-cpu.lock by hand, since
 # its hash stands on PyTorch's own index. Pins that still fit stay; tools/lock.sh --upgrade takes the
@@ -52,7 +52,7 @@ lock() {
   local target=$1
   shift
   local compiled
-  compiled=$(uv pip compile pyproject.toml "$@" --constraint "$pins" --quiet --universal --python-version 3.10 \
+  compiled=$(uv pip compile "$@" --constraint "$pins" --quiet --universal --python-version 3.10 \
     --generate-hashes --no-annotate --no-header)
   {
     echo "# Written by tools/lock.sh; do not edit. Install torch first, then this with --no-deps."
@@ -61,8 +61,14 @@ lock() {
   } >"$target"
 }
 
-lock requirements.lock
-lock requirements-dev.lock --extra test --extra lint
+lab=src/fedfms_lab/pyproject.toml
+lock requirements.lock pyproject.toml
+lock requirements-dev.lock pyproject.toml "$lab" --extra test --extra lint
+lock requirements-lab.lock pyproject.toml "$lab"
+# without the packages of the first, which are installed by then
+awk 'NR == FNR { if (/^[^ #]/) known[$1] = 1; next } /^[^ ]/ { keep = !($1 in known) } keep' \
+  requirements.lock requirements-lab.lock >"$pins"
+cat "$pins" >requirements-lab.lock
 
 compiled=$(lock_torch "$torch")
 {

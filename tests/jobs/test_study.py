@@ -22,7 +22,7 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.errors import FederationError
 from fedfms.local.sites import find_sites
 from fedfms_lab.study.loop import federate
-from fedfms_lab.study.record import RUN_FILE, RUNS_FOLDER, read_run, read_scores
+from fedfms_lab.study.record import RUN_FILE, RUNS_FOLDER, read_run
 from fedfms_lab.study.verify import Check, verify_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -132,7 +132,7 @@ def test_every_case_is_scored_that_the_run_did_not_train_on(studies: Studies) ->
         },
     }.items():
         counts: dict[tuple[str, str], int] = {}
-        for row in read_scores(studies.looped / RUNS_FOLDER / name / "scores.csv"):
+        for row in read_run(studies.looped / RUNS_FOLDER / name).scores:
             counts[row.site, row.role] = counts.get((row.site, row.role), 0) + 1
             assert row.role == "unseen" or row.split == "validation"
         assert counts == expected

@@ -17,7 +17,7 @@ import fcntl
 import hashlib
 import json
 import logging
-import mmap
+import math
 import os
 import re
 import tempfile
@@ -26,12 +26,13 @@ import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.content import Content, content_sha256
@@ -49,7 +50,7 @@ LIMIT_BYTES = 100 * GIB  # of a folder's records, but for those in use, which st
 
 _MAGIC = b"FEDFMS3\n"
 _ALIGNMENT = 64  # bytes; of the arrays in a record
-_MAPPED = 32  # cases whose map a process keeps open; each holds a file descriptor
+_MAPPED = 32  # cases whose map a process keeps open; each holds two file descriptors
 _IN_USE_SECONDS = 3600.0  # a record that was asked for within this time is never removed
 # what this package left in such a folder, and nothing else is ever removed from it
 _OURS = re.compile(r"[0-9a-f]{64}\.(case|npz)|tmp\w+\.part")
@@ -77,28 +78,31 @@ def cache_key(case: Case, image: Content, label: Content, site: SiteConfig) -> s
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(BaseModel, frozen=True):
     """What a header says of a case, and where in a file its arrays lie.
 
     shape: of the grey levels, (D, H, W) or (D, H, W, 3), uint8; of the labels the first three.
     label_type: of the label values: uint8 where they fit, else int16.
-    images, labels: first byte of each.
+    digest: SHA-256 of the grey levels, as hexadecimal digits.
+    crc: of both arrays.
+    start: first byte of the record.
+    images: first byte of the grey levels.
     """
 
-    shape: tuple[int, ...]
-    label_type: str
+    shape: Annotated[tuple[int, ...], Field(min_length=3, max_length=4)]
+    label_type: Literal["uint8", "int16"]
     spacing: tuple[float, float, float]
     is_volume: bool
     palette: Palette | None
-    digest: bytes
+    digest: str
+    crc: int
+    start: int
     images: int
-    labels: int
 
     @property
-    def end(self) -> int:
-        """The byte behind the last one."""
-        return self.labels + int(np.prod(self.shape[:3])) * np.dtype(self.label_type).itemsize
+    def labels(self) -> int:
+        """First byte of the label values."""
+        return _aligned(self.images + math.prod(self.shape))
 
 
 class StoredCase:
@@ -107,11 +111,12 @@ class StoredCase:
     Labels are uint8 where their values allow, else int16.
     """
 
-    __slots__ = ("_name", "_shelf", "case", "record")
-
     def __init__(self, case: Case, record: Record, shelf: _Shelf, name: str) -> None:
         self.case = case
         self.record = record
+        self.spacing = record.spacing
+        self.is_volume = record.is_volume
+        self.palette = record.palette
         self._shelf = shelf
         self._name = name
 
@@ -126,34 +131,20 @@ class StoredCase:
         return self._shelf.arrays(self._name, self.record)[1]
 
     @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Between slices, rows and columns."""
-        return self.record.spacing
-
-    @property
-    def is_volume(self) -> bool:
-        """The slices lie one above the other."""
-        return self.record.is_volume
-
-    @property
     def folder(self) -> Path:
         """Of its file, or of a file without a name."""
         return self._shelf.folder
 
-    @property
-    def palette(self) -> Palette | None:
-        """Of a label picture, the colours of its values."""
-        return self.record.palette
-
     def slice_values(self) -> list[list[int]]:
         """The label values that occur in each slice; read from the header, not kept."""
-        found: list[list[int]] = self._shelf.header(self._name)["slices"]
+        with self._shelf.opened(self._name) as file:
+            found: list[list[int]] = _read_header(file, self.record.start)[0]["slices"]
         return found
 
     def summary(self) -> Summary:
         """What of this case is needed to judge all cases together."""
         values = frozenset(value for values in self.slice_values() for value in values)
-        return Summary(self.case, values, self.record.digest, self.palette)
+        return Summary(self.case, values, bytes.fromhex(self.record.digest), self.palette)
 
     def __reduce__(self) -> Any:
         """For a worker that is started and not forked: by name, or as arrays if it has none."""
@@ -172,18 +163,9 @@ class _Shelf:
     def __init__(self) -> None:
         self._maps: OrderedDict[str, tuple[NDArray[np.uint8], Labels]] = OrderedDict()
 
-    def _open(self, name: str) -> contextlib.AbstractContextManager[tuple[BinaryIO, int]]:
-        """A file that holds the record, and the record's first byte in it."""
+    def _open(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        """A file that holds the record."""
         raise NotImplementedError
-
-    def header(self, name: str) -> dict[str, Any]:
-        """A record's header.
-
-        Raises:
-            SiteDataError: "cache-gone".
-        """
-        with self._opened(name) as (file, start):
-            return _read_header(file, start)[0]
 
     def arrays(self, name: str, record: Record) -> tuple[NDArray[np.uint8], Labels]:
         """Grey levels and label values of a record, as read-only maps.
@@ -191,29 +173,25 @@ class _Shelf:
         Raises:
             SiteDataError: "cache-gone".
         """
-        known = self._maps.get(name)
-        if known is not None:
-            self._maps.move_to_end(name)
-            return known
-        with self._opened(name) as (file, start):
-            first = start - start % mmap.ALLOCATIONGRANULARITY  # where a map may begin
-            size = start + record.end - first
-            pages = mmap.mmap(file.fileno(), size, offset=first, access=mmap.ACCESS_READ)
-        shape = record.shape
-        images = np.frombuffer(pages, np.uint8, int(np.prod(shape)), start - first + record.images)
-        labels = np.frombuffer(
-            pages, record.label_type, int(np.prod(shape[:3])), start - first + record.labels
-        )
-        self._maps[name] = images.reshape(shape), labels.reshape(shape[:3])
-        if len(self._maps) > _MAPPED:
-            self._maps.popitem(last=False)
-        return self._maps[name]
+        key = f"{name} {record.start}"
+        if key not in self._maps:
+            with self.opened(name) as file:
+                self._maps[key] = _mapped(file, record)
+            if len(self._maps) > _MAPPED:
+                self._maps.popitem(last=False)
+        self._maps.move_to_end(key)
+        return self._maps[key]
 
     @contextlib.contextmanager
-    def _opened(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
+    def opened(self, name: str) -> Iterator[BinaryIO]:
+        """A file that holds the record.
+
+        Raises:
+            SiteDataError: "cache-gone".
+        """
         try:
-            with self._open(name) as opened:
-                yield opened
+            with self._open(name) as file:
+                yield file
         except OSError as error:
             raise SiteDataError(
                 f"a prepared case can no longer be read from the cache: {error.strerror}",
@@ -267,7 +245,7 @@ class CacheFolder(_Shelf):
             os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # when it was asked for
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             log.warning("a cached case is damaged and is prepared anew")
             return None
         self._used.add(key)
@@ -287,7 +265,7 @@ class CacheFolder(_Shelf):
                 raise
             self.remove_unused(limit=0)
             self._write(key, header, parts)
-        self._maps.pop(key, None)
+        self._maps.pop(f"{key} 0", None)
         self._used.add(key)
         return StoredCase(prepared.case, _record(header), self, key)
 
@@ -346,10 +324,8 @@ class CacheFolder(_Shelf):
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{RECORD_ENDING}"
 
-    @contextlib.contextmanager
-    def _open(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
-        with self._path(name).open("rb") as file:
-            yield file, 0
+    def _open(self, name: str) -> BinaryIO:
+        return self._path(name).open("rb")
 
 
 def _reading_only(folder: Path) -> CacheFolder:
@@ -360,48 +336,24 @@ def _reading_only(folder: Path) -> CacheFolder:
     return shelf
 
 
-class UnnamedFile(_Shelf):
-    """Records in a file without a name: it takes room on a disk, and is gone with this process."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = temporary_folder()
-        self._file = unnamed_file(self.folder)
-        weakref.finalize(self, self._file.close)
-
-    def put(self, prepared: PreparedCase) -> StoredCase:
-        """Append a record.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        header, parts = _record_of(prepared)
-        start = -(-self._file.seek(0, os.SEEK_END) // _ALIGNMENT) * _ALIGNMENT
-        self._file.seek(start)
-        _write_record(self._file, header, parts)
-        self._file.flush()
-        return StoredCase(prepared.case, _record(header), self, str(start))
-
-    @contextlib.contextmanager
-    def _open(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
-        yield self._file, int(name)
-
-
-class Shelves:
+class Shelves(_Shelf):
     """Where the cases of one site go: a folder if one is named and can be written, else a file.
+
+    The file has no name: it takes room on a disk, and is gone with this process.
 
     Args:
         folder: of the cache; None: a file without a name.
-        limit: see `CacheFolder`.
     """
 
-    def __init__(self, folder: Path | None, limit: int = LIMIT_BYTES) -> None:
+    def __init__(self, folder: Path | None) -> None:
+        super().__init__()
         self.cache: CacheFolder | None = None
-        self._folder = folder
-        self._unnamed: UnnamedFile | None = None
+        self.folder = temporary_folder()
+        self._named = folder
+        self._file: BinaryIO | None = None
         if folder is not None:
             try:
-                self.cache = CacheFolder(folder, limit)
+                self.cache = CacheFolder(folder)
             except OSError as error:
                 self._go_on_without(error)
 
@@ -418,27 +370,26 @@ class Shelves:
                 if error.errno in _NO_ROOM:
                     raise _no_room(self.cache.folder, prepared) from None
                 self._go_on_without(error)
+        header, parts = _record_of(prepared)
         try:
-            if self._unnamed is None:
-                self._unnamed = UnnamedFile()
-            return self._unnamed.put(prepared)
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - it stays open
+                weakref.finalize(self, self._file.close)
+            start = self._file.seek(_aligned(self._file.seek(0, os.SEEK_END)))
+            _write_record(self._file, header, parts)
+            self._file.flush()
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise
-            raise _no_room(self._folder or temporary_folder(), prepared) from None
+            raise _no_room(self._named or self.folder, prepared) from None
+        return StoredCase(prepared.case, _record(header, start), self, "")
+
+    def _open(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        assert self._file is not None  # a case is in it
+        return contextlib.nullcontext(self._file)
 
     def _go_on_without(self, error: OSError) -> None:
         log.warning("the cache cannot be written (%s); going on without it", error.strerror)
-
-
-def unnamed_file(folder: Path) -> BinaryIO:
-    """A file in a folder that nobody else can open and that is gone with this process.
-
-    Raises:
-        OSError: there is no such folder, or it cannot be written.
-    """
-    file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it stays open
-    return file
 
 
 def temporary_folder() -> Path:
@@ -486,26 +437,21 @@ def _record_of(prepared: PreparedCase) -> tuple[bytes, tuple[NDArray[Any], NDArr
     return json.dumps(header).encode(), (images, labels)
 
 
-def _record(header: bytes) -> Record:
-    said = json.loads(header)
-    shape = tuple(map(int, said["shape"]))
-    palette = said["palette"]
-    start = len(_MAGIC) + 8 + len(header)
-    images = -(-start // _ALIGNMENT) * _ALIGNMENT
-    labels = -(-(images + int(np.prod(shape))) // _ALIGNMENT) * _ALIGNMENT
-    slices, rows, columns = map(float, said["spacing"])
-    if said["label_type"] not in ("uint8", "int16") or len(shape) not in (3, 4):
-        raise ValueError("no header of a prepared case")
-    return Record(
-        shape=shape,
-        label_type=said["label_type"],
-        spacing=(slices, rows, columns),
-        is_volume=bool(said["is_volume"]),
-        palette=tuple(tuple(map(int, colour)) for colour in palette) if palette else None,
-        digest=bytes.fromhex(said["digest"]),
-        images=images,
-        labels=labels,
-    )
+def _record(header: bytes, start: int = 0) -> Record:
+    """The record that begins at a byte of a file; ValueError if the header is of something else."""
+    images = _aligned(start + len(_MAGIC) + 8 + len(header))
+    return Record.model_validate({**json.loads(header), "start": start, "images": images})
+
+
+def _aligned(place: int) -> int:
+    return -(-place // _ALIGNMENT) * _ALIGNMENT
+
+
+def _mapped(file: BinaryIO, record: Record) -> tuple[NDArray[np.uint8], Labels]:
+    """Both arrays as read-only maps; ValueError if the file is cut off."""
+    images = np.memmap(file, np.uint8, "r", record.images, record.shape)
+    labels = np.memmap(file, record.label_type, "r", record.labels, record.shape[:3])
+    return np.asarray(images), np.asarray(labels)
 
 
 def _write_record(file: BinaryIO, header: bytes, parts: Iterable[NDArray[Any]]) -> None:
@@ -523,12 +469,10 @@ def _read_header(file: BinaryIO, start: int = 0) -> tuple[dict[str, Any], bytes]
         ValueError: it is not whole.
     """
     size = len(_MAGIC) + 8
-    beginning = os.pread(file.fileno(), size, start)
-    length = int.from_bytes(beginning[-8:-4], "big")
+    beginning = os.pread(file.fileno(), size, start)  # workers share the file's position
+    length, crc = (int.from_bytes(part, "big") for part in (beginning[-8:-4], beginning[-4:]))
     header = os.pread(file.fileno(), length, start + size)
-    if not beginning.startswith(_MAGIC) or zlib.crc32(header) != int.from_bytes(
-        beginning[-4:], "big"
-    ):
+    if not beginning.startswith(_MAGIC) or zlib.crc32(header) != crc:
         raise ValueError("no whole header of a prepared case")
     return json.loads(header), header
 
@@ -537,22 +481,16 @@ def _checked(file: BinaryIO) -> Record:
     """The record that a file holds.
 
     Raises:
-        ValueError, KeyError, TypeError: it is not whole, or something else.
+        ValueError: it is not whole, or something else.
     """
-    said, header = _read_header(file)
-    record = _record(header)
-    crc = 0
-    for first, size in (
-        (record.images, int(np.prod(record.shape))),
-        (record.labels, record.end - record.labels),
+    record = _record(_read_header(file)[1])
+    pixels, crc = math.prod(record.shape[:3]), 0
+    for start, size in (
+        (record.images, math.prod(record.shape)),
+        (record.labels, pixels * np.dtype(record.label_type).itemsize),
     ):
-        file.seek(first)
-        while size > 0:
-            block = file.read(min(size, 1 << 20))
-            if not block:
-                raise ValueError("the record is cut off")
-            crc = zlib.crc32(block, crc)
-            size -= len(block)
-    if crc != said["crc"]:
+        file.seek(start)  # read and not mapped: a disk that fails then is an error
+        crc = zlib.crc32(file.read(size), crc)
+    if crc != record.crc:
         raise ValueError("the record is damaged")
     return record

@@ -28,13 +28,12 @@ from fedfms.data.numbers import (
     MaskGrid,
     count_of,
     disk_of,
-    memory_of,
     numbers_of,
     summarize_numbers,
 )
 from fedfms.data.prepared import combine
 from fedfms.data.together import Summary, problems_together, summarize
-from fedfms.data.unlikely import Finding, unlikely
+from fedfms.data.unlikely import Finding, unlikely, warning
 from fedfms.errors import FedfmsError, SiteDataError, unexpected
 
 
@@ -81,12 +80,11 @@ def examine(
     if recipe is not None and recipe.exclusive_classes:
         errors += shared_values(site, classes or ())
     reading = _Reading(site, grid)
+    control = control or Control()
     for number, case in enumerate(found.cases):
-        if control is not None:
-            control.report("prepare", number, len(found.cases))
+        control.report("prepare", number, len(found.cases))
         reading.add(case)
-    if control is not None:
-        control.report("prepare", len(found.cases), len(found.cases))
+    control.report("prepare", len(found.cases), len(found.cases))
     if reading.summaries:
         errors.extend(problems_together(reading.summaries, site))
     disk = disk_of(reading.numbers, site, grid, classes or tuple(site.classes))
@@ -97,7 +95,6 @@ def examine(
         site,
         Counter(ending_of(path, site) for path in left),
         below(site, found),
-        memory_of(reading.numbers),
         disk,
     )
     findings = [
@@ -202,12 +199,11 @@ def _warnings(
     missing = [name for name, values in site.classes.items() if found.isdisjoint(values)]
     if missing:
         findings.append(
-            Finding(
+            warning(
                 "class-never-drawn",
                 f"no label holds a value of {', '.join(missing)}",
                 "if nobody drew it here, move it from classes to not_annotated in site.yml; "
                 "otherwise the site teaches that there is none",
-                "warning",
             )
         )
     twins: dict[bytes, list[Path]] = {}
@@ -216,35 +212,32 @@ def _warnings(
     copies = [paths for paths in twins.values() if len(paths) > 1]
     if copies:
         findings.append(
-            Finding(
+            warning(
                 "same-image-twice",
                 f"{sum(len(paths) - 1 for paths in copies)} images are copies of another: "
                 + ", ".join(path.name for path in copies[0][:4]),
                 "remove the copies; another split could put them on both sides",
-                "warning",
             )
         )
     validation = sum(summary.case.split == "validation" for summary in summaries)
     if validation < site.min_cases:
         findings.append(
-            Finding(
+            warning(
                 "few-validation-cases",
                 f"the validation split has {validation} of the cases, fewer than min_cases "
                 f"({site.min_cases}), so no score of this site will be sent",
                 "raise validation_fraction in site.yml, or add cases",
-                "warning",
             )
         )
     if clipped:
         low, high = site.intensity.bounds
         findings.append(
-            Finding(
+            warning(
                 "intensity-clipped",
                 f"in {len(clipped)} images most values lie outside {low:g} to {high:g} and become "
                 f"black or white; the first is {clipped[0].name}",
                 "set low and high under intensity in site.yml to the values that matter, or use "
                 "rule: percentile",
-                "warning",
             )
         )
     return findings
@@ -270,12 +263,11 @@ def _other_endings(left: Sequence[Path], site: SiteConfig) -> list[Finding]:
     if len(renames) < len(counts):
         cure.append("convert them to the kind that the globs in site.yml name")
     return [
-        Finding(
+        warning(
             "files-not-taken",
             f"no glob takes {count_of(len(others), 'file')} in the folders of images and labels "
             f"({some}); the first is {others[0]}",
             f"if these are cases, {' or '.join(cure)}; else move them away",
-            "warning",
         )
     ]
 
@@ -285,12 +277,11 @@ def _unnamed_patients(cases: Sequence[Case]) -> list[Finding]:
     if example is None:
         return []
     return [
-        Finding(
+        warning(
             "patient-not-named",
             "site.yml has no patient, so every file counts as a patient of its own, but names "
             f"such as {', '.join(example)} look like several files of one patient",
             "add patient: with a regular expression whose group 1 is the patient, so that the "
             "split cannot separate one",
-            "warning",
         )
     ]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
-from fedfms.data.prepared import Prepared
+from fedfms.data.prepared import Labels, Prepared
 from fedfms.errors import SiteDataError
 
 
@@ -81,43 +79,10 @@ def class_masks(prepared: Prepared, site: SiteConfig, recipe: Recipe) -> Tensor:
     the recipe's exclude each other.
     """
     annotated(site, recipe)
-    return masks_of_labels(in_torch(prepared.labels), site, recipe)
+    return masks_of_labels(prepared.labels, site, recipe)
 
 
-def masks_of_labels(labels: Tensor, site: SiteConfig, recipe: Recipe) -> Tensor:
+def masks_of_labels(labels: Labels, site: SiteConfig, recipe: Recipe) -> Tensor:
     """Label values of any shape to (K, that shape) bool; see `class_masks`."""
-    return torch.stack([_holding(labels, site.classes.get(name, ())) for name in recipe.classes])
-
-
-def in_torch(array: NDArray[Any]) -> Tensor:
-    """An array as a tensor; one that may only be read, as a map of a file, is copied."""
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-def _holding(labels: Tensor, values: tuple[int, ...]) -> Tensor:
-    """Where a label is one of the values; a long range costs no more than one value."""
-    limits = torch.iinfo(labels.dtype)  # what the type cannot hold occurs nowhere
-    runs = [
-        (max(first, limits.min), min(last, limits.max))
-        for first, last in _runs(values)
-        if first <= limits.max and last >= limits.min
-    ]
-    if len(runs) > 16:
-        held = [value for value in values if limits.min <= value <= limits.max]
-        return torch.isin(labels, torch.tensor(held, dtype=labels.dtype))
-    mask = torch.zeros(labels.shape, dtype=torch.bool)
-    for first, last in runs:
-        mask |= (labels >= first) & (labels <= last)
-    return mask
-
-
-@functools.lru_cache(maxsize=64)  # asked for each slice, with up to 65535 values
-def _runs(values: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """The first and the last of values that follow each other, as (1, 3) and (7, 7) of 1 2 3 7."""
-    runs: list[tuple[int, int]] = []
-    for value in sorted(set(values)):
-        if runs and runs[-1][1] == value - 1:
-            runs[-1] = (runs[-1][0], value)
-        else:
-            runs.append((value, value))
-    return tuple(runs)
+    masks = [np.isin(labels, site.classes.get(name, ())) for name in recipe.classes]
+    return torch.from_numpy(np.stack(masks))

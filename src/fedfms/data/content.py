@@ -24,15 +24,6 @@ JUNK = (
     *("thumbs.db", "desktop.ini", "lost+found", "$recycle.bin", "system volume information"),
     *("@eadir", "__macosx"),
 )
-_MAGIC = {
-    ".gz": (b"\x1f\x8b",),
-    ".png": (b"\x89PNG\r\n\x1a\n",),
-    ".jpg": (b"\xff\xd8\xff",),
-    ".jpeg": (b"\xff\xd8\xff",),
-    ".tif": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    ".tiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    ".npy": (b"\x93NUMPY",),
-}
 # other kinds of files that people have, and what makes one of them that is read here
 _SLICER = "save it as NIfTI (.nii.gz), for example in 3D Slicer (File, Save Data)"
 _ITK = (
@@ -50,93 +41,80 @@ _SLIDE = (
 )
 _BIOFORMATS = "save each plane as a TIFF, for example with Fiji (Bio-Formats) or bfconvert"
 _NUMPY = "save each image as NPY (numpy.save) with format: npy, or as NIfTI or PNG"
-_CONVERTERS: dict[str, tuple[str, str]] = {
-    ".seg.nrrd": (
-        "a segmentation of 3D Slicer (.seg.nrrd)",
-        "in 3D Slicer export it as NIfTI (Segmentations, Export to files, with the volume as "
-        "reference), so that each voxel has one label value",
-    ),
-    ".nrrd": ("an NRRD volume", _SLICER),
-    ".nhdr": ("the header of an NRRD volume", _SLICER),
-    ".mha": ("a MetaImage volume", _ITK),
-    ".mhd": ("the header of a MetaImage volume", _ITK),
-    ".raw": ("numbers without a header", "convert the header beside it (.mhd, .nhdr) to NIfTI"),
-    ".mgz": ("a volume of FreeSurfer", "convert it to NIfTI with: mri_convert FILE FILE.nii.gz"),
-    ".mgh": ("a volume of FreeSurfer", "convert it to NIfTI with: mri_convert FILE FILE.nii.gz"),
-    ".mnc": ("a MINC volume", "convert it to NIfTI with: mnc2nii FILE FILE.nii"),
-    ".hdr": ("the header of an Analyze or NIfTI pair (.hdr and .img)", _NIBABEL),
-    ".hdr.gz": ("the header of an Analyze or NIfTI pair (.hdr and .img)", _NIBABEL),
-    ".img": ("the voxels of an Analyze or NIfTI pair (.hdr and .img)", _NIBABEL),
-    ".img.gz": ("the voxels of an Analyze or NIfTI pair (.hdr and .img)", _NIBABEL),
-    ".par": ("a volume of Philips (PAR/REC)", "convert it to NIfTI with: parrec2nii FILE"),
-    ".rec": ("a volume of Philips (PAR/REC)", "convert its .par with: parrec2nii FILE.par"),
-    ".dcm": (
-        "a DICOM file",
-        "write format: dicom in site.yml; an image is then a folder with one series",
-    ),
-    ".ima": (
-        "a DICOM file of Siemens",
-        "write format: dicom in site.yml; an image is then a folder with one series",
-    ),
-    ".bmp": ("a BMP picture", _MAGICK),
-    ".gif": ("a GIF picture", _MAGICK),
-    ".webp": ("a WebP picture", _MAGICK),
-    ".heic": ("an HEIC picture", _MAGICK),
-    ".avif": ("an AVIF picture", _MAGICK),
-    ".jp2": ("a JPEG 2000 picture", _MAGICK),
-    ".j2k": ("a JPEG 2000 picture", _MAGICK),
-    ".jxl": ("a JPEG XL picture", _MAGICK),
-    ".ppm": ("a Netpbm picture", _MAGICK),
-    ".pgm": ("a Netpbm picture", _MAGICK),
-    ".pbm": ("a Netpbm picture", _MAGICK),
-    ".tga": ("a TGA picture", _MAGICK),
-    ".psd": ("a file of Photoshop", _MAGICK),
-    ".svg": ("a drawing and no picture", _MAGICK),
-    ".pdf": ("a document and no picture", "save the pictures in it as PNG"),
-    ".svs": ("a whole slide", _SLIDE),
-    ".ndpi": ("a whole slide", _SLIDE),
-    ".mrxs": ("a whole slide", _SLIDE),
-    ".scn": ("a whole slide", _SLIDE),
-    ".bif": ("a whole slide", _SLIDE),
-    ".vsi": ("a whole slide", _SLIDE),
-    ".czi": ("a file of a Zeiss microscope", _BIOFORMATS),
-    ".lif": ("a file of a Leica microscope", _BIOFORMATS),
-    ".lsm": ("a file of a Zeiss microscope", _BIOFORMATS),
-    ".nd2": ("a file of a Nikon microscope", _BIOFORMATS),
-    ".oib": ("a file of an Olympus microscope", _BIOFORMATS),
-    ".oif": ("a file of an Olympus microscope", _BIOFORMATS),
-    ".h5": ("an HDF5 file", _NUMPY),
-    ".hdf5": ("an HDF5 file", _NUMPY),
-    ".zarr": ("a Zarr store", _NUMPY),
-    ".mat": ("a file of MATLAB", _NUMPY),
-    ".npz": ("several arrays of NumPy in one file", _NUMPY),
-    ".pt": ("a file of PyTorch", _NUMPY),
-    ".pkl": ("a Python pickle", _NUMPY),
-    ".json": ("a text and no picture", "draw its outlines to a PNG with one number for each class"),
-    ".xml": ("a text and no picture", "draw its outlines to a PNG with one number for each class"),
-    ".geojson": (
-        "a text and no picture",
-        "draw its outlines to a PNG with one number for each class",
-    ),
+_DICOM = "write format: dicom in site.yml; an image is then a folder with one series"
+_OUTLINES = "draw its outlines to a PNG with one number for each class"
+_CONVERTERS = {
+    ending: (kind, fix)
+    for endings, kind, fix in (
+        (
+            ".seg.nrrd",
+            "a segmentation of 3D Slicer (.seg.nrrd)",
+            "in 3D Slicer export it as NIfTI (Segmentations, Export to files, with the volume as "
+            "reference), so that each voxel has one label value",
+        ),
+        (".nrrd", "an NRRD volume", _SLICER),
+        (".nhdr", "the header of an NRRD volume", _SLICER),
+        (".mha", "a MetaImage volume", _ITK),
+        (".mhd", "the header of a MetaImage volume", _ITK),
+        (".raw", "numbers without a header", "convert the header beside it (.mhd, .nhdr) to NIfTI"),
+        (
+            ".mgz .mgh",
+            "a volume of FreeSurfer",
+            "convert it to NIfTI with: mri_convert FILE FILE.nii.gz",
+        ),
+        (".mnc", "a MINC volume", "convert it to NIfTI with: mnc2nii FILE FILE.nii"),
+        (
+            ".hdr .hdr.gz",
+            "the header of an Analyze or NIfTI pair (.hdr and .img)",
+            _NIBABEL,
+        ),
+        (".img .img.gz", "the voxels of an Analyze or NIfTI pair (.hdr and .img)", _NIBABEL),
+        (".par", "a volume of Philips (PAR/REC)", "convert it to NIfTI with: parrec2nii FILE"),
+        (".rec", "a volume of Philips (PAR/REC)", "convert its .par with: parrec2nii FILE.par"),
+        (".dcm", "a DICOM file", _DICOM),
+        (".ima", "a DICOM file of Siemens", _DICOM),
+        (".bmp", "a BMP picture", _MAGICK),
+        (".gif", "a GIF picture", _MAGICK),
+        (".webp", "a WebP picture", _MAGICK),
+        (".heic", "an HEIC picture", _MAGICK),
+        (".avif", "an AVIF picture", _MAGICK),
+        (".jp2 .j2k", "a JPEG 2000 picture", _MAGICK),
+        (".jxl", "a JPEG XL picture", _MAGICK),
+        (".ppm .pgm .pbm", "a Netpbm picture", _MAGICK),
+        (".tga", "a TGA picture", _MAGICK),
+        (".psd", "a file of Photoshop", _MAGICK),
+        (".svg", "a drawing and no picture", _MAGICK),
+        (".pdf", "a document and no picture", "save the pictures in it as PNG"),
+        (".svs .ndpi .mrxs .scn .bif .vsi", "a whole slide", _SLIDE),
+        (".czi .lsm", "a file of a Zeiss microscope", _BIOFORMATS),
+        (".lif", "a file of a Leica microscope", _BIOFORMATS),
+        (".nd2", "a file of a Nikon microscope", _BIOFORMATS),
+        (".oib .oif", "a file of an Olympus microscope", _BIOFORMATS),
+        (".h5 .hdf5", "an HDF5 file", _NUMPY),
+        (".zarr", "a Zarr store", _NUMPY),
+        (".mat", "a file of MATLAB", _NUMPY),
+        (".npz", "several arrays of NumPy in one file", _NUMPY),
+        (".pt", "a file of PyTorch", _NUMPY),
+        (".pkl", "a Python pickle", _NUMPY),
+        (".json .xml .geojson", "a text and no picture", _OUTLINES),
+    )
+    for ending in endings.split()
 }
-# first bytes of kinds of files, their name, and the ending under which they are read here
-_KINDS: tuple[tuple[bytes, str, str | None], ...] = (
-    (b"\x89PNG\r\n\x1a\n", "PNG", ".png"),
-    (b"\xff\xd8\xff", "JPEG", ".jpg"),
-    (b"II*\0", "TIFF", ".tif"),
-    (b"MM\0*", "TIFF", ".tif"),
-    (b"II+\0", "TIFF", ".tif"),
-    (b"MM\0+", "TIFF", ".tif"),
-    (b"\x93NUMPY", "NPY", ".npy"),
-    (b"\x1f\x8b", "gzip", None),
-    (b"GIF8", "GIF", None),
-    (b"RIFF", "WebP", None),
-    (b"BM", "BMP", None),
-    (b"NRRD", "NRRD", None),
-    (b"\x89HDF", "HDF5", None),
-    (b"PK\x03\x04", "ZIP", None),
-    (b"\0\0\0\x0cjP", "JPEG 2000", None),
-    (b"<", "HTML or XML", None),
+# first bytes of kinds of files, their name, and the endings under which they are read here
+_KINDS: tuple[tuple[bytes, str, tuple[str, ...]], ...] = (
+    (b"\x89PNG\r\n\x1a\n", "PNG", (".png",)),
+    (b"\xff\xd8\xff", "JPEG", (".jpg", ".jpeg")),
+    *((magic, "TIFF", (".tif", ".tiff")) for magic in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    (b"\x93NUMPY", "NPY", (".npy",)),
+    (b"\x1f\x8b", "gzip", (".gz",)),
+    (b"GIF8", "GIF", ()),
+    (b"RIFF", "WebP", ()),
+    (b"BM", "BMP", ()),
+    (b"NRRD", "NRRD", ()),
+    (b"\x89HDF", "HDF5", ()),
+    (b"PK\x03\x04", "ZIP", ()),
+    (b"\0\0\0\x0cjP", "JPEG 2000", ()),
+    (b"<", "HTML or XML", ()),
 )
 
 
@@ -172,8 +150,9 @@ def read_bytes(path: Path, site: Reading) -> Content:
     elif not path.name.lower().endswith(EXTENSIONS[site.format]):
         raise _wrong_extension(path, site)
     data = _read_file(path)
-    magic = _MAGIC.get(path.suffix.lower())
-    if magic is not None and not data.startswith(magic):
+    ending = path.suffix.lower()
+    magic = tuple(first for first, _, endings in _KINDS if ending in endings)
+    if magic and not data.startswith(magic):
         raise wrong_magic(path, data)
     return data
 
@@ -226,19 +205,27 @@ def _read_file(path: Path) -> bytes:
 
 
 def _read_folder(path: Path) -> Folder:
-    """The files in this folder and not below it; hidden ones do not count."""
-    try:
-        names = [entry for entry in path.iterdir() if is_plain_file(entry)]
-    except OSError as error:
-        raise unreadable_folder(path, error) from None
+    names = files_in(path)
     if not names:
         raise SiteDataError(
             f"there is no file in the folder {path}",
             "name the folder that directly holds the series' files in images in site.yml",
             code="no-files",
         )
-    files = [(entry.name, _read_file(entry)) for entry in sorted(names)]
+    files = [(entry.name, _read_file(entry)) for entry in names]
     return Folder(tuple(sorted(files, key=lambda file: hashlib.sha256(file[1]).digest())))
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files in this folder and not below it, in the order of their names; no hidden ones.
+
+    Raises:
+        SiteDataError: "unreadable-folder".
+    """
+    try:
+        return sorted(entry for entry in folder.iterdir() if is_plain_file(entry))
+    except OSError as error:
+        raise unreadable_folder(folder, error) from None
 
 
 def walk(root: Path, *, links: bool = False) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -329,13 +316,13 @@ def wrong_magic(path: Path, data: bytes) -> SiteDataError:
         path: of the file.
         data: its content.
     """
-    kind, ending = _kind_of(data)
-    if kind == "gzip" and _has_nifti_magic(_beginning(data)):
-        ending = ".nii.gz"
+    kind, endings = _kind_of(data)
+    if kind == "gzip":
+        endings = (".nii.gz",) if _has_nifti_magic(_beginning(data)) else ()
     problem = f"{path} is not what its name says: its first bytes are those of {kind}"
     fix = "export the file again from its source; renaming does not convert it"
-    if ending is not None and not path.name.lower().endswith(ending):
-        fix = f"rename it so that it ends in {ending}, and correct the globs in site.yml"
+    if endings and not path.name.lower().endswith(endings[0]):
+        fix = f"rename it so that it ends in {endings[0]}, and correct the globs in site.yml"
     return SiteDataError(problem, fix, code="wrong-magic")
 
 
@@ -351,16 +338,14 @@ def _beginning(data: bytes) -> bytes:
         return b""
 
 
-def _kind_of(data: bytes) -> tuple[str, str | None]:
-    """A name for what the bytes are, and the ending under which they are read here, if any."""
+def _kind_of(data: bytes) -> tuple[str, tuple[str, ...]]:
+    """A name for what the bytes are, and the endings under which they are read here."""
     if _has_nifti_magic(data):
-        return "NIfTI", ".nii"
+        return "NIfTI", (".nii",)
     if data[128:132] == b"DICM":
-        return "DICOM", None
-    for magic, kind, ending in _KINDS:
-        if data.startswith(magic):
-            return kind, ending
-    return "another kind of file", None
+        return "DICOM", ()
+    found = ((kind, endings) for magic, kind, endings in _KINDS if data.startswith(magic))
+    return next(found, ("another kind of file", ()))
 
 
 def cannot_read_here(

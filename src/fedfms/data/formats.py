@@ -27,7 +27,8 @@ from nibabel.spatialimages import HeaderDataError
 from fedfms.contracts.site import Labels, Reading, SiteConfig
 from fedfms.data.content import Content, cannot_read_here, damaged, is_nifti, wrong_magic
 from fedfms.data.grid import Array, Cut
-from fedfms.data.pictures import Palette, image_values, label_values, lossy, read_picture, varies
+from fedfms.data.pictures import Palette, image_values, label_values, lossy
+from fedfms.data.samples import read_picture, varies
 from fedfms.errors import SiteDataError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def read_image(path: Path, data: Content, site: Reading) -> Stored:
 
     Raises:
         SiteDataError: "damaged-file", "cannot-be-read-here", "non-finite", "constant-image" and
-            what the format can do wrong (data/pictures.py, data/tiff.py, data/dicom/series.py).
+            what the format can do wrong (data/pictures.py, data/samples.py, data/dicom/series.py).
     """
     stored = _read(path, data, site)
     values = np.ascontiguousarray(_as_float32(path, stored.values))
@@ -360,13 +361,13 @@ def _read_dicom(
 ) -> Stored:
     """A series, or the label of the series `image`."""
     _require_grey_channels(site, "series of DICOM slices")
-    from fedfms.data.dicom.labels import label_kind, read_label  # pydicom takes a second to import
+    from fedfms.data.dicom.labels import read_label  # pydicom takes a second to import
     from fedfms.data.dicom.series import read_series
 
     if meaning is not None and image is not None:
         assert image.series is not None and image.cut is not None  # from this function
-        values = read_label(path, data, meaning, image.series)
-        return dataclasses.replace(_volume(values, image.cut), kind=label_kind(path, data))
+        values, kind = read_label(path, data, meaning, image.series)
+        return dataclasses.replace(_volume(values, image.cut), kind=kind)
     if isinstance(data, bytes):
         raise SiteDataError(
             f"{path} is a file, but an image in DICOM is a folder with the files of one series",

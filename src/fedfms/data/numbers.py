@@ -332,7 +332,6 @@ def summarize_numbers(
     site: SiteConfig,
     not_taken: Mapping[str, int],
     below: int,
-    memory: MemoryNeed,
     disk: DiskNeed,
 ) -> DataSummary:
     """All cases of a site together.
@@ -342,7 +341,7 @@ def summarize_numbers(
         read: numbers of those that could be read.
         site: the site's configuration.
         not_taken, below: see `DataSummary`.
-        memory, disk: what the data needs in the trainer.
+        disk: what the trainer keeps of them.
     """
     patients = {case.patient: case for case in cases}  # a patient is on one side
     shapes = [numbers.shape for numbers in read]
@@ -371,7 +370,7 @@ def summarize_numbers(
         label_kinds=dict(Counter(numbers.kinds[1] for numbers in read).most_common()),
         not_taken=dict(not_taken),
         below=below,
-        memory=memory,
+        memory=_memory_of(read),
         disk=disk,
     )
 
@@ -404,7 +403,7 @@ def _ends(values: Iterable[Any]) -> Any:
 # ------------------------------------------------------------------------------- memory and disk
 
 
-def memory_of(read: Sequence[CaseNumbers]) -> MemoryNeed:
+def _memory_of(read: Sequence[CaseNumbers]) -> MemoryNeed:
     """What the trainer needs while it reads these cases, all cases of the site, one by one."""
     reading = [
         int(np.prod(n.shape)) * (READING_BYTES_OF_COLOURS if n.channels == 3 else READING_BYTES)

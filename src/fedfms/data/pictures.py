@@ -13,82 +13,18 @@ alpha. Compression and layout have no part in the decision. Then
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, PngImagePlugin
+from PIL import Image
 
-from fedfms.data import png
-from fedfms.data.content import cannot_read_here, damaged
+from fedfms.data.content import cannot_read_here
 from fedfms.data.grid import Array
-from fedfms.data.tiff import read_tiff, require_size, require_upright
+from fedfms.data.samples import Picture, varies
 from fedfms.errors import SiteDataError
 
 _GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601, as Pillow's "L"
-
-Space = Literal["gray", "gray, 0 is white", "RGB", "palette", "CMYK", "YCbCr", "CIELab"]
-_CHANNELS: dict[Space, int] = {
-    "gray": 1,
-    "gray, 0 is white": 1,
-    "RGB": 3,
-    "palette": 1,
-    "CMYK": 4,
-    "YCbCr": 3,
-    "CIELab": 3,
-}
-_OF_TIFF: dict[int, Space] = {
-    0: "gray, 0 is white",
-    1: "gray",
-    2: "RGB",
-    3: "palette",
-    5: "CMYK",
-    6: "YCbCr",
-    8: "CIELab",
-}
-_ORIENTATION_TAG = 274  # of EXIF
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Picture:
-    """A picture as it is stored.
-
-    samples: (H, W, S), one for each channel of `space`.
-    bits: of a sample.
-    alpha: (H, W), or None.
-    is_premultiplied: the samples are already multiplied by alpha.
-    palette: (N, 4) uint8, red, green, blue and alpha of each index.
-    kind: such as "PNG, palette, 8 bit".
-    is_lossy: the compression can change values.
-    is_by_tifffile: the Python package tifffile wrote it.
-    """
-
-    samples: Array
-    space: Space
-    bits: int
-    kind: str
-    alpha: Array | None = None
-    is_premultiplied: bool = False
-    palette: Array | None = None
-    is_lossy: bool = False
-    is_by_tifffile: bool = False
-
-
-def read_picture(path: Path, data: bytes) -> Picture:
-    """A PNG, JPEG or TIFF by the ending of its name.
-
-    Raises:
-        SiteDataError: "many-pages", "picture-too-large", "turned-picture", "several-channels",
-            "cannot-be-read-here".
-        Exception: of any kind, from files that are cut off or hold nonsense.
-    """
-    suffix = path.suffix.lower()
-    if suffix in (".tif", ".tiff"):
-        return _tiff(path, data)
-    return _png(path, data) if suffix == ".png" else _jpeg(path, data)
 
 
 def image_values(path: Path, picture: Picture, *, colours: bool) -> Array:
@@ -106,11 +42,6 @@ def image_values(path: Path, picture: Picture, *, colours: bool) -> Array:
         return values[..., 0]
     grey: Array = values.astype(np.float32) @ _GRAY_WEIGHTS
     return grey
-
-
-def varies(alpha: Array | None) -> bool:
-    """Whether a picture is more transparent here than there."""
-    return alpha is not None and bool(alpha.min() != alpha.max())
 
 
 def label_values(path: Path, picture: Picture) -> Array:
@@ -261,143 +192,3 @@ def _black_is_zero(path: Path, picture: Picture) -> Array:
     if picture.samples.dtype.kind != "u":
         raise cannot_read_here(path, "it says that 0 is white and holds no plain whole numbers")
     return np.asarray(2**picture.bits - 1 - picture.samples, picture.samples.dtype)
-
-
-# ------------------------------------------------------------------------------------------ TIFF
-
-
-def _tiff(path: Path, data: bytes) -> Picture:
-    stored = read_tiff(path, data)
-    space = _OF_TIFF.get(stored.photometric)
-    if space is None:
-        raise cannot_read_here(
-            path, f"it has the PhotometricInterpretation {stored.photometric}, no plain colours"
-        )
-    count = _CHANNELS[space]
-    name = f"{space} and alpha" if set(stored.extra) & {1, 2} else space
-    kind = f"TIFF, {_described(name, stored.bits, stored.samples.dtype)}, {stored.compression}"
-    if stored.samples.shape[2] < count:
-        raise damaged(path, f"{space} with {stored.samples.shape[2]} channels")
-    colours, others = stored.samples[..., :count], stored.samples[..., count:]
-    picture = Picture(
-        colours,
-        space,
-        stored.bits,
-        kind,
-        palette=None if stored.colours is None else _opaque(stored.colours),
-        is_lossy=stored.is_lossy,
-        is_by_tifffile=stored.is_by_tifffile,
-    )
-    meant = [*stored.extra, *[0] * others.shape[2]][: others.shape[2]]  # 0: not said
-    for number, meaning in enumerate(meant):
-        other = others[..., number]
-        if meaning in (1, 2) and picture.alpha is None:
-            picture = replace(picture, alpha=other, is_premultiplied=meaning == 1)
-        elif varies(other):
-            raise SiteDataError(
-                f"{path} has {stored.samples.shape[2]} channels where {space} has {count}, and the "
-                "file does not say what the rest is",
-                "save the channel that matters as a gray picture, or three of them as RGB",
-                code="several-channels",
-            )
-    return picture
-
-
-def _described(name: str, bits: int, dtype: np.dtype) -> str:
-    number = {"f": "float", "i": "signed"}.get(dtype.kind, "bit")
-    return f"{name}, {bits} bit" if number == "bit" else f"{name}, {bits} bit {number}"
-
-
-def _opaque(colours: Array) -> Array:
-    return np.column_stack([colours, np.full(len(colours), 255, np.uint8)])
-
-
-# ------------------------------------------------------------------------------------------- PNG
-
-
-def _png(path: Path, data: bytes) -> Picture:
-    header = png.read_header(data)
-    require_size(path, header.width, header.height)
-    with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:  # not open(): it warns of size
-        if getattr(image, "n_frames", 1) > 1:
-            raise SiteDataError(
-                f"{path} has {image.n_frames} pictures one after the other (animated)",
-                "save one picture for each file",
-                code="many-pages",
-            )
-        require_upright(path, image.getexif().get(_ORIENTATION_TAG, 1))
-        image.load()  # looks at all checksums
-        transparent, colours = image.info.get("transparency"), image.getpalette("RGB")
-        if image.mode == "1" and transparent is not None:
-            transparent = int(transparent != 0)  # Pillow says 255 for 1
-        samples = np.asarray(image)
-    if header.bits == 16:
-        samples = png.read_16_bits(data)
-    elif header.colour_type == png.GRAY and header.bits < 8:
-        # Pillow spreads 2 and 4 bits over 0 to 255
-        samples = samples.astype(np.uint8) // {1: 1, 2: 85, 4: 17}[header.bits]
-    samples = samples[..., None] if samples.ndim == 2 else samples
-    space: Space = "gray"
-    if header.colour_type == png.PALETTE:
-        space = "palette"
-    elif header.colour_type in (png.RGB, png.RGBA):
-        space = "RGB"
-    name = {png.GRAY_ALPHA: "gray and alpha", png.RGBA: "RGB and alpha"}.get(
-        header.colour_type, space
-    )
-    count = _CHANNELS[space]
-    alpha = samples[..., count] if samples.shape[2] > count else None
-    samples = samples[..., :count]
-    palette = None
-    if space == "palette":
-        palette = _opaque(np.array(colours, np.uint8).reshape(-1, 3))
-        if isinstance(transparent, bytes):
-            palette[: len(transparent), 3] = np.frombuffer(transparent, np.uint8)[: len(palette)]
-        elif transparent is not None:
-            palette[int(transparent), 3] = 0
-        if samples.max() >= len(palette):
-            raise damaged(path, "a pixel has an index beyond the palette")
-        alpha = palette[:, 3][samples[..., 0]]
-    elif transparent is not None:  # one value or colour is
-        alpha = np.where((samples == np.array(transparent)).all(axis=2), 0, 255)
-    return Picture(
-        samples, space, header.bits, f"PNG, {name}, {header.bits} bit", alpha, palette=palette
-    )
-
-
-# ------------------------------------------------------------------------------------------ JPEG
-
-
-def _jpeg(path: Path, data: bytes) -> Picture:
-    bits, coding, width, height = _frame_of_jpeg(data)
-    if bits != 8 or coding not in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA):
-        raise cannot_read_here(path, f"it is a JPEG of {bits} bits or of a rare coding")
-    require_size(path, width, height)
-    with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
-        require_upright(path, image.getexif().get(_ORIENTATION_TAG, 1))
-        image.load()
-        space: Space = "gray" if image.mode == "L" else "RGB"
-        name = {"L": "gray"}.get(image.mode, image.mode)
-        samples = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-    samples = samples[..., None] if samples.ndim == 2 else samples
-    return Picture(samples, space, 8, f"JPEG, {name}, 8 bit", is_lossy=True)
-
-
-def _frame_of_jpeg(data: bytes) -> tuple[int, int, int, int]:
-    """Bits, coding (the marker), width and height."""
-    place = 2
-    while place + 9 < len(data):
-        if data[place] != 0xFF:
-            raise ValueError("no marker where one should be")
-        marker = data[place + 1]
-        if marker == 0xFF:  # fill byte
-            place += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # without length
-            place += 2
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height = int.from_bytes(data[place + 5 : place + 7], "big")
-            width = int.from_bytes(data[place + 7 : place + 9], "big")
-            return data[place + 4], marker, width, height
-        else:
-            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    raise ValueError("it ends before its pixels begin")

@@ -45,13 +45,12 @@ def prepare_cases(
         TaskAborted: somebody asked to stop.
     """
     shelves = Shelves(site.cache or folder)
+    control = control or Control()
     prepared = []
     for number, case in enumerate(cases):
-        if control is not None:
-            control.report("prepare", number, len(cases))
+        control.report("prepare", number, len(cases))
         prepared.append(_guarded(case, site, shelves))
-    if control is not None:
-        control.report("prepare", len(cases), len(cases))
+    control.report("prepare", len(cases), len(cases))
     problems = problems_together([case.summary() for case in prepared], site)
     if problems:
         raise problems[0]

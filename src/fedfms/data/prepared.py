@@ -19,18 +19,16 @@ from fedfms.data.grid import largest_shift, same_grid
 from fedfms.data.manifest import Case
 from fedfms.data.pictures import Palette
 from fedfms.errors import SiteDataError
+from fedfms.geometry import Pictured
 
 # label values: uint8 where they fit, else int16 as files are read
 Labels = NDArray[np.uint8] | NDArray[np.int16]
 
 
-class Prepared(Protocol):
+class Prepared(Pictured, Protocol):
     """A case as training and scores need it, in memory (`PreparedCase`) or on disk (data/cache.py).
 
-    case: which one.
-    images: (D, H, W) uint8 grey levels, or (D, H, W, 3) with `channels: rgb`.
     labels: (D, H, W), label values as stored in the file.
-    spacing: between slices, rows and columns; millimetres for volumes, 1 for pictures and NPY.
     is_volume: the slices lie one above the other (NIfTI, 3-D NPY); a picture is one slice.
     """
 
@@ -40,18 +38,8 @@ class Prepared(Protocol):
         ...
 
     @property
-    def images(self) -> NDArray[np.uint8]:
-        """Grey levels at native size."""
-        ...
-
-    @property
     def labels(self) -> Labels:
         """Label values at native size."""
-        ...
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Between slices, rows and columns."""
         ...
 
     @property

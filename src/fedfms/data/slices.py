@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import tempfile
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ from torch.utils.data import Dataset
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
-from fedfms.data.cache import StoredCase, temporary_folder, unnamed_file
-from fedfms.data.classes import annotated, in_torch, masks_of_labels
+from fedfms.data.cache import StoredCase, temporary_folder
+from fedfms.data.classes import annotated, masks_of_labels
 from fedfms.data.prepared import Prepared
 from fedfms.errors import SiteDataError
 from fedfms.geometry import Frame, mask_target, normalised, resized_slice
@@ -78,10 +79,10 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         frame = Frame.of(case)
         kept = self._kept.get(item, frame) if self._kept is not None else None
         if kept is None:
-            labels = in_torch(case.labels[index])
+            masks = masks_of_labels(case.labels[index], self.site, self.recipe)
             kept = (
                 resized_slice(case, index, self.site, self.recipe),
-                mask_target(masks_of_labels(labels, self.site, self.recipe), frame, self.recipe),
+                mask_target(masks, frame, self.recipe),
             )
             if self._kept is not None:
                 self._kept.put(item, *kept)
@@ -106,7 +107,7 @@ class KeptSlices:
         self._pictures, self._masks = bytes_of_slice(
             channels, len(recipe.classes), recipe.image_size, recipe.mask_size
         )
-        self._file = unnamed_file(folder)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it stays open
         weakref.finalize(self, self._file.close)
         os.truncate(self._file.fileno(), slices * self._slot)  # a hole: no room is taken yet
 

@@ -39,6 +39,11 @@ class Finding:
     severity: Literal["error", "warning"]
 
 
+def warning(code: str, problem: str, fix: str) -> Finding:
+    """A finding that stops nothing."""
+    return Finding(code, problem, fix, "warning")
+
+
 def unlikely(
     summary: DataSummary,
     read: Sequence[CaseNumbers],
@@ -136,7 +141,7 @@ def _covers_most(
         )
     else:
         fix = f"look at a label: if {values} is not {name}, correct classes in site.yml"
-    return _warning("covers-most", f"{name} covers {what} {where}", fix)
+    return warning("covers-most", f"{name} covers {what} {where}", fix)
 
 
 def _occurring(name: str, summary: DataSummary, site: SiteConfig) -> tuple[int, ...]:
@@ -148,14 +153,14 @@ def _rare(name: str, summary: DataSummary, read: Sequence[CaseNumbers]) -> Findi
     numbers = summary.classes[name]
     most = max(int(case.drawn[name].pixels.max()) for case in read)
     if most <= _FEW_PIXELS:
-        return _warning(
+        return warning(
             "hardly-drawn",
             f"{name} never has more than {count_of(most, 'pixel')} in a slice",
             "look at the labels in which it occurs: these may be slips of the mouse, or another "
             "class's value",
         )
     if summary.read >= 10 and numbers.cases.total < _RARE_CASES * summary.read:
-        return _warning(
+        return warning(
             "class-rare",
             f"{name} is drawn in {numbers.cases.total} of {summary.read} cases",
             "if it was not looked for in the others, leave those out, or move the class to "
@@ -173,7 +178,7 @@ def _on_one_side(name: str, summary: DataSummary, site: SiteConfig) -> Finding |
         if cases.train
         else ("to train", "it is not learnt")
     )
-    return _warning(
+    return warning(
         "class-on-one-side",
         f"{name} is drawn in {count_of(cases.total, 'case')}, and in none of those {side}, so that "
         f"{effect}",
@@ -191,7 +196,7 @@ def _too_small(
     largest = max(read, key=lambda numbers: max(numbers.shape[1:]))
     rows, columns = grid.mask_pixel(largest.shape[1:], largest.spacing[1:])
     size = "at the job's" if recipe is not None else "at SAM's own"
-    return _warning(
+    return warning(
         "objects-too-small",
         f"{name}: {small} of the {objects} outlines looked at are smaller than one pixel of the "
         f"network's mask, which covers {rows:.1f} x {columns:.1f} pixels of a picture of "
@@ -209,7 +214,7 @@ def _same_values(site: SiteConfig) -> Finding | None:
     twins = next((names for names in by_values.values() if len(names) > 1), None)
     if twins is None:
         return None
-    return _warning(
+    return warning(
         "same-label-values",
         f"{' and '.join(twins)} have the same label values",
         "give each class the values that mean it under classes in site.yml",
@@ -234,7 +239,7 @@ def _pixels(read: Sequence[CaseNumbers], site: SiteConfig) -> Finding | None:
     if coarse:
         first = max(coarse, key=lambda numbers: max(numbers.spacing[1:]))
         assert first.finest is not None
-        return _warning(
+        return warning(
             "plane-not-finest",
             f"in {len(coarse)} of {count_of(len(read), 'volume')} the {site.plane} slices have "
             f"pixels of up to {_pixel(first)} mm, {first.finest[1]} ones of {first.finest[0]:.3g} "
@@ -244,7 +249,7 @@ def _pixels(read: Sequence[CaseNumbers], site: SiteConfig) -> Finding | None:
         )
     if uneven:
         first = max(uneven, key=lambda numbers: max(numbers.spacing[1:]) / min(numbers.spacing[1:]))
-        return _warning(
+        return warning(
             "pixels-not-square",
             f"in {len(uneven)} of {count_of(len(read), 'volume')} the pixels of a slice are far "
             f"from square, up to {_pixel(first)} mm (rows x columns)",
@@ -265,7 +270,7 @@ def _sizes(read: Sequence[CaseNumbers]) -> Finding | None:
         return None
     first = [numbers for numbers in read if numbers.is_volume][int(far[0])]
     sizes = " x ".join(f"{size:.3g}" for size in first.spacing)
-    return _warning(
+    return warning(
         "other-voxel-size",
         f"the voxels of {count_of(len(far), 'volume')} are over 100 times larger or smaller than "
         f"those of most; the first is {first.case.image} with {sizes} mm (slices x rows x columns)",
@@ -283,7 +288,7 @@ def _colours(read: Sequence[CaseNumbers]) -> Finding | None:
     coloured = sum(numbers.channels == 3 for numbers in read) - len(grey)
     if not grey or not coloured:
         return None
-    return _warning(
+    return warning(
         "colours-differ",
         f"{count_of(len(grey), 'picture')} have no colour, {coloured} have; the first without is "
         f"{grey[0].case.image}",
@@ -300,7 +305,7 @@ def _units(read: Sequence[CaseNumbers]) -> Finding | None:
     if not far.size:
         return None
     first = read[int(far[0])]
-    return _warning(
+    return warning(
         "other-intensities",
         f"the stored values of {count_of(len(far), 'image')} spread over 100 times more or less "
         f"than those of most; the first is {first.case.image} with {first.stored[0]:.4g} to "
@@ -317,7 +322,7 @@ def _offset(read: Sequence[CaseNumbers], site: SiteConfig) -> Finding | None:
     shifted = np.flatnonzero(lows >= 0)
     if not shifted.size or np.median(lows) > -500:
         return None
-    return _warning(
+    return warning(
         "other-intensities",
         f"{count_of(len(shifted), 'image')} have no value below 0, most others reach "
         f"{np.median(lows):.0f}; the first is {read[int(shifted[0])].case.image}",
@@ -332,7 +337,7 @@ def _memory(summary: DataSummary) -> Finding | None:
     memory = summary.memory
     if memory.needed < memory.allowed:
         return None
-    return _warning(
+    return warning(
         "memory-short",
         f"the data needs {size_text(memory.needed)} of memory in the trainer, the model not "
         f"counted, and this process may use {size_text(memory.allowed)}",
@@ -348,13 +353,9 @@ def _disk(summary: DataSummary, site: SiteConfig) -> Finding | None:
     missing, free = summary.disk.missing(site.cache), free_bytes(site.cache)
     if missing < free:
         return None
-    return _warning(
+    return warning(
         "disk-short",
         f"prepared cases need {size_text(missing)} more in {site.cache}, the cache of site.yml, "
         f"and {size_text(free)} are free on its disk",
         "free room there, or name a folder on a larger disk with cache in site.yml",
     )
-
-
-def _warning(code: str, problem: str, fix: str) -> Finding:
-    return Finding(code, problem, fix, "warning")

@@ -13,7 +13,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,15 @@ _CLASS_OF_MODALITY = {
     "MR": MRImageStorage,
     "PT": PositronEmissionTomographyImageStorage,
 }
+# What is done to attributes, in the order in which it is said; `_Done` has their names by it.
+_REWRITTEN = "rewritten as DICOM writes it"
+_BLANK = "not valid and left blank"
+_LEFT_OUT = "not valid and left out"
+_MADE = "missing and made from what is there"
+_MADE_INVALID = "not valid and made from what is there"
+_KEPT = "kept with leading zeros, so that programs find what they name"
+_OTHER = ""  # a clause of its own
+_Done = dict[str, list[str]]
 _UID_LETTERS = re.compile(r"\d+(\.\d+)+")
 
 
@@ -94,35 +103,6 @@ class Sources:
     character_set: str | None
     series_number: int
     said: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class _Done:
-    """What was done to attributes, by name."""
-
-    rewritten: list[str] = field(default_factory=list)
-    blank: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-    made: list[str] = field(default_factory=list)
-    made_invalid: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-    other: list[str] = field(default_factory=list)
-
-    def clauses(self) -> tuple[str, ...]:
-        """As parts of a sentence."""
-        found = [
-            f"{_listed(names)} {what}"
-            for names, what in (
-                (self.rewritten, "rewritten as DICOM writes it"),
-                (self.blank, "not valid and left blank"),
-                (self.left_out, "not valid and left out"),
-                (self.made, "missing and made from what is there"),
-                (self.made_invalid, "not valid and made from what is there"),
-                (self.kept, "kept with leading zeros, so that programs find what they name"),
-            )
-            if names
-        ]
-        return (*found, *self.other)
 
 
 def sources_of(series: Series) -> Sources:
@@ -151,25 +131,27 @@ def _sources_of(series: Series) -> Sources:
                 "gave every file a new one, let it give all files of a series the same",
                 code=code,
             )
-    done = _Done()
+    done: _Done = {
+        what: [] for what in (_REWRITTEN, _BLANK, _LEFT_OUT, _MADE, _MADE_INVALID, _KEPT, _OTHER)
+    }
     shared = Dataset()
     for keyword in _MAY_BE_BLANK:
-        setattr(shared, keyword, _taken(first, keyword, done, done.blank) or "")
+        setattr(shared, keyword, _taken(first, keyword, done, _BLANK) or "")
     for keyword in _MAY_BE_MISSING:
-        _set(shared, keyword, _taken(first, keyword, done, done.left_out))
+        _set(shared, keyword, _taken(first, keyword, done))
     methods = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
     if shared.get("PatientIdentityRemoved") == "YES" and not any(m in shared for m in methods):
         del shared.PatientIdentityRemoved  # is not valid without
-        done.other.append("PatientIdentityRemoved has no DeidentificationMethod and is left out")
-    trial = {keyword: _taken(first, keyword, done, done.left_out) for keyword in _TRIAL}
+        done[_OTHER].append("PatientIdentityRemoved has no DeidentificationMethod and is left out")
+    trial = {keyword: _taken(first, keyword, done) for keyword in _TRIAL}
     if all(trial[keyword] for keyword in _TRIAL[:3]):
         for keyword in _TRIAL[:6]:
             setattr(shared, keyword, trial[keyword] or "")
         _set(shared, _TRIAL[6], trial[_TRIAL[6]])
-    if _taken(first, "LossyImageCompression", done, done.left_out) == "01":
+    if _taken(first, "LossyImageCompression", done) == "01":
         shared.LossyImageCompression = "01"
         for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            _set(shared, keyword, _taken(first, keyword, done, done.left_out))
+            _set(shared, keyword, _taken(first, keyword, done))
     _identify(shared, series, done)
     headers = _slices(shared, series, done)
     classes = _references(series, headers, done)
@@ -180,7 +162,11 @@ def _sources_of(series: Series) -> Sources:
         classes,
         None if plain else "ISO_IR 192",
         int(number) if re.fullmatch(r"\d{1,8}", number) else 0,
-        done.clauses(),
+        tuple(
+            clause
+            for what, names in done.items()
+            for clause in ([f"{_listed(names)} {what}"] if what and names else names)
+        ),
     )
 
 
@@ -200,7 +186,7 @@ def _text(header: Dataset, keyword: str) -> str:
         return "?"
 
 
-def _taken(header: Dataset, keyword: str, done: _Done, refused: list[str]) -> Any:
+def _taken(header: Dataset, keyword: str, done: _Done, refused: str = _LEFT_OUT) -> Any:
     """A valid value, perhaps rewritten; None where there is none, or none that is valid."""
     try:
         element = header[keyword]
@@ -222,10 +208,10 @@ def _taken(header: Dataset, keyword: str, done: _Done, refused: list[str]) -> An
     except KeyError:
         return None
     except Exception:  # not valid, or so far from it that pydicom raises nearly anything
-        refused.append(keyword)
+        done[refused].append(keyword)
         return None
     if valid != text:
-        done.rewritten.append(keyword)
+        done[_REWRITTEN].append(keyword)
     return valid or None
 
 
@@ -350,7 +336,7 @@ def _identify(shared: Dataset, series: Series, done: _Done) -> None:
             _keep(shared, keyword, text, done)
         else:
             setattr(shared, keyword, _made(keyword, *parts()))
-            (done.made_invalid if text else done.made).append(keyword)
+            done[_MADE_INVALID if text else _MADE].append(keyword)
 
 
 def _tells(text: str) -> bool:
@@ -359,8 +345,8 @@ def _tells(text: str) -> bool:
 
 def _keep(header: Dataset, keyword: str, text: str, done: _Done) -> None:
     setattr(header, keyword, text)
-    if not UID(text).is_valid and keyword not in done.kept:
-        done.kept.append(keyword)
+    if not UID(text).is_valid and keyword not in done[_KEPT]:
+        done[_KEPT].append(keyword)
 
 
 def _slices(shared: Dataset, series: Series, done: _Done) -> tuple[Dataset, ...]:
@@ -368,7 +354,7 @@ def _slices(shared: Dataset, series: Series, done: _Done) -> tuple[Dataset, ...]
     spacing = float(np.linalg.norm(series.affine[:3, 2]))
     thickness = _thickness(series.headers[0])
     if thickness is None:
-        done.other.append("SliceThickness is missing or not valid, so the slices' distance is it")
+        done[_OTHER].append("SliceThickness is missing or not valid, so the slices' distance is it")
     headers = []
     for source in series.headers:
         header = Dataset()
@@ -407,7 +393,7 @@ def _references(series: Series, headers: Sequence[Dataset], done: _Done) -> dict
         return dict(zip(uids, classes, strict=True))
     for number, header in enumerate(headers):
         header.SOPInstanceUID = _made("SOPInstanceUID", header.SeriesInstanceUID, number)
-    done.other.append(
+    done[_OTHER].append(
         "the slices have no valid SOPInstanceUID of their own, so the segmentation lies in their "
         "place but names none of them"
     )
@@ -419,8 +405,8 @@ def _class_of(source: Dataset, done: _Done) -> str:
     if _usable(text):
         return text
     said = "SOPClassUID is missing or not valid, so the modality's is named"
-    if said not in done.other:
-        done.other.append(said)
+    if said not in done[_OTHER]:
+        done[_OTHER].append(said)
     return str(_CLASS_OF_MODALITY.get(_text(source, "Modality"), SecondaryCaptureImageStorage))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fedfms.contracts.decode import OPTIONS, changed
-from fedfms.contracts.site import ImageFormat, Intensity, Setup, SiteConfig
+from fedfms.contracts.site import Intensity, Setup, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import read_bytes
 from fedfms.data.formats import Notice, Stored, read_image
@@ -158,29 +158,16 @@ def predict_items(
             if on_progress is not None:
                 on_progress(title, done, total)
 
-        yield _guarded(trained, item, site, origin, overwrite, Control(tell))
-
-
-def _guarded(
-    trained: Trained,
-    item: Item,
-    site: Setup,
-    origin: Origin,
-    overwrite: bool,
-    control: Control,
-) -> Predicted:
-    """One image, whatever any library raises at it."""
-    try:
-        return _predict_one(trained, item, site, origin, overwrite, control)
-    except TaskAborted:
-        raise
-    except FedfmsError as error:
-        if error.code in ENDS_THE_RUN:
-            raise
-        return Predicted(item, (), None, 0, error)
-    except Exception as error:  # of a decoder, of a writer, of ours: the others go on
-        told = unexpected(error, f"{item.source} cannot be predicted", FedfmsError)
-        return Predicted(item, (), None, 0, told)
+        try:
+            predicted = _predict_one(trained, item, site, origin, overwrite, Control(tell))
+        except FedfmsError as error:
+            if isinstance(error, TaskAborted) or error.code in ENDS_THE_RUN:
+                raise
+            predicted = Predicted(item, (), None, 0, error)
+        except Exception as error:  # of a decoder, of a writer, of ours: the others go on
+            told = unexpected(error, f"{item.source} cannot be predicted", FedfmsError)
+            predicted = Predicted(item, (), None, 0, told)
+        yield predicted
 
 
 def _predict_one(
@@ -198,7 +185,7 @@ def _predict_one(
             "add --overwrite, or name another OUTPUT",
             code="output-exists",
         )
-    site = _for_format(site, item.format)
+    site = dataclasses.replace(site, format=item.format)
     data = read_bytes(item.source, site)
     with warnings.catch_warnings(record=True) as warned:  # otherwise lines of code on the terminal
         warnings.simplefilter("default")
@@ -242,13 +229,6 @@ def _header_notes(item: Item, stored: Stored) -> tuple[Notice, ...]:
             "nothing, if a program for removing names wrote them so; the mask is not touched by it",
         ),
     )
-
-
-def _for_format(site: Setup, kind: ImageFormat) -> Setup:
-    """The site's reading of pixels for a file of any format."""
-    if kind == site.format:
-        return site
-    return dataclasses.replace(site, format=kind)
 
 
 class _Result(NamedTuple):
@@ -307,20 +287,17 @@ def _files(
     masks = list(zip(item.separate, result.masks.astype(np.uint8), strict=False))  # or none
     if item.labels is not None:
         masks.insert(0, (item.labels, result.labels()))
+    shares = list(zip(item.probabilities, maps, strict=True))
     if item.format == "npy":
         shape = slice(None) if stored.is_volume else 0  # a picture has no axis of slices
-        return [
-            (path, npy_bytes(values[shape]))
-            for path, values in [*masks, *zip(item.probabilities, maps, strict=True)]
-        ]
+        return [(path, npy_bytes(values[shape])) for path, values in [*masks, *shares]]
     if item.format == "nifti":
         assert stored.cut is not None  # of every volume
-        whole = [*masks, *zip(item.probabilities, maps, strict=True)]
         return [
             (path, nifti_bytes(values, stored.cut, item.source, data, origin))
-            for path, values in whole
+            for path, values in [*masks, *shares]
         ]
     return [
         *((path, png_bytes(mask[0])) for path, mask in masks),
-        *((path, tiff_bytes(map_[0])) for path, map_ in zip(item.probabilities, maps, strict=True)),
+        *((path, tiff_bytes(share[0])) for path, share in shares),
     ]

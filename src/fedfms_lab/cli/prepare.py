@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fedfms.cli.common import AsJson, names_in, out, progress, styled
 from fedfms.errors import ConfigError
 from fedfms_lab.cli import PANEL
-
-if TYPE_CHECKING:
-    from fedfms_lab.prepare.plan import SitePlan
-    from fedfms_lab.prepare.source import Source
 
 commands = typer.Typer()
 data_sets = typer.Typer(
@@ -42,27 +39,65 @@ Only = Annotated[
 ]
 
 
-@data_sets.command()
+Plan = Callable[..., Any]  # of the download, and whether as the paper, to a list of SitePlan
+
+
+def _data_set(plan_of: Callable[..., Plan]) -> Callable[..., None]:
+    """A command that makes what the plan says, and tells what came out."""
+
+    @data_sets.command()
+    @functools.wraps(plan_of)
+    def command(source: Path, output: Path, as_json: bool, paper: bool, **own: Any) -> None:
+        from fedfms_lab.prepare.source import open_source
+        from fedfms_lab.prepare.write import UNFINISHED, prepare, tidy
+
+        plan = plan_of(source, output, paper=paper, **own)
+        scratch = output / UNFINISHED
+        try:
+            with progress(as_json) as on_progress, open_source(source, scratch) as download:
+                sites = prepare(plan(download, paper=paper), download, output, on_progress)
+        finally:
+            tidy(output)
+        if as_json:
+            out.print_json(json.dumps([dataclasses.asdict(site) for site in sites]))
+            return
+        for site in sites:
+            out.print(
+                styled(
+                    (site.name, "bold"),
+                    f": {site.cases} cases, {site.slices} slices, "
+                    f"{site.slices_with_foreground} of them with foreground"
+                    + (", unchanged" if site.state == "unchanged" else ""),
+                )
+            )
+            for notice in site.notices:
+                out.print(styled("  ", ("note:", "yellow"), " ", notice))
+        if all(site.state == "unchanged" for site in sites):
+            out.print(f"nothing to do: all {len(sites)} sites are in {output} already")
+        else:
+            out.print(f"next: fedfms check-data {output / sites[0].name / 'site.yml'}")
+        if paper and plan_of.__name__ != "decathlon":  # which is none of the paper's
+            order = ",".join(site.name for site in sites)
+            out.print(f"for the paper's recipes: --set site_order={order}")
+
+    return command
+
+
+@_data_set
 def prostate(
     source: SourceFolder,
     output: Output,
     paper: Paper = False,
     only: Only = None,
     as_json: AsJson = False,
-) -> None:
+) -> Plan:
     """Prostate MRI of six sites: Multi-site Dataset for Prostate MRI Segmentation (SAML)."""
     from fedfms_lab.prepare.prostate import plan_prostate
 
-    _prepare(
-        lambda download: plan_prostate(download, paper=paper, only=names_in(only)),
-        source,
-        output,
-        as_json,
-        paper=paper,
-    )
+    return functools.partial(plan_prostate, only=names_in(only))
 
 
-@data_sets.command()
+@_data_set
 def fundus(
     source: SourceFolder,
     output: Output,
@@ -77,40 +112,28 @@ def fundus(
     ] = None,
     only: Only = None,
     as_json: AsJson = False,
-) -> None:
+) -> Plan:
     """Optic disc and cup at four sites: REFUGE, ORIGA, G1020 and Drishti-GS1."""
     from fedfms_lab.prepare.fundus import plan_fundus
 
-    _prepare(
-        lambda download: plan_fundus(download, paper=paper, od_mode=od_mode, only=names_in(only)),
-        source,
-        output,
-        as_json,
-        paper=paper,
-    )
+    return functools.partial(plan_fundus, od_mode=od_mode, only=names_in(only))
 
 
-@data_sets.command()
+@_data_set
 def nuclei(
     source: SourceFolder,
     output: Output,
     paper: Paper = False,
     only: Only = None,
     as_json: AsJson = False,
-) -> None:
+) -> Plan:
     """Nuclei in histology at seven sites: PanNuke, MoNuSAC2020, TNBC and MoNuSeg 2018."""
     from fedfms_lab.prepare.nuclei import plan_nuclei
 
-    _prepare(
-        lambda download: plan_nuclei(download, paper=paper, only=names_in(only)),
-        source,
-        output,
-        as_json,
-        paper=paper,
-    )
+    return functools.partial(plan_nuclei, only=names_in(only))
 
 
-@data_sets.command()
+@_data_set
 def fets(
     source: SourceFolder,
     output: Output,
@@ -122,22 +145,14 @@ def fets(
         str, typer.Option(help="The MRI contrast: t1ce, flair, t1 or t2.")
     ] = "t1ce",
     as_json: AsJson = False,
-) -> None:
+) -> Plan:
     """Brain tumours by institution: FeTS 2022, the tumour core."""
     from fedfms_lab.prepare.fets import plan_fets
 
-    _prepare(
-        lambda download: plan_fets(
-            download, paper=paper, sites=names_in(sites) or (), modality=modality
-        ),
-        source,
-        output,
-        as_json,
-        paper=paper,
-    )
+    return functools.partial(plan_fets, sites=names_in(sites) or (), modality=modality)
 
 
-@data_sets.command()
+@_data_set
 def ctlung(
     source: SourceFolder,
     output: Output,
@@ -146,20 +161,14 @@ def ctlung(
         Path | None, typer.Option(help="CSV of patient and site. Otherwise a hash deals to five.")
     ] = None,
     as_json: AsJson = False,
-) -> None:
+) -> Plan:
     """Lung in CT slices at five sites; the paper does not name its source, see docs/data.md."""
     from fedfms_lab.prepare.ctlung import plan_ctlung
 
-    _prepare(
-        lambda download: plan_ctlung(download, paper=paper, sites_from=sites_from),
-        source,
-        output,
-        as_json,
-        paper=paper,
-    )
+    return functools.partial(plan_ctlung, sites_from=sites_from)
 
 
-@data_sets.command()
+@_data_set
 def decathlon(
     source: SourceFolder,
     output: Output,
@@ -175,62 +184,12 @@ def decathlon(
     ] = None,
     plane: Annotated[str, typer.Option(help="axial, coronal or sagittal.")] = "axial",
     as_json: AsJson = False,
-) -> None:
+) -> Plan:
     """Any task of the Medical Segmentation Decathlon."""
     from fedfms_lab.prepare.decathlon import plan_decathlon
 
     if plane not in ("axial", "coronal", "sagittal"):
         raise ConfigError(f"there is no plane {plane}", "choose axial, coronal or sagittal")
-    _prepare(
-        lambda download: plan_decathlon(
-            download,
-            paper=paper,
-            channel=channel,
-            sites=sites,
-            sites_from=sites_from,
-            plane=plane,
-        ),
-        source,
-        output,
-        as_json,
+    return functools.partial(
+        plan_decathlon, channel=channel, sites=sites, sites_from=sites_from, plane=plane
     )
-
-
-def _prepare(
-    plan: Callable[[Source], list[SitePlan]],
-    source: Path,
-    output: Path,
-    as_json: bool,
-    *,
-    paper: bool = False,
-) -> None:
-    """Plan, make, and say what came out; the paper's order of sites where it is asked for."""
-    from fedfms_lab.prepare.source import open_source
-    from fedfms_lab.prepare.write import UNFINISHED, prepare, tidy
-
-    try:
-        with progress(as_json) as on_progress, open_source(source, output / UNFINISHED) as download:
-            sites = prepare(plan(download), download, output, on_progress)
-    finally:
-        tidy(output)
-    if as_json:
-        out.print_json(json.dumps([dataclasses.asdict(site) for site in sites]))
-        return
-    for site in sites:
-        out.print(
-            styled(
-                (site.name, "bold"),
-                f": {site.cases} cases, {site.slices} slices, "
-                f"{site.slices_with_foreground} of them with foreground"
-                + (", unchanged" if site.state == "unchanged" else ""),
-            )
-        )
-        for notice in site.notices:
-            out.print(styled("  ", ("note:", "yellow"), " ", notice))
-    if all(site.state == "unchanged" for site in sites):
-        out.print(f"nothing to do: all {len(sites)} sites are in {output} already")
-    else:
-        out.print(f"next: fedfms check-data {output / sites[0].name / 'site.yml'}")
-    if paper:
-        order = ",".join(site.name for site in sites)
-        out.print(f"for the paper's recipes: --set site_order={order}")

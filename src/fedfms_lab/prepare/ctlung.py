@@ -12,7 +12,6 @@ Who holds the five sites themselves puts each into a folder 1 to 5 with images/ 
 
 from __future__ import annotations
 
-import functools
 import re
 from pathlib import Path
 
@@ -29,8 +28,7 @@ from fedfms_lab.prepare.plan import (
     Made,
     SitePlan,
     deal,
-    make_plan,
-    paper_settings,
+    items_of,
     read_assignment,
 )
 from fedfms_lab.prepare.source import Files, Source, pair_by_key
@@ -76,7 +74,7 @@ def plan_ctlung(
             else "patients dealt to five sites by a hash: an assumption, the set has no sites."
         )
     return [
-        make_plan(
+        SitePlan(
             command="ctlung",
             given_name=site,
             items=sorted(items[site], key=lambda item: item.case),
@@ -84,15 +82,13 @@ def plan_ctlung(
                 "format": "image",
                 "classes": {"lung": [255]},
                 "channels": "gray",
-                "intensity": {"rule": "range", "low": 0, "high": 255},
-                "patient": patient,
-                **paper_settings(paper),
             },
+            patient=patient,
+            paper=paper,
             comments=[
                 "CT slices of the chest, lung from the blue channel of the mask (150 and more).",
                 f"Sites: {split}",
             ],
-            label_values=(0, 255),
         )
         for site in items
     ]
@@ -112,9 +108,9 @@ def _items_by_patient(source: Source) -> dict[str, list[Item]]:
             "CT slices with masks", "images/images/ID00007637202177411956430_11.jpg"
         )
     items: dict[str, list[Item]] = {}
-    for key, image, label in pair_by_key(source, images, labels):
-        patient = key.rsplit("_", 1)[0]
-        items.setdefault(patient, []).append(_item(key, patient, image, label))
+    pairs = pair_by_key(source, images, labels)
+    for item in items_of(pairs, _make, lambda key: key.rsplit("_", 1)[0]):
+        items.setdefault(item.patient, []).append(item)
     return items
 
 
@@ -133,22 +129,7 @@ def _items_by_folder(source: Source) -> dict[str, list[Item]] | None:
     missing = [site for site in SITES if site not in pairs]
     if missing:
         raise source.missing(f"folder {missing[0]}/images", "1/images and 1/labels, to 5")
-    return {
-        site: [
-            _item(key, key, image, label)
-            for key, image, label in pair_by_key(source, pairs[site][0], pairs[site][1])
-        ]
-        for site in SITES
-    }
-
-
-def _item(case: str, patient: str, image: Path, label: Path) -> Item:
-    return Item(
-        case=case,
-        patient=patient,
-        sources=(image, label),
-        make=functools.partial(_make, image, label),
-    )
+    return {site: items_of(pair_by_key(source, *pairs[site]), _make) for site in SITES}
 
 
 def _make(image_path: Path, label_path: Path) -> Made:

@@ -17,25 +17,21 @@ from typing import Any
 
 from fedfms.errors import ConfigError, SiteDataError
 from fedfms_lab.prepare.plan import (
-    Item,
     Made,
     SitePlan,
     deal,
     flare_name,
-    make_plan,
-    paper_settings,
+    items_of,
     read_assignment,
-    volume_intensity,
 )
 from fedfms_lab.prepare.source import Source
-from fedfms_lab.prepare.volumes import read_channel, read_volume
+from fedfms_lab.prepare.volumes import read_channel, read_volume, volume_pair
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """What dataset.json says."""
 
-    folder: Path
     name: str
     licence: str
     modalities: tuple[str, ...]  # in the order of the channels
@@ -84,35 +80,26 @@ def plan_decathlon(
     several = len(task.modalities) > 1
     modality = task.modalities[channel]
     part = f"channel {channel}" if several else ""
+    make = functools.partial(_make_of_channel, channel) if several else volume_pair
     return [
-        make_plan(
+        SitePlan(
             command="decathlon",
             given_name=name,
-            items=[
-                Item(
-                    case=case,
-                    patient=case,
-                    sources=(image, label),
-                    part=part,
-                    make=functools.partial(_make, image, label, channel if several else None),
-                )
-                for case, image, label in task.pairs
-                if site_of[case] == name
-            ],
+            items=items_of(
+                (pair for pair in task.pairs if site_of[pair[0]] == name), make, part=part
+            ),
             settings={
                 "format": "nifti",
                 "classes": classes,
                 "plane": plane,
                 "channels": "neighbours",
                 "keep_empty_every": 5,
-                "intensity": volume_intensity(paper),
-                "patient": r"^(.+)\.nii\.gz$",
-                **paper_settings(paper),
             },
+            patient=r"^(.+)\.nii\.gz$",
+            paper=paper,
             comments=[
                 f"{task.name}, Medical Segmentation Decathlon, {modality}; {task.licence}.",
             ],
-            label_values=task.labels,
         )
         for name in names
     ]
@@ -177,7 +164,6 @@ def read_task(source: Source) -> Task:
             code="unexpected-file",
         )
     return Task(
-        folder=file.parent,
         name=str(content.get("name", file.parent.name)),
         licence=str(content.get("licence", content.get("license", "licence not stated"))),
         modalities=modalities,
@@ -198,12 +184,7 @@ def _pairs(
         flare_name(case[:63])
         pairs.append((case, image, label))
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise SiteDataError(
-            f"{source.root} lacks files that dataset.json lists: {', '.join(missing[:3])}{more}",
-            "unpack the task again, all of it",
-            code="missing-download-file",
-        )
+        raise source.lacking("that dataset.json lists", missing, "unpack the task again, all of it")
     return sorted(pairs)
 
 
@@ -224,8 +205,5 @@ def _channel(task: Task, channel: int | None) -> int:
     return channel
 
 
-def _make(image: Path, label: Path, channel: int | None) -> Made:
-    """The pair; `channel` None copies the image as it is."""
-    if channel is not None:
-        return Made(read_channel(image, channel), read_volume(label))
-    return Made(read_volume(image), read_volume(label))
+def _make_of_channel(channel: int, image: Path, label: Path) -> Made:
+    return Made(read_channel(image, channel), read_volume(label))

@@ -8,24 +8,15 @@ oedema, 4 enhancing tumour (3 in the packings that follow BraTS 2023). The tumou
 from __future__ import annotations
 
 import csv
-import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
 
 from fedfms.errors import ConfigError, SiteDataError
-from fedfms_lab.prepare.plan import (
-    Item,
-    Made,
-    SitePlan,
-    make_plan,
-    paper_settings,
-    volume_intensity,
-)
+from fedfms_lab.prepare.plan import SitePlan, items_of
 from fedfms_lab.prepare.source import Source
-from fedfms_lab.prepare.volumes import label_values, read_volume
+from fedfms_lab.prepare.volumes import label_values, volume_pair
 
-Modality = Literal["t1ce", "flair", "t1", "t2"]
+MODALITIES = ("t1ce", "flair", "t1", "t2")
 PAPER_SITES = ("1", "6", "18", "21")
 PARTITIONS = "partitioning_1.csv"  # by institution; partitioning_2 cuts these once more by size
 
@@ -50,9 +41,9 @@ def plan_fets(
         ConfigError: an unknown partition or modality.
         SiteDataError: "missing-download-file", "unexpected-file", "unexpected-label-values".
     """
-    if modality not in get_args(Modality):
+    if modality not in MODALITIES:
         raise ConfigError(
-            f"there is no modality {modality}", f"choose among {', '.join(get_args(Modality))}"
+            f"there is no modality {modality}", f"choose among {', '.join(MODALITIES)}"
         )
     subjects = _partitions(source)
     unknown = [site for site in sites if site not in subjects]
@@ -67,18 +58,10 @@ def plan_fets(
         pairs = _pairs(source, files, subjects[site], modality)
         enhancing = _enhancing_value([label for _, _, label in pairs])
         plans.append(
-            make_plan(
+            SitePlan(
                 command="fets",
                 given_name=site,
-                items=[
-                    Item(
-                        case=subject,
-                        patient=subject,
-                        sources=(image, label),
-                        make=functools.partial(_make, image, label),
-                    )
-                    for subject, image, label in pairs
-                ],
+                items=items_of(pairs, volume_pair),
                 settings={
                     "format": "nifti",
                     "classes": {"tumor_core": [1, enhancing]},
@@ -86,16 +69,14 @@ def plan_fets(
                     "plane": "axial",
                     "channels": "neighbours",
                     "keep_empty_every": 5,
-                    "intensity": volume_intensity(paper),
-                    "patient": r"^(.+)\.nii\.gz$",
-                    **paper_settings(paper),
                 },
+                patient=r"^(.+)\.nii\.gz$",
+                paper=paper,
                 comments=[
                     f"partition of FeTS 2022 by institution ({PARTITIONS}), {modality} volumes.",
                     f"Tumour core: necrosis (1) and enhancing tumour ({enhancing}); oedema (2) is "
                     "background.",
                 ],
-                label_values=(0, 1, 2, enhancing),
                 pictures=False,  # its terms of use ask every user to register
             )
         )
@@ -144,13 +125,10 @@ def _pairs(
         if len(found) == 2:
             pairs.append((subject, found[0], found[1]))
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise SiteDataError(
-            f"{source.root} lacks files of subjects that {PARTITIONS} names: "
-            + ", ".join(missing[:3])
-            + more,
+        raise source.lacking(
+            f"of subjects that {PARTITIONS} names",
+            missing,
             "unpack the download again, all of it; it comes with a folder for each subject",
-            code="missing-download-file",
         )
     return pairs
 
@@ -166,7 +144,3 @@ def _enhancing_value(labels: Sequence[Path]) -> int:
 
 def _as_number(partition: str) -> tuple[int, str]:
     return (int(partition) if partition.isdigit() else 10**9, partition)
-
-
-def _make(image: Path, label: Path) -> Made:
-    return Made(read_volume(image), read_volume(label))

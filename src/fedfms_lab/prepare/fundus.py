@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,22 +23,16 @@ from PIL import Image
 
 from fedfms.errors import ConfigError
 from fedfms_lab.prepare.pictures import png, read_numbers, read_rgb, require_same_size
-from fedfms_lab.prepare.plan import Item, Made, SitePlan, chosen, make_plan, paper_settings
+from fedfms_lab.prepare.plan import Item, Made, SitePlan, chosen, items_of
 from fedfms_lab.prepare.source import Files, Source, pair_by_key, unexpected_values
 
-OdMode = Literal["full", "ring"]
-SITES = ("REFUGE", "ORIGA", "G1020", "Drishti-GS1")
+# site -> the provider's number of cases
+SITES = {"REFUGE": 1200, "ORIGA": 650, "G1020": 1020, "Drishti-GS1": 101}
 SOFT_FROM = 100  # of 255: at least two of the four experts, as the paper's code
-_KNOWN_CASES = {"REFUGE": 1200, "ORIGA": 650, "G1020": 1020, "Drishti-GS1": 101}
 _DISC_CLASS: dict[str, list[int]] = {"full": [1, 2], "ring": [1]}
 _DRISHTI = {"_odsegsoftmap": "disc", "_cupsegsoftmap": "cup"}
 _PHOTOS = (".jpg", ".jpeg", ".png")
-_COUNTS: dict[str, tuple[str, ...]] = {
-    "REFUGE": (),
-    "ORIGA": (),
-    "G1020": (),
-    "Drishti-GS1": ("cup_outside_disc_pixels", "soft_map_resized"),
-}
+_COUNTS = {"Drishti-GS1": ("cup_outside_disc_pixels", "soft_map_resized")}
 
 
 def plan_fundus(
@@ -71,7 +65,7 @@ def plan_fundus(
     }
     disc = "disc is the whole disc" if mode == "full" else "disc is the ring around the cup"
     return [
-        make_plan(
+        SitePlan(
             command="fundus",
             given_name=name,
             items=find[name](source),
@@ -79,20 +73,18 @@ def plan_fundus(
                 "format": "image",
                 "classes": {"optic_disc": _DISC_CLASS[mode], "optic_cup": [2]},
                 "channels": "rgb",
-                "intensity": {"rule": "range", "low": 0, "high": 255},
-                "patient": r"^(.+)\.png$",
-                **paper_settings(paper),
             },
+            patient=r"^(.+)\.png$",
+            paper=paper,
             comments=[
                 f"fundus photographs; od_mode {mode}: {disc}.",
                 "Labels: 0 background, 1 disc outside the cup, 2 cup. Each photograph counts as a "
                 "patient of its own.",
             ],
-            label_values=(0, 1, 2),
-            known_cases=_KNOWN_CASES[name],
-            count_names=_COUNTS[name],
+            known_cases=SITES[name],
+            count_names=_COUNTS.get(name, ()),
         )
-        for name in chosen(SITES, only)
+        for name in chosen(tuple(SITES), only)
     ]
 
 
@@ -101,42 +93,37 @@ def plan_fundus(
 
 def _folder_items(name: str, source: Source) -> list[Item]:
     """ORIGA/Images/001.jpg with ORIGA/Masks/001.png; other folders beside them are variants."""
-    images: Files = []
-    masks: Files = []
-    for path in source.files:
-        parts = [part.casefold() for part in source.parts(path)]
-        if parts[-2:] == [name.casefold(), "images"] and path.suffix.lower() in _PHOTOS:
-            images.append((path.stem, path))
-        elif parts[-2:] == [name.casefold(), "masks"] and path.suffix.lower() == ".png":
-            masks.append((path.stem, path))
+    folder = [name.casefold()]
+    images, masks = _kaggle(source, lambda parts: parts[-1:] == folder)
     if not images or not masks:
         raise source.missing(f"images and masks of {name}", f"{name}/Images and {name}/Masks")
-    return _photo_items(source, images, masks)
+    return items_of(pair_by_key(source, images, masks), _make_from_mask)
 
 
 def _refuge_items(source: Source) -> list[Item]:
     """REFUGE as Kaggle has it; where that is not there, as the challenge packs it."""
-    images, masks = _refuge_of_kaggle(source)
+    folders = [["refuge", part] for part in ("train", "val", "test")]
+    images, masks = _kaggle(source, lambda parts: parts[-2:] in folders)
     if not images and not masks:
         images, masks = _refuge_of_the_challenge(source)
     if not images or not masks:
         raise source.missing(
             "images and masks of REFUGE", "REFUGE/train/Images and REFUGE/train/Masks"
         )
-    return _photo_items(source, images, masks)
+    return items_of(pair_by_key(source, images, masks), _make_from_mask)
 
 
-def _refuge_of_kaggle(source: Source) -> tuple[Files, Files]:
-    """REFUGE/{train,val,test}/Images/g0001.jpg with …/Masks/g0001.png."""
+def _kaggle(source: Source, wanted: Callable[[list[str]], bool]) -> tuple[Files, Files]:
+    """Photographs in Images/ and PNG in Masks/, where the folders above them are wanted."""
     images: Files = []
     masks: Files = []
     for path in source.files:
-        parts = [part.casefold() for part in source.parts(path)][-3:]
-        if parts[:1] != ["refuge"] or parts[1:2] not in (["train"], ["val"], ["test"]):
+        *above, last = ["", *(part.casefold() for part in source.parts(path))]
+        if not wanted(above):
             continue
-        if parts[2:] == ["images"] and path.suffix.lower() in _PHOTOS:
+        if last == "images" and path.suffix.lower() in _PHOTOS:
             images.append((path.stem, path))
-        elif parts[2:] == ["masks"] and path.suffix.lower() == ".png":
+        elif last == "masks" and path.suffix.lower() == ".png":
             masks.append((path.stem, path))
     return images, masks
 
@@ -154,18 +141,6 @@ def _refuge_of_the_challenge(source: Source) -> tuple[Files, Files]:
         ):
             images.append((path.stem, path))
     return images, masks
-
-
-def _photo_items(source: Source, images: Files, masks: Files) -> list[Item]:
-    return [
-        Item(
-            case=key,
-            patient=key,
-            sources=(image, mask),
-            make=functools.partial(_make_from_mask, image, mask),
-        )
-        for key, image, mask in pair_by_key(source, images, masks)
-    ]
 
 
 def _drishti_items(source: Source) -> list[Item]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -26,7 +26,7 @@ from fedfms_lab.prepare.pictures import (
     read_rgb,
     require_same_size,
 )
-from fedfms_lab.prepare.plan import Item, Made, SitePlan, chosen, make_plan, paper_settings
+from fedfms_lab.prepare.plan import Item, Made, SitePlan, chosen, items_of
 from fedfms_lab.prepare.source import (
     Files,
     Source,
@@ -95,7 +95,7 @@ def _plan(source: Source, name: str, paper: bool) -> SitePlan:
         items = _outline_items(source, monusac=False)
         patient, what = _TCGA, "this is MoNuSeg 2018, whatever its name says."
         counts = ("outlines_left_out",)
-    return make_plan(
+    return SitePlan(
         command="nuclei",
         given_name=name,
         items=items,
@@ -104,15 +104,13 @@ def _plan(source: Source, name: str, paper: bool) -> SitePlan:
             "classes": {"nucleus": [NUCLEUS]},
             "background": background,
             "channels": "rgb",
-            "intensity": {"rule": "range", "low": 0, "high": 255},
-            "patient": patient,
-            **paper_settings(paper),
         },
+        patient=patient,
+        paper=paper,
         comments=[f"nuclei in H&E histology; {what}"],
-        label_values=(*background, NUCLEUS),
         known_cases=known,
         count_names=counts,
-        notices=notices,
+        notes=notices,
     )
 
 
@@ -225,15 +223,8 @@ def _tnbc_items(source: Source, notices: list[str]) -> list[Item]:
         raise source.missing("slides and masks of TNBC", "Slide_01/01_1.png and GT_01/01_1.png")
     if brain:
         notices.append(f"{brain} pictures of brain (folders from 12 on) are not part of this site")
-    return [
-        Item(
-            case=key,
-            patient=key.split("_")[0],
-            sources=(image, label),
-            make=functools.partial(_make_from_objects, image, label),
-        )
-        for key, image, label in pair_by_key(source, files["slide"], files["gt"])
-    ]
+    pairs = pair_by_key(source, files["slide"], files["gt"])
+    return items_of(pairs, _make_from_objects, lambda key: key.split("_")[0])
 
 
 def _make_from_objects(image_path: Path, label_path: Path) -> Made:
@@ -291,33 +282,26 @@ def _outline_items(source: Source, *, monusac: bool) -> list[Item]:
         )
     drawn = {stem for stem, _ in outlines}
     labels = [*outlines, *((stem, path) for stem, path in masks if stem not in drawn)]
-    make = _make_from_outlines if monusac else functools.partial(_make_from_outlines, kinds=None)
-    makers: Mapping[str, Callable[[Path, Path], Made]] = {".xml": make}
-    items = []
-    for key, image, label in pair_by_key(source, list(images.items()), labels):
+
+    def patient_of(key: str) -> str:
         found = re.match(_TCGA, key)
         if found is None:
             raise SiteDataError(
-                f"{source.relative(image)} does not start with a TCGA patient, TCGA-XX-XXXX",
+                f"{source.relative(images[key])} does not start with a TCGA patient, TCGA-XX-XXXX",
                 "name the folder as it was downloaded, without files of your own",
                 code="unexpected-file",
             )
-        items.append(
-            Item(
-                case=key,
-                patient=found.group(1),
-                sources=(image, label),
-                make=functools.partial(
-                    makers.get(label.suffix.lower(), _make_from_objects), image, label
-                ),
-            )
-        )
-    return items
+        return found.group(1)
+
+    def make(image: Path, label: Path) -> Made:
+        if label.suffix.lower() != ".xml":
+            return _make_from_objects(image, label)
+        return _make_from_outlines(image, label, _MONUSAC_KINDS if monusac else None)
+
+    return items_of(pair_by_key(source, list(images.items()), labels), make, patient_of)
 
 
-def _make_from_outlines(
-    image_path: Path, label_path: Path, kinds: Sequence[str] | None = _MONUSAC_KINDS
-) -> Made:
+def _make_from_outlines(image_path: Path, label_path: Path, kinds: Sequence[str] | None) -> Made:
     """Outlines filled: nuclei 255, over what is ambiguous (128).
 
     Args:

@@ -12,7 +12,8 @@ from matplotlib.path import Path as Outline
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedfms.data.pictures import label_values, read_picture
+from fedfms.data.pictures import label_values
+from fedfms.data.samples import read_picture
 from fedfms.errors import SiteDataError
 from fedfms_lab.prepare.source import read_source, truncated, unexpected_shape
 
@@ -34,10 +35,7 @@ def read_rgb(path: Path) -> Gray:
     image = _load(path)
     if image.mode not in ("L", "P", "RGB", "RGBA", "LA"):
         raise _unexpected(path, f"its pixels are {image.mode}, not 8-bit gray or RGB")
-    if image.mode in ("RGBA", "LA"):  # convert() would not blend either; be plain about it
-        image = image.convert("RGBA")
-        return np.ascontiguousarray(np.asarray(image)[..., :3])
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image.convert("RGB"))  # which does not blend with alpha, it drops that
 
 
 def read_gray(path: Path) -> Gray:

@@ -7,7 +7,9 @@ carries them out. All that can be seen from file names is checked while planning
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,13 @@ from fedfms.errors import ConfigError, SiteDataError
 
 FORMAT = 1  # raise it when the same download and options would be prepared differently
 PAPER_VALIDATION_FRACTION = 0.1
+_8_BIT = {"rule": "range", "low": 0, "high": 255}
+_INTENSITY: Mapping[tuple[str, bool], Mapping[str, Any]] = {  # by format, and whether as the paper
+    ("nifti", False): {"rule": "percentile", "low": 0.5, "high": 99.5},
+    ("nifti", True): {"rule": "percentile", "low": 0, "high": 99, "rounding": "truncate"},
+    ("image", False): _8_BIT,
+    ("image", True): _8_BIT,
+}
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
@@ -48,103 +57,124 @@ class Item:
     index_pairs: bool = False  # the label is drawn on the image's grid, whatever its header says
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SitePlan:
-    """One site."""
+    """One site, from what a data set's module knows.
 
-    name: str  # usable in FLARE
+    Raises:
+        SiteDataError: too few patients ("too-few-patients"), two cases of one name
+            ("ambiguous-download").
+    """
+
+    command: str  # of `fedfms prepare`, such as fundus
     given_name: str  # as the paper or the provider writes it
-    items: tuple[Item, ...]
-    site_yml: str
-    format: Literal["nifti", "image"]
-    label_values: frozenset[int]  # those a label may hold
+    items: Sequence[Item]  # of two patients at least
+    settings: Mapping[str, Any]  # keys of site.yml beside those that follow from the format
+    patient: str  # the expression that finds the patient in a file's name
+    # one in ten patients validates; volumes are cut at the 99th percentile and not below, and cast
+    # to 8 bits, which takes the level below
+    paper: bool
+    comments: Sequence[str]  # lines for the head of site.yml
+    known_cases: int | None = None  # the provider's own number; another one found gives a notice
     pictures: bool = True  # may the report show predictions on these images?
-    count_names: tuple[str, ...] = ()  # extra columns of the manifest
-    notices: tuple[str, ...] = ()  # for the person at the machine
+    count_names: Sequence[str] = ()  # extra columns of the manifest
+    notes: Sequence[str] = ()  # for the person at the machine
+
+    def __post_init__(self) -> None:
+        patients = {item.patient for item in self.items}
+        if len(patients) < 2:
+            raise SiteDataError(
+                f"site {self.given_name} has {len(patients)} patients in this download; 2 are "
+                "needed, one to train and one to validate",
+                "download the whole set, or leave the site out",
+                code="too-few-patients",
+            )
+        names: set[str] = set()
+        for item in self.items:
+            if item.case.casefold() in names:
+                raise SiteDataError(
+                    f"site {self.given_name} has two cases called {item.case}",
+                    "keep one copy of the download below the folder that you name",
+                    code="ambiguous-download",
+                )
+            names.add(item.case.casefold())
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Usable in FLARE."""
+        return flare_name(self.given_name)
+
+    @property
+    def format(self) -> Literal["nifti", "image"]:
+        """Of the images and labels."""
+        return self.settings["format"]  # type: ignore[no-any-return]
 
     @property
     def ending(self) -> str:
         """Of the images and the labels."""
         return ".nii.gz" if self.format == "nifti" else ".png"
 
+    @property
+    def label_values(self) -> set[int]:
+        """Those a label may hold."""
+        classes = self.settings["classes"].values()
+        return {*itertools.chain(*classes), *self.settings.get("background", [0])}
 
-def make_plan(
+    @property
+    def notices(self) -> list[str]:
+        """For the person at the machine."""
+        if self.known_cases in (None, len(self.items)):
+            return list(self.notes)
+        counted = f"{len(self.items)} cases, the provider's set has {self.known_cases}"
+        return [*self.notes, f"{counted}: is the download whole?"]
+
+    @functools.cached_property
+    def site_yml(self) -> str:
+        """The text of the site's own file."""
+        head = [f"{self.given_name}: {self.comments[0]}", *self.comments[1:]]
+        if self.name != self.given_name:
+            head.append(
+                f"The folder is called {self.name}, since FLARE does not take {self.given_name}."
+            )
+        head.append(f"Written by: fedfms prepare {self.command} (format {FORMAT})")
+        values = {
+            "data_root": ".",
+            "format": self.format,
+            "images": f"images/*{self.ending}",
+            "labels": f"labels/*{self.ending}",
+            **{key: value for key, value in self.settings.items() if key != "format"},
+            "intensity": _INTENSITY[self.format, self.paper],
+            "patient": self.patient,
+            **({"validation_fraction": PAPER_VALIDATION_FRACTION} if self.paper else {}),
+        }
+        text = "".join(f"# {line}\n" for line in head)
+        return text + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
+
+
+def items_of(
+    pairs: Iterable[tuple[str, Path, Path]],
+    make: Callable[[Path, Path], Made],
+    patient_of: Callable[[str], str] = str,
     *,
-    command: str,
-    given_name: str,
-    items: Sequence[Item],
-    settings: Mapping[str, Any],
-    comments: Sequence[str],
-    label_values: Iterable[int],
-    known_cases: int | None = None,
-    pictures: bool = True,
-    count_names: Sequence[str] = (),
-    notices: Sequence[str] = (),
-) -> SitePlan:
-    """A site's plan from what a data set's module knows.
+    part: str = "",
+    index_pairs: bool = False,
+) -> list[Item]:
+    """An item for each (case, image, label), made of these two files.
 
     Args:
-        command: of `fedfms prepare`, such as fundus.
-        given_name: the site's name; what FLARE does not take becomes - in the plan's `name`.
-        items: at least two patients.
-        settings: keys of site.yml beside data_root and the globs; format must be among them.
-        comments: lines for the head of site.yml.
-        label_values: that a label may hold.
-        known_cases: the provider's own number; another one found gives a notice.
-
-    Raises:
-        SiteDataError: too few patients ("too-few-patients"), two cases of one name
-            ("ambiguous-download").
+        patient_of: from the case; every case is a patient of its own where it is left out.
     """
-    patients = {item.patient for item in items}
-    if len(patients) < 2:
-        raise SiteDataError(
-            f"site {given_name} has {len(patients)} patients in this download; 2 are needed, one "
-            "to train and one to validate",
-            "download the whole set, or leave the site out",
-            code="too-few-patients",
+    return [
+        Item(
+            case=case,
+            patient=patient_of(case),
+            sources=(image, label),
+            make=functools.partial(make, image, label),
+            part=part,
+            index_pairs=index_pairs,
         )
-    names: set[str] = set()
-    for item in items:
-        if item.case.casefold() in names:
-            raise SiteDataError(
-                f"site {given_name} has two cases called {item.case}",
-                "keep one copy of the download below the folder that you name",
-                code="ambiguous-download",
-            )
-        names.add(item.case.casefold())
-    notices = list(notices)
-    if known_cases is not None and len(items) != known_cases:
-        notices.append(
-            f"{len(items)} cases, the provider's set has {known_cases}: is the download whole?"
-        )
-    format_ = settings["format"]
-    ending = ".nii.gz" if format_ == "nifti" else ".png"
-    name = flare_name(given_name)
-    head = [f"{given_name}: {comments[0]}", *comments[1:]]
-    if name != given_name:
-        head.append(f"The folder is called {name}, since FLARE does not take {given_name}.")
-    head.append(f"Written by: fedfms prepare {command} (format {FORMAT})")
-    values = {
-        "data_root": ".",
-        "format": format_,
-        "images": f"images/*{ending}",
-        "labels": f"labels/*{ending}",
-        **{key: value for key, value in settings.items() if key != "format"},
-    }
-    text = "".join(f"# {line}\n" for line in head)
-    text += yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
-    return SitePlan(
-        name=name,
-        given_name=given_name,
-        items=tuple(items),
-        site_yml=text,
-        format=format_,
-        label_values=frozenset(label_values),
-        pictures=pictures,
-        count_names=tuple(count_names),
-        notices=tuple(notices),
-    )
+        for case, image, label in pairs
+    ]
 
 
 def flare_name(given: str) -> str:
@@ -225,18 +255,3 @@ def read_assignment(path: Path, column: str, wanted: Iterable[str]) -> dict[str,
             f"add a line for each {column}",
         )
     return sites
-
-
-def volume_intensity(paper: bool) -> dict[str, Any]:
-    """The percentile rule for volumes: the paper cuts at the 99th percentile, and not below.
-
-    Its cast to 8 bits takes the level below.
-    """
-    if paper:
-        return {"rule": "percentile", "low": 0, "high": 99, "rounding": "truncate"}
-    return {"rule": "percentile", "low": 0.5, "high": 99.5}
-
-
-def paper_settings(paper: bool) -> dict[str, Any]:
-    """What all data sets take over from the paper: one in ten patients validates."""
-    return {"validation_fraction": PAPER_VALIDATION_FRACTION} if paper else {}

@@ -8,23 +8,14 @@ the whole gland as 1. Both values are prostate.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedfms.errors import SiteDataError
-from fedfms_lab.prepare.plan import (
-    Item,
-    Made,
-    SitePlan,
-    chosen,
-    make_plan,
-    paper_settings,
-    volume_intensity,
-)
+from fedfms_lab.prepare.plan import Item, SitePlan, chosen, items_of
 from fedfms_lab.prepare.source import Files, Source, pair_by_key
-from fedfms_lab.prepare.volumes import ENDINGS, read_volume
+from fedfms_lab.prepare.volumes import ENDINGS, volume_pair
 
 # site -> its folder's names, then the provider's number of cases
 SITES: dict[str, tuple[tuple[str, ...], int]] = {
@@ -63,7 +54,7 @@ def plan_prostate(
         if not files:
             raise source.missing(f"volumes of site {name}", f"{folders[0]}/Case00.nii.gz")
         plans.append(
-            make_plan(
+            SitePlan(
                 command="prostate",
                 given_name=name,
                 items=_items(source, files),
@@ -73,16 +64,14 @@ def plan_prostate(
                     "plane": "stored" if paper else "axial",
                     "channels": "gray",
                     "keep_empty_every": 1,
-                    "intensity": volume_intensity(paper),
-                    "patient": r"^(Case\d+)\.",
-                    **paper_settings(paper),
                 },
+                patient=r"^(Case\d+)\.",
+                paper=paper,
                 comments=[
                     "T2-weighted MRI of the prostate, Multi-site Dataset for Prostate MRI "
                     "Segmentation (SAML).",
                     "Label 1 and 2 are zones at ISBI and ISBI_1.5, 1 the whole gland elsewhere.",
                 ],
-                label_values=(0, 1, 2),
                 known_cases=known,
                 count_names=("header_copied",),
             )
@@ -104,17 +93,4 @@ def _items(source: Source, files: Sequence[Path]) -> list[Item]:
             )
         key = found.group(1).capitalize()
         (labels if found.group(2) else images).append((key, path))
-    return [
-        Item(
-            case=key,
-            patient=key,
-            sources=(image, label),
-            make=functools.partial(_make, image, label),
-            index_pairs=True,
-        )
-        for key, image, label in pair_by_key(source, images, labels)
-    ]
-
-
-def _make(image: Path, label: Path) -> Made:
-    return Made(read_volume(image), read_volume(label))
+    return items_of(pair_by_key(source, images, labels), volume_pair, index_pairs=True)

@@ -16,7 +16,7 @@ import tempfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from fedfms.data.content import walk
@@ -83,6 +83,15 @@ class Source:
             fix = f"unpack {packed[0]} there first; " + fix
         return SiteDataError(
             f"{self.root} has no {what}; it holds {there or 'no file'}",
+            fix,
+            code="missing-download-file",
+        )
+
+    def lacking(self, what: str, names: Sequence[str], fix: str) -> SiteDataError:
+        """Files are not there that a list in the download names."""
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return SiteDataError(
+            f"{self.root} lacks files {what}: {', '.join(names[:3])}{more}",
             fix,
             code="missing-download-file",
         )
@@ -172,22 +181,20 @@ def pair_by_key(source: Source, images: Files, labels: Files) -> list[tuple[str,
         SiteDataError: a key twice ("ambiguous-download"), or one without its partner
             ("missing-download-file").
     """
-    by_key = [_unique(source, pairs) for pairs in (images, labels)]
-    alone = sorted(by_key[0].keys() - by_key[1].keys())
-    orphans = sorted(by_key[1].keys() - by_key[0].keys())
-    if alone or orphans:
-        parts = []
-        for keys, files, partner in ((alone, by_key[0], "label"), (orphans, by_key[1], "image")):
-            if keys:
-                some = ", ".join(source.relative(files[key]) for key in keys[:3])
-                more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-                parts.append(f"no {partner} is there for {some}{more}")
+    by_key, of_labels = _unique(source, images), _unique(source, labels)
+    parts = []
+    for own, other, partner in ((by_key, of_labels, "label"), (of_labels, by_key, "image")):
+        if alone := sorted(own.keys() - other.keys()):
+            some = ", ".join(source.relative(own[key]) for key in alone[:3])
+            more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
+            parts.append(f"no {partner} is there for {some}{more}")
+    if parts:
         raise SiteDataError(
             f"{source.root}: " + "; ".join(parts),
             "unpack the download again, all parts of it: each image needs its label",
             code="missing-download-file",
         )
-    return [(key, by_key[0][key], by_key[1][key]) for key in sorted(by_key[0])]
+    return [(key, by_key[key], of_labels[key]) for key in sorted(by_key)]
 
 
 def _unique(source: Source, pairs: Files) -> dict[str, Path]:

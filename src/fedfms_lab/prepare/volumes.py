@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 
 from fedfms.errors import SiteDataError
+from fedfms_lab.prepare.plan import Made
 from fedfms_lab.prepare.source import read_source, truncated, unexpected_shape
 
 ENDINGS = (".nii", ".nii.gz")
@@ -26,6 +27,11 @@ def read_volume(path: Path) -> bytes:
     """
     data = read_source(path)
     return data if path.name.lower().endswith(".gz") else compress(data)
+
+
+def volume_pair(image: Path, label: Path) -> Made:
+    """Both as `read_volume`."""
+    return Made(read_volume(image), read_volume(label))
 
 
 def compress(data: bytes) -> bytes:

@@ -10,15 +10,17 @@ with the plan: if it fits nothing is written, otherwise it is refused; no file i
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -35,6 +37,7 @@ from fedfms_lab.prepare.volumes import with_grid_of
 
 log = logging.getLogger(__name__)
 
+_SOURCES = ("source_files", "source_sha256")  # columns that follow those of our own files
 UNFINISHED = ".unfinished"  # folder below OUTPUT; never part of a site
 Progress = Callable[[str, int, int], None]  # site, done, total
 
@@ -105,7 +108,7 @@ def prepare(
     there = {
         plan.name: _check_there(plan, source, output / plan.name, report)
         for plan in plans
-        if _exists(output / plan.name)
+        if os.path.lexists(output / plan.name)
     }
     for name in there:  # a run that was stopped right after the site had appeared
         shutil.rmtree(output / UNFINISHED / f"{name}.records", ignore_errors=True)
@@ -121,7 +124,8 @@ def prepare(
             "kept",
             code="output-not-writable",
         ) from None
-    tidy(output)
+    finally:
+        tidy(output)  # keeps finished cases
     return made
 
 
@@ -156,13 +160,15 @@ def _make_site(plan: SitePlan, source: Source, output: Path, report: Progress) -
         if left.name not in wanted:
             left.unlink()
     records: list[_Record] = []
-    try:
-        for number, item in enumerate(plan.items):
-            report(plan.name, number, len(plan.items))
-            records.append(_guarded(plan, item, source, folder, records_folder, site))
-    except BaseException:
-        tidy(output)  # keeps finished cases
-        raise
+    for number, item in enumerate(plan.items):
+        report(plan.name, number, len(plan.items))
+        try:
+            records.append(_make_case(plan, item, source, folder, records_folder, site))
+        except FedfmsError:
+            raise
+        except Exception as error:  # whatever a library raises at a case is this case's problem
+            problem = f"the case {item.case} of {plan.given_name} cannot be prepared"
+            raise unexpected(error, problem, SiteDataError) from None
     report(plan.name, len(plan.items), len(plan.items))
     records = _without_copies(records)
     kept = [record for record in records if not record.left_out]
@@ -173,14 +179,13 @@ def _make_site(plan: SitePlan, source: Source, output: Path, report: Progress) -
             "check that the download has the label files and not only their names",
             code="empty-masks",
         )
-    write_whole(
-        folder / "manifest.csv", _csv(_columns(plan, site), [record.row for record in kept])
-    )
+    write_whole(folder / "manifest.csv", _csv([record.row for record in kept]))
     if left_out:
-        write_whole(
-            folder / "left-out.csv",
-            _csv(_LEFT_OUT, [{**record.row, "reason": record.left_out} for record in left_out]),
-        )
+        columns = _identity(plan, plan.items[0], source)
+        rows = [
+            {**{key: one.row[key] for key in columns}, "reason": one.left_out} for one in left_out
+        ]
+        write_whole(folder / "left-out.csv", _csv(rows))
     _only(folder, plan, {record.row["case"] for record in kept}, bool(left_out))
     folder.rename(output / plan.name)  # the site appears
     shutil.rmtree(records_folder)
@@ -205,14 +210,7 @@ def _make_case(
         ):
             return finished
     made = item.make()
-    identity = {
-        "site": plan.name,
-        "given_site": plan.given_name,
-        "case": item.case,
-        "patient": item.patient,
-        "source_files": _sources(item, source),
-        "source_sha256": " ".join(source.sha256(path) for path in item.sources),
-    }
+    identity = _identity(plan, item, source)
     try:
         prepared, made = _as_training_reads(plan, item, made, source, image, label, site)
     except _Constant as constant:
@@ -222,11 +220,12 @@ def _make_case(
         if not summary.values <= plan.label_values:
             raise unexpected_values(item.sources[-1], summary.values, plan.label_values)
         row = {
-            **identity,
+            **{key: value for key, value in identity.items() if key not in _SOURCES},
             "image": f"images/{image.name}",
             "label": f"labels/{label.name}",
             "image_sha256": hashlib.sha256(made.image).hexdigest(),
             "label_sha256": hashlib.sha256(made.label).hexdigest(),
+            **{key: identity[key] for key in _SOURCES},
             **_counts(prepared, site),
             "label_values": " ".join(map(str, sorted(summary.values))),
             **{name: str(made.counts.get(name, 0)) for name in plan.count_names},
@@ -234,31 +233,8 @@ def _make_case(
         write_whole(image, made.image)
         write_whole(label, made.label)
         record = _Record(fingerprint, row, digest=summary.digest.hex())
-    write_whole(
-        record_file,
-        json.dumps(
-            {
-                "fingerprint": record.fingerprint,
-                "row": record.row,
-                "digest": record.digest,
-                "left_out": record.left_out,
-            }
-        ).encode(),
-    )
+    write_whole(record_file, json.dumps(dataclasses.asdict(record)).encode())
     return record
-
-
-def _guarded(
-    plan: SitePlan, item: Item, source: Source, folder: Path, records: Path, site: SiteConfig
-) -> _Record:
-    """`_make_case`, and whatever a library raises at a case as this case's problem."""
-    try:
-        return _make_case(plan, item, source, folder, records, site)
-    except FedfmsError:
-        raise
-    except Exception as error:
-        problem = f"the case {item.case} of {plan.given_name} cannot be prepared"
-        raise unexpected(error, problem, SiteDataError) from None
 
 
 class _Constant(Exception):
@@ -350,14 +326,7 @@ def _check_there(plan: SitePlan, source: Source, folder: Path, report: Progress)
     for number, item in enumerate(plan.items):
         report(plan.name, number, len(plan.items))
         row = known[item.case]
-        expected = {
-            "site": plan.name,
-            "given_site": plan.given_name,
-            "patient": item.patient,
-            "source_files": _sources(item, source),
-            "source_sha256": " ".join(source.sha256(path) for path in item.sources),
-        }
-        if any(row.get(key) != value for key, value in expected.items()):
+        if any(row.get(key) != value for key, value in _identity(plan, item, source).items()):
             raise _differs(folder, f"case {item.case} was made from other files")
         if item.case not in kept:
             continue
@@ -385,18 +354,6 @@ def _differs(folder: Path, why: str) -> ConfigError:
 
 # ------------------------------------------------------------------------------------- the tables
 
-_LEFT_OUT = (*("site", "given_site", "case", "patient", "source_files", "source_sha256", "reason"),)
-
-
-def _columns(plan: SitePlan, site: SiteConfig) -> tuple[str, ...]:
-    return (
-        *("site", "given_site", "case", "patient", "image", "label"),
-        *("image_sha256", "label_sha256", "source_files", "source_sha256"),
-        *("slices", "rows", "columns", "slices_with_foreground"),
-        *(_count_column(name, plan.format) for name in site.classes),
-        *("label_values", *plan.count_names),
-    )
-
 
 def _count_column(class_name: str, format: str) -> str:
     return f"{'voxels' if format == 'nifti' else 'pixels'}_{class_name}"
@@ -422,7 +379,7 @@ def _summary(
     reasons: Sequence[str],
     state: Literal["prepared", "unchanged"],
 ) -> Prepared:
-    notices = list(plan.notices)
+    notices = plan.notices
     for name in plan.count_names:
         numbers = [int(row[name]) for row in rows]
         if sum(numbers):
@@ -444,9 +401,9 @@ def _summary(
     )
 
 
-def _csv(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> bytes:
+def _csv(rows: Sequence[dict[str, str]]) -> bytes:
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode(errors="surrogateescape")
@@ -469,22 +426,22 @@ def _read_csv(path: Path) -> list[dict[str, str]] | None:
 # ------------------------------------------------------------------------------------------ files
 
 
-def _sources(item: Item, source: Source) -> str:
+def _identity(plan: SitePlan, item: Item, source: Source) -> dict[str, str]:
+    """What is known of a case before it is made, in columns of the manifest."""
     files = " ; ".join(source.relative(path) for path in item.sources)
-    return f"{files} {item.part}" if item.part else files
+    return {
+        "site": plan.name,
+        "given_site": plan.given_name,
+        "case": item.case,
+        "patient": item.patient,
+        "source_files": f"{files} {item.part}" if item.part else files,
+        "source_sha256": " ".join(source.sha256(path) for path in item.sources),
+    }
 
 
 def _fingerprint(plan: SitePlan, item: Item, source: Source) -> str:
     """SHA-256 over all that decides a case's two files and its line in the manifest."""
-    decides: list[Any] = [
-        FORMAT,
-        plan.site_yml,
-        plan.given_name,
-        item.case,
-        item.patient,
-        _sources(item, source),
-        [source.sha256(path) for path in item.sources],
-    ]
+    decides = [FORMAT, plan.site_yml, _identity(plan, item, source)]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
@@ -520,7 +477,3 @@ def _sha_or_none(path: Path) -> str | None:
         return file_sha256(path)
     except OSError:
         return None
-
-
-def _exists(path: Path) -> bool:
-    return path.is_symlink() or path.exists()

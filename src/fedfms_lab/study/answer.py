@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fedfms.contracts.decode import validate
 from fedfms.errors import FederationError
 from fedfms_lab.study.analysis.statistics import Interval
-from fedfms_lab.study.record import STUDY_FILE, Run
+from fedfms_lab.study.record import FORMAT, STUDY_FILE, UNREADABLE, Run, why
 
 Role = Literal["train", "unseen"]
+SavedUnit = Literal["B", "s", "rounds"]
 Metric = Literal["dice", "iou", "hd95", "dice_slice", "iou_slice"]
 ROLES: tuple[Role, ...] = ("train", "unseen")
 SLICE_METRICS: tuple[Metric, ...] = ("dice_slice", "iou_slice")
@@ -138,6 +139,11 @@ class Communication:
     bytes_to_target: Spread | None
     runs: tuple[str, ...]
 
+    @property
+    def both_ways(self) -> float:
+        """Mean bytes of a run, to and from all sites."""
+        return self.total_down.mean + self.total_up.mean
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
@@ -158,7 +164,7 @@ class Saving:
     method: str  # the one that moves less in a round
     other: str
     what: str
-    unit: Literal["B", "s", "rounds"]
+    unit: SavedUnit
     needs: float
     other_needs: float
     runs: tuple[str, ...]
@@ -220,6 +226,15 @@ class Answer:
     savings: tuple[Saving, ...]
     curves: tuple[Curve, ...]
 
+    def away(self, method: str) -> list[LocalCell]:
+        """Models of one site at other sites, where federated training scored the same cases."""
+        return [
+            cell
+            for cell in self.local
+            if (cell.method, cell.trained_at == cell.scored_at) == (method, False)
+            and cell.behind is not None
+        ]
+
     def line(
         self,
         method: str,
@@ -239,9 +254,6 @@ class Answer:
         return None
 
 
-_FORMAT = 1  # of study.json
-
-
 def read_study(folder: Path) -> Asked:
     """What a study asks.
 
@@ -251,16 +263,13 @@ def read_study(folder: Path) -> Asked:
     path = folder / STUDY_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("format") != _FORMAT:
+        if values.pop("format") != FORMAT:
             raise ValueError(f"{STUDY_FILE} is of another version of fedfms")
-        for name in ("sites", "methods", "regimes", "holdouts", "seeds", "planned"):
-            values[name] = tuple(values[name])
         # "asked" is for who goes on with the study, and for verify
-        return Asked(**{one.name: values[one.name] for one in dataclasses.fields(Asked)})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        what = error.strerror if isinstance(error, OSError) else str(error)
+        return validate(Asked, values, unknown="ignore")
+    except UNREADABLE as error:
         raise FederationError(
-            f"{folder} is no study: {what}",
+            f"{folder} is no study: {why(error)}",
             f"name the folder of a study, which holds {STUDY_FILE}; if that file was damaged, "
             "start the study again, which keeps its finished runs",
             code="no-study",

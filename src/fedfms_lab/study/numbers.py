@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fedfms_lab.study.answer import (
     ALL,
@@ -14,6 +15,7 @@ from fedfms_lab.study.answer import (
     Gap,
     LocalCell,
     Saving,
+    Score,
     ScoreLine,
     Spread,
     Training,
@@ -41,32 +43,16 @@ class Number:
 def numbers(answer: Answer) -> Iterator[Number]:
     """Every number of the answer."""
     names = tuple(run.record.key.name for run in answer.runs)
-    yield Number(
-        table="study", metric="runs", statistic="planned", value=len(answer.study.planned), runs=()
-    )
-    yield Number(table="study", metric="runs", statistic="finished", value=len(names), runs=names)
+    yield from _each({"planned": len(answer.study.planned)}, table="study", metric="runs", runs=())
+    yield from _each({"finished": len(names)}, table="study", metric="runs", runs=names)
     if names:
+        where = {"table": "study", "metric": "seconds", "unit": "s", "runs": names}
         seconds = sum(run.record.seconds for run in answer.runs)
-        yield Number(
-            table="study",
-            metric="seconds",
-            statistic="sum",
-            value=seconds,
-            n=len(names),
-            unit="s",
-            runs=names,
-        )
+        yield from _each({"sum": seconds}, **where, n=len(names))
     for cases in answer.cases:
+        where = {"table": "cases", "site": cases.site, "role": cases.role, "runs": cases.runs}
         for metric in ("cases", "patients", "without_value"):
-            yield Number(
-                table="cases",
-                site=cases.site,
-                role=cases.role,
-                metric=metric,
-                statistic="count",
-                value=getattr(cases, metric),
-                runs=cases.runs,
-            )
+            yield from _each({"count": getattr(cases, metric)}, **where, metric=metric)
     yield from _class_numbers(answer, names)
     for line in answer.scores:
         yield from _score_numbers(line)
@@ -84,16 +70,16 @@ def numbers(answer: Answer) -> Iterator[Number]:
     for curve in answer.curves:
         yield from _curve_numbers(curve)
     for run in answer.runs:
-        yield Number(
-            table="runs",
-            method=run.record.key.method,
-            regime=run.record.key.regime,
-            metric="seconds",
-            statistic="wall clock",
-            value=run.record.seconds,
-            unit="s",
-            runs=(run.record.key.name,),
-        )
+        key = run.record.key
+        where = {"table": "runs", "method": key.method, "regime": key.regime, "runs": (key.name,)}
+        yield from _each({"wall clock": run.record.seconds}, **where, metric="seconds", unit="s")
+
+
+def _each(statistics: Mapping[str, float | None], **where: Any) -> Iterator[Number]:
+    """A row for each statistic that has a value; `where` holds the other columns."""
+    for statistic, value in statistics.items():
+        if value is not None:
+            yield Number(statistic=statistic, value=value, **where)
 
 
 def _class_numbers(answer: Answer, names: tuple[str, ...]) -> Iterator[Number]:
@@ -101,173 +87,94 @@ def _class_numbers(answer: Answer, names: tuple[str, ...]) -> Iterator[Number]:
 
     A number of class "" is over the classes that are in common.
     """
-    for class_name in answer.classes if len(answer.classes) > 1 else ():
-        yield Number(
-            table="classes",
-            class_name=class_name,
-            metric="in common",
-            statistic="yes or no",
-            value=int(class_name in answer.common),
-            runs=names,
-        )
+    for name in answer.classes if len(answer.classes) > 1 else ():
+        where = {"table": "classes", "class_name": name, "runs": names}
+        in_common = {"yes or no": int(name in answer.common)}
+        yield from _each(in_common, **where, metric="in common")
         for site in answer.study.sites:
-            if class_name in answer.not_annotated.get(site, ()):
-                yield Number(
-                    table="classes",
-                    site=site,
-                    class_name=class_name,
-                    metric="annotated",
-                    statistic="yes or no",
-                    value=0,
-                    runs=names,
-                )
+            if name in answer.not_annotated.get(site, ()):
+                yield from _each({"yes or no": 0}, **where, site=site, metric="annotated")
+
+
+def _mean_and_spread(score: Score) -> dict[str, float | None]:
+    return {"mean": score.value, "standard deviation": score.spread}
 
 
 def _score_numbers(line: ScoreLine) -> Iterator[Number]:
-    regime = f"{line.regime}, best model" if line.best else line.regime
+    where = {
+        "table": "scores",
+        "method": line.method,
+        "regime": f"{line.regime}, best model" if line.best else line.regime,
+        "role": line.role,
+        "class_name": line.class_name,
+        "metric": line.metric,
+    }
     for site, score in [*line.sites.items(), (ALL, line.mean)]:
-        statistics: list[tuple[str, float, int]] = [("mean", score.value, score.seeds)]
-        if score.spread is not None:
-            statistics.append(("standard deviation", score.spread, score.seeds))
-        if site == ALL:
-            statistics.append(("sites", len(line.sites), score.seeds))
-        for statistic, value, n in statistics:
-            yield Number(
-                table="scores",
-                method=line.method,
-                regime=regime,
-                site=site,
-                role=line.role,
-                class_name=line.class_name,
-                metric=line.metric,
-                statistic=statistic,
-                value=value,
-                n=n,
-                unit="" if statistic == "sites" else line.unit,
-                runs=score.runs,
-            )
+        found = {**where, "site": site, "n": score.seeds, "runs": score.runs}
+        yield from _each(_mean_and_spread(score), **found, unit=line.unit)
+    yield from _each({"sites": len(line.sites)}, **found)
     if line.worst is not None:
-        worst = line.sites[line.worst]
-        yield Number(
-            table="scores",
-            method=line.method,
-            regime=regime,
-            site=line.worst,
-            role=line.role,
-            class_name=line.class_name,
-            metric=line.metric,
-            statistic="worst site",
-            value=worst.value,
-            n=worst.seeds,
-            unit=line.unit,
-            runs=worst.runs,
-        )
+        score = line.sites[line.worst]
+        found = {**where, "site": line.worst, "n": score.seeds, "runs": score.runs}
+        yield from _each({"worst site": score.value}, **found, unit=line.unit)
 
 
 def _gap_numbers(gap: Gap) -> Iterator[Number]:
-    if gap.against == "method":
-        regime = f"federated - federated {gap.other}"
-    elif gap.against == "local-best":
-        regime = "federated - local, best model"
-    else:
-        regime = f"federated - {gap.against}"
-    statistics: list[tuple[str, float | None]] = [
-        ("mean difference", gap.difference),
-        ("interval low", gap.interval.low if gap.interval else None),
-        ("interval high", gap.interval.high if gap.interval else None),
-        ("p", gap.p),
-        ("p after Holm", gap.p_holm),
-        ("cases", gap.cases),
-        ("patients", gap.patients),
-        ("sites", gap.sites),
-    ]
-    for statistic, value in statistics:
-        if value is not None:
-            yield Number(
-                table="gaps",
-                method=gap.method,
-                regime=regime,
-                site=gap.site,
-                role=gap.role,
-                metric="dice",
-                statistic=statistic,
-                value=value,
-                n=gap.patients,
-                runs=gap.runs,
-            )
+    others = {"method": f"federated {gap.other}", "local-best": "local, best model"}
+    yield from _each(
+        {
+            "mean difference": gap.difference,
+            "interval low": gap.interval.low if gap.interval else None,
+            "interval high": gap.interval.high if gap.interval else None,
+            "p": gap.p,
+            "p after Holm": gap.p_holm,
+            "cases": gap.cases,
+            "patients": gap.patients,
+            "sites": gap.sites,
+        },
+        table="gaps",
+        method=gap.method,
+        regime=f"federated - {others.get(gap.against, gap.against)}",
+        site=gap.site,
+        role=gap.role,
+        metric="dice",
+        n=gap.patients,
+        runs=gap.runs,
+    )
 
 
 def _local_numbers(cell: LocalCell) -> Iterator[Number]:
     regime = f"local at {cell.trained_at}"
     role = "train" if cell.trained_at == cell.scored_at else "unseen"
-    values = [("mean", cell.dice.value)]
-    if cell.dice.spread is not None:
-        values.append(("standard deviation", cell.dice.spread))
-    for statistic, value in values:
-        yield Number(
-            table="local",
-            method=cell.method,
-            regime=regime,
-            site=cell.scored_at,
-            role=role,
-            metric="dice",
-            statistic=statistic,
-            value=value,
-            n=cell.dice.seeds,
-            runs=cell.dice.runs,
-        )
-    if cell.behind is not None:
-        yield Number(
-            table="local",
-            method=cell.method,
-            regime=f"federated - {regime}",
-            site=cell.scored_at,
-            role=cell.behind_role or "",
-            metric="dice",
-            statistic="mean difference",
-            value=cell.behind,
-            n=cell.behind_cases,
-            runs=cell.behind_runs,
-        )
+    where = {"table": "local", "method": cell.method, "site": cell.scored_at, "metric": "dice"}
+    found = {**where, "regime": regime, "n": cell.dice.seeds, "runs": cell.dice.runs}
+    yield from _each(_mean_and_spread(cell.dice), **found, role=role)
+    found = {**where, "regime": f"federated - {regime}", "n": cell.behind_cases}
+    role = cell.behind_role or ""
+    yield from _each({"mean difference": cell.behind}, **found, role=role, runs=cell.behind_runs)
 
 
 def _fail_numbers(answer: Answer) -> Iterator[Number]:
     for method in answer.study.methods:
-        away = [
-            cell
-            for cell in answer.local
-            if cell.method == method
-            and cell.trained_at != cell.scored_at
-            and cell.behind is not None
-        ]
+        away = answer.away(method)
         if away:
-            yield Number(
+            what = f"pairs of sites more than {FAILS_BELOW} below federated"
+            yield from _each(
+                {what: sum(cell.fails for cell in away)},
                 table="local",
                 method=method,
                 regime="local",
                 role="unseen",
                 metric="dice",
-                statistic=f"pairs of sites more than {FAILS_BELOW} below federated",
-                value=sum(cell.fails for cell in away),
                 n=len(away),
                 runs=tuple(sorted({name for cell in away for name in cell.behind_runs})),
             )
 
 
-def _spread_numbers(
-    spread: Spread | None, metric: str, unit: str, runs: tuple[str, ...], **where: str
-) -> Iterator[Number]:
+def _spread_numbers(spread: Spread | None, after: str = "", **where: Any) -> Iterator[Number]:
     if spread is not None:
-        for statistic in ("mean", "low", "high"):
-            yield Number(
-                metric=metric,
-                statistic=statistic,
-                value=getattr(spread, statistic),
-                n=spread.n,
-                unit=unit,
-                runs=runs,
-                **where,  # type: ignore[arg-type]
-            )
+        found = {f"{name}{after}": getattr(spread, name) for name in ("mean", "low", "high")}
+        yield from _each(found, **where, n=spread.n)
 
 
 def _communication_numbers(moved: Communication) -> Iterator[Number]:
@@ -282,83 +189,39 @@ def _communication_numbers(moved: Communication) -> Iterator[Number]:
         (moved.rounds_to_target, "rounds to target", "rounds", moved.reached),
         (moved.bytes_to_target, "bytes to target", "B", moved.reached),
     ):
-        yield from _spread_numbers(spread, metric, unit, runs, **where)
-    total = moved.total_down.mean + moved.total_up.mean
-    yield Number(
-        metric="bytes both ways in a run",
-        statistic="mean",
-        value=total,
-        n=moved.total_up.n,
-        unit="B",
-        runs=moved.runs,
-        **where,  # type: ignore[arg-type]
-    )
+        yield from _spread_numbers(spread, **where, metric=metric, unit=unit, runs=runs)
+    both = {"metric": "bytes both ways in a run", "unit": "B", "n": moved.total_up.n}
+    yield from _each({"mean": moved.both_ways}, **where, **both, runs=moved.runs)
     if moved.target is not None:
-        yield Number(
-            metric="runs that reached the target",
-            statistic="count",
-            value=len(moved.reached),
-            n=moved.target.n,
-            runs=moved.reached,
-            **where,  # type: ignore[arg-type]
-        )
+        reached = {"metric": "runs that reached the target", "n": moved.target.n}
+        yield from _each({"count": len(moved.reached)}, **where, **reached, runs=moved.reached)
 
 
 def _training_numbers(cost: Training) -> Iterator[Number]:
-    where = {"table": "training", "method": cost.method, "regime": cost.regime}
+    where: dict[str, Any] = {"table": "training", "method": cost.method, "regime": cost.regime}
+    where["runs"] = cost.runs
     for phase, spread in cost.seconds.items():
-        yield from _spread_numbers(spread, f"seconds of {phase}", "s", cost.runs, **where)
+        yield from _spread_numbers(spread, **where, metric=f"seconds of {phase}", unit="s")
     for phase, size in cost.peak_memory_bytes.items():
-        yield Number(
-            metric=f"peak memory of {phase}",
-            statistic="high",
-            value=size,
-            n=cost.seconds[phase].n,
-            unit="B",
-            runs=cost.runs,
-            **where,  # type: ignore[arg-type]
-        )
-    yield from _spread_numbers(cost.wall_seconds, "wall seconds", "s", cost.runs, **where)
+        found = {"metric": f"peak memory of {phase}", "n": cost.seconds[phase].n}
+        yield from _each({"high": size}, **where, **found, unit="B")
+    yield from _spread_numbers(cost.wall_seconds, **where, metric="wall seconds", unit="s")
 
 
 def _saving_numbers(saving: Saving) -> Iterator[Number]:
-    for regime, statistic, value, unit in (
-        ("federated", "needs", saving.needs, saving.unit),
-        (f"federated {saving.other}", "needs", saving.other_needs, saving.unit),
-        (f"federated - federated {saving.other}", "share saved", saving.share, ""),
+    where = {"table": "savings", "method": saving.method, "metric": saving.what}
+    for regime, found, unit in (
+        ("federated", {"needs": saving.needs}, saving.unit),
+        (f"federated {saving.other}", {"needs": saving.other_needs}, saving.unit),
+        (f"federated - federated {saving.other}", {"share saved": saving.share}, ""),
     ):
-        if value is not None:
-            yield Number(
-                table="savings",
-                method=saving.method,
-                regime=regime,
-                metric=saving.what,
-                statistic=statistic,
-                value=value,
-                unit=unit,
-                runs=saving.runs,
-            )
+        yield from _each(found, **where, regime=regime, unit=unit, runs=saving.runs)
 
 
 def _curve_numbers(curve: Curve) -> Iterator[Number]:
     where = {"table": "curves", "method": curve.method, "regime": curve.regime, "role": "train"}
     for point in curve.points:
-        for statistic in ("mean", "low", "high"):
-            yield Number(
-                metric="dice",
-                statistic=f"{statistic} after round {point.round}",
-                value=getattr(point.dice, statistic),
-                n=point.dice.n,
-                runs=curve.runs,
-                **where,  # type: ignore[arg-type]
-            )
-        if point.bytes_moved is not None:
-            yield Number(
-                metric="bytes moved",
-                statistic=f"mean after round {point.round}",
-                value=point.bytes_moved,
-                n=point.dice.n,
-                unit="B",
-                runs=curve.runs,
-                **where,  # type: ignore[arg-type]
-            )
+        after, found = f" after round {point.round}", {**where, "runs": curve.runs}
+        yield from _spread_numbers(point.dice, after, **found, metric="dice")
+        moved = {f"mean{after}": point.bytes_moved}
+        yield from _each(moved, **found, metric="bytes moved", n=point.dice.n, unit="B")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from fedfms.local.sites import Site, find_sites
 from fedfms_lab.study.record import REGIMES, Engine, Regime, RunKey
 
 NO_HOLDOUT = "none"
+_Fold = tuple[str | None, tuple[str, ...]]  # the site that is held out, and those that train
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +110,7 @@ class Study:
         values.setdefault("name", path.stem)
         if isinstance(values.get("holdout"), str):
             values["holdout"] = [values["holdout"]]
-        for key in ("sites", "data"):
-            if isinstance(values.get(key), str):
-                values[key] = (folder / Path(values[key]).expanduser()).resolve()
+        _resolve(values, ("sites", "data"), folder)
         methods = values.get("methods")
         if not isinstance(methods, dict):
             raise ConfigError(
@@ -118,9 +118,8 @@ class Study:
                 "write 'name: {job: ../jobs/fedmsa}' lines under methods",
             )
         for entry in methods.values():
-            for key in ("job", "recipe"):
-                if isinstance(entry, dict) and isinstance(entry.get(key), str):
-                    entry[key] = (folder / entry[key]).resolve()
+            if isinstance(entry, dict):
+                _resolve(entry, ("job", "recipe"), folder)
         if sites is not None:
             values["sites"] = sites.resolve()
             values.pop("phantoms", None)
@@ -156,29 +155,13 @@ class Study:
         """
         sites = sorted(sites)
         holdouts = self._holdouts(sites)
-        keys = []
-        for seed in self.seeds:
-            for method in self.methods:
-                for regime in self.regimes:
-                    if regime == "local":
-                        keys += [self._key(method, regime, None, (site,), seed) for site in sites]
-                        continue
-                    for holdout in holdouts:
-                        trained_on = tuple(site for site in sites if site != holdout)
-                        keys.append(self._key(method, regime, holdout, trained_on, seed))
-        return keys
-
-    def _key(
-        self,
-        method: str,
-        regime: Regime,
-        holdout: str | None,
-        trained_on: tuple[str, ...],
-        seed: int,
-    ) -> RunKey:
-        return RunKey(
-            method=method, regime=regime, holdout=holdout, trained_on=trained_on, seed=seed
-        )
+        at_one: list[_Fold] = [(None, (site,)) for site in sites]
+        at_many: list[_Fold] = [(out, tuple(s for s in sites if s != out)) for out in holdouts]
+        return [
+            RunKey(method=method, regime=regime, holdout=holdout, trained_on=trained_on, seed=seed)
+            for seed, method, regime in itertools.product(self.seeds, self.methods, self.regimes)
+            for holdout, trained_on in (at_one if regime == "local" else at_many)
+        ]
 
     def _holdouts(self, sites: Sequence[str]) -> list[str | None]:
         holdouts: list[str | None] = []
@@ -207,12 +190,7 @@ class Study:
             from fedfms.local.synthetic import write_phantom_federation
 
             write_phantom_federation(
-                made,
-                cases=self.phantoms.cases,
-                slices=self.phantoms.slices,
-                seed=self.phantoms.seed,
-                format="nifti",
-                keep=True,
+                made, **dataclasses.asdict(self.phantoms), format="nifti", keep=True
             )
             return find_sites(made, None)
         assert self.sites is not None  # __post_init__ checked it
@@ -221,3 +199,10 @@ class Study:
     def to_dict(self) -> dict[str, Any]:
         """All values as JSON types."""
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))  # type: ignore[no-any-return]
+
+
+def _resolve(values: dict[str, Any], keys: Sequence[str], folder: Path) -> None:
+    """Make paths in a file whole, which are relative to its folder."""
+    for key in keys:
+        if isinstance(values.get(key), str):
+            values[key] = (folder / Path(values[key]).expanduser()).resolve()

@@ -2,7 +2,7 @@
 
 `python -m fedfms_lab.study.process FOLDER`: the folder holds spec.json. Central and local training
 happen here; a federated run has its own processes. Scoring is another process, so that what trains
-never opens an image that it must not see. Progress goes to standard output, a JSON object a line.
+never opens an image that it must not see. How far a run is, and why it failed, stand in work/.
 """
 
 from __future__ import annotations
@@ -41,11 +41,14 @@ from fedfms_lab.study.record import (
     ROUNDS_FILE,
     Phase,
 )
-from fedfms_lab.study.spec import SPEC_FILE, RunSpec, write_phase
+from fedfms_lab.study.spec import SPEC_FILE, RunSpec, add_measured
 from fedfms_lab.study.watch import WATCH_VARIABLE, WATCHED_TRAINER, watch_files, write_watch
 
+log = logging.getLogger(__name__)
+
 WORK_FOLDER = "work"  # of what a run needs while it runs
-PROGRESS_KEY, FAILURE_KEY = "fedfms_progress", "fedfms_failure"  # of lines on standard output
+# in WORK_FOLDER: [rounds done, rounds], and [problem, fix]
+PROGRESS_FILE, FAILURE_FILE = "progress.json", "failure.json"
 _PHASES = ("prepare", "train", "evaluate", "exchange")
 
 
@@ -56,7 +59,6 @@ def do_run(spec: RunSpec, folder: Path) -> None:
         FedfmsError: training or scoring failed.
     """
     work = folder / WORK_FOLDER
-    work.mkdir()
     (folder / RECIPE_FILE).write_text(spec.recipe.to_json())
     if spec.key.regime == "federated":
         _federated(spec, folder, work)
@@ -73,7 +75,7 @@ def _pooled(spec: RunSpec, folder: Path, work: Path) -> None:
 
     def on_round(done: PooledRound) -> None:
         rounds.append(done)
-        _tell(done.rounds_trained, spec.recipe.rounds)
+        _tell(work, done.rounds_trained, spec.recipe.rounds)
 
     tensors = train_pooled(
         spec.recipe,
@@ -84,8 +86,7 @@ def _pooled(spec: RunSpec, folder: Path, work: Path) -> None:
     )
     save_tensors(folder / MODEL_FILE, tensors, "fp32")
     write_rounds(folder / ROUNDS_FILE, _pooled_rows(rounds, training))
-    for phase in ("prepare", "train", "evaluate"):
-        write_phase(folder, phase, _summed(rounds, phase))
+    add_measured(folder, {name: _summed(rounds, name) for name in _PHASES if name != "exchange"})
 
 
 def _summed(rounds: Sequence[PooledRound] | Sequence[RoundRow], phase: str) -> Phase:
@@ -143,7 +144,7 @@ def _federated(spec: RunSpec, folder: Path, work: Path) -> None:
             workspace=work,
             checkpoints=spec.checkpoints,
             settings=settings,
-            on_event=lambda event: _tell(len(event.finished), spec.recipe.rounds),
+            on_event=lambda event: _tell(work, len(event.finished), spec.recipe.rounds),
         )
     else:
         from fedfms.report.write import write_results
@@ -159,7 +160,7 @@ def _federated(spec: RunSpec, folder: Path, work: Path) -> None:
             work=work,
             checkpoints=spec.checkpoints,
             settings=settings,
-            on_round=lambda number: _tell(number + 1, spec.recipe.rounds),
+            on_round=lambda number: _tell(work, number + 1, spec.recipe.rounds),
         )
         write_results(raw, job)
     (job / GLOBAL_MODEL).rename(folder / MODEL_FILE)
@@ -172,18 +173,16 @@ def _federated(spec: RunSpec, folder: Path, work: Path) -> None:
             "rounds answers another question",
             code="site-failed",
         )
-    for phase in _PHASES:
-        write_phase(folder, phase, _summed(rows, phase))
+    add_measured(folder, {name: _summed(rows, name) for name in _PHASES})
 
 
 def _write_watch(spec: RunSpec, folder: Path, path: Path, allowed: Sequence[str]) -> Path:
-    files = {}
     manifest = read_manifest(folder / MANIFEST_FILE)
-    for site in spec.sites:
-        root = site_config(site).data_root
-        files[site.name] = [
-            root / name for row in manifest[site.name] for name in (row.image, row.label)
-        ]
+    roots = {site.name: site_config(site).data_root for site in spec.sites}
+    files = {
+        site: [root / name for row in manifest[site] for name in (row.image, row.label)]
+        for site, root in roots.items()
+    }
     write_watch(path, files, allowed, path.with_suffix(".log"))
     return path
 
@@ -205,13 +204,8 @@ def _score(folder: Path, work: Path) -> None:
         )
 
 
-def _tell(done: int, rounds: int) -> None:
-    _print({PROGRESS_KEY: [done, rounds]})
-
-
-def _print(values: Mapping[str, object]) -> None:
-    sys.stdout.write(json.dumps(values) + "\n")
-    sys.stdout.flush()
+def _tell(work: Path, done: int, rounds: int) -> None:
+    (work / PROGRESS_FILE).write_text(json.dumps([done, rounds]))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -223,20 +217,24 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, interrupt)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     folder = Path(arguments[0])
+    failure = folder / WORK_FOLDER / FAILURE_FILE
+    failure.parent.mkdir()
     started = time.monotonic()
     try:
         do_run(RunSpec.read(folder / SPEC_FILE), folder)
     except FedfmsError as error:
-        _print({FAILURE_KEY: [error.problem, error.fix]})
+        log.error("%s", error)
+        failure.write_text(json.dumps([error.problem, error.fix]))
         return 1
     except Exception as error:
         told = unexpected(error, "the run cannot go on", FedfmsError)
         sys.stderr.write(told.details)  # into the run's log
-        _print({FAILURE_KEY: [told.problem, f"{told.fix}; they stand at the end of its log"]})
+        fix = f"{told.fix}; they stand at the end of its log"
+        failure.write_text(json.dumps([told.problem, fix]))
         return 1
     except KeyboardInterrupt:
         return 130
-    logging.getLogger(__name__).info("done in %.1f s", time.monotonic() - started)
+    log.info("done in %.1f s", time.monotonic() - started)
     return 0
 
 

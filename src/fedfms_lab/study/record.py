@@ -22,14 +22,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fedfms.contracts.decode import Misfits, validate
 from fedfms.errors import FederationError
 from fedfms.records.layout import MODEL, PICTURES, RECIPE, ROUNDS
-from fedfms.records.rows import RoundRow, read_rounds, read_rows, write_rows
+from fedfms.records.rows import RoundRow, read_rounds, read_rows
 
 Regime = Literal["federated", "central", "local"]
 Engine = Literal["flare", "loop"]
@@ -40,7 +41,7 @@ RUN_FILE, RECIPE_FILE, MODEL_FILE = "run.json", RECIPE, MODEL
 SCORES_FILE, ROUNDS_FILE, MANIFEST_FILE = "scores.csv", ROUNDS, "manifest.csv"
 PICTURES_FOLDER, JOB_FOLDER = PICTURES, "job"
 
-_FORMAT = 1  # of run.json and study.json; another number is refused
+FORMAT = 1  # of run.json and study.json; another number is refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +140,16 @@ class Run:
 
 # --------------------------------------------------------------------------------------- reading
 
+# what a file that is damaged or missing may raise
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, Misfits)
+
+
+def why(error: BaseException) -> str:
+    """What is wrong with such a file, as the end of a sentence."""
+    if isinstance(error, Misfits):
+        return f"{'.'.join(map(str, error.loc)) or 'its content'} is {error.kind}"
+    return str(error.strerror if isinstance(error, OSError) else error)
+
 
 def read_run(folder: Path) -> Run:
     """Read a finished run.
@@ -149,13 +160,15 @@ def read_run(folder: Path) -> Run:
     try:
         values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         recipe = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
-        record = record_from_dict(values)
-        scores = read_scores(folder / SCORES_FILE)
+        if values.pop("format", None) != FORMAT:
+            raise ValueError("run.json is of another version of fedfms")
+        values.pop("seal", None)
+        record = validate(RunRecord, values)
+        scores = read_rows(folder / SCORES_FILE, ScoreRow)
         rounds = read_rounds(folder / ROUNDS_FILE)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = error.strerror if isinstance(error, OSError) else str(error)
+    except UNREADABLE as error:
         raise FederationError(
-            f"{folder} is no finished run of a study: {what}",
+            f"{folder} is no finished run of a study: {why(error)}",
             "name a folder below runs/ in a study's folder; if a file in it was damaged, remove "
             "the whole folder and start the study again, which repeats this run alone",
             code="no-run",
@@ -168,26 +181,9 @@ def read_runs(study: Path) -> list[Run]:
     return [read_run(path.parent) for path in sorted((study / RUNS_FOLDER).glob(f"*/{RUN_FILE}"))]
 
 
-def record_from_dict(values: dict[str, Any]) -> RunRecord:
-    """run.json's content.
-
-    Raises:
-        ValueError, KeyError, TypeError: it is not as `record_to_dict` writes it.
-    """
-    values = dict(values)
-    values.pop("seal", None)
-    if values.pop("format", None) != _FORMAT:
-        raise ValueError("run.json is of another version of fedfms")
-    key = dict(values.pop("key"))
-    key["trained_on"] = tuple(key["trained_on"])
-    sites = {name: SiteFacts(**facts) for name, facts in values.pop("sites").items()}
-    phases = {name: Phase(**phase) for name, phase in values.pop("phases").items()}
-    return RunRecord(key=RunKey(**key), sites=sites, phases=phases, **values)
-
-
 def record_to_dict(record: RunRecord) -> dict[str, Any]:
     """run.json's content as JSON types, with its own seal."""
-    values = {"format": _FORMAT, **dataclasses.asdict(record)}
+    values = {"format": FORMAT, **dataclasses.asdict(record)}
     return {**values, "seal": seal_of(values)}
 
 
@@ -195,20 +191,3 @@ def seal_of(values: Mapping[str, Any]) -> str:
     """SHA-256 over run.json's other values: shows a change that nothing else would."""
     sealed = {key: value for key, value in values.items() if key != "seal"}
     return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
-
-
-# ---------------------------------------------------------------------------------------- scores
-
-
-def write_scores(path: Path, rows: Sequence[ScoreRow]) -> None:
-    """Write scores.csv; numbers with all their digits, empty where there is no value."""
-    write_rows(path, ScoreRow, rows)
-
-
-def read_scores(path: Path) -> tuple[ScoreRow, ...]:
-    """Read scores.csv back.
-
-    Raises:
-        OSError, ValueError: the file is missing or damaged.
-    """
-    return read_rows(path, ScoreRow)

@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -35,8 +35,9 @@ from fedfms.models.sam import find_checkpoint
 from fedfms.records.rows import read_rounds
 from fedfms_lab.study.data import ManifestRow, read_site, site_config, write_manifest
 from fedfms_lab.study.plan import Study
-from fedfms_lab.study.process import FAILURE_KEY, PROGRESS_KEY, WORK_FOLDER
+from fedfms_lab.study.process import FAILURE_FILE, PROGRESS_FILE, WORK_FOLDER
 from fedfms_lab.study.record import (
+    FORMAT,
     MANIFEST_FILE,
     ROUNDS_FILE,
     RUN_FILE,
@@ -48,7 +49,7 @@ from fedfms_lab.study.record import (
     read_run,
     record_to_dict,
 )
-from fedfms_lab.study.spec import MEASURED_FILE, SPEC_FILE, RunSpec, read_machine, read_phases
+from fedfms_lab.study.spec import MEASURED_FILE, SPEC_FILE, RunSpec, read_measured
 from fedfms_lab.study.watch import opened_files
 
 log = logging.getLogger(__name__)
@@ -87,10 +88,8 @@ class _Running:
     folder: Path
     process: Supervised
     started: float
-    slots: int
     peak_bytes: int = 0
     share: float = 0.0
-    read: int = field(default=0)  # bytes of the log that were looked at
 
 
 def run_study(
@@ -187,7 +186,7 @@ class _Work:
             return True
         if parallel is not None:
             return len(self._running) < parallel
-        if sum(one.slots for one in self._running) + _slots(spec) > (os.cpu_count() or 1):
+        if sum(_slots(one.spec) for one in self._running) + _slots(spec) > (os.cpu_count() or 1):
             return False
         if self._largest_bytes is None:
             return False  # nobody knows yet what a run needs
@@ -210,12 +209,13 @@ class _Work:
             log_file=self.folder / LOGS_FOLDER / f"{spec.key.name}.log",
             environment=child_environment(settings),
         )
-        read = process.log.stat().st_size if process.log.is_file() else 0
-        return _Running(spec, folder, process, time.time(), _slots(spec), read=read)
+        return _Running(spec, folder, process, time.time())
 
     def _look(self, one: _Running) -> None:
         running = one.process.is_running
-        one.share = max(one.share, _share_done(one))
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            done, rounds = json.loads((one.folder / WORK_FOLDER / PROGRESS_FILE).read_text())
+            one.share = done / rounds
         if running:
             one.peak_bytes = max(one.peak_bytes, _memory_bytes(one.process))
             return
@@ -230,10 +230,10 @@ class _Work:
             self._tell(finished=(name, time.time() - one.started))
             return
         work, kept = one.folder / WORK_FOLDER, self.folder / LOGS_FOLDER / name
+        said = _last_words(one, code).replace(str(work.resolve()), str(kept))
         shutil.rmtree(kept, ignore_errors=True)
         with contextlib.suppress(OSError):
             work.rename(kept)
-        said = _last_words(one.process, code).replace(str(work.resolve()), str(kept))
         self.failed[name] = said
         self._tell(failed=(name, said))
 
@@ -253,7 +253,7 @@ def finish_run(spec: RunSpec, folder: Path, place: Path, started: float) -> None
     work = folder / WORK_FOLDER
     logs = sorted(work.glob("watch*.log"))
     trainers = [path for path in logs if path.stem.removeprefix("watch-") not in _unseen(spec)]
-    phases, machine = read_phases(folder), read_machine(folder)
+    measured = read_measured(folder)
     opened = opened_files(trainers, [site.name for site in spec.sites])
     shutil.rmtree(work)
     for name in (MEASURED_FILE, SPEC_FILE):
@@ -277,7 +277,7 @@ def finish_run(spec: RunSpec, folder: Path, place: Path, started: float) -> None
             **{name: importlib.metadata.version(name) for name in _VERSIONS},
         },
         machine={
-            **machine,
+            **measured.machine,
             "processors": os.cpu_count() or 1,
             "memory_bytes": psutil.virtual_memory().total,
             "threads": spec.threads,
@@ -286,7 +286,7 @@ def finish_run(spec: RunSpec, folder: Path, place: Path, started: float) -> None
         sites=dict(spec.facts),
         started=started,
         seconds=time.time() - started,
-        phases=phases,
+        phases=measured.phases,
         bytes_down=sum(row.bytes_down or 0 for row in rounds),
         bytes_up=sum(row.bytes_up or 0 for row in rounds),
         opened=opened,
@@ -310,25 +310,6 @@ def _slots(spec: RunSpec) -> int:
     return min(spec.threads, everything)
 
 
-def _share_done(one: _Running) -> float:
-    """Share of the rounds that are over, from what the run's process has printed since."""
-    share = 0.0
-    try:
-        with one.process.log.open("rb") as file:
-            file.seek(one.read)
-            text = file.read()
-    except OSError:
-        return share
-    whole, newline, _ = text.rpartition(b"\n")
-    one.read += len(whole) + len(newline)
-    for line in whole.splitlines():
-        if PROGRESS_KEY.encode() in line:
-            with contextlib.suppress(ValueError, KeyError, ZeroDivisionError):
-                done, rounds = json.loads(line)[PROGRESS_KEY]
-                share = max(share, done / rounds)
-    return share
-
-
 def _memory_bytes(process: Supervised) -> int:
     """Resident memory of a process and all below it, now."""
     total = 0
@@ -341,16 +322,14 @@ def _memory_bytes(process: Supervised) -> int:
     return total
 
 
-def _last_words(process: Supervised, code: int) -> str:
+def _last_words(one: _Running, code: int) -> str:
     """Why a run failed: its own error, or the end of its log where it could not say one."""
-    lines = process.last_lines(40).splitlines()
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            problem, fix = json.loads(line)[FAILURE_KEY]
-            return f"{problem}\n  fix: {fix}"
-    end = [line for line in lines if PROGRESS_KEY not in line][-4:]
+    with contextlib.suppress(OSError, ValueError):
+        problem, fix = json.loads((one.folder / WORK_FOLDER / FAILURE_FILE).read_text())
+        return f"{problem}\n  fix: {fix}"
+    end = one.process.last_lines(4).splitlines()
     return "\n  ".join(
-        [f"its process ended with exit code {code}", *end, f"all that it said: {process.log}"]
+        [f"its process ended with exit code {code}", *end, f"all that it said: {one.process.log}"]
     )
 
 
@@ -410,27 +389,28 @@ def _check_same_study(
         if not _is_done(folder, key):
             continue
         run = read_run(folder / RUNS_FOLDER / key.name)
+        changes = []
         if run.record.recipe_sha256 != recipes[key.name].sha256:
             values = recipes[key.name].to_dict()
             changed = sorted(n for n in values if run.recipe.get(n) != values[n])
-            raise _other_study(folder, key, f"recipe: {', '.join(changed) or 'it'} changed")
+            changes.append(f"recipe: {', '.join(changed) or 'it'} changed")
         for site, (facts, _) in data.items():
             if run.record.sites.get(site) != facts:
-                raise _other_study(folder, key, f"the images, labels or site.yml of {site} changed")
-
-
-def _other_study(folder: Path, key: RunKey, what: str) -> ConfigError:
-    return ConfigError(
-        f"{folder} holds the finished run {key.name}, which was made otherwise: {what}",
-        "name a new folder with --output, or remove this one (or that run's folder) to do it again",
-        code="other-study",
-    )
+                changes.append(f"the images, labels or site.yml of {site} changed")
+        if changes:
+            raise ConfigError(
+                f"{folder} holds the finished run {key.name}, which was made otherwise: "
+                f"{changes[0]}",
+                "name a new folder with --output, or remove this one (or that run's folder) to do "
+                "it again",
+                code="other-study",
+            )
 
 
 def _write_study(folder: Path, study: Study, sites: Sequence[Site], keys: Sequence[RunKey]) -> None:
     holdouts = list(dict.fromkeys(key.holdout for key in keys if key.regime != "local"))
     values = {
-        "format": 1,
+        "format": FORMAT,
         "name": study.name,
         "title": study.title or study.name,
         "sites": sorted(site.name for site in sites),

@@ -26,6 +26,7 @@ from fedfms.errors import DoorClosed, FedfmsError, unexpected
 from fedfms.exchange.door import read_policy
 from fedfms.local.sites import Site
 from fedfms.models.trained import load_trained
+from fedfms.records.rows import write_rows
 from fedfms.records.scores import mean
 from fedfms.training.device import failures_explained, ready_device
 from fedfms.training.evaluate import CaseScore, evaluate
@@ -37,9 +38,8 @@ from fedfms_lab.study.record import (
     SCORES_FILE,
     Phase,
     ScoreRow,
-    write_scores,
 )
-from fedfms_lab.study.spec import RunSpec, write_machine, write_phase
+from fedfms_lab.study.spec import RunSpec, add_measured
 
 log = logging.getLogger(__name__)
 
@@ -84,10 +84,10 @@ def score_run(spec: RunSpec, folder: Path) -> None:
     device = ready_device(site_config(spec.sites[0]))
     meter = Meter(device)
     with meter("score"):
-        write_scores(folder / SCORES_FILE, list(_scored(spec, folder)))
-    write_machine(folder, {"device": str(device)})
+        write_rows(folder / SCORES_FILE, ScoreRow, _scored(spec, folder))
     seconds, peak = meter.seconds["score"], meter.peak_memory_bytes["score"]
-    write_phase(folder, "score", Phase(seconds=seconds, peak_memory_bytes=peak))
+    phase = Phase(seconds=seconds, peak_memory_bytes=peak)
+    add_measured(folder, {"score": phase}, device=str(device))
 
 
 def _scored(spec: RunSpec, folder: Path) -> Iterator[ScoreRow]:
@@ -106,7 +106,11 @@ def _scored(spec: RunSpec, folder: Path) -> Iterator[ScoreRow]:
             pictures = site_pictures(
                 trained.model, prepared, scores, trained.recipe, config, Control()
             )
-            _write_pictures(folder / PICTURES_FOLDER, site.name, pictures)
+            (folder / PICTURES_FOLDER).mkdir(exist_ok=True)
+            for index, picture in enumerate(pictures):
+                if len(picture) <= MAX_PICTURE_BYTES:
+                    path = folder / PICTURES_FOLDER / f"{site.name}-{index}.png"
+                    path.write_bytes(picture)
         log.info("scored %s: %d cases", site.name, len(prepared))
 
 
@@ -115,13 +119,6 @@ def _pictures_allowed(site: Site) -> bool:
         return read_policy(site.folder / "policy").pictures
     except DoorClosed:
         return False
-
-
-def _write_pictures(folder: Path, site: str, pictures: Sequence[bytes]) -> None:
-    folder.mkdir(exist_ok=True)
-    for index, picture in enumerate(pictures):
-        if len(picture) <= MAX_PICTURE_BYTES:
-            (folder / f"{site}-{index}.png").write_bytes(picture)
 
 
 def _or_none(value: float) -> float | None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from fedfms.contracts.decode import validate
 from fedfms.contracts.recipe import Recipe
 from fedfms.local.sites import Site
 from fedfms_lab.study.record import Engine, Phase, RunKey, SiteFacts
@@ -33,58 +36,31 @@ class RunSpec:
 
     def write(self, path: Path) -> None:
         """Write it."""
-        values = {**dataclasses.asdict(self), "recipe": self.recipe.to_dict()}
-        path.write_text(json.dumps(values, default=str, indent=1))
+        path.write_text(json.dumps(dataclasses.asdict(self), default=str, indent=1))
 
     @classmethod
     def read(cls, path: Path) -> RunSpec:
         """Read it back."""
-        values: dict[str, Any] = json.loads(path.read_text())
-        values["key"]["trained_on"] = tuple(values["key"]["trained_on"])
-        sites = (
-            Site(s["name"], Path(s["folder"]), Path(s["data"]) if s["data"] else None)
-            for s in values["sites"]
-        )
-        return cls(
-            **{
-                **values,
-                "key": RunKey(**values["key"]),
-                "recipe": Recipe.from_dict(values["recipe"], str(path)),
-                "job": Path(values["job"]),
-                "sites": tuple(sites),
-                "facts": {name: SiteFacts(**facts) for name, facts in values["facts"].items()},
-                "checkpoints": Path(values["checkpoints"]) if values["checkpoints"] else None,
-            }
-        )
+        return TypeAdapter(cls).validate_python(json.loads(path.read_text()))
 
 
-def write_phase(folder: Path, name: str, phase: Phase) -> None:
-    """Add what a phase cost to the run's unfinished folder."""
-    _add(folder, "phases", {name: dataclasses.asdict(phase)})
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the run's processes have measured so far."""
+
+    phases: dict[str, Phase] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)  # what the run computed on
 
 
-def write_machine(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Add what the run computed on."""
-    _add(folder, "machine", facts)
+def add_measured(folder: Path, phases: Mapping[str, Phase], **machine: object) -> None:
+    """Add what phases cost, and facts of the machine, to the run's unfinished folder."""
+    known = read_measured(folder)
+    known.phases.update(phases)
+    known.machine.update(machine)
+    (folder / MEASURED_FILE).write_text(json.dumps(dataclasses.asdict(known)))
 
 
-def read_phases(folder: Path) -> dict[str, Phase]:
-    """The phases that were added."""
-    return {name: Phase(**phase) for name, phase in _read(folder)["phases"].items()}
-
-
-def read_machine(folder: Path) -> dict[str, Any]:
-    """What was added about the machine."""
-    return dict(_read(folder)["machine"])
-
-
-def _add(folder: Path, key: str, values: Mapping[str, Any]) -> None:
-    known = _read(folder)
-    known[key] |= values
-    (folder / MEASURED_FILE).write_text(json.dumps(known))
-
-
-def _read(folder: Path) -> dict[str, Any]:
+def read_measured(folder: Path) -> Measured:
+    """All that was added."""
     path = folder / MEASURED_FILE
-    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return {"phases": {}, "machine": {}, **known}
+    return validate(Measured, json.loads(path.read_text())) if path.is_file() else Measured()

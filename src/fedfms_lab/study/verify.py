@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from fedfms.models.trained import load_trained
 from fedfms.records.history import History
 from fedfms.records.layout import RECORDS
 from fedfms.records.read import read_records
-from fedfms.records.rows import RoundRow
 from fedfms_lab.study.data import ManifestRow, read_manifest, read_site, site_config
 from fedfms_lab.study.record import (
     JOB_FOLDER,
@@ -133,14 +132,13 @@ def _recipe_problems(run: Run) -> list[str]:
         for name in sorted({*kept, *written})
         if kept.get(name) != written.get(name)
     ]
-    if not found:
-        try:
-            same = Recipe.from_dict(written, RECIPE_FILE).sha256 == run.record.recipe_sha256
-        except ConfigError as error:
-            return [error.problem]
-        if not same:
-            found = [f"{RECIPE_FILE} is not the recipe whose SHA-256 {RUN_FILE} names"]
-    return found
+    if found:
+        return found
+    try:
+        same = Recipe.from_dict(written, RECIPE_FILE).sha256 == run.record.recipe_sha256
+    except ConfigError as error:
+        return [error.problem]
+    return [] if same else [f"{RECIPE_FILE} is not the recipe whose SHA-256 {RUN_FILE} names"]
 
 
 def _file_problems(run: Run) -> list[str]:
@@ -156,35 +154,35 @@ def _file_problems(run: Run) -> list[str]:
 
 def _round_problems(run: Run) -> list[str]:
     found = []
-    sums = {
-        "bytes_down": sum(row.bytes_down or 0 for row in run.rounds),
-        "bytes_up": sum(row.bytes_up or 0 for row in run.rounds),
-    }
-    for name, total in sums.items():
-        if getattr(run.record, name) != total:
-            found.append(
-                f"{name} is {getattr(run.record, name)} in {RUN_FILE}, and {total} in {ROUNDS_FILE}"
-            )
+    for name in ("bytes_down", "bytes_up"):
+        kept, total = getattr(run.record, name), sum(getattr(row, name) or 0 for row in run.rounds)
+        if kept != total:
+            found.append(f"{name} is {kept} in {RUN_FILE}, and {total} in {ROUNDS_FILE}")
     records = run.folder / JOB_FOLDER / RECORDS
     if records.is_file():
         again = History(read_records(records)[0], dict(run.recipe)).round_rows()
         by_place = {(row.round, row.site): row for row in again}
         for row in run.rounds:
-            other = by_place.get((row.round, row.site))
             where = f"{ROUNDS_FILE}, round {row.round}, {row.site}"
-            found += _differing(where, row, other)
+            other = by_place.get((row.round, row.site))
+            if other is None:
+                found.append(f"{where}: nothing was recorded")
+                continue
+            for name, one, two in _differing(row, other):
+                found.append(f"{where}: {name} is {one}, and {two} in {RECORDS}")
     return found
 
 
-def _differing(where: str, row: RoundRow, other: RoundRow | None) -> list[str]:
-    if other is None:
-        return [f"{where}: nothing was recorded"]
-    return [
-        f"{where}: {one.name} is {getattr(row, one.name)}, and {getattr(other, one.name)} in "
-        f"{RECORDS}"
-        for one in dataclasses.fields(RoundRow)
-        if getattr(row, one.name) != getattr(other, one.name)
-    ]
+def _differing(row: Any, other: Any, tolerance: float = 0.0) -> Iterator[tuple[str, Any, Any]]:
+    """Name and both values of each field in which two rows differ, numbers beyond the tolerance."""
+    for field in dataclasses.fields(row):
+        one, two = getattr(row, field.name), getattr(other, field.name)
+        if isinstance(one, float) and isinstance(two, float):
+            same = math.isclose(one, two, rel_tol=tolerance, abs_tol=tolerance)
+        else:
+            same = one == two
+        if not same:
+            yield field.name, one, two
 
 
 def _data_problems(run: Run, sites: Sequence[Site]) -> list[str]:
@@ -267,13 +265,7 @@ def _differing_scores(
         if other is None:
             found.append(f"{where}: the run has a score for a case that is not scored")
             continue
-        for name in ScoreRow.__slots__:
-            one, two = getattr(row, name), getattr(other, name)
-            if isinstance(one, float) and isinstance(two, float):
-                same = math.isclose(one, two, rel_tol=tolerance, abs_tol=tolerance)
-            else:
-                same = one == two
-            if not same:
-                found.append(f"{where}: {name} is {one} in {SCORES_FILE}, and {two} computed again")
+        for name, one, two in _differing(row, other, tolerance):
+            found.append(f"{where}: {name} is {one} in {SCORES_FILE}, and {two} computed again")
     found += [f"{site}, case {case}, {name}: no score" for site, case, name in by_case]
     return found

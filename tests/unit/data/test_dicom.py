@@ -316,7 +316,7 @@ def label_of(root: Path, site: SiteConfig, name: str = "a") -> np.ndarray:
     """(columns, rows, slices) as the code under test reads it."""
     image, label = root / "images" / name, root / "labels" / f"{name}.dcm"
     one = read_series(image, read_bytes(image, site), site)
-    return read_label(label, read_bytes(label, site), site, one)
+    return read_label(label, read_bytes(label, site), site, one)[0]
 
 
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])

@@ -510,6 +510,45 @@ def test_a_cut_tiff_is_damaged(tmp_path, compression):
     assert refused(tmp_path / "p.tif", data[: len(data) // 2]).code == "damaged-file"
 
 
+def test_strips_that_lie_nowhere_are_not_read_as_black(tmp_path):
+    data = bytearray(unread(compression="lzw"))
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        offsets = file.pages[0].tags["StripOffsets"].valueoffset
+    data[offsets : offsets + 4] = bytes(4)
+    error = refused(tmp_path / "p.tif", bytes(data))
+    assert (error.code, "empty strips" in error.problem) == ("cannot-be-read-here", True)
+
+
+@pytest.mark.parametrize("tile", [None, (32, 48)])
+def test_planes_in_jpeg_are_what_was_stored(tmp_path, tile):
+    smooth = np.add.outer(np.arange(60) * 2, np.arange(70))[..., None] + np.array([0, 9, 30])
+    samples = smooth.astype(np.uint8)
+    data = tiff_bytes(samples, RGB, 8, "jpeg", tile=tile, planar=True, rows_per_strip=16)
+    got = read(tmp_path / "p.tif", data, rgb=True).values[0]
+    np.testing.assert_allclose(got, samples, atol=6)
+
+
+def test_nonsense_ends_in_one_sentence(tmp_path):
+    random = np.random.default_rng(7)
+    smooth = np.add.outer(np.arange(HEIGHT), np.arange(WIDTH))[..., None].astype(np.uint8)
+    whole = [
+        *(tiff_bytes(stored(8, 3), RGB, 8, compression) for compression in LOSSLESS),
+        tiff_bytes(MASK[..., None], GRAY, 1, "g4"),
+        tiff_bytes(np.repeat(smooth, 3, 2), YCBCR, 8, "jpeg", tile=(16, 32)),
+        tiff_bytes(np.repeat(smooth, 3, 2), RGB, 8, "webp"),
+        png_file((WIDTH, HEIGHT, 16, 2, 0, 0, 0), filtered(stored(16, 3), [4])),
+    ]
+    for data, _ in itertools.product(whole, range(20)):
+        nonsense = bytearray(data[: random.integers(8, len(data) + 1)])
+        for place in random.integers(8, len(nonsense), 3) if len(nonsense) > 8 else ():
+            nonsense[place] ^= 1 << random.integers(8)
+        path = tmp_path / ("p.png" if data.startswith(b"\x89PNG") else "p.tif")
+        try:
+            read(path, bytes(nonsense))
+        except SiteDataError as error:
+            assert path.name in error.problem
+
+
 @pytest.mark.parametrize(
     "options", [{"imagej": True}, {"truncate": True}], ids=["ImageJ", "shaped"]
 )

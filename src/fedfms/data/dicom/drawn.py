@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydicom import Dataset
 
 from fedfms.contracts.site import Labels
 from fedfms.data.dicom.series import Series
@@ -72,10 +73,35 @@ def nothing_drawn(
     return drawn or {0: Drawn([], np.zeros(series.values.shape, bool))}
 
 
+def referenced_series(label: Dataset) -> list[Dataset]:
+    """What a segmentation or structure set says of the series that it was drawn on."""
+    return [
+        *(label.get("ReferencedSeriesSequence") or []),
+        *(
+            series
+            for frame in label.get("ReferencedFrameOfReferenceSequence") or []
+            for study in frame.get("RTReferencedStudySequence") or []
+            for series in study.get("RTReferencedSeriesSequence") or []
+        ),
+    ]
+
+
 def require_same_series(
-    path: Path, series: Series, series_uids: set[str], frame_uids: set[str], sop_uids: set[str]
+    path: Path, series: Series, label: Dataset, frame_uids: set[str], sop_uids: set[str]
 ) -> None:
-    """What a label says that it was drawn on is this series, all of it; silence is accepted."""
+    """What a label says that it was drawn on is this series, all of it; silence is accepted.
+
+    It says frames of reference and slices (`sop_uids`) in its own way, beside what is common.
+    """
+    listed = referenced_series(label)
+    series_uids = {str(one.SeriesInstanceUID) for one in listed}
+    named = {
+        str(image.ReferencedSOPInstanceUID)
+        for one in listed
+        if str(one.SeriesInstanceUID) == series.series_uid
+        for images in ("ReferencedInstanceSequence", "ContourImageSequence")
+        for image in one.get(images) or []
+    }
     if series_uids and series.series_uid not in series_uids:
         raise SiteDataError(
             f"{path} was drawn on another series than the one beside it (SeriesInstanceUID)",
@@ -90,7 +116,7 @@ def require_same_series(
             "pair each label with the series that it was drawn on, or draw it on this series",
             code="other-frame-of-reference",
         )
-    absent = sop_uids - series.sop_uids
+    absent = (sop_uids | named) - series.sop_uids
     if absent:
         raise SiteDataError(
             f"{path} refers to {len(absent)} slices that are not in the folder of its series",

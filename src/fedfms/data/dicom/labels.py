@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-from pydicom import dcmread
 from pydicom.uid import UID, RTStructureSetStorage
 
 from fedfms.contracts.site import Labels
@@ -13,14 +11,16 @@ from fedfms.data.content import Content
 from fedfms.data.dicom.drawn import label_values
 from fedfms.data.dicom.references import LABEL_KINDS
 from fedfms.data.dicom.segmentation import read_segmentation
-from fedfms.data.dicom.series import Series, no_warnings, parsed_dicom
+from fedfms.data.dicom.series import Series, parsed_dicom
 from fedfms.data.dicom.structures import read_structures
 from fedfms.data.grid import Array
 from fedfms.errors import SiteDataError
 
 
-def read_label(path: Path, data: Content, meaning: Labels, series: Series) -> Array:
+def read_label(path: Path, data: Content, meaning: Labels, series: Series) -> tuple[Array, str]:
     """Label values (I, J, K) int16 on the series' own grid, 0 where nothing was drawn.
+
+    In a word it says what the label is, such as "DICOM SEG", too.
 
     Args:
         path: of a SEG or RTSTRUCT file, or of a folder that holds one.
@@ -48,15 +48,7 @@ def read_label(path: Path, data: Content, meaning: Labels, series: Series) -> Ar
             "let the glob labels in site.yml match the SEG, RTSTRUCT or NIfTI files",
             code="not-a-label",
         )
-    return label_values(name, masks, meaning)
-
-
-def label_kind(path: Path, data: Content) -> str:
-    """In a word what a label that was read is, such as "DICOM SEG"."""
-    _, content = _one_file(path, data)
-    with no_warnings():
-        head = dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=["Modality"])
-    return f"DICOM {head.get('Modality') or 'label'}"
+    return label_values(name, masks, meaning), f"DICOM {label.get('Modality') or 'label'}"
 
 
 def _one_file(path: Path, data: Content) -> tuple[Path, bytes]:

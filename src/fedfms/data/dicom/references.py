@@ -7,22 +7,17 @@ does not, in which frame of reference (FrameOfReferenceUID) it lies. Headers alo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.uid import UID, RTStructureSetStorage, SegmentationStorage
 
 from fedfms.contracts.site import SiteConfig
-from fedfms.data.content import (
-    damaged,
-    is_plain_file,
-    opened,
-    unreadable_file,
-    unreadable_folder,
-)
-from fedfms.data.dicom.series import is_beside_images, no_warnings
+from fedfms.data.content import damaged, files_in
+from fedfms.data.dicom.drawn import referenced_series
+from fedfms.data.dicom.series import is_beside_images, read_header
 from fedfms.data.pairs import some, unpaired
 from fedfms.errors import SiteDataError
 
@@ -119,7 +114,7 @@ def _meant(refers: _Uids, images: dict[Path, _Uids]) -> list[Path]:
 
 def _held_by(folder: Path, site: SiteConfig) -> _Uids:
     series, frames = set(), set()
-    for _, header in _headers(folder):
+    for header in _headers(files_in(folder)).values():
         if is_beside_images(header):
             continue
         description = str(header.get("SeriesDescription") or "")
@@ -131,7 +126,7 @@ def _held_by(folder: Path, site: SiteConfig) -> _Uids:
 
 def _labels_at(path: Path) -> dict[Path, _Uids]:
     found = {}
-    for file, header in _headers(path) if path.is_dir() else _header_of(path):
+    for file, header in _headers(files_in(path) if path.is_dir() else [path]).items():
         if header.file_meta.get("MediaStorageSOPClassUID", "") in LABEL_KINDS:
             try:
                 found[file] = _references(header)
@@ -141,47 +136,16 @@ def _labels_at(path: Path) -> dict[Path, _Uids]:
 
 
 def _references(header: Dataset) -> _Uids:
-    listed = list(header.get("ReferencedSeriesSequence") or [])
-    spaces = list(header.get("ReferencedFrameOfReferenceSequence") or [])
-    listed += [
-        series
-        for space in spaces
-        for study in space.get("RTReferencedStudySequence") or []
-        for series in study.get("RTReferencedSeriesSequence") or []
-    ]
+    spaces = header.get("ReferencedFrameOfReferenceSequence") or []
     frames = {str(one.get("FrameOfReferenceUID", "")) for one in (header, *spaces)}
-    series = {str(one.get("SeriesInstanceUID", "")) for one in listed}
+    series = {str(one.get("SeriesInstanceUID", "")) for one in referenced_series(header)}
     return _Uids(frozenset(series - {""}), frozenset(frames - {""}))
 
 
-def _headers(folder: Path) -> Iterator[tuple[Path, Dataset]]:
-    try:
-        files = sorted(entry for entry in folder.iterdir() if is_plain_file(entry))
-    except OSError as error:
-        raise unreadable_folder(folder, error) from None
-    for file in files:
-        yield from _header_of(file)
-
-
-def _header_of(path: Path) -> Iterator[tuple[Path, Dataset]]:
-    """The file with its header; nothing of a file that is no DICOM.
-
-    Raises:
-        SiteDataError: "unreadable-file", "damaged-file".
-    """
-    try:
-        with opened(path) as file, no_warnings():
-            if file.read(132)[128:] != b"DICM":
-                return
-            file.seek(0)
-            header = dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
-    except OSError as error:
-        raise unreadable_file(path, error) from None
-    except SiteDataError:
-        raise
-    except Exception as error:  # a damaged file makes pydicom raise nearly anything
-        raise damaged(path, type(error).__name__) from None
-    yield path, header
+def _headers(files: Sequence[Path]) -> dict[Path, Dataset]:
+    """Those of the files that are DICOM, with their headers."""
+    headers = {file: read_header(file, _TAGS) for file in files}
+    return {file: header for file, header in headers.items() if header is not None}
 
 
 def _none_of_a_kind(

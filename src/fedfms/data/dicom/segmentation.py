@@ -38,19 +38,8 @@ def read_segmentation(
             "export it as BINARY or LABELMAP, with the threshold that it was drawn for",
             code="fractional-seg",
         )
-    references = list(label.get("ReferencedSeriesSequence") or [])
-    require_same_series(
-        path,
-        series,
-        {str(reference.SeriesInstanceUID) for reference in references},
-        {str(label.FrameOfReferenceUID)} if "FrameOfReferenceUID" in label else set(),
-        {
-            str(image.ReferencedSOPInstanceUID)
-            for reference in references
-            if str(reference.SeriesInstanceUID) == series.series_uid
-            for image in reference.get("ReferencedInstanceSequence") or []
-        },
-    )
+    frame = {str(label.FrameOfReferenceUID)} if "FrameOfReferenceUID" in label else set()
+    require_same_series(path, series, label, frame, set())
     segments = {
         int(segment.SegmentNumber): str(segment.get("SegmentLabel") or "")
         for segment in label.SegmentSequence

@@ -25,7 +25,14 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 
 from fedfms.contracts.site import Reading
-from fedfms.data.content import Folder, cannot_read_here, damaged, is_plain_file, opened
+from fedfms.data.content import (
+    Folder,
+    cannot_read_here,
+    damaged,
+    files_in,
+    opened,
+    unreadable_file,
+)
 from fedfms.data.grid import Array
 from fedfms.errors import SiteDataError
 
@@ -112,7 +119,7 @@ def patient_of(path: Path) -> str | None:
     Reads the first readable header in the order of the names. The files of one series have one
     patient; whatever else is wrong with the folder, `read_series` says.
     """
-    for slice_ in _headers(path) if path.is_dir() else _header_of(path):
+    for slice_ in _headers(path):
         if slice_ is not None:
             return str(slice_.get("PatientID") or "").strip() or None
     return None
@@ -127,31 +134,42 @@ def holds_images(path: Path) -> bool:
 
 
 def _headers(path: Path) -> Iterator[Dataset | None]:
-    """Headers of the images in a folder, as far as the little that is read of them goes.
+    """Headers of a file or of the images in a folder, as far as the little that is read goes.
 
     None stands for a file that cannot be read.
     """
     try:
-        entries = sorted(entry for entry in path.iterdir() if is_plain_file(entry))
-    except OSError:
+        entries = files_in(path) if path.is_dir() else [path]
+    except SiteDataError:
         return
     for entry in entries:
-        for slice_ in _header_of(entry):
-            if slice_ is None or not is_beside_images(slice_):
-                yield slice_
+        try:
+            header = read_header(entry, ["PatientID", "Modality"])
+        except SiteDataError:
+            yield None
+        else:
+            if header is not None and (entry == path or not is_beside_images(header)):
+                yield header
 
 
-def _header_of(path: Path) -> Iterator[Dataset | None]:
-    """The little that is read of a file; nothing where it is no DICOM, None where it is damaged."""
+def read_header(path: Path, tags: list[str]) -> Dataset | None:
+    """These tags of a file; None where it is no DICOM.
+
+    Raises:
+        SiteDataError: "unreadable-file", "damaged-file".
+    """
     try:
         with opened(path) as file, no_warnings():
-            if file.read(132)[128:] == b"DICM":
-                file.seek(0)
-                yield dcmread(
-                    file, stop_before_pixels=True, specific_tags=["PatientID", "Modality"]
-                )
-    except Exception:  # a damaged header makes pydicom raise nearly anything
-        yield None
+            if file.read(132)[128:] != b"DICM":
+                return None
+            file.seek(0)
+            return dcmread(file, stop_before_pixels=True, specific_tags=tags)
+    except OSError as error:
+        raise unreadable_file(path, error) from None
+    except SiteDataError:
+        raise
+    except Exception as error:  # a damaged header makes pydicom raise nearly anything
+        raise damaged(path, type(error).__name__) from None
 
 
 def _images(path: Path, folder: Folder) -> Iterator[tuple[str, Dataset]]:

@@ -42,24 +42,13 @@ def read_structures(
         for number in values
         if "ReferencedFrameOfReferenceUID" in rois[number]
     }
-    referenced = [
-        image_series
-        for frame in label.get("ReferencedFrameOfReferenceSequence") or []
-        for study in frame.get("RTReferencedStudySequence") or []
-        for image_series in study.get("RTReferencedSeriesSequence") or []
-    ]
     images = {
         str(image.ReferencedSOPInstanceUID)
         for number in values
         for outline in outlines[number]
         for image in outline.get("ContourImageSequence") or []
     }
-    for image_series in referenced:
-        if str(image_series.SeriesInstanceUID) == series.series_uid:
-            listed = image_series.get("ContourImageSequence") or []
-            images |= {str(image.ReferencedSOPInstanceUID) for image in listed}
-    uids = {str(image_series.SeriesInstanceUID) for image_series in referenced}
-    require_same_series(path, series, uids, frames, images)
+    require_same_series(path, series, label, frames, images)
     drawn = nothing_drawn(series, values, names)
     for number, value in values.items():
         filled = np.zeros(series.values.shape, bool)

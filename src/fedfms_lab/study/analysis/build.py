@@ -11,8 +11,15 @@ from collections.abc import Sequence
 
 from fedfms_lab.study.analysis import costs
 from fedfms_lab.study.analysis.gaps import gaps, local_cells
-from fedfms_lab.study.analysis.of_run import classes_in_common
-from fedfms_lab.study.analysis.scores import best_local, not_annotated, score_lines, site_cases
+from fedfms_lab.study.analysis.scores import (
+    best_local,
+    classes_in_common,
+    counted,
+    not_annotated,
+    run_scores,
+    score_lines,
+    site_cases,
+)
 from fedfms_lab.study.answer import Answer, Asked
 from fedfms_lab.study.record import Run
 
@@ -23,9 +30,11 @@ def answer(study: Asked, runs: Sequence[Run]) -> Answer:
     ours = tuple(run for run in runs if run.record.key.name in planned)
     finished = {run.record.key.name for run in ours}
     classes = tuple(dict.fromkeys(row.class_name for run in ours for row in run.scores))
-    common = classes_in_common(ours, classes)
-    best = best_local(ours, common)
-    learnt = {run.record.key.name: costs.learning(run, common, classes) for run in ours}
+    cases = counted(ours)
+    common = classes_in_common(cases, classes)
+    scores = run_scores(cases, common)
+    best = best_local(scores)
+    learnt = {run.record.key.name: costs.learning(run, scores, common, classes) for run in ours}
     moved = tuple(costs.communication(study, ours, learnt))
     trained = tuple(costs.training(study, ours))
     return Answer(
@@ -36,10 +45,10 @@ def answer(study: Asked, runs: Sequence[Run]) -> Answer:
         classes=classes,
         common=common,
         not_annotated=not_annotated(study, ours, classes),
-        cases=tuple(site_cases(study, ours)),
-        scores=tuple(score_lines(study, ours, classes, common, best)),
-        gaps=tuple(gaps(study, ours, common, best)),
-        local=tuple(local_cells(study, ours, common)),
+        cases=tuple(site_cases(study, cases)),
+        scores=tuple(score_lines(study, scores, classes, common, best)),
+        gaps=tuple(gaps(study, cases, common, best)),
+        local=tuple(local_cells(study, cases, scores, common)),
         communication=moved,
         training=trained,
         savings=tuple(costs.savings(moved, trained)),

@@ -2,65 +2,119 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
 
-from fedfms_lab.study.analysis.of_run import counted, run_scores
-from fedfms_lab.study.analysis.statistics import sample_sd
+import pandas as pd
+
 from fedfms_lab.study.answer import (
     ALL,
     METRICS,
     ROLES,
+    SLICE_METRICS,
     Asked,
-    Metric,
-    Role,
     Score,
     ScoreLine,
     SiteCases,
 )
-from fedfms_lab.study.record import Run, RunKey
+from fedfms_lab.study.record import Run, ScoreRow
+
+_RUN = ["run", "method", "regime", "holdout", "trained_at", "seed"]
+_LINE = ["method", "regime", "role", "metric", "unit", "class_name", "best"]
 
 
-class Value(NamedTuple):
-    """A score with the run that it comes from."""
+def counted(runs: Sequence[Run]) -> pd.DataFrame:
+    """The rows of scores.csv that count, each with its run.
 
-    run: RunKey
-    value: float
+    These are validation cases where the run trained, and all cases elsewhere. A class that none of
+    the sites draws at which the run trained was never taught: its rows do not count anywhere.
+
+    Returns:
+        columns of ScoreRow, without a value NaN; run (its name), method, regime, holdout and
+        trained_at (of a local run; both "" where there is none), and seed.
+    """
+    rows = []
+    for run in runs:
+        key = run.record.key
+        trained_at = key.trained_on[0] if key.regime == "local" else ""
+        of_run = (key.name, key.method, key.regime, key.holdout or "", trained_at, key.seed)
+        taught = {row.class_name for row in run.scores if row.role == "train"}
+        for row in run.scores:
+            of_class = not taught or row.class_name in taught
+            if of_class and (row.role == "unseen" or row.split == "validation"):
+                rows.append((*of_run, *dataclasses.astuple(row)))
+    columns = [*_RUN, *(one.name for one in dataclasses.fields(ScoreRow))]
+    kinds: dict[str, type] = {**dict.fromkeys(METRICS, float), "slices": int, "seed": int}
+    return pd.DataFrame(rows, columns=columns).astype(kinds)
 
 
-class _Line(NamedTuple):
-    """The key of a ScoreLine."""
+def classes_in_common(cases: pd.DataFrame, classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes over which means may be taken and compared: those that every site scored.
 
-    method: str
-    regime: str
-    role: Role
-    metric: Metric
-    unit: str
-    class_name: str
-    best: bool
+    A class is one of them where it has a Dice in every run and at every site that has any. A mean
+    over other classes here and there would be a mean of other things.
+
+    Args:
+        cases: from `counted`.
+    """
+    valued = cases.dropna(subset="dice")
+    places = valued[["run", "site", "role"]].drop_duplicates()
+    having = valued[["run", "site", "role", "class_name"]].drop_duplicates().class_name
+    return tuple(name for name in classes if (having == name).sum() == len(places))
+
+
+def run_scores(cases: pd.DataFrame, common: Sequence[str]) -> pd.DataFrame:
+    """A row for each run's score at a site in a role: metric, unit, class_name and value.
+
+    Cases count alike; in the scores of slices the slices do, as at the site. The class ALL is the
+    mean over the classes in `common`, from `classes_in_common`.
+    """
+    place = [*_RUN, "site", "role", "metric", "unit"]
+    beside = [*_RUN, "site", "role", "class_name", "unit", "slices"]
+    scores = cases.melt(beside, METRICS, "metric").dropna(subset="value")
+    scores["unit"] = scores.unit.where(scores.metric == "hd95", "")
+    scores["n"] = scores.slices.clip(lower=1).where(scores.metric.isin(SLICE_METRICS), 1)
+    scores["value"] *= scores.n
+    sums = scores.groupby([*place, "class_name"])[["value", "n"]].sum()
+    by_class = (sums.value / sums.n).rename("value").reset_index()
+    over = by_class[by_class.class_name.isin(common)].groupby(place).value.agg(["mean", "size"])
+    whole = over[over["size"] == len(common)]["mean"].rename("value").reset_index()
+    return pd.concat([by_class, whole.assign(class_name=ALL)], ignore_index=True)
+
+
+def best_local(scores: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+    """For each (method, site, class), where another site's local model that is best there trained.
+
+    Best by Dice on that very site, mean over seeds: who must choose beforehand does no better. ALL
+    is by the mean over the classes in common.
+
+    Args:
+        scores: from `run_scores`.
+    """
+    found = scores.query("regime == 'local' and role == 'unseen' and metric == 'dice'")
+    means = found.groupby(["method", "site", "class_name", "trained_at"]).value.mean()
+    places = means.groupby(["method", "site", "class_name"])
+    return {place: values.idxmax()[-1] for place, values in places}  # of equal ones the first
 
 
 def not_annotated(
     study: Asked, runs: Sequence[Run], classes: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
     """Site to the classes of which it has no row, where there are any."""
-    drawn: dict[str, set[str]] = defaultdict(set)
-    for run in runs:
-        for row in run.scores:
-            drawn[row.site].add(row.class_name)
+    drawn = {(row.site, row.class_name) for run in runs for row in run.scores}
+    scored = {site for site, _ in drawn}
     missing = {
-        site: tuple(name for name in classes if name not in drawn[site])
+        site: tuple(name for name in classes if (site, name) not in drawn)
         for site in study.sites
-        if site in drawn
+        if site in scored
     }
     return {site: names for site, names in missing.items() if names}
 
 
 def score_lines(
     study: Asked,
-    runs: Sequence[Run],
+    scores: pd.DataFrame,
     classes: Sequence[str],
     common: Sequence[str],
     best: Mapping[tuple[str, str, str], str],
@@ -68,111 +122,64 @@ def score_lines(
     """Every way to train with its score at every site, each class, metric and role by itself.
 
     Args:
+        scores: from `run_scores`.
         classes: all that runs scored; of a single one there are no lines beside those of ALL.
         common: the classes that means are over.
         best: from `best_local`.
     """
-    found: dict[_Line, dict[str, list[Value]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        key = run.record.key
-        for (site, role, metric, unit, class_name), value in run_scores(run, common).items():
-            if class_name != ALL and len(classes) < 2:
-                continue
-            line = _Line(key.method, key.regime, role, metric, unit, class_name, False)
-            found[line][site].append(Value(key, value))
-            away = key.regime == "local" and role == "unseen"
-            chosen_by = ALL if class_name in common else class_name
-            if away and key.trained_on == (best.get((key.method, site, chosen_by)),):
-                found[line._replace(best=True)][site].append(Value(key, value))
+    if len(classes) < 2:
+        scores = scores[scores.class_name == ALL]
+    away = scores.query("regime == 'local' and role == 'unseen'")
+    chosen_by = away.class_name.where(~away.class_name.isin(common), ALL)
+    places = zip(away.method, away.site, chosen_by, strict=True)
+    chosen = away[[best.get(place) for place in places] == away.trained_at]
+    lines = pd.concat([scores.assign(best=False), chosen.assign(best=True)])
+    found = dict(iter(lines.groupby(_LINE)))
     order = (ROLES, study.methods, study.regimes, (False, True), ("", "mm", "px"))
-    for class_name in (ALL, *classes):
-        for metric in METRICS:
-            for role, method, regime, is_best, unit in itertools.product(*order):
-                line = _Line(method, regime, role, metric, unit, class_name, is_best)
-                if line in found:
-                    yield _score_line(study, line, found[line])
+    for class_name, metric in itertools.product((ALL, *classes), METRICS):
+        for role, method, regime, is_best, unit in itertools.product(*order):
+            key = (method, regime, role, metric, unit, class_name, is_best)
+            if key in found:
+                yield _score_line(study, dict(zip(_LINE, key, strict=True)), found[key])
 
 
-def _score_line(study: Asked, line: _Line, found: Mapping[str, Sequence[Value]]) -> ScoreLine:
-    by_seed = {site: _seed_means(found[site]) for site in study.sites if site in found}
-    sites = {site: score_over_seeds(found[site]) for site in by_seed}
-    complete = [
-        sum(seeds[seed] for seeds in by_seed.values()) / len(by_seed)
-        for seed in sorted(set.intersection(*(set(seeds) for seeds in by_seed.values())))
-    ]
-    overall = Score(
-        value=sum(score.value for score in sites.values()) / len(sites),
-        spread=sample_sd(complete),
-        seeds=len(complete),
-        runs=_names(value.run for site in by_seed for value in found[site]),
+def _score_line(study: Asked, key: Mapping[str, object], found: pd.DataFrame) -> ScoreLine:
+    by_site = dict(iter(found.groupby("site")))
+    sites = {site: score_over_seeds(by_site[site]) for site in study.sites if site in by_site}
+    complete = found.pivot_table("value", "seed", "site").dropna().mean(axis="columns")
+    overall = dataclasses.replace(
+        _score(complete, found), value=sum(score.value for score in sites.values()) / len(sites)
     )
-    pick = max if line.metric == "hd95" else min
+    pick = max if key["metric"] == "hd95" else min
     worst = pick(sites, key=lambda site: sites[site].value) if len(sites) > 1 else None
-    return ScoreLine(**line._asdict(), sites=sites, mean=overall, worst=worst)
+    return ScoreLine(**key, sites=sites, mean=overall, worst=worst)  # type: ignore[arg-type]
 
 
-def _seed_means(values: Iterable[Value]) -> dict[int, float]:
-    by_seed: dict[int, list[float]] = defaultdict(list)
-    for value in values:
-        by_seed[value.run.seed].append(value.value)
-    return {seed: sum(found) / len(found) for seed, found in sorted(by_seed.items())}
-
-
-def score_over_seeds(values: Sequence[Value]) -> Score:
+def score_over_seeds(scores: pd.DataFrame) -> Score:
     """Mean over the runs of each seed, then over seeds."""
-    means = list(_seed_means(values).values())
+    return _score(scores.groupby("seed").value.mean(), scores)
+
+
+def _score(by_seed: pd.Series, scores: pd.DataFrame) -> Score:
     return Score(
-        value=sum(means) / len(means),
-        spread=sample_sd(means),
-        seeds=len(means),
-        runs=_names(value.run for value in values),
+        value=float(by_seed.mean()),
+        spread=float(by_seed.std()) if len(by_seed) > 1 else None,
+        seeds=len(by_seed),
+        runs=tuple(sorted(scores.run.unique())),
     )
 
 
-def _names(keys: Iterable[RunKey]) -> tuple[str, ...]:
-    return tuple(sorted({key.name for key in keys}))
-
-
-def best_local(runs: Sequence[Run], common: Sequence[str]) -> dict[tuple[str, str, str], str]:
-    """For each (method, site, class), where another site's local model that is best there trained.
-
-    Best by Dice on that very site, mean over seeds: who must choose beforehand does no better. ALL
-    is by the mean over the classes in common.
-    """
-    dice: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(dict)
-    for run in runs:
-        key = run.record.key
-        if key.regime == "local":
-            for (site, role, metric, _, class_name), value in run_scores(run, common).items():
-                if role == "unseen" and metric == "dice":
-                    others = dice[key.method, site, class_name]
-                    others.setdefault(key.trained_on[0], []).append(value)
-    return {
-        place: max(sorted(others), key=lambda name: sum(others[name]) / len(others[name]))
-        for place, others in dice.items()
-    }
-
-
-def site_cases(study: Asked, runs: Sequence[Run]) -> Iterator[SiteCases]:
+def site_cases(study: Asked, cases: pd.DataFrame) -> Iterator[SiteCases]:
     """How many cases and patients count at every site, in each role."""
-    for role in ROLES:
-        for site in study.sites:
-            patients: dict[str, str] = {}
-            valued = set()
-            names = set()
-            for run in runs:
-                for row in counted(run):
-                    if (row.site, row.role) == (site, role):
-                        patients[row.case] = row.patient
-                        names.add(run.record.key.name)
-                        if row.dice is not None:
-                            valued.add(row.case)
-            if patients:
-                yield SiteCases(
-                    site=site,
-                    role=role,
-                    cases=len(patients),
-                    patients=len(set(patients.values())),
-                    without_value=len(patients) - len(valued),
-                    runs=tuple(sorted(names)),
-                )
+    places = dict(iter(cases.groupby(["role", "site"])))
+    for role, site in itertools.product(ROLES, study.sites):
+        if (found := places.get((role, site))) is not None:
+            number = found.case.nunique()
+            yield SiteCases(
+                site=site,
+                role=role,
+                cases=number,
+                patients=found.patient.nunique(),
+                without_value=number - found.dropna(subset="dice").case.nunique(),
+                runs=tuple(sorted(found.run.unique())),
+            )

@@ -48,14 +48,6 @@ def mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def sample_sd(values: Sequence[float]) -> float | None:
-    """Sample standard deviation, with n - 1 in the denominator; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    middle = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1))
-
-
 def site_balanced_mean(sites: Mapping[str, Sequence[PatientDifference]]) -> float | None:
     """Mean over sites, each once, of the mean over a site's cases; None without a case.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from fedfms.pages.svg import (
     COLOURS,
@@ -21,11 +21,10 @@ from fedfms.pages.svg import (
     stand_in,
 )
 from fedfms.report import words
-from fedfms_lab.study.answer import ALL, Answer, Curve, Gap
+from fedfms_lab.study.answer import ALL, Answer, Curve, Gap, Spread
 from fedfms_lab.study.page.words import REGIMES, method
-from fedfms_lab.study.record import REGIMES as REGIME_ORDER
 
-_BYTE_TICKS = 5  # at most; their labels are wide
+_BYTES_MOVED = "Moved by all sites together"
 _LOGARITHMIC = 10  # largest over smallest number of bytes from which a log axis reads better
 
 
@@ -90,59 +89,54 @@ def _method_colour(answer: Answer, name: str) -> str:
 def dice_by_round(curves: Sequence[Curve], salt: str) -> str:
     """One method: Dice of the training sites by round of each way to train; "" without a value."""
     lines = []
-    for curve in sorted(curves, key=_place):
-        place = _place(curve)
-        x = [float(point.round) for point in curve.points]
-        label = REGIMES[curve.regime]
-        lines.append((curve, x, label, stand_in(f"--c{place + 2}"), MARKERS[place]))
-    return _draw(lines, "Rounds of training", salt, whole=True)
-
-
-def _place(curve: Curve) -> int:
-    return [str(regime) for regime in REGIME_ORDER].index(curve.regime)
+    for place, (regime, label) in enumerate(REGIMES.items()):
+        for curve in (curve for curve in curves if curve.regime == regime):
+            x = [float(point.round) for point in curve.points]
+            style = _Style(label, stand_in(f"--c{place + 2}"), MARKERS[place])
+            lines.append((style, x, [point.dice for point in curve.points]))
+    return _draw(lines, "Rounds of training", salt)
 
 
 def dice_by_bytes(answer: Answer, salt: str) -> str:
     """Federated runs of each method: the same by the bytes moved; "" where nothing moved."""
     lines = []
     for curve in answer.curves:
-        points = [point for point in curve.points if point.bytes_moved]
+        points = [(point.bytes_moved, point.dice) for point in curve.points if point.bytes_moved]
         if points:
-            place = answer.study.methods.index(curve.method)
-            moved = Curve(
-                method=curve.method, regime=curve.regime, points=tuple(points), runs=curve.runs
-            )
-            x = [point.bytes_moved or 0.0 for point in points]
-            colour = stand_in(f"--c{place % COLOURS}")
-            lines.append((moved, x, method(curve.method), colour, MARKERS[place % len(MARKERS)]))
-    return _draw(lines, "Moved by all sites together", salt, bytes_axis=True)
+            marker = MARKERS[answer.study.methods.index(curve.method) % len(MARKERS)]
+            colour = _method_colour(answer, curve.method)
+            x, dice = zip(*points, strict=True)
+            lines.append((_Style(method(curve.method), colour, marker), x, dice))
+    return _draw(lines, _BYTES_MOVED, salt)
 
 
-_Line = tuple[Curve, Sequence[float], str, str, str]  # curve, x, label, colour, marker
+class _Style(NamedTuple):
+    label: str
+    colour: str
+    marker: str
 
 
 def _draw(
-    lines: Sequence[_Line],
-    x_label: str,
-    salt: str,
-    *,
-    whole: bool = False,
-    bytes_axis: bool = False,
+    lines: Sequence[tuple[_Style, Sequence[float], Sequence[Spread]]], x_label: str, salt: str
 ) -> str:
+    """Lines with a band from the lowest to the highest Dice, each with its x."""
     if not lines:
         return ""
     with mpl.rc_context({**SETTINGS, "svg.hashsalt": salt}):
         figure = Figure(figsize=(5.4, 3.5), layout="constrained")
         axes = figure.add_subplot()
-        values: list[float] = []
-        for curve, x, label, colour, marker in lines:
-            low = [point.dice.low for point in curve.points]
-            high = [point.dice.high for point in curve.points]
-            values += [*low, *high]
-            axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+        for (label, colour, marker), x, dice in lines:
+            axes.fill_between(
+                x,
+                [spread.low for spread in dice],
+                [spread.high for spread in dice],
+                color=colour,
+                alpha=0.16,
+                linewidth=0,
+            )
             axes.plot(
                 x,
-                [point.dice.mean for point in curve.points],
+                [spread.mean for spread in dice],
                 color=colour,
                 label=label,
                 linewidth=1.8,
@@ -150,12 +144,13 @@ def _draw(
                 markersize=5,
                 clip_on=False,
             )
-        axes.set_ylim(*dice_range(values))
+        ends = [end for _, _, dice in lines for spread in dice for end in (spread.low, spread.high)]
+        axes.set_ylim(*dice_range(ends))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-        if bytes_axis:
-            _bytes_axis(axes, [value for _, x, *_ in lines for value in x])
+        if x_label == _BYTES_MOVED:
+            _bytes_axis(axes, [value for _, x, _ in lines for value in x])
         else:
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=whole, min_n_ticks=2))
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=2))
         axes.set_xlabel(x_label)
         axes.set_ylabel("Dice")
         plain_axes(axes, "y")
@@ -166,22 +161,13 @@ def _draw(
 def _bytes_axis(axes: Any, values: Sequence[float]) -> None:
     """Bytes as the tables write them, on a logarithmic axis where they differ much."""
     low, high = min(values), max(values)
-    axes.xaxis.set_minor_locator(NullLocator())
     if low > 0 and high / low >= _LOGARITHMIC:
         axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(NullLocator())
-        for steps in ((1, 2, 5), (1, 3), (1,)):
-            ticks = [
-                step * 10.0**power
-                for power in range(15)
-                for step in steps
-                if low <= step * 10.0**power <= high
-            ]
-            if len(ticks) <= _BYTE_TICKS:
-                break
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        steps = (1.0, 3.0) if high / low < 1000 else (1.0,)  # labels are wide
+        axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=9))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: _short_size(value))
 
 

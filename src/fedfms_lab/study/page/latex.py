@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fedfms.pages.parts import Cell, Table
 
@@ -101,15 +101,11 @@ def _table(label: str, table: Table) -> str:
     if any(column.measure for column in table.columns):
         lines.append(_row([_small(column.measure) for column in table.columns]))
     lines.append(r"\midrule")
-    lines += [_cells(row) for row in table.rows]
+    lines += [_row(map(_cell, row)) for row in table.rows]
     if table.total:
-        lines += [r"\midrule", _cells(table.total)]
+        lines += [r"\midrule", _row(map(_cell, table.total))]
     lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""]
     return "\n".join(lines)
-
-
-def _cells(row: Sequence[Cell]) -> str:
-    return _row([_cell(cell) for cell in row])
 
 
 def _cell(cell: Cell) -> str:
@@ -125,5 +121,5 @@ def _small(text: str) -> str:
     return rf"{{\footnotesize {escape(text)}}}" if text else ""
 
 
-def _row(cells: Sequence[str]) -> str:
+def _row(cells: Iterable[str]) -> str:
     return " & ".join(cells) + r" \\"

@@ -91,43 +91,31 @@ def headlines(found: Answer) -> list[Tile]:
     for method, class_name in itertools.product(found.study.methods[:2], groups):
         named = found.common if class_name == ALL else [class_name]
         of_class = f" of {shown.class_names(named)}" if partly else ""
-        for role, where in (("unseen", "unseen sites"), ("train", "training sites")):
-            line = found.line(method, "federated", role, class_name=class_name)  # type: ignore[arg-type]
-            if line is not None:
-                others = []
-                for regime in ("central", "local"):
-                    other = found.line(method, regime, role, class_name=class_name)  # type: ignore[arg-type]
-                    if other is not None:
-                        same = set(other.sites) == set(line.sites)
-                        over = "" if same else f" over {shown.numerals(len(other.sites), 'site')}"
-                        others.append(
-                            f"{words.REGIMES[regime]} {shown.score(other.mean.value)}{over}"
-                        )
-                sites = f"mean of {shown.numerals(len(line.sites), 'site')}"
-                tiles.append(
-                    Tile(
-                        f"Dice{of_class}, {words.method(method)}, {where}",
-                        shown.score(line.mean.value),
-                        "; ".join([*others, sites]),
-                    )
-                )
-                break
-    for saving in found.savings[:1]:
-        there = words.quantity(saving.other_needs, saving.unit)
-        tiles.append(
-            Tile(
-                f"{words.method(saving.method)}, a site and round",
-                words.quantity(saving.needs, saving.unit),
-                f"{words.method(saving.other)} {there}; both ways",
-            )
+        line = found.line(method, "federated", "unseen", class_name=class_name) or found.line(
+            method, "federated", "train", class_name=class_name
         )
+        if line is None:
+            continue
+        caption = []
+        for regime in ("central", "local"):
+            other = found.line(method, regime, line.role, class_name=class_name)
+            if other is not None:
+                same = set(other.sites) == set(line.sites)
+                over = "" if same else f" over {shown.numerals(len(other.sites), 'site')}"
+                caption.append(f"{words.REGIMES[regime]} {shown.score(other.mean.value)}{over}")
+        caption.append(f"mean of {shown.numerals(len(line.sites), 'site')}")
+        label = f"Dice{of_class}, {words.method(method)}, {words.ROLES[line.role]}"
+        tiles.append(Tile(label, shown.score(line.mean.value), "; ".join(caption)))
+    for saving in found.savings[:1]:
+        here, there = (words.quantity(n, saving.unit) for n in (saving.needs, saving.other_needs))
+        label = f"{words.method(saving.method)}, a site and round"
+        tiles.append(Tile(label, here, f"{words.method(saving.other)} {there}; both ways"))
     if not found.savings and found.communication:
         moved = found.communication[0]
-        total = moved.total_down.mean + moved.total_up.mean
-        caption = f"{words.method(moved.method)}, all sites and rounds, mean of runs"
-        tiles.append(Tile("Moved by a federated run", shown.size(total), caption))
+        about = f"{words.method(moved.method)}, all sites and rounds, mean of runs"
+        tiles.append(Tile("Moved by a federated run", shown.size(moved.both_ways), about))
     if found.runs:
         seconds = sum(run.record.seconds for run in found.runs)
-        caption = f"{shown.numerals(len(found.runs), 'run')}, one after the other"
-        tiles.append(Tile("Time of all runs", shown.duration(seconds), caption))
+        about = f"{shown.numerals(len(found.runs), 'run')}, one after the other"
+        tiles.append(Tile("Time of all runs", shown.duration(seconds), about))
     return tiles

@@ -8,7 +8,6 @@ from fedfms.pages.parts import Cell, Column, Table, with_note
 from fedfms.report import words as shown
 from fedfms_lab.study.answer import Answer, Communication, Training
 from fedfms_lab.study.page import words
-from fedfms_lab.study.page.cells import way
 
 
 def cost_tables(found: Answer) -> list[Table]:
@@ -47,28 +46,20 @@ def _communication(found: Answer) -> Table:
 
 
 def _communication_row(moved: Communication) -> list[Cell]:
-    def ranged(cell: tuple[str, str]) -> Cell:
-        return Cell(cell[0], small=cell[1])
-
-    total = moved.total_down.mean + moved.total_up.mean
     aims = moved.target
-    low_high = ("", "") if aims is None else (shown.score(aims.low), shown.score(aims.high))
     return [
         Cell(words.method(moved.method)),
-        ranged(words.ranged(moved.down, "B")),
-        ranged(words.ranged(moved.up, "B")),
+        words.ranged(moved.down, "B"),
+        words.ranged(moved.up, "B"),
         Cell(
-            shown.size(total),
+            shown.size(moved.both_ways),
             small=f"{shown.size(moved.total_down.mean)} to, {shown.size(moved.total_up.mean)} from",
         ),
-        ranged(words.ranged(moved.rounds, "rounds")),
-        Cell(
-            shown.score(aims.mean if aims else None),
-            small="" if low_high[0] == low_high[1] else " to ".join(low_high),
-        ),
+        words.ranged(moved.rounds, "rounds"),
+        words.ranged(aims, "Dice"),
         Cell(f"{len(moved.reached)} of {aims.n}" if aims else shown.NONE),
-        ranged(words.ranged(moved.rounds_to_target, "rounds")),
-        ranged(words.ranged(moved.bytes_to_target, "B")),
+        words.ranged(moved.rounds_to_target, "rounds"),
+        words.ranged(moved.bytes_to_target, "B"),
     ]
 
 
@@ -115,7 +106,7 @@ def _training(costs: Sequence[Training]) -> Table:
             text = shown.duration(seconds.mean) if seconds else shown.NONE
             cells.append(Cell(text, small=shown.size(peak) if peak else ""))
         wall = shown.duration(cost.wall_seconds.mean)
-        name = way(cost.method, cost.regime, False)
+        name = words.way(cost.method, cost.regime, False)
         rows.append([name, *cells, Cell(wall), Cell(shown.count(cost.wall_seconds.n))])
     return Table(
         "Time and peak memory of a run",

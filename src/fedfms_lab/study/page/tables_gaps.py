@@ -77,40 +77,29 @@ def gap_tables(found: Answer) -> list[Table]:
 
 
 def _gaps_by_site(found: Answer, method: str, kinds: Sequence[str]) -> Table | None:
-    own = [
-        gap
-        for gap in found.gaps
-        if gap.method == method and gap.site != ALL and gap.against in kinds
-    ]
-    columns = list(dict.fromkeys((gap.against, gap.other, gap.role) for gap in own))
+    columns: dict[tuple[str, Role], dict[str, Gap]] = {}
+    for gap in found.gaps:
+        if gap.method == method and gap.site != ALL and gap.against in kinds:
+            other = words.against(gap).removeprefix("federated ")
+            columns.setdefault((other, gap.role), {})[gap.site] = gap
     if not columns:
         return None
-    by_place = {((gap.against, gap.other, gap.role), gap.site): gap for gap in own}
-    heads = [
-        words.against(next(g for g in own if _column(g) == column)).removeprefix("federated ")
-        for column in columns
-    ]
-    rows = []
-    for site in found.study.sites:
-        gaps = [by_place.get((column, site)) for column in columns]
-        if any(gaps):
-            rows.append([Cell(site), *(_gap_cell(gap) for gap in gaps)])
     return Table(
         f"Federated {words.method(method)} minus other "
         f"{'methods' if 'method' in kinds else 'training'}, site by site",
         [
             Column("Site", number=False),
             *(
-                Column(f"− {head}", "trained there" if column[2] == "train" else "unseen there")
-                for head, column in zip(heads, columns, strict=True)
+                Column(f"− {other}", "trained there" if role == "train" else "unseen there")
+                for other, role in columns
             ),
         ],
-        rows,
+        [
+            [Cell(site), *(_gap_cell(gaps.get(site)) for gaps in columns.values())]
+            for site in found.study.sites
+            if any(site in gaps for gaps in columns.values())
+        ],
     )
-
-
-def _column(gap: Gap) -> tuple[str, str, Role]:
-    return gap.against, gap.other, gap.role
 
 
 def _gap_cell(gap: Gap | None) -> Cell:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +19,31 @@ _HASH_DIGITS = 12  # of a hash in a table; run.json has all 64
 
 
 def overlays(found: Answer) -> dict[str, list[Picture]]:
-    """Pictures with the truth, by method, site, role and seed; of a site as few as runs left."""
+    """Pictures with the truth, by method, site, role and seed; of a site as few as runs left.
+
+    They are of the federated run of the lowest seed where the site is unseen, else where it
+    trained.
+    """
     groups = {}
-    for method in found.study.methods:
-        for site in found.study.sites:
-            run = _representative(found, method, site)
-            if run is None:
-                continue
-            unseen = site not in run.record.key.trained_on
-            where = "unseen" if unseen else "trained there"
-            pictures = list(_site_pictures(found, run, site))
-            if pictures:
-                seed = run.record.key.seed
-                groups[f"{words.method(method)}, {site}, {where}, seed {seed}"] = pictures
+    for method, site in itertools.product(found.study.methods, found.study.sites):
+        keys = [
+            (site in run.record.key.trained_on, run.record.key.seed, run.record.key.name, run)
+            for run in found.runs
+            if (run.record.key.method, run.record.key.regime) == (method, "federated")
+            and any(_picture_files(run, site))
+        ]
+        if not keys:
+            continue
+        trained, seed, name, run = min(keys, key=lambda key: key[:3])
+        pictures = [
+            Picture(f"{RUNS_FOLDER}/{name}/{PICTURES_FOLDER}/{path.name}", embed_png(path))
+            for path in _picture_files(run, site)
+            if is_embeddable(path)
+        ]
+        if pictures:
+            where = "trained there" if trained else "unseen"
+            groups[f"{words.method(method)}, {site}, {where}, seed {seed}"] = pictures
     return groups
-
-
-def _representative(found: Answer, method: str, site: str) -> Run | None:
-    """The federated run of the lowest seed where the site is unseen, else where it trained."""
-    runs = [
-        run
-        for run in found.runs
-        if (run.record.key.method, run.record.key.regime) == (method, "federated")
-        and any(_picture_files(run, site))
-    ]
-    return min(
-        runs,
-        key=lambda run: (
-            site in run.record.key.trained_on,
-            run.record.key.seed,
-            run.record.key.name,
-        ),
-        default=None,
-    )
 
 
 def _picture_files(run: Run, site: str) -> list[Path]:
@@ -62,13 +55,6 @@ def _picture_files(run: Run, site: str) -> list[Path]:
         if match and path.is_file() and not path.is_symlink():
             found.append((int(match[1]), path))
     return [path for _, path in sorted(found)]
-
-
-def _site_pictures(found: Answer, run: Run, site: str) -> Iterator[Picture]:
-    for path in _picture_files(run, site):
-        if is_embeddable(path):
-            name = f"{RUNS_FOLDER}/{run.record.key.name}/{PICTURES_FOLDER}/{path.name}"
-            yield Picture(name, embed_png(path))
 
 
 def what_ran(found: Answer) -> list[tuple[str, str]]:

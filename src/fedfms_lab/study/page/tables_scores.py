@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -22,7 +22,6 @@ from fedfms_lab.study.answer import (
     ScoreLine,
 )
 from fedfms_lab.study.page import figures, words
-from fedfms_lab.study.page.cells import way
 
 _ROLE_NOTES: dict[Role, str] = {
     "train": "Only validation cases: no run trained on them. One site alone: the model that this "
@@ -65,9 +64,9 @@ def score_tables(found: Answer, metric: Metric) -> list[Table]:
 
 def slice_tables(found: Answer) -> list[Table]:
     """The scores of slices, where they are not those of the cases again."""
-    if all(_same_as_cases(found, line) for line in found.scores):
-        return []
     paper = any(run.recipe.get("paper_compat") for run in found.runs)
+    if not paper and all(row.slices <= 1 for run in found.runs for row in run.scores):
+        return []  # of pictures
     note = "Mean over all slices with a value, each slice once; sites, folds and seeds as above."
     if paper:
         note += (
@@ -79,47 +78,31 @@ def slice_tables(found: Answer) -> list[Table]:
     return with_note(tables, note)
 
 
-def _same_as_cases(found: Answer, line: ScoreLine) -> bool:
-    """Whether a line of slices says what the line of cases says, as for pictures."""
-    if line.metric not in SLICE_METRICS:
-        return True
-    of_cases: Metric = "dice" if line.metric == "dice_slice" else "iou"
-    cases = found.line(
-        line.method,
-        line.regime,
-        line.role,
-        of_cases,
-        class_name=line.class_name,
-        best=line.best,
-    )
-    return cases is not None and all(
-        site in cases.sites and math.isclose(cases.sites[site].value, score.value, rel_tol=1e-9)
-        for site, score in line.sites.items()
-    )
-
-
 def _score_table(found: Answer, role: Role, metric: Metric, class_name: str) -> Table | None:
     """Methods by sites with mean and worst site; None where no run has such a score."""
-    lines = _lines(found, role, metric, class_name)
+    wanted = (role, metric, class_name)
+    lines = [line for line in found.scores if (line.role, line.metric, line.class_name) == wanted]
     if not lines:
         return None
     cases = {entry.site: entry for entry in found.cases if entry.role == role}
     sites = [site for site in found.study.sites if site in cases]
     rows = []
     for line in lines:
-        scores = [line.sites.get(site) for site in sites]
         worst = line.sites[line.worst] if line.worst else None
         rows.append(
             [
-                way(line.method, line.regime, line.best),
+                words.way(line.method, line.regime, line.best),
                 *(
                     Cell("not annotated")
                     if class_name in found.not_annotated.get(site, ())
-                    else _score(found, score, metric, line.unit)
-                    for site, score in zip(sites, scores, strict=True)
+                    else _score(found, line.sites.get(site), metric, line.unit)
+                    for site in sites
                 ),
                 _mean(found, line, len(sites)),
-                Cell(_plain_score(worst, metric, line.unit), small=line.worst or ""),
+                Cell(
+                    shown.with_spread(worst.value if worst else None, None, metric, line.unit),
+                    small=line.worst or "",
+                ),
             ]
         )
     note = _how_averaged(found) + _ROLE_NOTES[role] if metric == "dice" else ""
@@ -147,28 +130,6 @@ def _score_table(found: Answer, role: Role, metric: Metric, class_name: str) -> 
         rows,
         note=note,
     )
-
-
-def _ways(found: Answer, role: Role) -> list[tuple[str, str, bool]]:
-    """(method, regime, best) of the rows, in order."""
-    ways = [
-        (method, regime, best)
-        for method in found.study.methods
-        for regime in found.study.regimes
-        for best in (False, True)
-    ]
-    return [way for way in ways if not way[2] or (way[1] == "local" and role == "unseen")]
-
-
-def _lines(found: Answer, role: Role, metric: Metric, class_name: str) -> list[ScoreLine]:
-    """The lines of one table; of HD95 a line for each unit."""
-    return [
-        line
-        for way in _ways(found, role)
-        for line in found.scores
-        if (line.method, line.regime, line.best) == way
-        and (line.role, line.metric, line.class_name) == (role, metric, class_name)
-    ]
 
 
 def _how_averaged(found: Answer) -> str:
@@ -202,39 +163,35 @@ def _mean(found: Answer, line: ScoreLine, sites: int) -> Cell:
     return Cell(text, small=", ".join(remarks))
 
 
-def _plain_score(score: Score | None, metric: Metric, unit: str) -> str:
-    return shown.NONE if score is None else shown.with_spread(score.value, None, metric, unit)
-
-
 def class_tables(found: Answer) -> list[Table]:
     """Mean Dice of each class; nothing where there is one, or the first tables are by class."""
     if len(found.classes) < 2 or words.by_class(found):
         return []
     tables = []
-    roles: tuple[Role, ...] = ("train", "unseen")
-    for role in roles:
-        by_class = {name: _lines(found, role, "dice", name) for name in found.classes}
-        if not any(by_class.values()):
-            continue
+    for role in ROLES:
+        sites = len({entry.site for entry in found.cases if entry.role == role})
         rows = []
-        for trained in _ways(found, role):
-            cells = []
-            sites = len({entry.site for entry in found.cases if entry.role == role})
-            for lines in by_class.values():
-                line = next((x for x in lines if (x.method, x.regime, x.best) == trained), None)
-                cells.append(Cell(shown.NONE) if line is None else _mean(found, line, sites))
-            if any(cell.text != shown.NONE for cell in cells):
-                rows.append([way(*trained), *cells])
-        tables.append(
-            Table(
-                f"Dice of each class, {words.ROLES[role]}",
-                [
-                    Column("Method", "trained", number=False),
-                    *(Column(name.replace("_", " "), "mean of sites") for name in found.classes),
-                ],
-                rows,
+        study = found.study
+        for way in itertools.product(study.methods, study.regimes, (False, True)):
+            method, regime, best = way
+            lines = [
+                found.line(method, regime, role, class_name=name, best=best)
+                for name in found.classes
+            ]
+            if any(lines):
+                cells = (_mean(found, line, sites) if line else Cell(shown.NONE) for line in lines)
+                rows.append([words.way(*way), *cells])
+        if rows:
+            tables.append(
+                Table(
+                    f"Dice of each class, {words.ROLES[role]}",
+                    [
+                        Column("Method", "trained", number=False),
+                        *(Column(n.replace("_", " "), "mean of sites") for n in found.classes),
+                    ],
+                    rows,
+                )
             )
-        )
     return with_note(
         tables,
         "Mean over sites, each once, ± sample standard deviation over seeds. Each site's value is "
@@ -256,8 +213,9 @@ def local_tables(found: Answer) -> list[Table]:
             cells = [own.get((trained, site)) for site in scored]
             if any(cells):
                 rows.append([Cell(trained), *(_local_cell(cell, values) for cell in cells)])
-        for role, label in (("train", "Federated, trained there"), ("unseen", "Federated, unseen")):
-            line = found.line(method, "federated", role)  # type: ignore[arg-type]
+        for role in ROLES:
+            line = found.line(method, "federated", role)
+            label = "Federated, trained there" if role == "train" else "Federated, unseen"
             if line is not None:
                 scores = [line.sites.get(site) for site in scored]
                 rows.append([Cell(label), *(_shaded(score, values) for score in scores)])

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from fedfms.pages.parts import Cell
 from fedfms.report import words
 from fedfms.report.words import MINUS, NONE
 from fedfms_lab.study.analysis.statistics import Interval
 from fedfms_lab.study.answer import (
     ALL,
     FAILS_BELOW,
-    FEWEST_PATIENTS,
     TARGET_SHARE,
     Answer,
     Asked,
     Communication,
     Gap,
     LocalCell,
-    Saving,
     Spread,
 )
 
 REGIMES = {"federated": "federated", "central": "centralized", "local": "one site alone"}
 ROLES = {"train": "training sites", "unseen": "unseen sites"}
-
-_SITES_NAMED = 6  # in one sentence; the table has them all
 
 
 def by_class(answer: Answer) -> bool:
@@ -63,9 +60,11 @@ def share(value: float | None) -> str:
 
 
 def quantity(value: float | None, unit: str) -> str:
-    """A value in bytes, seconds, or a plain count such as rounds."""
+    """A value in bytes, seconds, as Dice, or a plain count such as rounds."""
     if value is None:
         return NONE
+    if unit == "Dice":
+        return words.score(value)
     if unit == "B":
         return words.size(value)
     if unit == "s":
@@ -73,12 +72,18 @@ def quantity(value: float | None, unit: str) -> str:
     return f"{value:.0f}" if value == round(value) else f"{value:.1f}"
 
 
-def ranged(spread: Spread | None, unit: str) -> tuple[str, str]:
+def ranged(spread: Spread | None, unit: str) -> Cell:
     """A mean, and its range where the values differ as shown."""
     if spread is None:
-        return NONE, ""
+        return Cell(NONE)
     low, high = quantity(spread.low, unit), quantity(spread.high, unit)
-    return quantity(spread.mean, unit), "" if low == high else f"{low} to {high}"
+    return Cell(quantity(spread.mean, unit), small="" if low == high else f"{low} to {high}")
+
+
+def way(method_name: str, regime: str, best: bool) -> Cell:
+    """How a row was trained: the method, and below it federated, centralized or one site alone."""
+    how = REGIMES.get(regime, regime)
+    return Cell(method(method_name), small=f"{how}, best" if best else how)
 
 
 def against(gap: Gap) -> str:
@@ -109,49 +114,22 @@ def question(study: Asked) -> str:
 
 
 def verdicts(answer: Answer) -> dict[str, list[str]]:
-    """What the tables come to, sentences under headings: differences, and where they are clear."""
+    """What the tables come to, sentences under headings: differences, and where local fails."""
     found = {
-        method(name): [
-            *_against_central(answer, name),
-            *_against_local(answer, name),
-            *_to_target(answer, name),
-        ]
+        method(name): [*_against_central(answer, name), *_against_local(answer, name)]
         for name in answer.study.methods
     }
-    if len(answer.study.methods) > 1:
-        found["Method against method"] = list(_between_methods(answer))
     return {title: sentences for title, sentences in found.items() if sentences}
 
 
 def _against_central(answer: Answer, name: str) -> Iterator[str]:
-    mine = [gap for gap in answer.gaps if (gap.method, gap.against) == (name, "central")]
-    overall = [gap for gap in mine if gap.site == ALL]
-    if not overall:
-        return
     parts = [
-        f"{_difference(answer, gap)} at {'training' if gap.role == 'train' else 'unseen'} sites "
-        f"({_evidence(gap)})"
-        for gap in overall
+        f"{_difference(answer, gap)} at {ROLES[gap.role]} ({_evidence(gap)})"
+        for gap in answer.gaps
+        if (gap.method, gap.against, gap.site) == (name, "central", ALL)
     ]
-    yield f"Federated minus centralized: {'; '.join(parts)}."
-    below = [gap for gap in mine if gap.site != ALL and gap.difference < 0]
-    clear = [gap for gap in below if gap.interval is not None and gap.interval.excludes_zero]
-    if clear:
-        yield (
-            f"Federated is below centralized training, with an interval that excludes 0, at "
-            f"{_sites(clear)}."
-        )
-    wide = [gap for gap in below if gap.interval is not None and not gap.interval.excludes_zero]
-    if wide:
-        yield f"It is below, with an interval that includes 0, at {_sites(wide)}."
-    few = [gap for gap in below if gap.interval is None]
-    if few:
-        yield (
-            f"It is below, with fewer than the {FEWEST_PATIENTS} patients that an interval needs, "
-            f"at {_sites(few)}."
-        )
-    if not below:
-        yield "At no site is federated below centralized training."
+    if parts:
+        yield f"Federated minus centralized: {'; '.join(parts)}."
 
 
 def _against_local(answer: Answer, name: str) -> Iterator[str]:
@@ -161,11 +139,7 @@ def _against_local(answer: Answer, name: str) -> Iterator[str]:
                 "Federated minus a model of the own site alone, at that site: "
                 f"{_difference(answer, gap)} ({_evidence(gap)})."
             )
-    away = [
-        cell
-        for cell in answer.local
-        if cell.method == name and cell.trained_at != cell.scored_at and cell.behind is not None
-    ]
+    away = answer.away(name)
     if not away:
         return
     fails = [cell for cell in away if cell.fails]
@@ -193,53 +167,6 @@ def _behind(cell: LocalCell) -> float:
     return cell.behind or 0.0
 
 
-def _between_methods(answer: Answer) -> Iterator[str]:
-    pairs = dict.fromkeys((saving.method, saving.other) for saving in answer.savings)
-    for name, other in pairs:
-        found = {s.what: s for s in answer.savings if (s.method, s.other) == (name, other)}
-        parts = []
-        for what, text in (
-            ("bytes a site and round, both ways", "to and from a site in a round"),
-            ("bytes to the target Dice", "in all until the target Dice"),
-            ("seconds of train", "of training"),
-            ("peak memory of train", "at the peak of training"),
-        ):
-            if (saving := found.get(what)) is not None:
-                parts.append(f"{_saved(saving)} {text}")
-        yield f"{method(name)} against {method(other)}: {'; '.join(parts)}."
-    for gap in answer.gaps:
-        if gap.against == "method" and gap.site == ALL:
-            yield (
-                f"Federated {method(gap.method)} minus federated {method(gap.other)}, "
-                f"{ROLES[gap.role]}: {_difference(answer, gap)} ({_evidence(gap)})."
-            )
-
-
-def _to_target(answer: Answer, name: str) -> Iterator[str]:
-    for moved in answer.communication:
-        if (
-            moved.method == name
-            and moved.target is not None
-            and len(moved.reached) < moved.target.n
-        ):
-            low, high = words.score(moved.target.low), words.score(moved.target.high)
-            aim = (low if low == high else f"{low} to {high}, by fold") + of_common(answer)
-            of_those = "; bytes and rounds to it are of those" if moved.reached else ""
-            yield (
-                f"It reached the target Dice ({aim}) in {len(moved.reached) or 'none'} of "
-                f"{words.numerals(moved.target.n, 'federated run')}{of_those}."
-            )
-
-
-def _saved(saving: Saving) -> str:
-    here, there = quantity(saving.needs, saving.unit), quantity(saving.other_needs, saving.unit)
-    by = saving.share
-    if by is None or here == there:
-        return f"{here} as against {there}"
-    word = "less" if by > 0 else "more"
-    return f"{here} instead of {there} ({share(abs(by))} {word})"
-
-
 def _difference(answer: Answer, gap: Gap) -> str:
     return f"{words.change(gap.difference)} Dice{of_common(answer)}"
 
@@ -251,17 +178,6 @@ def _evidence(gap: Gap) -> str:
         return f"no interval; {p}{patients}"
     zero = "excludes" if gap.interval.excludes_zero else "includes"
     return f"95 % interval {interval(gap.interval)}, which {zero} 0; {p}{patients}"
-
-
-def _sites(gaps: Sequence[Gap]) -> str:
-    ordered = sorted(gaps, key=lambda gap: gap.difference)
-    named = [
-        f"{gap.site} ({'trained' if gap.role == 'train' else 'unseen'}, "
-        f"{words.score(-gap.difference)})"
-        for gap in ordered[:_SITES_NAMED]
-    ]
-    rest = len(ordered) - len(named)
-    return words.listing([*named, f"{rest} more (table below)"] if rest else named)
 
 
 def target(study: Asked, moved: Sequence[Communication]) -> str:

@@ -6,11 +6,11 @@ study.html is one page that needs nothing else; its links lead to the runs' fold
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedfms.files import write_together
-from fedfms.pages.parts import Figure, Line, Picture, Table, Tile, environment, picture_key
+from fedfms.pages.parts import environment, picture_key
 from fedfms.records.rows import rows_text
 from fedfms_lab.study.analysis.build import answer as answer_of
 from fedfms_lab.study.answer import Answer, read_study
@@ -52,36 +52,6 @@ _MEASURE = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """Everything that the two templates show, already in words."""
-
-    title: str
-    subtitle: str
-    meta: str
-    notices: list[str]
-    verdicts: dict[str, list[str]]
-    tiles: list[Tile]
-    measure: str
-    scores: list[Table]
-    gaps: list[Table]
-    forests: list[Figure]
-    no_gaps: str
-    curves: list[Figure]
-    local: list[Table]
-    classes: list[Table]
-    further: list[Table]
-    slices: list[Table]
-    costs: list[Table]
-    pictures: dict[str, list[Picture]]  # by "FedMSA, site-4, unseen"
-    picture_key: list[Line]
-    facts: list[tuple[str, str]]
-    data: Table | None
-    runs: Table | None
-    files: list[str]
-    limits: list[str]
-
-
 def write_answer(study_folder: Path) -> None:
     """Write study.html, study.md, study.csv and study.tex from the runs that have finished.
 
@@ -98,55 +68,54 @@ def write_answer(study_folder: Path) -> None:
         for name in (STUDY_HTML, STUDY_MD)
     }
     texts[STUDY_CSV] = rows_text(Number, numbers(found))
-    texts[STUDY_TEX] = document(page.title, _for_paper(page))
+    groups = {
+        "dice": "scores",
+        "difference": "gaps",
+        "local": "local",
+        "class": "classes",
+        "further": "further",
+        "slice": "slices",
+        "cost": "costs",
+    }
+    for_paper = [
+        (f"{label}-{place}", table)
+        for label, name in groups.items()
+        for place, table in enumerate(page[name], start=1)
+    ]
+    texts[STUDY_TEX] = document(page["title"], for_paper)
     write_together({study_folder / name: text for name, text in texts.items()})
     log.info(
         "answer of %d of %d runs written", len(found.runs), len(found.runs) + len(found.missing)
     )
 
 
-def _page(found: Answer) -> Page:
+def _page(found: Answer) -> dict[str, Any]:
+    """Everything that the two templates show, already in words."""
     study = found.study
-    return Page(
-        title=study.title or study.name,
-        subtitle=words.question(study),
-        meta=meta(found),
-        notices=list(notices(found)),
-        verdicts=words.verdicts(found),
-        tiles=headlines(found),
-        measure=_MEASURE,
-        scores=score_tables(found, "dice"),
-        gaps=gap_tables(found),
-        forests=forests(found),
-        no_gaps="" if found.gaps else why_no_gaps(found),
-        curves=curves(found),
-        local=local_tables(found),
-        classes=class_tables(found),
-        further=[*score_tables(found, "iou"), *score_tables(found, "hd95")],
-        slices=slice_tables(found),
-        costs=cost_tables(found),
-        pictures=overlays(found),
-        picture_key=picture_key(found.runs[0].recipe.get("classes") or () if found.runs else ()),
-        facts=what_ran(found),
-        data=data_table(found),
-        runs=run_table(found),
-        files=[STUDY_CSV, STUDY_TEX, STUDY_MD],
-        limits=LIMITS,
-    )
-
-
-def _for_paper(page: Page) -> list[tuple[str, Table]]:
-    groups = {
-        "dice": page.scores,
-        "difference": page.gaps,
-        "local": page.local,
-        "class": page.classes,
-        "further": page.further,
-        "slice": page.slices,
-        "cost": page.costs,
+    classes = found.runs[0].recipe.get("classes") or () if found.runs else ()
+    return {
+        "title": study.title or study.name,
+        "subtitle": words.question(study),
+        "meta": meta(found),
+        "notices": list(notices(found)),
+        "verdicts": words.verdicts(found),
+        "tiles": headlines(found),
+        "measure": _MEASURE,
+        "scores": score_tables(found, "dice"),
+        "gaps": gap_tables(found),
+        "forests": forests(found),
+        "no_gaps": "" if found.gaps else why_no_gaps(found),
+        "curves": curves(found),
+        "local": local_tables(found),
+        "classes": class_tables(found),
+        "further": [*score_tables(found, "iou"), *score_tables(found, "hd95")],
+        "slices": slice_tables(found),
+        "costs": cost_tables(found),
+        "pictures": overlays(found),  # by "FedMSA, site-4, unseen"
+        "picture_key": picture_key(classes),
+        "facts": what_ran(found),
+        "data": data_table(found),
+        "runs": run_table(found),
+        "files": [STUDY_CSV, STUDY_TEX, STUDY_MD],
+        "limits": LIMITS,
     }
-    return [
-        (f"{name}-{place}", table)
-        for name, tables in groups.items()
-        for place, table in enumerate(tables, start=1)
-    ]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fedfms.records.rows import RoundRow, write_rounds
+from fedfms.records.rows import RoundRow, write_rounds, write_rows
 from fedfms_lab.study.record import (
     MODEL_FILE,
     PICTURES_FOLDER,
@@ -29,7 +29,6 @@ from fedfms_lab.study.record import (
     ScoreRow,
     SiteFacts,
     record_to_dict,
-    write_scores,
 )
 
 START = 1_790_300_800.0
@@ -298,7 +297,7 @@ class StudyFolder:
             )
         )
         (run / MODEL_FILE).write_bytes(b"\0" * 8)
-        write_scores(run / SCORES_FILE, self.scores(key))
+        write_rows(run / SCORES_FILE, ScoreRow, self.scores(key))
         write_rounds(run / ROUNDS_FILE, self.round_rows(key))
         if key.regime == "federated":
             (run / PICTURES_FOLDER).mkdir()
