@@ -6,10 +6,10 @@ The two share the workspace and nothing else that outlives one of them.
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
-from fedfms.records.schema import Note, NoteKind, record_from_dict, record_to_dict
+from fedfms.records.schema import Note, NoteKind, record_from_dict
+from fedfms.records.write import RecordWriter
 
 _FILE = "notes.jsonl"
 
@@ -25,9 +25,7 @@ def write_note(kept: Path, kind: NoteKind, text: str, site: str | None = None) -
         OSError: it cannot be written.
     """
     kept.mkdir(parents=True, exist_ok=True)
-    note = Note(kind=kind, site=site, text=text, time=time.time())
-    with (kept / _FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record_to_dict(note), allow_nan=False) + "\n")
+    RecordWriter(kept / _FILE).write(Note(kind=kind, site=site, text=text))
 
 
 class NoteReader:
