@@ -5,10 +5,12 @@ The two share the workspace and nothing else that outlives one of them.
 
 from __future__ import annotations
 
-import json
+import contextlib
 from pathlib import Path
 
-from fedfms.records.schema import Note, NoteKind, record_from_dict
+from fedfms.files import write_whole
+from fedfms.records.read import RecordReader
+from fedfms.records.schema import Note, NoteKind
 from fedfms.records.write import RecordWriter
 
 _FILE = "notes.jsonl"
@@ -28,30 +30,18 @@ def write_note(kept: Path, kind: NoteKind, text: str, site: str | None = None) -
     RecordWriter(kept / _FILE).write(Note(kind=kind, site=site, text=text))
 
 
-class NoteReader:
-    """Reads the notes that are new since this process started."""
+class NoteReader(RecordReader):
+    """Reads the notes that no process of the job has read yet."""
 
     def __init__(self, kept: Path) -> None:
-        self._path = kept / _FILE
-        self._offset = 0
-        self._offset_file = kept / ".notes.read"
-        try:
-            self._offset = int(self._offset_file.read_text())
-        except (OSError, ValueError):
-            self._offset = 0
+        super().__init__(kept / _FILE)
+        self._place = kept / ".notes.read"
+        with contextlib.suppress(OSError, ValueError):
+            self._offset = int(self._place.read_text())
 
-    def read_new(self) -> list[Note]:
-        """Notes that no process of the job has read yet."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except OSError:
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
-        if not whole:
-            return []
-        self._offset += len(whole)
-        self._offset_file.write_text(str(self._offset))
-        notes = [record_from_dict(json.loads(line)) for line in whole.splitlines()]
-        return [note for note in notes if isinstance(note, Note)]
+    def read_notes(self) -> list[Note]:
+        """Notes since the last call, of this process or of one before it."""
+        notes = [record for record in self.read_new() if isinstance(record, Note)]
+        if notes:
+            write_whole(self._place, str(self._offset))
+        return notes

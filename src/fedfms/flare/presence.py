@@ -67,7 +67,7 @@ class Presence(Widget):  # type: ignore[misc]
         while not self._ended.wait(LOOK_SECONDS):
             try:
                 follow_participants(engine, job_id)
-                for note in notes.read_new():
+                for note in notes.read_notes():
                     with engine.new_context() as fl_ctx:
                         self.fire_event_with_data(NOTED, fl_ctx, FLContextKey.EVENT_DATA, note)
             except FlareChanged as error:  # the server's main process has said so

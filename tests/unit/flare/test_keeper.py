@@ -71,14 +71,14 @@ def test_a_site_that_ends_again_and_again_is_left_out_with_a_note(
         while own._sites[JOB]["site-1"].is_starting:
             pass
     assert started == ["site-1", "site-1"]
-    said = [(note.kind, note.site) for note in notes.read_new()]
+    said = [(note.kind, note.site) for note in notes.read_notes()]
     assert said.count(("site_back", "site-1")) == 2 and said[-1] == ("site_gone", "site-1")
 
 
 def test_a_note_is_read_once_by_one_process_after_the_other(tmp_path: Path) -> None:
     write_note(tmp_path, "waits", "the run waits")
     first = NoteReader(tmp_path)
-    assert [note.text for note in first.read_new()] == ["the run waits"]
+    assert [note.text for note in first.read_notes()] == ["the run waits"]
     write_note(tmp_path, "goes_on", "it goes on")
-    assert [note.text for note in NoteReader(tmp_path).read_new()] == ["it goes on"]
-    assert NoteReader(tmp_path).read_new() == []
+    assert [note.text for note in NoteReader(tmp_path).read_notes()] == ["it goes on"]
+    assert NoteReader(tmp_path).read_notes() == []
