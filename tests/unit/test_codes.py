@@ -10,7 +10,6 @@ from pathlib import Path
 import fedfms
 from fedfms.contracts import codes
 from fedfms.contracts.codes import CODES
-from fedfms.flare.lint import Problem
 
 SOURCES = [
     path
@@ -18,7 +17,7 @@ SOURCES = [
     if path != Path(codes.__file__)
 ]
 # functions that take it by place
-POSITIONAL = {"_refused", "_mixed", "_stopped", Problem.__name__, "_Failure"}
+POSITIONAL = {"_refused", "_mixed", "_stopped", "_Failure"}
 CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
