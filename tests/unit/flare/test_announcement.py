@@ -46,7 +46,7 @@ def test_a_field_that_is_declared_travels_without_another_line_of_code(
         bases=(Announcement,),
         frozen=True,
     )
-    monkeypatch.setitem(messages._TYPES, "pong", newer)
+    monkeypatch.setitem(messages._ANSWERS, "pong", newer)
     told = newer(**{f.name: getattr(TOLD, f.name) for f in dataclasses.fields(TOLD)})
     told = dataclasses.replace(told, gpu_memory_bytes=8 * 10**9)
     answer = decode_answer(encode(told))
