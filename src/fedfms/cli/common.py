@@ -262,7 +262,7 @@ def _teller(print_line: Callable[[str], None], said: Mapping[str, str]) -> Calla
             print_line(event.text)
         for finished in event.finished:
             once(_round_line(finished, event))
-        for text in event.missed:
+        for text in (*event.missed, *event.notes):
             once(text)
         if event.phase == "evaluate":
             trained = event.round is not None

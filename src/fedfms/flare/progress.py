@@ -25,6 +25,8 @@ from fedfms.records.schema import (
 )
 from fedfms.records.scores import class_dice, mean
 
+WENT_ON = "the server's process of this job ended, and a new one goes on"
+
 Phase = Literal["provision", "start", "submit", "train", "evaluate", "fetch", "done"]
 
 
@@ -56,7 +58,7 @@ class Event:
     finished: tuple[FinishedRound, ...] = ()  # all rounds that are over
     seconds_left: float | None = None
     missed: tuple[str, ...] = ()  # all rounds and evaluations that a site missed, and why
-    note: str = ""  # the last that happened to a site or to the run, one sentence
+    notes: tuple[str, ...] = ()  # what happened to sites and to the run, each with its time
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for a coordinator on another machine; without the text."""
@@ -108,7 +110,7 @@ class JobProgress(RecordReader):
         finished: list[FinishedRound] = []
         missed: list[str] = []
         holdouts: set[str] = set()
-        note = ""
+        notes: list[str] = []
         phase: Phase = "train"
         for record in self.records:
             match record:
@@ -131,9 +133,9 @@ class JobProgress(RecordReader):
                 case Resumed():
                     phase, number, answers, evaluated = "train", record.round, {}, set()
                     del ends[record.round :], finished[record.round :]
-                    note = "the server's process of this job ended, and a new one goes on"
+                    notes.append(_at(record.time) + WENT_ON)
                 case Note():
-                    note = record.text
+                    notes.append(_at(record.time) + record.text)
                 case EvaluationRecord():
                     phase = "evaluate"
                     evaluated.add(record.site)
@@ -146,7 +148,7 @@ class JobProgress(RecordReader):
         return Event(
             phase=phase,
             text=text,
-            note=note,
+            notes=tuple(notes),
             round=number,
             rounds=self.rounds,
             answered=tuple(sorted(evaluated if phase == "evaluate" else answers)),
@@ -162,6 +164,11 @@ class JobProgress(RecordReader):
             return None
         pace = (ends[-1] - started) / len(ends)
         return max(0.0, (self.rounds - len(ends) + 0.5) * pace - (now - ends[-1]))
+
+
+def _at(seconds: float | None) -> str:
+    """The hour and minute here, before a sentence."""
+    return "" if seconds is None else time.strftime("%H:%M ", time.localtime(seconds))
 
 
 def _finished(

@@ -9,7 +9,7 @@ import pytest
 
 from fedfms.contracts.contribution import Contribution, Metric
 from fedfms.errors import FederationError
-from fedfms.flare.progress import JobProgress
+from fedfms.flare.progress import WENT_ON, JobProgress
 from fedfms.records.history import History
 from fedfms.records.read import RecordReader, read_records
 from fedfms.records.rows import (
@@ -257,7 +257,10 @@ def test_a_job_that_went_on_counts_each_round_once(tmp_path: Path) -> None:
     progress.read_new()
     event = progress.event()
     assert (event.round, event.answered, len(event.finished)) == (1, ("site-1",), 1)
-    assert event.note == "the server's process of this job ended, and a new one goes on"
+    assert [note.partition(" ")[2] for note in event.notes] == [
+        "site-1's FLARE job process ended",
+        WENT_ON,
+    ]
     writer.write(RoundDone(round=1, sites=("site-1",), missed={"site-2": "the site is gone"}))
     writer.write(JobDone(status="completed"))
     records, damaged = read_records(writer.path)
