@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 # waits before one start at a site after another; then the site is given up for this job
 SITE_WAITS = (1.0, 2.0, 5.0, 15.0, 60.0)
+NEVER_BEGAN = 2  # ends of a job process before it began to work, after which the site is given up
 SITE_STEADY_SECONDS = 600.0  # a process that lived for so long starts again without a long wait
 # starts of a job without a new round in between; then the job is given up
 JOB_WAITS = (0.0, 0.0, 10.0, 60.0, 300.0, 600.0)
@@ -86,6 +87,8 @@ class _Site:
     """A site's part in a running job."""
 
     starts: list[float] = field(default_factory=list)  # when its job process was started again
+    never_began: int = 0  # how often in a row it ended before it began to work
+    is_given_up: bool = False  # until its FLARE client is started again
     gone: float | None = None  # since when
     is_held: bool = False  # gone, and the job waits for it
     is_starting: bool = False
@@ -230,15 +233,44 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
         job = rejoin.running_job(self._engine, job_id)
         if job is None or job.aborted or self._about(job_id) is None:
             return False
+        ended = f"{site}'s FLARE job process ended (exit code {code}, {reason})"
+        if self._may_start(job_id, site, code):
+            self._note(job_id, "site_died", f"{ended}; it is started again", site)
+            self._tell_gone(job_id, site)
+            self._start_soon(job_id, site)
+            return True
+        with self._lock:
+            given_up = {s for s, one in self._sites[job_id].items() if one.is_given_up}
+        if len(job.sites - given_up) < job.min_sites:
+            self._note(
+                job_id,
+                "ends",
+                f"{ended} each time that it was started, and without it fewer than "
+                f"{job.min_sites} sites are left; fix: the FLARE client's log at {site} says why",
+                site,
+            )
+            return False  # FLARE ends the job
         self._note(
             job_id,
-            "site_died",
-            f"{site}'s FLARE job process ended (exit code {code}, {reason}); it is started again",
+            "site_gone",
+            f"{ended} each time that it was started; the run goes on without {site} until its "
+            "FLARE client is started again",
             site,
         )
         self._tell_gone(job_id, site)
-        self._start_soon(job_id, site)
         return True
+
+    def _may_start(self, job_id: str, site: str, code: int) -> bool:
+        """Whether the budget has another start at a site, whose job process just ended."""
+        with self._lock:
+            part = self._sites.setdefault(job_id, {}).setdefault(site, _Site())
+            part.never_began = part.never_began + 1 if code == rejoin.NEVER_BEGAN else 0
+            now = time.monotonic()
+            part.starts = [t for t in part.starts if now - t < SITE_STEADY_SECONDS]
+            part.is_given_up = part.never_began >= NEVER_BEGAN or len(part.starts) >= len(
+                SITE_WAITS
+            )
+            return not part.is_given_up
 
     def _registered(self, site: str) -> None:
         if site not in rejoin.connected_sites(self._engine):
@@ -247,6 +279,9 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
             if self._about(job.job_id) is None or job.aborted:
                 continue
             if rejoin.is_meant_for(self._engine, job.job_id, site):
+                with self._lock:  # whatever was wrong there may have been mended
+                    part = self._sites.setdefault(job.job_id, {}).setdefault(site, _Site())
+                    part.never_began, part.is_given_up = 0, False
                 self._start_soon(job.job_id, site)
 
     def _holds_death(self, job_id: str, site: str, reason: str) -> bool:
@@ -287,20 +322,8 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
             part = self._sites.setdefault(job_id, {}).setdefault(site, _Site())
             if part.is_starting:
                 return
-            now = time.monotonic()
-            part.starts = [t for t in part.starts if now - t < SITE_STEADY_SECONDS]
-            if len(part.starts) >= len(SITE_WAITS):
-                self._note(
-                    job_id,
-                    "site_gone",
-                    f"{site}'s part of the run was started {len(part.starts)} times in "
-                    f"{SITE_STEADY_SECONDS / 60:.0f} minutes and ended each time; it is left out "
-                    "until its FLARE client is started again later",
-                    site,
-                )
-                return
-            wait = SITE_WAITS[len(part.starts)]
-            part.starts.append(now)
+            wait = SITE_WAITS[min(len(part.starts), len(SITE_WAITS) - 1)]
+            part.starts.append(time.monotonic())
             part.is_starting = True
         threading.Thread(target=self._start, args=(job_id, site, wait), daemon=True).start()
 

@@ -40,18 +40,20 @@ class Presence(Widget):  # type: ignore[misc]
         super().__init__()
         self._silent: set[str] = set()
         self._ended = threading.Event()
+        self._notes: NoteReader | None = None  # there from the start of a run
+        self._lock = threading.Lock()  # of its place in the file
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Follow who answers, and report at the start of a workflow."""
         if event_type == EventType.START_RUN:
+            self._notes = NoteReader(kept_folder(fl_ctx))
             follower = threading.Thread(
-                target=self._follow,
-                args=(fl_ctx.get_engine(), fl_ctx.get_job_id(), NoteReader(kept_folder(fl_ctx))),
-                daemon=True,
+                target=self._follow, args=(fl_ctx.get_engine(), fl_ctx.get_job_id()), daemon=True
             )
             follower.start()
-        elif event_type == EventType.END_RUN:
+        elif event_type == EventType.ABOUT_TO_END_RUN:
             self._ended.set()
+            self._tell_notes(fl_ctx.get_engine())  # one may say why it ends
         elif event_type == AppEventType.ROUND_STARTED:
             self._silent = {client.name for client in fl_ctx.get_engine().get_clients()}
         elif event_type == EventType.BEFORE_PROCESS_SUBMISSION:
@@ -62,14 +64,18 @@ class Presence(Widget):  # type: ignore[misc]
             for site in sorted(self._silent):
                 report_gone(workflow, site, fl_ctx)
 
-    def _follow(self, engine: Any, job_id: str, notes: NoteReader) -> None:
+    def _tell_notes(self, engine: Any) -> None:
+        with self._lock:
+            for note in self._notes.read_notes() if self._notes else ():
+                with engine.new_context() as fl_ctx:
+                    self.fire_event_with_data(NOTED, fl_ctx, FLContextKey.EVENT_DATA, note)
+
+    def _follow(self, engine: Any, job_id: str) -> None:
         """Once a second until the job ends: who takes part, and what there is to record."""
         while not self._ended.wait(LOOK_SECONDS):
             try:
                 follow_participants(engine, job_id)
-                for note in notes.read_notes():
-                    with engine.new_context() as fl_ctx:
-                        self.fire_event_with_data(NOTED, fl_ctx, FLContextKey.EVENT_DATA, note)
+                self._tell_notes(engine)
             except FlareChanged as error:  # the server's main process has said so
                 self.logger.warning("sites cannot rejoin this job: %s", error.problem)
                 return

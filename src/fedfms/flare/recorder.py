@@ -42,6 +42,7 @@ from fedfms.records.schema import (
     EvaluationRecord,
     JobDone,
     JobRecord,
+    Note,
     Record,
     Resumed,
     RoundDone,
@@ -214,7 +215,10 @@ class Recorder(Widget):  # type: ignore[misc]
 
     def _note(self, fl_ctx: FLContext) -> None:
         """What the server's main process has to say of this job's sites."""
-        self._write(fl_ctx.get_prop(FLContextKey.EVENT_DATA))
+        note: Note = fl_ctx.get_prop(FLContextKey.EVENT_DATA)
+        if note.kind == "ends" and self._failure is None:
+            self._failure = note.text
+        self._write(note)
 
     def _evaluation(self, fl_ctx: FLContext) -> None:
         answer = fl_ctx.get_prop(AppConstants.VALIDATION_RESULT)

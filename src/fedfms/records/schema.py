@@ -143,7 +143,7 @@ class Resumed(_Record):
     round: Count  # that is open; as many as there are rounds: the evaluation
 
 
-NoteKind = Literal["site_died", "site_back", "site_gone", "waits", "goes_on"]
+NoteKind = Literal["site_died", "site_back", "site_gone", "waits", "goes_on", "ends"]
 
 
 class Note(_Record):

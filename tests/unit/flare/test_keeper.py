@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,20 +61,44 @@ def test_a_job_that_is_none_of_ours_is_left_to_flare(own: JobKeeper) -> None:
     assert not own.goes_on("other")
 
 
-def test_a_site_that_ends_again_and_again_is_left_out_with_a_note(
-    own: JobKeeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("code", "times"), [(101, len(keeper.SITE_WAITS) + 1), (rejoin.NEVER_BEGAN, 2)]
+)
+@pytest.mark.parametrize("min_sites", [1, 2])
+def test_a_site_whose_process_ends_each_time_is_left_out_or_ends_the_job(
+    own: JobKeeper,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    times: int,
+    min_sites: int,
 ) -> None:
-    started = []
-    monkeypatch.setattr(keeper, "SITE_WAITS", (0.0, 0.0))
-    monkeypatch.setattr(rejoin, "start_at_site", lambda engine, job, site: started.append(site))
     notes = NoteReader(about(tmp_path, [0]))
-    for _ in range(3):
-        own._start_soon(JOB, "site-1")
-        while own._sites[JOB]["site-1"].is_starting:
-            pass
-    assert started == ["site-1", "site-1"]
-    said = [(note.kind, note.site) for note in notes.read_notes()]
-    assert said.count(("site_back", "site-1")) == 2 and said[-1] == ("site_gone", "site-1")
+    job = rejoin.RunningJob(JOB, min_sites, False, frozenset({"site-1", "site-2"}))
+    monkeypatch.setattr(keeper, "SITE_WAITS", tuple(0.0 for _ in keeper.SITE_WAITS))
+    monkeypatch.setattr(rejoin, "running_job", lambda engine, job_id: job)
+    monkeypatch.setattr(rejoin, "start_at_site", lambda engine, job_id, site: None)
+    own._tell_gone = lambda job_id, site: None
+
+    def ends() -> bool:
+        taken = own._job_process_ended(JOB, "site-1", code, "exception")
+        wait_until(lambda: not own._sites[JOB]["site-1"].is_starting)
+        return taken
+
+    assert all(ends() for _ in range(times - 1))
+    kinds = [note.kind for note in notes.read_notes()]
+    assert kinds.count("site_died") == times - 1 and "site_gone" not in kinds
+    assert ends() is (min_sites == 1)  # with two, FLARE ends the job
+    (last,) = [note for note in notes.read_notes() if note.kind != "site_back"]
+    assert last.kind == ("site_gone" if min_sites == 1 else "ends")
+    assert "site-1's FLARE job process ended" in last.text
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_note_is_read_once_by_one_process_after_the_other(tmp_path: Path) -> None:

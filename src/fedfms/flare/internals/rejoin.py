@@ -59,6 +59,9 @@ MAY_PASS = (
     JobReturnCode.ABORTED,
 )
 
+# a job process that ended before it told its client that it works
+NEVER_BEGAN = JobReturnCode.INFRASTRUCTURE_ERROR
+
 FAILURES = Assumption(
     "a site reports the end of a job process to process_job_failure(request), registered on the "
     "server's cell, and the job runner waits for it (is_client_outcome_pending, "
