@@ -141,6 +141,18 @@ def test_a_class_that_a_site_knows_and_never_drew_is_fine_beside_one_that_it_dre
     assert check_announcements(prepare("classes=lesion,disc"), [one, two]) == ["site-1", "site-2"]
 
 
+@pytest.mark.parametrize("needed", [1, 2])
+def test_a_holdout_is_none_of_the_sites_that_a_training_needs(prepare, needed: int) -> None:
+    job = prepare("holdout=site-2,site-3", f"min_clients={needed}")
+    if needed == 1:
+        assert len(check_announcements(job, THREE)) == 3
+        return
+    error = refusal(job, THREE)
+    assert error.code == "too-few-sites"
+    assert "needs 2 training sites, and 1 can take part" in error.problem
+    assert "--set min_clients=1" in error.fix
+
+
 def test_a_holdout_needs_no_class_of_its_own_annotated(prepare) -> None:
     told = [*THREE[:2], site("site-3", classes=("disc",), not_annotated=("lesion",))]
     assert len(check_announcements(prepare("holdout=site-3"), told)) == 3
@@ -202,6 +214,25 @@ def test_leaving_a_site_out_holds_even_if_more_sites_connect(prepare) -> None:
     (job.folder / "app/config/model.safetensors").write_bytes(b"model")
     keep_model_at_server(job, ["site-1", "site-2"])
     assert job.meta["deploy_map"] == {"app": ["server"], "app_site": ["site-1", "site-2"]}
+
+
+class Submitted:
+    """A session that keeps what a job was submitted with."""
+
+    def submit_job(self, folder: str) -> str:
+        self.deploy_map = json.loads((Path(folder) / "meta.json").read_text())["deploy_map"]
+        return "0123"
+
+
+@pytest.mark.parametrize("leaves_out", [False, True])
+def test_a_model_to_start_from_is_submitted_for_the_server_alone(prepare, leaves_out) -> None:
+    job, session = prepare(), Submitted()
+    (job.folder / "app/config/model.safetensors").write_bytes(b"model")
+    coordinator = Coordinator(session, Admin("ann@a.org", "a", "lead"))
+    assert coordinator.submit_to(job, ["site-1", "site-2"], leaves_out) == "0123"
+    assert session.deploy_map == {"app": ["server"], "app_site": ["site-1", "site-2"]}
+    assert not (job.folder / "app_site/config/model.safetensors").exists()
+    assert (job.folder / "app_site/config/recipe.json").is_file()
 
 
 def test_signatures_of_an_earlier_submission_are_not_copied(tmp_path: Path) -> None:

@@ -190,6 +190,23 @@ def test_of_two_answers_of_a_site_the_later_one_counts():
         )
 
 
+@pytest.mark.parametrize("last", [True, False])
+def test_whether_a_site_withholds_its_scores_its_last_answer_says(last):
+    """A policy may change between rounds; an answer without scores says nothing of it."""
+    few = (dataclasses.replace(metric("disc", None), cases=0),)
+    shown = (metric("disc", 0.8),)
+    answers = [
+        ContributionRecord(
+            round=number,
+            site="site-1",
+            accepted=True,
+            contribution=dataclasses.replace(SAID, round=number, metrics=metrics),
+        )
+        for number, metrics in enumerate([shown if last else few, few if last else shown, ()])
+    ]
+    assert History([JOB[0], *answers], {}).withholds("site-1") == last
+
+
 # ------------------------------------------------------------------------------------------ means
 
 
