@@ -141,18 +141,6 @@ def test_a_class_that_a_site_knows_and_never_drew_is_fine_beside_one_that_it_dre
     assert check_announcements(prepare("classes=lesion,disc"), [one, two]) == ["site-1", "site-2"]
 
 
-@pytest.mark.parametrize("needed", [1, 2])
-def test_a_holdout_is_none_of_the_sites_that_a_training_needs(prepare, needed: int) -> None:
-    job = prepare("holdout=site-2,site-3", f"min_clients={needed}")
-    if needed == 1:
-        assert len(check_announcements(job, THREE)) == 3
-        return
-    error = refusal(job, THREE)
-    assert error.code == "too-few-sites"
-    assert "needs 2 training sites, and 1 can take part" in error.problem
-    assert "--set min_clients=1" in error.fix
-
-
 def test_a_holdout_needs_no_class_of_its_own_annotated(prepare) -> None:
     told = [*THREE[:2], site("site-3", classes=("disc",), not_annotated=("lesion",))]
     assert len(check_announcements(prepare("holdout=site-3"), told)) == 3
