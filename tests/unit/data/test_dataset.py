@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import subprocess
 import sys
 import time
@@ -360,6 +361,23 @@ def test_no_slice_to_train_on_is_an_error():
             [prepared(picture(0, (2, 8, 8)))], site_config(".", keep_empty_every=0), recipe()
         )
     assert caught.value.code == "no-training-slices"
+
+
+def test_a_slice_is_resized_once_and_again_only_where_it_could_not_be_kept_whole(monkeypatch):
+    case = prepared(picture(5, (2, 40, 48)), np.stack([disk((40, 48), 9)] * 2))
+    data = SliceDataset([case], site_config(".", channels="neighbours"), recipe())
+    write = os.pwrite
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(os, "pwrite", lambda file, all_, at: write(file, all_[:100], at))
+        first = data[0]
+    again = data[0]
+    case.images[:] = 0  # from now on only what was kept can be right
+    kept = data[0]
+    for name in ("image", "target", "annotated"):
+        torch.testing.assert_close(again[name], first[name], rtol=0, atol=0)
+        torch.testing.assert_close(kept[name], first[name], rtol=0, atol=0)
+    assert first["image"].any() and first["target"].any()
+    assert data[1]["image"].unique().numel() < 9  # of black slices alone: it was not kept before
 
 
 def test_items_are_the_same_from_memory_and_in_worker_processes():

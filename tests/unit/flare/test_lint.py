@@ -201,6 +201,25 @@ def test_leaving_a_site_out_holds_even_if_more_sites_connect(prepare) -> None:
     assert job.meta["deploy_map"] == {"app": ["server"], "app_site": ["site-1", "site-2"]}
 
 
+class Submitted:
+    """A session that keeps what a job was submitted with."""
+
+    def submit_job(self, folder: str) -> str:
+        self.deploy_map = json.loads((Path(folder) / "meta.json").read_text())["deploy_map"]
+        return "0123"
+
+
+@pytest.mark.parametrize("leaves_out", [False, True])
+def test_a_model_to_start_from_is_submitted_for_the_server_alone(prepare, leaves_out) -> None:
+    job, session = prepare(), Submitted()
+    (job.folder / "app/config/model.safetensors").write_bytes(b"model")
+    coordinator = Coordinator(session, Admin("ann@a.org", "a", "lead"))
+    assert coordinator.submit_to(job, ["site-1", "site-2"], leaves_out) == "0123"
+    assert session.deploy_map == {"app": ["server"], "app_site": ["site-1", "site-2"]}
+    assert not (job.folder / "app_site/config/model.safetensors").exists()
+    assert (job.folder / "app_site/config/recipe.json").is_file()
+
+
 def test_signatures_of_an_earlier_submission_are_not_copied(tmp_path: Path) -> None:
     import shutil
 

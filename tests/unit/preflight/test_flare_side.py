@@ -27,6 +27,7 @@ from site_kits import (
 from fedfms.contracts.announcement import Announcement
 from fedfms.contracts.messages import SOCKET_NAME, encode
 from fedfms.flare.simulate import SERVER, free_port
+from fedfms.kits.kit import read_kit
 from fedfms.preflight.items import Item
 from fedfms.preflight.site import FlarePlaces
 
@@ -116,6 +117,15 @@ def test_a_certificate_that_ends_soon_is_worth_a_word(server, places, made):
     items = check_flare_side(places)
     assert codes(items, "FAIL") == set()
     assert "certificate-dates" in codes(items, "WARN")
+
+
+def test_the_days_of_a_kit_are_those_of_the_certificate_that_ends_first(places, made):
+    change_certificate(made, places.kit, days=(-1, 200))
+    long = read_kit(places.kit)
+    change_certificate(made, places.kit, days=(-1, 20))
+    soon = read_kit(places.kit)
+    assert (long.days_left, soon.days_left) == (199, 19)
+    assert replace(long, root=soon.certificate).days_left == 19  # the authority's too
 
 
 def test_the_certificate_of_another_site(server, places, made):

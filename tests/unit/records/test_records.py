@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -166,6 +167,47 @@ def test_a_growing_file_is_read_line_by_line_and_only_its_end_when_it_grows_no_m
     assert read_records(path)[1] == 1
     path.write_text(whole.rstrip("\n"))  # only the end of the line is missing
     assert untimed(read_records(path)[0]) == list(JOB)
+
+
+# ---------------------------------------------------------------------------------------- history
+
+
+def test_of_two_answers_of_a_site_the_later_one_counts():
+    """A first answer that was refused, then one that was taken; scores that failed, then came."""
+    refused = ContributionRecord(round=0, site="site-1", accepted=False, reason="it has NaN")
+    taken = ContributionRecord(round=0, site="site-1", accepted=True, contribution=SAID)
+    scores = dataclasses.replace(SAID, kind="evaluate", model="final", round=1)
+    silent = EvaluationRecord(site="site-1", model="final", reason="no answer")
+    scored = EvaluationRecord(site="site-1", model="final", contribution=scores)
+    for answers, evaluations, counts in (
+        ((refused, taken), (silent, scored), True),
+        ((taken, refused), (scored, silent), False),
+    ):
+        history = History([JOB[0], JOB[1], *answers, *evaluations], {})
+        (row,) = history.round_rows()
+        assert (row.accepted, row.reason is None) == (counts, counts)
+        first = history.evaluation_rows()[0]
+        assert first.mean == (0.1 + 0.2 if counts else None)
+        assert history.missed_evaluations() == (
+            [] if counts else [("site-1", "final", "no answer")]
+        )
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_whether_a_site_withholds_its_scores_its_last_answer_says(last):
+    """A policy may change between rounds; an answer without scores says nothing of it."""
+    few = (dataclasses.replace(metric("disc", None), cases=0),)
+    shown = (metric("disc", 0.8),)
+    answers = [
+        ContributionRecord(
+            round=number,
+            site="site-1",
+            accepted=True,
+            contribution=dataclasses.replace(SAID, round=number, metrics=metrics),
+        )
+        for number, metrics in enumerate([shown if last else few, few if last else shown, ()])
+    ]
+    assert History([JOB[0], *answers], {}).withholds("site-1") == last
 
 
 # ------------------------------------------------------------------------------------------ means

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from trainer_process import Place, TrainerProcess
 
@@ -21,7 +22,7 @@ from fedfms.errors import TaskAborted, TrainerError
 from fedfms.exchange.tensors import save_tensors
 from fedfms.trainer.client import run_task
 from fedfms.trainer.connection import ping
-from fedfms.trainer.server import EXIT_ABORT_IGNORED, EXIT_STALLED
+from fedfms.trainer.server import EXIT_ABORT_IGNORED, EXIT_STALLED, listen
 
 SOME = {"w": torch.zeros(3)}
 
@@ -157,7 +158,6 @@ def test_sigterm_in_a_task_ends_in_order(
     place: Place, start, long_task: Task, global_model, begin
 ) -> None:
     trainer = start()
-    assert stat.S_IMODE((place.exchange / "trainer.sock").stat().st_mode) == 0o660
     thread = begin(place, long_task, global_model)
     thread.wait_for_phase("train")
     trainer.kill(signal.SIGTERM)
@@ -183,9 +183,12 @@ def test_a_file_in_the_sockets_place_is_not_deleted(place: Place, start) -> None
     assert (place.exchange / "trainer.sock").read_text() == "something else"
 
 
-def test_a_path_too_long_for_a_socket_works_all_the_same(tmp_path: Path) -> None:
-    from fedfms.trainer.server import listen
+def test_only_this_user_and_its_group_may_ask(tmp_path: Path) -> None:
+    with listen(tmp_path):
+        assert stat.S_IMODE((tmp_path / "trainer.sock").stat().st_mode) == 0o660
 
+
+def test_a_path_too_long_for_a_socket_works_all_the_same(tmp_path: Path) -> None:
     exchange = tmp_path / ("long-" * 20) / ("name-" * 20)
     listener = listen(exchange)
     try:
@@ -333,11 +336,28 @@ def test_a_reply_about_another_task_or_without_its_files_is_nonsense(
     report = run_task(shared_place.exchange, train_task, global_model).contribution
     from fedfms.contracts.messages import Reply
 
-    other = dataclasses.replace(report, round=2)
-    for reply in (Reply(other, True, 0), Reply(report, False, 0), Reply(report, True, 0)):
-        with pytest.raises(TrainerError) as caught:
+    others = [
+        dataclasses.replace(report, **change)
+        for change in (
+            {"site": "site-2"},
+            {"kind": "evaluate"},
+            {"round": 2},
+            {"model": "best"},
+            {"recipe_sha256": "0" * 64},
+        )
+    ]
+    for reply, why in (
+        *((Reply(other, True, 0), "about another task") for other in others),
+        (Reply(report, False, 0), "contradict each other"),
+        (Reply(report, True, 0), "cannot be read"),
+    ):
+        with pytest.raises(TrainerError, match=why) as caught:
             ask_a_server_that_says(encode(reply), tmp_path, train_task)
         assert caught.value.code == "nonsense"
+    large = safetensors.torch.save({"w": torch.zeros(2**19)})  # of a model of three numbers
+    with pytest.raises(TrainerError, match="cannot be read") as caught:
+        ask_a_server_that_says(encode(Reply(report, True, 0)), tmp_path, train_task, large)
+    assert caught.value.code == "nonsense"
 
 
 def test_another_protocol_is_named(tmp_path: Path, train_task: Task) -> None:
@@ -350,7 +370,10 @@ def test_another_protocol_is_named(tmp_path: Path, train_task: Task) -> None:
     assert caught.value.code == "other-protocol"
 
 
-def ask_a_server_that_says(answer: bytes, exchange: Path, task: Task) -> None:
+def ask_a_server_that_says(
+    answer: bytes, exchange: Path, task: Task, result: bytes | None = None
+) -> None:
+    """One task for a server that says this and puts down this result."""
     (exchange / "trainer.sock").unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(exchange / "trainer.sock"))
@@ -359,7 +382,9 @@ def ask_a_server_that_says(answer: bytes, exchange: Path, task: Task) -> None:
         def serve() -> None:
             stream, _ = listener.accept()
             with stream:
-                stream.recv(65536)
+                asked = json.loads(stream.makefile("rb").readline())
+                if result is not None:
+                    TaskFiles(exchange, asked["task_id"]).result.write_bytes(result)
                 try:
                     stream.sendall(answer)
                     while stream.recv(65536):
