@@ -214,7 +214,8 @@ def test_a_model_to_start_from_is_submitted_for_the_server_alone(prepare, leaves
     job, session = prepare(), Submitted()
     (job.folder / "app/config/model.safetensors").write_bytes(b"model")
     coordinator = Coordinator(session, Admin("ann@a.org", "a", "lead"))
-    assert coordinator.submit_to(job, ["site-1", "site-2"], leaves_out) == "0123"
+    deploy(job, ["site-1", "site-2"], leaves_out=leaves_out)
+    assert coordinator.submit_prepared(job.folder) == "0123"
     assert session.deploy_map == {"app": ["server"], "app_site": ["site-1", "site-2"]}
     assert not (job.folder / "app_site/config/model.safetensors").exists()
     assert (job.folder / "app_site/config/recipe.json").is_file()

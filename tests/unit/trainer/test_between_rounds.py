@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -109,9 +110,10 @@ def test_two_rounds_equal_two_rounds_by_direct_calls(
 def test_a_round_after_another_site_yml_is_that_of_a_new_trainer(
     place: Place, recipe: Recipe, global_model: dict[str, Tensor]
 ) -> None:
-    """Its slices, its cases and Adam's moments are of the files that are there now."""
-    recipe, trainer = unscored(recipe), runner(place)
+    """Its slices and cases are of the files that are there now; Adam's moments go on."""
+    recipe, trainer = unscored(recipe, optimizer_state="keep"), runner(place)
     before = train(trainer, recipe, 0, global_model)
+    shutil.copytree(place.root / "work", place.root / "elsewhere")
     place.set_site(validation_fraction=0.5)
     after, new = (
         train(one, recipe, 1, global_model) for one in (trainer, runner(place, "elsewhere"))
