@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -431,6 +432,44 @@ def test_a_shell_command_from_the_server_is_refused(running: Hospitals) -> None:
     )
     assert done.stdout.count("REFUSED") == 2, done.stdout + done.stderr
     assert "GOT" not in done.stdout
+
+
+# ----------------------------------------------------------------- containers that die in a run
+
+
+def kill_main_process(project: Project, service: str) -> None:
+    """`kill -9` from the host: the container's restart policy starts it again."""
+    container = project.run("ps", "-q", service).stdout.strip()
+    pid = docker("inspect", "--format", "{{.State.Pid}}", container).strip()
+    os.kill(int(pid), signal.SIGKILL)
+
+
+def test_containers_that_are_killed_come_back_into_the_same_run(running: Hospitals) -> None:
+    texts = ["classes=hippocampus", "holdout=scanner-d", "rounds=3", "local_epochs=12"]
+    settings = [part for text in texts for part in ("--set", text)]
+    said = running.coordinate("submit", "fedmsa", *settings, "--json").stdout
+    job_id = json.loads(said[said.index("{") :])["job_id"]
+    server = running.projects[HOST]
+
+    def rounds_done() -> int:
+        done = server.run("exec", "-T", "server", "ls", f"/workspace/runs/{job_id}", check=False)
+        return max((int(name[6:]) for name in re.findall(r"round-\d+", done.stdout)), default=0)
+
+    wait_until(lambda: rounds_done() == 1, 180, "a round is done")
+    kill_main_process(running.projects["scanner-b"], "scanner-b-flare")
+    kill_main_process(running.projects["scanner-c"], "scanner-c-trainer")
+    wait_until(lambda: rounds_done() == 2, 240, "two rounds are done")
+    kill_main_process(server, "server")
+    assert finished(running, job_id) == "FINISHED:COMPLETED"
+    results = running.jobs / "of-killed"
+    running.coordinate("fetch", job_id, "--results", "/jobs/of-killed")
+    records = [json.loads(line) for line in (results / "records.jsonl").read_text().splitlines()]
+    rounds = {record["round"]: record for record in records if record["record"] == "round_done"}
+    assert sorted(rounds) == [0, 1, 2]
+    assert [record["round"] for record in records if record["record"] == "resumed"] == [2]
+    assert rounds[2]["sites"] == sorted(SITES)  # all of them are back
+    notes = {(r["kind"], r["site"]) for r in records if r["record"] == "note"}
+    assert ("site_back", "scanner-b") in notes
 
 
 # --------------------------------------------------------------- a federation that changes
