@@ -3,6 +3,7 @@
 # make test-all   every test that needs no Docker, those of tests/slow.txt too
 # make test-docker   the same with real containers; where no Docker engine is, it installs one (Debian)
 # make test-gpu   what this machine's GPU does with fedfms, as a table; at most six minutes
+# make chaos   random faults while a federation trains: SEEDS="1 2 3", five minutes and more for each
 # make lint   ruff, mypy, shellcheck
 
 PYTHON ?= python3
@@ -17,10 +18,10 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find src jobs -type f -not -name '*.pyc' -not -path '*.egg-info*' -not -path '*/build/*') \
 	pyproject.toml setup.py
 
-.PHONY: help demo test test-all test-docker test-gpu lint format clean
+.PHONY: help demo test test-all test-docker test-gpu chaos lint format clean
 
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 # Each step leaves a stamp, so that a second call installs nothing.
 $(VENV)/torch.stamp:
@@ -53,6 +54,12 @@ test-all: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 
 test-docker: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/docker
+
+# Random faults while a federation trains, a schedule of four minutes and more for each seed.
+SEEDS ?= 1 2 3
+
+chaos: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
+	$(BIN)/python tests/chaos/run.py $(SEEDS)
 
 # A machine without internet has its own torch: PYTHON is asked first, and what else it lacks may lie
 # in a folder named by PYTHONPATH. GPU_TESTS: what tests/gpu/run.py takes, such as --output FILE.
