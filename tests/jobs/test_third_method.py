@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from distributions import install, make_environment
 from fedfms import models
-from fedfms.flare.lint import announced_problems
+from fedfms.errors import ConfigError
+from fedfms.flare.lint import check_announcements
 from fedfms.flare.session import prepare_job
 from fedfms.flare.simulate import Federation
 from fedfms.local.sites import find_sites
@@ -60,8 +61,9 @@ def test_a_third_method_trains_in_kits_that_were_made_before_it_where_sites_agre
 
     # those that agreed say so, in a name that nobody's package knew; the third is found before
     assert all(told[name].methods == ("fedsam", "fedmsa", "decoder") for name in AGREED)
-    (problem,) = announced_problems(job.recipe, sorted(told.values(), key=lambda s: s.site), True)
-    assert problem.text == "site-3 does not allow decoder: its policy says fedsam, fedmsa"
+    with pytest.raises(ConfigError) as caught:
+        check_announcements(job, sorted(told.values(), key=lambda s: s.site))
+    assert caught.value.problem == "site-3 does not allow decoder: its policy says fedsam, fedmsa"
 
     # whoever submits all the same: the site itself refuses, in each round, by its own sentence
     records = read_records(results)

@@ -35,7 +35,15 @@ from fedfms.flare.job import (
 )
 from fedfms.flare.progress import JobProgress
 from fedfms.flare.result_guard import sender_of
-from fedfms.flare.run_state import KEEP_STATE, NOTED, keep, kept_folder, restored, start_keeping
+from fedfms.flare.run_state import (
+    KEEP_STATE,
+    NOTED,
+    begin_to_keep,
+    keep,
+    kept_folder,
+    restored,
+    start_keeping,
+)
 from fedfms.records import layout
 from fedfms.records.schema import (
     ContributionRecord,
@@ -105,6 +113,11 @@ class Recorder(Widget):  # type: ignore[misc]
         self._writer = RecordWriter(self._folder / layout.RECORDS)
         self._sites = tuple(sorted(one.name for one in fl_ctx.get_engine().get_clients()))
         meta = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
+        ran_before = False
+        try:
+            ran_before = begin_to_keep(kept_folder(fl_ctx), self._folder)
+        except OSError as error:
+            self.log_error(fl_ctx, f"the run cannot be kept: {error.strerror}", fire_event=False)
         try:
             recipe = read_recipe(fl_ctx)
         except FedfmsError as error:
@@ -115,8 +128,8 @@ class Recorder(Widget):  # type: ignore[misc]
             before = restored(fl_ctx)
         except FedfmsError:  # the persistor says it, and ends the job
             return
-        if before is not None:
-            self._go_on(before.state.rounds_done)
+        if ran_before or before is not None:
+            self._go_on(before.state.rounds_done if before is not None else 0)
             return
         self._write(
             JobRecord(

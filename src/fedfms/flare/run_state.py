@@ -99,6 +99,25 @@ def to_keep(fl_ctx: FLContext) -> Keeping:
     return keeping
 
 
+def begin_to_keep(kept: Path, results: Path) -> bool:
+    """Have the records of a run where they outlive its job's process, from the first line on.
+
+    Returns:
+        whether there are records of an earlier process, which `results` then holds too.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    kept.mkdir(parents=True, exist_ok=True)
+    if (kept / layout.RECORDS).exists():
+        _link(kept / layout.RECORDS, results / layout.RECORDS)
+        _end_last_line(results / layout.RECORDS)
+        return True
+    (results / layout.RECORDS).touch()
+    _link(results / layout.RECORDS, kept / layout.RECORDS)
+    return False
+
+
 def keep(kept: Path, results: Path, keeping: Keeping) -> None:
     """Keep what there is in the job's result folder, with its state.
 

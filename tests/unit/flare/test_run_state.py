@@ -9,7 +9,7 @@ import torch
 
 from fedfms.errors import FederationError
 from fedfms.exchange.tensors import load_tensors, save_tensors
-from fedfms.flare.run_state import Keeping, RunState, keep, restore, rounds_kept
+from fedfms.flare.run_state import Keeping, RunState, begin_to_keep, keep, restore, rounds_kept
 from fedfms.records.layout import BEST_MODEL, GLOBAL_MODEL, RECIPE, RECORDS
 
 RECIPE_SHA256 = "ab" * 32
@@ -89,3 +89,17 @@ def test_a_run_of_which_nothing_can_be_used_is_one_error(tmp_path: Path, damage:
 def test_a_run_that_begins_finds_nothing(tmp_path: Path) -> None:
     assert restore(tmp_path / "kept", tmp_path, RECIPE_SHA256) is None
     assert rounds_kept(tmp_path / "kept") == 0
+
+
+def test_records_are_kept_from_the_first_line_on(tmp_path: Path) -> None:
+    """A job that fails in its first round is known to have come to its end."""
+    kept, results, again = tmp_path / "kept", tmp_path / "results", tmp_path / "again"
+    results.mkdir()
+    again.mkdir()
+    assert not begin_to_keep(kept, results)
+    with (results / RECORDS).open("a") as file:
+        file.write('{"record": "job"}\n{"record": "round_st')
+    assert (kept / RECORDS).read_text().startswith('{"record": "job"}\n')
+    assert begin_to_keep(kept, again)  # a process of before: its records go on
+    assert (again / RECORDS).read_text() == '{"record": "job"}\n'
+    assert (again / RECORDS).samefile(kept / RECORDS)
