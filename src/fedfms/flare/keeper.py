@@ -53,6 +53,7 @@ SITE_STEADY_SECONDS = 600.0  # a process that lived for so long starts again wit
 JOB_WAITS = (0.0, 0.0, 10.0, 60.0, 300.0, 600.0)
 ALL_SITES_SECONDS = 30.0  # a job that is to go on waits so long for all of its sites, not only min
 END_AT_SITES_SECONDS = 30.0  # for what sites still run of a job that is to start again
+PATROL_SECONDS = 10.0  # between two looks at which sites run a job that they should run
 LEAVE_SECONDS = 20.0  # a site that is gone for so long is no part of the next round
 
 _ABOUT = "job.json"  # in the run's folder
@@ -87,6 +88,7 @@ class _Site:
     """A site's part in a running job."""
 
     starts: list[float] = field(default_factory=list)  # when its job process was started again
+    absent: int = 0  # looks in a row at which it was connected and did not run the job
     never_began: int = 0  # how often in a row it ended before it began to work
     is_given_up: bool = False  # until its FLARE client is started again
     gone: float | None = None  # since when
@@ -114,6 +116,7 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
             server = fl_ctx.get_prop(FLContextKey.SITE_OBJ)
             self._tell_gone = rejoin.hold_deaths(server, self._holds_death)
             rejoin.hear_failures(server, self._job_process_ended)
+            threading.Thread(target=self._patrol, daemon=True).start()
         elif event_type == EventType.CLIENT_REGISTER_PROCESSED and self._works:
             self._registered(fl_ctx.get_peer_context().get_identity_name())
         elif event_type == EventType.JOB_STARTED and self._works:
@@ -282,6 +285,40 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
                 with self._lock:  # whatever was wrong there may have been mended
                     part = self._sites.setdefault(job.job_id, {}).setdefault(site, _Site())
                     part.never_began, part.is_given_up = 0, False
+                self._start_soon(job.job_id, site)
+
+    def _patrol(self) -> None:
+        """Look again and again for sites that are connected and do not run what they should.
+
+        Not every way out of a job is reported: a connection that comes back without a login, a
+        process of before that was still there when the job was started anew.
+        """
+        while True:
+            time.sleep(PATROL_SECONDS)
+            try:
+                for job in rejoin.running_jobs(self._engine):
+                    self._look_for_absent(job)
+            except Exception:
+                log.exception("could not look for sites that are absent")
+
+    def _look_for_absent(self, job: rejoin.RunningJob) -> None:
+        if job.aborted or self._about(job.job_id) is None or _end_of(self._folder(job.job_id)):
+            return
+        with self._lock:
+            parts = self._sites.setdefault(job.job_id, {})
+            busy = {s for s, one in parts.items() if one.is_starting or one.is_given_up}
+        asked = [
+            site
+            for site in rejoin.connected_sites(self._engine)
+            if site not in busy and rejoin.is_meant_for(self._engine, job.job_id, site)
+        ]
+        for site, runs in rejoin.asked_sites(self._engine, job.job_id, asked).items():
+            with self._lock:
+                part = parts.setdefault(site, _Site())
+                part.absent = 0 if runs else part.absent + 1
+                is_absent = part.absent >= 2  # one look may fall between two processes
+            if is_absent:
+                part.absent = 0
                 self._start_soon(job.job_id, site)
 
     def _holds_death(self, job_id: str, site: str, reason: str) -> bool:

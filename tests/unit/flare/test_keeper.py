@@ -108,3 +108,24 @@ def test_a_note_is_read_once_by_one_process_after_the_other(tmp_path: Path) -> N
     write_note(tmp_path, "goes_on", "it goes on")
     assert [note.text for note in NoteReader(tmp_path).read_notes()] == ["it goes on"]
     assert NoteReader(tmp_path).read_notes() == []
+
+
+def test_a_site_that_is_connected_and_does_not_run_the_job_is_started_at_the_second_look(
+    own: JobKeeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = about(tmp_path, [0])
+    job = rejoin.RunningJob(JOB, 1, False, frozenset({"site-1"}))
+    said = {"site-1": True, "site-2": False}  # site-3 is connected and does not answer
+    started: list[str] = []
+    monkeypatch.setattr(rejoin, "connected_sites", lambda engine: ["site-1", "site-2", "site-3"])
+    monkeypatch.setattr(rejoin, "is_meant_for", lambda engine, job_id, site: True)
+    monkeypatch.setattr(rejoin, "asked_sites", lambda engine, job_id, sites: said)
+    monkeypatch.setattr(own, "_start_soon", lambda job_id, site: started.append(site))
+    own._look_for_absent(job)
+    assert started == []
+    own._look_for_absent(job)
+    assert started == ["site-2"]
+    (folder / RECORDS).write_text(json.dumps({"record": "job_done", "status": "completed"}) + "\n")
+    for _ in range(3):  # a job that has ended is left alone
+        own._look_for_absent(job)
+    assert started == ["site-2"]

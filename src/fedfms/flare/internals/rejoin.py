@@ -405,7 +405,7 @@ def end_at_sites(engine: Any, job_id: str, sites: Collection[str], seconds: floa
         the sites that still run it. A new start would be answered "already started" there.
     """
     deadline, told = time.monotonic() + seconds, False
-    while still := _running_at(engine, job_id, sites):
+    while still := [site for site, runs in asked_sites(engine, job_id, sites).items() if runs]:
         if not told:
             with engine.new_context() as ctx:
                 engine.job_runner.abort_client_run(job_id, still, ctx)
@@ -416,7 +416,9 @@ def end_at_sites(engine: Any, job_id: str, sites: Collection[str], seconds: floa
     return still
 
 
-def _running_at(engine: Any, job_id: str, sites: Collection[str]) -> list[str]:
+@rests_on(STARTS)
+def asked_sites(engine: Any, job_id: str, sites: Collection[str]) -> dict[str, bool]:
+    """Whether a job has a process there, as each connected site that answers says itself."""
     requests = {}
     names = {}
     for site in sites:
@@ -430,11 +432,11 @@ def _running_at(engine: Any, job_id: str, sites: Collection[str]) -> list[str]:
         answers = engine.server.admin_server.send_requests_and_get_reply_dict(
             requests, timeout_secs=_STATUS_SECONDS
         )
-    return [
-        names[token]
+    return {
+        names[token]: job_id in str(reply.body)
         for token, reply in answers.items()
-        if reply is not None and job_id in str(reply.body)
-    ]
+        if reply is not None
+    }
 
 
 _NEVER_SCHEDULED = {
