@@ -173,6 +173,18 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
         elif _end_of(self._folder(job_id)) == "completed":  # all of it is in FLARE's store now
             shutil.rmtree(self._folder(job_id), ignore_errors=True)
 
+    def status_after(self, job_id: str, status: RunStatus) -> RunStatus:
+        """What a job is whose process at the server FLARE takes as failed.
+
+        SUBMITTED if it is to go on. COMPLETED if it wrote down that all of it was done: FLARE
+        counts it as failed, too, when a late answer was on its way as its process ended.
+        """
+        if self.goes_on(job_id):
+            return RunStatus.SUBMITTED
+        if self._works and _end_of(self._folder(job_id)) == "completed":
+            return RunStatus.FINISHED_COMPLETED
+        return status
+
     def goes_on(self, job_id: str) -> bool:
         """Whether a job is to be started again whose process at the server just ended.
 
@@ -416,7 +428,7 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
 
 
 class RunJobManager(SimpleJobDefManager):  # type: ignore[misc]
-    """FLARE's job manager; a job that is to go on is put back where FLARE would mark it as failed.
+    """FLARE's job manager, but for jobs that FLARE would mark as failed: the keeper knows better.
 
     Args:
         uri_root: folder for jobs, as FLARE's.
@@ -428,8 +440,8 @@ class RunJobManager(SimpleJobDefManager):  # type: ignore[misc]
         failed = (RunStatus.FINISHED_EXECUTION_EXCEPTION, RunStatus.FINISHED_ABNORMAL)
         if status in failed:
             keeper = fl_ctx.get_engine().get_component(KEEPER)
-            if isinstance(keeper, JobKeeper) and keeper.goes_on(jid):
-                status = RunStatus.SUBMITTED
+            if isinstance(keeper, JobKeeper):
+                status = keeper.status_after(jid, status)
         super().set_status(jid, status, fl_ctx)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from nvflare.apis.job_def import RunStatus
 
 from fedfms.flare import keeper
 from fedfms.flare.internals import rejoin
@@ -45,6 +46,9 @@ def test_one_that_came_to_its_end_with_a_reason_does_not(
     folder = about(tmp_path, [0])
     (folder / RECORDS).write_text(json.dumps({"record": "job_done", "status": status}) + "\n")
     assert not own.goes_on(JOB)
+    failed = RunStatus.FINISHED_EXECUTION_EXCEPTION
+    said = RunStatus.FINISHED_COMPLETED if status == "completed" else failed
+    assert own.status_after(JOB, failed) == said
 
 
 def test_one_that_ends_again_and_again_in_the_same_round_is_given_up(
