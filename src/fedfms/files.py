@@ -69,6 +69,27 @@ def write_together(files: Mapping[Path, bytes | str], *, mode: int = 0o666) -> N
                 part.unlink()
 
 
+def link_whole(source: Path, target: Path) -> None:
+    """Have one file in a second place, too: the same file, or a copy where the disk has no links.
+
+    What is at `target` gives way; nothing is done where `source` is not there.
+
+    Raises:
+        OSError: the folder is full or cannot be written.
+    """
+    if not source.exists() or (target.exists() and source.samefile(target)):
+        return
+    part = _beside(target)
+    try:
+        try:
+            os.link(source, part)
+        except OSError:
+            shutil.copy2(source, part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def read_whole(path: Path, max_bytes: int | None = None) -> bytes:
     """The bytes of a plain file of at most `max_bytes`.
 

@@ -17,6 +17,7 @@ does not offer for it stands behind the wall (internals/rejoin.py).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -40,7 +41,7 @@ from fedfms.flare.internals.version import broken_assumptions, changed
 from fedfms.flare.notes import write_note
 from fedfms.flare.run_state import rounds_kept, runs_folder
 from fedfms.records.layout import RECIPE, RECORDS
-from fedfms.records.read import RecordReader
+from fedfms.records.read import read_last
 from fedfms.records.schema import JobDone, NoteKind
 
 log = logging.getLogger(__name__)
@@ -64,19 +65,21 @@ class _About:
     """What is known of a run outside its job's process; kept in its folder."""
 
     sites: list[str]
+    min_sites: int
     starts: list[int] = field(default_factory=list)  # rounds done at each start
 
     @classmethod
     def read(cls, folder: Path) -> _About | None:
         try:
             values = json.loads((folder / _ABOUT).read_text())
-            return cls([str(s) for s in values["sites"]], [int(n) for n in values["starts"]])
+            starts = [int(number) for number in values["starts"]]
+            return cls([str(site) for site in values["sites"]], int(values["min_sites"]), starts)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / _ABOUT, json.dumps({"sites": self.sites, "starts": self.starts}))
+        write_whole(folder / _ABOUT, json.dumps(dataclasses.asdict(self)))
 
     def starts_in_vain(self, rounds: int) -> int:
         """How often the job was started since it last finished a round."""
@@ -94,6 +97,12 @@ class _Site:
     gone: float | None = None  # since when
     is_held: bool = False  # gone, and the job waits for it
     is_starting: bool = False
+
+    def recent_starts(self) -> int:
+        """How often it was started of late; those of before are forgotten."""
+        now = time.monotonic()
+        self.starts = [at for at in self.starts if now - at < SITE_STEADY_SECONDS]
+        return len(self.starts)
 
 
 class JobKeeper(FLComponent):  # type: ignore[misc]
@@ -144,9 +153,9 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
         for job_id in again:  # before the others are given up
             rejoin.put_back(engine, job_id)
         give_up_unfinished_jobs(fl_ctx)
-        for job_id, minimum in rejoin.waiting_again(fl_ctx):
+        for job_id in rejoin.waiting_again(fl_ctx):
             if (about := self._about(job_id)) is not None:
-                self._go_on_later(job_id, about, minimum)
+                self._go_on_later(job_id, about)
 
     # ------------------------------------------------------------------------ life of a job
 
@@ -154,7 +163,7 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
         if not (self._app_config(job_id) / RECIPE).is_file():
             return  # none of ours: FLARE does with it what FLARE does
         folder, sites = self._folder(job_id), rejoin.sites_of(self._engine, job_id)
-        about = self._about(job_id) or _About([])
+        about = self._about(job_id) or _About([], rejoin.min_sites_of(self._engine, job_id))
         about.sites = sorted({*about.sites, *sites})
         about.starts.append(rounds_kept(folder))
         self._keep(job_id, about)
@@ -208,12 +217,10 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
             return False
         return True
 
-    def _go_on_later(self, job_id: str, about: _About, minimum: int | None = None) -> None:
-        threading.Thread(
-            target=self._go_on, args=(job_id, about, minimum or 1), daemon=True
-        ).start()
+    def _go_on_later(self, job_id: str, about: _About) -> None:
+        threading.Thread(target=self._go_on, args=(job_id, about), daemon=True).start()
 
-    def _go_on(self, job_id: str, about: _About, minimum: int) -> None:
+    def _go_on(self, job_id: str, about: _About) -> None:
         """Wait for the job's sites, end what they still run of it, and let it be scheduled."""
         engine = self._engine
         try:
@@ -226,12 +233,12 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
                 waited = time.monotonic() - began
                 if there == set(about.sites):
                     break
-                if len(there) >= minimum and waited > ALL_SITES_SECONDS:
+                if len(there) >= about.min_sites and waited > ALL_SITES_SECONDS:
                     break
                 if waited > ALL_SITES_SECONDS and not told:
                     told = True
                     absent = sorted(set(about.sites) - there)
-                    self._note(job_id, "waits", _waits(absent, minimum))
+                    self._note(job_id, "waits", _waits(absent, about.min_sites))
                 if rejoin.status_of(engine, job_id) != RunStatus.SUBMITTED.value:
                     return  # somebody ended it
                 time.sleep(0.5)
@@ -280,9 +287,7 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
         with self._lock:
             part = self._sites.setdefault(job_id, {}).setdefault(site, _Site())
             part.never_began = part.never_began + 1 if code == rejoin.NEVER_BEGAN else 0
-            now = time.monotonic()
-            part.starts = [t for t in part.starts if now - t < SITE_STEADY_SECONDS]
-            part.is_given_up = part.never_began >= NEVER_BEGAN or len(part.starts) >= len(
+            part.is_given_up = part.never_began >= NEVER_BEGAN or part.recent_starts() >= len(
                 SITE_WAITS
             )
             return not part.is_given_up
@@ -329,8 +334,8 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
                 part = parts.setdefault(site, _Site())
                 part.absent = 0 if runs else part.absent + 1
                 is_absent = part.absent >= 2  # one look may fall between two processes
+                part.absent = 0 if is_absent else part.absent
             if is_absent:
-                part.absent = 0
                 self._start_soon(job.job_id, site)
 
     def _holds_death(self, job_id: str, site: str, reason: str) -> bool:
@@ -371,7 +376,7 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
             part = self._sites.setdefault(job_id, {}).setdefault(site, _Site())
             if part.is_starting:
                 return
-            wait = SITE_WAITS[min(len(part.starts), len(SITE_WAITS) - 1)]
+            wait = SITE_WAITS[min(part.recent_starts(), len(SITE_WAITS) - 1)]
             part.starts.append(time.monotonic())
             part.is_starting = True
         threading.Thread(target=self._start, args=(job_id, site, wait), daemon=True).start()
@@ -450,9 +455,7 @@ KEEPER = "keeper"  # id of the component in the server's kit
 
 def _end_of(folder: Path) -> str | None:
     """How a run came to its end by its own records; None where it did not."""
-    reader = RecordReader(folder / RECORDS)
-    reader.read_rest()
-    last = reader.records[-1] if reader.records else None
+    last = read_last(folder / RECORDS)
     return last.status if isinstance(last, JobDone) else None
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,7 @@ from torch import Tensor
 
 from fedfms.errors import FederationError
 from fedfms.exchange.tensors import load_tensors, save_tensors
-from fedfms.files import file_sha256, whole_folder
+from fedfms.files import file_sha256, link_whole, whole_folder
 from fedfms.flare.job import read_recipe, result_folder
 from fedfms.records import layout
 
@@ -110,11 +109,11 @@ def begin_to_keep(kept: Path, results: Path) -> bool:
     """
     kept.mkdir(parents=True, exist_ok=True)
     if (kept / layout.RECORDS).exists():
-        _link(kept / layout.RECORDS, results / layout.RECORDS)
+        link_whole(kept / layout.RECORDS, results / layout.RECORDS)
         _end_last_line(results / layout.RECORDS)
         return True
     (results / layout.RECORDS).touch()
-    _link(results / layout.RECORDS, kept / layout.RECORDS)
+    link_whole(results / layout.RECORDS, kept / layout.RECORDS)
     return False
 
 
@@ -130,17 +129,13 @@ def keep(kept: Path, results: Path, keeping: Keeping) -> None:
     """
     state = keeping.state
     kept.mkdir(parents=True, exist_ok=True)
-    for name in (layout.RECORDS, layout.RECIPE):
-        _link(results / name, kept / name)
-    for picture in sorted((results / layout.PICTURES).glob("*")):
-        (kept / layout.PICTURES).mkdir(exist_ok=True)
-        _link(picture, kept / layout.PICTURES / picture.name)
+    _share(results, kept)
     with whole_folder(_round_folder(kept, state.rounds_done), replace=True) as folder:
         for name in (layout.GLOBAL_MODEL, layout.BEST_MODEL):
             if (results / name).is_file() and (
                 name != layout.BEST_MODEL or state.best_rounds is not None
             ):
-                _link(results / name, folder / name)
+                link_whole(results / name, folder / name)
         if keeping.strategy:
             save_tensors(folder / _STRATEGY, keeping.strategy, None)
         state.sha256 = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
@@ -198,12 +193,8 @@ def restore(kept: Path, results: Path, recipe_sha256: str) -> Restored | None:
             continue
         for name in (layout.GLOBAL_MODEL, layout.BEST_MODEL):
             if (folder / name).is_file():
-                _link(folder / name, results / name)
-        for name in (layout.RECORDS, layout.RECIPE):
-            _link(kept / name, results / name)
-        for picture in sorted((kept / layout.PICTURES).glob("*")):
-            (results / layout.PICTURES).mkdir(exist_ok=True)
-            _link(picture, results / layout.PICTURES / picture.name)
+                link_whole(folder / name, results / name)
+        _share(kept, results)
         _end_last_line(results / layout.RECORDS)
         return Restored(state, folder)
     raise FederationError(
@@ -240,21 +231,16 @@ def rounds_kept(kept: Path) -> int:
     return int(rounds[0].name[6:]) if rounds else 0
 
 
+def _share(source: Path, target: Path) -> None:
+    """What a run has once, in two folders: records, recipe and pictures."""
+    pictures = [f"{layout.PICTURES}/{path.name}" for path in (source / layout.PICTURES).glob("*")]
+    for name in (layout.RECORDS, layout.RECIPE, *sorted(pictures)):
+        (target / name).parent.mkdir(exist_ok=True)
+        link_whole(source / name, target / name)
+
+
 def _end_last_line(path: Path) -> None:
     """Cut off what a killed process had begun to write."""
     with path.open("r+b") as file:
         data = file.read()
         file.truncate(data.rfind(b"\n") + 1)
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file in another folder; a copy where the disk does not do that."""
-    if not source.exists() or (target.exists() and source.samefile(target)):
-        return
-    part = target.with_name(f".{target.name}.part")
-    part.unlink(missing_ok=True)
-    try:
-        os.link(source, part)
-    except OSError:
-        shutil.copy2(source, part)
-    part.replace(target)

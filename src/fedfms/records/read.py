@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import typing
 from pathlib import Path
@@ -12,6 +13,8 @@ from fedfms.records.schema import FORMAT, RECORDS, JobRecord, Record
 _KINDS = frozenset(
     one.model_fields["record"].default for one in typing.get_args(Record)
 )  # those of this version
+
+_END_BYTES = 64 * 1024  # of a file: more than the last record
 
 
 class RecordReader:
@@ -57,6 +60,15 @@ class RecordReader:
                 self.damaged += 1
         self.records += new
         return new
+
+
+def read_last(path: Path) -> Record | None:
+    """The last record, from the end of the file alone; None where it is longer than a few lines."""
+    reader = RecordReader(path)
+    with contextlib.suppress(OSError):
+        reader._offset = max(0, path.stat().st_size - _END_BYTES)
+    reader.read_rest()
+    return reader.records[-1] if reader.records else None
 
 
 def read_records(path: Path) -> tuple[list[Record], int]:

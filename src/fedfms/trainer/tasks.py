@@ -128,7 +128,7 @@ class TaskRunner:
             log.info("%s of round %d was answered before: the same again", task.kind, task.round)
             return answer
         with meter("prepare"):
-            job = self._job_for(task, site)
+            job = self._job_for(task, site, kept)
             cases = self._prepared(job, control)
         is_holdout = self.folders.name in recipe.holdout
         trains = task.kind == "train" and not is_holdout
@@ -183,7 +183,7 @@ class TaskRunner:
         kept.keep_answer(task, key, outcome)
         return outcome
 
-    def _job_for(self, task: Task, site: SiteConfig) -> _Job:
+    def _job_for(self, task: Task, site: SiteConfig, kept: KeptRun) -> _Job:
         """The work kept from the last round, or a fresh model for a job that is new here.
 
         A round that was trained already begins anew from what the round before it left.
@@ -196,7 +196,6 @@ class TaskRunner:
         ):
             self._job = job = None  # frees the last job's memory before the next one's is taken
             free_unused_memory()
-            kept = KeptRun(self.folders.work, task.job)
             kept.begin()
             checkpoint = find_checkpoint(task.recipe, self.folders.checkpoints)
             model = build_model(task.recipe, checkpoint).to(torch_device(site))

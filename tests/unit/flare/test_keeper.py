@@ -29,7 +29,8 @@ def own(tmp_path: Path) -> JobKeeper:
 def about(workspace: Path, starts: list[int]) -> Path:
     folder = workspace / "runs" / JOB
     folder.mkdir(parents=True)
-    (folder / "job.json").write_text(json.dumps({"sites": ["site-1"], "starts": starts}))
+    known = {"sites": ["site-1", "site-2"], "min_sites": 2, "starts": starts}
+    (folder / "job.json").write_text(json.dumps(known))
     return folder
 
 
@@ -133,3 +134,36 @@ def test_a_site_that_is_connected_and_does_not_run_the_job_is_started_at_the_sec
     for _ in range(3):  # a job that has ended is left alone
         own._look_for_absent(job)
     assert started == ["site-2"]
+
+
+def test_a_job_that_is_to_go_on_waits_for_as_many_sites_as_it_needs(
+    own: JobKeeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = NoteReader(about(tmp_path, [0]))
+    there = ["site-1"]
+    let_go: list[str] = []
+    monkeypatch.setattr(keeper, "ALL_SITES_SECONDS", 0.1)
+    monkeypatch.setattr(rejoin, "connected_sites", lambda engine: there)
+    monkeypatch.setattr(rejoin, "status_of", lambda engine, job_id: "SUBMITTED")
+    monkeypatch.setattr(rejoin, "end_at_sites", lambda engine, job_id, sites, seconds: [])
+    monkeypatch.setattr(rejoin, "let_go", lambda engine, job_id: not let_go.append(job_id))
+    known = own._about(JOB)
+    assert known is not None and known.min_sites == 2
+    own._go_on_later(JOB, known)
+    wait_until(lambda: any(note.kind == "waits" for note in notes.read_notes()))
+    time.sleep(0.6)
+    assert let_go == []
+    there.append("site-2")
+    wait_until(lambda: let_go == [JOB])
+
+
+def test_starts_of_long_ago_make_no_site_wait(
+    own: JobKeeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about(tmp_path, [0])
+    waits: list[float] = []
+    monkeypatch.setattr(own, "_start", lambda job_id, site, wait: waits.append(wait))
+    part = own._sites.setdefault(JOB, {}).setdefault("site-1", keeper._Site())
+    part.starts = [time.monotonic() - keeper.SITE_STEADY_SECONDS - 1] * 9
+    own._start_soon(JOB, "site-1")
+    wait_until(lambda: waits == [keeper.SITE_WAITS[0]])

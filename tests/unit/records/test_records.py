@@ -12,7 +12,7 @@ from fedfms.contracts.contribution import Contribution, Metric
 from fedfms.errors import FederationError
 from fedfms.flare.progress import WENT_ON, JobProgress
 from fedfms.records.history import History
-from fedfms.records.read import RecordReader, read_records
+from fedfms.records.read import RecordReader, read_last, read_records
 from fedfms.records.rows import (
     EvaluationRow,
     RoundRow,
@@ -277,6 +277,19 @@ def test_a_damaged_table_is_an_error(tmp_path, spoil, says):
     path.write_text(spoil(path.read_text()))
     with pytest.raises(ValueError, match=says):
         read_rounds(path)
+
+
+def test_the_last_record_is_read_from_the_end_of_the_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    assert read_last(path) is None
+    writer = RecordWriter(path)
+    for number in range(2000):
+        writer.write(RoundStarted(round=number))
+    assert path.stat().st_size > 64 * 1024
+    last = read_last(path)
+    assert isinstance(last, RoundStarted) and last.round == 1999
+    writer.write(JobDone(status="completed"))
+    assert isinstance(read_last(path), JobDone)
 
 
 def test_a_job_that_went_on_counts_each_round_once(tmp_path: Path) -> None:

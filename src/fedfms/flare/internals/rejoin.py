@@ -352,15 +352,11 @@ def jobs_of_before(fl_ctx: FLContext) -> list[str]:
 
 
 @rests_on(AGAIN)
-def waiting_again(fl_ctx: FLContext) -> list[tuple[str, int]]:
-    """Jobs that were put back by `put_back` and are not let go yet: id and its minimum of sites."""
+def waiting_again(fl_ctx: FLContext) -> list[str]:
+    """Jobs that were put back by `put_back` and are not let go yet."""
     manager = fl_ctx.get_engine().get_component(SystemComponents.JOB_MANAGER)
     found = manager.get_jobs_by_status([RunStatus.SUBMITTED], fl_ctx)
-    return [
-        (job.job_id, int(job.min_sites or 1))
-        for job in found
-        if _scheduled_tag(manager, job.job_id, fl_ctx).exists()
-    ]
+    return [job.job_id for job in found if _scheduled_tag(manager, job.job_id, fl_ctx).exists()]
 
 
 @rests_on(AGAIN)
@@ -385,6 +381,13 @@ def let_go(engine: Any, job_id: str) -> bool:
         manager.update_meta(job_id, _NEVER_SCHEDULED, ctx)
         _scheduled_tag(manager, job_id, ctx).unlink(missing_ok=True)
         return True
+
+
+def min_sites_of(engine: Any, job_id: str) -> int:
+    """How many sites a job needs."""
+    with engine.new_context() as ctx:
+        job = engine.get_component(SystemComponents.JOB_MANAGER).get_job(job_id, ctx)
+        return int(job.min_sites or 1)
 
 
 def status_of(engine: Any, job_id: str) -> str | None:
