@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 import torch
 from torch import Tensor
-from trainer_process import SITE, Place
+from trainer_process import SITE, Place, task_runner
 
 from fedfms.contracts.messages import Task
 from fedfms.contracts.recipe import Recipe
@@ -23,7 +23,8 @@ from fedfms.data.slices import SliceDataset
 from fedfms.exchange.tensors import difference
 from fedfms.models.build import build_model
 from fedfms.models.travelling import read_travelling, write_travelling
-from fedfms.trainer.tasks import Outcome, SiteFolders, TaskRunner
+from fedfms.trainer.kept import Outcome
+from fedfms.trainer.tasks import TaskRunner
 from fedfms.training.evaluate import evaluate, summarize
 from fedfms.training.loop import train_round
 
@@ -34,19 +35,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)  # as the site's site.yml says: sums in the same order
     yield
     torch.set_num_threads(before)
-
-
-def runner(place: Place, work: str = "work") -> TaskRunner:
-    return TaskRunner(
-        SiteFolders(
-            name=SITE,
-            config=place.data / "site.yml",
-            policy=place.policy,
-            data_root=None,
-            checkpoints=place.checkpoints,
-            work=place.root / work,
-        )
-    )
 
 
 def train(
@@ -82,7 +70,7 @@ def test_two_rounds_equal_two_rounds_by_direct_calls(
     validation = [case for case in cases if case.case.split == "validation"]
     dataset = SliceDataset(training, site, recipe)
     model = build_model(recipe, checkpoints / "random.safetensors")
-    trainer, optimizer, sent = runner(place), None, global_model
+    trainer, optimizer, sent = task_runner(place), None, global_model
     for number in range(2):
         got = train(trainer, recipe, number, sent)
 
@@ -111,12 +99,13 @@ def test_a_round_after_another_site_yml_is_that_of_a_new_trainer(
     place: Place, recipe: Recipe, global_model: dict[str, Tensor]
 ) -> None:
     """Its slices and cases are of the files that are there now; Adam's moments go on."""
-    recipe, trainer = unscored(recipe, optimizer_state="keep"), runner(place)
+    recipe, trainer = unscored(recipe, optimizer_state="keep"), task_runner(place)
     before = train(trainer, recipe, 0, global_model)
     shutil.copytree(place.root / "work", place.root / "elsewhere")
     place.set_site(validation_fraction=0.5)
     after, new = (
-        train(one, recipe, 1, global_model) for one in (trainer, runner(place, "elsewhere"))
+        train(one, recipe, 1, global_model)
+        for one in (trainer, task_runner(place, place.root / "elsewhere"))
     )
     assert (before.contribution.training_slices, after.contribution.training_slices) == (12, 8)
     assert_same(after.tensors, new.tensors)
@@ -125,10 +114,11 @@ def test_a_round_after_another_site_yml_is_that_of_a_new_trainer(
 def test_a_round_of_another_recipe_is_that_of_a_new_trainer(
     place: Place, recipe: Recipe, global_model: dict[str, Tensor]
 ) -> None:
-    trainer, other = runner(place), unscored(recipe, normalize=False)
+    trainer, other = task_runner(place), unscored(recipe, normalize=False)
     first = train(trainer, unscored(recipe), 0, global_model)
     after, new = (
-        train(one, other, 0, global_model) for one in (trainer, runner(place, "elsewhere"))
+        train(one, other, 0, global_model)
+        for one in (trainer, task_runner(place, place.root / "elsewhere"))
     )
     assert_same(after.tensors, new.tensors)
     assert any(not torch.equal(after.tensors[name], first.tensors[name]) for name in new.tensors)

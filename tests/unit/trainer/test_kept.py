@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from trainer_process import SITE, Place
+from trainer_process import SITE, Place, task_runner
 
 from fedfms.contracts.messages import Task
 from fedfms.contracts.recipe import Recipe
@@ -19,20 +19,6 @@ from fedfms.errors import DoorClosed
 from fedfms.models.build import build_model
 from fedfms.models.travelling import read_travelling
 from fedfms.trainer.kept import KEPT_RUNS, RUNS, Outcome
-from fedfms.trainer.tasks import SiteFolders, TaskRunner
-
-
-def runner(place: Place, checkpoints: Path, work: Path) -> TaskRunner:
-    return TaskRunner(
-        SiteFolders(
-            name=SITE,
-            config=place.data / "site.yml",
-            policy=place.policy,
-            data_root=None,
-            checkpoints=checkpoints,
-            work=work,
-        )
-    )
 
 
 @pytest.fixture
@@ -48,13 +34,13 @@ def sent(kept_recipe: Recipe, checkpoints: Path) -> dict[str, Tensor]:
 class Site:
     """A trainer that can be asked for rounds, and replaced by a new process."""
 
-    def __init__(self, place: Place, checkpoints: Path, work: Path, recipe: Recipe) -> None:
-        self.args = (place, checkpoints, work)
+    def __init__(self, place: Place, work: Path, recipe: Recipe) -> None:
+        self.args = (place, work)
         self.recipe = recipe
         self.restart()
 
     def restart(self) -> None:
-        self.trainer = runner(*self.args)
+        self.trainer = task_runner(*self.args)
 
     def train(self, number: int, sent: dict[str, Tensor], job: str = "run") -> Outcome:
         task = Task(
@@ -69,8 +55,8 @@ def equal(first: Outcome, second: Outcome) -> bool:
 
 
 @pytest.fixture
-def site(place: Place, checkpoints: Path, kept_recipe: Recipe, tmp_path: Path) -> Site:
-    return Site(place, checkpoints, tmp_path / "work", kept_recipe)
+def site(place: Place, kept_recipe: Recipe, tmp_path: Path) -> Site:
+    return Site(place, tmp_path / "work", kept_recipe)
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -103,9 +89,9 @@ def test_a_round_is_computed_again_from_what_the_round_before_left(
 
 
 def test_a_trainer_that_was_replaced_between_rounds_goes_on_as_if_it_had_not(
-    site: Site, sent: dict[str, Tensor], place: Place, checkpoints: Path, tmp_path: Path
+    site: Site, sent: dict[str, Tensor], place: Place, tmp_path: Path
 ) -> None:
-    other = Site(place, checkpoints, tmp_path / "other", site.recipe)
+    other = Site(place, tmp_path / "other", site.recipe)
     for number in range(3):
         first = site.train(number, sent)
         other.restart()

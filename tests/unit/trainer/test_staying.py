@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer_process import SITE, Place
+from trainer_process import SITE, Place, task_runner
 
 from distributions import install
 from fedfms.contracts.messages import Task
@@ -15,22 +15,9 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.control import Control
 from fedfms.models.build import build_model
 from fedfms.models.travelling import read_travelling
-from fedfms.trainer.tasks import SiteFolders, TaskRunner
+from fedfms.trainer.tasks import TaskRunner
 
 LITTLE = Path(__file__).parents[1] / "models" / "little_methods"
-
-
-def runner(place: Place, work: Path) -> TaskRunner:
-    return TaskRunner(
-        SiteFolders(
-            name=SITE,
-            config=place.data / "site.yml",
-            policy=place.policy,
-            data_root=None,
-            checkpoints=None,
-            work=work,
-        )
-    )
 
 
 def test_what_stays_does_not_leave_and_outlives_the_trainer(
@@ -53,10 +40,10 @@ def test_what_stays_does_not_leave_and_outlives_the_trainer(
         task = Task(kind="train", site=SITE, job="own", round=number, model="round", recipe=own)
         return trainer.run(task, lambda: sent, Control()).tensors
 
-    first = runner(place, place.work)
+    first = task_runner(place)
     assert set(train(first, 0)) == {"features.bias", "features.weight", "head.bias", "head.weight"}
-    restarted = train(runner(place, place.work), 1)  # a new process, after the first round
+    restarted = train(task_runner(place), 1)  # a new process, after the first round
     went_on = train(first, 1)
-    forgetful = train(runner(place, tmp_path / "elsewhere"), 1)
+    forgetful = train(task_runner(place, tmp_path / "elsewhere"), 1)
     assert all(torch.equal(restarted[name], went_on[name]) for name in went_on)
     assert not torch.equal(forgetful["head.weight"], went_on["head.weight"])

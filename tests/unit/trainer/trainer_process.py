@@ -18,6 +18,7 @@ from fedfms.contracts.messages import Task
 from fedfms.errors import TrainerError
 from fedfms.trainer.client import TaskResult, run_task
 from fedfms.trainer.connection import ping
+from fedfms.trainer.tasks import SiteFolders, TaskRunner
 
 SITE = "site-1"
 
@@ -51,6 +52,20 @@ class Place:
     def set_site(self, **values: object) -> None:
         path = self.data / "site.yml"
         path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **values}))
+
+
+def task_runner(place: Place, work: Path | None = None) -> TaskRunner:
+    """What a trainer process does with a task, without the process."""
+    return TaskRunner(
+        SiteFolders(
+            name=SITE,
+            config=place.data / "site.yml",
+            policy=place.policy,
+            data_root=None,
+            checkpoints=place.checkpoints,
+            work=work or place.work,
+        )
+    )
 
 
 class TrainerProcess:
