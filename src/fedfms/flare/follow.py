@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError, FederationError
+from fedfms.flare import sentences
 from fedfms.flare.progress import Event, JobProgress
 from fedfms.flare.session import Coordinator, JobState
 from fedfms.records.layout import RECIPE, RECORDS
@@ -40,8 +41,16 @@ class JobEnd:
     def problem(self) -> str:
         """All of it as the first part of an error."""
         if self.aborted:  # what sites answered to that is no trouble
-            return "the job was aborted, with fedfms abort or in FLARE's console"
-        return "\n  ".join([f"the job did not come to its end: {self.reason}", *self.trouble])
+            return "the run was stopped, with fedfms stop or in FLARE's console"
+        problem, _ = sentences.end(self.reason)
+        return "\n  ".join([f"the job did not come to its end: {problem}", *self.trouble])
+
+    @property
+    def fix(self) -> str:
+        """What to do about it."""
+        if self.aborted:
+            return "nothing is broken: fedfms resume goes on with it, where a round was finished"
+        return sentences.end(self.reason)[1]
 
 
 def wait_for_start(
@@ -128,7 +137,7 @@ def read_end(downloaded: Path, status: str) -> JobEnd:
         status: FLARE's word, for a job that could not write its own.
     """
     try:
-        rounds = Recipe.from_json(downloaded / RECIPE).rounds
+        rounds = Recipe.from_json(downloaded / RECIPE).rounds_to_run
     except ConfigError:  # it ended before it wrote one
         rounds = 0
     reader = JobProgress(downloaded / RECORDS, rounds)

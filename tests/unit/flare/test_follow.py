@@ -83,7 +83,7 @@ def test_an_aborted_job_is_said_to_be_aborted_and_no_site_is_blamed(job: Path) -
     records(job).write_text("".join(json.dumps(line) + "\n" for line in lines))
     end = read_end(records(job).parent, "FINISHED:ABORTED")
     assert (end.completed, end.aborted) == (False, True)
-    assert end.problem == "the job was aborted, with fedfms abort or in FLARE's console"
+    assert end.problem == "the run was stopped, with fedfms stop or in FLARE's console"
 
 
 class AbortedJob:
@@ -118,8 +118,8 @@ def test_an_aborted_job_is_fetched_without_a_table_of_dashes(
     assert fetch(records(job).parent, tmp_path) is False
     said = capsys.readouterr()
     assert "site-1" not in said.out
-    assert "the job was aborted, with fedfms abort" in said.err
-    assert "nothing is broken: submit the job again" in said.err
+    assert "the run was stopped, with fedfms stop" in said.err
+    assert "nothing is broken: fedfms resume goes on with it" in said.err
     assert "trainer" not in said.err
     with pytest.raises(FederationError) as error:
         fetch(None, tmp_path)  # it waited, and no process of it ever ran
@@ -145,13 +145,13 @@ def test_progress_of_another_version_is_none(values: dict[str, object]) -> None:
 def test_a_log_shows_each_step_once_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     sites = ("site-1", "site-2")
     first = Event("train", round=0, rounds=2, answered=("site-2",), sites=sites)
-    left = Event("train", round=0, rounds=2, answered=sites, sites=sites, seconds_left=5400)
+    left = Event("train", round=0, rounds=2, answered=sites, sites=sites, left=(5000, 5800))
     on_event = logging_progress({})
     for event in (first, first, left, Event("train", missed=("site-1 missed round 0: late",))):
         on_event(event)
     assert capsys.readouterr().err.splitlines() == [
         "round 0: 1 of 2 sites in (site-2)",
-        "round 0: 2 of 2 sites in (site-1, site-2); about 90 min left",
+        "round 0: 2 of 2 sites in (site-1, site-2); 83 to 97 min left",
         "site-1 missed round 0: late",
     ]
 

@@ -1,0 +1,1 @@
+"""A page that shows runs while they go on, for a coordinator and whoever stands beside."""
