@@ -1,0 +1,219 @@
+"""What is small in a canary: two cases, three optimizer steps, and what they say of a real round.
+
+A recipe that says `canary` goes the way of any other: policy, reading, checkpoint, scores,
+training, door. Two things differ. It works on few cases, repeated so that a step has the size that
+it will have; and zeros leave (exchange/door.py). Nothing of it is kept at the site but prepared
+cases, which the run needs too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import re
+import resource
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch.utils.data import Subset
+
+from fedfms.contracts.contribution import Rehearsal
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
+from fedfms.control import Control
+from fedfms.data.cache import StoredCase
+from fedfms.data.manifest import Case
+from fedfms.data.memory import allowed_bytes, size_text
+from fedfms.data.prepare import prepare_cases
+from fedfms.data.slices import SliceDataset
+from fedfms.errors import SiteDataError, TrainingError
+from fedfms.models.segmenter import Segmenter
+from fedfms.training.device import slices_at_once, torch_device
+from fedfms.training.loop import RoundResult, train_round
+from fedfms.training.meter import Meter
+
+log = logging.getLogger(__name__)
+
+# what oneDNN and Python say where no memory is left for their own needs
+_REFUSED = re.compile(r"could not (create|execute) a (primitive|memory)|can't start new thread")
+# of the memory that is left, what a canary may take on a processor
+SHARE_OF_MEMORY = 0.8
+TIMED_STEPS = 2  # after one that is not: the first of a process is slower
+
+
+@dataclass(frozen=True, slots=True)
+class FewCases:
+    """The two cases of a canary, and how many the site's rounds have."""
+
+    middling: StoredCase  # to train on, and by which rounds are estimated
+    largest: StoredCase  # to score
+    training_cases: int  # 0 at a holdout, which scores the middling one too
+    scored_cases: int
+
+    @property
+    def scored(self) -> list[StoredCase]:
+        """What is scored."""
+        return [self.largest] if self.training_cases else [self.middling, self.largest]
+
+
+def few_cases(
+    cases: Sequence[Case],
+    site: SiteConfig,
+    recipe: Recipe,
+    control: Control,
+    *,
+    is_holdout: bool,
+    folder: Path,
+) -> FewCases:
+    """Prepare a middling case to train on and the largest one to score, by the size of its file.
+
+    The middling one says how long a round takes, the largest how much memory a score. Where none of
+    them shows a class of the job, others are read as well until one does, at last all of them: so
+    the site's labels are judged as the run will judge them.
+
+    Raises:
+        SiteDataError: as `prepare_cases`.
+    """
+    sizes = {case.key: _size(case) for case in cases}
+    by_size = sorted(cases, key=lambda case: (sizes[case.key], case.key))
+    pool = [case for case in by_size if is_holdout or case.split == "train"]
+    to_score = [case for case in by_size if is_holdout or case.split == "validation"]
+    middle = (len(pool) - 1) / 2
+    in_turn = [pool[i] for i in sorted(range(len(pool)), key=lambda i: abs(i - middle))]
+    wanted = {value for name in recipe.classes for value in site.classes.get(name, ())}
+    count = 1
+    while True:
+        is_last = count >= len(in_turn)
+        chosen = list(dict.fromkeys([*in_turn[:count], to_score[-1]]))
+        try:
+            prepared = prepare_cases(chosen, site, control, folder=folder)
+        except SiteDataError as error:
+            if error.code != "empty-masks" or is_last:
+                raise
+            prepared = []
+        read = {case.case.key: case for case in prepared}
+        tried = [read[case.key] for case in in_turn[:count] if case.key in read]
+        showing = [case for case in tried if _shows(case, wanted)]
+        if showing or is_last:
+            return FewCases(
+                middling=(showing or tried)[0],
+                largest=read[to_score[-1].key],
+                training_cases=0 if is_holdout else len(pool),
+                scored_cases=len(to_score),
+            )
+        count = min(2 * count, len(in_turn))
+
+
+def few_steps(
+    model: Segmenter, few: FewCases, site: SiteConfig, recipe: Recipe, control: Control
+) -> tuple[RoundResult, float, int]:
+    """Train on full batches of the case's slices, over and over; the model is to be thrown away.
+
+    Returns:
+        how the last steps went, seconds a step, and the optimizer steps of a round of the run.
+
+    Raises:
+        TrainingError: as `train_round`; "out-of-memory" also where a smaller micro-batch than the
+            site's would fit: on a processor the run would find out by being killed.
+    """
+    dataset = SliceDataset([few.middling], site, recipe)
+    slices = len(dataset) * few.training_cases
+    batch = min(recipe.batch_size, slices)
+    one_pass = dataclasses.replace(recipe, local_epochs=1)
+
+    def steps(count: int, before: RoundResult | None) -> RoundResult:
+        return train_round(
+            model,
+            Subset(dataset, [i % len(dataset) for i in range(count * batch)]),
+            dataclasses.replace(one_pass, batch_size=batch),
+            site,
+            round_number=0,
+            optimizer=before.optimizer if before else None,
+            control=control,
+            micro_batch=before.micro_batch if before else None,
+        )
+
+    result = steps(TIMED_STEPS, steps(1, None))
+    device = torch_device(site)
+    wanted = min(batch, slices_at_once(recipe, site, device))
+    if device.type == "cpu" and result.micro_batch < wanted:
+        raise TrainingError(
+            f"memory is enough for {result.micro_batch} of {wanted} slices at once",
+            f"set micro_batch: {result.micro_batch} in site.yml, or give the trainer more memory",
+            code="out-of-memory",
+        )
+    rounds_steps = recipe.local_epochs * math.ceil(slices / recipe.batch_size)
+    return result, result.seconds / TIMED_STEPS, rounds_steps
+
+
+def rehearsal(
+    few: FewCases, recipe: Recipe, meter: Meter, seconds_per_step: float | None, steps: int
+) -> Rehearsal:
+    """What the canary took, and what a round of the run will take by that."""
+    scored = sum(case.record.shape[0] for case in few.scored)
+    a_slice = meter.seconds.get("evaluate", 0.0) / max(1, scored)
+    to_score = few.scored_cases * few.middling.record.shape[0] / recipe.evaluate_every
+    return Rehearsal(
+        seconds=sum(meter.seconds.values()),
+        seconds_per_step=seconds_per_step,
+        seconds_per_round=steps * (seconds_per_step or 0.0)
+        + to_score * a_slice
+        + meter.seconds.get("exchange", 0.0),
+        peak_memory_bytes=max(meter.peak_memory_bytes.values(), default=0),
+    )
+
+
+@contextlib.contextmanager
+def memory_refused(device: torch.device) -> Iterator[None]:
+    """On a processor, have memory refused that this container does not have.
+
+    The kernel gives memory that is not there and kills who uses it, without a word. Inside, this
+    process may have no more than most of what is left now, and hears of it as an error. Not all:
+    what it was given before and has not touched yet is taken from the same.
+
+    Raises:
+        TrainingError: code out-of-memory, where a library has other words for it.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    used = psutil.Process().memory_info()
+    left = min(allowed_bytes() - (used.rss - used.shared), psutil.virtual_memory().available)
+    room = int(left * SHARE_OF_MEMORY)
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = used.data + max(0, room)
+    if soft != resource.RLIM_INFINITY:
+        most = min(most, soft)
+    log.info("a canary may take %s more memory", size_text(max(0, room)))
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+    try:
+        yield
+    except RuntimeError as error:
+        if _REFUSED.search(str(error)) is None:
+            raise
+        raise TrainingError(
+            f"memory ran out: {str(error).splitlines()[0]}",
+            "give the trainer more memory, or set micro_batch: 1 in site.yml",
+            code="out-of-memory",
+        ) from error
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _shows(case: StoredCase, values: set[int]) -> bool:
+    return any(not values.isdisjoint(found) for found in case.slice_values())
+
+
+def _size(case: Case) -> int:
+    """Bytes of an image's file; of a series, the number of its files."""
+    try:
+        if case.image.is_dir():
+            return sum(1 for _ in case.image.iterdir())
+        return case.image.stat().st_size
+    except OSError:  # reading it says why
+        return 0
