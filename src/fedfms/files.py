@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -19,7 +20,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 PART = ".part"  # how the name of what is unfinished ends
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: the disk is full, or this user's share is
 _BLOCK_BYTES = 1 << 20
+_SEAL = "sha256.json"
 
 
 def file_sha256(path: Path) -> str:
@@ -107,6 +110,31 @@ def read_whole(path: Path, max_bytes: int | None = None) -> bytes:
         return file.read() if max_bytes is None else file.read(max_bytes)
 
 
+def append_whole(path: Path, line: bytes) -> None:
+    """Add to the end of a file all of a line, or nothing.
+
+    Raises:
+        OSError: the disk is full or cannot be written; the file is as it was before.
+    """
+    with path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            written = 0
+            while written < len(line):  # on a disk that gets full a part may be taken
+                written += file.write(line[written:])
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+def mount_of(folder: Path) -> Path:
+    """Where the disk of a folder is mounted; of its nearest parent where it is not there."""
+    place = folder.absolute()
+    while not (place.exists() and os.path.ismount(place)) and place != place.parent:
+        place = place.parent
+    return place
+
+
 @contextlib.contextmanager
 def whole_folder(place: Path, *, replace: bool = False) -> Iterator[Path]:
     """An empty folder to write into; it becomes `place` if nothing is raised.
@@ -143,6 +171,22 @@ def scratch_folder(place: Path) -> Iterator[Path]:
         yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def seal(folder: Path) -> None:
+    """Write down the SHA-256 of each file in a folder, in a file beside them."""
+    sums = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    (folder / _SEAL).write_text(json.dumps(sums, indent=1))
+
+
+def is_as_sealed(folder: Path) -> bool:
+    """Whether the files in a folder are those of its seal, byte for byte."""
+    try:
+        sums = json.loads((folder / _SEAL).read_text())
+        there = {path.name for path in folder.iterdir() if path.is_file()} - {_SEAL}
+        return there == set(sums) and all(file_sha256(folder / name) == sums[name] for name in sums)
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def flush_folder(folder: Path) -> None:

@@ -53,6 +53,8 @@ class Hospitals:
     projects: dict[str, Project] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for path in [self.folder, *self.folder.parents][:3]:
+            path.chmod(0o755)  # the containers' user is not the tests'
         # this machine's address as seen from a network that no participant is in
         self.outside = f"{self.name}-outside"
         self._remove_outside()

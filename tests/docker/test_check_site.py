@@ -108,8 +108,6 @@ class Clinic:
 def federation(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
     """A server, and one site with phantoms in its own kit; both run."""
     folder = tmp_path_factory.mktemp("federation")
-    for path in [folder, *folder.parents][:3]:
-        path.chmod(0o755)  # the containers' user is not the tests'
     hospitals = Hospitals(folder, image, [SITE, OTHER], name="fedfms-check")
     try:
         hospitals.provision()

@@ -58,8 +58,6 @@ def hospitals(
 ) -> Iterator[Hospitals]:
     """All participants, with kits and images, not started yet."""
     folder = tmp_path_factory.mktemp("federation")
-    for path in [folder, *folder.parents][:3]:
-        path.chmod(0o755)  # the containers' user is not the tests'
     all_of_them = Hospitals(folder, image, list(SITES))
     all_of_them.provision()
     all_of_them.jobs.chmod(0o777)
@@ -399,7 +397,7 @@ def test_a_recipe_beyond_the_sites_policy_is_refused_on_both_sides(running: Hosp
     assert "scanner-a" in ours.stdout and "rounds" in ours.stdout and "fix:" in ours.stdout
     job = prepare_job(JOBS / "fedmsa", running.jobs / "too-long", [*RECIPE, "rounds=4"]).folder
     said = refused_job(running, job)
-    refusing = re.search(r"(scanner-\w) in round 0: DoorClosed \(too-many-rounds\)", said)
+    refusing = re.search(r"(scanner-\w) in round 0: .*\(too-many-rounds\)", said)
     assert refusing is not None, said
     site = refusing.group(1)  # the job may end before the others have answered
     errors = running.projects[site].run("exec", "-T", f"{site}-trainer", "cat", "/work/errors.log")
@@ -445,7 +443,7 @@ def kill_main_process(project: Project, service: str) -> None:
 
 
 def test_containers_that_are_killed_come_back_into_the_same_run(running: Hospitals) -> None:
-    texts = ["classes=hippocampus", "holdout=scanner-d", "rounds=3", "local_epochs=12"]
+    texts = ["classes=hippocampus", "holdout=scanner-d", "rounds=3", "local_epochs=6"]
     settings = [part for text in texts for part in ("--set", text)]
     said = running.coordinate("submit", "fedmsa", *settings, "--json").stdout
     job_id = json.loads(said[said.index("{") :])["job_id"]

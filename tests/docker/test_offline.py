@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,13 +10,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
-from containers import Project, checkout, docker
+from containers import Project, checkout, docker, wait_until
 from hospitals import fedfms
 from offline import Engine, engine_without_a_way_out
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 IMAGE = "fedfms:offline"  # a tag that no other test uses
 # an address outside (of a block for documentation), a name, and how long it took to fail
@@ -184,3 +186,73 @@ def test_results_are_there(run: Run) -> None:
     scores = (results / "evaluation.csv").read_text()
     assert "site-1,train,final,2,lesion,dice," in scores  # after both rounds
     assert "site-4,holdout,final,2,lesion,dice," in scores
+
+
+# ---------------------------------------------------------------------- the whole engine restarts
+
+WAIT_SECONDS = 90.0  # beyond the repeated training, from the engine being up again
+
+
+@dataclass
+class Restarted:
+    """A run through two restarts of the engine with everything in it."""
+
+    records: list[dict[str, Any]]
+    up: list[float]  # when the engine answered again
+
+
+@pytest.fixture(scope="module")
+def restarted(loaded: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarted]:
+    folder = checkout(tmp_path_factory.mktemp("restarted") / "fedfms")
+    (folder / "results").chmod(0o777)
+    chosen = {"FEDFMS_IMAGE": IMAGE, "FEDFMS_ARGS": "--set rounds=6 --set local_epochs=4"}
+    project = Project(folder, "fedfms-restarted", {**loaded.environment, **chosen})
+
+    def runs() -> list[Path]:
+        return list(project.volume("server-workspace").glob("runs/*"))
+
+    def rounds_done() -> int:
+        kept = [path.name for run in runs() for path in run.glob("round-*")]
+        return max((int(name[6:]) for name in kept), default=0)
+
+    try:
+        project.run("up", "--no-build", "-d", check=True, seconds=400)
+        up = []
+        for rounds, fall in ((2, loaded.stop), (4, loaded.lose_power)):
+            wait_until(lambda rounds=rounds: rounds_done() >= rounds, 400, f"{rounds} rounds")
+            job_id = runs()[0].name
+            fall()
+            loaded.start()
+            up.append(time.time())
+        fetch = ("fetch", job_id, "--results", "/results/restarted")
+
+        def ended() -> bool:
+            return "completed" in project.run("run", "--rm", "coordinator", "runs").stdout
+
+        wait_until(ended, 400, "the run ended")
+        project.run("run", "--rm", "coordinator", *fetch)
+        lines = (folder / "results/restarted/records.jsonl").read_text().splitlines()
+        yield Restarted([json.loads(line) for line in lines], up)
+    finally:
+        project.down()
+        assert project.left() == []
+
+
+def test_a_run_goes_on_after_a_restart_of_the_engine_and_after_a_power_cut(
+    restarted: Restarted,
+) -> None:
+    records = restarted.records
+    assert records[-1]["record"] == "job_done" and records[-1]["status"] == "completed"
+    rounds = {r["round"]: r for r in records if r["record"] == "round_done"}
+    assert sorted(rounds) == list(range(6))
+    assert sum(r["record"] == "resumed" for r in records) == 2
+    assert rounds[5]["sites"] == ["site-1", "site-2", "site-3", "site-4"]
+
+
+def test_it_waits_little_after_the_engine_is_up_again(restarted: Restarted) -> None:
+    for up in restarted.up:
+        goes_on = next(
+            r["time"] for r in restarted.records if r["record"] == "resumed" and r["time"] > up
+        )
+        print(f"the run went on {goes_on - up:.0f} s after the engine answered again")
+        assert goes_on - up < WAIT_SECONDS

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
+import re
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +28,12 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SITES = ("site-1", "site-2", "site-3", "site-4")
 LONGEST_SECONDS = 480
+PAGE_PORT = 18090
+
+
+def _read(address: str) -> str:
+    with urllib.request.urlopen(address, timeout=5) as page:
+        return page.read().decode()
 
 
 @dataclass
@@ -36,6 +45,26 @@ class Run:
     code: int | None = None
     said: str = ""
     seen: dict[str, dict[str, Any]] = field(default_factory=dict)  # containers while it ran
+
+    page: str = ""  # what a browser of this machine got of it
+    without_token: int | None = (
+        None  # HTTP status, without the part that the page's log alone tells
+    )
+
+    def look_at_page(self) -> bool:
+        """Whether the page shows a run; what it says is kept."""
+        said = self.project.run("logs", "page").stdout
+        address = re.search(r"http://127\.0\.0\.1:\d+/[\w-]{32,}/", said)
+        if address is not None:
+            with contextlib.suppress(OSError):
+                run = re.search(r'<a href="(run/[0-9a-f-]{36}/)">', _read(address[0]))
+                if run is not None:
+                    self.page = _read(address[0] + run[1])
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{PAGE_PORT}/", timeout=5)
+            except OSError as error:
+                self.without_token = getattr(error, "code", None)
+        return "Round" in self.page and 'scope="row">site-3' in self.page
 
     @property
     def results(self) -> Path:
@@ -53,6 +82,8 @@ def project(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pr
         "FEDFMS_WHEELS": str(REPOSITORY / "workspace/docker/wheels"),
         # what the tests then look for must not even be in the wordiest log
         "FEDFMS_LOG_LEVEL": "debug",
+        "COMPOSE_PROFILES": "page",
+        "FEDFMS_PAGE_PORT": str(PAGE_PORT),
     }
     files = ("docker-compose.yml", "tests/docker/compose.build.yml")
     demo = Project(folder, "fedfms-test", environment, files)
@@ -78,6 +109,8 @@ def first(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Run:
         "the coordinator runs",
     )
     run.seen = project.containers()
+    with contextlib.suppress(AssertionError):  # the test of the page says it
+        wait_until(lambda: run.look_at_page(), 120, "the page shows the run")
     run.code = process.wait(timeout=LONGEST_SECONDS)
     run.seconds, run.said = time.monotonic() - started, log.read_text()
     print(f"docker compose up took {run.seconds:.0f} s, with a cached build of the image")
@@ -115,7 +148,8 @@ def test_results_are_there_and_fedmsa_has_learnt_as_in_the_demo(first: Run) -> N
 
 def test_every_container_is_confined(first: Run) -> None:
     services = {f"{site}-{part}" for site in SITES for part in ("trainer", "flare")}
-    assert set(first.seen) == services | {"server", "coordinator", "provision", "phantoms"}
+    others = {"server", "coordinator", "page", "provision", "phantoms"}
+    assert set(first.seen) == services | others
     for service, container in first.seen.items():
         host, config = container["HostConfig"], container["Config"]
         user = config["User"].partition(":")[0]
@@ -128,6 +162,13 @@ def test_every_container_is_confined(first: Run) -> None:
         assert host["Memory"] > 0 and host["PidsLimit"] > 0, service
         mounts = [mount["Source"] for mount in container["Mounts"]]
         assert not [source for source in mounts if "docker.sock" in source], service
+
+
+def test_a_browser_of_this_machine_and_of_no_other_sees_the_run(first: Run) -> None:
+    published = first.seen["page"]["HostConfig"]["PortBindings"]
+    assert published == {f"{PAGE_PORT}/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(PAGE_PORT)}]}
+    assert 'scope="row">site-3' in first.page and "of 6" in first.page
+    assert first.without_token == 404
 
 
 def test_images_are_read_only_and_only_where_no_network_is(first: Run) -> None:

@@ -409,6 +409,65 @@ def restart(folder: Path) -> str:
     )
 
 
+def pause(folder: Path) -> str:
+    """A site pauses in the middle of a round: seconds until the GPU's memory is free."""
+    from datetime import datetime
+
+    from fedfms.contracts.messages import Task
+    from fedfms.contracts.pause import Gate, Pause, write_pause
+    from fedfms.errors import TaskAborted
+    from fedfms.flare.pausing import follow_pause
+    from fedfms.models.build import build_model
+    from fedfms.models.sam import find_checkpoint
+    from fedfms.trainer.client import run_task
+
+    def used_gib() -> float:
+        command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        return int(subprocess.check_output(command, text=True).split()[0]) / 1024
+
+    phantom_site(folder / "site")
+    for name in ("exchange", "workspace"):
+        (folder / name).mkdir()
+    chosen = random_checkpoint(folder / "checkpoints", recipe("fedmsa", local_epochs=500))
+    checkpoints = folder / "checkpoints"
+    start = tensors_of(build_model(chosen, find_checkpoint(chosen, checkpoints)))
+    os.environ["FEDFMS_EXCHANGE"] = str(folder / "exchange")
+    gate, steps, peak = Gate(folder / "workspace"), 0, 0.0
+    paused_at = 0.0
+
+    def on_progress(phase: str, done: int, total: int) -> None:
+        nonlocal steps, peak, paused_at
+        if phase == "train" and (steps := done) >= 5 and not paused_at:
+            peak = used_gib()
+            paused_at = time.monotonic()
+            write_pause(folder / "workspace", Pause.begin(None, datetime.now().astimezone()))
+
+    before = used_gib()
+    task = Task(kind="train", site="site-1", job="job", round=0, model="round", recipe=chosen)
+    with trainer(folder, checkpoints):
+        follow_pause(folder / "workspace")
+        try:
+            run_task(
+                folder / "exchange",
+                task,
+                start,
+                aborted=lambda: gate.pause() is not None,
+                on_progress=on_progress,
+            )
+            raise AssertionError("the round came to its end")
+        except TaskAborted:
+            given_up = time.monotonic() - paused_at
+        while used_gib() > before + 0.1:
+            assert time.monotonic() < paused_at + 60, f"{used_gib()} GiB, {before} before"
+            time.sleep(0.2)
+        free = time.monotonic() - paused_at
+    assert free < 30
+    return (
+        f"{peak:.1f} GiB at step {steps}, {before:.1f} before; given up after {given_up:.1f} s, "
+        f"its memory free after {free:.1f} s"
+    )
+
+
 def require(folder: Path) -> str:
     """A trainer that must have a GPU starts with it, and refuses in words without it."""
     from fedfms.contracts.messages import Task
@@ -504,6 +563,7 @@ CHECKS: dict[str, Callable[[Path], str]] = {
     "memory": memory,
     "predict": predict,
     "restart": restart,
+    "pause": pause,
     "require": require,
     "commands": commands,
     "federation": federation,

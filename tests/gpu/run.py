@@ -41,6 +41,12 @@ CHECKS: dict[str, tuple[str, tuple[str, ...], int, bool]] = {
     "memory": ("memory runs out: smaller steps, then one sentence", TRAINING, 90, True),
     "predict": ("evaluate and predict give the same masks", TRAINING, 60, False),
     "restart": ("trainer: phases, and killed between two rounds", TRAINING, 90, False),
+    "pause": (
+        "a pause in the middle of a round, and when the memory is free",
+        (*TRAINING, "nvflare"),
+        90,
+        True,
+    ),
     "require": ("require_gpu, with the GPU and with it hidden", TRAINING, 120, True),
     "commands": ("fedfms train-local", COMMANDS, 120, False),
     "federation": (

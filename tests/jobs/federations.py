@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import yaml
 
+from fedfms.flare.session import Coordinator, connect, prepare_job
+from fedfms.flare.simulate import ADMIN, Federation
 from fedfms.local.processes import MARK
 from fedfms.local.synthetic import write_phantom_site
 
@@ -18,6 +21,27 @@ JOBS = REPOSITORY / "jobs"
 # Cases of two slices, three in ten of them for validation: 10 and 4 training slices in site-1 and
 # site-2. Their shares are no finite binary numbers, and rounded to two decimals they are others.
 STYLES = {"site-1": ("bright", 7), "site-2": ("noisy", 3), "site-3": ("inverted", 5)}
+
+
+@dataclass
+class Run:
+    """A federation that runs, and the jobs of one test file."""
+
+    root: Path
+    federation: Federation
+    coordinator: Coordinator
+    settings: tuple[str, ...]  # of its jobs
+
+    def submit(self, name: str) -> str:
+        """jobs/fedmsa with the settings; FLARE's id."""
+        job = prepare_job(JOBS / "fedmsa", self.root / name / "fedmsa", self.settings)
+        return self.federation.submit(self.coordinator, job.folder)
+
+    def wait_for_end(self, job_id: str) -> Path:
+        """What a completed job left, fetched."""
+        assert self.federation.wait_for_end(self.coordinator, job_id) == "FINISHED:COMPLETED"
+        with connect(self.federation.kit(ADMIN)) as session:
+            return session.download(job_id, self.root / "fetched")
 
 
 def write_sites(folder: Path, names: Iterable[str]) -> Path:

@@ -36,6 +36,9 @@ class Engine:
     def get_clients(self) -> list[Any]:
         return [SimpleNamespace(name="site-1"), SimpleNamespace(name="site-2")]
 
+    def register_aux_message_handler(self, topic: str, handler: Any) -> None:
+        """Nobody sends one here."""
+
     def fire_event(self, event_type: str, fl_ctx: Any) -> None:
         if event_type == EventType.FATAL_SYSTEM_ERROR:
             self.panics.append(fl_ctx.get_prop(FLContextKey.EVENT_DATA))

@@ -6,20 +6,22 @@ import dataclasses
 import gc
 import itertools
 import json
+import threading
 import time
 import weakref
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from federations import JOBS
+from federations import JOBS, of_kind, read_records
 from flare_context import Engine
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ReturnCode, ServerCommandKey
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import ReservedHeaderKey, Shareable
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_constant import AppConstants
@@ -27,6 +29,7 @@ from nvflare.app_common.app_event_type import AppEventType
 
 from fedfms import __version__
 from fedfms.contracts.contribution import Contribution, Metric
+from fedfms.contracts.pause import Pause, write_pause
 from fedfms.contracts.recipe import Recipe
 from fedfms.exchange.averaging import average
 from fedfms.exchange.tensors import load_tensors
@@ -37,10 +40,11 @@ from fedfms.flare.executor import (
     FedSAMExecutor,
     TrainingExecutor,
 )
-from fedfms.flare.job import CONTRIBUTION, PICTURES, REASON, result_folder
+from fedfms.flare.job import CONTRIBUTION, PICTURES, REASON, result_folder, training_dxo
 from fedfms.flare.persistor import SafeTensorsPersistor
 from fedfms.flare.progress import JobProgress
-from fedfms.flare.result_guard import ResultGuard
+from fedfms.flare.recorder import Recorder
+from fedfms.flare.result_guard import ResultGuard, is_for_too_few_usable
 from fedfms.flare.selector import BestModelSelector
 from fedfms.records.schema import RoundStarted
 
@@ -94,11 +98,61 @@ def test_an_abort_while_there_is_no_trainer_is_answered_at_once(
     assert time.monotonic() - started < 5
 
 
+def test_while_its_site_pauses_a_task_waits_and_is_no_answer_to_the_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error would count as the site's answer, and end a run that has no site to spare."""
+    monkeypatch.setenv("FEDFMS_EXCHANGE", str(tmp_path / "no-trainer"))
+    engine = site_engine(tmp_path / "flare", FEDMSA)
+    write_pause(tmp_path / "flare", Pause.begin(None, datetime.now().astimezone()))
+    signal, replies = Signal(), []
+
+    def execute() -> None:
+        with engine.new_context() as fl_ctx:
+            replies.append(FedMSAExecutor().execute("train", task(FEDMSA), fl_ctx, signal))
+
+    working = threading.Thread(target=execute)
+    working.start()
+    working.join(1.5)
+    assert replies == []
+    signal.trigger(True)  # the server ends the site's part of the job
+    working.join(10.0)
+    assert [reply.get_return_code() for reply in replies] == [ReturnCode.TASK_ABORTED]
+
+
 def test_a_job_without_a_recipe_is_an_error_reply(tmp_path: Path) -> None:
     engine = Engine(tmp_path, "site-1", {})
     with engine.new_context() as fl_ctx:
         reply = FedMSAExecutor().execute("train", task(FEDMSA), fl_ctx, Signal())
     assert reply.get_header(REASON).startswith("ConfigError (config)")
+
+
+# ------------------------------------------------------------------------------------- recorder
+
+
+def test_a_site_that_trains_on_other_cases_than_before_is_noted(tmp_path: Path) -> None:
+    engine = Engine(tmp_path, "server", {"recorder": Recorder()})
+    (engine.config_folder() / "recipe.json").write_text(FEDMSA.to_json())
+    with engine.new_context() as fl_ctx:
+        engine.fire_event(EventType.START_RUN, fl_ctx)
+        for number, cases in enumerate((28, 28, 27)):
+            fl_ctx.set_prop(AppConstants.CURRENT_ROUND, number, private=True, sticky=False)
+            engine.fire_event(AppEventType.ROUND_STARTED, fl_ctx)
+            said = report(engine, "site-2", round=number, training_cases=cases)
+            shareable = sent(training_dxo({}, said).to_shareable(), "site-2", "train")
+            shareable.set_cookie_jar({AppConstants.CONTRIBUTION_ROUND: number})
+            for event, prop in (
+                (EventType.BEFORE_TASK_RESULT_FILTER, FLContextKey.TASK_RESULT),
+                (AppEventType.AFTER_CONTRIBUTION_ACCEPT, AppConstants.TRAINING_RESULT),
+            ):
+                fl_ctx.set_prop(prop, shareable, private=True, sticky=False)
+                fl_ctx.set_prop(AppConstants.AGGREGATION_ACCEPTED, True, private=True, sticky=False)
+                engine.fire_event(event, fl_ctx)
+        folder = result_folder(fl_ctx)
+    notes = of_kind(read_records(folder), "note")
+    assert [(note["kind"], note["site"], note["text"]) for note in notes] == [
+        ("data_changed", "site-2", "site-2 trains on 27 cases now, and on 28 before")
+    ]
 
 
 # ---------------------------------------------------------------------------------------- guard
@@ -259,6 +313,22 @@ def test_a_round_with_too_few_contributions_ends_the_job_and_says_why(server: En
     assert len(server.panics) == 1
     assert "round 0 has 1 usable contributions of training sites, it needs 2" in server.panics[0]
     assert "site-2 (missing-tensor)" in server.panics[0]
+    assert not is_for_too_few_usable(server.panics[0])  # it would be refused again
+
+
+def test_a_round_with_too_few_contributions_of_which_none_was_refused_may_be_tried_again(
+    server: Engine,
+) -> None:
+    server.panics.clear()
+    guard = server.components["guard"]
+    with server.new_context() as fl_ctx:
+        fl_ctx.set_prop(AppConstants.CURRENT_ROUND, 1, private=True)
+        guard.handle_event(AppEventType.ROUND_STARTED, fl_ctx)
+        failed = sent(make_reply(ReturnCode.EXECUTION_EXCEPTION), "site-1", "train")
+        assert guard.process(failed, fl_ctx) is failed
+        guard.handle_event(AppEventType.BEFORE_AGGREGATION, fl_ctx)
+    assert "round 1 has 0 usable contributions" in server.panics[0]
+    assert is_for_too_few_usable(server.panics[0])
 
 
 def test_the_server_refuses_to_run_other_rounds_than_the_recipe(server: Engine) -> None:
@@ -481,4 +551,6 @@ def test_a_line_that_is_half_written_is_read_when_it_is_whole(tmp_path: Path) ->
     assert reader.read_new() == [RoundStarted(round=1, time=20.0)]
     event = reader.event(now=22.0)
     assert (event.phase, event.round, event.sites) == ("train", 1, ("a", "b"))
-    assert event.seconds_left == pytest.approx(3.5 * 10 - 2)  # three rounds and the evaluation
+    assert event.left is not None
+    # the rest of this round, two more, and two models whose evaluation took no time so far
+    assert sum(event.left) / 2 == pytest.approx(8 + 2 * 10 + 2 * 1)

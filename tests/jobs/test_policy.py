@@ -113,7 +113,7 @@ def test_code_and_foreign_classes_are_refused_and_a_job_can_be_aborted(tmp_path:
         def abort_at_the_first_round(event: Event) -> None:
             if event.round == 0 and not began:
                 began.append(event)
-                coordinator.abort(job_id)
+                coordinator.stop(job_id)
 
         news = news_from(coordinator, job_id)
         ended = follow(coordinator, job_id, news=news, tell=abort_at_the_first_round)

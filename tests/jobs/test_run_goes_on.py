@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -16,6 +15,7 @@ import pytest
 from federations import (
     JOBS,
     STYLES,
+    Run,
     of_kind,
     processes_below,
     read_records,
@@ -24,8 +24,8 @@ from federations import (
 )
 
 from fedfms.flare.run_state import RUNS
-from fedfms.flare.session import Coordinator, PreparedJob, connect, prepare_job
-from fedfms.flare.simulate import ADMIN, SERVER, Federation
+from fedfms.flare.session import PreparedJob, prepare_job
+from fedfms.flare.simulate import SERVER, Federation
 from fedfms.local.sites import find_sites
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -37,26 +37,12 @@ SETTINGS = (
 )
 
 
-@dataclass
-class Run:
+class Restarting(Run):
     """A federation whose FLARE processes are started again, as a container engine does."""
-
-    root: Path
-    federation: Federation
-    coordinator: Coordinator
-
-    def submit(self, name: str) -> str:
-        job = prepare_job(JOBS / "fedmsa", self.root / name / "fedmsa", SETTINGS)
-        return self.federation.submit(self.coordinator, job.folder)
 
     def rounds_done(self, job_id: str) -> int:
         folder = self.federation.kit(SERVER) / RUNS / job_id
         return max((int(path.name[6:]) for path in folder.glob("round-*")), default=0)
-
-    def wait_for_end(self, job_id: str) -> Path:
-        assert self.federation.wait_for_end(self.coordinator, job_id) == "FINISHED:COMPLETED"
-        with connect(self.federation.kit(ADMIN)) as session:
-            return session.download(job_id, self.root / "fetched")
 
     def kill(self, *words: str, site: str = "") -> int:
         """`kill -9` what carries one of the words in its command, of one site or of the server."""
@@ -73,23 +59,23 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarting]:
     root = tmp_path_factory.mktemp("run")
     sites = find_sites(write_sites(root / "sites", STYLES), None)
     job: PreparedJob = prepare_job(JOBS / "fedmsa", root / "first" / "fedmsa", SETTINGS)
     told: list[str] = []
     federation = Federation(root / "run", sites, job.recipe, None, lambda e: told.append(e.text))
     with federation.running() as coordinator:
-        yield Run(root, federation, coordinator)
+        yield Restarting(root, federation, coordinator, SETTINGS)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(run: Run) -> Path:
+def undisturbed(run: Restarting) -> Path:
     return run.wait_for_end(run.submit("undisturbed"))
 
 
 @pytest.fixture(scope="module")
-def disturbed(run: Run, undisturbed: Path) -> Path:
+def disturbed(run: Restarting, undisturbed: Path) -> Path:
     """The same job; a second into each round something is killed."""
     job_id = run.submit("disturbed")
     kills = (
@@ -106,7 +92,7 @@ def disturbed(run: Run, undisturbed: Path) -> Path:
     return run.wait_for_end(job_id)
 
 
-def look(run: Run, job_id: str) -> int:
+def look(run: Restarting, job_id: str) -> int:
     """How far it is; meanwhile what ended is started again."""
     run.federation._look()
     return run.rounds_done(job_id)
@@ -134,7 +120,9 @@ def test_who_watches_reads_which_site_it_was(disturbed: Path) -> None:
     assert ("site_back", "site-2") in notes
 
 
-def test_with_too_few_sites_a_run_waits_and_says_for_whom_until_they_are_back(run: Run) -> None:
+def test_with_too_few_sites_a_run_waits_and_says_for_whom_until_enough_are_back(
+    run: Restarting,
+) -> None:
     job_id = run.submit("waiting")
     wait_until(lambda: look(run, job_id) >= 1, 150, "a round")
     away = [one for one in run.federation._flare if one.name.startswith(("site-2'", "site-3'"))]
@@ -152,8 +140,37 @@ def test_with_too_few_sites_a_run_waits_and_says_for_whom_until_they_are_back(ru
     assert "it needs 2 sites" in said and ("site-2" in said or "site-3" in said)
     time.sleep(20.0)  # longer than FLARE's grace period
     assert not run.coordinator.state(job_id).is_finished
-    for one in away:
+    back, stays_away = away
+    back.restarts = True
+    records = read_records(run.wait_for_end(job_id))
+    assert [r["round"] for r in of_kind(records, "round_done")] == list(range(6))
+    (goes_on,) = [n for n in of_kind(records, "note") if n["kind"] == "goes_on"]
+    without = stays_away.name.partition("'")[0]
+    assert goes_on["text"].endswith((f"goes on without {without}", "the run goes on"))
+    last = of_kind(records, "round_done")[-1]
+    assert without not in last["sites"] and len(last["sites"]) == 2
+    stays_away.restarts = True
+
+
+def test_a_round_that_too_few_sites_can_answer_is_tried_again(run: Restarting) -> None:
+    job_id = run.submit("again")
+    wait_until(lambda: look(run, job_id) >= 1, 150, "a round")
+    trainers = [
+        run.federation._processes._all[f"{site}'s trainer"] for site in ("site-2", "site-3")
+    ]
+    for one in trainers:
+        one.restarts = False
+    for site in ("site-2", "site-3"):
+        assert run.kill("fedfms.trainer", site=site)
+
+    def waits() -> bool:
+        run.federation._look()
+        records = read_records(run.federation.kit(SERVER) / RUNS / job_id)
+        return any("could answer round" in note["text"] for note in of_kind(records, "note"))
+
+    wait_until(waits, 120, "the run waits")
+    for one in trainers:
         one.restarts = True
     records = read_records(run.wait_for_end(job_id))
     assert [r["round"] for r in of_kind(records, "round_done")] == list(range(6))
-    assert any(note["kind"] == "goes_on" for note in of_kind(records, "note"))
+    assert of_kind(records, "resumed")

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from fedfms.cli import app
 from fedfms.contracts.policy import Policy
 from fedfms.errors import ConfigError
-from fedfms.flare.kit import AUTHORIZATION
+from fedfms.flare.kit import SITE_AUTHORIZATION
 from fedfms.provisioning.render import TEMPLATES, new_site
 
 SCRIPTS = [TEMPLATES / "site/check-site", TEMPLATES / "archive/load.sh"]
@@ -31,8 +31,7 @@ def test_env_explains_every_variable_of_the_compose_files_and_no_other(kind: str
     compose = "".join(path.read_text() for path in (TEMPLATES / kind).glob("compose*.yml"))
     used = set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", compose))
     explained = re.findall(r"^(?:# )?([A-Z_]+)=", (TEMPLATES / kind / "env").read_text(), re.M)
-    of_compose = {"COMPOSE_FILE"} if kind == "site" else set()  # Compose's own
-    assert set(explained) == used | of_compose
+    assert set(explained) == used | {"COMPOSE_FILE"}  # which is Compose's own
     assert len(explained) == len(set(explained))
 
 
@@ -49,7 +48,7 @@ def test_what_stands_in_a_comment_of_env_is_the_default(kind: str) -> None:
 
 def test_the_sites_authorization_is_the_one_of_the_kits() -> None:
     text = (TEMPLATES / "site/policy/authorization.json").read_text()
-    assert json.loads(text) == AUTHORIZATION
+    assert json.loads(text) == SITE_AUTHORIZATION
 
 
 def test_templates_are_part_of_the_package() -> None:

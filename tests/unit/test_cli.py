@@ -157,6 +157,17 @@ def test_a_mistake_ends_with_one_message_and_no_traceback(
     assert "Traceback" not in out + err
 
 
+def test_a_workspace_that_cannot_be_written_is_named_with_the_way_out(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FEDFMS_WORKSPACE", str(tmp_path / "file"))
+    for command in (("fetch", "0b52d77f"), ("submit", "fedmsa")):
+        code, _, err = run(*command, "--kit", str(tmp_path))
+        assert code == 1
+        assert f"{tmp_path / 'file'} cannot be written" in err and "--workspace" in err
+
+
 def test_ctrl_c_ends_a_command_with_one_line(
     run: Run, site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ SOURCE = ROOT / "src"
 FLOORS = (
     ("fedfms_lab",),
     ("cli",),
-    ("provisioning",),
+    ("provisioning", "watch"),
     ("flare",),
     ("preflight", "report"),
     ("predict", "trainer"),
@@ -30,7 +30,7 @@ FLOORS = (
     ("data", "exchange", "kits", "pages", "records"),
     ("about", "geometry"),
     ("contracts",),
-    ("control", "files", "plugins", "shipped", "user"),
+    ("control", "files", "notify", "plugins", "shipped", "user"),
     ("errors",),
 )
 # A floor below may still be none of a package's business.

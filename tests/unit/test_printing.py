@@ -17,6 +17,7 @@ from rich.table import Table
 from fedfms import cli
 from fedfms.cli import common, export, jobs, kits, main, predict, site
 from fedfms.contracts.announcement import Announcement
+from fedfms.contracts.now import SiteNow
 from fedfms.errors import ConfigError
 from fedfms.export.run import Exported, ExportedFile
 from fedfms.flare.progress import Event
@@ -81,7 +82,14 @@ def test_every_command_prints_a_value_unchanged(
 ) -> None:
     """Each function that prints for a command, with the same value wherever one may stand."""
     event = Event(
-        phase="train", text=word, round=0, rounds=2, answered=(word,), sites=(word,), missed=(word,)
+        phase="train",
+        text=word,
+        round=0,
+        rounds=2,
+        answered=(word,),
+        sites=(word,),
+        missed=(word,),
+        now=(SiteNow(name=word, phase="failed", failure=word),),
     )
     state = JobState(
         status="RUNNING", detail=word, job_id="j", name=word, submitted="t", submitter=word

@@ -187,49 +187,61 @@ SIMULATION = {
 
 @contextlib.contextmanager
 def watching(
-    quiet: bool, said: Mapping[str, str] = SIMULATION
+    quiet: bool, said: Mapping[str, str] = SIMULATION, as_json: bool = False
 ) -> Iterator[Callable[[Event], None] | None]:
-    """Lines for what has happened, and a bar for what happens now, on standard error.
+    """Lines for what has happened, and a screen for what happens now, on standard error.
 
-    In a log, where nobody sees a bar, lines alone.
+    In a log, where nobody sees a screen, lines alone, one each few seconds.
 
     Args:
         quiet: show nothing.
         said: a line for each phase that is worth one.
+        as_json: instead of all that, one JSON object a line on standard output for each event.
     """
+    if as_json:
+        yield _print_event
+        return
     if quiet:
         yield None
         return
-    if not err.is_terminal:
-        yield logging_progress(said)
-        return
-    from rich.progress import TextColumn
+    from fedfms.cli.screen import Screen, StatusLines
 
-    with _bars(TextColumn("{task.fields[left]}", markup=False)) as bars:
-        bar = bars.add_task("", total=None, left="")
-        tell = _teller(bars.print, said)
+    if not err.is_terminal:
+        lines = StatusLines(err.print)
+        log_event = logging_progress(said, lines.say)
+        lines.start()
+
+        def write(event: Event) -> None:
+            lines.show(event)
+            log_event(event)
+
+        try:
+            yield write
+        finally:
+            lines.stop()
+        return
+    from rich.live import Live
+
+    screen = Screen()
+    with Live(screen, console=err, refresh_per_second=4, transient=True) as live:
+        tell = _teller(live.console.print, said)
 
         def show(event: Event) -> None:
             tell(event)
-            if (now := _now(event)) is None:
-                return
-            sites = len(event.sites)
-            rounds = event.rounds if event.phase == "train" else 1
-            done = (event.round or 0) if event.phase == "train" else 0
-            bars.update(
-                bar,
-                description=f"{now}: {len(event.answered)} of {sites} sites in",
-                total=rounds * sites,
-                completed=done * sites + len(event.answered),
-                left=_left(event),
-            )
+            screen.show(event)
 
         yield show
 
 
-def logging_progress(said: Mapping[str, str]) -> Callable[[Event], None]:
-    """As `watching`, in lines alone: for a log, where nobody sees a bar."""
-    tell = _teller(err.print, said)
+def _print_event(event: Event) -> None:
+    out.print(json.dumps({"event": {**event.to_dict(), "text": event.text}}))
+
+
+def logging_progress(
+    said: Mapping[str, str], print_line: Callable[[str], None] = err.print
+) -> Callable[[Event], None]:
+    """As `watching`, in lines alone and each thing once: for a log, where nobody sees a screen."""
+    tell = _teller(print_line, said)
     before = ("", -1)
 
     def on_event(event: Event) -> None:
@@ -239,7 +251,7 @@ def logging_progress(said: Mapping[str, str]) -> Callable[[Event], None]:
         if now is not None and event.answered and (now, len(event.answered)) != before:
             before = (now, len(event.answered))
             left = f"; {text}" if (text := _left(event)) else ""
-            err.print(
+            print_line(
                 f"{now}: {len(event.answered)} of {len(event.sites)} sites in "
                 f"({', '.join(event.answered)}){left}"
             )
@@ -280,7 +292,9 @@ def _now(event: Event) -> str | None:
 
 
 def _left(event: Event) -> str:
-    return "" if event.seconds_left is None else _left_of(event.seconds_left)
+    from fedfms.cli.screen import time_left
+
+    return time_left(event)
 
 
 def _left_of(seconds: float) -> str:
@@ -321,9 +335,8 @@ def show_result(folder: Path, as_json: bool) -> None:
     rows, summary = summary_table(folder), load_result(folder).summary
     by_class = any(row["class"] for row in rows)
     if as_json:
-        out.print_json(
-            json.dumps({"results": str(folder), "sites": rows, "summary": summary.to_dict()})
-        )
+        said = {"results": str(folder), "sites": rows, "summary": summary.to_dict()}
+        out.print(json.dumps(said))  # one line, after those of its events
         return
     table = Table(
         box=box.SIMPLE_HEAD,

@@ -1,4 +1,4 @@
-"""Commands of a coordinator with an admin kit: submit, watch, fetch, abort; shut a site out.
+"""Commands of a coordinator with an admin kit: submit, watch, fetch; shut a site out.
 
 Exit codes as everywhere; besides, 1 from `submit --watch` and `watch` where the job failed. Ctrl-C
 ends the command, not the job.
@@ -12,11 +12,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -35,13 +36,15 @@ from fedfms.cli.common import (
     styled,
     watching,
 )
-from fedfms.errors import FederationError, FedfmsError
+from fedfms.cli.telling import Notify, notifier_of, tell_end, telling
+from fedfms.errors import ConfigError, FederationError, FedfmsError
 
 if TYPE_CHECKING:
     from fedfms.contracts.announcement import Announcement
     from fedfms.flare.follow import JobEnd, OnEvent
     from fedfms.flare.progress import Event
     from fedfms.flare.session import Coordinator, JobState
+    from fedfms.notify import Notifier
 
 commands = typer.Typer()
 
@@ -61,7 +64,9 @@ Results = Annotated[
         "Otherwise WORKSPACE/results/JOB-TIME."
     ),
 ]
-Workspace = Annotated[Path, typer.Option(help="For copies of jobs and for results.")]
+Workspace = Annotated[
+    Path, typer.Option(envvar="FEDFMS_WORKSPACE", help="For copies of jobs and for results.")
+]
 WORKSPACE = Path("workspace")
 _OWN_WORDS = "a site's own words are in its trainer's log and errors.log"
 
@@ -100,22 +105,41 @@ def submit(
             help="Wait at most so long: for N sites (600 by default), or until the job fits.",
         ),
     ] = None,
+    canary: Annotated[
+        bool,
+        typer.Option(
+            "--canary",
+            help="First one round on two cases a site, of which zeros leave; submit if it passes.",
+        ),
+    ] = False,
+    canary_only: Annotated[
+        bool, typer.Option("--canary-only", help="The canary, and no run after it.")
+    ] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Stay until its end and write the results folder.")
     ] = False,
+    notify: Notify = None,
     results: Results = None,
     workspace: Workspace = WORKSPACE,
     as_json: AsJson = False,
 ) -> None:
     """Check a job against what the sites announce, and submit it."""
+    from fedfms.cli.canary import run_canary, values_of
     from fedfms.flare.coordinator import Patience, connect_patiently, wait_for_sites
-    from fedfms.flare.lint import check_announcements, slicing_warnings
+    from fedfms.flare.lint import (
+        check_announcements,
+        check_for_canary,
+        pausing,
+        slicing_warnings,
+    )
     from fedfms.flare.session import deploy, new_copy, prepare_job
     from fedfms.report.write import check_results_folder
 
+    notifier = notifier_of(notify)
     folder = _new_results(results if watch else None, workspace, job.resolve().name)
     if watch:
         check_results_folder(folder)
+    scratch = _scratch(workspace)
     prepared = prepare_job(
         job,
         new_copy(job, workspace),
@@ -127,7 +151,7 @@ def submit(
     patience = Patience(wait_for, wait_seconds)
     say = _saying(as_json)
     once = functools.cache(lambda: say("waiting for the server"))
-    with connect_patiently(kit, _scratch(workspace), patience, once) as coordinator:
+    with connect_patiently(kit, scratch, patience, once) as coordinator:
         coordinator.require_right("submit_job", "submit the job")
         check = functools.partial(
             check_announcements,
@@ -135,15 +159,34 @@ def submit(
             without=without,
             allow_different_slices=different_slices,
         )
-        told, sites = wait_for_sites(coordinator, check, patience, without=without, tell=say)
-        warnings = slicing_warnings([one for one in told if one.site in sites])
+        announced: list[tuple[str, ConfigError]] = []
+        try:
+            told, sites = wait_for_sites(coordinator, check, patience, without=without, tell=say)
+        except ConfigError:
+            if not (canary or canary_only):
+                raise
+            told = coordinator.announcements()  # the canary says what is wrong, beside the rest
+            sites, announced = check_for_canary(
+                prepared, told, without, allow_different_slices=different_slices
+            )
+        taking_part = [one for one in told if one.site in sites]
+        warnings = [*slicing_warnings(taking_part), *pausing(taking_part)]
         for text in warnings:
             say(f"warning: {text}")
+        found = None
+        if canary or canary_only:
+            found = run_canary(coordinator, prepared, sites, announced, scratch, say, as_json)
+        if canary_only:
+            shutil.rmtree(prepared.folder, ignore_errors=True)
+            if as_json and found is not None:
+                out.print_json(json.dumps({"canary": values_of(found)}))
+            return
         deploy(prepared, sites, leaves_out=bool(without))
         job_id = coordinator.submit_prepared(prepared.folder)
         if not watch:
             if as_json:
-                said = {"job_id": job_id, "sites": sites, "warnings": warnings}
+                said: dict[str, Any] = {"job_id": job_id, "sites": sites, "warnings": warnings}
+                said |= {"canary": values_of(found)} if found is not None else {}
                 out.print_json(json.dumps(said))
             else:
                 out.print(f"submitted {prepared.folder.name} as {job_id}")
@@ -151,8 +194,9 @@ def submit(
                 out.print(f"  fedfms watch {job_id[:8]}; fedfms fetch {job_id[:8]}")
             return
         say(f"submitted as {job_id} to {', '.join(sites)}")
-        state, tell = _follow(coordinator, job_id, as_json)
+        state, tell = _follow(coordinator, job_id, as_json, notifier)
         completed = _fetch(coordinator, state, folder, workspace, as_json, tell)
+    tell_end(notifier, state)
     if completed and not as_json:
         out.print(f"took {time.monotonic() - started:.0f} s")
     if not completed:
@@ -191,16 +235,78 @@ def status(
 
 
 @commands.command()
-def watch(job: JobId, kit: Kit, as_json: AsJson = False) -> None:
-    """Follow a job to its end. Ctrl-C ends the watching, not the job."""
+def watch(
+    kit: Kit,
+    job: Annotated[
+        str | None,
+        typer.Argument(metavar="[JOB_ID]", help="By default the one that runs; of --page, all."),
+    ] = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="Serve a page for a browser, until Ctrl-C.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0: any.")] = 8090,
+    host: Annotated[
+        str,
+        typer.Option(help="Where the page listens. Elsewhere than here: with a secret address."),
+    ] = "127.0.0.1",
+    notify: Notify = None,
+    as_json: AsJson = False,
+) -> None:
+    """Follow a job to its end, here or on a page. Ctrl-C ends the watching, not the job."""
+    notifier = notifier_of(notify)
+    if page:
+        _serve_page(kit, job, host, port)
+        return
     with _connected(kit) as coordinator:
-        state, _ = _follow(coordinator, coordinator.find_job(job), as_json)
+        job_id = coordinator.find_job(job) if job is not None else _the_running_job(coordinator)
+        state, _ = _follow(coordinator, job_id, as_json, notifier)
+        tell_end(notifier, state)
         if as_json:
-            out.print_json(json.dumps(_job_values(state)))
+            out.print(json.dumps(_job_values(state)))
         elif state.is_completed:
             out.print(f"{state.job_id} has finished; fetch it: fedfms fetch {state.job_id[:8]}")
         if not state.is_completed:
             raise _failed(coordinator, state)
+
+
+def _the_running_job(coordinator: Coordinator) -> str:
+    going = [job for job in coordinator.jobs() if not job.is_finished]
+    if len(going) == 1:
+        return going[0].job_id
+    raise FederationError(
+        f"{len(going) or 'no'} jobs run or wait",
+        "name one, as fedfms status shows it",
+        code="ambiguous-job" if going else "no-such-job",
+    )
+
+
+def _serve_page(kit: Path, job: str | None, host: str, port: int) -> None:
+    """Serve the page of a run, or of all of them, until Ctrl-C."""
+    from fedfms.watch.known import watcher_of
+    from fedfms.watch.page import Pages
+    from fedfms.watch.serve import PageServer
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)  # as process 1 of a container it would be ignored
+    watcher = watcher_of(kit, job)
+    server = PageServer(Pages(lambda: watcher.known), host, port)
+    watcher.start()
+    out.print(server.url)
+    if not server.is_local:
+        err.print(
+            "this address is a secret: whoever has it, and reaches this machine, reads the page; "
+            "it is a new one at each start. From another machine, put this one's name into it"
+        )
+    err.print("Ctrl-C ends the page, not the run")
+    try:
+        server.serve()
+    except KeyboardInterrupt:
+        err.print("the page has ended; the run goes on")
+    finally:
+        watcher.stop()
+        server.close()
 
 
 @commands.command()
@@ -226,19 +332,6 @@ def fetch(
         check_results_folder(folder)
         completed = _fetch(coordinator, state, folder, workspace, as_json)
     raise typer.Exit(0 if completed else 1)
-
-
-@commands.command()
-def abort(job: JobId, kit: Kit) -> None:
-    """Stop a job that runs or waits."""
-    with _connected(kit) as coordinator:
-        job_id = coordinator.find_job(job)
-        if (state := coordinator.state(job_id)).is_finished:
-            raise FederationError(
-                f"{job_id} has finished already: {state.status}", "nothing", code="not-running"
-            )
-        coordinator.abort(job_id)
-    out.print(f"{job_id} is being stopped; fedfms status {job_id[:8]} shows when it has ended")
 
 
 @commands.command()
@@ -278,7 +371,9 @@ def _saying(quiet: bool) -> Callable[[str], None]:
 # --------------------------------------------------------------------------------- following
 
 
-def _follow(coordinator: Coordinator, job_id: str, quiet: bool) -> tuple[JobState, OnEvent]:
+def _follow(
+    coordinator: Coordinator, job_id: str, quiet: bool, notifier: Notifier | None = None
+) -> tuple[JobState, OnEvent]:
     """Show how far a job is until FLARE calls it finished.
 
     Returns:
@@ -297,8 +392,8 @@ def _follow(coordinator: Coordinator, job_id: str, quiet: bool) -> tuple[JobStat
             say(text)
 
     try:
-        with watching(quiet, {}) as on_event:
-            tell = on_event or _say_nothing
+        with watching(quiet, {}, as_json=quiet) as on_event:
+            tell = telling(notifier, job_id, on_event or _say_nothing)
             state = wait_for_start(coordinator, job_id, on_wait=on_wait)
             if state.detail:
                 say(f"FLARE says: {state.detail}")
@@ -306,7 +401,7 @@ def _follow(coordinator: Coordinator, job_id: str, quiet: bool) -> tuple[JobStat
             return follow(coordinator, job_id, news=news, tell=tell), tell
     except KeyboardInterrupt:
         short = job_id[:8]
-        err.print(f"the job goes on: fedfms watch {short}, or stop it: fedfms abort {short}")
+        err.print(f"the job goes on: fedfms watch {short}, or stop it: fedfms stop {short}")
         raise SystemExit(130) from None  # not Exit: "stopped" would be read as said of the job
 
 
@@ -362,7 +457,7 @@ def _fetch(
 
 
 def _fix_of(end: JobEnd) -> str:
-    return "nothing is broken: submit the job again if you like" if end.aborted else _OWN_WORDS
+    return end.fix if end.aborted else f"{end.fix}; {_OWN_WORDS}"
 
 
 def _failed(coordinator: Coordinator, state: JobState) -> FederationError:
@@ -411,7 +506,14 @@ def _new_results(asked: Path | None, workspace: Path, name: str) -> Path:
 def _scratch(workspace: Path) -> Path:
     """Where results come to before they are a results folder; it needs room for models."""
     folder = workspace / "scratch"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{workspace.absolute()} cannot be written: {error.strerror}",
+            "name a folder that you may write with --workspace, or in FEDFMS_WORKSPACE",
+            code="workspace",
+        ) from None
     return folder
 
 
@@ -474,8 +576,23 @@ def _show_job(state: JobState, event: Event | None, as_json: bool) -> None:
     if state.detail:
         out.print(f"  FLARE says: {state.detail}")
     if event is not None:
-        phase = "final evaluation" if event.phase == "evaluate" else f"round {event.round}"
-        answered = ", ".join(event.answered) or "none"
-        out.print(f"  {phase} of {event.rounds} rounds; sites that have answered: {answered}")
-        for text in event.missed:
+        _show_now(event)
+
+
+def _show_now(event: Event) -> None:
+    """Rounds that are over, what each site does now, the worst first, and what went wrong."""
+    from fedfms.cli.common import _round_line
+    from fedfms.cli.screen import Clock, doing, duration, headline
+
+    clock = Clock(event)
+    for text in (*(_round_line(one, event) for one in event.finished[-3:]), headline(clock)):
+        if text:
             out.print(f"  {text}")
+    for one in event.worst_first:
+        heard = clock.since(one.heard)
+        told = "" if heard is None else f"; heard {duration(heard)} ago"
+        dice = "" if one.dice is None else f"; Dice {one.dice:.3f}"
+        missed = f"; missed {one.missed} rounds" if one.missed else ""
+        out.print(f"    {one.name} {doing(one, clock, 300)}{dice}{missed}{told}")
+    for text in (*event.missed, *event.notes):
+        out.print(f"  {text}")

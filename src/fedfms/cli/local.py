@@ -86,15 +86,21 @@ def simulate(
         Path | None, typer.Option(help="A .safetensors model to start from, or to evaluate.")
     ] = None,
     checkpoints: Checkpoints = None,
+    canary: Annotated[
+        bool, typer.Option("--canary", help="First a canary, as fedfms submit --canary.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a whole federation on this machine: provisioning, mutual TLS, two processes a site."""
+    from fedfms.cli.canary import show
+    from fedfms.flare.canary import Findings
     from fedfms.flare.simulate import simulate as run
     from fedfms.local.sites import find_sites
 
     folder = results or workspace / "results" / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     started = time.monotonic()
-    with watching(as_json) as on_event:
+    found: list[Findings] = []
+    with watching(False, as_json=as_json) as on_event:
         logs = run(
             job,
             find_sites(sites, data),
@@ -105,7 +111,10 @@ def simulate(
             model=model,
             recipe=recipe,
             on_event=on_event,
+            on_canary=found.append if canary else None,
         )
+    for one in found if not as_json else ():
+        show(one)
     show_result(folder, as_json)
     if not as_json:
         out.print(f"logs: {logs}")

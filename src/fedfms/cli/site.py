@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from fedfms.cli.common import (
     AsJson,
@@ -25,7 +26,10 @@ from fedfms.contracts.machine import Machine
 from fedfms.shipped import JOBS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fedfms.preflight.items import Item
+    from fedfms.preflight.link import Advice, Line, RoundTime
 
 commands = typer.Typer()
 
@@ -139,9 +143,10 @@ def check_site(
             out.print(styled((paths, "dim")))
     if role == "flare":
         from fedfms.flare.challenge import ask_server
+        from fedfms.flare.measure_link import measure
 
         there = checks.FlarePlaces(kit=kit, policy=policy, workspace=workspace, exchange=folder)
-        items = checks.check_flare_side(there, ask_server, show)
+        items = checks.check_flare_side(there, ask_server, measure, show)
     else:
         places = checks.TrainerPlaces(
             config=config,
@@ -158,6 +163,82 @@ def check_site(
     else:
         _show_end(role, items)
     raise typer.Exit(1 if any(item.status == "FAIL" for item in items) else 0)
+
+
+@commands.command("site-page")
+def site_page(
+    work: Annotated[Path, typer.Option(help="The trainer's private folder.")] = WORK,
+    as_html: Annotated[
+        bool, typer.Option("--html", help="Print the page itself, to be written into a file.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what was asked of this site and what left it, task by task, the newest first.
+
+    In the trainer's container: docker compose exec SITE-trainer fedfms site-page
+    """
+    from fedfms.errors import ConfigError
+    from fedfms.trainer.ledger import LEDGER, PAGE, read_ledger
+    from fedfms.trainer.site_page import runs_of
+
+    page = work / PAGE
+    if as_html:
+        if not page.is_file():
+            raise ConfigError(
+                f"there is no {page}: no task has come yet",
+                "wait for a job, or name the trainer's folder with --work",
+                code="no-site-page",
+            )
+        out.print(page.read_text(encoding="utf-8"))
+        return
+    entries = read_ledger(work)
+    if as_json:
+        out.print_json(json.dumps([dataclasses.asdict(entry) for entry in entries]))
+        return
+    for run in runs_of(entries):
+        by = f", submitted by {run.submitter}" if run.submitter else ""
+        out.print(styled((f"{run.name} {run.id}", "bold"), f"{by}; recipe {run.recipe}"))
+        for line in run.lines:
+            what = ", ".join(filter(None, (line.tensors, line.pictures))) or line.what
+            scores = f"; scores: {line.scores}" if line.event == "left" else f": {line.why}"
+            out.print(f"  {line.when}  {line.asked}: {what}{scores}")
+        out.print(f"  {run.answers} answers left, {run.total} of tensors\n")
+    if not entries:
+        out.print("no job has asked this site for anything yet")
+    elif entries[-1].event == "asked":
+        out.print("a task is being worked on now; nothing of it has left")
+    out.print(f"the page: {page}; each line: {work / LEDGER}")
+
+
+@commands.command()
+def link(kit: KitFolder = KIT, as_json: AsJson = False) -> None:
+    """Measure this site's line to the server: speed, a round's transfers, what to write in .env.
+
+    Over the kit's own connection, while the site's FLARE client runs or not; takes up to half a
+    minute and 11 MB.
+    """
+    from fedfms.flare.internals.settings import set_stream_settings
+    from fedfms.flare.measure_link import measure
+    from fedfms.preflight.kit import check_kit
+    from fedfms.preflight.link import advise, round_times
+
+    here = Machine.from_environment()
+    set_stream_settings()
+    found = check_kit(kit, "client", here.site_name)
+    line = measure(found)
+    times = round_times(line)
+    advice = advise(line, here.link_megabytes_per_second)
+    server = f"{found.about.server_host}:{found.about.server_port}"
+    if as_json:
+        answer = {
+            "server": server,
+            **dataclasses.asdict(line),
+            "rounds": [{**dataclasses.asdict(one), "seconds": one.seconds} for one in times],
+            "link_mb_per_second": dataclasses.asdict(advice),
+        }
+        out.print_json(json.dumps(answer))
+        return
+    _show_line(server, line, times, advice)
 
 
 @commands.command("gpu-check")
@@ -187,6 +268,31 @@ def dry_run(
     )
     verdict = ("PASS", "bold green")
     out.print(styled(verdict, " this container can train; nothing of it was kept or sent"))
+
+
+def _show_line(server: str, line: Line, times: Sequence[RoundTime], advice: Advice) -> None:
+    from fedfms.preflight.link import as_rate, as_time
+
+    out.print(styled((f"The line to {server}, over this kit's own connection", "bold")))
+    out.print(f"  there and back  {1e3 * (line.round_trip or 0.0):.0f} ms")
+    out.print(f"  down, to here   {as_rate(line.down)}")
+    out.print(f"  up, from here   {as_rate(line.up)}")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("  a round on ViT-B", "each way", "down", "up", "both"):
+        table.add_column(name, justify="left" if name.startswith(" ") else "right")
+    for one in times:
+        cells = (as_time(one.down), as_time(one.up), as_time(one.seconds))
+        table.add_row(f"  {one.method} {one.precision}", f"{one.megabytes:.0f} MB", *cells)
+    out.print(table)
+    if advice.site is None:
+        out.print("This site's .env: nothing to write; what holds is good for this line.")
+    else:
+        out.print(f"This site's .env: write LINK_MB_PER_SECOND={advice.site}, and start it again.")
+    if advice.server is not None:
+        out.print(
+            f"The server's .env: ask the coordinator to write LINK_MB_PER_SECOND={advice.server}, "
+            "or less if another site needs less."
+        )
 
 
 def _show_item(item: Item) -> None:

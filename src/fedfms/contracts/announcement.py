@@ -16,9 +16,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from fedfms.contracts.decode import validate
+from fedfms.contracts.now import GpuState
 from fedfms.contracts.site import Reading
-from fedfms.contracts.wire import MAX_NAMES, Code, Count, Name, Names, Word
+from fedfms.contracts.wire import MAX_NAMES, Code, Count, Name, Names, Seconds, Word
 
+PAUSED = "paused"  # fault of a site that takes no task for now
 Device = Literal["cpu", "cuda"]
 Millimetres = Annotated[float, Field(gt=0, lt=1e4)]
 Rule = Annotated[str, StringConstraints(pattern=r"^[a-z]{1,20}(:-?[0-9.e+-]{1,20}){2}$")]
@@ -64,6 +66,10 @@ class Announcement:
     slicing: Slicing | None = None  # None: not told, as by a trainer of an older version
     # classes that have a label value in common there
     overlapping: Annotated[tuple[tuple[Name, Name], ...], Field(max_length=MAX_NAMES)] = ()
+    # until when the site's certificate is valid, in seconds since 1970-01-01 UTC; its FLARE client
+    # adds it. None: not told, as by a kit of an older version
+    certificate_ends: Seconds | None = None
+    gpu: GpuState | None = None  # whether its GPU is there now; None: not told
 
     @property
     def ready(self) -> bool:

@@ -40,6 +40,16 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """What a canary says of a site's pace, in the place of everything about its images."""
+
+    seconds: Seconds  # that the trainer worked on this canary
+    seconds_per_step: Seconds | None  # of optimizer steps on full batches; None of a holdout
+    seconds_per_round: Seconds  # of the run's, estimated: training, scores, and no transfer
+    peak_memory_bytes: Count  # of the trainer process, or of its GPU where it has one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contribution:
     """A site's answer to one task, without the tensors."""
 
@@ -62,6 +72,7 @@ class Contribution:
     peak_memory_bytes: dict[Phase, Count] = field(default_factory=dict)
     micro_batch: Count = 0  # slices in memory at once, after out-of-memory halvings
     update_norm: Number | None = None  # L2 norm of the difference as sent
+    rehearsal: Rehearsal | None = None  # of a canary only
 
     def to_dict(self) -> dict[str, Any]:
         """All values as JSON types; the inverse of `from_dict`."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedfms.errors import ConfigError
+
+# what a line is taken to carry of which nothing is said
+UNTOLD_MEGABYTES_PER_SECOND = 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +27,20 @@ class Machine:
     image: str | None = None  # FEDFMS_IMAGE_DIGEST: the image's own, which it cannot know
     # FEDFMS_LINK_MB_PER_SECOND: what the line between this machine and the others carries
     link_megabytes_per_second: float | None = None
+    # FEDFMS_METRICS_PORT, FEDFMS_METRICS_HOST: where the server answers Prometheus; None: nowhere
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    # FEDFMS_TRACKING: where the server's scores go as well: tensorboard, mlflow
+    tracking: tuple[str, ...] = ()
+    mlflow: str | None = (
+        None  # FEDFMS_MLFLOW: address of the MLflow server; None: a file of the run
+    )
+    max_runs: int | None = (
+        None  # FEDFMS_MAX_RUNS: that a server runs at once; the kit's, which is 1
+    )
+    notify: str | None = None  # FEDFMS_NOTIFY: command that a server tells what befalls runs
+    # FEDFMS_KEEP_DAYS: after so many days old jobs are removed here; 0: never
+    keep_days: float = 90.0
 
     @classmethod
     def from_environment(cls) -> Machine:
@@ -32,6 +50,9 @@ class Machine:
             value = os.environ.get(name)
             return Path(value).absolute() if value else None  # relative to where the person stands
 
+        days = _number(
+            *("FEDFMS_KEEP_DAYS", 0, 36_500), "set a number of days, such as 90; 0: never", "config"
+        )
         return cls(
             site_name=os.environ.get("SITE_NAME") or None,
             site_data=folder("SITE_DATA"),
@@ -41,20 +62,52 @@ class Machine:
             require_gpu=os.environ.get("FEDFMS_REQUIRE_GPU", "") not in ("", "0"),
             revision=os.environ.get("FEDFMS_REVISION") or None,
             image=os.environ.get("FEDFMS_IMAGE_DIGEST") or None,
-            link_megabytes_per_second=_number("FEDFMS_LINK_MB_PER_SECOND"),
+            link_megabytes_per_second=_number(
+                *("FEDFMS_LINK_MB_PER_SECOND", 0.01, 100_000),
+                "set a number of megabytes a second, such as 2.5",
+                "link",
+            ),
+            metrics_port=_whole_number(
+                *("FEDFMS_METRICS_PORT", 1, 65535), "set a TCP port, such as 9464", "metrics"
+            ),
+            metrics_host=os.environ.get("FEDFMS_METRICS_HOST") or "127.0.0.1",
+            tracking=_words("FEDFMS_TRACKING", ("tensorboard", "mlflow")),
+            mlflow=os.environ.get("FEDFMS_MLFLOW") or None,
+            max_runs=_whole_number(
+                *("FEDFMS_MAX_RUNS", 1, 100), "set a whole number from 1 to 100", "max-runs"
+            ),
+            notify=os.environ.get("FEDFMS_NOTIFY") or None,
+            keep_days=90.0 if days is None else days,
         )
 
 
-def _number(name: str) -> float | None:
+def _number(name: str, low: float, high: float, fix: str, code: str) -> float | None:
+    """A number from `low` to `high`; None where the variable is not set."""
     text = os.environ.get(name)
     if not text:
         return None
     try:
         value = float(text)
     except ValueError:
-        value = 0.0
-    if not 0.01 <= value <= 100_000:
-        raise ConfigError(
-            f"{name} is {text}", "set a number of megabytes a second, such as 2.5", code="link"
-        )
+        value = math.nan
+    if not low <= value <= high:
+        raise ConfigError(f"{name} is {text}", fix, code=code)
     return value
+
+
+def _whole_number(name: str, low: int, high: int, fix: str, code: str) -> int | None:
+    """The same of a whole number, in digits."""
+    text = os.environ.get(name, "")
+    if text and not text.isdecimal():
+        raise ConfigError(f"{name} is {text}", fix, code=code)
+    value = _number(name, low, high, fix, code)
+    return None if value is None else int(value)
+
+
+def _words(name: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in os.environ.get(name, "").split(",") if word.strip())
+    if unknown := [word for word in words if word not in known]:
+        raise ConfigError(
+            f"{name} names {', '.join(unknown)}", f"use {' and '.join(known)}", code="tracking"
+        )
+    return words

@@ -46,6 +46,9 @@ class Task:
     round: Count  # from 0; for "evaluate" the number of rounds trained
     model: ModelName  # which model the tensors are: of this round, the last, the best
     recipe: Recipe
+    # as the server says it, for the site's own people: who submitted the job, and what it is called
+    submitter: Name | None = None
+    job_name: Name | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,23 @@ class AbortRequest:
 @dataclass(frozen=True, slots=True)
 class Ping:
     """Anybody to trainer: are you there?"""
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Client to trainer: remove what is kept of a job."""
+
+    job: Name
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Client to trainer: give the GPU and the memory back, until a task comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Trainer to client: it is so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +113,8 @@ class Failure:
     exception: Word | None = None  # class of an exception that nobody foresaw
 
 
-Request = TaskRequest | AbortRequest | Ping
-Answer = Announcement | Progress | Reply | Failure
+Request = TaskRequest | AbortRequest | Ping | Forget | Release
+Answer = Announcement | Progress | Reply | Failure | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +160,19 @@ def _of_tasks(exchange: Path, task_id: str) -> list[Path]:
         return []
 
 
-_REQUESTS: dict[str, type] = {"task": TaskRequest, "abort": AbortRequest, "ping": Ping}
+_REQUESTS: dict[str, type] = {
+    "task": TaskRequest,
+    "abort": AbortRequest,
+    "ping": Ping,
+    "forget": Forget,
+    "release": Release,
+}
 _ANSWERS: dict[str, type] = {
     "pong": Announcement,
     "progress": Progress,
     "reply": Reply,
     "failure": Failure,
+    "done": Done,
 }
 _VERSIONED = ("task", "ping", "pong")  # say the protocol
 

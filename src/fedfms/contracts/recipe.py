@@ -62,7 +62,8 @@ BACKBONES: dict[str, BackboneFile] = {
 }
 
 JOB_RECIPE = Path("app/config/recipe.json")  # in a job folder
-_LATER = {"strategy": "mean"}  # fields that came after recipes were hashed, with their defaults
+# fields that came after recipes were hashed, with their defaults
+_LATER = {"strategy": "mean", "canary": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +105,8 @@ class Recipe:
     site_order: tuple[str, ...] = ()
     paper_compat: bool = False  # FedFMS's own behaviour; docs/protocol.md lists what changes
     strategy: str = "mean"  # of averaging; which there are, fedfms.exchange.strategies knows
+    # one round on two cases a site, of which zeros leave; fedfms submit --canary sets it
+    canary: bool = False
 
     def __post_init__(self) -> None:
         require_name(self.method, "method")
@@ -188,12 +191,19 @@ class Recipe:
         """Side of the decoder's output in pixels: four per encoder token (256 at 1024 pixels)."""
         return self.image_size // self.patch_size * 4
 
+    @property
+    def rounds_to_run(self) -> int:
+        """Rounds that a job of this recipe has: of a canary one, whatever it goes before has."""
+        return 1 if self.canary else self.rounds
+
     def evaluates(self, rounds_trained: int) -> bool:
         """Whether the model is scored after so many rounds of training, before it goes on.
 
         In a federation that is the model that they receive in the round of this number, counted
-        from 0. The final model is scored after the last round whatever this says.
+        from 0. The final model is scored after the last round whatever this says. A canary scores.
         """
+        if self.canary:
+            return True
         since = rounds_trained - self.evaluate_first
         return since >= 0 and since % self.evaluate_every == 0
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$")]
+_NAME = TypeAdapter(Name)
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 Code = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -17,3 +18,11 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 MAX_NAMES = 1000  # in one list
 Names = Annotated[tuple[Name, ...], Field(max_length=MAX_NAMES)]
+
+
+def plain_name(value: Any) -> str | None:
+    """The value if it is a Name, else None."""
+    try:
+        return _NAME.validate_python(value, strict=True)
+    except ValidationError:
+        return None

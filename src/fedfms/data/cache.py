@@ -135,6 +135,13 @@ class StoredCase:
         """Of its file, or of a file without a name."""
         return self._shelf.folder
 
+    @property
+    def record_path(self) -> Path | None:
+        """Its file in a cache that outlives this process; None where there is none."""
+        if isinstance(self._shelf, CacheFolder):
+            return self._shelf.path_of(self._name)
+        return None
+
     def slice_values(self) -> list[list[int]]:
         """The label values that occur in each slice; read from the header, not kept."""
         with self._shelf.opened(self._name) as file:
@@ -238,7 +245,7 @@ class CacheFolder(_Shelf):
 
     def get(self, case: Case, key: str) -> StoredCase | None:
         """The case from its record; None if there is none, or it is not whole (a CRC tells)."""
-        path = self._path(key)
+        path = self.path_of(key)
         try:
             with path.open("rb") as file:
                 record = _checked(file)
@@ -274,7 +281,7 @@ class CacheFolder(_Shelf):
         try:
             with os.fdopen(handle, "wb") as file:
                 _write_record(file, header, parts)
-            Path(temporary).replace(self._path(key))
+            Path(temporary).replace(self.path_of(key))
         except BaseException:
             _remove(Path(temporary))
             raise
@@ -321,11 +328,12 @@ class CacheFolder(_Shelf):
             return False
         return True
 
-    def _path(self, key: str) -> Path:
+    def path_of(self, key: str) -> Path:
+        """Where a case's record lies."""
         return self.folder / f"{key}{RECORD_ENDING}"
 
     def _open(self, name: str) -> BinaryIO:
-        return self._path(name).open("rb")
+        return self.path_of(name).open("rb")
 
 
 def _reading_only(folder: Path) -> CacheFolder:

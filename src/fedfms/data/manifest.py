@@ -115,6 +115,23 @@ def find_cases(site: SiteConfig) -> list[Case]:
     return found.cases
 
 
+def list_matches(site: SiteConfig) -> frozenset[Path]:
+    """What the globs of images and labels match; nothing is opened, so that it may be asked often.
+
+    Raises:
+        SiteDataError: a folder cannot be read.
+    """
+    look = _Look()
+    is_dicom = site.format == "dicom"
+    found = [
+        *_matches(look, site, site.images, "folders" if is_dicom else "files"),
+        *_matches(look, site, site.labels, "files or folders" if is_dicom else "files"),
+    ]
+    if look.problems:
+        raise next(iter(look.problems.values()))
+    return frozenset(one.path for one in found)
+
+
 def scan(site: SiteConfig) -> Scan:
     """Like `find_cases`, but goes on after a problem and reports all of them."""
     if not _is_folder(site.data_root):

@@ -101,7 +101,8 @@ def pass_door(
         recipe's transfer precision; the report without any figure over too few cases, and with the
         L2 norm of the difference as sent. The noise is drawn from the operating system's random
         source, so that nobody who knows the recipe can subtract it. This is no accounting of
-        differential privacy.
+        differential privacy. Of a canary, whose difference has passed all of this: zeros of the
+        same names, shapes and types, and a report of pace alone.
 
     Raises:
         DoorClosed: anything that is not exactly right; the codes of `check_job` and `find_fault`,
@@ -122,22 +123,43 @@ def pass_door(
         except ConfigError as error:
             raise DoorClosed(error.problem, error.fix, code=error.code) from None
         _check_tensors(expected, leaving)
+    if recipe.canary:
+        return {name: torch.zeros_like(t) for name, t in leaving.items()}, _of_a_canary(report)
     smallest = max(policy.min_cases, site.min_cases)
     return leaving, dataclasses.replace(
         report,
+        rehearsal=None,
         metrics=tuple(_without_few_cases(report, metric, smallest) for metric in report.metrics),
         loss=report.loss if report.training_cases >= smallest else None,
         update_norm=update_norm(leaving) if gives_tensors else None,
     )
 
 
-def pass_pictures(policy: Policy, pictures: Sequence[bytes]) -> list[bytes]:
+def _of_a_canary(report: Contribution) -> Contribution:
+    """The report without all that hangs on the few cases: no score, loss, norm or time of them."""
+    trains = report.kind == "train" and report.role == "train"
+    return dataclasses.replace(
+        report,
+        training_slices=1 if trains else 0,  # its weight among zeros
+        training_cases=1 if trains else 0,
+        evaluated_cases=0,
+        metrics=(),
+        loss=None,
+        seconds={},
+        peak_memory_bytes={},
+        update_norm=0.0 if trains else None,
+    )
+
+
+def pass_pictures(policy: Policy, recipe: Recipe, pictures: Sequence[bytes]) -> list[bytes]:
     """The pictures that may leave: none unless the policy says so, and then pixels only.
+
+    None of a canary.
 
     Raises:
         DoorClosed: code picture; too many, too large, no PNG, or a PNG with more than pixels in it.
     """
-    if not policy.pictures:
+    if not policy.pictures or recipe.canary:
         return []
     if len(pictures) > MAX_PICTURES or any(len(p) > MAX_PICTURE_BYTES for p in pictures):
         raise _ours("there are too many pictures, or one is too large", code="picture")

@@ -1,9 +1,15 @@
-"""Named tensors and their form on the wire and on disk; nothing about whether they may travel."""
+"""Named tensors and their form on the wire and on disk; nothing about whether they may travel.
+
+A file of ours that is to last carries its own SHA-256, under `fedfms_sha256` in the metadata of
+safetensors, over all of its bytes with those 64 digits as zeros. Whoever reads it compares. Files
+that others made carry none, and are read as they are.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +27,12 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.flo
 Shapes = Mapping[str, torch.Size]
 
 EXCHANGE_MODE = 0o660  # of files: trainer and FLARE client may be two users of one group
+
+CHECKSUM_KEY = "fedfms_sha256"  # in the metadata of a safetensors file
+NO_CHECKSUM = f"sha256:{'0' * 64}"  # its value while the file is summed up
+# one damaged byte hits the key or the value, and the other is found
+_CHECKSUM = re.compile(rb'"fedfms_sha256":"|"sha256:[0-9a-f]{64}"')
+_WHOLE_CHECKSUM = re.compile(rb'"fedfms_sha256":"sha256:([0-9a-f]{64})"')
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
@@ -99,13 +111,21 @@ def to_precision(tensors: Mapping[str, Tensor], precision: Precision) -> dict[st
     return converted
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], precision: Precision | None) -> None:
+def save_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    precision: Precision | None,
+    *,
+    checksum: bool = True,
+) -> None:
     """Write a safetensors file whole or not at all (temporary name, then rename).
 
     Args:
         path: an existing file is replaced; a link at that place is replaced, never followed.
         tensors: on any device.
         precision: of the file; None stores each tensor as it is.
+        checksum: whether it carries one; not needed for what never lies on a disk. Equal tensors
+            make equal files either way.
 
     Raises:
         ConfigError: code fp16-overflow, see `to_precision`.
@@ -113,9 +133,25 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], precision: Precision
     """
     stored = tensors if precision is None else to_precision(tensors, precision)
     data = safetensors.torch.save(
-        {name: stored[name].detach().cpu().contiguous() for name in sorted(stored)}
+        {name: stored[name].detach().cpu().contiguous() for name in sorted(stored)},
+        {CHECKSUM_KEY: NO_CHECKSUM} if checksum else None,
     )
-    write_whole(path, data, mode=EXCHANGE_MODE)
+    write_whole(path, with_checksum(data) if checksum else data, mode=EXCHANGE_MODE)
+
+
+def with_checksum(data: bytes) -> bytes:
+    """The bytes of a safetensors file that carries `CHECKSUM_KEY`, with the checksum that fits."""
+    place, _ = _checksum(data) or (None, b"")
+    if place is None:
+        raise ValueError("the file has no place for a checksum")
+    view = memoryview(data)
+    return b"".join((view[:place], _sum_up(data, place), view[place + 64 :]))
+
+
+def write_checksum(path: Path) -> None:
+    """The same for a file that lies on the disk, under another name than its last."""
+    data = path.read_bytes()
+    path.write_bytes(with_checksum(data))
 
 
 def load_tensors(path: Path, max_bytes: int | None = None) -> dict[str, Tensor]:
@@ -124,14 +160,43 @@ def load_tensors(path: Path, max_bytes: int | None = None) -> dict[str, Tensor]:
     The file is read into memory and not mapped: the other side may cut it short at any time.
 
     Raises:
-        CheckpointError: code unreadable-tensors; no plain file, too large, or no safetensors.
+        CheckpointError: code unreadable-tensors; no plain file, too large, or no safetensors. Code
+            damaged-model; it carries a checksum that does not fit.
     """
     try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(read_whole(path, max_bytes))
+        data = read_whole(path, max_bytes)
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+        found = _checksum(data)
     except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read as safetensors: {error}",
-            "look whether the disk or the exchange volume is full, then run the round again",
+            "fetch or copy the file again; if it comes out so again, the disk is full or failing",
             code="unreadable-tensors",
         ) from None
+    if found is not None and found[1] != _sum_up(data, found[0]):
+        raise CheckpointError(
+            f"{path} is damaged: it is not what was written, by the checksum that it carries",
+            "fetch or copy the file again; if it comes out so again, look at that disk",
+            code="damaged-model",
+        )
     return tensors
+
+
+def _checksum(data: bytes) -> tuple[int, bytes] | None:
+    """Where a file's checksum is, and its 64 digits; None where it carries none.
+
+    One that is there and cannot be read is no digits at the file's end.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    if whole := _WHOLE_CHECKSUM.search(data, 8, end):
+        return whole.start(1), whole[1]
+    return (len(data), b"") if _CHECKSUM.search(data, 8, end) else None
+
+
+def _sum_up(data: bytes, place: int) -> bytes:
+    """The digits of the SHA-256 of a file in which they are zeros, without a copy of it."""
+    view = memoryview(data)
+    digest = hashlib.sha256(view[:place])
+    digest.update(b"0" * 64)
+    digest.update(view[place + 64 :])
+    return digest.hexdigest().encode()

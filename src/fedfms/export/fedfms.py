@@ -11,6 +11,7 @@ from pathlib import Path
 import safetensors.torch
 
 from fedfms.contracts.site import Reading
+from fedfms.exchange.tensors import CHECKSUM_KEY, NO_CHECKSUM, write_checksum
 from fedfms.export.facts import input_facts, site_facts
 from fedfms.models.trained import INPUT_KEY, RECIPE_KEY, Trained, whole_network
 
@@ -23,12 +24,13 @@ def write_fedfms(
     Returns:
         sentences for the person who exports, and no difference: the tensors are the same.
     """
-    metadata = {RECIPE_KEY: trained.recipe.to_json()}
+    metadata = {RECIPE_KEY: trained.recipe.to_json(), CHECKSUM_KEY: NO_CHECKSUM}
     if site is not None:
         facts = {**input_facts(trained.recipe), **site_facts(site)}
         metadata[INPUT_KEY] = json.dumps(facts)
     safetensors.torch.save_file(whole_network(trained.model), file, metadata=metadata)
     _sort_metadata(file)
+    write_checksum(file)
     return (
         "It holds everything: no SAM checkpoint and no recipe.json are needed beside it.",
     ), None

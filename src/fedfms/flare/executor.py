@@ -7,15 +7,19 @@ job process itself must not die, because that would end the job for all sites.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar
 
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
-from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.job_def import JobMetaKey
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
+from nvflare.apis.utils.fl_context_utils import add_job_audit_event
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
@@ -24,7 +28,13 @@ from torch import Tensor
 from fedfms.contracts.contribution import ModelName
 from fedfms.contracts.machine import Machine
 from fedfms.contracts.messages import Kind, Task
+from fedfms.contracts.now import SiteProgress
+from fedfms.contracts.pause import Gate
+from fedfms.contracts.wire import plain_name
 from fedfms.errors import ConfigError, FedfmsError, TaskAborted, TrainerError
+from fedfms.flare.internals.audit import let_audit_wait
+from fedfms.flare.internals.settings import resend_requests
+from fedfms.flare.internals.streams import forget_in_one_thread
 from fedfms.flare.job import (
     CONTRIBUTION,
     EVALUATE_TASK,
@@ -36,7 +46,12 @@ from fedfms.flare.job import (
     read_recipe,
     training_dxo,
 )
+from fedfms.flare.pausing import wait_until_over
+from fedfms.flare.report_now import Reporter, sender
 from fedfms.trainer.client import TaskResult, run_task
+from fedfms.trainer.connection import stopped_on_request
+
+CANARY = "a canary: zeros leave, whatever is computed"
 
 # ends of a trainer that may not come again: its supervisor starts it, and it is asked once more
 ONCE_MORE = ("trainer-died", "trainer-stopped")
@@ -49,9 +64,12 @@ class SiteExecutor(Executor):  # type: ignore[misc]
     method: ClassVar[str | None] = None  # None: whatever the recipe says
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Teach FLARE to carry tensors as they are."""
+        """Teach FLARE to carry tensors as they are, to ask again, and to wait with its audit."""
         if event_type == EventType.START_RUN:
             fobs.register(TensorDecomposer)
+            resend_requests()
+            let_audit_wait()
+            forget_in_one_thread()
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
@@ -81,25 +99,64 @@ class SiteExecutor(Executor):  # type: ignore[misc]
                 "set it to the folder that this site's trainer and FLARE client share",
                 code="no-exchange",
             )
+        if task.recipe.canary:
+            self.log_info(fl_ctx, f"{task_name}: {CANARY}", fire_event=False)
+            add_job_audit_event(fl_ctx, msg=CANARY)
         phase_told = ""
 
         def on_progress(phase: str, done: int, total: int) -> None:
             nonlocal phase_told
+            reporter.on_progress(phase, done, total)
             if phase != phase_told:
                 phase_told = phase
                 self.log_info(fl_ctx, f"{task_name}: {phase}", fire_event=False)
 
-        def ask() -> TaskResult:
-            return run_task(
-                exchange,
-                task,
-                tensors,
-                aborted=lambda: bool(abort_signal.triggered),
-                on_progress=on_progress,
-            )
+        gate = Gate(Path(fl_ctx.get_engine().get_workspace().get_root_dir()))
 
+        def aborted() -> bool:
+            return bool(abort_signal.triggered)
+
+        def ask() -> TaskResult:
+            while True:
+                if not wait_until_over(gate, aborted):
+                    raise stopped_on_request()
+                reporter.on_progress("waiting", 0, 0)
+                try:
+                    return run_task(
+                        exchange,
+                        task,
+                        tensors,
+                        aborted=lambda: aborted() or gate.pause() is not None,
+                        on_progress=on_progress,
+                    )
+                except TaskAborted:
+                    if aborted() or gate.pause() is None:
+                        raise
+                self.log_warning(
+                    fl_ctx, f"{task_name}: the site pauses, and it is given up", fire_event=False
+                )
+
+        first = SiteProgress(kind=task.kind, round=task.round, phase="start")
+        with Reporter(sender(fl_ctx.get_engine()), exchange, first) as reporter:
+            try:
+                result = self._ask(ask, task_name, fl_ctx)
+            except FedfmsError as error:
+                reporter.failed(error)
+                raise
+            reporter.sends_answer()
+        if task.kind == "train":  # tensors stay in the precision in which they passed the door
+            return training_dxo(result.tensors, result.contribution).to_shareable()
+        data = {CONTRIBUTION: result.contribution.to_dict(), PICTURES: result.pictures}
+        return DXO(DataKind.METRICS, data=data).to_shareable()
+
+    def _ask(self, ask: Callable[[], TaskResult], task_name: str, fl_ctx: FLContext) -> TaskResult:
+        """Ask the trainer, and once more where it ended and may be there again.
+
+        Raises:
+            TrainerError: where none comes again, how the first one ended.
+        """
         try:
-            result = ask()
+            return ask()
         except TrainerError as error:
             if error.code not in ONCE_MORE:
                 raise
@@ -108,11 +165,11 @@ class SiteExecutor(Executor):  # type: ignore[misc]
                 f"{task_name}: {error.problem}; it is asked once more when it is there again",
                 fire_event=False,
             )
-            result = ask()
-        if task.kind == "train":  # tensors stay in the precision in which they passed the door
-            return training_dxo(result.tensors, result.contribution).to_shareable()
-        data = {CONTRIBUTION: result.contribution.to_dict(), PICTURES: result.pictures}
-        return DXO(DataKind.METRICS, data=data).to_shareable()
+            first = error
+        try:
+            return ask()
+        except TrainerError as error:
+            raise first if error.code == "no-trainer" else error from None
 
     def _task(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext
@@ -148,6 +205,7 @@ class SiteExecutor(Executor):  # type: ignore[misc]
             round=number,
             model=model,
             recipe=recipe,
+            **_about_the_job(fl_ctx),
         )
         return task, dxo.data
 
@@ -178,6 +236,16 @@ class FedMSAExecutor(TrainingExecutor):
     """The name in jobs/fedmsa; as `FedSAMExecutor`."""
 
     method = "fedmsa"
+
+
+def _about_the_job(fl_ctx: FLContext) -> dict[str, str | None]:
+    """Who submitted it and its name, for the site's page; left out where it is no plain name."""
+    meta = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
+    said = {
+        "submitter": meta.get(JobMetaKey.SUBMITTER_NAME.value),
+        "job_name": meta.get(JobMetaKey.JOB_NAME.value),
+    }
+    return {key: plain_name(value) for key, value in said.items()}
 
 
 def _error(code: str, reason: str) -> Shareable:

@@ -2,8 +2,8 @@
 
 FLARE's registration begins with a challenge, the one question that a participant may ask before it
 is registered. The reply gets three more headers, so that `fedfms check-site` learns over the one
-port, with mutual TLS, whether a site could join. The registration itself is guarded here as well
-(instance.py).
+port, with mutual TLS, whether a site could join. In the same way it measures its line (link.py).
+The registration itself is guarded here as well (instance.py).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
 from fedfms import __version__
+from fedfms.contracts.machine import Machine
+from fedfms.flare import link
 from fedfms.flare.instance import guard_registrations
 from fedfms.flare.internals.server import greet_with
 
@@ -42,7 +44,8 @@ class Greeting(FLComponent):  # type: ignore[misc]
         except Exception:
             log.exception("a second copy of a site's kit would not be refused")
         try:
-            greet_with(server, _headers)
+            meter = link.LinkMeter(Machine.from_environment().link_megabytes_per_second)
+            greet_with(server, _headers, {link.HEADER: meter.answer})
         except Exception:  # a federation without greetings is better than none
             log.exception("the server will not greet: sites cannot check version and clock")
 

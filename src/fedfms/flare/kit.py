@@ -21,6 +21,7 @@ from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder
 
 from fedfms import __version__
+from fedfms.flare.feed import RIGHT
 from fedfms.flare.internals import kit as internals
 from fedfms.flare.turned import COMPONENT as TURNED_KIT
 from fedfms.kits.about import KitAbout
@@ -44,6 +45,8 @@ CLASSES = (
 
 # a project admin may do everything that runs a federation, and nothing that reads a site's files
 _NO_SHELL_NO_CODE = {"shell_commands": "o:site", "byoc": "none", "server-predeployed-flwr": "none"}
+# what a running job tells who may look: its records, of which the event is a summary (feed.py)
+_LOOK = {"view": "any", RIGHT: "any"}
 _OWN_JOBS = {"manage_job": "n:submitter", "download_job": "n:submitter"}
 # report_resources is what a site announces of itself (flare/announce.py). FLARE counts it as
 # operating a site; here everybody who may look sees it, since a job is checked against it.
@@ -55,7 +58,7 @@ AUTHORIZATION: dict[str, Any] = {
             "clone_job": "any",
             "manage_job": "any",
             "download_job": "any",
-            "view": "any",
+            **_LOOK,
             "operate": "any",
             "get_job_log": "any",
             **_NO_SHELL_NO_CODE,
@@ -65,7 +68,7 @@ AUTHORIZATION: dict[str, Any] = {
             "clone_job": "none",
             "manage_job": "o:submitter",
             "download_job": "o:submitter",
-            "view": "any",
+            **_LOOK,
             "operate": "o:site",
             "report_resources": "any",
             **_NO_SHELL_NO_CODE,
@@ -74,13 +77,22 @@ AUTHORIZATION: dict[str, Any] = {
             "submit_job": "any",
             "clone_job": "n:submitter",
             **_OWN_JOBS,
-            "view": "any",
+            **_LOOK,
             "operate": "o:site",
             "report_resources": "any",
             "get_job_log": "n:submitter",
             **_NO_SHELL_NO_CODE,
         },
-        "member": {"view": "any", "report_resources": "any"},
+        "member": {**_LOOK, "report_resources": "any"},
+    },
+}
+
+# a site answers no app command, and its own file needs no line for it
+SITE_AUTHORIZATION: dict[str, Any] = {
+    **AUTHORIZATION,
+    "permissions": {
+        role: {right: who for right, who in rights.items() if right != RIGHT}
+        for role, rights in AUTHORIZATION["permissions"].items()
     },
 }
 
@@ -147,12 +159,15 @@ class FedfmsKitBuilder(Builder):  # type: ignore[misc]
                 components=[
                     {"id": "greeting", "path": "fedfms.flare.greeting.Greeting", "args": {}},
                     {"id": "keeper", "path": "fedfms.flare.keeper.JobKeeper", "args": {}},
+                    {"id": "metrics", "path": "fedfms.flare.metrics.Metrics", "args": {}},
                 ],
             )
         else:
             internals.set_up_site(resources, "fedfms.flare.announce.SiteResources")
         internals.write_resources(local, internals.RESOURCES, resources)
-        internals.write_resources(local, "authorization.json", AUTHORIZATION)
+        is_server = participant.type == "server"
+        rights = AUTHORIZATION if is_server else SITE_AUTHORIZATION
+        internals.write_resources(local, "authorization.json", rights)
 
 
 FedfmsCertBuilder = internals.OwnKeyCertBuilder  # as project.yml names it

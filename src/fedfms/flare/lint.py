@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfms import __version__
-from fedfms.contracts.announcement import Announcement, Slicing
+from fedfms.contracts.announcement import PAUSED, Announcement, Slicing
 from fedfms.contracts.codes import CODES
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError
@@ -74,11 +74,38 @@ def check_announcements(
     connected = [one.site for one in told]
     sites = _taking_part(job.meta, connected, without)
     announced = [one for one in told if one.site in sites]
-    problems = [*_by_name(job, connected, without), *_announced_problems(job, announced)]
+    problems = [*_by_name(job, connected, without)]
+    problems += [problem for _, problem in _announced_problems(job, announced)]
     if not allow_different_slices:
         problems += slicing_problems(announced)
     _refuse(problems)
     return sites
+
+
+def check_for_canary(
+    job: PreparedJob,
+    told: Sequence[Announcement],
+    without: Sequence[str] = (),
+    *,
+    allow_different_slices: bool = False,
+) -> tuple[list[str], list[tuple[str, ConfigError]]]:
+    """As `check_announcements`, but what is wrong at a site is told beside what a canary finds.
+
+    Returns:
+        the sites that take part, and site and problem for each thing that their announcements say
+        against it ("all sites" for what is wrong between them).
+
+    Raises:
+        ConfigError: too few sites, or names that nobody has.
+    """
+    connected = [one.site for one in told]
+    _refuse([*_by_name(job, connected, without)])
+    sites = _taking_part(job.meta, connected, without)
+    announced = [one for one in told if one.site in sites]
+    problems = [*_announced_problems(job, announced)]
+    if not allow_different_slices:
+        problems += [("all sites", problem) for problem in slicing_problems(announced)]
+    return sites, problems
 
 
 def _by_name(
@@ -127,19 +154,32 @@ def _taking_part(
     return sorted(set(there).difference(without))
 
 
-def _announced_problems(job: PreparedJob, told: Sequence[Announcement]) -> Iterator[ConfigError]:
-    """Where what the sites that take part say of themselves does not fit the recipe."""
+def _announced_problems(
+    job: PreparedJob, told: Sequence[Announcement]
+) -> Iterator[tuple[str, ConfigError]]:
+    """Where what the sites that take part say of themselves does not fit the recipe; by site."""
     for one in told:
+        if one.fault == PAUSED:  # the run begins without it, or waits for it
+            continue
         leave_out = f"or leave it out with --without {one.site}"
         if not one.ready:
-            yield ConfigError(
-                not_ready(one),
-                f"look at its trainer's log and run fedfms check-site at {one.site}, {leave_out}",
-                code="site-not-ready",
+            yield (
+                one.site,
+                ConfigError(
+                    not_ready(one),
+                    f"look at its trainer's log and run fedfms check-site at {one.site}, "
+                    f"{leave_out}",
+                    code="site-not-ready",
+                ),
             )
             continue
         for text, fix, code in _misfits(job.recipe, one, job.trains):
-            yield ConfigError(f"{one.site} {text}", f"{fix}, {leave_out}", code=code)
+            yield one.site, ConfigError(f"{one.site} {text}", f"{fix}, {leave_out}", code=code)
+
+
+def pausing(told: Sequence[Announcement]) -> list[str]:
+    """Sites that pause themselves, a sentence each."""
+    return [f"{one.site}: {CODES[PAUSED]}" for one in told if one.fault == PAUSED]
 
 
 def not_ready(site: Announcement) -> str:

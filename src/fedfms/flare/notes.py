@@ -17,17 +17,36 @@ _FILE = "notes.jsonl"
 
 
 def write_note(kept: Path, kind: NoteKind, text: str, site: str | None = None) -> None:
-    """Add a note for a run's records.
+    """Add one note for a run's records; what does not fit on the disk is lost. See `NoteWriter`."""
+    NoteWriter(kept).write(kind, text, site)
+
+
+class NoteWriter:
+    """Adds notes for a run's records; what does not fit on the disk is held until there is room.
 
     Args:
         kept: the run's folder at the server; made if it is not there.
-        text: one sentence, for people.
-
-    Raises:
-        OSError: it cannot be written.
     """
-    kept.mkdir(parents=True, exist_ok=True)
-    RecordWriter(kept / _FILE).write(Note(kind=kind, site=site, text=text))
+
+    def __init__(self, kept: Path) -> None:
+        self._writer = RecordWriter(kept / _FILE)
+
+    def write(self, kind: NoteKind, text: str, site: str | None = None) -> None:
+        """Add a note, one sentence for people.
+
+        Raises:
+            OSError: it cannot be written, and not for want of room.
+        """
+        self._writer.path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer.write_or_hold(Note(kind=kind, site=site, text=text))
+
+    def write_held(self) -> None:
+        """Write what was held back, as far as there is room.
+
+        Raises:
+            OSError: it cannot be written, and not for want of room.
+        """
+        self._writer.write_held()
 
 
 class NoteReader(RecordReader):

@@ -7,6 +7,8 @@ beside its recipe starts from that model, or evaluates it.
 
 from __future__ import annotations
 
+import contextlib
+
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
@@ -33,6 +35,7 @@ from fedfms.errors import CheckpointError, ConfigError, FederationError, FedfmsE
 from fedfms.exchange.tensors import (
     find_fault,
     load_tensors,
+    payload_bytes,
     save_tensors,
     shapes_of,
     to_precision,
@@ -44,6 +47,13 @@ from fedfms.flare.job import (
     config_folder,
     read_recipe,
     result_folder,
+)
+from fedfms.flare.room import (
+    MARGIN_BYTES,
+    ROUND_COPIES,
+    RUN_COPIES,
+    patiently,
+    wait_for_room,
 )
 from fedfms.flare.run_state import KEEP_STATE, Restored, restored, to_keep
 from fedfms.models.build import build_model
@@ -70,12 +80,23 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
                 self._go_on(restored(fl_ctx))
             except FedfmsError as error:
                 self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
+        elif event_type == EventType.END_RUN:
+            self._forget_canary(fl_ctx)
         elif event_type == KEEP_STATE:
             to_keep(fl_ctx).state.best_rounds = self._best_rounds
+        elif event_type == AppEventType.ROUND_STARTED:
+            self._wait_for_room(fl_ctx)
         elif event_type == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
             weights = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
-            save_tensors(result_folder(fl_ctx) / BEST_MODEL, weights, "fp32")
+            self._write(BEST_MODEL, weights, fl_ctx)
             self._best_rounds = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
+
+    def _forget_canary(self, fl_ctx: FLContext) -> None:
+        """A canary's model, which nothing was added to, is no result and not fetched."""
+        with contextlib.suppress(FedfmsError):
+            if read_recipe(fl_ctx).canary:
+                for name in (GLOBAL_MODEL, BEST_MODEL):
+                    (result_folder(fl_ctx) / name).unlink(missing_ok=True)
 
     def _go_on(self, before: Restored | None) -> None:
         """Take over what an earlier process of this job had reached."""
@@ -83,6 +104,25 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
             self._final = before.tensors(GLOBAL_MODEL)
             self._rounds_trained = before.state.rounds_done
             self._best_rounds = before.state.best_rounds
+
+    def _wait_for_room(self, fl_ctx: FLContext) -> None:
+        """A round begins when its model can be kept; the first one when the run's models can."""
+        model = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
+        copies = ROUND_COPIES if self._final is not None else RUN_COPIES
+        needed = copies * payload_bytes(model) + MARGIN_BYTES
+        wait_for_room(self, fl_ctx, result_folder(fl_ctx), needed)
+
+    def _write(self, name: str, weights: dict[str, Tensor], fl_ctx: FLContext) -> None:
+        """Write a model whole; waits where the disk is full, ends the job where it is broken."""
+        path = result_folder(fl_ctx) / name
+        try:
+            patiently(self, fl_ctx, path.parent, lambda: save_tensors(path, weights, "fp32"))
+        except OSError as error:
+            self.system_panic(
+                f"the server cannot write {path}: {error.strerror}; fix: look at that disk (is it "
+                "mounted read-only, does it report errors?)",
+                fl_ctx,
+            )
 
     def start_model(self, fl_ctx: FLContext) -> dict[str, Tensor]:
         """The model before the first round, fp32.
@@ -92,7 +132,8 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
         """
         if self._initial is None:
             recipe = read_recipe(fl_ctx)
-            write_whole(result_folder(fl_ctx) / RECIPE, recipe.to_json())
+            folder, text = result_folder(fl_ctx), recipe.to_json()
+            patiently(self, fl_ctx, folder, lambda: write_whole(folder / RECIPE, text))
             checkpoint = find_checkpoint(recipe, Machine.from_environment().checkpoints)
             self._initial = read_travelling(build_model(recipe, checkpoint))
             given = config_folder(fl_ctx) / START_MODEL_FILE
@@ -120,7 +161,7 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
         """Write the global model, whole or not at all; called after each round."""
         self._final = dict(model[ModelLearnableKey.WEIGHTS])
         self._rounds_trained = fl_ctx.get_prop(AppConstants.CURRENT_ROUND) + 1
-        save_tensors(result_folder(fl_ctx) / GLOBAL_MODEL, self._final, "fp32")
+        self._write(GLOBAL_MODEL, self._final, fl_ctx)
 
     def models(self) -> list[str]:
         """Names of the models there are to evaluate: "final", and "best" where one was selected."""
@@ -145,7 +186,7 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
                 code="no-model",
             )
         weights = self.start_model(fl_ctx)
-        save_tensors(result_folder(fl_ctx) / GLOBAL_MODEL, weights, "fp32")
+        self._write(GLOBAL_MODEL, weights, fl_ctx)
         return weights, read_recipe(fl_ctx).rounds
 
 
@@ -197,9 +238,9 @@ def persistor_of(fl_ctx: FLContext, persistor_id: str) -> SafeTensorsPersistor:
 
 
 def _check_rounds(recipe: Recipe, num_rounds: int) -> None:
-    if num_rounds != recipe.rounds:
+    if num_rounds != recipe.rounds_to_run:
         raise ConfigError(
-            f"ScatterAndGather runs {num_rounds} rounds, the recipe says {recipe.rounds}",
+            f"ScatterAndGather runs {num_rounds} rounds, the recipe says {recipe.rounds_to_run}",
             "set num_rounds in config_fed_server.json to the recipe's rounds; "
             "fedfms simulate --set rounds=N sets both",
             code="rounds-differ",

@@ -22,9 +22,11 @@ from nvflare.widgets.widget import Widget
 from fedfms.errors import FedfmsError
 from fedfms.flare.internals.job import report_gone
 from fedfms.flare.internals.rejoin import follow_participants
+from fedfms.flare.internals.settings import resend_requests
+from fedfms.flare.internals.streams import forget_in_one_thread
 from fedfms.flare.internals.version import FlareChanged
 from fedfms.flare.notes import NoteReader
-from fedfms.flare.run_state import NOTED, kept_folder, restored
+from fedfms.flare.run_state import HEARD, NOTED, kept_folder, restored
 
 LOOK_SECONDS = 1.0  # a site's new process asks for its task after three or four
 
@@ -42,10 +44,13 @@ class Presence(Widget):  # type: ignore[misc]
         self._ended = threading.Event()
         self._notes: NoteReader | None = None  # there from the start of a run
         self._lock = threading.Lock()  # of its place in the file
+        self._workflow: Any = None  # that runs
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Follow who answers, and report at the start of a workflow."""
         if event_type == EventType.START_RUN:
+            resend_requests()
+            forget_in_one_thread()
             self._notes = NoteReader(kept_folder(fl_ctx))
             follower = threading.Thread(
                 target=self._follow, args=(fl_ctx.get_engine(), fl_ctx.get_job_id()), daemon=True
@@ -60,6 +65,7 @@ class Presence(Widget):  # type: ignore[misc]
             self._silent.discard(fl_ctx.get_peer_context().get_identity_name())
         elif event_type == EventType.START_WORKFLOW:
             workflow = fl_ctx.get_engine().get_component(fl_ctx.get_prop(FLContextKey.WORKFLOW))
+            self._workflow = workflow
             _go_on(workflow, fl_ctx)
             for site in sorted(self._silent):
                 report_gone(workflow, site, fl_ctx)
@@ -68,13 +74,17 @@ class Presence(Widget):  # type: ignore[misc]
         with self._lock:
             for note in self._notes.read_notes() if self._notes else ():
                 with engine.new_context() as fl_ctx:
+                    if note.kind == "site_paused" and note.site and self._workflow is not None:
+                        report_gone(self._workflow, note.site, fl_ctx, at_once=True)
                     self.fire_event_with_data(NOTED, fl_ctx, FLContextKey.EVENT_DATA, note)
 
     def _follow(self, engine: Any, job_id: str) -> None:
         """Once a second until the job ends: who takes part, and what there is to record."""
         while not self._ended.wait(LOOK_SECONDS):
             try:
-                follow_participants(engine, job_id)
+                if heard := follow_participants(engine, job_id):
+                    with engine.new_context() as fl_ctx:
+                        self.fire_event_with_data(HEARD, fl_ctx, FLContextKey.EVENT_DATA, heard)
                 self._tell_notes(engine)
             except FlareChanged as error:  # the server's main process has said so
                 self.logger.warning("sites cannot rejoin this job: %s", error.problem)

@@ -33,6 +33,8 @@ from fedfms.flare.job import (
 )
 from fedfms.flare.persistor import persistor_of
 
+_USABLE, _NOBODY = "usable contributions of training sites", "none"
+
 
 class ResultGuard(Filter):  # type: ignore[misc]
     """Refuses what cannot be used, and ends the job when too few contributions remain in a round.
@@ -104,11 +106,19 @@ class ResultGuard(Filter):  # type: ignore[misc]
         number = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
         refused = ", ".join(f"{site} ({code})" for site, code in sorted(self._refused.items()))
         self.system_panic(
-            f"round {number} has {len(self._accepted)} usable contributions of training sites, "
-            f"it needs {self.min_contributions}; refused: {refused or 'none'}; "
+            f"round {number} has {len(self._accepted)} {_USABLE}, "
+            f"it needs {self.min_contributions}; refused: {refused or _NOBODY}; "
             "fix: look at these sites, or run the job with --set min_clients=N",
             fl_ctx,
         )
+
+
+def is_for_too_few_usable(reason: str) -> bool:
+    """Whether a job ends because sites did not answer a round, or with an error; none was refused.
+
+    What was refused would be refused again.
+    """
+    return _USABLE in reason and f"refused: {_NOBODY};" in reason
 
 
 def sender_of(shareable: Shareable) -> str:

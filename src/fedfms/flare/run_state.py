@@ -18,6 +18,7 @@ back, and goes on with the round that was open. Components of the job take part 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -39,6 +40,8 @@ from fedfms.records import layout
 log = logging.getLogger(__name__)
 
 KEEP_STATE = "fedfms.keep_state"  # event of a job's process, after ROUND_DONE was recorded
+# event of a job's process: when the server heard of each site last, {name: seconds since 1970}
+HEARD = "fedfms.heard"
 NOTED = "fedfms.noted"  # event of a job's process, with a Note from the server's main process
 RUNS = "runs"  # folder of the server's workspace
 FORMAT = 1
@@ -229,6 +232,14 @@ def rounds_kept(kept: Path) -> int:
     """How many rounds the run had done when it was last kept."""
     rounds = _rounds(kept)
     return int(rounds[0].name[6:]) if rounds else 0
+
+
+def kept_recipe(kept: Path) -> str | None:
+    """The hash of the recipe that the last round that was kept was made with."""
+    for folder in _rounds(kept):
+        with contextlib.suppress(OSError, ValueError):
+            return _DECODE.validate_python(json.loads((folder / _STATE).read_text())).recipe_sha256
+    return None
 
 
 def _share(source: Path, target: Path) -> None:

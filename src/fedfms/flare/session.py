@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from nvflare.apis.storage import WORKSPACE
 from nvflare.fuel.flare_api.api_spec import (
     AuthenticationError,
     AuthorizationError,
+    InternalError,
     InvalidJobDefinition,
     JobNotDone,
     JobNotFound,
@@ -34,14 +35,18 @@ from nvflare.fuel.flare_api.flare_api import Session
 from fedfms.contracts.announcement import Announcement
 from fedfms.contracts.recipe import JOB_RECIPE, read_job_recipe
 from fedfms.errors import ConfigError, FederationError, FedfmsError
+from fedfms.exchange.tensors import load_tensors
 from fedfms.files import write_whole
-from fedfms.flare.announce import read_announcement
-from fedfms.flare.internals import console
+from fedfms.flare import feed, runs
+from fedfms.flare.announce import FORGOTTEN, read_announcement
+from fedfms.flare.internals import commands, console
+from fedfms.flare.internals.settings import set_stream_settings
 from fedfms.flare.job import RESULT_FOLDER, START_MODEL_FILE
 from fedfms.flare.kit import AUTHORIZATION
 from fedfms.flare.lint import SERVER, PreparedJob, read_json
 from fedfms.flare.progress import Event
 from fedfms.flare.recorder import PROGRESS_GROUP
+from fedfms.flare.runs import RunInfo
 from fedfms.kits.certificates import read_certificate
 from fedfms.kits.kit import read_kit
 from fedfms.preflight.network import NetworkError, proxy_for, reach, resolve
@@ -51,11 +56,12 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 20.0
 RECONNECT_SECONDS = 5.0  # for one attempt after a connection was lost
+FORGET_SECONDS = 60.0  # for the server to ask the sites, and to read what it has
 MIN_CLIENTS = "min_clients"  # may be set beside the values of the recipe
 
 _CONFIG = Path("app/config")
-_SERVER = _CONFIG / "config_fed_server.json"
-_TRAINING = "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather"
+SERVER_CONFIG = _CONFIG / "config_fed_server.json"  # in a job folder
+TRAINING = "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,7 @@ def prepare_job(
         ConfigError: no job folder, a recipe or an override that cannot be used, a job with code, a
             recipe of another method (code other-method).
     """
-    if not (job / "meta.json").is_file() or not (job / _SERVER).is_file():
+    if not (job / "meta.json").is_file() or not (job / SERVER_CONFIG).is_file():
         raise ConfigError(f"{job} is no job folder", "name a folder such as jobs/fedmsa")
     if any(path.is_dir() and path.name == "custom" for path in job.rglob("custom")):
         raise ConfigError(
@@ -127,15 +133,21 @@ def prepare_job(
             raise ConfigError(
                 f"there is no {model}", "name a .safetensors file of a results folder"
             )
+        load_tensors(model)  # a damaged one is said here, and not after all sites came together
         shutil.copyfile(model, destination / _CONFIG / START_MODEL_FILE)
         if recipe is None and (model.parent / RECIPE).is_file():
             recipe = model.parent / RECIPE
     meta = read_json(destination / "meta.json")
-    server = read_json(destination / _SERVER)
+    server = read_json(destination / SERVER_CONFIG)
     min_clients = _min_clients(overrides, meta)
-    training = [w["args"] for w in server["workflows"] if w["path"] == _TRAINING]
+    training = [w["args"] for w in server["workflows"] if w["path"] == TRAINING]
     of_recipe = [text for text in overrides if not text.startswith(f"{MIN_CLIENTS}=")]
     what = read_job_recipe(job, recipe, of_recipe, any_method=not training)
+    if what.canary:
+        raise ConfigError(
+            "the recipe says canary, and a run is no canary",
+            "take canary out of it, and submit with --canary: a canary goes before the run",
+        )
     (destination / JOB_RECIPE).write_text(what.to_json())
     for arguments in training:
         arguments.update(num_rounds=what.rounds, min_clients=min_clients)
@@ -145,7 +157,7 @@ def prepare_job(
                 one["args"]["min_contributions"] = min_clients
     meta["min_clients"] = min_clients
     _write(destination / "meta.json", meta)
-    _write(destination / _SERVER, server)
+    _write(destination / SERVER_CONFIG, server)
     return PreparedJob(destination, what, min_clients, bool(training))
 
 
@@ -183,6 +195,25 @@ class Admin:
     name: str
     organization: str
     role: str  # project_admin, org_admin, lead, member; or one of the project's own
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """Where a run was forgotten."""
+
+    sites: tuple[str, ...]
+    not_connected: tuple[str, ...]  # that had taken part
+    failed: Mapping[str, str]  # site: code of why not, or empty where it did not answer
+
+    @classmethod
+    def from_dict(cls, said: Mapping[str, Any]) -> Forgotten:
+        """What the server answered."""
+        told = {str(site): str(word) for site, word in dict(said.get("sites") or {}).items()}
+        return cls(
+            tuple(sorted(site for site, word in told.items() if word == FORGOTTEN)),
+            tuple(str(site) for site in said.get("not_connected") or ()),
+            {site: word for site, word in sorted(told.items()) if word != FORGOTTEN},
+        )
 
 
 class Coordinator:
@@ -336,6 +367,23 @@ class Coordinator:
         except ValueError:  # it is starting, or of another version
             return None
 
+    def records(self, job_id: str, offset: int = 0) -> feed.Piece | None:
+        """Some of a running job's records, from where they were read to; None where nobody answers.
+
+        Args:
+            offset: `end` of the last piece.
+
+        Raises:
+            FederationError: as of the server's kit this admin may not ask (not-authorized), which
+                an older kit allows to nobody.
+        """
+        with self._asking("ask for the records", feed.RIGHT):
+            try:
+                told = self._session.do_app_command(job_id, feed.TOPIC, {feed.OFFSET: offset})
+            except (JobNotFound, JobNotRunning, InternalError):  # starting, ended, or older
+                return None
+        return feed.decode_piece(told)
+
     def download(self, job_id: str, folder: Path) -> Path:
         """Fetch a finished job; the folder with its records and models.
 
@@ -354,10 +402,48 @@ class Coordinator:
             )
         return result
 
-    def abort(self, job_id: str) -> None:
-        """Stop a running job."""
-        with self._asking("abort the job", "manage_job"):
-            self._session.abort_job(job_id)
+    # ---------------------------------------------------------------------------------- runs
+
+    def runs(self) -> list[RunInfo]:
+        """All runs that the server knows, newest first."""
+        with self._asking("list the runs"):
+            said = commands.ask(self._session, runs.LIST)
+        return [runs.RunInfo.from_dict(one) for one in said.get("runs", ())]
+
+    def stop(self, job_id: str) -> int:
+        """Stop a run for good, until somebody resumes it; how many rounds of it are kept.
+
+        Raises:
+            FederationError: code not-running, not-authorized.
+        """
+        with self._asking("stop the run", "manage_job"):
+            return int(commands.ask(self._session, runs.STOP, job_id).get("kept_rounds", 0))
+
+    def resume(self, job_id: str) -> int:
+        """Go on with a run that ended before it was done; from how many rounds.
+
+        Raises:
+            FederationError: code still-running, not-resumable, nothing-kept, other-recipe,
+                not-authorized.
+        """
+        with self._asking("resume the run", "submit_job"):
+            said = commands.ask(self._session, runs.RESUME, job_id, seconds=FORGET_SECONDS)
+        return int(said.get("kept_rounds", 0))
+
+    def forget(self, job_id: str) -> Forgotten:
+        """Remove all of a run at the server and at the sites that are connected.
+
+        Raises:
+            FederationError: code still-running, not-authorized.
+        """
+        with self._asking("forget the run", "manage_job"):
+            said = commands.ask(self._session, runs.FORGET, job_id, seconds=FORGET_SECONDS)
+        return Forgotten.from_dict(said)
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended, with all that the server keeps of it."""
+        with self._asking("delete the job", "manage_job"):
+            self._session.delete_job(job_id)
 
     @contextlib.contextmanager
     def _asking(self, what: str, right: str = "view") -> Iterator[None]:
@@ -397,6 +483,7 @@ def connect(
     """
     kit = admin_kit(kit)
     admin = read_admin(kit)
+    set_stream_settings()
     if scratch is not None:
         scratch.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -532,7 +619,7 @@ _MEANINGS: tuple[tuple[type[Exception], str, str], ...] = (
     (InvalidJobDefinition, "invalid-job", "correct the job folder"),
     (JobNotFound, "no-such-job", "look at fedfms status for the jobs that there are"),
     (JobNotRunning, "not-running", "nothing; fedfms status shows how it ended"),
-    (JobNotDone, "still-running", "wait for its end with fedfms watch, or stop it: fedfms abort"),
+    (JobNotDone, "still-running", "wait for its end with fedfms watch, or stop it: fedfms stop"),
 )
 
 

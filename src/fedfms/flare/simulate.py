@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import shutil
@@ -21,17 +22,23 @@ from types import FrameType
 from typing import Any
 
 from fedfms.contracts.announcement import Announcement, Slicing
+from fedfms.contracts.machine import Machine
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.errors import FederationError
 from fedfms.exchange.door import read_policy
 from fedfms.exchange.strategies import find_strategy
+from fedfms.flare.canary import Findings, refusal, rehearse
 from fedfms.flare.coordinator import Patience, connect_patiently
-from fedfms.flare.follow import OnEvent, follow, read_end, wait_for_start
+from fedfms.flare.follow import NEWS_SECONDS, OnEvent, follow, news_from, read_end, wait_for_start
 from fedfms.flare.internals.process import CLIENT_PROGRAM, SERVER_PROGRAM, program_arguments
-from fedfms.flare.internals.settings import gone_site_settings, stream_settings
+from fedfms.flare.internals.settings import (
+    gone_site_settings,
+    stream_settings,
+    write_connection_settings,
+)
 from fedfms.flare.job import RESULT_FOLDER
-from fedfms.flare.lint import check_sites, slicing_problems, slicing_warnings
+from fedfms.flare.lint import PreparedJob, check_sites, slicing_problems, slicing_warnings
 from fedfms.flare.progress import Event, JobProgress
 from fedfms.flare.provision import run_provisioner
 from fedfms.flare.session import Coordinator, JobState, deploy, prepare_job
@@ -46,7 +53,7 @@ from fedfms.local.sites import (
 )
 from fedfms.models.methods import find_method
 from fedfms.records.layout import RECORDS
-from fedfms.records.schema import ContributionRecord, EvaluationRecord, Record
+from fedfms.records.schema import ContributionRecord, EvaluationRecord, JobDone, Record
 from fedfms.report.write import check_results_folder, write_results
 
 log = logging.getLogger(__name__)
@@ -66,8 +73,8 @@ LEAD_SECONDS = 5
 OUTCOME_SECONDS = 10
 
 
-# errors about a site's own files, as they cross to the server
-_OF_FILES = re.compile(r"\b(SiteDataError|ConfigError|CheckpointError) \([a-z0-9-]+")
+# errors about a site's own files, as they cross to the server; a full disk may have room later
+_OF_FILES = re.compile(r"\b(SiteDataError|ConfigError|CheckpointError) \((?!no-room\b)[a-z0-9-]+")
 # how the trainer begins an entry of errors.log
 _ENTRY = re.compile(r"^[\d-]+ [\d:]+ job \S+ round \d+ \w+: ", re.MULTILINE)
 
@@ -84,6 +91,7 @@ def simulate(
     model: Path | None = None,
     settings: Callable[[Site], Mapping[str, str]] = lambda site: {},
     on_event: OnEvent | None = None,
+    on_canary: Callable[[Findings], None] | None = None,
 ) -> Path:
     """Run a job on a federation of local processes and write its results folder.
 
@@ -99,6 +107,7 @@ def simulate(
         model: model to start from, or to evaluate; see there.
         settings: for the environment of a site's trainer.
         on_event: told how far it is.
+        on_canary: a canary goes before the run (canary.py), and this is told what it found.
 
     Returns:
         the folder with one log for each process.
@@ -118,9 +127,11 @@ def simulate(
     check_sites(prepared, names)
     for text in _different_slices(sites):
         tell(Event("provision", text=f"warning: {text}", sites=tuple(names)))
-    deploy(prepared, names)
     federation = Federation(run, sites, prepared.recipe, checkpoints, tell, settings=settings)
     with signals_mean(_interrupt, signal.SIGTERM), federation.running() as coordinator:
+        if on_canary is not None:
+            on_canary(federation.rehearse(coordinator, prepared))
+        deploy(prepared, names)
         tell(Event("submit", sites=tuple(names)))
         job_id = federation.submit(coordinator, prepared.folder)
         status = federation.wait_for_end(coordinator, job_id)
@@ -131,8 +142,8 @@ def simulate(
     if not end.completed:
         raise FederationError(
             end.problem,
-            f"a site's own words are in {federation.run}/sites/SITE/errors.log, all logs in "
-            f"{federation.logs}; what there is of results lies in {results}",
+            f"{end.fix}; a site's own words are in {federation.run}/sites/SITE/errors.log, "
+            f"all logs in {federation.logs}; what there is of results lies in {results}",
             code="job-failed",
         )
     federation.forget()
@@ -206,6 +217,30 @@ class Federation:
                     one.restarts = True
                 yield coordinator
 
+    def rehearse(self, coordinator: Coordinator, job: PreparedJob) -> Findings:
+        """Let a canary go before a job that is not deployed yet.
+
+        Raises:
+            FederationError: code canary-failed.
+        """
+        names = [site.name for site in self.sites]
+        found = rehearse(
+            coordinator,
+            job,
+            names,
+            self.run,
+            lambda text: self._tell(Event("submit", text=text, sites=tuple(names))),
+            look=self._look,
+        )
+        if found.troubles:
+            raise FederationError(
+                refusal(found.troubles, names).problem,
+                f"put each right as its line says, or leave the site's folder out; a site's own "
+                f"words are in {self.run}/sites/SITE/errors.log",
+                code="canary-failed",
+            )
+        return found
+
     def submit(self, coordinator: Coordinator, job: Path) -> str:
         """Submit a prepared job and wait until it runs."""
         job_id = coordinator.submit_prepared(job)
@@ -230,14 +265,23 @@ class Federation:
         """Tell how far the job is until it has ended; FLARE's status of it."""
         folder = self.kit(SERVER) / job_id / RESULT_FOLDER
         reader = JobProgress(folder / RECORDS, self.recipe.rounds)
+        ask, next_question = news_from(coordinator, job_id), 0.0
 
         def news() -> Event | None:
+            nonlocal next_question
             for text in self._look():
                 self._tell(reader.event(text=text))
             new = reader.read_new()
             for record in new:
                 self._stop_for_broken_files(record)
-            return reader.event() if new else None
+            if new and isinstance(reader.records[-1], JobDone):
+                next_question = math.inf  # nobody is there any more to answer
+                return reader.event()
+            if not new and time.monotonic() < next_question:
+                return None
+            next_question = time.monotonic() + NEWS_SECONDS
+            event = ask()  # what sites do now, the job's process alone knows
+            return event or (reader.event() if new else None)
 
         state = follow(
             coordinator,
@@ -282,6 +326,7 @@ class Federation:
     # ------------------------------------------------------------------------------ processes
 
     def _start_server(self, kit: Path) -> Supervised:
+        write_connection_settings(kit / "local", _link())
         settings: dict[str, str] = {**server_settings(), "OMP_NUM_THREADS": "1"}
         if self.checkpoints is not None:
             settings["FEDFMS_CHECKPOINTS"] = str(self.checkpoints)
@@ -297,7 +342,7 @@ class Federation:
 
     def _start_site(self, site: Site, kit: Path) -> None:
         exchange = self.run / "exchange" / site.name
-        exchange.mkdir(parents=True, mode=0o700)
+        exchange.mkdir(parents=True, mode=0o700, exist_ok=True)
         threads = threads_of_a_trainer(len(self.sites) - len(self.recipe.holdout))
         start_trainer(
             self._processes,
@@ -307,6 +352,7 @@ class Federation:
             log_file=self.logs / f"{site.name}.trainer.log",
             settings={"OMP_NUM_THREADS": str(threads), **self._settings(site)},
         )
+        write_connection_settings(kit / "local", _link())
         client = self._processes.start(
             f"{site.name}'s FLARE client",
             _flare_command(
@@ -320,7 +366,7 @@ class Federation:
             log_file=self.logs / f"{site.name}.flare.log",
             environment=child_environment(
                 {
-                    **stream_settings(None),
+                    **stream_settings(_link()),
                     "FEDFMS_EXCHANGE": str(exchange),
                     "OMP_NUM_THREADS": "1",
                 }
@@ -425,7 +471,12 @@ def _last_error(log_file: Path) -> tuple[str, str] | None:
 def server_settings() -> Mapping[str, str]:
     """Variables for the server's process: how soon it goes on without a site that is gone."""
     gone = gone_site_settings(grace=GRACE_SECONDS, lead=LEAD_SECONDS, outcome=OUTCOME_SECONDS)
-    return {**gone, **stream_settings(None)}
+    return {**gone, **stream_settings(_link())}
+
+
+def _link() -> float | None:
+    """Megabytes a second that a line is said to carry."""
+    return Machine.from_environment().link_megabytes_per_second
 
 
 def free_port() -> int:

@@ -26,10 +26,12 @@ from fedfms import __version__
 from fedfms.contracts.machine import Machine
 from fedfms.errors import ConfigError, FedfmsError
 from fedfms.flare.announce import HEARTBEAT
+from fedfms.flare.cleaning import AUDIT, bound_log, clean_every_hour, clean_folders
 from fedfms.flare.instance import FRESH_SECONDS, SECOND_COPY
 from fedfms.flare.internals import process, settings, version
 from fedfms.kits.certificates import RENEW_DAYS
 from fedfms.kits.kit import Kit
+from fedfms.notify import Notifier
 from fedfms.preflight.health import note_process, note_refused
 from fedfms.preflight.kit import check_kit
 from fedfms.preflight.network import reach
@@ -71,9 +73,11 @@ def run_server(kit_folder: Path, workspace: Path) -> int:
     kit = check_kit(kit_folder, "server")
     _say_hello(kit)
     version.check("process", "server", "settings")
+    if (command := Machine.from_environment().notify) is not None:
+        Notifier(command)  # a command that is not there is said before anything starts
     lay_out(kit, workspace)
     leave = _Leave()
-    main = process.server_main(leave.set_in_order)
+    main = process.server_main(lambda end: leave.set_in_order(_leave_runs))
     return _run(main, "fed_server", workspace, [f"org={kit.organisation}"], leave)
 
 
@@ -96,6 +100,7 @@ def run_client(kit_folder: Path, policy: Path, workspace: Path) -> int:
     version.check("process", "settings")
     lay_out(kit, workspace, authorization)
     refuse_requests()
+    clean_every_hour(lambda age: _clean_site(workspace, age))
     registered = threading.Event()
     refusals = process.refused_logins()
     leave = _Leave()
@@ -124,6 +129,17 @@ def run_client(kit_folder: Path, policy: Path, workspace: Path) -> int:
     return _run(main, "fed_client", workspace, options, leave)
 
 
+def _clean_site(workspace: Path, age: float) -> None:
+    """Remove what old jobs left here; not those that have a process of ours."""
+    bound_log(workspace / AUDIT)
+    running: set[str] = set()
+    for job in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            running.update(job.cmdline())
+    if removed := clean_folders(workspace, age, running):
+        log.info("removed the folders of %d old jobs", len(removed))
+
+
 def lay_out(kit: Kit, workspace: Path, authorization: bytes | None = None) -> None:
     """Copy a checked kit to where FLARE looks for it, anew at every start.
 
@@ -148,6 +164,8 @@ def lay_out(kit: Kit, workspace: Path, authorization: bytes | None = None) -> No
         if authorization is not None:
             (workspace / "local" / AUTHORIZATION_FILE).write_bytes(authorization)
         process.set_log_level(workspace / "local", _log_level())
+        link = Machine.from_environment().link_megabytes_per_second
+        settings.write_connection_settings(workspace / "local", link)
         process.remove_stale_notes(workspace)
         note_process(workspace)
         note_refused(workspace, False)
@@ -206,6 +224,17 @@ class _Leave:
             _end(1)
 
 
+def _leave_runs() -> None:
+    """End this server and its jobs' processes, so that runs go on when it is started again.
+
+    FLARE's own order would abort them, and they would have come to their end.
+    """
+    for job in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            job.kill()
+    _end(0)
+
+
 def _leave_federation(silence: Callable[[], None], end: Callable[[], None]) -> None:
     """End this site's part of running jobs, deregister, and let FLARE's main end.
 
@@ -237,8 +266,7 @@ def _run(
 ) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
-    link = Machine.from_environment().link_megabytes_per_second
-    os.environ.update({**settings.stream_settings(link), **os.environ})  # also for job processes
+    settings.set_stream_settings()  # also for job processes
     return process.run_main(main, config, workspace, options, _CODES)
 
 

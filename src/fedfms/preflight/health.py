@@ -21,6 +21,7 @@ from fedfms.errors import FedfmsError
 from fedfms.kits.kit import read_kit
 from fedfms.preflight.network import NetworkError, connect, proxy_for, shake_hands
 from fedfms.trainer.connection import ping
+from fedfms.training.gpu_there import why_lost
 
 PROCESS_FILE = "fedfms.pid"  # in the workspace: process id and its start, of the role's process
 REFUSED_FILE = "fedfms.refused"  # in the workspace, while the server refuses the client
@@ -111,7 +112,17 @@ def check_trainer(exchange: Path) -> str:
         FedfmsError: with why the trainer is not well.
     """
     pong = ping(exchange, TIMEOUT_SECONDS)
-    return f"the trainer of {pong.site} answers, {'busy' if pong.busy else 'waiting'}"
+    if pong.gpu == "lost":
+        raise NotHealthy(
+            f"the trainer of {pong.site} has lost its GPU: "
+            + (why_lost() or "torch cannot use it any more"),
+            "look at nvidia-smi and at the kernel's log (dmesg, Xid) on the host. Where nvidia-smi "
+            "works there, this container lost its access, as happens when systemd reloads: "
+            f"docker compose up --detach --force-recreate {pong.site}-trainer",
+            code="gpu-lost",
+        )
+    gpu = ", with its GPU" if pong.gpu == "present" else ""
+    return f"the trainer of {pong.site} answers{gpu}, {'busy' if pong.busy else 'waiting'}"
 
 
 def role_of_container(command: Path = Path("/proc/1/cmdline")) -> str | None:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from fedfms import __version__
 from fedfms.contracts.machine import Machine
-from fedfms.contracts.policy import Policy
+from fedfms.contracts.policy import POLICY_FILE, Policy
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.memory import CACHE_FOLDER
-from fedfms.errors import ConfigError, TrainerError
+from fedfms.errors import ConfigError, FedfmsError, TrainerError
 from fedfms.kits.about import KitAbout
 from fedfms.kits.certificates import RENEW_DAYS
 from fedfms.kits.kit import Kit, read_kit
+from fedfms.models.methods import installed_methods
 from fedfms.preflight import machine, network
 from fedfms.preflight.items import Checklist, Item, NotHere, Worry
 from fedfms.preflight.kit import (
@@ -26,6 +27,15 @@ from fedfms.preflight.kit import (
     check_issuer,
     check_names,
     check_role,
+)
+from fedfms.preflight.link import (
+    Advice,
+    Line,
+    advise,
+    as_rate,
+    as_time,
+    round_times,
+    told_line,
 )
 from fedfms.preflight.policy import check_authorization
 from fedfms.trainer.connection import ping
@@ -38,6 +48,7 @@ MAX_CLOCK_SECONDS = 60.0
 
 OnItem = Callable[[Item], None]
 AskServer = Callable[[Kit], network.ServerGreeting]  # raises NetworkError, code flare
+MeasureLine = Callable[[Kit], Line]  # raises FedfmsError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +75,17 @@ class TrainerPlaces:
 
 
 def check_flare_side(
-    places: FlarePlaces, ask_server: AskServer, on_item: OnItem | None = None
+    places: FlarePlaces,
+    ask_server: AskServer,
+    measure_line: MeasureLine,
+    on_item: OnItem | None = None,
 ) -> list[Item]:
     """The checks of the container that has the network and no images.
 
     Args:
         places: where what is.
         ask_server: how to ask the server for its greeting, in FLARE's own words.
+        measure_line: how to measure the line to it, where it greets.
         on_item: told each item as it is known.
     """
     checks = Checklist(on_item)
@@ -98,7 +113,8 @@ def check_flare_side(
     checks.check("certificate-dates", lambda: _dates(kit()), readable)
     checks.check("certificate-name", names, readable)
     checks.check("certificate-ca", lambda: check_issuer(kit()), readable)
-    _check_server(checks, kit, readable, ask_server)
+    greets = _check_server(checks, kit, readable, ask_server)
+    checks.check("line", lambda: _line(kit() if greets else None, measure_line))
     checks.check("authorization", closed, readable)
     checks.check("workspace", lambda: machine.check_writable(places.workspace))
     checks.check("workspace-disk", lambda: machine.check_disk(places.workspace), ["workspace"])
@@ -175,7 +191,8 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
 
 def _check_server(
     checks: Checklist, kit: Callable[[], Kit], readable: Sequence[str], ask_server: AskServer
-) -> None:
+) -> bool:
+    """Whether the server greets at all, beside the items."""
     greeted: list[network.ServerGreeting] = []
 
     def name() -> str:
@@ -208,6 +225,53 @@ def _check_server(
     checks.check("clock", lambda: _clock(greeted[0].clock_ahead), greeting)
     checks.check("version", lambda: _version(greeted[0].version), greeting)
     checks.check("revoked", lambda: _revoked(greeted[0].revoked, kit()), greeting)
+    return bool(greeted)
+
+
+def _line(kit: Kit | None, measure_line: MeasureLine) -> str:
+    """How long a round's transfers take.
+
+    Args:
+        kit: None where no server is there that could measure.
+    """
+    told = Machine.from_environment().link_megabytes_per_second
+    by = "LINK_MB_PER_SECOND in .env" if told else "what is assumed of a line"
+    why = "the server is not there"
+    if kit is not None:
+        try:
+            line = measure_line(kit)
+        except FedfmsError as error:
+            why = error.problem
+        else:
+            return _measured(line, told)
+    return f"{_round_times(told_line(told))}, by {by}; not measured: {why}"
+
+
+def _measured(line: Line, told: float | None) -> str:
+    trip = f", {1e3 * (line.round_trip or 0.0):.0f} ms there and back"
+    text = f"{as_rate(line.down)} down, {as_rate(line.up)} up{trip}; {_round_times(line)}"
+    advice = advise(line, told)
+    if advice == Advice(None, None):
+        return text
+    fixes = []
+    if advice.site is not None:
+        fixes.append(f"write LINK_MB_PER_SECOND={advice.site} into .env")
+    if advice.server is not None:
+        fixes.append(
+            f"ask the coordinator to write LINK_MB_PER_SECOND={advice.server} into the server's "
+            ".env, or less if another site needs less"
+        )
+    raise Worry(f"slower than the kit is prepared for: {text}", "; ".join(fixes))
+
+
+def _round_times(line: Line) -> str:
+    """The transfers of a round of FedMSA as it comes and of FedSAM in half precision."""
+    found = {(one.method, one.precision): one for one in round_times(line)}
+    parts = []
+    for method, precision in (("fedmsa", "fp32"), ("fedsam", "fp16")):
+        one = found[method, precision]
+        parts.append(f"{as_time(one.seconds)} for {method} ({precision}, {one.megabytes:.0f} MB)")
+    return f"a round's transfers on ViT-B take {' and '.join(parts)}"
 
 
 def _proxy(about: KitAbout) -> str:
@@ -314,6 +378,12 @@ def _require_file(path: Path, where: str, name: str) -> None:
 def _privacy(folder: Path) -> str:
     _require_file(folder / "privacy.json", "SITE_POLICY in .env", "policy/privacy.json")
     policy = Policy.from_folder(folder)
+    known = installed_methods()
+    if unknown := [name for name in policy.methods if name not in known]:
+        raise Worry(
+            f"{POLICY_FILE} allows {', '.join(unknown)}, and installed here are {', '.join(known)}",
+            "correct the name, or install the package that brings it in this site's image",
+        )
     noise = f", noise {policy.noise_std}" if policy.noise_std else ""
     clip = f"clipped at {policy.clip_norm}" if policy.clip_norm else "not clipped"
     return (

@@ -143,7 +143,17 @@ class Resumed(_Record):
     round: Count  # that is open; as many as there are rounds: the evaluation
 
 
-NoteKind = Literal["site_died", "site_back", "site_gone", "waits", "goes_on", "ends"]
+NoteKind = Literal[
+    "site_died",
+    "site_back",
+    "site_gone",
+    "site_paused",  # and the run goes on without it at once
+    "data_changed",
+    "waits",
+    "goes_on",
+    "stopped",
+    "ends",
+]
 
 
 class Note(_Record):

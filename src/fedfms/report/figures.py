@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from fedfms.pages.svg import (
     COLOURS,
     DASHED,
+    GRID,
     MARKER_PATHS,
     MARKERS,
     PAPER,
@@ -68,7 +69,7 @@ def dice_by_round(result: Result, part: int = 0) -> str:
     """
     curves = [(style, _dice_points(result, style.site, part)) for style in styles(result)]
     salt = f"dice-by-round{part or ''}"
-    return _draw(curves, "Rounds of training", "Dice", salt, whole=True)
+    return draw_curves(curves, "Rounds of training", "Dice", salt, whole=True)
 
 
 def dice_by_bytes(result: Result, part: int = 0) -> str:
@@ -89,7 +90,7 @@ def dice_by_bytes(result: Result, part: int = 0) -> str:
         for style in styles(result)
     ]
     salt = f"dice-by-bytes{part or ''}"
-    return _draw(curves, f"Moved by all sites together, {unit}", "Dice", salt)
+    return draw_curves(curves, f"Moved by all sites together, {unit}", "Dice", salt)
 
 
 def loss_by_round(result: Result) -> str:
@@ -99,7 +100,7 @@ def loss_by_round(result: Result) -> str:
         own = [row for row in result.rounds if row.site == style.site]
         points = [(float(row.round), _or_nan(row.loss, row)) for row in own]
         curves.append((style, points))
-    return _draw(curves, "Round", "Training loss", "loss-by-round", whole=True)
+    return draw_curves(curves, "Round", "Training loss", "loss-by-round", whole=True)
 
 
 def evaluated_rounds(recipe: Mapping[str, Any]) -> tuple[int, int]:
@@ -184,20 +185,33 @@ def _marker(colour: str) -> dict[str, Any]:
     return {"markeredgecolor": colour, "markersize": 7, "markeredgewidth": 1.6, "clip_on": False}
 
 
-def _draw(
+def draw_curves(
     curves: Sequence[tuple[Style, list[tuple[float, float]]]],
     x_label: str,
     y_label: str,
     salt: str,
     *,
     whole: bool = False,
+    band: Sequence[tuple[float, float, float]] = (),
 ) -> str:
+    """Curves over rounds or bytes; "" without a value.
+
+    Args:
+        curves: the points of each, NaN where there is none.
+        salt: for the names inside the drawing.
+        whole: whether x counts something.
+        band: (x, lowest, highest) of many that are not drawn one by one.
+    """
     values = [y for _, points in curves for _, y in points if math.isfinite(y)]
+    values += [y for _, *both in band for y in both if math.isfinite(y)]
     if not values:
         return ""
     with mpl.rc_context({**SETTINGS, "svg.hashsalt": salt}):
         figure = Figure(figsize=(5.4, 3.3), layout="constrained")
         axes = figure.add_subplot()
+        if band:
+            x, low, high = zip(*band, strict=True)
+            axes.fill_between(x, low, high, color=GRID, linewidth=0, zorder=1)
         for style, points in curves:
             colour = stand_in(style.variable)
             axes.plot(

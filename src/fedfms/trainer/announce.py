@@ -10,13 +10,17 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from statistics import median
 
 from fedfms import __version__
 from fedfms.contracts.announcement import Announcement, Device, Slicing
+from fedfms.contracts.machine import Machine
 from fedfms.contracts.messages import public_code
+from fedfms.contracts.now import GpuState
 from fedfms.contracts.policy import Policy
 from fedfms.contracts.site import SiteConfig
 from fedfms.contracts.wire import MAX_NAMES
@@ -27,11 +31,15 @@ from fedfms.errors import FedfmsError, SiteDataError
 from fedfms.exchange.door import read_policy
 from fedfms.trainer.tasks import SiteFolders
 from fedfms.training.device import torch_device
+from fedfms.training.gpu_there import why_lost
 
 log = logging.getLogger(__name__)
 
 READ_SECONDS = 0.7  # for both files; who asks waits a second or more
 SLOW_FILES = "site-files-slow"  # code: they cannot be read in that time, as on a dead share
+NO_GPU = "no-gpu"  # code: the site asks for a GPU and there is none
+GPU_SECONDS = 30.0  # for an answer of its driver
+LOOK_SECONDS = 5.0  # between two looks at it
 CASES_MEASURED = 5  # or min_cases where that is more: of so many the spacing is looked at
 
 Spacing = tuple[float, float, float]  # mm between slices, rows and columns
@@ -126,6 +134,7 @@ class Announcer:
         # settings and what was measured for them: site, smallest, spacing
         self._measured: tuple[SiteConfig, int, Spacing | None] | None = None
         self._measuring = False
+        self._gpu = GpuWatch()
 
     async def pong(self, busy: Callable[[], bool]) -> Announcement:
         """The answer to a ping, within READ_SECONDS."""
@@ -134,9 +143,13 @@ class Announcer:
             self._reading = self._read()
         try:
             pong = await asyncio.wait_for(asyncio.shield(self._reading), READ_SECONDS)
-            return dataclasses.replace(pong, busy=busy())
+            return dataclasses.replace(pong, busy=busy(), gpu=self._gpu.state(pong))
         except asyncio.TimeoutError:
             return Announcement(self._folders.name, __version__, busy(), SLOW_FILES)
+
+    def gpu_failed(self) -> None:
+        """A task ended since its GPU failed."""
+        self._gpu.failed = True
 
     def _read(self) -> asyncio.Future[Announcement]:
         loop = asyncio.get_running_loop()
@@ -179,3 +192,43 @@ class Announcer:
             if spacing is not None or not self._busy():  # a task came between: again later
                 self._measured = site, smallest, spacing
             self._measuring = False
+
+
+class GpuWatch:
+    """Whether the GPU of this process is there; the driver is asked beside everything else.
+
+    A driver in trouble may never answer: who asks gets what was known last, and a question that
+    stays open counts as an answer after GPU_SECONDS.
+    """
+
+    def __init__(self) -> None:
+        self.failed = False  # a task met a GPU that does not compute any more
+        self._expected = Machine.from_environment().require_gpu
+        self._asked: float | None = None  # since when a question is open
+        self._answered = -math.inf
+        self._lost = False
+
+    def state(self, told: Announcement) -> GpuState | None:
+        """The state to announce, with what the site's files ask for now."""
+        if told.device == "cuda":
+            self._expected = True
+        if told.device is None and told.fault != NO_GPU:
+            return None  # files that cannot be read say nothing of a device
+        if not self._expected:
+            return "none"
+        self._look()
+        hangs = self._asked is not None and time.monotonic() - self._asked > GPU_SECONDS
+        if self.failed or self._lost or hangs or told.device != "cuda":
+            return "lost"
+        return "present"
+
+    def _look(self) -> None:
+        if self._asked is None and time.monotonic() - self._answered > LOOK_SECONDS:
+            self._asked = time.monotonic()
+            threading.Thread(target=self._ask, name="gpu", daemon=True).start()
+
+    def _ask(self) -> None:
+        reason = why_lost()
+        if reason is not None and not self._lost:
+            log.error("the GPU is lost: %s", reason)
+        self._lost, self._answered, self._asked = reason is not None, time.monotonic(), None

@@ -131,7 +131,8 @@ def _handed_over(
     """
     try:
         while True:
-            _put(files, tensors)
+            if not _put(files, tensors):
+                continue
             with connected(files.exchange, connect_seconds, aborted) as connection:
                 # a trainer that starts clears the folder before it listens
                 if files.received.exists():
@@ -141,15 +142,19 @@ def _handed_over(
         files.remove()
 
 
-def _put(files: TaskFiles, tensors: Mapping[str, Tensor]) -> None:
+def _put(files: TaskFiles, tensors: Mapping[str, Tensor]) -> bool:
+    """Write the model; whether it lies there, and no trainer that started cleared it away."""
     try:
-        save_tensors(files.received, tensors, None)
+        save_tensors(files.received, tensors, None, checksum=False)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and files.exchange.is_dir():
+            return False
         raise TrainerError(
             f"the model could not be handed to the trainer: {error.strerror}",
             "give the exchange volume more room: three times the model's size",
             code="exchange-full",
         ) from None
+    return True
 
 
 def _take(files: TaskFiles, task: Task, sent: Mapping[str, Tensor], reply: Reply) -> TaskResult:

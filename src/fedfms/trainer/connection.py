@@ -17,8 +17,11 @@ from fedfms.contracts.messages import (
     MAX_LINE_BYTES,
     AbortRequest,
     Answer,
+    Done,
     Failure,
+    Forget,
     Ping,
+    Release,
     Reply,
     Request,
     decode_answer,
@@ -45,6 +48,38 @@ def ping(exchange: Path, timeout_seconds: float = 5.0) -> Announcement:
     if not isinstance(answer, Announcement):
         raise not_understood("it did not answer the question whether it is there")
     return answer
+
+
+def forget(exchange: Path, job: str, timeout_seconds: float = 10.0) -> None:
+    """Have the trainer remove what it keeps of a job.
+
+    Raises:
+        TrainerError: as `ping`, or code still-running.
+    """
+    _order(exchange, Forget(job), timeout_seconds)
+
+
+def release(exchange: Path, timeout_seconds: float = 30.0) -> None:
+    """Have the trainer give its GPU and memory back; once no task runs there.
+
+    Raises:
+        TrainerError: as `ping`, or code still-running.
+    """
+    _order(exchange, Release(), timeout_seconds)
+
+
+def _order(exchange: Path, request: Request, timeout_seconds: float) -> None:
+    with connected(exchange, 0.0, lambda: False) as connection:
+        connection.send(request, timeout_seconds)
+        answer = connection.next_answer(timeout_seconds, lambda: False)
+    if isinstance(answer, Failure):
+        raise TrainerError(
+            f"the trainer did not do it ({answer.code})",
+            "look in the trainer's log",
+            code=answer.code,
+        )
+    if not isinstance(answer, Done):
+        raise not_understood("it did not say that it has done what it was asked")
 
 
 class AbortAsked(Exception):
@@ -146,8 +181,9 @@ def stopped_on_request() -> TaskAborted:
 
 def _died() -> TrainerError:
     return TrainerError(
-        "the trainer ended in the middle of a task",
-        "look in the trainer's log at the site; it may have run out of memory",
+        "the trainer was killed in the middle of a task, most likely because it ran out of memory",
+        "give it more memory at the site, or set a smaller micro_batch in site.yml; its log says "
+        "what it was at",
         code="trainer-died",
     )
 

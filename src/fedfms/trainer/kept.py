@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import shutil
@@ -31,9 +32,9 @@ from torch import Tensor
 
 from fedfms.contracts.contribution import Contribution
 from fedfms.contracts.messages import Task
-from fedfms.errors import FedfmsError
+from fedfms.errors import CheckpointError, FedfmsError
 from fedfms.exchange.tensors import fingerprint, load_tensors, save_tensors
-from fedfms.files import whole_folder
+from fedfms.files import is_as_sealed, seal, whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,15 @@ class KeptRun:
             for old in others[KEPT_RUNS - 1 :]:
                 shutil.rmtree(old, ignore_errors=True)
 
+    def forget(self) -> None:
+        """Remove all of it.
+
+        Raises:
+            OSError: it could not be removed.
+        """
+        if self._folder.exists():
+            shutil.rmtree(self._folder)
+
     def answer(self, task: Task, key: str) -> Outcome | None:
         """The answer that was given to the same request, if it was the last of its kind."""
         folder = self._answer_folder(task)
@@ -114,7 +124,7 @@ class KeptRun:
         with self._telling(), whole_folder(self._answer_folder(task), replace=True) as folder:
             (folder / _CONTRIBUTION).write_text(json.dumps(outcome.contribution.to_dict()))
             if outcome.tensors:
-                save_tensors(folder / _TENSORS, outcome.tensors, None)
+                save_tensors(folder / _TENSORS, outcome.tensors, None)  # with its checksum
             for number, picture in enumerate(outcome.pictures):
                 (folder / f"{number:02d}.png").write_bytes(picture)
             (folder / _KEY).write_text(key)
@@ -123,10 +133,18 @@ class KeptRun:
         """What the last round before this one left; None before the first.
 
         Raises:
-            FedfmsError: it cannot be read.
+            CheckpointError: code damaged-model, once: it is not what was written. The next round
+                then goes on from what the round before it left.
         """
         for folder in self._learnt():
             if (number := int(folder.name[7:])) < round_number:
+                if not is_as_sealed(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise CheckpointError(
+                        f"what this site kept of round {number} in {self._folder} is damaged",
+                        "look at that disk; the next round goes on from what is whole",
+                        code="damaged-model",
+                    )
                 staying, optimizer = folder / _STAYING, folder / _OPTIMIZER
                 return Learnt(
                     number,
@@ -146,8 +164,13 @@ class KeptRun:
             if learnt.staying:
                 save_tensors(folder / _STAYING, learnt.staying, "fp32")
             if learnt.optimizer is not None:
-                torch.save(learnt.optimizer, folder / _OPTIMIZER)
-        for old in self._learnt()[KEPT_ROUNDS:]:
+                data = io.BytesIO()  # torch calls a full disk a RuntimeError
+                torch.save(learnt.optimizer, data)
+                (folder / _OPTIMIZER).write_bytes(data.getbuffer())
+            seal(folder)
+        # later rounds are of a run that was put back to an earlier one, from the server's archive
+        later = [path for path in self._learnt() if int(path.name[7:]) > learnt.round]
+        for old in [*later, *self._learnt()[len(later) + KEPT_ROUNDS :]]:
             shutil.rmtree(old, ignore_errors=True)
 
     def _learnt(self) -> list[Path]:

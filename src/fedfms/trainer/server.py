@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import faulthandler
 import logging
 import math
@@ -29,9 +30,12 @@ from fedfms.contracts.messages import (
     SOCKET_NAME,
     AbortRequest,
     Answer,
+    Done,
     Failure,
+    Forget,
     Ping,
     Progress,
+    Release,
     Reply,
     TaskFiles,
     TaskRequest,
@@ -45,23 +49,38 @@ from fedfms.contracts.messages import (
 from fedfms.control import Control
 from fedfms.errors import FedfmsError, TaskAborted, TrainerError
 from fedfms.exchange.tensors import EXCHANGE_MODE, load_tensors, save_tensors
-from fedfms.files import write_whole
+from fedfms.files import NO_ROOM, append_whole, write_whole
 from fedfms.trainer.announce import Announcer
+from fedfms.trainer.at_work import AtWork
+from fedfms.trainer.errors import ERRORS
 from fedfms.trainer.kept import Outcome
+from fedfms.trainer.ledger import Ledger
+from fedfms.trainer.site_page import render
 from fedfms.trainer.tasks import SiteFolders, TaskRunner
-from fedfms.training.device import GPU_FAILED
+from fedfms.training.device import GPU_FAILED, gpu_is_in_use
 
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 0.5  # between two signs of life to the client
 ABORT_GRACE_SECONDS = 4.0  # for a computation to stop by itself
 REQUEST_SECONDS = 60.0  # for a client that connected to say what it wants: one line
+MAX_ERRORS_BYTES = 5 * 2**20  # of errors.log; one older part is kept
 MAX_UNREAD_BYTES = 1024 * 1024  # of signs of life that a client did not take
 
 # exit codes; a supervisor starts the trainer again after any of them but 0
 EXIT_ABORT_IGNORED = 70  # the computation did not stop when asked
 EXIT_STALLED = 71  # the computation showed no sign of life
 EXIT_GPU_FAILED = 72  # CUDA refuses everything in a process after most of its errors
+EXIT_RELEASED = 73  # the site pauses, and only the end of a process gives all of a GPU back
+
+RELEASE_SECONDS = 20.0  # for a task that was aborted to end
+
+# errors of a disk at the site: code, and what to do
+_FAILS = ("disk-fails", "look at that disk: is it mounted read-only, does it report errors?")
+_OF_A_DISK = {
+    **dict.fromkeys(NO_ROOM, ("disk-full", "free room on that disk; the next round tries again")),
+    **dict.fromkeys((errno.EIO, errno.EROFS), _FAILS),
+}
 
 
 def serve(folders: SiteFolders, exchange: Path) -> None:
@@ -104,9 +123,14 @@ class TrainerServer:
         self._runner = runner
         self._exchange = exchange
         self._announcer = Announcer(runner.folders)
+        folders = runner.folders
+        self._ledger = Ledger(
+            folders.work, lambda entries: render(entries, folders.name, runner.policy)
+        )
         self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="task")
         self._connections: set[asyncio.Task[None]] = set()
         self._gpu_failed = False
+        self._at_work = AtWork(runner.folders.work)
 
     async def run(self) -> None:
         """Serve until a signal; see `serve`."""
@@ -119,6 +143,7 @@ class TrainerServer:
         server = await asyncio.start_unix_server(
             self._connected, sock=listener, limit=MAX_LINE_BYTES
         )
+        self._at_work.say_what_was_killed()
         log.info("trainer of %s is ready (fedfms %s)", self._runner.folders.name, __version__)
         await self._stopping.wait()
         log.info("trainer stops")
@@ -127,6 +152,7 @@ class TrainerServer:
         if self._connections:
             await asyncio.wait(self._connections, timeout=ABORT_GRACE_SECONDS + 1)
         self._compute.shutdown(wait=False, cancel_futures=True)
+        self._at_work.end()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         me = asyncio.current_task()
@@ -140,9 +166,15 @@ class TrainerServer:
                 answer = await self._do(request, files, reader, writer)
             elif isinstance(request, Ping):
                 answer = await self._announcer.pong(self._turn.locked)
+            elif isinstance(request, Forget | Release):
+                answer = await self._order(request)
             else:
                 answer = request
             writer.write(encode(answer))
+            if isinstance(request, Release) and isinstance(answer, Done) and gpu_is_in_use():
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(_closed(reader), ABORT_GRACE_SECONDS)
+                self._end_hard(EXIT_RELEASED, "the site pauses, and its GPU is free now")
             if isinstance(answer, Failure) and answer.code == GPU_FAILED:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(_closed(reader), ABORT_GRACE_SECONDS)
@@ -189,12 +221,33 @@ class TrainerServer:
                     self._end_hard(EXIT_ABORT_IGNORED, "the task did not stop when asked")
             answer = work.result()
             self._gpu_failed = isinstance(answer, Failure) and answer.code == GPU_FAILED
+            if self._gpu_failed:
+                self._announcer.gpu_failed()
             return self._stopped() if running.control.aborted else answer
         finally:
             faulthandler.cancel_dump_traceback_later()
             if turn.done():
                 self._turn.release()
             await _cancelled(stop, beat, turn)
+
+    async def _order(self, request: Forget | Release) -> Done | Failure:
+        """What is no task, in the turn of one."""
+        try:
+            await asyncio.wait_for(self._turn.acquire(), RELEASE_SECONDS)
+        except asyncio.TimeoutError:
+            return Failure("TrainerError", "still-running")
+        try:
+            if isinstance(request, Forget):
+                self._runner.forget(request.job)
+            else:
+                self._runner.release()
+                log.info("the site pauses: memory is given back until a task comes")
+            return Done()
+        except OSError as error:
+            log.error("not all of it could be removed: %s", error.strerror)
+            return Failure("TrainerError", "unusable-file")
+        finally:
+            self._turn.release()
 
     def _stopped(self) -> Failure:
         if self._stopping.is_set():
@@ -251,35 +304,59 @@ class TrainerServer:
             files.received.unlink(missing_ok=True)  # room in memory for the result
             return tensors
 
+        task = request.task
+        holdout = self._runner.folders.name in task.recipe.holdout
+        self._ledger.asked(task, holdout)
+        self._at_work.begin(task)
         try:
-            outcome = self._runner.run(request.task, received, running.control)
-            return _put(files, outcome)
+            outcome = self._runner.run(task, received, running.control)
+            reply = _put(files, outcome)
+            self._ledger.left(task, holdout, outcome)
+            return reply
         except TaskAborted as error:
             log.info("the task was stopped")
+            self._ledger.not_left(task, holdout, error)
             return Failure(type(error).__name__, public_code(error.code))
         except FedfmsError as error:
+            self._ledger.not_left(task, holdout, error)
             self._tell_the_site(request, error.public, _in_full(error))
             return Failure(type(error).__name__, public_code(error.code))
+        except OSError as error:
+            self._ledger.not_left(task, holdout, error)
+            if error.errno not in _OF_A_DISK:
+                return self._unexpected(request, error)
+            full = f"{error}\n  fix: {_OF_A_DISK[error.errno][1]}\n{traceback.format_exc()}"
+            code = _OF_A_DISK[error.errno][0]
+            self._tell_the_site(request, f"TrainerError ({code})", full)
+            return Failure("TrainerError", code)
         except Exception as error:
-            name = type(error).__name__
-            self._tell_the_site(request, f"unexpected {name}", traceback.format_exc())
-            return Failure("TrainerError", "unexpected", name)
+            self._ledger.not_left(task, holdout, error)
+            return self._unexpected(request, error)
+        finally:
+            self._at_work.end()
+
+    def _unexpected(self, request: TaskRequest, error: Exception) -> Failure:
+        name = type(error).__name__
+        self._tell_the_site(request, f"unexpected {name}", traceback.format_exc())
+        return Failure("TrainerError", "unexpected", name)
 
     def _tell_the_site(self, request: TaskRequest, public: str, full: str) -> None:
         """The code into the log, which may be passed on; the full text, with names, beside it."""
-        path = self._runner.folders.work / "errors.log"
+        path = self._runner.folders.work / ERRORS
         task = request.task
         log.error("%s of round %d failed: %s; see %s", task.kind, task.round, public, path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} job {task.job} ")
-                file.write(f"round {task.round} {task.kind}: {full}\n")
+            if path.exists() and path.stat().st_size > MAX_ERRORS_BYTES:
+                path.replace(path.with_name(f"{path.name}.1"))
+            when = f"{time.strftime('%Y-%m-%d %H:%M:%S')} job {task.job} round {task.round}"
+            append_whole(path, f"{when} {task.kind}: {full}\n".encode(errors="surrogateescape"))
         except OSError as error:
             log.error("%s cannot be written: %s", path, error.strerror)
 
     def _end_hard(self, code: int, why: str) -> None:
         log.error("trainer ends itself: %s", why)
+        self._at_work.end()
         logging.shutdown()
         os._exit(code)
 
@@ -327,7 +404,9 @@ async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _first_request(reader: asyncio.StreamReader) -> TaskRequest | Ping | Failure:
+async def _first_request(
+    reader: asyncio.StreamReader,
+) -> TaskRequest | Ping | Forget | Release | Failure:
     """What a new connection asks for, or the answer to what cannot be understood.
 
     Raises:
@@ -380,7 +459,7 @@ def _put(files: TaskFiles, outcome: Outcome) -> Reply:
     """Write what leaves into the shared folder, whole or not at all."""
     try:
         if outcome.tensors:
-            save_tensors(files.result, outcome.tensors, None)
+            save_tensors(files.result, outcome.tensors, None, checksum=False)
         for index, picture in enumerate(outcome.pictures):
             write_whole(files.picture(index), picture, mode=EXCHANGE_MODE)
     except OSError as error:

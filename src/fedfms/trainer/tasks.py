@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 from fedfms import __version__
 from fedfms.contracts.contribution import Contribution
 from fedfms.contracts.messages import Task
-from fedfms.contracts.policy import POLICY_FILE
+from fedfms.contracts.policy import POLICY_FILE, Policy
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Compute, SiteConfig
 from fedfms.control import Control
@@ -27,6 +28,7 @@ from fedfms.data.slices import SliceDataset
 from fedfms.errors import TrainerError, TrainingError
 from fedfms.exchange.door import check_job, pass_door, pass_pictures, read_policy
 from fedfms.exchange.tensors import difference, shapes_of
+from fedfms.files import NO_ROOM, append_whole
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.models.segmenter import Segmenter
@@ -37,7 +39,10 @@ from fedfms.models.travelling import (
     write_staying,
     write_travelling,
 )
+from fedfms.trainer.canary import FewCases, few_cases, few_steps, memory_refused, rehearsal
+from fedfms.trainer.errors import ERRORS, forget_errors
 from fedfms.trainer.kept import KeptRun, Learnt, Outcome, request_key
+from fedfms.trainer.listed import Listing, forget_withdrawn, list_prepared
 from fedfms.training.device import (
     failures_explained,
     free_unused_memory,
@@ -50,6 +55,9 @@ from fedfms.training.meter import Meter
 from fedfms.training.overlay import site_pictures
 
 log = logging.getLogger(__name__)
+
+SCORES_HEAD = "round,model,case,class,dice,iou,hd95\r\n"  # of a table of csv's default dialect
+MAX_UNWRITTEN = 200  # evaluations whose scores are held in memory while the disk is full
 
 Received = Callable[[], Mapping[str, Tensor]]
 
@@ -76,6 +84,8 @@ class _Job:
     site: SiteConfig
     model: Segmenter
     cases: list[StoredCase] | None = None
+    listing: Listing | None = None  # that they are of
+    few: FewCases | None = None  # of a canary, which has no others
     dataset: SliceDataset | None = None  # of the training cases
     trained: int | None = None  # the last round that the model and this object learnt in
     optimizer: torch.optim.Optimizer | None = None  # with `optimizer_state: keep`
@@ -88,7 +98,9 @@ class TaskRunner:
     def __init__(self, folders: SiteFolders) -> None:
         self.folders = folders
         self.stall_seconds = 3600.0  # the site's own, from the moment its site.yml was read
+        self.policy: Policy | None = None  # as the last task read it
         self._job: _Job | None = None
+        self._unwritten: list[tuple[Path, str]] = []  # rows of scores, and the table's file
 
     def run(self, task: Task, received: Received, control: Control) -> Outcome:
         """Evaluate the received model where it is due, train one round where asked, pass the door.
@@ -105,17 +117,50 @@ class TaskRunner:
         """
         try:
             with failures_explained():
+                if task.recipe.canary:
+                    return self._canary(task, received, control)
                 return self._run(task, received, control)
         except BaseException:
             self._job = None  # half a round is no state to go on from
             free_unused_memory()
             raise
 
+    def _canary(self, task: Task, received: Received, control: Control) -> Outcome:
+        """As any task, on few cases; nothing of it is kept, and what leaves are zeros."""
+        site = SiteConfig.from_yaml(self.folders.config, self.folders.data_root)
+        log.info("a canary (%s): zeros leave, whatever is computed", task.kind)
+        try:
+            with memory_refused(torch_device(site)):
+                return self._run(task, received, control)
+        finally:
+            self._job = None
+            free_unused_memory()
+
+    def release(self) -> None:
+        """Give back what is held in memory between rounds; the next task begins from the disk."""
+        self._job = None
+        free_unused_memory()
+
+    def forget(self, job: str) -> None:
+        """Remove what is kept of a job: answers, optimizer, scores by case, errors.
+
+        Prepared images are the site's, not a job's, and stay.
+
+        Raises:
+            OSError: something could not be removed.
+        """
+        if self._job is not None and self._job.name == job:
+            self.release()
+        KeptRun(self.folders.work, job).forget()
+        (self.folders.work / "scores" / f"{job}.csv").unlink(missing_ok=True)
+        forget_errors(self.folders.work / ERRORS, job)
+
     def _run(self, task: Task, received: Received, control: Control) -> Outcome:
         recipe = task.recipe
         site = SiteConfig.from_yaml(self.folders.config, self.folders.data_root)
         self.stall_seconds = site.stall_seconds
-        policy = read_policy(self.folders.policy)
+        self.policy = None  # a page must not show rules that hold no more
+        self.policy = policy = read_policy(self.folders.policy)
         check_job(policy, recipe)
         _check_task(task, self.folders.name)
         _check_device(recipe, site)
@@ -124,7 +169,8 @@ class TaskRunner:
         sent = received()
         kept = KeptRun(self.folders.work, task.job)
         key = request_key(task, sent, self.folders.config, self.folders.policy / POLICY_FILE)
-        if (answer := kept.answer(task, key)) is not None:
+        is_canary = recipe.canary
+        if not is_canary and (answer := kept.answer(task, key)) is not None:
             log.info("%s of round %d was answered before: the same again", task.kind, task.round)
             return answer
         with meter("prepare"):
@@ -143,7 +189,8 @@ class TaskRunner:
         if is_due:
             with meter("evaluate"):
                 scores = evaluate(job.model, scored, recipe, site, control)
-                self._keep_scores(task, scores)
+                if not is_canary:
+                    self._keep_scores(task, scores)
         pictures: list[bytes] = []
         if task.model == "final" and policy.pictures:  # of one model only: fewer leave the site
             with meter("evaluate"):
@@ -152,12 +199,17 @@ class TaskRunner:
         result: RoundResult | None = None
         tensors: dict[str, Tensor] = {}
         slices = 0
+        a_step, steps = None, 0  # of a canary: seconds, and how many a round has
         if trains:
             with meter("train"):
-                slices, result = _train(job, training, task, control)
+                if job.few is not None:
+                    result, a_step, steps = few_steps(job.model, job.few, site, recipe, control)
+                else:
+                    slices, result = _train(job, training, task, control)
             with meter("exchange"):
                 tensors = difference(read_travelling(job.model), before)
-                _keep_learnt(job, task)
+                if not is_canary:
+                    _keep_learnt(job, task)
         control.check()
         contribution = Contribution(
             site=self.folders.name,
@@ -177,10 +229,12 @@ class TaskRunner:
             seconds=meter.seconds,
             peak_memory_bytes=meter.peak_memory_bytes,
             micro_batch=result.micro_batch if result else 0,
+            rehearsal=rehearsal(job.few, recipe, meter, a_step, steps) if job.few else None,
         )
         leaving, report = pass_door(policy, site, recipe, shapes_of(before), tensors, contribution)
-        outcome = Outcome(report, leaving, pass_pictures(policy, pictures))
-        kept.keep_answer(task, key, outcome)
+        outcome = Outcome(report, leaving, pass_pictures(policy, recipe, pictures))
+        if not is_canary:
+            kept.keep_answer(task, key, outcome)
         return outcome
 
     def _job_for(self, task: Task, site: SiteConfig, kept: KeptRun) -> _Job:
@@ -196,14 +250,15 @@ class TaskRunner:
         ):
             self._job = job = None  # frees the last job's memory before the next one's is taken
             free_unused_memory()
-            kept.begin()
+            if not task.recipe.canary:
+                kept.begin()
             checkpoint = find_checkpoint(task.recipe, self.folders.checkpoints)
             model = build_model(task.recipe, checkpoint).to(torch_device(site))
             job = _Job(task.job, kept, task.recipe, site, model)
             _go_on(job, task)
             log.info("a job that is new here: %s on %s", task.recipe.method, task.recipe.backbone)
         elif job.site != site:
-            job.site, job.cases, job.dataset = site, None, None
+            job.site, job.cases, job.listing, job.dataset = site, None, None, None
             job.micro_batch = None  # perhaps on another device
             job.model.to(torch_device(site))
             _go_on(job, task)
@@ -211,24 +266,69 @@ class TaskRunner:
         return job
 
     def _prepared(self, job: _Job, control: Control) -> list[StoredCase]:
-        if job.cases is None:
+        if job.recipe.canary:
+            return self._few(job, control)
+        listing = job.listing.now(job.site) if job.listing else Listing.of(job.site)
+        if job.cases is None or job.listing is None or listing.cases != job.listing.cases:
+            if job.cases is not None:
+                log.info(
+                    "the site has other cases than in the round before: %d", len(listing.cases)
+                )
             folder = self.folders.work / CACHE_FOLDER
-            job.cases = prepare_cases(find_cases(job.site), job.site, control, folder=folder)
+            job.dataset = None
+            job.cases = prepare_cases(listing.cases, job.site, control, folder=folder)
+            forget_withdrawn(self.folders.work, job.cases)
+        job.listing = listing
+        return job.cases
+
+    def _few(self, job: _Job, control: Control) -> list[StoredCase]:
+        """The cases of a canary."""
+        if job.cases is None:
+            job.few = few_cases(
+                find_cases(job.site),
+                job.site,
+                job.recipe,
+                control,
+                is_holdout=self.folders.name in job.recipe.holdout,
+                folder=self.folders.work / CACHE_FOLDER,
+            )
+            job.cases = [job.few.middling, job.few.largest]
+            list_prepared(self.folders.work, job.cases)
         return job.cases
 
     def _keep_scores(self, task: Task, scores: Sequence[CaseScore]) -> None:
-        """Append the scores of each case to the site's own table; it never leaves."""
-        folder = self.folders.work / "scores"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = folder / f"{task.job}.csv"
-        is_new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            table = csv.writer(file)
-            if is_new:
-                table.writerow(["round", "model", "case", "class", "dice", "iou", "hd95"])
-            for score in scores:
-                values = (score.dice, score.iou, score.hd95)
-                table.writerow([task.round, task.model, score.key, score.class_name, *values])
+        """Append the scores of each case to the site's own table; it never leaves.
+
+        A full disk costs no round: what cannot be written is held in memory until it can.
+        """
+        path = self.folders.work / "scores" / f"{task.job}.csv"
+        text = io.StringIO(newline="")
+        table = csv.writer(text)
+        for score in scores:
+            values = (score.dice, score.iou, score.hd95)
+            table.writerow([task.round, task.model, score.key, score.class_name, *values])
+        self._unwritten.append((path, text.getvalue()))
+        try:
+            while self._unwritten:
+                _append_scores(*self._unwritten[0])
+                del self._unwritten[0]
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                self._unwritten.clear()
+                raise
+            del self._unwritten[:-MAX_UNWRITTEN]
+            log.warning(
+                "the scores of each case cannot be written to %s (%s): free room on that disk; "
+                "they are written with the next ones",
+                path.parent,
+                error.strerror,
+            )
+
+
+def _append_scores(path: Path, rows: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    head = "" if path.exists() and path.stat().st_size else SCORES_HEAD
+    append_whole(path, (head + rows).encode(errors="surrogateescape"))
 
 
 def _check_task(task: Task, site_name: str) -> None:
@@ -239,10 +339,11 @@ def _check_task(task: Task, site_name: str) -> None:
             "give each site's two containers an exchange folder of their own",
             code="other-site",
         )
-    last = task.recipe.rounds - 1 if task.kind == "train" else task.recipe.rounds
+    rounds = task.recipe.rounds_to_run
+    last = rounds - 1 if task.kind == "train" else rounds
     if task.round > last:
         raise TrainerError(
-            f"round {task.round} is beyond the {task.recipe.rounds} rounds of the recipe",
+            f"round {task.round} is beyond the {rounds} rounds of the recipe",
             "submit the job again; its server and its recipe disagree",
             code="round",
         )

@@ -177,6 +177,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
+def gpu_is_in_use() -> bool:
+    """Whether this process holds memory of a GPU, if only what CUDA itself needs there."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def free_unused_memory() -> None:
     """Give the GPU memory that torch keeps for later back, so that a smaller try can have it."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
@@ -49,7 +49,7 @@ class RoundResult:
 @failures_explained()
 def train_round(
     model: nn.Module,
-    dataset: SliceDataset | ConcatDataset[dict[str, Tensor]],
+    dataset: SliceDataset | ConcatDataset[dict[str, Tensor]] | Subset[dict[str, Tensor]],
     recipe: Recipe,
     site: SiteConfig,
     *,

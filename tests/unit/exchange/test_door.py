@@ -348,8 +348,8 @@ def png(text: dict[str, str] | None = None) -> bytes:
 
 
 def test_pictures_leave_only_where_the_policy_says_so() -> None:
-    assert pass_pictures(Policy(), [png()]) == []
-    assert pass_pictures(Policy(pictures=True), [png(), png()]) == [png(), png()]
+    assert pass_pictures(Policy(), RECIPE, [png()]) == []
+    assert pass_pictures(Policy(pictures=True), RECIPE, [png(), png()]) == [png(), png()]
 
 
 @pytest.mark.parametrize(
@@ -365,10 +365,10 @@ def test_pictures_leave_only_where_the_policy_says_so() -> None:
 )
 def test_a_picture_with_more_than_pixels_in_it_closes_the_door(picture: bytes) -> None:
     with pytest.raises(DoorClosed) as caught:
-        pass_pictures(Policy(pictures=True), [png(), picture])
+        pass_pictures(Policy(pictures=True), RECIPE, [png(), picture])
     assert caught.value.code == "picture"
 
 
 def test_too_many_pictures_close_the_door() -> None:
     with pytest.raises(DoorClosed):
-        pass_pictures(Policy(pictures=True), [png()] * 33)
+        pass_pictures(Policy(pictures=True), RECIPE, [png()] * 33)

@@ -15,6 +15,7 @@ from fedfms.errors import CheckpointError, ConfigError
 from fedfms.exchange.tensors import (
     difference,
     find_fault,
+    fingerprint,
     load_tensors,
     save_tensors,
     shapes_of,
@@ -104,9 +105,34 @@ def test_a_damaged_file_is_an_error_with_a_fix_and_never_hangs(
     elif damage != "missing":
         content = {"empty": b"", "short": whole[:-1], "garbage": b"\xff" * 64, "large": whole}
         path.write_bytes(content[damage])
-    with pytest.raises(CheckpointError, match="volume is full") as caught:
+    with pytest.raises(CheckpointError, match="disk is full") as caught:
         load_tensors(path, max_bytes=len(whole) - 1 if damage == "large" else None)
     assert caught.value.code == "unreadable-tensors"
+
+
+def test_one_damaged_byte_anywhere_in_a_file_of_ours_is_an_error(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.safetensors"
+    damaged = tmp_path / "damaged.safetensors"
+    tensors = {"b": torch.arange(6.0), "a": torch.ones(2, dtype=torch.float16)}
+    save_tensors(whole, tensors, None)
+    data = whole.read_bytes()
+    codes = []
+    for place in range(len(data)):
+        for flip in (0x01, 0x20, 0x80):
+            damaged.write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
+            with pytest.raises(CheckpointError, match="again") as caught:
+                load_tensors(damaged)
+            codes.append(caught.value.code)
+    assert set(codes) == {"damaged-model", "unreadable-tensors"}
+    assert codes[-3:] == ["damaged-model"] * 3  # of a value
+
+
+def test_a_file_that_others_made_is_read_as_it_is(tmp_path: Path, some) -> None:
+    path = tmp_path / "theirs.safetensors"
+    some = {name: tensor.contiguous() for name, tensor in some.items()}
+    safetensors.torch.save_file(some, path, metadata={"format": "pt", "author": "sha256:me"})
+    loaded = load_tensors(path)
+    assert fingerprint(loaded) == fingerprint(some)
 
 
 def test_a_write_that_fails_leaves_no_part_behind(tmp_path: Path, some) -> None:

@@ -7,11 +7,13 @@ and after a failure everything is. Tensors "on" a GPU stay where they are.
 
 FAKE_CUDA_DEVICES: how many there are. FAKE_CUDA_LOG: file that gets one line, WHAT and the device,
 for each use. FAKE_CUDA_FAULT: file with an error's text; the next image that is moved to a GPU
-removes the file and raises that error.
+removes the file and raises that error. FAKE_CUDA_LOST: file; while it is there, nothing of this
+container opens the driver's device any more, as after Docker lost it to a reload of systemd.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib.abc
 import importlib.machinery
 import os
@@ -133,6 +135,20 @@ def install(torch: ModuleType) -> None:
     torch.Tensor.to = to
 
 
+def fake_device() -> None:
+    """/dev/nvidiactl, as far as a process opens it by `os.open`."""
+    lost, open_any = Path(os.environ.get("FAKE_CUDA_LOST", "/does/not/exist")), os.open
+
+    def open_it(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if path != "/dev/nvidiactl":
+            return open_any(path, flags, *args, **kwargs)
+        if lost.exists():
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return open_any("/dev/null", flags)
+
+    os.open = open_it
+
+
 class _AfterImport(importlib.abc.MetaPathFinder):
     """Calls `install` once torch has been imported, by whoever imports it."""
 
@@ -153,4 +169,5 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 if "FAKE_CUDA_DEVICES" in os.environ:
+    fake_device()
     sys.meta_path.insert(0, _AfterImport())

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import inspect
 import json
 import logging
 import pkgutil
 import re
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +21,19 @@ import nvflare
 import pytest
 from nvflare.apis.client import Client
 from nvflare.apis.event_type import EventType
-from nvflare.apis.fl_constant import FLContextKey, ServerCommandKey
+from nvflare.apis.fl_constant import (
+    ConfigVarName,
+    FLContextKey,
+    ReturnCode,
+    ServerCommandKey,
+    SystemComponents,
+)
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
 from nvflare.apis.impl.wf_comm_server import WFCommServer
 from nvflare.apis.job_def import Job
-from nvflare.apis.shareable import Shareable
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.utils.fl_context_utils import gen_new_peer_ctx
 from nvflare.apis.workspace import Workspace
 from nvflare.app_common.aggregators.intime_accumulate_model_aggregator import (
     InTimeAccumulateWeightedAggregator,
@@ -32,15 +43,33 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.job_schedulers.job_scheduler import DefaultJobScheduler
 from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
 from nvflare.app_common.workflows.cross_site_model_eval import CrossSiteModelEval
+from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
+from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell
+from nvflare.fuel.f3.cellnet.defs import CellChannelTopic
+from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.comm_config import CommConfigurator
+from nvflare.fuel.f3.drivers.grpc_driver import GRPC_DEFAULT_OPTIONS, GrpcDriver
+from nvflare.fuel.f3.message import Message as CellMessage
 from nvflare.fuel.f3.mpm import MainProcessMonitor
-from nvflare.fuel.flare_api.flare_api import new_secure_session
+from nvflare.fuel.f3.streaming import byte_receiver
+from nvflare.fuel.f3.streaming.byte_receiver import RxTask
+from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
+from nvflare.fuel.hci.client.api import AdminAPI
+from nvflare.fuel.hci.conn import Connection
+from nvflare.fuel.hci.proto import MetaStatusValue
+from nvflare.fuel.hci.server.authz import AuthzFilter
+from nvflare.fuel.hci.server.constants import ConnProps
+from nvflare.fuel.hci.server.reg import ServerCommandRegister
+from nvflare.fuel.sec.audit import Auditor, AuditService
+from nvflare.fuel.sec.authz import AuthorizationService
+from nvflare.fuel.utils import app_config_utils, fobs
 from nvflare.fuel.utils.config_service import ConfigService
 from nvflare.lighter.impl.cert import CertBuilder
 from nvflare.lighter.provisioner import Provisioner
 from nvflare.private.admin_defs import Message, MsgHeader
 from nvflare.private.admin_defs import ReturnCode as AdminReturnCode
+from nvflare.private.defs import CellMessageHeaderKeys, RequestHeader, TrainingTopic
 from nvflare.private.fed.app.client import client_train
 from nvflare.private.fed.app.server import server_train
 from nvflare.private.fed.authenticator import Authenticator
@@ -49,12 +78,14 @@ from nvflare.private.fed.client.client_req_processors import ClientRequestProces
 from nvflare.private.fed.client.communicator import Communicator
 from nvflare.private.fed.server.client_manager import ClientManager
 from nvflare.private.fed.server.fed_server import FederatedServer
+from nvflare.private.fed.server.job_cmds import JobCommandModule
 from nvflare.private.fed.server.job_runner import JobRunner
 from nvflare.private.fed.server.server_command_agent import ServerCommandAgent
 from nvflare.private.fed.server.server_commands import SubmitUpdateCommand
 from nvflare.private.fed.server.server_engine import ServerEngine
 from nvflare.private.fed.server.server_runner import ServerRunner
 from nvflare.private.fed.server.sys_cmd import SystemCommandModule
+from nvflare.security.security import FLAuthorizer
 from nvflare.tool.cert import cert_commands
 
 import fedfms
@@ -62,17 +93,23 @@ from fedfms.errors import FederationError
 from fedfms.flare import internals
 from fedfms.flare.executor import SERVER_MODELS
 from fedfms.flare.internals import (
+    audit,
+    client,
+    commands,
     console,
     job,
     kit,
     process,
     rejoin,
     settings,
+    streams,
     version,
     wire,
 )
+from fedfms.flare.internals import server as flare_server
 from fedfms.flare.internals.state import CertificateState
 from fedfms.flare.internals.version import Assumption, FlareChanged
+from fedfms.flare.kit import AUTHORIZATION
 from fedfms.flare.simulate import PROJECT, SERVER, provision
 
 MODULES = [found.name for found in pkgutil.iter_modules(internals.__path__)]
@@ -151,6 +188,71 @@ def test_an_untested_flare_is_one_line_in_the_log_and_a_tested_one_is_none(
     assert caplog.messages == [
         f"NVFLARE 2.10.0 was not tested with this version of fedfms (tested: {tested})"
     ]
+
+
+# --------------------------------------------------------------------------------------- audit
+
+
+# AUDIT
+def test_the_audit_waits_for_room_and_writes_every_line_in_its_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.log"
+    monkeypatch.setattr(AuditService, "the_auditor", Auditor(str(path)))
+    audit.let_audit_wait()
+    audit.let_audit_wait()  # again is no harm
+    assert AuditService.add_event("ann", "first")
+
+    def no_room(path: Path, line: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(audit, "append_whole", no_room)
+        assert AuditService.add_event("ann", "second")
+        assert AuditService.add_job_event("job-1", msg="third")
+    assert path.read_text().count("\n") == 1
+    assert AuditService.add_event("ann", "fourth")
+    lines = path.read_text().splitlines()
+    assert [
+        word in line
+        for word, line in zip(("first", "second", "third", "fourth"), lines, strict=True)
+    ] == ([True] * 4)
+    with monkeypatch.context() as broken:
+        broken.setattr(audit, "append_whole", lambda *given: (_ for _ in ()).throw(OSError(5, "")))
+        with pytest.raises(OSError):
+            AuditService.add_event("ann", "fifth")
+
+
+# ------------------------------------------------------------------------------------- streams
+
+
+def received(number: int, ttl: float) -> RxTask:
+    task = RxTask(number, f"site-{number}", None)
+    RxTask.rx_task_map[(task.origin, number)] = task
+    task._schedule_remove_task(ttl)
+    return task
+
+
+# TIMERS
+def test_streams_are_forgotten_in_their_time_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(byte_receiver, "threading", threading)
+    monkeypatch.setattr(RxTask, "rx_task_map", {})
+    streams.forget_in_one_thread()
+    streams.forget_in_one_thread()  # again is no harm
+    before = threading.active_count()
+    late = [received(number, 60.0) for number in range(300)]
+    soon = [received(1000 + number, 0.3) for number in range(300)]
+    assert threading.active_count() <= before + 1
+    assert len(RxTask.rx_task_map) == 600
+    deadline = time.monotonic() + 20
+    while len(RxTask.rx_task_map) > 300:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert {task.sid for task in RxTask.rx_task_map.values()} == {task.sid for task in late}
+    assert all(task.cleanup_timer is None for task in soon)
+    for task in late:
+        task._remove_task()  # what FLARE does when the sender says that it is over
+    assert not RxTask.rx_task_map
 
 
 # ------------------------------------------------------------------------------------- process
@@ -257,11 +359,210 @@ def test_a_server_knows_its_clients_by_token_and_by_name() -> None:
     assert manager.is_client_disabled("site-1") is True
 
 
+# RUNNING
+def test_a_server_knows_which_jobs_run_and_whose_cell_asks() -> None:
+    assert "run_processes" in ServerEngine.__init__.__code__.co_names
+    assert FQCN.get_root("site-1.check-0a") == FQCN.get_root("site-1") == "site-1"
+
+
 # UNFINISHED_JOBS
 def test_a_job_runner_can_give_up_jobs_that_nobody_runs() -> None:
     assert parameters(JobRunner.update_unfinished_jobs) == ["fl_ctx"]
     text = inspect.getsource(JobRunner.update_unfinished_jobs)
     assert "job_manager.set_status(job.job_id, RunStatus.ABANDONED, fl_ctx)" in text
+
+
+# STATISTICS
+def test_a_servers_engine_asks_a_jobs_process_for_its_figures() -> None:
+    asked = []
+
+    def answer(**about: object) -> dict[str, str]:
+        asked.append(about)
+        return {"a": "b"}
+
+    engine = SimpleNamespace(send_command_to_child_runner_process=answer)
+    assert ServerEngine.show_stats(engine, "j") == {"a": "b"}
+    assert [(one["job_id"], one["command_name"]) for one in asked] == [("j", "show_stats")]
+
+
+# SCHEDULER
+def test_how_many_jobs_run_at_once_and_how_long_one_waits_can_be_set() -> None:
+    scheduler = DefaultJobScheduler(max_jobs=1)
+    engine = SimpleNamespace(get_component={SystemComponents.JOB_SCHEDULER: scheduler}.get)
+    flare_server.set_scheduler(engine, 2)
+    context = FLContext()
+    for job_id, full in (("a", False), ("b", True)):
+        context.set_prop(FLContextKey.EVENT_DATA, {"job_id": job_id}, private=True, sticky=False)
+        scheduler.handle_event(EventType.JOB_STARTED, context)
+        assert scheduler._exceed_max_jobs(context) is full
+    waits = Job("j", {}, {"app": ["@ALL"]}, {"schedule_count": 500})
+    scheduler.scheduled_jobs.clear()
+    tried, given_up = [], []
+    scheduler._try_job = lambda job, ctx: tried.append(job) or (1, None, "a site pauses")
+    scheduler._do_schedule_job([waits], scheduling_context(), [], given_up)
+    assert tried == [waits] and given_up == []
+
+
+def scheduling_context() -> FLContext:
+    context = FLContext()
+    context.get_engine = lambda: SimpleNamespace(
+        new_context=lambda: contextlib.nullcontext(context)
+    )
+    return context
+
+
+# HEARTBEATS
+def test_a_sites_property_comes_with_each_sign_of_life_and_its_name_by_its_token() -> None:
+    context = FLContext()
+    context.set_prop("said", {"x": 1}, private=False, sticky=False)
+    data = Shareable()
+    data.set_peer_context(gen_new_peer_ctx(context))
+    assert "gen_new_peer_ctx(fl_ctx)" in inspect.getsource(Communicator.send_heartbeat)
+    manager = ClientManager()
+    manager.clients["t"] = Client("site-1", "t")
+    registered: dict[str, Any] = {}
+    server = SimpleNamespace(
+        client_heartbeat=lambda request: "reply",
+        client_manager=manager,
+        cell=SimpleNamespace(
+            register_request_cb=lambda channel, topic, cb: registered.update({topic: cb})
+        ),
+    )
+    heard = []
+    flare_server.hear_signs_of_life(server, "said", lambda site, said: heard.append((site, said)))
+    text = inspect.getsource(FederatedServer._register_cellnet_cbs)
+    assert "topic=CellChannelTopic.HEART_BEAT" in text
+    for token in ("t", "of nobody"):
+        request = CellMessage({CellMessageHeaderKeys.TOKEN: token}, data)
+        assert registered[CellChannelTopic.HEART_BEAT](request) == "reply"
+    assert heard == [("site-1", {"x": 1})]
+
+
+# -------------------------------------------------------------------------------------- client
+
+
+# REMOVALS
+def test_a_site_hears_of_a_job_that_the_server_removes_unless_it_runs_there() -> None:
+    class Engine(ClientEngine):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.removed: list[str] = []
+
+        def get_all_job_ids(self) -> list[str]:
+            return ["running"]
+
+        def delete_run(self, job_id: str) -> str:
+            self.removed.append(job_id)
+            return ""
+
+    before, told, engine = list(ClientRequestProcessors.request_processors), [], Engine()
+
+    def remove(job_id: str) -> str:
+        told.append(job_id)
+        return "gone"
+
+    try:
+        client.hear_removals(remove)
+        (one,) = [
+            p
+            for p in ClientRequestProcessors.request_processors
+            if TrainingTopic.DELETE_RUN in p.get_topics()
+        ]
+        said = []
+        for job_id in ("running", "old"):
+            message = Message(TrainingTopic.DELETE_RUN, "")
+            message.set_header(RequestHeader.JOB_ID, job_id)
+            said.append(one.process(message, engine).body)
+    finally:
+        ClientRequestProcessors.request_processors[:] = before
+    assert (said, told, engine.removed) == (["still-running", "gone"], ["old"], ["old"])
+    text = inspect.getsource(client_train.main)
+    assert text.index("federated_client.register(") < text.index("deployer.req_processors")
+
+
+# ------------------------------------------------------------------------------------ commands
+
+
+# MODULES
+def test_a_server_takes_a_command_that_was_added_while_it_started() -> None:
+    text = inspect.getsource(server_train.main)
+    assert text.index("deployer.deploy(") < text.index("create_admin_server(")
+    server = SimpleNamespace(cmd_modules=["FLARE's"])
+    commands.add_commands(server, [commands.Command("c", "what", [], False, lambda asked: {})])
+    assert server.cmd_modules[0] == "FLARE's" and len(server.cmd_modules) == 2
+
+
+def asked_of_a_server(
+    monkeypatch: pytest.MonkeyPatch, role: str, user: str, command: str, submitter: str
+) -> tuple[list[commands.Asked], dict[str, Any]]:
+    """What a command of ours gets, and what FLARE's server answers, by FLARE's own filters."""
+    done: list[commands.Asked] = []
+
+    def do(asked: commands.Asked) -> dict[str, Any]:
+        done.append(asked)
+        return {"done": True}
+
+    rights = {"see": [commands.SEE], "stop": [commands.STOP], "forget": [commands.DELETE]}
+    rights |= {"resume": [commands.SUBMIT, commands.STOP]}
+    server = SimpleNamespace(cmd_modules=[])
+    commands.add_commands(
+        server, [commands.Command(name, "", one, name != "see", do) for name, one in rights.items()]
+    )
+    monkeypatch.setattr(
+        AuthorizationService, "the_authorizer", FLAuthorizer("server_org", AUTHORIZATION)
+    )
+    meta = {"job_id": JOB_ID, "submitter_name": submitter, "submitter_org": f"of_{submitter}"}
+    jobs = SimpleNamespace(get_job=lambda jid, fl_ctx: SimpleNamespace(meta=meta))
+    engine = SimpleNamespace(job_def_manager=jobs, new_context=FLContext)
+    register = ServerCommandRegister(engine)
+    register.add_filter(AuthzFilter())
+    register.register_module(server.cmd_modules[0])
+    register.finalize()
+    props = {ConnProps.USER_NAME: user, ConnProps.USER_ORG: f"of_{user}", ConnProps.USER_ROLE: role}
+    conn = Connection(props=props)
+    register.process_command(conn, command if command == "see" else f"{command} {JOB_ID}")
+    return done, json.loads(conn.close())
+
+
+JOB_ID = "6f0c7c0e-0000-4000-8000-000000000000"
+
+
+MAY = [  # role, user, command on a run of bob's, whether
+    ("project_admin", "ann", "stop", True),
+    ("project_admin", "ann", "resume", True),
+    ("project_admin", "ann", "forget", True),
+    ("lead", "bob", "stop", True),  # his own
+    ("lead", "bob", "resume", True),
+    ("lead", "ann", "stop", False),
+    ("lead", "ann", "resume", False),  # she may submit, and not end what is bob's
+    ("lead", "ann", "forget", False),
+    ("org_admin", "ann", "resume", False),
+    ("member", "bob", "see", True),
+    ("member", "bob", "stop", False),
+    ("member", "bob", "forget", False),
+]
+
+
+# RIGHTS
+@pytest.mark.parametrize(("role", "user", "command", "may"), MAY)
+def test_the_server_asks_its_own_authorization_who_may_do_what_to_whose_run(
+    monkeypatch: pytest.MonkeyPatch, role: str, user: str, command: str, may: bool
+) -> None:
+    done, said = asked_of_a_server(monkeypatch, role, user, command, submitter="bob")
+    assert bool(done) is may
+    status = said["meta"]["status"]
+    assert status == (MetaStatusValue.OK if may else MetaStatusValue.NOT_AUTHORIZED)
+    if may and command != "see":
+        assert done[0] == commands.Asked(user, JOB_ID, "bob")
+
+
+# SESSIONS
+def test_a_session_gives_the_dict_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, said = asked_of_a_server(monkeypatch, "lead", "bob", "stop", submitter="bob")
+    assert Session._get_dict_data(said) == {"answer": {"done": True}}
+    assert parameters(Session._do_command) == ["command", "enforce_meta", "props"]
+    assert "server_cmd_reg.get_command_entries(cmd_name)" in inspect.getsource(
+        AdminAPI._get_command_detail
+    )
 
 
 # -------------------------------------------------------------------------------------- rejoin
@@ -297,13 +598,16 @@ def test_a_jobs_process_learns_who_takes_part_from_the_servers_books() -> None:
     text = inspect.getsource(FederatedServer._listen_command)
     assert "self.engine.run_processes[job_id].get(RunProcessKey.PARTICIPANTS)" in text
     first, second = Client("site-1", "a"), Client("site-1", "b")
-    engine = SimpleNamespace(
-        client_manager=ClientManager(), _retrieve_clients_data=lambda job_id: {"b": second}
-    )
+    engine = SimpleNamespace(client_manager=ClientManager())
     engine.client_manager.set_clients({"a": first})
-    assert rejoin.follow_participants(engine, "j")
-    assert engine.client_manager.clients == {"b": second}
-    assert not rejoin.follow_participants(engine, "j")
+    second.last_connect_time = 7.0  # what a heart beat sets, in the server's main process
+    sent = fobs.loads(fobs.dumps({"b": second}))["b"]  # as it comes to the job's process
+    engine._retrieve_clients_data = lambda job_id: {"b": sent}
+    assert rejoin.follow_participants(engine, "j") == {"site-1": 7.0}
+    assert engine.client_manager.clients == {"b": sent}
+    engine._retrieve_clients_data = lambda job_id: None  # the main process does not answer
+    assert rejoin.follow_participants(engine, "j") == {}
+    assert engine.client_manager.clients == {"b": sent}
 
 
 # STARTS
@@ -339,6 +643,20 @@ def test_a_submitted_job_is_skipped_while_its_folder_has_the_tag(
     assert to_schedule() == []
     tag.unlink()
     assert to_schedule() == [job_id]
+
+
+# STOPS
+def test_a_job_is_stopped_by_its_status_or_by_the_runner() -> None:
+    text = inspect.getsource(JobCommandModule.abort_job)
+    assert "in [RunStatus.SUBMITTED.value, RunStatus.DISPATCHED.value]" in text
+    assert "message = job_runner.stop_run(job_id, fl_ctx)" in text
+
+
+# DELETIONS
+def test_a_site_removes_a_jobs_folder_when_the_server_asks_for_it() -> None:
+    message = inspect.getsource(JobRunner._delete_run)
+    assert "TrainingTopic.DELETE_RUN" in message and "RequestHeader.JOB_ID" in message
+    assert "shutil.rmtree(job_id_folder)" in inspect.getsource(ClientEngine.delete_run)
 
 
 # ----------------------------------------------------------------------------------------- job
@@ -396,6 +714,26 @@ def test_a_site_that_is_reported_gone_is_on_its_workflows_list() -> None:
     workflow = SimpleNamespace(communicator=WFCommServer())
     job.report_gone(workflow, "site-1", FLContext())
     assert set(workflow.communicator._dead_clients) == {"site-1"}
+
+
+# TOO_FEW
+@pytest.mark.parametrize(("targets", "is_end"), [(2, True), (3, False)])
+def test_a_round_that_too_few_sites_can_answer_is_known_by_what_flare_says(
+    targets: int, is_end: bool
+) -> None:
+    said = []
+
+    class Workflow(ScatterAndGather):
+        def system_panic(self, reason: str, fl_ctx: FLContext) -> None:
+            said.append(reason)
+
+        def log_warning(self, fl_ctx: FLContext, msg: str, **named: object) -> None:
+            said.append(msg)
+
+    workflow = Workflow(min_clients=2)
+    workflow._current_num_targets = targets
+    workflow._accept_train_result("site-1", make_reply(ReturnCode.EXECUTION_EXCEPTION), FLContext())
+    assert [job.is_for_too_few_answers(text) for text in said] == [is_end]
 
 
 # EVENTS
@@ -587,9 +925,15 @@ def test_a_sender_takes_window_and_retries_from_the_environment(
         config = CommConfigurator()
         window = config.get_streaming_window_size(0)
         assert window == 1024 * 1024 and config.get_streaming_ack_interval(0) == window // 4
-        # three times as long as a window takes on the line
-        assert config.get_streaming_retry_wait(0.0) == pytest.approx(3 * window / 1e5, abs=1.0)
-        assert config.get_streaming_retry_timeout(0.0) >= 10 * 3 * window / 1e5
+        piece = config.get_streaming_chunk_size(0)
+        # three times as long as what is under way takes on the line
+        wait = config.get_streaming_retry_wait(0.0)
+        assert wait == pytest.approx(3 * (window + piece) / 1e5, abs=1.0)
+        # nobody gives up before somebody else could have tried again
+        assert config.get_streaming_read_timeout(0) > 2 * wait
+        patience = config.get_streaming_retry_timeout(0.0)
+        assert patience == config.get_streaming_ack_wait(0) >= 10 * wait
+        assert patience == config.get_streaming_ack_progress_timeout(0.0)
     finally:
         ConfigService.reset()
 
@@ -600,8 +944,55 @@ def test_what_is_under_way_is_never_sent_again_before_it_can_have_arrived(
 ) -> None:
     values = settings.stream_settings(rate)
     window = int(values["NVFLARE_STREAMING_WINDOW_SIZE"])
+    under_way = window + int(values["NVFLARE_STREAMING_CHUNK_SIZE"])
     wait = float(values["NVFLARE_STREAMING_RETRY_WAIT"])
-    assert wait >= 2.9 * window / ((rate or 0.4) * 1e6) and wait >= 30
+    assert wait >= 2.9 * under_way / ((rate or 0.4) * 1e6) and wait >= 30
+
+
+# DOWNLOADS
+def test_tensors_are_asked_for_in_chunks_as_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in settings.stream_settings(None).items():
+        monkeypatch.setenv(name, value)
+    ConfigService.reset()
+    try:
+        decomposer = TensorDecomposer()
+        chunk = decomposer._config_var_name(ConfigVarName.DOWNLOAD_CHUNK_SIZE)
+        assert app_config_utils.get_int_var(chunk, 0) == 4 * 1024 * 1024
+        ask = decomposer._config_var_name(ConfigVarName.STREAMING_PER_REQUEST_TIMEOUT)
+        assert app_config_utils.get_positive_float_var(ask, 1.0) > 600
+    finally:
+        ConfigService.reset()
+
+
+# RESENDS
+def test_a_job_process_resends_its_requests_though_it_has_read_that_it_does_not() -> None:
+    ConfigService.reset()
+    try:
+        assert CommConfigurator().get_streaming_reliable(False) is False
+        settings.resend_requests()
+        assert CommConfigurator().get_streaming_reliable(False) is True
+    finally:
+        ConfigService.reset()
+
+
+# CONNECTIONS
+def test_a_grpc_connection_asks_whether_the_other_side_is_there(tmp_path: Path) -> None:
+    settings.write_connection_settings(tmp_path, 0.1)
+    ConfigService.initialize(section_files={}, config_path=[str(tmp_path)])
+    CommConfigurator.reset()
+    try:
+        options = dict(GrpcDriver().options)
+    finally:
+        ConfigService.reset()
+        CommConfigurator.reset()
+    assert options.items() >= dict(GRPC_DEFAULT_OPTIONS).items()
+    wait = float(settings.stream_settings(0.1)["NVFLARE_STREAMING_RETRY_WAIT"])
+    assert options["grpc.keepalive_timeout_ms"] == pytest.approx(1e3 * wait, abs=1e3)
+    # or a server would end the connections of its sites
+    allowed = options["grpc.http2.min_ping_interval_without_data_ms"]
+    assert allowed < options["grpc.keepalive_time_ms"]
 
 
 # VARIABLES

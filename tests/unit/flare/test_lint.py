@@ -11,7 +11,7 @@ from fedfms import __version__
 from fedfms.contracts.announcement import Announcement, Slicing
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError, FederationError
-from fedfms.flare.lint import PreparedJob, check_announcements, slicing_warnings
+from fedfms.flare.lint import PreparedJob, check_announcements, pausing, slicing_warnings
 from fedfms.flare.session import (
     Admin,
     Coordinator,
@@ -117,6 +117,14 @@ def test_a_site_that_does_not_fit_is_named_with_the_fix(
     assert error.code == code
     assert problem in error.problem
     assert fix in error.fix
+
+
+def test_a_site_that_pauses_takes_part_later_and_who_submits_reads_so(prepare) -> None:
+    told = [site("site-1"), Announcement("site-2", fault="paused"), site("site-3")]
+    assert check_announcements(prepare(), told) == ["site-1", "site-2", "site-3"]
+    assert pausing(told) == [
+        "site-2: it paused itself, and takes part again when the pause is over"
+    ]
 
 
 def test_a_method_that_nobody_has_is_told_with_the_one_that_was_meant(prepare) -> None:

@@ -18,12 +18,13 @@ from fedfms.flare.simulate import SERVER, free_port
 from fedfms.preflight.site import FlarePlaces
 
 SITES = ["site-1", "site-2", "other-clock", "other-version", "no-greeting", "disabled"]
+MEASURED = ["line-1", "line-2"]  # whose budget of measurements one test each uses up
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Kits of one project."""
-    return make_kits(tmp_path_factory.mktemp("kits") / "project", SITES, free_port())
+    return make_kits(tmp_path_factory.mktemp("kits") / "project", [*SITES, *MEASURED], free_port())
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 
 import fedfms
 from fedfms.flare.challenge import ask_server
+from fedfms.flare.measure_link import measure
 from fedfms.flare.simulate import PROJECT, SERVER, provision
 from fedfms.kits.about import KitAbout, read_about
 from fedfms.kits.checksums import write_sums
@@ -33,7 +34,7 @@ FEDFMS = [sys.executable, "-c", "from fedfms.cli import main; main()"]
 
 def check_flare_side(places: FlarePlaces) -> list[Item]:
     """The checks with FLARE's own question, as `fedfms check-site` makes them."""
-    return site.check_flare_side(places, ask_server)
+    return site.check_flare_side(places, ask_server, measure)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 from little_proxy import LittleProxy, little_proxy
-from site_kits import FEDFMS, change_about, check_flare_side
+from site_kits import FEDFMS, change_about, check_flare_side, copy_places
 
 from fedfms.errors import FedfmsError
 from fedfms.flare.simulate import free_port
@@ -119,14 +119,16 @@ def test_what_grpc_does_not_understand_is_said(proxy, value):
 # ------------------------------------------------------------------------------------ check-site
 
 
-def test_a_site_behind_a_proxy_passes_every_line(server, places, through, made):
-    found = statuses(check_flare_side(places))
+def test_a_site_behind_a_proxy_passes_every_line(server, places, through, made, tmp_path):
+    items = check_flare_side(copy_places(made, "line-1", tmp_path / "line-1"))
+    found = statuses(items)
     assert set(found.values()) <= {"PASS", "WARN"}, found
     assert {code for code, status in found.items() if status == "WARN"} <= {
         *("exchange-size", "trainer")
     }
-    # the item, TCP, TLS, and FLARE's own cell
-    assert through.asked == [f"localhost:{made.port}"] * 4
+    # the item, TCP, TLS, and FLARE's own cell, for its greeting and to measure
+    assert through.asked == [f"localhost:{made.port}"] * 5
+    assert "MB/s down" in next(item.text for item in items if item.code == "line")
 
 
 def test_a_proxy_with_a_password(server, places, proxy, monkeypatch):

@@ -135,6 +135,14 @@ def test_no_policy(site, check):
     fails(check(), "privacy", "SITE_POLICY")
 
 
+def test_a_method_that_is_not_installed_is_pointed_out(site, check):
+    path = site / "policy" / "privacy.json"
+    path.write_text(json.dumps({"methods": ["fedmsa", "fedmas"]}))
+    (item,) = [item for item in check() if item.code == "privacy"]
+    assert item.status == "WARN"
+    assert "fedmas, and installed here are" in item.text
+
+
 def test_the_data_in_one_line_of_numbers(site, check):
     items = {item.code: item for item in check()}
     assert items["data"].text.startswith("18 cases; 18 patients, 13 to train and 5 to validate")

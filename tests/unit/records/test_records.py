@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -327,3 +329,24 @@ def test_a_job_that_went_on_counts_each_round_once(tmp_path: Path) -> None:
         (1, "site-2"): False,
     }
     assert history.answers.keys() == {(0, "site-1"), (1, "site-1")}  # none of the first attempt
+
+
+def test_a_full_disk_holds_records_back_and_cuts_no_line(tmp_path: Path) -> None:
+    """A limit on a file's size stands for the disk: it takes a part of a line, then no more."""
+    writer = RecordWriter(tmp_path / "records.jsonl")
+    writer.write_or_hold(RoundStarted(round=0))
+    size = writer.path.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
+        with pytest.raises(OSError):
+            writer.write_or_hold(RoundStarted(round=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert writer.path.stat().st_size == size
+    assert [one.round for one in writer.held] == [1]
+    writer.write_or_hold(RoundStarted(round=2))
+    records, damaged = read_records(writer.path)
+    assert [one.round for one in records] == [0, 1, 2] and damaged == 0

@@ -181,7 +181,8 @@ def test_missed_rounds_are_told_in_plain_words(page):
     assert row == [
         "2",
         "site-2",
-        "The site's training process failed: its trainer ended in the middle of its work.",
+        "The site's training process failed: its trainer was killed in the middle of its work, "
+        "most likely because it ran out of memory.",
     ]
 
 
@@ -371,7 +372,10 @@ def test_names_and_reasons_are_shown_and_never_run(tmp_path):
 @pytest.mark.parametrize(
     ("reason", "says"),
     [
-        ("TrainerError (trainer-died); the site's own log has the details", "ended in the middle"),
+        (
+            "TrainerError (trainer-died); the site's own log has the details",
+            "was killed in the middle",
+        ),
         ("SiteDataError (unpaired-files); the site's own log", "images or labels"),
         ("DoorClosed (non-finite); the site's own log", "own policy"),
         ("ContributionRefused (non-finite); more", "NaN or infinity"),

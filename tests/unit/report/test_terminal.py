@@ -35,7 +35,7 @@ def rounds(tmp_path: Path, job: Job) -> tuple[list[str], Event]:
     reader.read_new()
     sent: dict[str, Any] = json.loads(json.dumps(reader.event().to_dict()))
     event = Event.from_dict(sent)
-    assert event == dataclasses.replace(reader.event(), seconds_left=event.seconds_left)
+    assert event == dataclasses.replace(reader.event(), time=event.time, left=event.left)
     return [_round_line(one, event) for one in event.finished], event
 
 

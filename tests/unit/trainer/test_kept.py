@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import dataclasses
 import json
 import shutil
@@ -15,10 +17,12 @@ from trainer_process import SITE, Place, task_runner
 from fedfms.contracts.messages import Task
 from fedfms.contracts.recipe import Recipe
 from fedfms.control import Control
-from fedfms.errors import DoorClosed
+from fedfms.errors import CheckpointError, DoorClosed
 from fedfms.models.build import build_model
 from fedfms.models.travelling import read_travelling
+from fedfms.trainer.at_work import AtWork
 from fedfms.trainer.kept import KEPT_RUNS, RUNS, Outcome
+from small_disk import small_disk
 
 
 @pytest.fixture
@@ -137,3 +141,62 @@ def test_only_the_last_rounds_and_runs_are_kept(
         site.train(0, sent, job=f"later-{number}")
     assert len(list(runs.iterdir())) == KEPT_RUNS
     assert not (runs / "run").exists()
+
+
+def test_what_a_disk_damaged_is_one_error_and_the_next_round_goes_on(
+    site: Site, sent: dict[str, Tensor], tmp_path: Path
+) -> None:
+    for number in range(2):
+        site.train(number, sent)
+    moments = tmp_path / "work" / RUNS / "run" / "learnt-0001" / "optimizer.pt"
+    data = bytearray(moments.read_bytes())
+    data[len(data) // 2] ^= 1
+    moments.write_bytes(data)
+    site.restart()
+    with pytest.raises(CheckpointError, match=r"round 1 .* is damaged"):
+        site.train(2, sent)
+    assert site.train(3, sent).tensors
+
+
+def test_a_run_that_was_put_back_goes_on_from_what_its_rounds_left_then(
+    site: Site, sent: dict[str, Tensor], tmp_path: Path
+) -> None:
+    for number in range(3):
+        site.train(number, sent)
+    site.train(1, {name: tensor + 1 for name, tensor in sent.items()})
+    left = {path.name for path in (tmp_path / "work" / RUNS / "run").glob("learnt-*")}
+    assert left == {"learnt-0001"}
+
+
+def test_a_trainer_that_was_killed_is_called_so_by_the_next_one(
+    tmp_path: Path, kept_recipe: Recipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task(kind="train", site=SITE, job="run", round=3, model="round", recipe=kept_recipe)
+    at_work = AtWork(tmp_path)
+    at_work.begin(task)
+    at_work.end()
+    assert not AtWork(tmp_path).say_what_was_killed()
+    at_work.begin(task)
+    assert AtWork(tmp_path).say_what_was_killed()
+    assert "train of round 3" in caplog.text and "out of memory; fix: give it more" in caplog.text
+    assert not AtWork(tmp_path).say_what_was_killed()  # once
+
+
+def test_a_full_disk_costs_no_round_and_no_score(
+    site: Site, sent: dict[str, Tensor], place: Place, tmp_path: Path
+) -> None:
+    place.set_policy(min_cases=1)
+    expected = [site.train(number, sent) for number in range(3)]
+    with small_disk(tmp_path / "disk", "40m") as disk:
+        other = Site(place, disk, site.recipe)
+        assert equal(other.train(0, sent), expected[0])
+        with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(b"\0" * 4096):
+                pass
+        assert equal(other.train(1, sent), expected[1])
+        assert not list(disk.rglob("*.part"))
+        (disk / "filler").unlink()
+        assert equal(other.train(2, sent), expected[2])
+        with (disk / "scores" / "run.csv").open() as table:
+            rounds = [row["round"] for row in csv.DictReader(table)]
+        assert sorted(set(rounds)) == ["0", "1", "2"]

@@ -12,18 +12,21 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from trainer_process import TrainerProcess
+from trainer_process import Place, TrainerProcess
 
 from fedfms.contracts.messages import Task
+from fedfms.contracts.now import SiteProgress
 from fedfms.contracts.recipe import Recipe
-from fedfms.errors import TrainingError
+from fedfms.errors import TaskAborted, TrainingError
 from fedfms.exchange.tensors import save_tensors
+from fedfms.flare.report_now import Reporter
 from fedfms.trainer.client import run_task
 from fedfms.trainer.connection import ping
 
@@ -37,6 +40,7 @@ class Machine:
 
     log: Path
     fault: Path
+    lost: Path  # while it is there, no process can open the driver's device
 
     def used(self, what: str) -> set[int]:
         rows = [line.split() for line in self.log.read_text().splitlines()]
@@ -45,11 +49,12 @@ class Machine:
 
 @pytest.fixture
 def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    machine = Machine(tmp_path / "cuda.log", tmp_path / "fault.txt")
+    machine = Machine(tmp_path / "cuda.log", tmp_path / "fault.txt", tmp_path / "lost")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "tests/unit/fake_cuda"))
     monkeypatch.setenv("FAKE_CUDA_DEVICES", "2")
     monkeypatch.setenv("FAKE_CUDA_LOG", str(machine.log))
     monkeypatch.setenv("FAKE_CUDA_FAULT", str(machine.fault))
+    monkeypatch.setenv("FAKE_CUDA_LOST", str(machine.lost))
     return machine
 
 
@@ -201,6 +206,55 @@ def test_a_trainer_whose_gpu_failed_says_so_and_its_next_process_trains(
     assert "device-side assert triggered\n  fix:" in said and "Traceback" in said
     start()
     assert run_task(place.exchange, train_task, global_model).tensors
+
+
+def health(place: Place) -> subprocess.CompletedProcess[str]:
+    """What the container engine's probe of the trainer says."""
+    return fedfms("health", "trainer", "--exchange", place.exchange)
+
+
+def wait_for_gpu(place: Place, state: str) -> None:
+    deadline = time.monotonic() + 30
+    while (told := ping(place.exchange).gpu) != state:
+        assert time.monotonic() < deadline, told
+        time.sleep(0.2)
+
+
+def test_a_trainer_that_lost_its_gpu_is_not_healthy(gpus, place, start, long_task, global_model):
+    """Its process goes on computing with what it has opened, and nobody else can."""
+    place.set_site(device="cuda")
+    start()
+    wait_for_gpu(place, "present")
+    assert "answers, with its GPU, waiting" in health(place).stdout
+    gpus.lost.touch()
+    wait_for_gpu(place, "lost")
+    probe = health(place)
+    assert probe.returncode == 1
+    assert "has lost its GPU: /dev/nvidiactl cannot be opened (Operation not perm" in probe.stderr
+    assert "--force-recreate site-1-trainer" in probe.stderr
+    heard = []  # the same of a round that runs meanwhile, on its way to the server
+    first = SiteProgress(kind="train", round=0, phase="start")
+    with Reporter(heard.append, place.exchange, first) as reporter, pytest.raises(TaskAborted):
+        run_task(
+            place.exchange,
+            long_task,
+            global_model,
+            on_progress=reporter.on_progress,
+            aborted=lambda: bool(heard) and heard[-1].gpu == "lost",
+        )
+    assert heard[-1].gpu == "lost"
+    gpus.lost.unlink()
+    wait_for_gpu(place, "present")
+    assert health(place).returncode == 0
+
+
+def test_a_trainer_on_the_processor_has_no_gpu_to_lose(gpus, place, start):
+    place.set_site(device="cpu")
+    start()
+    assert ping(place.exchange).gpu == "none"  # and whatever the driver says is nobody's business
+    gpus.lost.touch()
+    assert health(place).returncode == 0
+    assert ping(place.exchange).gpu == "none"
 
 
 def trained_folder(folder: Path, recipe: Recipe, tensors: dict) -> Path:

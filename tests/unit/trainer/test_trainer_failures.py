@@ -122,6 +122,23 @@ def test_a_connection_that_a_dying_trainer_still_took_goes_on_to_its_successor(
     assert thread.result.contribution.role == "train"
 
 
+def test_a_trainer_that_clears_the_folder_while_the_model_is_written_gets_it_again(
+    place: Place, start, train_task: Task, global_model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start()
+    replace, cleared = Path.replace, []
+
+    def clear_first(part: Path, target: Path) -> Path:
+        if not cleared:
+            cleared.append(part)
+            part.unlink()  # as a trainer does that starts at this moment
+        return replace(part, target)
+
+    monkeypatch.setattr(Path, "replace", clear_first)
+    assert run_task(place.exchange, train_task, global_model).tensors
+    assert cleared
+
+
 def test_a_killed_trainer_is_an_error_and_its_successor_works(
     place: Place, start, long_task: Task, train_task: Task, global_model, begin
 ) -> None:

@@ -18,8 +18,10 @@ from nvflare.app_common.aggregators.intime_accumulate_model_aggregator import (
     InTimeAccumulateWeightedAggregator,
 )
 from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
+from nvflare.app_common.utils.error_handling_utils import get_error_handling_message
 from nvflare.app_common.widgets.intime_model_selector import IntimeModelSelector
 from nvflare.app_common.workflows.cross_site_model_eval import CrossSiteModelEval
+from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 from nvflare.private.fed.server.server_command_agent import ServerCommandAgent
 from nvflare.private.fed.server.server_commands import SubmitUpdateCommand
 from nvflare.private.fed.server.server_runner import ServerRunner
@@ -27,6 +29,7 @@ from nvflare.private.fed.utils.fed_utils import extract_participants
 
 from fedfms.flare.internals.version import Assumption, rests_on, takes, uses
 
+_TOO_FEW = "Cannot reach min_responses"
 SERVER_MODEL = "SRV_"  # what FLARE puts before the name of a model that a locator gave it
 
 SUMS = Assumption(
@@ -70,6 +73,14 @@ GONE_SITES = Assumption(
     lambda: (
         takes(WFCommServer.process_dead_client_report, "client_name", "fl_ctx")
         and uses(WFCommServer.process_dead_client_report, "_dead_clients")
+        and uses(WFCommServer._check_dead_clients, "report_time", "_dead_client_grace")
+    ),
+)
+TOO_FEW = Assumption(
+    "ScatterAndGather ends a job in whose round too many sites answered with an error, and says so",
+    lambda: (
+        uses(ScatterAndGather._accept_train_result, "get_error_handling_message", "system_panic")
+        and _TOO_FEW in get_error_handling_message(None, "a", "ERROR", 1, "", {"a"}, 2, 2)
     ),
 )
 EVENTS = Assumption(
@@ -215,13 +226,26 @@ class ComparedModels(IntimeModelSelector):  # type: ignore[misc]
 # ----------------------------------------------------------------------------- the sites
 
 
+@rests_on(TOO_FEW)
+def is_for_too_few_answers(reason: str) -> bool:
+    """Whether a job ends because sites that were there answered a round with an error."""
+    return _TOO_FEW in reason
+
+
 @rests_on(GONE_SITES)
-def report_gone(workflow: Any, site: str, fl_ctx: FLContext) -> None:
+def report_gone(workflow: Any, site: str, fl_ctx: FLContext, *, at_once: bool = False) -> None:
     """Tell a workflow that a site is gone; it gives the site up after FLARE's grace period.
 
     FLARE keeps the list for each workflow and reports a death once, to the one that runs then.
+
+    Args:
+        at_once: without the grace period: the site is not lost, but has said that it leaves.
     """
-    workflow.communicator.process_dead_client_report(site, fl_ctx)
+    communicator = workflow.communicator
+    communicator.process_dead_client_report(site, fl_ctx)
+    status = communicator._dead_clients.get(site)
+    if at_once and status is not None:
+        status.report_time = 0.0
 
 
 @rests_on(PARTICIPANTS)

@@ -43,6 +43,7 @@ SHELL, SITE_LOG, JOB_LOG = (
 STALE_NOTES = ("pid.fl", "daemon_pid.fl", "shutdown.fl", "restart.fl", "_process_rc.txt")
 Told = Literal["shutdown", "restart"] | None
 _SHUT_DOWN, _RESTART = "shutdown.fl", "restart.fl"  # notes of how FLARE was told to end
+_LOG_BYTES, _LOG_PARTS = 10 * 2**20, 3  # of each of FLARE's four logs; it has 20 MiB and 10
 _LOG_SETTINGS_OF_FLARE, _LOG_SETTINGS = "log_config.json.default", "log_config.json"
 _WORDY = {  # loggers of FLARE -> what they may say at least
     "nvflare.fuel.f3": "WARNING",  # connections by number, callbacks
@@ -284,6 +285,9 @@ def set_log_level(local: Path, level: str) -> None:
     """
     settings = json.loads((local / _LOG_SETTINGS_OF_FLARE).read_text())
     settings["loggers"]["root"]["level"] = level
+    for handler in settings["handlers"].values():
+        if "maxBytes" in handler:
+            handler |= {"maxBytes": _LOG_BYTES, "backupCount": _LOG_PARTS}
     if level == "INFO":
         settings["loggers"] |= {name: {"level": least} for name, least in _WORDY.items()}
     (local / _LOG_SETTINGS).write_text(json.dumps(settings, indent=2))

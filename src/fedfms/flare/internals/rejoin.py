@@ -36,8 +36,10 @@ from nvflare.private.defs import (
     TrainingTopic,
 )
 from nvflare.private.fed.client.client_engine import ClientEngine
+from nvflare.private.fed.client.training_cmds import DeleteRunNumberProcessor
 from nvflare.private.fed.server.client_manager import ClientManager
 from nvflare.private.fed.server.fed_server import FederatedServer
+from nvflare.private.fed.server.job_cmds import JobCommandModule
 from nvflare.private.fed.server.job_runner import JobRunner
 from nvflare.private.fed.server.server_engine import ServerEngine
 from nvflare.private.fed.utils.fed_utils import extract_participants
@@ -94,6 +96,7 @@ PARTICIPANTS = Assumption(
         and uses(ServerEngine.sync_clients_from_main_process, "_retrieve_clients_data")
         and takes(ServerEngine._retrieve_clients_data, "job_id")
         and takes(ClientManager.set_clients, "clients")
+        and uses(ClientManager.heartbeat, "last_connect_time")
     ),
 )
 STARTS = Assumption(
@@ -117,6 +120,23 @@ AGAIN = Assumption(
         and hasattr(FilesystemStorage, "_object_path")
         and takes(SimpleJobDefManager.set_status, "jid", "status", "fl_ctx")
         and takes(JobRunner.abort_client_run, "job_id", "client_sites", "fl_ctx")
+    ),
+)
+
+
+STOPS = Assumption(
+    "a job that waits is stopped by its status, and one that runs by job_runner.stop_run(job_id, "
+    "fl_ctx)",
+    lambda: (
+        uses(JobCommandModule.abort_job, "FINISHED_ABORTED", "stop_run", "set_status")
+        and takes(JobRunner.stop_run, "job_id", "fl_ctx")
+    ),
+)
+DELETIONS = Assumption(
+    "a site's client removes its folder of a job at the request DELETE_RUN with the header JOB_ID",
+    lambda: (
+        uses(DeleteRunNumberProcessor.process, "JOB_ID", "delete_run")
+        and takes(ClientEngine.delete_run, "job_id")
     ),
 )
 
@@ -331,13 +351,16 @@ def _set_participants(engine: Any, job_id: str, participants: dict[str, Any]) ->
 
 
 @rests_on(PARTICIPANTS)
-def follow_participants(engine: Any, job_id: str) -> bool:
-    """Let a job's process know who takes part now; whether that changed."""
-    clients = engine._retrieve_clients_data(job_id)
-    if not clients or set(clients) == set(engine.client_manager.clients):
-        return False
-    engine.client_manager.set_clients(clients)
-    return True
+def follow_participants(engine: Any, job_id: str) -> dict[str, float]:
+    """Let a job's process know who takes part now.
+
+    Returns:
+        when the server's main process heard of each of them last, in seconds since 1970-01-01 UTC.
+    """
+    clients = engine._retrieve_clients_data(job_id) or {}
+    if clients and set(clients) != set(engine.client_manager.clients):
+        engine.client_manager.set_clients(clients)
+    return {client.name: float(client.last_connect_time) for client in clients.values()}
 
 
 # ---------------------------------------------------------------------------- the same job again
@@ -372,6 +395,14 @@ def put_back(engine: Any, job_id: str) -> None:
 
 
 @rests_on(AGAIN)
+def give_up(engine: Any, job_id: str) -> None:
+    """Mark a job of an earlier process of this server as FINISHED:ABANDONED."""
+    with engine.new_context() as ctx:
+        manager = engine.get_component(SystemComponents.JOB_MANAGER)
+        manager.set_status(job_id, RunStatus.ABANDONED, ctx)
+
+
+@rests_on(AGAIN)
 def let_go(engine: Any, job_id: str) -> bool:
     """Let a job that was put back be scheduled; false where somebody ended it meanwhile."""
     with engine.new_context() as ctx:
@@ -381,6 +412,44 @@ def let_go(engine: Any, job_id: str) -> bool:
         manager.update_meta(job_id, _NEVER_SCHEDULED, ctx)
         _scheduled_tag(manager, job_id, ctx).unlink(missing_ok=True)
         return True
+
+
+@rests_on(STOPS)
+def stop_job(engine: Any, job_id: str) -> str:
+    """Stop a job that waits or runs, as FLARE's own command; why it could not be, or nothing."""
+    with engine.new_context() as ctx:
+        if status_of(engine, job_id) in (RunStatus.SUBMITTED.value, RunStatus.DISPATCHED.value):
+            manager = engine.get_component(SystemComponents.JOB_MANAGER)
+            manager.set_status(job_id, RunStatus.FINISHED_ABORTED, ctx)
+            return ""
+        return str(engine.job_runner.stop_run(job_id, ctx) or "")
+
+
+@rests_on(STARTS)
+def end_at_site(engine: Any, job_id: str, site: str) -> None:
+    """End a running job's process at one connected site."""
+    with engine.new_context() as ctx:
+        engine.job_runner.abort_client_run(job_id, [site], ctx)
+
+
+@rests_on(DELETIONS)
+def delete_at_sites(engine: Any, job_id: str, seconds: float) -> dict[str, str]:
+    """Have a job that has ended removed at all connected sites.
+
+    Returns:
+        what each site answered; empty where it did not.
+    """
+    requests, names = {}, {}
+    for client in engine.get_clients():
+        message = Message(topic=TrainingTopic.DELETE_RUN, body="")
+        message.set_header(RequestHeader.JOB_ID, job_id)
+        requests[client.token], names[client.token] = message, client.name
+    answers = engine.server.admin_server.send_requests_and_get_reply_dict(
+        requests, timeout_secs=seconds
+    )
+    return {
+        names[token]: "" if reply is None else str(reply.body) for token, reply in answers.items()
+    }
 
 
 def min_sites_of(engine: Any, job_id: str) -> int:

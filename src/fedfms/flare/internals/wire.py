@@ -1,4 +1,4 @@
-"""A question to a server without a login: FLARE's challenge, over its own cell network.
+"""Questions to a server without a login: FLARE's challenge, over its own cell network.
 
 Read in FLARE 2.9.0 (`fuel/f3/cellnet/`). Public API begins with a login, which an admin has and a
 site that wants to know whether it could join has not.
@@ -6,12 +6,13 @@ site that wants to know whether it could join has not.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import secrets
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,18 +75,24 @@ class Answer(NamedTuple):
     headers: Mapping[str, Any]
     asked: float  # seconds since the epoch
     answered: float
+    payload: Any  # what came with it
 
 
 ANSWERED = str(ReturnCode.OK)  # the code of an answer
+Ask = Callable[..., Answer]
 
 
+@contextlib.contextmanager
 @rests_on(CELL)
-def challenge(server: ServerAddress, kit: Kit, *, seconds: float, attempts: int) -> Answer:
+def asking(server: ServerAddress, kit: Kit) -> Iterator[Ask]:
     """Challenge a server as FLARE's registration does, under a name beside the participant's own.
 
-    Args:
-        kit: the participant's; its own client may be connected meanwhile, nothing is registered.
-        seconds: for one answer; a connection is made meanwhile.
+    Its connection is one of its own, with the kit's certificate; a proxy of the environment is
+    gone through. The participant's own client may be connected meanwhile, nothing is registered.
+
+    Yields:
+        a function that asks once, with `seconds` for the answer, and `headers` and `payload`
+        (bytes) that go along. A connection is made meanwhile; before, asking fails at once.
     """
     name = kit.about.participant
     flare_decomposers.register()  # or the reply cannot be read
@@ -101,30 +108,31 @@ def challenge(server: ServerAddress, kit: Kit, *, seconds: float, attempts: int)
         auth_identity=name,
         auth_identity_map={FQCN.ROOT_SERVER: server.identity},
     )
+
+    def ask(
+        seconds: float, headers: Mapping[str, Any] | None = None, payload: bytes | None = None
+    ) -> Answer:
+        asked = time.time()
+        reply = cell.send_request(
+            channel=CellChannel.SERVER_MAIN,
+            topic=CellChannelTopic.Challenge,
+            target=FQCN.ROOT_SERVER,
+            request=new_cell_message(
+                {
+                    IdentityChallengeKey.COMMON_NAME: name,
+                    IdentityChallengeKey.NONCE: str(uuid.uuid4()),
+                    **(headers or {}),
+                },
+                payload,
+            ),
+            timeout=seconds,
+            optional=True,
+        )
+        code = str(reply.get_header(MessageHeaderKey.RETURN_CODE))
+        return Answer(code, dict(reply.headers), asked, time.time(), reply.payload)
+
     cell.start()
     try:
-        for attempt in range(attempts):
-            if attempt:
-                time.sleep(0.5)
-            asked = time.time()
-            reply = cell.send_request(
-                channel=CellChannel.SERVER_MAIN,
-                topic=CellChannelTopic.Challenge,
-                target=FQCN.ROOT_SERVER,
-                request=new_cell_message(
-                    {
-                        IdentityChallengeKey.COMMON_NAME: name,
-                        IdentityChallengeKey.NONCE: str(uuid.uuid4()),
-                    },
-                    None,
-                ),
-                timeout=seconds,
-                optional=True,
-            )
-            code = str(reply.get_header(MessageHeaderKey.RETURN_CODE))
-            answer = Answer(code, dict(reply.headers), asked, time.time())
-            if code == ANSWERED:
-                break
-        return answer
+        yield ask
     finally:
         cell.stop()

@@ -1,0 +1,57 @@
+"""What the trainer is at, on its disk: of one that was killed it is there still, for its successor.
+
+A process that is killed for want of memory says nothing: the kernel ends it with SIGKILL, exit code
+137. All other ends of a trainer are its own, and it removes the note first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+
+from fedfms.contracts.messages import Task
+from fedfms.files import read_whole, write_whole
+
+log = logging.getLogger(__name__)
+
+KILLED = (
+    "the trainer before this one was killed in the middle of its work (%s), most likely because it "
+    "ran out of memory; fix: give it more (TRAINER_MEMORY in .env, or a machine with more), or set "
+    "a smaller micro_batch or fewer workers in site.yml. The same round is tried again"
+)
+
+_FILE = ".at-work"
+_LONGEST = 200  # bytes
+
+
+class AtWork:
+    """The note of one site's trainer.
+
+    Args:
+        work: the site's private folder.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self._file = work / _FILE
+
+    def begin(self, task: Task) -> None:
+        """A task begins. Where this cannot be written nothing will be said of it."""
+        with contextlib.suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._file, f"{task.kind} of round {task.round} of job {task.job}")
+
+    def end(self) -> None:
+        """It ended, or this process ends by itself."""
+        with contextlib.suppress(OSError):
+            self._file.unlink(missing_ok=True)
+
+    def say_what_was_killed(self) -> bool:
+        """Log what a trainer of before was at when it was killed, if one was; whether it was."""
+        try:
+            text = read_whole(self._file, _LONGEST).decode(errors="replace")
+        except OSError:
+            return False
+        self.end()
+        log.error(KILLED, text)
+        return True
