@@ -14,6 +14,7 @@ NOTES = {
     "fedfms_lab": "studies, public data sets",
     "cli": "arguments in, exit code out",
     "provisioning": "kits, made and renewed",
+    "watch": "a page of what runs",
     "flare": "alone imports nvflare",
     "preflight": "is a site well?",
     "report": "tables and page of a run",
