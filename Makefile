@@ -79,7 +79,7 @@ lint: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(BIN)/ruff check --no-cache
 	$(BIN)/ruff format --check --no-cache
 	$(BIN)/mypy
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run tools/*.sh docker/entrypoint tests/docker/*.sh \
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run tools/*.sh docker/entrypoint docker/strip.sh tests/docker/*.sh \
 		src/fedfms/provisioning/templates/site/check-site src/fedfms/provisioning/templates/archive/load.sh; \
 	else echo "lint: SKIPPED shellcheck, which is not installed (Debian: apt install shellcheck)"; fi
 
