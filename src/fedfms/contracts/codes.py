@@ -244,6 +244,7 @@ CODES: dict[str, str] = {
     "workspace": "the workspace cannot be set up",
     # of provisioning, and of kits
     "approved-already": "there is a certificate for another key",
+    "bad-digest": "the digest of an image is none",
     "bad-request": "the request cannot be read",
     "bad-zip": "the zip cannot be unpacked",
     "ca-damaged": "the certificate authority cannot be read",

@@ -1,8 +1,9 @@
 """Whether a kit is as it was made: `SHA256SUMS` in the kit's folder, signed by the project's CA.
 
 FLARE does not sign startup kits: whoever changes a file in one goes unnoticed. Every kit of ours
-therefore lists the SHA-256 of each file of its `startup/` and `local/` and of `fedfms.json`, in the
-format of `sha256sum -c`, and `SHA256SUMS.sig` holds the CA's signature of that list:
+therefore lists the SHA-256 of each file of its `startup/`, `local/` and `bills/` and of
+`fedfms.json`, in the format of `sha256sum -c`, and `SHA256SUMS.sig` holds the CA's signature of
+that list:
 
     openssl x509 -in startup/rootCA.pem -noout -pubkey > ca.pub
     base64 -d SHA256SUMS.sig > sums.sig
@@ -28,6 +29,7 @@ from fedfms.kits.about import ABOUT_FILE
 
 SUMS_FILE, SIGNATURE_FILE = "SHA256SUMS", "SHA256SUMS.sig"
 ROOT_CERTIFICATE = "startup/rootCA.pem"
+_FOLDERS = ("startup", "local", "bills")
 
 _AGAIN = "unzip the kit again; if that does not help, ask the coordinator for a new one"
 
@@ -39,11 +41,15 @@ def write_sums(kit: Path, ca_key: rsa.RSAPrivateKey) -> None:
         kit: the folder with startup/ and local/.
         ca_key: private key of the certificate in startup/rootCA.pem.
     """
-    content = list_sums(kit, kit_files(kit)).encode()
-    (kit / SUMS_FILE).write_bytes(content)
-    # the same content gives the same bytes
+    (kit / SUMS_FILE).write_bytes(list_sums(kit, kit_files(kit)).encode())
+    sign_sums(kit, ca_key)
+
+
+def sign_sums(folder: Path, ca_key: rsa.RSAPrivateKey) -> None:
+    """Sign the list of checksums in a folder; the same list gives the same bytes."""
+    content = (folder / SUMS_FILE).read_bytes()
     signature = ca_key.sign(content, padding.PKCS1v15(), hashes.SHA256())
-    (kit / SIGNATURE_FILE).write_bytes(base64.encodebytes(signature))
+    (folder / SIGNATURE_FILE).write_bytes(base64.encodebytes(signature))
 
 
 def check_sums(kit: Path) -> None:
@@ -107,7 +113,7 @@ def list_sums(folder: Path, names: Iterable[str]) -> str:
 
 def kit_files(kit: Path) -> list[str]:
     """The files that make a kit, relative to it and sorted; not what FLARE writes beside them."""
-    inside = [path for name in ("startup", "local") for path in (kit / name).rglob("*")]
+    inside = [path for name in _FOLDERS for path in (kit / name).rglob("*")]
     # links too: one that leads out of the kit would be read by FLARE and listed by nobody
     files = [path.relative_to(kit).as_posix() for path in inside if not path.is_dir()]
     return sorted([*files, ABOUT_FILE])

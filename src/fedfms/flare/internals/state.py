@@ -85,6 +85,10 @@ class CertificateState:
         """Remove a participant's key and certificate, so that FLARE makes new ones."""
         self.content.pop(name, None)
 
+    def forget_key(self, name: str) -> None:
+        """Remove a participant's private key and keep its certificate."""
+        self.content.get(name, {}).pop("pri_key", None)
+
     def set_approved(self, name: str, certificate: x509.Certificate) -> None:
         """Remember the certificate for a key that was made elsewhere."""
         pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
