@@ -8,8 +8,10 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from fedfms.bounded import read_bytes
 from fedfms.errors import ConfigError
 
+MAX_BYTES = 1 << 20  # of a file of certificates
 RENEW_DAYS = 30  # a certificate that ends sooner is worth a word
 
 
@@ -26,7 +28,7 @@ def read_certificate(path: Path) -> x509.Certificate:
         PermissionError: this user may not read it; who asks knows which user that is.
     """
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
+        return x509.load_pem_x509_certificate(read_bytes(path, MAX_BYTES))
     except PermissionError:
         raise
     except OSError as error:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import gzip
-import json
 import shutil
 import subprocess
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, cast
 
-from fedfms.errors import ConfigError, FederationError
+from fedfms.bounded import decode_json, open_zip
+from fedfms.errors import ConfigError, FederationError, Undecodable
 from fedfms.files import whole_folder
 from fedfms.flare.provision import private_files
 from fedfms.kits.checksums import SUMS_FILE, list_sums
+from fedfms.kits.zips import MAX_BYTES
 from fedfms.provisioning.render import write_templates
 
 # level 6 makes the CPU image 12 % smaller (365 MB instead of 414) in three times as long
@@ -78,10 +78,18 @@ def _check_files(kits: Sequence[Path], checkpoints: Sequence[Path]) -> None:
                     f"two files are called {name}", "name each once", code="same-name"
                 )
     for path in kits:
-        if not zipfile.is_zipfile(path):
+        if not _is_zip(path):
             raise ConfigError(
                 f"{path} is no kit", "name zips that fedfms provision made", code="no-kit"
             )
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        with open_zip(path, str(path), max_bytes=MAX_BYTES):
+            return True
+    except Undecodable:
+        return False
 
 
 def _check_image(image: str) -> None:
@@ -100,7 +108,7 @@ def _check_image(image: str) -> None:
             code="no-docker",
         )
     found = _docker("image", "inspect", image)
-    if found.returncode != 0 or not json.loads(found.stdout or "[]"):
+    if found.returncode != 0 or not decode_json(found.stdout or "[]", "docker's answer"):
         raise FederationError(
             f"there is no image {image} on this machine",
             "docker images lists those that are; build it first: docker compose build",
