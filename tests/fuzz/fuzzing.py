@@ -129,17 +129,18 @@ def table(tallies: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {one['target']} | {one['inputs']:,} | {one['accepted']:,} | {one['cpu']:.0f} | "
             f"{one['slowest'] * 1000:.0f} ms | +{one['memory'] / 2**20:.0f} MB | "
-            f"{_new_coverage(one['coverage'])} | {surprises or 'none'} |"
+            f"{_new_coverage(one)} | {surprises or 'none'} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def _new_coverage(curve: list[list[int]]) -> str:
+def _new_coverage(tally: dict[str, Any]) -> str:
+    """Features of libFuzzer that the last third of the inputs reached first."""
+    curve = tally["coverage"]
     if len(curve) < 2:
         return "not measured"
-    last = curve[-1]
-    before = max((point for point in curve if point[0] <= last[0] * 2 / 3), default=curve[0])
-    return f"+{last[1] - before[1]} of {last[1]}"
+    before = max((at for at in curve if at[0] <= tally["inputs"] * 2 / 3), default=curve[0])
+    return f"+{curve[-1][1] - before[1]} of {curve[-1][1]}"
 
 
 def save(path: Path, tally: Tally) -> None:
