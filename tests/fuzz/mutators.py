@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -152,6 +153,37 @@ def of_safetensors(chance: random.Random, data: bytes, seeds: Sequence[bytes]) -
     size = struct.unpack("<Q", data[:8])[0]
     header = of_json(chance, data[8 : 8 + size], [data[8 : 8 + size]])
     return struct.pack("<Q", len(header)) + header + data[8 + size :]
+
+
+def of_png(chance: random.Random, data: bytes, seeds: Sequence[bytes]) -> bytes:
+    """A chunk has other bytes, another kind or place, and a checksum that fits."""
+    chunks, at = [], 8
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        chunks.append((kind, data[at + 8 : at + 8 + length]))
+        at += 12 + length
+    if not chunks or chance.random() < 0.2:
+        return of_bytes(chance, data, seeds)
+    for _ in range(chance.choice((1, 1, 2))):
+        place = chance.randrange(len(chunks))
+        kind, content = chunks[place]
+        what = chance.randrange(5)
+        if what == 0:
+            chunks[place] = (chance.choice((b"tEXt", b"IDAT", b"IEND", b"IHDR", b"PLTE")), content)
+        elif what == 1:
+            chunks[place:place] = [chance.choice(chunks)]
+        elif what == 2 and len(chunks) > 1:
+            del chunks[place]
+        elif what == 3:
+            zeros = zlib.compress(bytes(chance.choice((0, 1, 500, 1 << 20))))
+            chunks[place] = (kind, zeros if kind == b"IDAT" else content[::-1])
+        else:
+            chunks[place] = (kind, of_bytes(chance, content, [content]))
+    made = b"\x89PNG\r\n\x1a\n"
+    for kind, content in chunks:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        made += struct.pack(">I", len(content)) + kind + content + checksum
+    return made
 
 
 def of_text(chance: random.Random, data: bytes, seeds: Sequence[bytes]) -> bytes:

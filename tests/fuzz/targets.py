@@ -24,7 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 from PIL import Image
 
 import fedfms
@@ -50,7 +52,7 @@ from fedfms.flare.progress import Event, FinishedRound
 from fedfms.flare.run_about import About
 from fedfms.flare.runs import RunInfo
 from fedfms.kits.about import ABOUT_FILE, KitAbout, read_about
-from fedfms.kits.certificates import read_certificate
+from fedfms.kits.certificates import fingerprint, read_certificate, subject_of
 from fedfms.kits.checksums import check_sums, write_sums
 from fedfms.kits.zips import unpack_zip, write_zip
 from fedfms.preflight.policy import AUTHORIZATION_FILE, check_authorization
@@ -68,6 +70,7 @@ from mutators import (  # noqa: E402
     of_bytes,
     of_json,
     of_lines,
+    of_png,
     of_safetensors,
     of_tar,
     of_text,
@@ -244,7 +247,7 @@ def _safetensors(folder: Path) -> tuple[tuple[bytes, ...], Parse]:
     return tuple(seeds), parse
 
 
-@_target("picture", "site -> server", of_bytes)
+@_target("picture", "site -> server", of_png)
 def _picture(folder: Path) -> tuple[tuple[bytes, ...], Parse]:
     seeds = []
     for mode in ("L", "RGB", "P"):
@@ -417,7 +420,7 @@ def _certificate(folder: Path) -> tuple[tuple[bytes, ...], Parse]:
     _write_kit(folder)
     place = folder / "x.pem"
     seed = (folder / "startup/rootCA.pem").read_bytes()
-    return (seed, seed * 2), _of_file(place, lambda: read_certificate(place))
+    return (seed, seed * 2), _of_file(place, lambda: _looked_at(read_certificate(place)))
 
 
 # ------------------------------------------------------------------------- site to coordinator
@@ -558,6 +561,11 @@ def _any(data: bytes) -> Any:
     finally:
         sys.set_int_max_str_digits(4300)
     return value
+
+
+def _looked_at(certificate: x509.Certificate) -> object:
+    names = [subject_of(certificate, oid) for oid in (NameOID.COMMON_NAME, NameOID.USER_ID)]
+    return names, fingerprint(certificate), certificate.not_valid_after_utc
 
 
 def _of_file(place: Path, read: Callable[[], object]) -> Parse:

@@ -142,6 +142,6 @@ def _is_own_key(kit: Path, name: str, listed: dict[str, str]) -> bool:
     try:
         key = serialization.load_pem_private_key((kit / name).read_bytes(), password=None)
         public = x509.load_pem_x509_certificate((kit / certificate).read_bytes()).public_key()
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
         return False
     return bool(key.public_key() == public)
