@@ -4,6 +4,7 @@
 # make test-docker   the same with real containers; where no Docker engine is, it installs one (Debian)
 # make test-gpu   what this machine's GPU does with fedfms, as a table; at most six minutes
 # make chaos   faults while a federation trains: SEEDS=fixed, or "1 2 3", five minutes and more for each
+# make fuzz   every parser of what others wrote, two minutes each (SECONDS=120); FUZZ="a parser …"
 # make lint   ruff, mypy, shellcheck
 # make vulnerabilities   known ones of the locked versions; by hand, since it needs the internet
 
@@ -19,10 +20,10 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find src jobs -type f -not -name '*.pyc' -not -path '*.egg-info*' -not -path '*/build/*') \
 	pyproject.toml setup.py
 
-.PHONY: help demo test test-all test-docker test-gpu chaos lint vulnerabilities format clean
+.PHONY: help demo test test-all test-docker test-gpu chaos fuzz lint vulnerabilities format clean
 
 help:
-	@sed -n '1,8s/^# //p' Makefile
+	@sed -n '1,9s/^# //p' Makefile
 
 # Each step leaves a stamp, so that a second call installs nothing.
 $(VENV)/torch.stamp:
@@ -62,6 +63,14 @@ SEEDS ?= fixed
 
 chaos: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(BIN)/python tests/chaos/run.py $(SEEDS)
+
+# Each parser of what another party wrote, for so many seconds of processor time: an hour in all. Guided by
+# coverage where atheris is installed (.venv/bin/pip install atheris), which no test asks for.
+SECONDS ?= 120
+FUZZ ?=
+
+fuzz: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
+	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(FUZZ)
 
 # A machine without internet has its own torch: PYTHON is asked first, and what else it lacks may lie
 # in a folder named by PYTHONPATH. GPU_TESTS: what tests/gpu/run.py takes, such as --output FILE.

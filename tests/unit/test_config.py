@@ -364,7 +364,7 @@ def test_another_backbone_means_its_official_checkpoint():
         ("normalize=yes", "normalize=yes", "for an example"),
         ("loss=focal", "loss is 'focal'", "bce, dice_bce"),
         ("classes=", "classes is empty", "at least one class"),
-        ("learning_rate=NaN", "learning_rate is nan", "positive"),
+        ("learning_rate=NaN", "learning_rate=NaN", "for an example"),
     ],
 )
 def test_an_override_that_cannot_be_meant_is_refused_with_a_fix(override, problem, fix):

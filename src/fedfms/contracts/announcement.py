@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
+from fedfms.bounded import decode_json
 from fedfms.contracts.decode import validate
 from fedfms.contracts.now import GpuState
 from fedfms.contracts.site import Reading
@@ -79,7 +80,7 @@ class Announcement:
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, `ready` included."""
         values = {**dataclasses.asdict(self), "ready": self.ready}
-        return json.loads(json.dumps(values))  # type: ignore[no-any-return]
+        return dict(decode_json(json.dumps(values), "the announcement"))
 
     @classmethod
     def from_dict(cls, values: Any) -> Announcement:

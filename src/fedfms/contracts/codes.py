@@ -23,6 +23,7 @@ CODES: dict[str, str] = {
     "site-data": "its images or labels cannot be used",
     "trainer": "its trainer died, hung, or gave no usable answer",
     "training": "training cannot go on",
+    "undecodable": "what another party wrote cannot be read, or is larger than it may be",
     "user": "the user of the process cannot be used",
     "unexpected": "something that nobody foresaw; its trainer's log says what",
     "unusable-file": "a file or folder cannot be used",

@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfms.errors import ConfigError
+from fedfms.bounded import number
+from fedfms.errors import ConfigError, Undecodable
 
 # what a line is taken to carry of which nothing is said
 UNTOLD_MEGABYTES_PER_SECOND = 0.4
@@ -87,8 +88,8 @@ def _number(name: str, low: float, high: float, fix: str, code: str) -> float | 
     if not text:
         return None
     try:
-        value = float(text)
-    except ValueError:
+        value = number(text, name)
+    except Undecodable:
         value = math.nan
     if not low <= value <= high:
         raise ConfigError(f"{name} is {text}", fix, code=code)

@@ -20,13 +20,14 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, StringConstraints
 
+from fedfms.bounded import decode_json
 from fedfms.contracts.announcement import Announcement
 from fedfms.contracts.contribution import MAX_PICTURES as MAX_PICTURES
 from fedfms.contracts.contribution import Contribution, ModelName
 from fedfms.contracts.decode import Misfits, validate
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.wire import Code, Count, Name, Word
-from fedfms.errors import ConfigError, TrainerError
+from fedfms.errors import ConfigError, TrainerError, Undecodable
 
 PROTOCOL = 2  # 2: the answer to a ping says what the site can do
 SOCKET_NAME = "trainer.sock"
@@ -249,8 +250,8 @@ def _read(line: bytes, types: dict[str, type]) -> Any:
     if len(line) > MAX_LINE_BYTES:
         raise _nonsense("a line that is too long")
     try:
-        values = json.loads(line, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
+        values = decode_json(line, "the line", max_bytes=MAX_LINE_BYTES)
+    except Undecodable:
         raise _nonsense("a line that is no JSON") from None
     if not isinstance(values, dict) or not isinstance(values.get("type"), str):
         raise _nonsense("a line without a type")
@@ -274,10 +275,6 @@ def _read(line: bytes, types: dict[str, type]) -> Any:
             raise _nonsense("a message with an unknown or a missing entry") from None
         named = [part for part in misfits.loc if part != "task"] or ["whole"]
         raise _nonsense(f"a message whose {named[0]} cannot be used") from None
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(text)
 
 
 def _check_recipe(values: Any) -> None:

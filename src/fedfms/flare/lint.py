@@ -7,17 +7,17 @@ after everybody has loaded a model. Here it is compared with what the sites anno
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedfms import __version__
+from fedfms.bounded import read_json_object
 from fedfms.contracts.announcement import PAUSED, Announcement, Slicing
 from fedfms.contracts.codes import CODES
 from fedfms.contracts.recipe import Recipe
-from fedfms.errors import ConfigError
+from fedfms.errors import ConfigError, Undecodable
 from fedfms.flare.internals.job import participants_of
 from fedfms.models.methods import installed_methods
 
@@ -346,8 +346,10 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        return read_json_object(path)
+    except Undecodable as error:
+        raise ConfigError(error.problem, error.fix) from None
+    except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}", "correct the file") from None
 
 

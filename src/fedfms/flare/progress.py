@@ -109,7 +109,8 @@ class Event:
         Raises:
             ValueError: it is none of this version.
         """
-        if set(values) != {one.name for one in dataclasses.fields(cls)} - {"text"}:
+        known = {one.name for one in dataclasses.fields(cls)} - {"text"}
+        if not isinstance(values, Mapping) or set(values) != known:
             raise ValueError("other entries than an event of this version has")
         return _EVENT.validate_python(values)
 

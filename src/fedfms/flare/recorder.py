@@ -428,7 +428,7 @@ def _payload(shareable: Any) -> int:
     """Bytes of the tensors in a task or an answer."""
     try:
         return payload_bytes(from_shareable(shareable).data)
-    except ValueError:
+    except (ValueError, TypeError, AttributeError, KeyError):
         return 0
 
 
@@ -436,6 +436,6 @@ def _report(answer: Shareable, site: str) -> Contribution | None:
     """What a site says of its round, if it can be read."""
     try:
         said = Contribution.from_dict(from_shareable(answer).get_meta_prop(CONTRIBUTION))
-    except (ValueError, ContributionRefused):
+    except (ValueError, TypeError, AttributeError, KeyError, ContributionRefused):
         return None
     return said if said.site == site else None

@@ -31,6 +31,7 @@ from nvflare.apis.fl_context import FLContext
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from fedfms.bounded import read_json
 from fedfms.errors import FederationError
 from fedfms.exchange.tensors import load_tensors, save_tensors
 from fedfms.files import file_sha256, link_whole, whole_folder
@@ -210,7 +211,7 @@ def restore(kept: Path, results: Path, recipe_sha256: str) -> Restored | None:
 def _read_state(folder: Path, recipe_sha256: str) -> RunState | None:
     """The state of a round whose files are as they were written; else None."""
     try:
-        values: dict[str, Any] = json.loads((folder / _STATE).read_text())
+        values: dict[str, Any] = read_json(folder / _STATE)
         state = _DECODE.validate_python(values)
         whole = all(file_sha256(folder / name) == sha for name, sha in state.sha256.items())
     except (OSError, ValueError):
@@ -238,7 +239,7 @@ def kept_recipe(kept: Path) -> str | None:
     """The hash of the recipe that the last round that was kept was made with."""
     for folder in _rounds(kept):
         with contextlib.suppress(OSError, ValueError):
-            return _DECODE.validate_python(json.loads((folder / _STATE).read_text())).recipe_sha256
+            return _DECODE.validate_python(read_json(folder / _STATE)).recipe_sha256
     return None
 
 

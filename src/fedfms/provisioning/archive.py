@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import shutil
 import subprocess
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, cast
@@ -17,11 +16,13 @@ from typing import IO, cast
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fedfms.errors import ConfigError, FederationError
+from fedfms.bounded import open_zip
+from fedfms.errors import ConfigError, FederationError, Undecodable
 from fedfms.files import whole_folder
 from fedfms.flare.internals.state import STATE_FILE, CertificateState
 from fedfms.flare.provision import private_files
 from fedfms.kits.checksums import SUMS_FILE, list_sums, sign_sums
+from fedfms.kits.zips import MAX_BYTES
 from fedfms.provisioning.images import last_line, look_at, write_bills
 from fedfms.provisioning.render import write_templates
 
@@ -96,10 +97,18 @@ def _check_files(kits: Sequence[Path], checkpoints: Sequence[Path]) -> None:
                     f"two files are called {name}", "name each once", code="same-name"
                 )
     for path in kits:
-        if not zipfile.is_zipfile(path):
+        if not _is_zip(path):
             raise ConfigError(
                 f"{path} is no kit", "name zips that fedfms provision made", code="no-kit"
             )
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        with open_zip(path, str(path), max_bytes=MAX_BYTES):
+            return True
+    except Undecodable:
+        return False
 
 
 def _authority(output: Path) -> CertificateState:

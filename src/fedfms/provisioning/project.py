@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fedfms.contracts.decode import read_text
 from fedfms.contracts.yaml_text import parse_yaml
@@ -172,7 +172,7 @@ def _participant(entry: Any, number: int, where: str) -> Participant:
         )
     kind = entry.get("type")
     label = f"{where}, {entry.get('name') or f'participant {number + 1}'}"
-    if kind not in _PARTICIPANT_KEYS:
+    if not (isinstance(kind, str) and kind in _PARTICIPANT_KEYS):
         raise _wrong(f"{label}: type is {kind!r}", "write server, client (a site) or admin")
     _known(entry, _PARTICIPANT_KEYS[kind], label)
     name = _check_name(entry.get("name"), kind, label)
@@ -184,7 +184,7 @@ def _participant(entry: Any, number: int, where: str) -> Participant:
     own_key = entry.get("own_key", False)
     if not isinstance(own_key, bool):
         raise _wrong(f"{label}: own_key is {own_key!r}", "write true or false")
-    return Participant(name=name, type=kind, org=org, own_key=own_key)
+    return Participant(name=name, type=cast(ParticipantType, kind), org=org, own_key=own_key)
 
 
 def _check_name(name: Any, kind: str, label: str) -> str:

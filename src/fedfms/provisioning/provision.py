@@ -30,9 +30,10 @@ from typing import Any, Literal
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from fedfms.bounded import read_json_object
 from fedfms.errors import ConfigError, FederationError
 from fedfms.files import write_whole
-from fedfms.flare.internals.state import STATE_FILE, CertificateState
+from fedfms.flare.internals.state import MAX_STATE_BYTES, STATE_FILE, CertificateState
 from fedfms.flare.provision import private_files, run_provisioner
 from fedfms.kits.about import ABOUT_FILE
 from fedfms.kits.certificates import RENEW_DAYS, fingerprint, kit_certificate, now, subject_of
@@ -129,7 +130,7 @@ class WorkingFolder:
     def revoked(self) -> dict[str, dict[str, Any]]:
         """What was revoked, by name: serial number and when."""
         path = self.home / _REVOKED_FILE
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_json_object(path, MAX_STATE_BYTES) if path.is_file() else {}
 
     def images(self) -> list[Image]:
         """The images that were named last."""
@@ -160,7 +161,7 @@ def working_folder(project_file: Path, project: Project, output: Path | None) ->
         if home.name == project.name and home.parent == folder:
             continue
         record = home / _RECORD_FILE
-        before = json.loads(record.read_text())["project_file"] if record.is_file() else None
+        before = read_json_object(record).get("project_file") if record.is_file() else None
         if home.parent == folder or before == str(project_file.absolute()):
             raise ConfigError(
                 f"{project_file.name} is called {project.name} now, but {home.name} before: it "

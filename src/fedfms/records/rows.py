@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedfms.bounded import read_bytes
 from fedfms.contracts.contribution import PHASES
 
 Row = TypeVar("Row")
+MAX_TABLE_BYTES = 256 << 20  # a row for each site and round has 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,12 +126,15 @@ def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
     Raises:
         OSError, ValueError: the file is missing or damaged.
     """
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        table = csv.DictReader(file)
+    text = read_bytes(path, MAX_TABLE_BYTES).decode("utf-8", errors="surrogateescape")
+    table = csv.DictReader(io.StringIO(text, newline=""))
+    try:
         for column in map(_column, _plain_fields(kind)):
             if column not in (table.fieldnames or ()):  # also where no row follows
                 raise ValueError(f"{path.name} has no column {column}")
         return tuple(_row(kind, cells) for cells in table)
+    except csv.Error as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from None
 
 
 def _row(kind: type[Row], cells: Mapping[str, str]) -> Row:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedfms.bounded import read_json
 from fedfms.contracts.contribution import PHASES
 from fedfms.errors import FederationError
 from fedfms.files import file_sha256, whole_folder
@@ -44,6 +45,7 @@ from fedfms.records.rows import (
 )
 from fedfms.records.scores import over
 from fedfms.report.summary import (
+    MAX_SUMMARY_BYTES,
     Bytes,
     FileFacts,
     JobFacts,
@@ -167,11 +169,11 @@ def load_result(folder: Path) -> Result:
         FederationError: it is no results folder, or one of its files is damaged (`no-results`).
     """
     try:
-        summary = Summary.from_dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
+        summary = Summary.from_dict(read_json(folder / SUMMARY, MAX_SUMMARY_BYTES))
         rounds = read_rounds(folder / ROUNDS)
         evaluation = read_rows(folder / EVALUATION, EvaluationRow)
     except (OSError, ValueError) as error:
-        what = error.strerror if isinstance(error, OSError) else str(error)
+        what = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise FederationError(
             f"{folder} is no results folder: {what}",
             "name the folder that a finished job's results were written to",
@@ -230,7 +232,7 @@ def _find_records(job_folder: Path) -> Path:
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
