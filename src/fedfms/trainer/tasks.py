@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import logging
 import sys
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedfms import __version__
-from fedfms.contracts.contribution import Contribution, Metric
+from fedfms.contracts.contribution import Contribution
 from fedfms.contracts.messages import Task
 from fedfms.contracts.policy import POLICY_FILE, Policy
 from fedfms.contracts.recipe import Recipe
@@ -47,13 +46,14 @@ from fedfms.trainer.history import History
 from fedfms.trainer.kept import KeptRun, Learnt, Outcome, request_key
 from fedfms.trainer.listed import Listing, forget_withdrawn, list_prepared
 from fedfms.trainer.secret import part_of, site_secret
+from fedfms.trainer.telling import Telling
 from fedfms.training.device import (
     failures_explained,
     free_unused_memory,
     ready_device,
     torch_device,
 )
-from fedfms.training.evaluate import CaseScore, evaluate, summarize
+from fedfms.training.evaluate import CaseScore, evaluate
 from fedfms.training.loop import RoundResult, adam, train_round
 from fedfms.training.meter import Meter
 from fedfms.training.overlay import site_pictures
@@ -187,9 +187,10 @@ class TaskRunner:
         is_holdout = self.folders.name in recipe.holdout
         trains = task.kind == "train" and not is_holdout
         is_due = task.kind == "evaluate" or recipe.evaluates(task.round)
-        history = self._of_this_site()
-        request = history.request(task, sent, trains=trains, evaluates=is_due)
+        history = request = None  # a canary, of which zeros leave, is no part of it
         if not is_canary:
+            history = self._of_this_site()
+            request = history.request(task, sent, trains=trains, evaluates=is_due)
             history.check(policy, request)
             if policy.noise_std > 0 and history.was_answered(request):
                 raise _no_new_noise(task)
@@ -201,7 +202,7 @@ class TaskRunner:
             if job.dataset is None:
                 job.dataset = SliceDataset(training, site, recipe)
             check_steps(policy, recipe, len(job.dataset))
-        if not is_canary:
+        if history is not None and request is not None:
             history.asked(request)
         scored = cases if is_holdout else [c for c in cases if c.case.split == "validation"]
         with meter("exchange"):
@@ -236,15 +237,7 @@ class TaskRunner:
                     _keep_learnt(job, task)
         control.check()
         smallest = max(policy.min_cases, site.min_cases)
-        told = history.may_tell("scores", (case.case.patient for case in scored), smallest)
-        of_whom = {
-            case.case.key for case in scored if history.name(case.case.patient) in (told or ())
-        }
-        metrics = summarize([one for one in scores if one.key in of_whom], smallest)
-        if told is None:  # the names of the scores alone
-            metrics = tuple(map(_withheld, summarize(scores, smallest)))
-        trained_on = history.may_tell("loss", (case.case.patient for case in training), smallest)
-        tells_loss = trained_on == history.names(case.case.patient for case in training)
+        telling = Telling.of(history, scored, training, smallest)
         contribution = Contribution(
             site=self.folders.name,
             kind=task.kind,
@@ -256,10 +249,10 @@ class TaskRunner:
             package_version=__version__,
             training_slices=slices,
             training_cases=len(training) if trains else 0,
-            evaluated_cases=len(of_whom if told is not None else scored) if is_due else 0,
+            evaluated_cases=len(telling.cases) if is_due else 0,
             distance_unit=site.distance_unit,
-            metrics=metrics,
-            loss=result.loss if result and tells_loss else None,
+            metrics=telling.metrics(scores),
+            loss=result.loss if result and telling.loss else None,
             seconds=meter.seconds,
             peak_memory_bytes=meter.peak_memory_bytes,
             micro_batch=result.micro_batch if result else 0,
@@ -267,11 +260,8 @@ class TaskRunner:
         )
         leaving, report = pass_door(policy, site, recipe, shapes_of(before), tensors, contribution)
         outcome = Outcome(report, leaving, pass_pictures(policy, recipe, pictures))
-        if not is_canary:
-            if any(metric.mean is not None for metric in report.metrics) and told is not None:
-                history.told("scores", told)
-            if report.loss is not None and trained_on is not None:
-                history.told("loss", trained_on)
+        if history is not None and request is not None:
+            telling.is_told(history, report)
             history.left(request, report.update_norm)
             kept.keep_answer(task, key, outcome)
         return outcome
@@ -436,10 +426,6 @@ def _keep_learnt(job: _Job, task: Task) -> None:
 
 def _patients_to_train(cases: Sequence[Case]) -> int:
     return len({case.patient for case in cases if case.split == "train"})
-
-
-def _withheld(metric: Metric) -> Metric:
-    return dataclasses.replace(metric, mean=None, std=None, cases=0, empty=0)
 
 
 def _no_new_noise(task: Task) -> DoorClosed:

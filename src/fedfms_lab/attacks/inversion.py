@@ -259,7 +259,8 @@ def picture(tokens: Tensor, patches: Tensor, cutoff: float) -> Tensor:
     errors = tokens.reshape(-1, channels).T  # (C, T)
     found = torch.linalg.pinv(errors, rtol=cutoff) @ patches.reshape(channels, -1)  # (T, 3 p^2)
     grey = found.reshape(rows, columns, 3, side, side).mean(dim=2)
-    return grey.permute(0, 2, 1, 3).reshape(rows * side, columns * side)
+    whole: Tensor = grey.permute(0, 2, 1, 3).reshape(rows * side, columns * side)
+    return whole
 
 
 def best_fits(pictures: Tensor, truth: Tensor, public: Tensor) -> NDArray[np.float64]:

@@ -104,7 +104,7 @@ def test_a_round_after_another_site_yml_is_that_of_a_new_trainer(
     shutil.copytree(place.root / "work", place.root / "elsewhere")
     place.set_site(validation_fraction=0.5)
     after, new = (
-        train(one, recipe, 1, global_model)
+        train(one, recipe, 1, {name: tensor + 0.001 for name, tensor in global_model.items()})
         for one in (trainer, task_runner(place, place.root / "elsewhere"))
     )
     assert (before.contribution.training_slices, after.contribution.training_slices) == (12, 8)
