@@ -42,8 +42,11 @@ def test_what_the_demo_adds_is_volumes_an_order_of_starts_and_no_way_out(site: s
     assert {key for service in added["services"].values() for key in service} == {
         "attach",
         "depends_on",
+        "environment",
         "volumes",
     }
+    environments = [service.get("environment") for service in added["services"].values()]
+    assert environments == [{"FEDFMS_ORDER_FROM_SEED": "1"}, None]  # and no hospital's
 
 
 def test_the_gpu_overlay_of_the_demo_is_that_of_each_site() -> None:

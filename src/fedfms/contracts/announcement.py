@@ -18,6 +18,7 @@ from pydantic import Field, StringConstraints
 from fedfms.bounded import decode_json
 from fedfms.contracts.decode import validate
 from fedfms.contracts.now import GpuState
+from fedfms.contracts.policy import Bounds
 from fedfms.contracts.site import Reading
 from fedfms.contracts.wire import MAX_NAMES, Code, Count, Name, Names, Seconds, Word
 
@@ -71,6 +72,9 @@ class Announcement:
     # adds it. None: not told, as by a kit of an older version
     certificate_ends: Seconds | None = None
     gpu: GpuState | None = None  # whether its GPU is there now; None: not told
+    bounds: Bounds | None = None  # what its policy allows of a recipe; None: not told
+    # about how many slices it trains on, in one digit; 0: not known, or too few cases to tell
+    about_slices: Count = 0
 
     @property
     def ready(self) -> bool:

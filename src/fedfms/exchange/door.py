@@ -25,9 +25,11 @@ from fedfms.contracts.policy import Policy
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.errors import ConfigError, ContributionRefused, DoorClosed
+from fedfms.exchange.bounds import check_recipe
 from fedfms.exchange.pictures import is_plain_png
 from fedfms.exchange.tensors import Shapes, find_fault, to_precision, update_norm
 
+DECIMALS = 3  # of scores and losses that leave; the site's own table has them in full
 _SLICE_METRICS = {"dice_slice", "iou_slice"}
 
 
@@ -56,7 +58,7 @@ def check_job(policy: Policy, recipe: Recipe) -> None:
     """Whether the policy lets this recipe run here at all; asked before any computing.
 
     Raises:
-        DoorClosed: code no-policy, method-not-allowed or too-many-rounds.
+        DoorClosed: code no-policy, method-not-allowed, or one of `check_recipe`.
     """
     if not isinstance(policy, Policy):
         raise DoorClosed(
@@ -70,12 +72,7 @@ def check_job(policy: Policy, recipe: Recipe) -> None:
             f"add {recipe.method} to methods in privacy.json, if the site agrees to such jobs",
             code="method-not-allowed",
         )
-    if recipe.rounds > policy.max_rounds:
-        raise DoorClosed(
-            f"the job has {recipe.rounds} rounds, the site's policy allows {policy.max_rounds}",
-            "lower rounds in the recipe, or raise max_rounds in privacy.json if the site agrees",
-            code="too-many-rounds",
-        )
+    check_recipe(policy, recipe)
 
 
 def pass_door(
@@ -99,10 +96,11 @@ def pass_door(
     Returns:
         The difference, scaled to `policy.clip_norm` and with noise where the policy says so, in the
         recipe's transfer precision; the report without any figure over too few cases, and with the
-        L2 norm of the difference as sent. The noise is drawn from the operating system's random
-        source, so that nobody who knows the recipe can subtract it. This is no accounting of
-        differential privacy. Of a canary, whose difference has passed all of this: zeros of the
-        same names, shapes and types, and a report of pace alone.
+        L2 norm of the difference as sent. Means leave in three decimals, a spread over at least
+        `min_cases_for_spread` cases, and a count below `min_cases` as 0. The noise is drawn from
+        the operating system's random source, so that nobody who knows the recipe can subtract it.
+        This is no accounting of differential privacy. Of a canary, whose difference has passed all
+        of this: zeros of the same names, shapes and types, and a report of pace alone.
 
     Raises:
         DoorClosed: anything that is not exactly right; the codes of `check_job` and `find_fault`,
@@ -126,11 +124,14 @@ def pass_door(
     if recipe.canary:
         return {name: torch.zeros_like(t) for name, t in leaving.items()}, _of_a_canary(report)
     smallest = max(policy.min_cases, site.min_cases)
+    for_spread = max(smallest, policy.min_cases_for_spread)
     return leaving, dataclasses.replace(
         report,
         rehearsal=None,
-        metrics=tuple(_without_few_cases(report, metric, smallest) for metric in report.metrics),
-        loss=report.loss if report.training_cases >= smallest else None,
+        metrics=tuple(_of_many_cases(report, m, smallest, for_spread) for m in report.metrics),
+        training_cases=_coarse(report.training_cases, smallest),
+        evaluated_cases=_coarse(report.evaluated_cases, smallest),
+        loss=_rounded(report.loss) if report.training_cases >= smallest else None,
         update_norm=update_norm(leaving) if gives_tensors else None,
     )
 
@@ -225,24 +226,47 @@ def _clipped_and_noised(policy: Policy, tensors: Mapping[str, Tensor]) -> dict[s
     return {name: t + spread * random_normal(t.shape) for name, t in clipped.items()}
 
 
-def _without_few_cases(report: Contribution, metric: Metric, smallest: int) -> Metric:
-    """The metric, or its name alone where too few cases are behind it.
+def _of_many_cases(report: Contribution, metric: Metric, smallest: int, for_spread: int) -> Metric:
+    """The metric in three decimals, or its name alone where too few cases are behind it.
 
-    The slices of one volume are one case: a slice metric counts the cases of its class's Dice.
+    Its spread only over more cases, and no count from which one of few cases follows. The slices of
+    one volume are one case: a slice metric counts the cases of its class's Dice.
     """
-    if metric.metric in _SLICE_METRICS:
-        cases = sum(
-            m.cases
-            for m in report.metrics
-            if m.class_name == metric.class_name and m.metric == "dice"
-        )
-    else:
-        cases = metric.cases
+    whole = next(
+        (m for m in report.metrics if (m.class_name, m.metric) == (metric.class_name, "dice")),
+        None,
+    )
+    by_slice = metric.metric in _SLICE_METRICS
+    cases = metric.cases if not by_slice else whole.cases if whole is not None else 0
     if report.evaluated_cases < smallest:  # then even the number of empty ones is about a case
         return dataclasses.replace(metric, mean=None, std=None, cases=0, empty=0)
+    # those without a value and those that are empty: of fewer than `smallest` nothing is told
+    total = metric.cases + metric.empty
+    if not by_slice and whole is not None:
+        total = max(total, whole.cases + whole.empty)
+    empty = _coarse(metric.empty, smallest)
+    counted = _coarse(metric.cases, smallest)
+    if 0 < total - metric.cases < smallest:
+        counted = total
     if cases < smallest:
-        return dataclasses.replace(metric, mean=None, std=None)
-    return metric
+        return dataclasses.replace(metric, mean=None, std=None, cases=counted, empty=empty)
+    return dataclasses.replace(
+        metric,
+        mean=_rounded(metric.mean),
+        std=_rounded(metric.std) if cases >= for_spread else None,
+        cases=counted,
+        empty=empty,
+    )
+
+
+def _coarse(count: int, smallest: int) -> int:
+    """A count that leaves: 0 stands for any that is smaller than `smallest`."""
+    return count if count >= smallest else 0
+
+
+def _rounded(value: float | None) -> float | None:
+    """A mean that leaves; more digits would tell one case from the difference of two means."""
+    return None if value is None else round(value, DECIMALS)
 
 
 def _ours(problem: str, *, code: str) -> DoorClosed:

@@ -7,6 +7,7 @@ after everybody has loaded a model. Here it is compared with what the sites anno
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from fedfms.contracts.announcement import PAUSED, Announcement, Slicing
 from fedfms.contracts.codes import CODES
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError, Undecodable
+from fedfms.exchange.bounds import Breach, breaches, too_few_steps
 from fedfms.flare.internals.job import participants_of
 from fedfms.models.methods import installed_methods
 
@@ -287,6 +289,12 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
             f"submit with --set rounds={site.max_rounds}",
             "too-many-rounds",
         )
+    if site.bounds is not None:
+        for breach in breaches(site.bounds, recipe):
+            yield f"allows {breach.allowed}, and {breach.has}", breach.fix, breach.code
+        if trains and (few := _few_steps(site, recipe)):
+            about = f"about {site.about_slices} training slices: {few.has}"
+            yield f"allows {few.allowed}, and has {about}", few.fix, few.code
     known = {*site.classes, *site.not_annotated}
     if unknown := [name for name in recipe.classes if name not in known]:
         yield (
@@ -316,6 +324,13 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
             "start its trainer with the GPU overlay, submit without --gpu",
             "no-gpu",
         )
+
+
+def _few_steps(site: Announcement, recipe: Recipe) -> Breach | None:
+    """Too few steps a round, by the most slices that it may mean."""
+    if site.bounds is None or not site.about_slices or site.site in recipe.holdout:
+        return None
+    return too_few_steps(site.bounds, recipe, math.ceil(1.5 * site.about_slices))
 
 
 def _meant(method: str, allowed: Sequence[str]) -> str:

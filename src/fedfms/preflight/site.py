@@ -388,7 +388,8 @@ def _privacy(folder: Path) -> str:
     clip = f"clipped at {policy.clip_norm}" if policy.clip_norm else "not clipped"
     return (
         f"{', '.join(policy.methods)}; at most {policy.max_rounds} rounds; changes {clip}{noise}; "
-        f"scores of at least {policy.min_cases} cases"
+        f"scores of at least {policy.min_cases} cases; training on at least "
+        f"{policy.min_training_patients} patients"
     )
 
 

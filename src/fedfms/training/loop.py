@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import logging
 import math
 import time
@@ -10,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Sampler, Subset
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
@@ -57,12 +59,13 @@ def train_round(
     optimizer: torch.optim.Optimizer | None,
     control: Control,
     micro_batch: int | None = None,
+    secret: bytes | None = None,
 ) -> RoundResult:
     """Train the model's parameters that require a gradient, in place, for one round.
 
-    The same arguments give the same numbers: slices are shuffled from (recipe.seed, round_number)
-    alone, and the learning rate depends on the step alone. The model stays on the site's device. It
-    is half trained, and to be thrown away, when an error leaves this function.
+    The same arguments give the same numbers: slices are shuffled from (secret, recipe.seed,
+    round_number) alone, and the learning rate depends on the step alone. The model stays on the
+    site's device. It is half trained, and to be thrown away, when an error leaves this function.
 
     Args:
         model: images (B, 3, S, S) to logits (B, K, M, M).
@@ -73,6 +76,8 @@ def train_round(
         control: asked inside every step; told ("train", steps done, steps).
         micro_batch: most slices in memory at once, where the round before found less than the
             site's own setting to fit.
+        secret: of the site, without which nobody knows the order of its slices; None: whoever knows
+            the recipe does.
 
     Raises:
         TrainingError: "non-finite-loss", "out-of-memory" with a single slice in memory, or what
@@ -85,8 +90,8 @@ def train_round(
     optimizer = adam(model, recipe) if optimizer is None else _of_this_model(optimizer, model)
     micro_batch = min(micro_batch or recipe.batch_size, slices_at_once(recipe, site, device))
 
-    seed = round_seed(recipe, round_number)
-    batches = shuffled_batches(len(dataset), recipe, seed)
+    seed = round_seed(recipe, round_number, secret)
+    batches = ShuffledBatches(len(dataset), recipe, round_number, secret)
     steps_per_round = len(batches)
     loader = DataLoader(
         dataset,
@@ -94,7 +99,7 @@ def train_round(
         num_workers=site.workers,
         pin_memory=device.type == "cuda",
     )
-    loss_sum = 0.0
+    loss_sum, trained = 0.0, 0
     try:
         with _seeded(seed, device), interruptible(model, control):
             control.report("train", 0, steps_per_round)
@@ -106,13 +111,14 @@ def train_round(
                 loss, micro_batch = train_step(
                     model, optimizer, batch, recipe, micro_batch, control, make_step
                 )
-                loss_sum += loss * len(batches[step])
+                loss_sum += loss * len(batch["image"])
+                trained += len(batch["image"])
                 control.report("train", step + 1, steps_per_round)
     finally:
         optimizer.zero_grad(set_to_none=True)  # the gradients' memory, as large as what travels
 
     result = RoundResult(
-        loss=loss_sum / sum(map(len, batches)),
+        loss=loss_sum / trained,
         steps=steps_per_round,
         seconds=time.monotonic() - started,
         micro_batch=micro_batch,
@@ -215,20 +221,57 @@ def learning_rate(recipe: Recipe, step: int, steps_per_round: int) -> float:
     return recipe.learning_rate * rise * fall
 
 
-def round_seed(recipe: Recipe, round_number: int) -> int:
-    """Seed of one round; neighbouring rounds and recipe seeds share nothing."""
-    digest = hashlib.sha256(f"round {round_number} of seed {recipe.seed}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1  # torch takes 63 bits
+def round_seed(recipe: Recipe, round_number: int, secret: bytes | None = None) -> int:
+    """Seed of one round for torch; neighbouring rounds and recipe seeds share nothing."""
+    return int.from_bytes(_round_digest(recipe, round_number, secret)[:8], "big") >> 1  # 63 bits
 
 
-def shuffled_batches(slices: int, recipe: Recipe, seed: int) -> list[list[int]]:
-    """Which slices make each step of a round; every slice once an epoch, the last batch smaller."""
-    generator = torch.Generator().manual_seed(seed)
-    batches: list[list[int]] = []
-    for _ in range(recipe.local_epochs):
-        order = torch.randperm(slices, generator=generator)
-        batches += [part.tolist() for part in torch.split(order, recipe.batch_size)]
-    return batches
+def _round_digest(recipe: Recipe, round_number: int, secret: bytes | None) -> bytes:
+    text = f"round {round_number} of seed {recipe.seed}".encode()
+    if secret is None:
+        return hashlib.sha256(text).digest()
+    return hmac.digest(secret, text, "sha256")  # RFC 2104
+
+
+class ShuffledBatches(Sampler[list[int]]):
+    """Which slices make each step of a round; every slice once an epoch, the last batch smaller.
+
+    Made one epoch at a time, however many the recipe has. Where the order is a secret, it is not
+    torch's: of a seed its generator on a processor keeps 32 bits, few enough to try them all.
+
+    Args:
+        slices: of the site.
+        recipe: for its epochs, its batch and its seed.
+        round_number: from 0.
+        secret: see `train_round`.
+    """
+
+    def __init__(
+        self, slices: int, recipe: Recipe, round_number: int, secret: bytes | None = None
+    ) -> None:
+        self._slices, self._recipe = slices, recipe
+        self._round, self._secret = round_number, secret
+
+    def __len__(self) -> int:
+        return self._recipe.local_epochs * math.ceil(self._slices / self._recipe.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self._recipe.batch_size
+        for order in self._orders():
+            for first in range(0, self._slices, size):
+                yield order[first : first + size]
+
+    def _orders(self) -> Iterator[list[int]]:
+        """Of each epoch the order of all slices."""
+        if self._secret is None:
+            generator = torch.Generator().manual_seed(round_seed(self._recipe, self._round))
+            for _ in range(self._recipe.local_epochs):
+                yield torch.randperm(self._slices, generator=generator).tolist()
+            return
+        digest = _round_digest(self._recipe, self._round, self._secret)
+        shuffled = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
+        for _ in range(self._recipe.local_epochs):
+            yield shuffled.permutation(self._slices).tolist()
 
 
 @contextmanager
