@@ -39,6 +39,7 @@ from fedfms.models.travelling import (
     write_staying,
     write_travelling,
 )
+from fedfms.trainer.budget import Budget
 from fedfms.trainer.canary import FewCases, few_cases, few_steps, memory_refused, rehearsal
 from fedfms.trainer.errors import ERRORS, forget_errors
 from fedfms.trainer.kept import KeptRun, Learnt, Outcome, request_key
@@ -173,11 +174,14 @@ class TaskRunner:
         if not is_canary and (answer := kept.answer(task, key)) is not None:
             log.info("%s of round %d was answered before: the same again", task.kind, task.round)
             return answer
+        is_holdout = self.folders.name in recipe.holdout
+        trains = task.kind == "train" and not is_holdout
+        budget = Budget(self.folders.work)
+        if trains:
+            budget.check(policy, recipe, recipe.rounds - task.round)
         with meter("prepare"):
             job = self._job_for(task, site, kept)
             cases = self._prepared(job, control)
-        is_holdout = self.folders.name in recipe.holdout
-        trains = task.kind == "train" and not is_holdout
         training = [case for case in cases if case.case.split == "train"]
         is_due = task.kind == "evaluate" or recipe.evaluates(task.round)
         scored = cases if is_holdout else [c for c in cases if c.case.split == "validation"]
@@ -234,6 +238,8 @@ class TaskRunner:
         leaving, report = pass_door(policy, site, recipe, shapes_of(before), tensors, contribution)
         outcome = Outcome(report, leaving, pass_pictures(policy, recipe, pictures))
         if not is_canary:
+            if trains:
+                budget.add(policy, recipe, task.job, task.round)
             kept.keep_answer(task, key, outcome)
         return outcome
 
