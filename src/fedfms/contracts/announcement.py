@@ -53,6 +53,16 @@ class Slicing:
 
 
 @dataclass(frozen=True, slots=True)
+class PrivacySpent:
+    """What a site's training has cost, where its policy sets a limit (trainer/budget.py)."""
+
+    unit: Literal["patient", "site"]
+    epsilon: Annotated[float, Field(ge=0, le=1e3)] | None  # None: infinite
+    limit: Annotated[float, Field(gt=0, le=1e6)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, slots=True)
 class Announcement:
     """What a site says of itself; where a file of it cannot be used, that and no more."""
 
@@ -75,6 +85,8 @@ class Announcement:
     bounds: Bounds | None = None  # what its policy allows of a recipe; None: not told
     # about how many slices it trains on, in one digit; 0: not known, or too few cases to tell
     about_slices: Count = 0
+    # where its policy limits what training may cost its patients; empty: it does not, or not told
+    privacy: Annotated[tuple[PrivacySpent, ...], Field(max_length=2)] = ()
 
     @property
     def ready(self) -> bool:

@@ -50,6 +50,7 @@ CODES: dict[str, str] = {
     "recipe": "the job's recipe cannot be used there",
     "round": "the round is beyond those of the recipe",
     "site-files-slow": "its site.yml or policy cannot be read",
+    "steps-of-patients": "the recipe asks for steps of patients where they cannot be made",
     "too-slow": "its machine is too busy to ask its trainer",
     "trainer-died": "its trainer was killed in the middle of its work, most likely because it ran "
     "out of memory",
@@ -87,6 +88,8 @@ CODES: dict[str, str] = {
     "too-few-training-patients": "it has fewer patients to train on than its policy asks for "
     "(min_training_patients)",
     "too-many-epochs": "its policy does not allow so many local_epochs",
+    "privacy-account": "its account of what left cannot be used",
+    "privacy-budget": "it would pass the epsilon of differential privacy that its policy allows",
     "too-many-rounds": "its policy does not allow so many rounds",
     "unknown-tensor": "it holds a tensor that this method does not send",
     "wrong-role": "it trained where it should not, or the other way round",

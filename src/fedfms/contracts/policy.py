@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +59,12 @@ class Policy(Bounds):
     min_cases: int = 3
     min_cases_for_spread: int = 10  # a standard deviation over fewer cases stays
     pictures: bool = False  # prediction overlays of validation cases in the report
+    # differential privacy: what all training of this site may cost, over its whole history with the
+    # project; exchange/account.py. null: it is counted and nothing is refused
+    patient_epsilon: float | None = None  # of a patient who is there or not
+    site_epsilon: float | None = None  # of the whole site that is there or not
+    delta: float = 1e-5  # of both; smaller than one over the number of patients
+    counted_since: str | None = None  # YYYY-MM-DD: what left before that day is not counted
 
     def __post_init__(self) -> None:
         require(len(self.methods) > 0, "methods is empty", "list fedsam, fedmsa or both")
@@ -90,6 +98,26 @@ class Policy(Bounds):
             "set clip_norm: noise_std is a share of it",
         )
 
+        for key in ("patient_epsilon", "site_epsilon"):
+            budget = getattr(self, key)
+            require(
+                budget is None or (math.isfinite(budget) and budget > 0),
+                f"{key} is {budget}",
+                "set a positive number, such as 8, or null for no limit",
+            )
+        require(
+            0 < self.delta < 1,
+            f"delta is {self.delta}",
+            "set a probability smaller than one over the number of patients, such as 1e-5",
+        )
+        if self.counted_since is not None:
+            require(
+                re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", self.counted_since) is not None
+                and _is_day(self.counted_since),
+                f"counted_since is {self.counted_since}",
+                "write a day as YYYY-MM-DD, or null",
+            )
+
     @property
     def bounds(self) -> Bounds:
         """Its part that a site announces."""
@@ -100,3 +128,11 @@ class Policy(Bounds):
         """Read `privacy.json` in the site's policy folder; a missing file closes the door."""
         path = folder / POLICY_FILE
         return from_dict(cls, read_json(path), str(path))
+
+
+def _is_day(text: str) -> bool:
+    try:
+        datetime.date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True

@@ -40,10 +40,11 @@ class Breach:
 def breaches(bounds: Bounds, recipe: Recipe) -> list[Breach]:
     """All values of a recipe that are out of a site's bounds, whatever its images are."""
     # code, field, value, limits by the field of Bounds, what is counted
-    clip = recipe.clip_grad_norm
+    clip, of_patients = recipe.clip_grad_norm, recipe.patient_clip_norm
     asked: list[tuple[str, str, float | None, str | None, str | None, str]] = [
         ("batch-too-small", "batch_size", recipe.batch_size, "min_batch_size", None, " slices"),
         ("clip-too-small", "clip_grad_norm", clip, "min_clip_grad_norm", None, ""),
+        ("clip-too-small", "patient_clip_norm", of_patients, "min_clip_grad_norm", None, ""),
         (
             *("learning-rate-not-allowed", "learning_rate", recipe.learning_rate),
             *("min_learning_rate", "max_learning_rate", ""),
@@ -105,6 +106,8 @@ def check_patients(bounds: Bounds, patients: int) -> None:
 
 def steps_of_a_round(recipe: Recipe, slices: int) -> int:
     """Optimizer steps of a round on so many training slices."""
+    if recipe.patient_rate is not None:
+        return recipe.steps_of_patients
     return recipe.local_epochs * math.ceil(slices / recipe.batch_size)
 
 
@@ -132,6 +135,28 @@ def check_steps(bounds: Bounds, recipe: Recipe, slices: int) -> None:
     """
     if breach := too_few_steps(bounds, recipe, slices):
         raise closed(breach)
+
+
+def check_drawn(bounds: Bounds, recipe: Recipe, patients: int) -> None:
+    """Whether a step of drawn patients has as many on average as a batch must have slices.
+
+    Raises:
+        DoorClosed: code batch-too-small.
+    """
+    if recipe.patient_rate is None:
+        return
+    drawn = recipe.patient_rate * patients
+    if drawn < bounds.min_batch_size:
+        raise closed(
+            Breach(
+                "batch-too-small",
+                f"patient_rate {recipe.patient_rate:g} draws fewer here",
+                f"steps of at least {bounds.min_batch_size} patients on average (min_batch_size)",
+                "patient_rate",
+                "min_batch_size",
+                "raise",
+            )
+        )
 
 
 def closed(breach: Breach) -> DoorClosed:

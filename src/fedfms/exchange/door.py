@@ -7,8 +7,6 @@ not named here does not pass.
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.errors import ConfigError, ContributionRefused, DoorClosed
 from fedfms.exchange.bounds import check_recipe
+from fedfms.exchange.noise import random_normal
 from fedfms.exchange.pictures import is_plain_png
 from fedfms.exchange.tensors import Shapes, find_fault, to_precision, update_norm
 
@@ -124,6 +123,8 @@ def pass_door(
     if recipe.canary:
         return {name: torch.zeros_like(t) for name, t in leaving.items()}, _of_a_canary(report)
     smallest = max(policy.min_cases, site.min_cases)
+    # of training cases, and without noise: no word of it where patients were promised noise
+    may_say_loss = report.training_cases >= smallest and recipe.patient_rate is None
     for_spread = max(smallest, policy.min_cases_for_spread)
     return leaving, dataclasses.replace(
         report,
@@ -131,7 +132,7 @@ def pass_door(
         metrics=tuple(_of_many_cases(report, m, smallest, for_spread) for m in report.metrics),
         training_cases=_coarse(report.training_cases, smallest),
         evaluated_cases=_coarse(report.evaluated_cases, smallest),
-        loss=_rounded(report.loss) if report.training_cases >= smallest else None,
+        loss=_rounded(report.loss) if may_say_loss else None,
         update_norm=update_norm(leaving) if gives_tensors else None,
     )
 
@@ -168,22 +169,6 @@ def pass_pictures(policy: Policy, recipe: Recipe, pictures: Sequence[bytes]) -> 
         if not is_plain_png(picture):
             raise _ours("a picture is no PNG, or holds more than pixels", code="picture")
     return list(pictures)
-
-
-def random_normal(shape: torch.Size) -> Tensor:
-    """Standard normal fp32 values from the operating system's random source.
-
-    Box and Muller 1958 on 32-bit uniform numbers. Torch's own CPU generator keeps 32 bits of its
-    seed, few enough to try them all.
-    """
-    pairs = (shape.numel() + 1) // 2
-    if pairs == 0:
-        return torch.zeros(shape)
-    raw = torch.frombuffer(bytearray(os.urandom(8 * pairs)), dtype=torch.int32).double()
-    uniform = ((raw + 2.0**31 + 0.5) / 2.0**32).view(2, pairs)  # in (0, 1), both ends excluded
-    radius, angle = torch.sqrt(-2 * torch.log(uniform[0])), 2 * math.pi * uniform[1]
-    values = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])
-    return values[: shape.numel()].float().reshape(shape)
 
 
 def _checked_report(recipe: Recipe, contribution: Contribution) -> Contribution:

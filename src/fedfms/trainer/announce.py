@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from fedfms import __version__
-from fedfms.contracts.announcement import Announcement, Device, Slicing
+from fedfms.contracts.announcement import Announcement, Device, PrivacySpent, Slicing
 from fedfms.contracts.machine import Machine
 from fedfms.contracts.messages import public_code
 from fedfms.contracts.now import GpuState
@@ -30,6 +30,7 @@ from fedfms.data.formats import read_image
 from fedfms.data.manifest import find_cases
 from fedfms.errors import FedfmsError, SiteDataError
 from fedfms.exchange.door import read_policy
+from fedfms.trainer.budget import Budget
 from fedfms.trainer.tasks import SiteFolders
 from fedfms.training.device import torch_device
 from fedfms.training.gpu_there import why_lost
@@ -55,13 +56,16 @@ class Measured:
 
 
 def describe(
-    folders: SiteFolders, measured: Callable[[SiteConfig, Policy], Measured]
+    folders: SiteFolders,
+    measured: Callable[[SiteConfig, Policy], Measured],
+    privacy_of: Callable[[Policy], tuple[PrivacySpent, ...]] = lambda policy: (),
 ) -> Announcement:
     """What the site can do now; whatever is wrong is told as the code of its error.
 
     Args:
         folders: the site's.
         measured: gives what its images say, see `measure`.
+        privacy_of: gives what training has cost, where the policy limits it.
     """
     try:
         site = SiteConfig.from_yaml(folders.config, folders.data_root)
@@ -89,6 +93,7 @@ def describe(
         slicing=Slicing.of(site, images.spacing),
         bounds=policy.bounds,
         about_slices=images.about_slices,
+        privacy=privacy_of(policy),
         overlapping=tuple(
             (one, other)
             for one, other in itertools.combinations(site.classes, 2)
@@ -154,6 +159,9 @@ class Announcer:
         # settings and what was measured for them: site, smallest
         self._measured: tuple[SiteConfig, int, Measured] | None = None
         self._measuring = False
+        # policy and state of the account, and what they come to
+        self._account: tuple[object, tuple[PrivacySpent, ...]] | None = None
+        self._accounting = False
         self._gpu = GpuWatch()
 
     async def pong(self, busy: Callable[[], bool]) -> Announcement:
@@ -180,7 +188,7 @@ class Announcer:
                 answer.set_result(pong)
 
         def read() -> None:
-            pong = describe(self._folders, self._of_images)
+            pong = describe(self._folders, self._of_images, self._privacy)
             with contextlib.suppress(RuntimeError):  # the trainer has stopped in the meantime
                 loop.call_soon_threadsafe(deliver, pong)
 
@@ -202,6 +210,29 @@ class Announcer:
             ).start()
         return Measured()
 
+    def _privacy(self, policy: Policy) -> tuple[PrivacySpent, ...]:
+        """What training has cost; to compute it takes seconds, and until then nothing is told."""
+        if policy.patient_epsilon is None and policy.site_epsilon is None:
+            return ()
+        budget = Budget(self._folders.work)
+        key = (policy, budget.state())
+        known = self._account
+        if known is not None and known[0] == key:
+            return known[1]
+        if not self._accounting:
+            self._accounting = True
+
+            def compute() -> None:
+                try:
+                    self._account = key, _spent(budget, policy)
+                except FedfmsError as error:
+                    log.error("%s", error)
+                finally:
+                    self._accounting = False
+
+            threading.Thread(target=compute, name="account", daemon=True).start()
+        return ()
+
     def _measure(self, site: SiteConfig, smallest: int) -> None:
         found = Measured()
         try:
@@ -212,6 +243,19 @@ class Announcer:
             if found != Measured() or not self._busy():  # a task came between: again later
                 self._measured = site, smallest, found
             self._measuring = False
+
+
+def _spent(budget: Budget, policy: Policy) -> tuple[PrivacySpent, ...]:
+    return tuple(
+        PrivacySpent(
+            one.unit,
+            None if math.isinf(one.epsilon) else math.ceil(one.epsilon * 100) / 100,
+            one.budget,
+            one.delta,
+        )
+        for one in budget.spent(policy)
+        if one.budget is not None
+    )
 
 
 class GpuWatch:

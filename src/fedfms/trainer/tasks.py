@@ -26,7 +26,7 @@ from fedfms.data.memory import CACHE_FOLDER
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import DoorClosed, TrainerError, TrainingError
-from fedfms.exchange.bounds import check_patients, check_steps
+from fedfms.exchange.bounds import check_drawn, check_patients, check_steps
 from fedfms.exchange.door import check_job, pass_door, pass_pictures, read_policy
 from fedfms.exchange.tensors import difference, shapes_of
 from fedfms.files import NO_ROOM, append_whole
@@ -40,6 +40,7 @@ from fedfms.models.travelling import (
     write_staying,
     write_travelling,
 )
+from fedfms.trainer.budget import Budget
 from fedfms.trainer.canary import FewCases, few_cases, few_steps, memory_refused, rehearsal
 from fedfms.trainer.errors import ERRORS, forget_errors
 from fedfms.trainer.history import History
@@ -186,6 +187,9 @@ class TaskRunner:
             return answer
         is_holdout = self.folders.name in recipe.holdout
         trains = task.kind == "train" and not is_holdout
+        budget = Budget(self.folders.work)
+        if trains:
+            budget.check(policy, recipe, recipe.rounds - task.round)
         is_due = task.kind == "evaluate" or recipe.evaluates(task.round)
         history = request = None  # a canary, of which zeros leave, is no part of it
         if not is_canary:
@@ -202,6 +206,7 @@ class TaskRunner:
             if job.dataset is None:
                 job.dataset = SliceDataset(training, site, recipe)
             check_steps(policy, recipe, len(job.dataset))
+            check_drawn(policy, recipe, len({case.case.patient for case in training}))
         if history is not None and request is not None:
             history.asked(request)
         scored = cases if is_holdout else [c for c in cases if c.case.split == "validation"]
@@ -263,6 +268,8 @@ class TaskRunner:
         if history is not None and request is not None:
             telling.is_told(history, report)
             history.left(request, report.update_norm)
+            if trains:
+                budget.add(policy, recipe, task.job, task.round)
             kept.keep_answer(task, key, outcome)
         return outcome
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, Sampler, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
@@ -29,8 +29,9 @@ from fedfms.training.device import (
     ready_device,
     slices_at_once,
 )
+from fedfms.training.gradients import accumulate_gradients, finite
 from fedfms.training.interrupt import interruptible
-from fedfms.training.losses import loss_per_class, masked_sum
+from fedfms.training.private import PatientSteps
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,10 @@ def train_round(
     optimizer = adam(model, recipe) if optimizer is None else _of_this_model(optimizer, model)
     micro_batch = min(micro_batch or recipe.batch_size, slices_at_once(recipe, site, device))
 
+    if recipe.patient_rate is not None:
+        return _round_of_patients(
+            model, dataset, recipe, round_number, optimizer, control, micro_batch, started
+        )
     seed = round_seed(recipe, round_number, secret)
     batches = ShuffledBatches(len(dataset), recipe, round_number, secret)
     steps_per_round = len(batches)
@@ -134,6 +139,52 @@ def train_round(
     return result
 
 
+def _round_of_patients(
+    model: nn.Module,
+    dataset: Dataset[Batch],
+    recipe: Recipe,
+    round_number: int,
+    optimizer: torch.optim.Optimizer,
+    control: Control,
+    micro_batch: int,
+    started: float,
+) -> RoundResult:
+    """As `train_round`, with steps of patients that are drawn (training/private.py)."""
+    make_step = find_method(recipe.method).start_round(model, recipe)
+    if make_step is not plain_step:  # it may take more than one gradient, which is not counted
+        raise TrainingError(
+            f"{recipe.method} makes its own steps, and patient_rate needs plain ones",
+            "leave patient_rate, patient_clip_norm and patient_noise out, or name another method",
+            code="steps-of-patients",
+        )
+    if not isinstance(dataset, SliceDataset):
+        raise TrainingError(
+            "patient_rate needs the slices of one site, with their patients",
+            "leave patient_rate, patient_clip_norm and patient_noise out of pooled training",
+            code="steps-of-patients",
+        )
+    count = recipe.steps_of_patients
+    steps = PatientSteps(model, dataset, recipe, control, micro_batch)
+    device = next(model.parameters()).device
+    try:
+        with _seeded(round_seed(recipe, round_number), device), interruptible(model, control):
+            control.report("train", 0, count)
+            for step in range(count):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(recipe, round_number * count + step, count)
+                make_step(optimizer, steps.gradients)
+                control.report("train", step + 1, count)
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+    return RoundResult(
+        loss=steps.loss_sum / max(1.0, steps.pairs),
+        steps=count,
+        seconds=time.monotonic() - started,
+        micro_batch=steps.micro_batch,
+        optimizer=optimizer,
+    )
+
+
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -167,30 +218,6 @@ def train_step(
         # Only here is the error gone, and with it the frames that held the batch's activations.
         optimizer.zero_grad(set_to_none=True)
         micro_batch = halved(micro_batch, "with a single slice in memory", "with")
-
-
-def accumulate_gradients(
-    model: nn.Module, batch: Batch, recipe: Recipe, micro_batch: int, control: Control
-) -> float:
-    """Add the gradient of the batch's mean loss to the parameters; the micro-batch changes nothing.
-
-    Returns:
-        the mean loss over all pairs of slice and annotated class of the batch (losses.masked_sum);
-        0 where no class is annotated.
-    """
-    device = next(model.parameters()).device
-    annotated_pairs = batch["annotated"].sum().clamp(min=1).to(device)
-    keys = ("image", "target", "annotated")
-    parts = zip(*(torch.split(batch[key], micro_batch) for key in keys), strict=True)
-    loss = 0.0
-    for part in parts:
-        control.check()
-        image, target, annotated = (tensor.to(device, non_blocking=True) for tensor in part)
-        losses = loss_per_class(model(image), target, recipe)
-        part_loss = masked_sum(losses, annotated) / annotated_pairs
-        loss += _finite(part_loss.item())
-        torch.autograd.backward(part_loss)
-    return loss
 
 
 def adam(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -293,18 +320,7 @@ def _clip(optimizer: torch.optim.Optimizer, recipe: Recipe) -> None:
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_grad_norm)
-    _finite(norm.item())
-
-
-def _finite(value: float) -> float:
-    if math.isfinite(value):
-        return value
-    raise TrainingError(
-        f"the training loss or its gradient became {value}",
-        "lower learning_rate in recipe.json, or set clip_grad_norm to 1.0; if this is the first "
-        "step of the first round, look for unusual values in the images with fedfms check-data",
-        code="non-finite-loss",
-    )
+    finite(norm.item())
 
 
 def _of_this_model(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:

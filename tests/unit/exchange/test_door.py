@@ -22,9 +22,9 @@ from fedfms.exchange.door import (
     check_job,
     pass_door,
     pass_pictures,
-    random_normal,
     read_policy,
 )
+from fedfms.exchange.noise import random_normal
 from fedfms.exchange.tensors import shapes_of, update_norm
 
 RECIPE = Recipe(
