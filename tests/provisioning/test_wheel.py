@@ -135,7 +135,7 @@ def test_the_wheel_names_its_licence_and_every_package_that_it_imports(
 
 
 def test_a_command_of_the_laboratory_is_said_to_be_there(fedfms: Installed) -> None:
-    for command in ("study", "prepare", "verify"):
+    for command in ("study", "prepare"):
         result = fedfms(command, "anything")
         assert result.returncode == 2
         assert f"fedfms {command} is a command of the package fedfms-lab" in result.stderr

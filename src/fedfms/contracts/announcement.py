@@ -17,6 +17,7 @@ from pydantic import Field, StringConstraints
 
 from fedfms.contracts.decode import validate
 from fedfms.contracts.now import GpuState
+from fedfms.contracts.receipt import TrainerKey
 from fedfms.contracts.site import Reading
 from fedfms.contracts.wire import MAX_NAMES, Code, Count, Name, Names, Seconds, Word
 
@@ -70,6 +71,7 @@ class Announcement:
     # adds it. None: not told, as by a kit of an older version
     certificate_ends: Seconds | None = None
     gpu: GpuState | None = None  # whether its GPU is there now; None: not told
+    trainer_key: TrainerKey | None = None  # public, of the key that signs its receipts
 
     @property
     def ready(self) -> bool:
