@@ -241,7 +241,8 @@ def _receipts(
             yield f"{where} has a receipt that cannot be read"
             continue
         made = receipt.signed.receipt
-        if problem := wrong_signature(receipt, record.site, authority, _time(made.time)):
+        at = _time(made.time if record.time is None else record.time)  # the server's clock
+        if problem := wrong_signature(receipt, record.site, authority, at):
             yield f"{where}: {problem}"
         if other := other_report(made, record.said, job):
             yield f"{where}: its receipt differs from it in {', '.join(other)}"

@@ -16,6 +16,7 @@ import datetime
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -121,7 +122,9 @@ class EgressLog:
     def _keep_room(self) -> None:
         """Have the room there; what is kept free must not read as zeros, which some disks drop."""
         with contextlib.suppress(OSError):
-            if not self._room.exists() or self._room.stat().st_size < ROOM_BYTES:
+            size = self._room.stat().st_size if self._room.exists() else 0
+            free = shutil.disk_usage(self._room.parent).free
+            if size < ROOM_BYTES and free > 2 * ROOM_BYTES:
                 write_whole(self._room, os.urandom(ROOM_BYTES), mode=0o600)
 
     def _give_room(self) -> bool:

@@ -186,7 +186,7 @@ def test_whole_days_go_after_400_and_the_chain_goes_on(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    with small_disk(tmp_path / "disk", "3m") as folder:
+    with small_disk(tmp_path / "disk", "4m") as folder:
         yield folder
 
 
