@@ -19,6 +19,7 @@ from fedfms.bounded import decode_json
 from fedfms.contracts.decode import validate
 from fedfms.contracts.now import GpuState
 from fedfms.contracts.policy import Bounds
+from fedfms.contracts.receipt import TrainerKey
 from fedfms.contracts.site import Reading
 from fedfms.contracts.wire import MAX_NAMES, Code, Count, Name, Names, Seconds, Word
 
@@ -87,6 +88,7 @@ class Announcement:
     about_slices: Count = 0
     # where its policy limits what training may cost its patients; empty: it does not, or not told
     privacy: Annotated[tuple[PrivacySpent, ...], Field(max_length=2)] = ()
+    trainer_key: TrainerKey | None = None  # public, of the key that signs its receipts
 
     @property
     def ready(self) -> bool:

@@ -25,11 +25,12 @@ from fedfms.contracts.announcement import Announcement
 from fedfms.contracts.contribution import MAX_PICTURES as MAX_PICTURES
 from fedfms.contracts.contribution import Contribution, ModelName
 from fedfms.contracts.decode import Misfits, validate
+from fedfms.contracts.receipt import SignedReceipt
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.wire import Code, Count, Name, Word
 from fedfms.errors import ConfigError, TrainerError, Undecodable
 
-PROTOCOL = 2  # 2: the answer to a ping says what the site can do
+PROTOCOL = 3  # 3: an answer has a receipt; 2: the answer to a ping says what the site can do
 SOCKET_NAME = "trainer.sock"
 MAX_LINE_BYTES = 256 * 1024
 
@@ -103,6 +104,7 @@ class Reply:
     contribution: Contribution
     has_tensors: bool
     pictures: Annotated[int, Field(ge=0, le=MAX_PICTURES)]
+    receipt: SignedReceipt | None = None  # of the trainer; none is a mistake, as the server sees it
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ from fedfms.flare.job import (
     training_dxo,
 )
 from fedfms.flare.pausing import wait_until_over
+from fedfms.flare.receipts import KitSigner, countersign
 from fedfms.flare.report_now import Reporter, sender
 from fedfms.trainer.client import TaskResult, run_task
 from fedfms.trainer.connection import stopped_on_request
@@ -145,9 +146,13 @@ class SiteExecutor(Executor):  # type: ignore[misc]
                 raise
             reporter.sends_answer()
         if task.kind == "train":  # tensors stay in the precision in which they passed the door
-            return training_dxo(result.tensors, result.contribution).to_shareable()
-        data = {CONTRIBUTION: result.contribution.to_dict(), PICTURES: result.pictures}
-        return DXO(DataKind.METRICS, data=data).to_shareable()
+            answer = training_dxo(result.tensors, result.contribution).to_shareable()
+        else:
+            data = {CONTRIBUTION: result.contribution.to_dict(), PICTURES: result.pictures}
+            answer = DXO(DataKind.METRICS, data=data).to_shareable()
+        root = Path(fl_ctx.get_engine().get_workspace().get_root_dir())
+        countersign(answer, result.receipt, KitSigner(root, "client"))
+        return answer
 
     def _ask(self, ask: Callable[[], TaskResult], task_name: str, fl_ctx: FLContext) -> TaskResult:
         """Ask the trainer, and once more where it ended and may be there again.

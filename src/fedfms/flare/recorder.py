@@ -41,6 +41,7 @@ from fedfms.flare.job import (
 )
 from fedfms.flare.live import Live
 from fedfms.flare.progress import JobProgress
+from fedfms.flare.receipts import KitSigner, receipt_of, result_files
 from fedfms.flare.report_now import SAID, TOPIC
 from fedfms.flare.result_guard import is_for_too_few_usable, sender_of
 from fedfms.flare.room import LOOK_SECONDS, MARGIN_BYTES, patiently, wait_for_room
@@ -211,7 +212,11 @@ class Recorder(Widget):  # type: ignore[misc]
         answer = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
         site = sender_of(answer)
         self.live.answer_came(site, time.time())
-        said = {"bytes_up": _payload(answer), "contribution": _report(answer, site)}
+        said = {
+            "bytes_up": _payload(answer),
+            "contribution": _report(answer, site),
+            "receipt": receipt_of(answer),
+        }
         fl_ctx.set_prop(_SENDER, site, private=True, sticky=False)
         fl_ctx.set_prop(_SAID, said, private=True, sticky=False)
 
@@ -249,6 +254,7 @@ class Recorder(Widget):  # type: ignore[misc]
                 bytes_down=self._bytes_down.get(site, 0),
                 bytes_up=said["bytes_up"],
                 contribution=said["contribution"],
+                receipt=said["receipt"],
             )
         )
 
@@ -332,7 +338,13 @@ class Recorder(Widget):  # type: ignore[misc]
             names.append(f"{layout.PICTURES}/{name}")
         said = data[CONTRIBUTION]
         self._write(
-            EvaluationRecord(site=site, model=model, contribution=said, pictures=tuple(names))
+            EvaluationRecord(
+                site=site,
+                model=model,
+                contribution=said,
+                pictures=tuple(names),
+                receipt=receipt_of(answer),
+            )
         )
 
     def _site_gone(self, fl_ctx: FLContext) -> None:
@@ -373,8 +385,21 @@ class Recorder(Widget):  # type: ignore[misc]
             if aborted and time.monotonic() > deadline:
                 break
             time.sleep(LOOK_SECONDS)
+        self._seal(fl_ctx)
         if self._tracking is not None:
             self._tracking.end()
+
+    def _seal(self, fl_ctx: FLContext) -> None:
+        """Sign what the run has come to, with the key of the server's certificate."""
+        if self._writer is None or self._folder is None or self._writer.held:
+            return
+        signer = KitSigner(Path(fl_ctx.get_engine().get_workspace().get_root_dir()), "server")
+        if not signer.is_there:
+            return
+        try:
+            self._writer.seal(result_files(self._folder), signer)
+        except (OSError, FedfmsError) as error:
+            self.log_error(fl_ctx, f"the records could not be sealed: {error}", fire_event=False)
 
     def _is_to_be_tried_again(self) -> bool:
         """Whether a later round failed at too many sites: each of them did it before.

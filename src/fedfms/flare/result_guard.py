@@ -32,6 +32,7 @@ from fedfms.flare.job import (
     training_dxo,
 )
 from fedfms.flare.persistor import persistor_of
+from fedfms.flare.receipts import ReceiptCheck
 
 _USABLE, _NOBODY = "usable contributions of training sites", "none"
 
@@ -51,6 +52,7 @@ class ResultGuard(Filter):  # type: ignore[misc]
         self.persistor_id = persistor_id
         self._accepted: set[str] = set()
         self._refused: dict[str, str] = {}
+        self._receipts = ReceiptCheck()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Count what the aggregator took in this round."""
@@ -74,7 +76,7 @@ class ResultGuard(Filter):  # type: ignore[misc]
             task_name = shareable.get_header(ReservedHeaderKey.TASK_NAME)
             if task_name == TRAIN_TASK:
                 return self._checked_contribution(site, recipe, shareable, fl_ctx)
-            return _checked_evaluation(site, recipe, shareable)
+            return self._checked_evaluation(site, recipe, shareable, fl_ctx)
         except FedfmsError as error:
             problem, code = error.problem, error.code
         except Exception as error:  # whatever a site may send: nothing of it reaches the average
@@ -97,8 +99,17 @@ class ResultGuard(Filter):  # type: ignore[misc]
             raise _refused(f"{site} answered another round or with no difference", "other-task")
         shapes = shapes_of(persistor_of(fl_ctx, self.persistor_id).start_model(fl_ctx))
         tensors = check_contribution(shapes, recipe, __version__, dxo.data, contribution)
+        self._receipts.check(site, shareable, contribution, dxo.data, (), fl_ctx)
         # in place: FLARE's model selector reads the object that came, not what a filter returns
         return training_dxo(tensors, contribution).update_shareable(shareable)
+
+    def _checked_evaluation(
+        self, site: str, recipe: Recipe, shareable: Shareable, fl_ctx: FLContext
+    ) -> Shareable:
+        contribution, pictures = _check_evaluation(site, recipe, shareable)
+        self._receipts.check(site, shareable, contribution, {}, pictures, fl_ctx)
+        data = {CONTRIBUTION: contribution.to_dict(), PICTURES: pictures}
+        return DXO(DataKind.METRICS, data=data).update_shareable(shareable)
 
     def _check_round(self, fl_ctx: FLContext) -> None:
         if len(self._accepted) >= self.min_contributions:
@@ -126,7 +137,10 @@ def sender_of(shareable: Shareable) -> str:
     return str(shareable.get_header(ServerCommandKey.FL_CLIENT).name)
 
 
-def _checked_evaluation(site: str, recipe: Recipe, shareable: Shareable) -> Shareable:
+def _check_evaluation(
+    site: str, recipe: Recipe, shareable: Shareable
+) -> tuple[Contribution, list[bytes]]:
+    """What a site said of a finished model, and its pictures."""
     dxo = from_shareable(shareable)
     contribution = Contribution.from_dict(dxo.data.get(CONTRIBUTION))
     _check_sender(site, contribution)
@@ -145,8 +159,7 @@ def _checked_evaluation(site: str, recipe: Recipe, shareable: Shareable) -> Shar
             raise _refused(f"{site} sent a picture that is too large", "malformed-report")
         if not is_plain_png(picture):
             raise _refused(f"{site} sent a picture that is no PNG", "malformed-report")
-    data = {CONTRIBUTION: contribution.to_dict(), PICTURES: pictures}
-    return DXO(DataKind.METRICS, data=data).update_shareable(shareable)
+    return contribution, pictures
 
 
 def _check_sender(site: str, contribution: Contribution) -> None:

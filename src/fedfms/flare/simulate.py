@@ -55,6 +55,7 @@ from fedfms.models.methods import find_method
 from fedfms.records.layout import RECORDS
 from fedfms.records.schema import ContributionRecord, EvaluationRecord, JobDone, Record
 from fedfms.report.write import check_results_folder, write_results
+from fedfms.trainer.own_key import KEY as TRAINER_KEY
 
 log = logging.getLogger(__name__)
 
@@ -322,6 +323,8 @@ class Federation:
         """Remove keys, FLARE's folders and the exchange after a run that went well; logs stay."""
         for folder in (self._kits, self.run / "exchange", self.run / "download"):
             shutil.rmtree(folder, ignore_errors=True)
+        for site in self.sites:
+            (self.run / "sites" / site.name / TRAINER_KEY).unlink(missing_ok=True)
 
     # ------------------------------------------------------------------------------ processes
 

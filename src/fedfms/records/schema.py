@@ -90,6 +90,7 @@ class RoundStarted(_Record):
 
 class _Answer(_Record):
     contribution: Said = None
+    receipt: dict[str, Any] | None = None  # contracts.receipt.Countersigned, as it came
 
     @property
     def said(self) -> Contribution | None:

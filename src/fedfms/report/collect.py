@@ -91,7 +91,7 @@ def collect(
         FederationError: no usable records (`no-records`), or `results` holds something already
             (`results-exist`).
     """
-    source = _find_records(job_folder)
+    source = find_records(job_folder)
     records, damaged = read_records(source / RECORDS)
     recipe = _read_recipe(source / RECIPE)
     history = History(records, recipe)
@@ -114,7 +114,7 @@ def _write_folder(
     folder: Path, source: Path, history: History, recipe: dict[str, Any], damaged: int
 ) -> None:
     rounds = history.round_rows()
-    evaluation = _mark_worst(history.evaluation_rows())
+    evaluation = mark_worst(history.evaluation_rows())
     shutil.copyfile(source / RECORDS, folder / RECORDS)
     files = {}
     for name in (GLOBAL_MODEL, BEST_MODEL, RECIPE):
@@ -216,7 +216,7 @@ def summary_table(results: Path | Result) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------ reading records
 
 
-def _find_records(job_folder: Path) -> Path:
+def find_records(job_folder: Path) -> Path:
     """The folder that holds records.jsonl: `job_folder` itself or the only one below it."""
     if (job_folder / RECORDS).is_file():
         return job_folder
@@ -238,7 +238,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _mark_worst(rows: list[EvaluationRow]) -> list[EvaluationRow]:
+def mark_worst(rows: list[EvaluationRow]) -> list[EvaluationRow]:
     """Mark the worst site of each model, class and metric, where at least two can be compared.
 
     Distances in millimetres and in pixels are not compared.

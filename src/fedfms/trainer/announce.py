@@ -31,6 +31,7 @@ from fedfms.data.manifest import find_cases
 from fedfms.errors import FedfmsError, SiteDataError
 from fedfms.exchange.door import read_policy
 from fedfms.trainer.budget import Budget
+from fedfms.trainer.own_key import public_key
 from fedfms.trainer.tasks import SiteFolders
 from fedfms.training.device import torch_device
 from fedfms.training.gpu_there import why_lost
@@ -171,7 +172,10 @@ class Announcer:
             self._reading = self._read()
         try:
             pong = await asyncio.wait_for(asyncio.shield(self._reading), READ_SECONDS)
-            return dataclasses.replace(pong, busy=busy(), gpu=self._gpu.state(pong))
+            key = public_key(self._folders.work)
+            return dataclasses.replace(
+                pong, busy=busy(), gpu=self._gpu.state(pong), trainer_key=key
+            )
         except asyncio.TimeoutError:
             return Announcement(self._folders.name, __version__, busy(), SLOW_FILES)
 

@@ -46,15 +46,17 @@ from fedfms.contracts.messages import (
     remove_leftovers,
     socket_address,
 )
+from fedfms.contracts.receipt import SignedReceipt
 from fedfms.control import Control
 from fedfms.errors import FedfmsError, TaskAborted, TrainerError
-from fedfms.exchange.tensors import EXCHANGE_MODE, load_tensors, save_tensors
+from fedfms.exchange.tensors import EXCHANGE_MODE, fingerprint, load_tensors, save_tensors
 from fedfms.files import NO_ROOM, append_whole, write_whole
 from fedfms.trainer.announce import Announcer
 from fedfms.trainer.at_work import AtWork
 from fedfms.trainer.errors import ERRORS
 from fedfms.trainer.kept import Outcome
 from fedfms.trainer.ledger import Ledger
+from fedfms.trainer.receipts import Receipts
 from fedfms.trainer.site_page import render
 from fedfms.trainer.tasks import SiteFolders, TaskRunner
 from fedfms.training.device import GPU_FAILED, gpu_is_in_use
@@ -127,6 +129,7 @@ class TrainerServer:
         self._ledger = Ledger(
             folders.work, lambda entries: render(entries, folders.name, runner.policy)
         )
+        self._receipts = Receipts(folders.work, folders.policy)
         self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="task")
         self._connections: set[asyncio.Task[None]] = set()
         self._gpu_failed = False
@@ -140,6 +143,7 @@ class TrainerServer:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         listener = listen(self._exchange)
+        self._receipts.have_key()
         server = await asyncio.start_unix_server(
             self._connected, sock=listener, limit=MAX_LINE_BYTES
         )
@@ -299,8 +303,11 @@ class TrainerServer:
     def _compute_answer(self, request: TaskRequest, files: TaskFiles, running: _Running) -> Answer:
         """The computing thread's side: run the task, write what leaves, say so."""
 
+        began = self._receipts.begin()
+
         def received() -> dict[str, Tensor]:
             tensors = load_tensors(files.received)
+            began.model_in_sha256 = fingerprint(tensors)
             files.received.unlink(missing_ok=True)  # room in memory for the result
             return tensors
 
@@ -310,7 +317,8 @@ class TrainerServer:
         self._at_work.begin(task)
         try:
             outcome = self._runner.run(task, received, running.control)
-            reply = _put(files, outcome)
+            receipt = self._receipts.give(task, outcome, began)  # before anything is handed out
+            reply = _put(files, outcome, receipt)
             self._ledger.left(task, holdout, outcome)
             return reply
         except TaskAborted as error:
@@ -455,7 +463,7 @@ def _answers(address: str) -> bool:
         return True
 
 
-def _put(files: TaskFiles, outcome: Outcome) -> Reply:
+def _put(files: TaskFiles, outcome: Outcome, receipt: SignedReceipt) -> Reply:
     """Write what leaves into the shared folder, whole or not at all."""
     try:
         if outcome.tensors:
@@ -469,4 +477,4 @@ def _put(files: TaskFiles, outcome: Outcome) -> Reply:
             "give the exchange volume more room: three times the model's size",
             code="exchange-full",
         ) from None
-    return Reply(outcome.contribution, bool(outcome.tensors), len(outcome.pictures))
+    return Reply(outcome.contribution, bool(outcome.tensors), len(outcome.pictures), receipt)
