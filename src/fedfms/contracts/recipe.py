@@ -63,7 +63,12 @@ BACKBONES: dict[str, BackboneFile] = {
 
 JOB_RECIPE = Path("app/config/recipe.json")  # in a job folder
 # fields that came after recipes were hashed, with their defaults
-_LATER = {"strategy": "mean", "canary": False}
+_LATER: dict[str, Any] = {
+    "strategy": "mean",
+    "canary": False,
+    "guard": "scale",
+    "confirmed_weights": [],
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +110,12 @@ class Recipe:
     site_order: tuple[str, ...] = ()
     paper_compat: bool = False  # FedFMS's own behaviour; docs/protocol.md lists what changes
     strategy: str = "mean"  # of averaging; which there are, fedfms.exchange.strategies knows
+    # what the guard of a round does with a difference that stands out: scale it down, or record it;
+    # under paper_compat it only records
+    guard: Literal["scale", "record"] = "scale"
+    # training sites that may weigh more than 3 times the median, since somebody asked how many
+    # slices they have
+    confirmed_weights: tuple[str, ...] = ()
     # one round on two cases a site, of which zeros leave; fedfms submit --canary sets it
     canary: bool = False
 
@@ -180,6 +191,8 @@ class Recipe:
             )
         for name in self.holdout:
             require_name(name, "holdout site")
+        for name in self.confirmed_weights:
+            require_name(name, "site")
 
     @property
     def patch_size(self) -> int:

@@ -19,7 +19,7 @@ from fedfms import __version__
 from fedfms.contracts.contribution import MAX_PICTURE_BYTES, MAX_PICTURES, Contribution
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ContributionRefused, FedfmsError
-from fedfms.exchange.guard import check_contribution
+from fedfms.exchange.guard import check_contribution, check_metrics
 from fedfms.exchange.pictures import is_plain_png
 from fedfms.exchange.tensors import shapes_of
 from fedfms.flare.job import (
@@ -137,6 +137,7 @@ def _checked_evaluation(site: str, recipe: Recipe, shareable: Shareable) -> Shar
         raise _refused(f"{site} worked with another recipe", "other-recipe")
     if contribution.package_version != __version__:
         raise _refused(f"{site} runs fedfms {contribution.package_version}", "other-version")
+    check_metrics(contribution)
     pictures = dxo.data.get(PICTURES)
     if not isinstance(pictures, list) or len(pictures) > MAX_PICTURES:
         raise _refused(f"{site} sent pictures that cannot be used", "malformed-report")
