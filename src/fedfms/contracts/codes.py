@@ -73,6 +73,7 @@ CODES: dict[str, str] = {
     "too-large": "the change is larger than the recipe allows",
     "too-many-rounds": "its policy does not allow so many rounds",
     "unknown-tensor": "it holds a tensor that this method does not send",
+    "upload-too-large": "it sent more than the model has",
     "value-too-large": "it holds a value that no training comes to",
     "wrong-role": "it trained where it should not, or the other way round",
     "wrong-shape": "a tensor has the wrong shape",
