@@ -48,7 +48,7 @@ from fedfms.trainer.tasks import SiteFolders, TaskRunner
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STYLES = ("bright", "noisy", "inverted", "unseen")
-CASES, SLICES, PIXELS, ROUNDS = 12, 4, 64, 4
+CASES, SLICES, PIXELS, ROUNDS = 9, 3, 64, 4
 BAD = "site-1"
 ALLOWED, ALLOWED_FLIPPED = 0.03, 0.05
 
@@ -287,24 +287,29 @@ def demo_recipe(**values: object) -> Recipe:
     """jobs/fedmsa as shipped, small."""
     recipe = Recipe.from_json(REPOSITORY / "jobs/fedmsa/app/config/recipe.json")
     return recipe.with_values(
-        {"image_size": PIXELS, "rounds": ROUNDS, "local_epochs": 4, **values}, "benchmark"
+        {"image_size": PIXELS, "rounds": ROUNDS, "local_epochs": 4, "batch_size": 4, **values},
+        "benchmark",
     )
 
 
 def honest_federations() -> Iterator[tuple[str, Recipe, tuple[int, ...], int]]:
     """Name, recipe, cases of each site, seed."""
+    yield "five sites", demo_recipe(), (CASES,) * 5, 0
     for seed in range(3):
-        yield f"demo, seed {seed}", demo_recipe(seed=seed), (18, 18, 18), seed
-    yield "demo, six rounds", demo_recipe(rounds=6, local_epochs=2), (18, 18, 18), 3
-    yield "demo, optimizer kept", demo_recipe(optimizer_state="keep"), (12, 12, 12), 4
-    yield "five sites", demo_recipe(), (12, 12, 12, 12, 12), 0
+        yield f"demo, seed {seed}", demo_recipe(seed=seed), (CASES,) * 3, seed
+    yield "1 : 10 : 20", demo_recipe(confirmed_weights=["site-3"]), (2, 14, 28), 0
+    yield "1 : 1 : 20", demo_recipe(confirmed_weights=["site-3"]), (2, 2, 28), 0
+    yield "20 : 20 : 1", demo_recipe(), (28, 28, 2), 0
     yield "two sites", demo_recipe(), (12, 6), 0
-    yield "1 : 10 : 20", demo_recipe(confirmed_weights=["site-3"]), (3, 24, 48), 0
-    yield "1 : 1 : 20", demo_recipe(confirmed_weights=["site-3"]), (3, 3, 48), 0
-    yield "20 : 20 : 1", demo_recipe(), (48, 48, 3), 0
+    yield (
+        "optimizer kept, 12 epochs",
+        demo_recipe(optimizer_state="keep", local_epochs=12),
+        (5, 3, 4),
+        4,
+    )
     sam = Recipe.from_json(REPOSITORY / "jobs/fedsam/app/config/recipe.json")
     values = {"image_size": PIXELS, "rounds": ROUNDS}
-    yield "fedsam demo", sam.with_values(values, "benchmark"), (12, 12, 12), 0
+    yield "fedsam", sam.with_values(values, "benchmark"), (CASES,) * 3, 0
     for name in ("fedmsa-paper", "fedsam-paper"):
         paper = Recipe.from_json(REPOSITORY / f"jobs/recipes/{name}.json")
         values = {
@@ -315,7 +320,7 @@ def honest_federations() -> Iterator[tuple[str, Recipe, tuple[int, ...], int]]:
             "holdout": [],
             "site_order": [],
         }
-        yield name, paper.with_values(values, "benchmark"), (18, 12, 6), 0
+        yield name, paper.with_values(values, "benchmark"), (12, 9, 5), 0
 
 
 def honest(options: argparse.Namespace) -> bool:

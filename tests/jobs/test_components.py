@@ -498,7 +498,7 @@ def test_the_aggregator_averages_alike_in_whatever_order_sites_answer(
         assert torch.equal(result.data["w"], expected)
         assert stats["contributors"] == sorted(slices)
         assert (stats["accepted_contributions"], stats["keys_aggregated"]) == (4, 1)
-        assert [*tmp_path.rglob("*.safetensors")] == []  # nothing waits any more
+        assert [*tmp_path.rglob("*.values")] == []  # nothing waits any more
 
 
 def test_what_the_guard_of_a_round_found_is_told_and_kept(tmp_path: Path) -> None:
@@ -518,7 +518,7 @@ def test_what_the_guard_of_a_round_found_is_told_and_kept(tmp_path: Path) -> Non
             for site, times in (("site-1", 1.0), ("site-2", 100.0), ("site-3", 1.1)):
                 given = {"w": (common + torch.randn(500, generator=generator)) * times}
                 assert accepted(aggregator, fl_ctx, site, 10, given, number)
-            waits = [*tmp_path.rglob("waiting/*.safetensors")]
+            waits = [*tmp_path.rglob("waiting/*.values")]
             assert len(waits) == 3 and {path.parent.stat().st_mode & 0o777 for path in waits} == {
                 0o700
             }

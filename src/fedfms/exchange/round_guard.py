@@ -3,10 +3,11 @@
 `guard.check_contribution` takes or refuses an answer by itself, when it comes. Here a round's
 differences are compared with one another, when it closes:
 
-*norm*. An honest difference grows with the number of optimizer steps, by a power between 1/2 (steps
-that wander) and 1 (steps that agree); with the power 3/4 between them, the norm of each site lets
-expect one of every other, and the median of these is the site's usual norm. A difference of more
-than `NORM_FACTOR` times that is scaled down to it.
+*norm*. An honest difference grows with the number of optimizer steps, by a power between 0 (a rate
+that warms up and decays) and 1 (steps that agree). So the norm of each site lets expect one of
+every other: of a site of more steps that norm times their ratio to the power 3/4, of one of fewer
+steps that norm as it is, since such a site weighs less anyway. The median of these is the site's
+usual norm. A difference of more than `NORM_FACTOR` times that is scaled down to it.
 
 *direction*. The cosine of a difference to the mean of the others, each of which counts alike and at
 most with its usual norm. Below `AGAINST` it is scaled down to `AGAINST_FACTOR` of what it would
@@ -25,6 +26,7 @@ the place of a trusted data set.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import statistics
 from collections.abc import Mapping
@@ -38,16 +40,16 @@ from torch import Tensor
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.verdict import Finding, Verdict
 from fedfms.exchange.strategies import Strategy, combine
-from fedfms.exchange.tensors import fingerprint, update_norm
+from fedfms.exchange.tensors import update_norm
 from fedfms.exchange.waiting import Scaled
 
 NORM_FACTOR = 3.0  # times the usual norm, that is taken as it came
-STEPS_POWER = 0.75  # by which a norm is taken to grow with the steps; see above
+STEPS_POWER = 0.75  # by which a norm may grow with the steps; see above
 AGAINST = -0.45  # cosine to the mean of the others, below which a difference is against them
 AGAINST_FACTOR = 0.1  # of a difference against the others, that is left of it
 WEIGHT_FACTOR = 3  # times the median of the sites' slices, that an unconfirmed site counts for
 
-_DIGITS = 24  # of a fingerprint: enough that no two differences share them by chance
+_DIGITS = 24  # of a mark: enough that no two differences share them by chance
 
 Differences = Mapping[str, Mapping[str, Tensor]]
 
@@ -58,7 +60,7 @@ class Memory:
 
     slices: dict[str, int] = field(default_factory=dict)  # of each training site, when last heard
     norms: dict[str, float] = field(default_factory=dict)  # the same, at most the usual one
-    seen: dict[str, str] = field(default_factory=dict)  # fingerprint: whose
+    seen: dict[str, str] = field(default_factory=dict)  # mark of a difference: whose
 
 
 _DECODE = TypeAdapter(Memory)
@@ -95,8 +97,9 @@ class RoundGuard:
             differences: by site, as `check_contribution` gave them; none of a holdout.
         """
         sites = [site for site in sorted(differences) if differences[site]]
-        marks = {site: fingerprint(differences[site])[:_DIGITS] for site in sites}
-        norms = {site: update_norm(differences[site]) for site in sites}
+        looks = {site: _look(differences[site]) for site in sites}
+        norms = {site: norm for site, (norm, _) in looks.items()}
+        marks = {site: mark for site, (_, mark) in looks.items()}
         old = {site for site in sites if norms[site] > 0 and marks[site] in self._memory.seen}
         fresh = [site for site in sites if site not in old]
         counted = self._counted({site: slices[site] for site in fresh})
@@ -169,7 +172,7 @@ class RoundGuard:
         measures = {site: norm for site, norm in known.items() if norm > 0}
         return {
             site: statistics.median_low(
-                norm * (steps[site] / steps[other]) ** STEPS_POWER
+                norm * max(1.0, steps[site] / steps[other]) ** STEPS_POWER
                 for other, norm in measures.items()
             )
             if measures
@@ -240,6 +243,21 @@ def _cosines(
             cosine = (with_all - factor * norm**2) / (norm * math.sqrt(others))
             cosines[site] = max(-1.0, min(1.0, cosine))
     return cosines
+
+
+def _look(tensors: Mapping[str, Tensor]) -> tuple[float, str]:
+    """L2 norm of a difference, and a mark that it has in common with equal ones alone.
+
+    The mark is of the norm and the sum of each tensor, in fp64, which costs a tenth of a hash of
+    all bytes. Whoever wants to repeat a difference unseen has only to change a bit of it anyway.
+    """
+    square, digest = 0.0, hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+        square += norm**2
+        digest.update(f"{name} {norm!r} {float(tensor.sum(dtype=torch.float64))!r}\n".encode())
+    return math.sqrt(square), digest.hexdigest()[:_DIGITS]
 
 
 def _dot(one: Tensor, other: Tensor) -> float:

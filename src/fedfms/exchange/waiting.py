@@ -7,36 +7,42 @@ is looked up, and is not kept. The files are the server's own and live for one r
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import safetensors.torch
-from safetensors import safe_open
+import numpy as np
+import torch
 from torch import Tensor
+
+_BYTES = 4  # of a value
+_ENDING = ".values"
 
 
 class OnDisk(Mapping[str, Tensor]):
-    """Named tensors in a safetensors file.
+    """Named fp32 tensors in a file that holds nothing but their values, one after the other.
 
     Args:
         path: of the file, which nobody else changes.
-        names: of its tensors.
+        places: of each tensor, the number of values before it and its shape.
     """
 
-    def __init__(self, path: Path, names: tuple[str, ...]) -> None:
-        self._path, self._names = path, names
+    def __init__(self, path: Path, places: Mapping[str, tuple[int, torch.Size]]) -> None:
+        self._path, self._places = path, places
 
     def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._path, framework="pt", device="cpu") as file:
-            tensor: Tensor = file.get_tensor(name)
-            return tensor
+        first, shape = self._places[name]
+        with self._path.open("rb") as file:
+            file.seek(first * _BYTES)
+            values = np.fromfile(file, np.float32, math.prod(shape))
+        return torch.from_numpy(values).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._places)
 
 
 class Scaled(Mapping[str, Tensor]):
@@ -73,27 +79,34 @@ class WaitingRoom:
     def put(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Keep one difference; the same tensors, now on the disk.
 
+        Args:
+            tensors: fp32 on the CPU.
+
         Raises:
             OSError: the disk is full or cannot be written; nothing of it is left there.
         """
         if not tensors:
             return {}
         self._number += 1
-        path = self._folder / f"{self._number:06d}.safetensors"
+        path = self._folder / f"{self._number:06d}{_ENDING}"
+        places, first = {}, 0
         try:
-            safetensors.torch.save_file(
-                {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, path
-            )
-        except (OSError, safetensors.SafetensorError) as error:
+            with path.open("xb") as file:
+                for name in sorted(tensors):
+                    values = tensors[name].detach().contiguous().to(torch.float32)
+                    file.write(values.reshape(-1).numpy().data)
+                    places[name] = (first, values.shape)
+                    first += values.numel()
+        except OSError:
             with contextlib.suppress(OSError):
                 path.unlink()
-            raise error if isinstance(error, OSError) else OSError(str(error)) from error
-        return OnDisk(path, tuple(sorted(tensors)))
+            raise
+        return OnDisk(path, places)
 
     def clear(self) -> None:
         """Remove what waited."""
         if self._folder.is_dir():
-            for path in self._folder.glob("*.safetensors"):
+            for path in self._folder.glob(f"*{_ENDING}"):
                 with contextlib.suppress(OSError):
                     path.unlink()
 

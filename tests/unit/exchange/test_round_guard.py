@@ -39,12 +39,12 @@ def honest(
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Differences with a common part; cosine `alike` between two, norms as of their steps."""
     rng = np.random.default_rng(seed)
-    common = rng.normal(size=VALUES)
+    common, power = rng.normal(size=VALUES), rng.uniform(0.0, 1.0)
     found = {}
     for number in range(1, sites + 1):
         own = rng.normal(size=VALUES)
         values = np.sqrt(alike) * common + np.sqrt(1 - alike) * own
-        length = (slices[f"site-{number}"] / 20) ** rng.uniform(0.5, 1.0) * rng.uniform(0.8, 1.25)
+        length = (slices[f"site-{number}"] / 20) ** power * rng.uniform(0.8, 1.25)
         values = torch.tensor(values * 1e-3 * length, dtype=torch.float32)
         found[f"site-{number}"] = {"a": values[:1000].reshape(20, 50), "b": values[1000:]}
     return found
@@ -112,7 +112,9 @@ def test_norms_and_cosines_are_those_of_numpy() -> None:
     for site, verdict in verdicts.items():
         assert verdict.norm == pytest.approx(norms[site], rel=1e-6)
         steps = {other: slices[other] // 2 for other in flat}
-        usual = sorted(norms[other] * (steps[site] / steps[other]) ** 0.75 for other in flat)[1]
+        usual = sorted(norms[other] * max(1, steps[site] / steps[other]) ** 0.75 for other in flat)[
+            1
+        ]
         assert verdict.usual_norm == pytest.approx(usual, rel=1e-6)
         others = sum(
             flat[other] * min(1, verdicts[other].usual_norm / norms[other])
