@@ -52,7 +52,7 @@ from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.f3.cellnet import cell as cell_module
 from nvflare.fuel.f3.cellnet.cell import Adapter
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell
-from nvflare.fuel.f3.cellnet.defs import CellChannel, CellChannelTopic, Encoding
+from nvflare.fuel.f3.cellnet.defs import CellChannel, CellChannelTopic, Encoding, MessageHeaderKey
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.comm_config import CommConfigurator
 from nvflare.fuel.f3.drivers.grpc_driver import GRPC_DEFAULT_OPTIONS, GrpcDriver
@@ -767,6 +767,18 @@ def test_tensors_beyond_the_bound_are_let_go_as_soon_as_it_is_passed(bounded: Jo
     with pytest.raises(uploads.TooLarge):
         consumer.consume("ref", {"next": 2}, [b"c" * 201])
     assert consumer.result is None
+
+
+def test_an_answer_whose_tensor_comes_as_too_large_a_blob_is_called_too_large(
+    bounded: JobProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = uploads.Uploads(bounded, "job", 1000, lambda code: {"why": code})
+    known.turn_away({MessageHeaderKey.ORIGIN: "site-1.job", StreamHeaderKey.TOPIC: "a reply"})
+    for code in (uploads.TOO_LARGE, uploads.UNDECODABLE):  # it is said once
+        headers = {**bounded.headers, MessageHeaderKey.ORIGIN: "site-1.job"}
+        message = CellMessage(headers, b"no FOBS")
+        known.decode(message, StreamHeaderKey.PAYLOAD_ENCODING, {})
+        assert bounded.is_refused(message.payload, code)
 
 
 # DECODING

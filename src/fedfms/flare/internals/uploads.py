@@ -113,6 +113,7 @@ class Uploads:
     ) -> None:
         self.engine, self.job_id, self.largest = engine, job_id, largest
         self.refusal = refusal
+        self._turned_away: set[str] = set()  # cells of sites of which a blob was too large
 
     def decode(self, message: Message, encoding_key: str, fobs_ctx: Any) -> None:
         """Decode a message; an answer that cannot be decoded becomes an error reply."""
@@ -122,13 +123,20 @@ class Uploads:
         except Exception as error:
             if not _is_answer(message.headers):
                 raise
-            log.error("an answer was refused (%s): %s", _why.code, type(error).__name__)
-            message.payload = self.stand_in(message.headers, _why.code)
+            code = _why.code
+            origin = message.headers.get(MessageHeaderKey.ORIGIN)
+            if origin in self._turned_away:  # one of the tensors that the answer refers to
+                self._turned_away.discard(origin)
+                code = TOO_LARGE
+            log.error("an answer was refused (%s): %s", code, type(error).__name__)
+            message.payload = self.stand_in(message.headers, code)
             message.remove_header(encoding_key)
 
     def turn_away(self, headers: dict[str, Any]) -> None:
         """Answer for a site whose message is not taken at all."""
-        if _is_answer(headers):
+        if not _is_answer(headers):
+            self._turned_away.add(str(headers.get(MessageHeaderKey.ORIGIN)))
+        else:
             log.error("an answer was refused (%s)", TOO_LARGE)
             request = Message(dict(headers), self.stand_in(headers, TOO_LARGE))
             request.set_header(MessageHeaderKey.CHANNEL, headers.get(StreamHeaderKey.CHANNEL))
