@@ -176,6 +176,8 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "paper_compat": True,
         "strategy": "fedavgm",
         "canary": True,
+        "guard": "record",
+        "confirmed_weights": ["site-2"],
     }
     assert set(others) == {f.name for f in dataclasses.fields(Recipe)}
     hashes = {base.with_values({key: value}, "test").sha256 for key, value in others.items()}
@@ -183,7 +185,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
 
 
 def test_a_recipe_that_says_nothing_of_what_came_later_has_the_hash_it_always_had():
-    later = ("strategy", "canary")
+    later = ("strategy", "canary", "guard", "confirmed_weights")
     before = {key: value for key, value in recipe().to_dict().items() if key not in later}
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":")).encode()
     assert (

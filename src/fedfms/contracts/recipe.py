@@ -69,6 +69,8 @@ _LATER: dict[str, Any] = {
     "patient_rate": None,
     "patient_clip_norm": None,
     "patient_noise": 0.0,
+    "guard": "scale",
+    "confirmed_weights": [],
 }
 
 
@@ -111,6 +113,12 @@ class Recipe:
     site_order: tuple[str, ...] = ()
     paper_compat: bool = False  # FedFMS's own behaviour; docs/protocol.md lists what changes
     strategy: str = "mean"  # of averaging; which there are, fedfms.exchange.strategies knows
+    # what the guard of a round does with a difference that stands out: scale it down, or record it;
+    # under paper_compat it only records
+    guard: Literal["scale", "record"] = "scale"
+    # training sites that may weigh more than 3 times the median, since somebody asked how many
+    # slices they have
+    confirmed_weights: tuple[str, ...] = ()
     # one round on two cases a site, of which zeros leave; fedfms submit --canary sets it
     canary: bool = False
     # differential privacy of patients (training/private.py): each patient is in a step with this
@@ -193,6 +201,8 @@ class Recipe:
             )
         for name in self.holdout:
             require_name(name, "holdout site")
+        for name in self.confirmed_weights:
+            require_name(name, "site")
         self._check_patients()
 
     def _check_patients(self) -> None:

@@ -352,7 +352,7 @@ class _Story:
         self.notes.append(_at(note.time) + note.text)
         if note.kind in ALARMS:
             self.alarms.append(self.notes[-1])
-        if self.times and self.times[-1].ended is None:
+        if note.kind != "guarded" and self.times and self.times[-1].ended is None:
             self.times[-1].disturbed = True
         if note.kind == "waits":
             self.waits = note.text

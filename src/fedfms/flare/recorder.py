@@ -47,6 +47,7 @@ from fedfms.flare.result_guard import is_for_too_few_usable, sender_of
 from fedfms.flare.room import LOOK_SECONDS, MARGIN_BYTES, patiently, wait_for_room
 from fedfms.flare.run_state import (
     HEARD,
+    JUDGED,
     KEEP_STATE,
     NOTED,
     begin_to_keep,
@@ -63,12 +64,14 @@ from fedfms.records.schema import (
     EvaluationRecord,
     JobDone,
     JobRecord,
+    Judged,
     Note,
     Record,
     Resumed,
     RoundDone,
     RoundStarted,
 )
+from fedfms.records.verdicts import findings
 from fedfms.records.write import RecordWriter, clock
 
 LAST_RECORDS_SECONDS = 10.0  # for a full disk to take the last records of an aborted run
@@ -118,6 +121,7 @@ class Recorder(Widget):  # type: ignore[misc]
             EventType.FATAL_SYSTEM_ERROR: self._failed,
             EventType.END_RUN: self._end,
             NOTED: self._note,
+            JUDGED: self._judged,
             HEARD: self._heard,
             InfoCollector.EVENT_TYPE_GET_STATS: self._tell_progress,
         }.get(event_type)
@@ -309,6 +313,13 @@ class Recorder(Widget):  # type: ignore[misc]
         elif note.kind == "site_back" and note.site:
             self._paused.discard(note.site)
         self._write(note)
+
+    def _judged(self, fl_ctx: FLContext) -> None:
+        """What the guard of a round found, as figures and in words."""
+        judged: Judged = fl_ctx.get_prop(FLContextKey.EVENT_DATA)
+        self._write(judged)
+        for site, text in findings(judged):
+            self._write(Note(kind="guarded", site=site, text=text))
 
     def _heard(self, fl_ctx: FLContext) -> None:
         self.live.heart_beats(fl_ctx.get_prop(FLContextKey.EVENT_DATA))

@@ -19,9 +19,10 @@ from fedfms import __version__
 from fedfms.contracts.contribution import MAX_PICTURE_BYTES, MAX_PICTURES, Contribution
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ContributionRefused, FedfmsError
-from fedfms.exchange.guard import check_contribution
+from fedfms.exchange.guard import check_contribution, check_metrics
 from fedfms.exchange.pictures import is_plain_png
 from fedfms.exchange.tensors import shapes_of
+from fedfms.flare.internals.uploads import TOO_LARGE, UNDECODABLE, Uploads, bound_uploads
 from fedfms.flare.job import (
     CONTRIBUTION,
     PICTURES,
@@ -33,6 +34,17 @@ from fedfms.flare.job import (
 )
 from fedfms.flare.persistor import persistor_of
 from fedfms.flare.receipts import ReceiptCheck
+
+# bytes of an answer beside the values of the model: pictures, names, a report
+BESIDE_THE_MODEL = MAX_PICTURES * MAX_PICTURE_BYTES + 16 * 2**20
+
+UNREAD = {
+    TOO_LARGE: "is larger than an answer of this job can be",
+    UNDECODABLE: "cannot be decoded",
+}
+
+# events after which sites are asked, when the model is there
+_ASKS = (AppEventType.ROUND_STARTED, AppEventType.CROSS_VAL_INIT)
 
 _USABLE, _NOBODY = "usable contributions of training sites", "none"
 
@@ -53,9 +65,12 @@ class ResultGuard(Filter):  # type: ignore[misc]
         self._accepted: set[str] = set()
         self._refused: dict[str, str] = {}
         self._receipts = ReceiptCheck()
+        self._is_bounded = False  # what sites send
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Count what the aggregator took in this round."""
+        if event_type in _ASKS and not self._is_bounded:
+            self._bound_uploads(fl_ctx)
         if event_type == AppEventType.ROUND_STARTED:
             self._accepted, self._refused = set(), {}
         elif event_type == AppEventType.AFTER_CONTRIBUTION_ACCEPT:
@@ -65,6 +80,17 @@ class ResultGuard(Filter):  # type: ignore[misc]
                 self._accepted.add(said["site"])
         elif event_type == AppEventType.BEFORE_AGGREGATION:
             self._check_round(fl_ctx)
+
+    def _bound_uploads(self, fl_ctx: FLContext) -> None:
+        """Have this process take no more of a site than an answer of this job can have."""
+        try:
+            model = persistor_of(fl_ctx, self.persistor_id).start_model(fl_ctx)
+        except FedfmsError:  # the persistor says it, and ends the job
+            return
+        largest = 4 * sum(tensor.numel() for tensor in model.values()) + BESIDE_THE_MODEL
+        job = str(fl_ctx.get_job_id())
+        self._is_bounded = True
+        bound_uploads(Uploads(fl_ctx.get_engine(), job, largest, _refused_unread))
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """The checked answer, or an error reply with the reason."""
@@ -132,6 +158,11 @@ def is_for_too_few_usable(reason: str) -> bool:
     return _USABLE in reason and f"refused: {_NOBODY};" in reason
 
 
+def _refused_unread(code: str) -> dict[str, str]:
+    """Headers of the reply that stands for an answer that was not read."""
+    return {REASON: f"ContributionRefused ({code}): the answer {UNREAD[code]}"}
+
+
 def sender_of(shareable: Shareable) -> str:
     """The site whose certificate the answer came with; what it says about itself is not asked."""
     return str(shareable.get_header(ServerCommandKey.FL_CLIENT).name)
@@ -151,6 +182,7 @@ def _check_evaluation(
         raise _refused(f"{site} worked with another recipe", "other-recipe")
     if contribution.package_version != __version__:
         raise _refused(f"{site} runs fedfms {contribution.package_version}", "other-version")
+    check_metrics(contribution)
     pictures = dxo.data.get(PICTURES)
     if not isinstance(pictures, list) or len(pictures) > MAX_PICTURES:
         raise _refused(f"{site} sent pictures that cannot be used", "malformed-report")

@@ -42,7 +42,7 @@ class RoundRow:
     bytes_down: int | None = None  # tensor bytes that the site received
     bytes_up: int | None = None  # tensor bytes that the site sent
     micro_batch: int | None = None  # slices in memory at once
-    update_norm: float | None = None  # L2 norm of the difference as sent
+    update_norm: float | None = None  # L2 norm of the difference as it came, or as the site says
     time: float | None = None  # seconds since 1970-01-01 UTC, when the answer was recorded
     # by phase, in columns seconds_<phase> and peak_memory_bytes_<phase>
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -72,6 +72,22 @@ class EvaluationRow:
     unit: str = ""  # of mean and std: mm or px for hd95, empty for shares in [0, 1]
     worst: bool = False  # the worst site of this model, class, metric and unit
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardRow:
+    """What the guard of a round measured of one site; a row of guard.csv. See `Verdict`."""
+
+    round: int  # from 0
+    site: str
+    norm: float  # L2, of the difference as it came
+    usual_norm: float  # what the others let expect
+    cosine: float | None  # to the mean of the others, [-1, 1]
+    slices: int  # that the site says
+    counted_slices: int
+    factor: float  # of the difference in the average
+    findings: str = ""  # separated by semicolons; empty of an answer like the others
+    text: str = ""  # the same in words
 
 
 def write_rounds(path: Path, rows: Sequence[RoundRow]) -> None:

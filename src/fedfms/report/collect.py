@@ -1,4 +1,5 @@
-"""A job's records to the results folder: models, recipe, rounds.csv, evaluation.csv, summary.json.
+"""A job's records to the results folder: models, recipe, rounds.csv, evaluation.csv, guard.csv,
+summary.json.
 
 The server's recorder (flare/recorder.py) appends one JSON object a line while the job runs, so what
 is here may have ended half way: a missing final evaluation, or a last line cut short, is stated in
@@ -28,6 +29,7 @@ from fedfms.records.layout import (
     BEST_MODEL,
     EVALUATION,
     GLOBAL_MODEL,
+    GUARD,
     PICTURES,
     RECIPE,
     RECORDS,
@@ -37,6 +39,7 @@ from fedfms.records.layout import (
 from fedfms.records.read import read_records
 from fedfms.records.rows import (
     EvaluationRow,
+    GuardRow,
     RoundRow,
     read_rounds,
     read_rows,
@@ -74,6 +77,7 @@ class Result:
     recipe: dict[str, Any]
     rounds: tuple[RoundRow, ...]
     evaluation: tuple[EvaluationRow, ...]
+    guard: tuple[GuardRow, ...] = ()  # none of a run before there was one
 
 
 def collect(
@@ -158,6 +162,8 @@ def _write_folder(
     )
     write_rounds(folder / ROUNDS, rounds)
     write_rows(folder / EVALUATION, EvaluationRow, evaluation)
+    if judged := history.guard_rows():
+        write_rows(folder / GUARD, GuardRow, judged)
     text = json.dumps(summary.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
 
@@ -172,6 +178,8 @@ def load_result(folder: Path) -> Result:
         summary = Summary.from_dict(read_json(folder / SUMMARY, MAX_SUMMARY_BYTES))
         rounds = read_rounds(folder / ROUNDS)
         evaluation = read_rows(folder / EVALUATION, EvaluationRow)
+        there = (folder / GUARD).is_file()
+        guard = read_rows(folder / GUARD, GuardRow) if there else ()
     except (OSError, ValueError) as error:
         what = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise FederationError(
@@ -179,7 +187,8 @@ def load_result(folder: Path) -> Result:
             "name the folder that a finished job's results were written to",
             code="no-results",
         ) from None
-    return Result(folder, summary, _read_recipe(folder / RECIPE), rounds, evaluation)
+    recipe = _read_recipe(folder / RECIPE)
+    return Result(folder, summary, recipe, rounds, evaluation, guard)
 
 
 def summary_table(results: Path | Result) -> list[dict[str, Any]]:
