@@ -45,7 +45,10 @@ if [[ "${1:-}" == --torch ]]; then
 fi
 
 pins=$(mktemp)
-trap 'rm -f "$pins"' EXIT
+others=$(mktemp)
+trap 'rm -f "$pins" "$others"' EXIT
+# dp-accounting, which tests alone use, asks for attrs of before 2024 and works with any
+echo "attrs>=23" >"$others"
 if [[ "${1:-}" != --upgrade ]]; then
   # one line for each package, without its hashes
   sed -n 's/ *\\$//; /^[A-Za-z0-9]/p' requirements-dev.lock >"$pins"
@@ -55,7 +58,7 @@ lock() {
   local target=$1
   shift
   local compiled
-  compiled=$(uv pip compile "$@" --constraint "$pins" --quiet --universal --python-version 3.10 \
+  compiled=$(uv pip compile "$@" --constraint "$pins" --override "$others" --quiet --universal --python-version 3.10 \
     --generate-hashes --no-annotate --no-header)
   {
     echo "# Written by tools/lock.sh; do not edit. Install torch first, then this with --no-deps."
