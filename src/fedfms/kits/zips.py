@@ -11,7 +11,7 @@ from fedfms.errors import ConfigError
 
 _TIME = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
 _UNIX = 3
-MAX_BYTES = 64 << 20  # of a kit or request, unpacked; a kit has less than 100 kB
+MAX_BYTES = 64 << 20  # of a kit or request, unpacked; a kit has less than 400 kB
 
 
 def write_zip(folder: Path, path: Path) -> None:
