@@ -12,7 +12,7 @@ from fedfms.errors import ConfigError, Undecodable
 
 _TIME = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
 _UNIX = 3
-MAX_BYTES = 64 << 20  # of a kit, unpacked; it has less than 100 kB
+MAX_BYTES = 64 << 20  # of a kit or request, unpacked; a kit has less than 400 kB
 MAX_FILES = 1000
 
 
