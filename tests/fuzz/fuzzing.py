@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import resource
+import sys
 import time
 import traceback
 import zlib
@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from targets import Target
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from memory_peak import forget_peak, peak
 
 SLOW_SECONDS = 10.0  # of one input: it hangs, for a person
 
@@ -56,7 +59,7 @@ class Feeder:
         """All seeds once; what the first call of a parser loads does not count as its memory."""
         for seed in self.target.seeds:
             self.test(seed)
-        self._before = _peak()
+        self._before = forget_peak()
         self.tally.memory = 0
 
     def test(self, data: bytes) -> None:
@@ -82,7 +85,7 @@ class Feeder:
         if took > SLOW_SECONDS:
             self._count(f"{took:.0f} s for one input", data)
         if tally.inputs % 64 == 0:
-            tally.memory = _peak() - self._before
+            tally.memory = peak() - self._before
 
     def _surprise(self, error: Exception, data: bytes) -> None:
         frames = traceback.extract_tb(error.__traceback__)
@@ -148,7 +151,3 @@ def save(path: Path, tally: Tally) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(tally.to_dict()))
     part.replace(path)
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -16,6 +16,7 @@ MAX_BYTES = 400 << 20  # that the process may grow by while one parser runs; mos
 MAX_SECONDS = 5.0  # of processor time for one input
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, of the tensors that nobody sends
 @pytest.mark.parametrize("name", names())
 def test_a_parser_ends_with_its_own_error_or_a_value(name: str) -> None:
     with opened(name) as target:

@@ -280,19 +280,24 @@ def _check_builders(builders: Any, where: str) -> None:
             f"{where}: builders are in another order",
             f"list them in this order: {', '.join(p.rpartition('.')[2] for p in _BUILDERS)}",
         )
-    scheme = (builders[paths.index(_STATIC)].get("args") or {}).get("scheme")
+    scheme = _args(builders[paths.index(_STATIC)]).get("scheme")
     if scheme != "grpc":
         raise _wrong(
             f"{where}: StaticFileBuilder has scheme {scheme!r}",
             "write scheme: grpc under its args; without it FLARE takes http",
         )
-    days = (builders[paths.index(_CERT)].get("args") or {}).get("root_valid_days", MIN_ROOT_DAYS)
+    days = _args(builders[paths.index(_CERT)]).get("root_valid_days", MIN_ROOT_DAYS)
     if isinstance(days, bool) or not isinstance(days, int) or days < MIN_ROOT_DAYS:
         raise _wrong(
             f"{where}: root_valid_days is {days!r}",
             f"write {MIN_ROOT_DAYS} days or more, such as 3650; a certificate under it is valid "
             "for 360 days",
         )
+
+
+def _args(builder: Mapping[str, Any]) -> Mapping[str, Any]:
+    args = builder.get("args")
+    return args if isinstance(args, dict) else {}
 
 
 def _known(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
