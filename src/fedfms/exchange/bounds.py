@@ -37,8 +37,11 @@ class Breach:
         return f"{self.way} {self.field} in the recipe, or {site}" if self.field else site
 
 
-def breaches(bounds: Bounds, recipe: Recipe) -> list[Breach]:
-    """All values of a recipe that are out of a site's bounds, whatever its images are."""
+def breaches(bounds: Bounds, recipe: Recipe, *, trains: bool = True) -> list[Breach]:
+    """All values of a recipe that are out of a site's bounds, whatever its images are.
+
+    Where the site does not train, only the size of pictures counts.
+    """
     # code, field, value, limits by the field of Bounds, what is counted
     clip, of_patients = recipe.clip_grad_norm, recipe.patient_clip_norm
     asked: list[tuple[str, str, float | None, str | None, str | None, str]] = [
@@ -58,7 +61,7 @@ def breaches(bounds: Bounds, recipe: Recipe) -> list[Breach]:
     found = []
     for code, field, value, least, most, unit in asked:
         has = f"{field} is {_text(value)}"
-        if value is None:
+        if value is None or not (trains or field == "image_size"):
             continue
         if least is not None and value < getattr(bounds, least):
             allowed = f"at least {_text(getattr(bounds, least))}{unit} ({least})"
@@ -69,13 +72,13 @@ def breaches(bounds: Bounds, recipe: Recipe) -> list[Breach]:
     return found
 
 
-def check_recipe(policy: Policy, recipe: Recipe) -> None:
-    """Whether all values of a recipe are within the policy's bounds.
+def check_recipe(policy: Policy, recipe: Recipe, *, trains: bool = True) -> None:
+    """Whether all values of a recipe are within the policy's bounds; see `breaches`.
 
     Raises:
         DoorClosed: too-many-rounds, or the code of the first breach.
     """
-    found = breaches(policy, recipe)
+    found = breaches(policy, recipe, trains=trains)
     if recipe.rounds > policy.max_rounds:
         allowed = f"at most {policy.max_rounds} rounds (max_rounds)"
         has = f"rounds is {recipe.rounds}"

@@ -53,8 +53,13 @@ def read_policy(folder: Path) -> Policy:
         ) from error
 
 
-def check_job(policy: Policy, recipe: Recipe) -> None:
+def check_job(policy: Policy, recipe: Recipe, *, trains: bool = True) -> None:
     """Whether the policy lets this recipe run here at all; asked before any computing.
+
+    Args:
+        policy: the site's own.
+        recipe: the job's.
+        trains: whether the site is to train by it, and not only to score.
 
     Raises:
         DoorClosed: code no-policy, method-not-allowed, or one of `check_recipe`.
@@ -71,7 +76,7 @@ def check_job(policy: Policy, recipe: Recipe) -> None:
             f"add {recipe.method} to methods in privacy.json, if the site agrees to such jobs",
             code="method-not-allowed",
         )
-    check_recipe(policy, recipe)
+    check_recipe(policy, recipe, trains=trains)
 
 
 def pass_door(
@@ -105,9 +110,10 @@ def pass_door(
         DoorClosed: anything that is not exactly right; the codes of `check_job` and `find_fault`,
             tensors-not-asked-for, malformed-report, other-recipe, fp16-overflow.
     """
-    check_job(policy, recipe)
+    check_job(policy, recipe, trains=False)
     report = _checked_report(recipe, contribution)
     gives_tensors = report.kind == "train" and report.role == "train"
+    check_job(policy, recipe, trains=gives_tensors)
     if not gives_tensors and tensors:
         raise _ours(
             "an evaluation or a holdout site gives no tensors", code="tensors-not-asked-for"

@@ -290,9 +290,10 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
             "too-many-rounds",
         )
     if site.bounds is not None:
-        for breach in breaches(site.bounds, recipe):
+        will_train = trains and site.site not in recipe.holdout
+        for breach in breaches(site.bounds, recipe, trains=will_train):
             yield f"allows {breach.allowed}, and {breach.has}", breach.fix, breach.code
-        if trains and (few := _few_steps(site, recipe)):
+        if will_train and (few := _few_steps(site, recipe)):
             about = f"about {site.about_slices} training slices: {few.has}"
             yield f"allows {few.allowed}, and has {about}", few.fix, few.code
     known = {*site.classes, *site.not_annotated}
@@ -328,7 +329,7 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
 
 def _few_steps(site: Announcement, recipe: Recipe) -> Breach | None:
     """Too few steps a round, by the most slices that it may mean."""
-    if site.bounds is None or not site.about_slices or site.site in recipe.holdout:
+    if site.bounds is None or not site.about_slices:
         return None
     return too_few_steps(site.bounds, recipe, math.ceil(1.5 * site.about_slices))
 

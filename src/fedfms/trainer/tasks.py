@@ -173,7 +173,9 @@ class TaskRunner:
         self.stall_seconds = site.stall_seconds
         self.policy = None  # a page must not show rules that hold no more
         self.policy = policy = read_policy(self.folders.policy)
-        check_job(policy, recipe)
+        is_holdout = self.folders.name in recipe.holdout
+        trains = task.kind == "train" and not is_holdout
+        check_job(policy, recipe, trains=trains)
         _check_task(task, self.folders.name)
         _check_device(recipe, site)
         meter = Meter(ready_device(site))
@@ -185,8 +187,6 @@ class TaskRunner:
         if not is_canary and (answer := kept.answer(task, key)) is not None:
             log.info("%s of round %d was answered before: the same again", task.kind, task.round)
             return answer
-        is_holdout = self.folders.name in recipe.holdout
-        trains = task.kind == "train" and not is_holdout
         budget = Budget(self.folders.work)
         if trains:
             budget.check(policy, recipe, recipe.rounds - task.round)

@@ -65,6 +65,8 @@ class Finding:
     # the same of pictures from other sites' answers: 95 % quantiles over these sites
     median_by_chance: float = math.nan
     largest_by_chance: float = math.nan
+    above_chance: int = 0  # sites of which either figure is beyond its quantile
+    sites: int = 0  # attacked, each in turn; the figures are means over them
 
     @property
     def shows_something(self) -> bool:
@@ -129,13 +131,13 @@ def settings(policy: Mapping[str, Any], rounds: int) -> list[Setting]:
 
 
 def attack(job: Recipe, setting: Setting, folder: Path, *, others: int) -> Finding:
-    """Attack the first of several phantom sites of one kind, and know by the others what is chance.
+    """Attack several phantom sites of one kind, and know of each by the others what is chance.
 
     Args:
         job: of method fedsam, in pictures of so many tokens as the encoder has channels, or fewer.
         setting: what to try.
         folder: for the sites.
-        others: sites beside the attacked one; with 20, the largest is about the 95 % quantile.
+        others: sites beside each attacked one; with 20, the largest is about the 95 % quantile.
     """
     recipe = for_phantoms(dataclasses.replace(job, **setting.recipe))
     sites = [
@@ -167,21 +169,27 @@ def attack(job: Recipe, setting: Setting, folder: Path, *, others: int) -> Findi
     of_it = Finding(setting.name, refused, len(answers[0]), len(truth[0]))
     if not answers[0]:
         return of_it
-    public = torch.cat(truth[1:]).mean(dim=0)
-    chance = []
-    for number, (site_answers, slices) in enumerate(zip(answers, truth, strict=True)):
-        pictures = reconstruct(site_answers, recipe, len(slices))
-        best = best_fits(pictures, truth[0], public)
-        if number == 0:
-            found = best
-        else:
-            chance.append(best)
+    pictures = [
+        reconstruct(given, recipe, len(slices))
+        for given, slices in zip(answers, truth, strict=True)
+    ]
+    own, others_own = [], []
+    for number, slices in enumerate(truth):
+        public = torch.cat([one for n, one in enumerate(truth) if n != number]).mean(dim=0)
+        fits = [best_fits(one, slices, public) for one in pictures]
+        figures = np.array([(np.median(one), one.max()) for one in fits])
+        own.append(figures[number])
+        others_own.append(np.quantile(np.delete(figures, number, axis=0), 0.95, axis=0))
+    median, largest = np.mean(own, axis=0)
+    by_chance = np.mean(others_own, axis=0)
     return dataclasses.replace(
         of_it,
-        median=float(np.median(found)),
-        largest=float(found.max()),
-        median_by_chance=float(np.quantile([np.median(one) for one in chance], 0.95)),
-        largest_by_chance=float(np.quantile([one.max() for one in chance], 0.95)),
+        median=float(median),
+        largest=float(largest),
+        median_by_chance=float(by_chance[0]),
+        largest_by_chance=float(by_chance[1]),
+        above_chance=int((np.array(own) > np.array(others_own)).any(axis=1).sum()),
+        sites=len(sites),
     )
 
 

@@ -21,7 +21,7 @@ from fedfms.errors import DoorClosed
 from fedfms.trainer.kept import Outcome
 from fedfms_lab.attacks.sites import AttackedSite, first_model, for_phantoms
 
-CLOSE = 5e-3  # a Dice is known where the error is no larger
+CLOSE = 0.01  # a Dice is known where the error is no larger
 
 
 @dataclass(frozen=True, slots=True)
