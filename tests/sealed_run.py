@@ -18,6 +18,7 @@ from torch import Tensor
 from fedfms import __version__
 from fedfms.contracts.contribution import Contribution, Metric
 from fedfms.contracts.messages import Task
+from fedfms.contracts.receipt import SignedReceipt
 from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.exchange.tensors import fingerprint, payload_bytes, save_tensors, update_norm
 from fedfms.flare.receipts import KitSigner, countersign, receipt_of, result_files
@@ -78,14 +79,24 @@ class Site:
         pictures: Sequence[bytes] = (),
     ) -> tuple[Shareable, Contribution]:
         """What goes to the server: a message with the receipt, and the report."""
+        signed, report = self.give(task, model, tensors, pictures)
+        message = Shareable()
+        countersign(message, signed, self.signer)
+        return message, report
+
+    def give(
+        self,
+        task: Task,
+        model: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
+        pictures: Sequence[bytes] = (),
+    ) -> tuple[SignedReceipt, Contribution]:
+        """The trainer's part of it."""
         report = report_of(task, tensors)
         began = self.receipts.begin()
         began.model_in_sha256 = fingerprint(model)
         outcome = Outcome(report, dict(tensors), list(pictures))
-        signed = self.receipts.give(task, outcome, began)
-        message = Shareable()
-        countersign(message, signed, self.signer)
-        return message, report
+        return self.receipts.give(task, outcome, began), report
 
 
 def task_of(site: str, kind: str, number: int, recipe: Recipe = RECIPE) -> Task:

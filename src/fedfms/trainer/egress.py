@@ -35,6 +35,7 @@ KEEP_DAYS = 400
 ROOM_BYTES = 1 << 20  # some six hundred receipts
 _PIECE_BYTES = 1 << 16  # of it, given back at a time
 _DAY = 86400.0
+_REMEMBERED = 2000  # receipts, of which the same answer is recognized after a restart
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class EgressLog:
         with contextlib.suppress(FileNotFoundError), self._path.open("r+b") as file:
             data = file.read()
             file.truncate(data.rfind(b"\n") + 1)
-        for line in _lines(self._path):
+        for line in map(_parse, _raw_lines(self._path)[-_REMEMBERED:]):
             if isinstance(line, SignedReceipt):
                 self._note(line.receipt)
             elif isinstance(line, Removed):
@@ -143,10 +144,12 @@ class EgressLog:
             return
         self._pruned = today
         first_kept = _day(time.time() - KEEP_DAYS * _DAY)
-        lines = list(_lines(self._path))
-        dated = [one for one in lines if isinstance(one, SignedReceipt)]
-        if not dated or _day(dated[0].receipt.time) >= first_kept:
+        raw = _raw_lines(self._path)
+        oldest = next((o for o in map(_parse, raw[:2]) if isinstance(o, SignedReceipt)), None)
+        if oldest is None or _day(oldest.receipt.time) >= first_kept:
             return
+        lines = [_parse(line) for line in raw]
+        dated = [one for one in lines if isinstance(one, SignedReceipt)]
         if len(dated) + 1 < len(lines):  # of a log that was damaged nothing is removed
             return
         keep = 0
@@ -225,12 +228,14 @@ def read_egress(work: Path) -> Egress:
 
 def _lines(path: Path) -> Iterator[SignedReceipt | Removed | None]:
     """What each line holds; None where it is not exactly one of ours."""
+    yield from map(_parse, _raw_lines(path))
+
+
+def _raw_lines(path: Path) -> list[bytes]:
     try:
-        data = path.read_bytes()
+        return path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
-        return
-    for line in data.split(b"\n")[:-1]:
-        yield _parse(line)
+        return []
 
 
 def _parse(line: bytes) -> SignedReceipt | Removed | None:
