@@ -11,8 +11,9 @@ usual norm. A difference of more than `NORM_FACTOR` times that is scaled down to
 it: about what the shorter ones of honest sites have.
 
 *direction*. The cosine of a difference to the mean of the others, each of which counts alike and at
-most with its usual norm. The lowest one below `AGAINST` is scaled down to `AGAINST_FACTOR` of its
-usual norm at most, and the others are compared anew, without it, as long as a minority was found.
+most with its usual norm. Of those below `AGAINST` the one with the lowest mean over the rounds is
+scaled down to `AGAINST_FACTOR` of its usual norm at most, and the others are compared anew, without
+it, as long as a minority was found.
 Where all of a round are below, nobody is scaled: nobody can tell who is wrong.
 
 *weight*. The number of slices is what a site says of itself. A site that says more than
@@ -64,6 +65,7 @@ class Memory:
 
     slices: dict[str, int] = field(default_factory=dict)  # of each training site, when last heard
     norms: dict[str, float] = field(default_factory=dict)  # the same, at most the usual one
+    cosines: dict[str, tuple[float, int]] = field(default_factory=dict)  # sum and number of each
     seen: dict[str, str] = field(default_factory=dict)  # mark of a difference: whose
 
 
@@ -113,7 +115,7 @@ class RoundGuard:
         factors = {site: _ratio(bounded[site], norms[site]) for site in fresh}
         given = {site: differences[site] for site in fresh}
         cosines = _cosines(given, factors, norms)
-        against = _against(given, factors, norms, cosines)
+        against = _against(given, factors, norms, cosines, self._means(cosines))
         self._remember(counted, bounded, {marks[site]: site for site in fresh if norms[site] > 0})
 
         verdicts = []
@@ -155,6 +157,15 @@ class RoundGuard:
             ValueError: that is something else.
         """
         self._memory = _DECODE.validate_python(dict(kept))
+
+    def _means(self, cosines: Mapping[str, float]) -> dict[str, float]:
+        """Of each site over the rounds so far, this one included, which is remembered."""
+        means = {}
+        for site, cosine in cosines.items():
+            total, number = self._memory.cosines.get(site, (0.0, 0))
+            self._memory.cosines[site] = (total + cosine, number + 1)
+            means[site] = (total + cosine) / (number + 1)
+        return means
 
     def _counted(self, slices: Mapping[str, int]) -> dict[str, int]:
         """Slices that each site counts for."""
@@ -231,6 +242,7 @@ def _against(
     factors: Mapping[str, float],
     norms: Mapping[str, float],
     cosines: Mapping[str, float],
+    means: Mapping[str, float],
 ) -> set[str]:
     """The sites that point against the others: a minority, found one after the other."""
     if len(differences) < 3 or all(cosine < AGAINST for cosine in cosines.values()):
@@ -238,10 +250,10 @@ def _against(
     found: set[str] = set()
     rest = dict(cosines)
     while 2 * (len(found) + 1) < len(differences) and rest:
-        lowest = min(sorted(rest), key=lambda site: rest[site])
-        if rest[lowest] >= AGAINST:
+        below = sorted(site for site in rest if rest[site] < AGAINST)
+        if not below:
             break
-        found.add(lowest)
+        found.add(min(below, key=lambda site: means[site]))
         left = {site: differences[site] for site in differences if site not in found}
         if 2 * (len(found) + 1) < len(differences):
             rest = _cosines(left, factors, norms)
