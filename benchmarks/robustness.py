@@ -3,7 +3,8 @@
     python benchmarks/robustness.py attacks [--sites 3] [--strategy mean] [--guard scale]
     python benchmarks/robustness.py honest
 
-`--only NAME` does one row.
+`--only NAME` does one row; `--baseline DICE` spares the run in which nobody attacks, where its
+figure is known.
 
 The product's own trainer, door, guard and average, in one process and without FLARE: phantoms of a
 different style at each site, 64 pixels, small rounds. `attacks` prints the mean final Dice of the
@@ -241,9 +242,11 @@ def attacks(options: argparse.Namespace) -> bool:
         federation = write_federation(Path(scratch) / "sites", recipe, (CASES,) * options.sites)
         chosen = {n: a for n, a in ATTACKS.items() if options.only in (None, n)}
         plain = dataclasses.replace(federation, recipe=demo_recipe(strategy="mean", guard="scale"))
-        dice, verdicts, _ = federate(plain, Path(scratch) / "honest", None)
-        honest = mean_of_honest(dice)
-        show(attack="nobody", dice=round(honest, 3), sites=dice, told=told(verdicts, {}))
+        honest = options.baseline
+        if honest is None:
+            dice, verdicts, _ = federate(plain, Path(scratch) / "honest", None)
+            honest = mean_of_honest(dice)
+            show(attack="nobody", dice=round(honest, 3), sites=dice, told=told(verdicts, {}))
         if options.strategy != "mean":
             dice, verdicts, _ = federate(federation, Path(scratch) / "own", None)
             show(
@@ -369,6 +372,7 @@ def main() -> None:
     parser.add_argument("--strategy", default="mean")
     parser.add_argument("--guard", choices=("scale", "record"), default="scale")
     parser.add_argument("--only")
+    parser.add_argument("--baseline", type=float)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)

@@ -7,14 +7,18 @@ differences are compared with one another, when it closes:
 that warms up and decays) and 1 (steps that agree). So the norm of each site lets expect one of
 every other: of a site of more steps that norm times their ratio to the power 3/4, of one of fewer
 steps that norm as it is, since such a site weighs less anyway. The median of these is the site's
-usual norm. A difference of more than `NORM_FACTOR` times that is scaled down to it.
+usual norm. A difference of more than `NORM_FACTOR` times that is scaled down to `LONG_FACTOR` of
+it: about what the shorter ones of honest sites have.
 
 *direction*. The cosine of a difference to the mean of the others, each of which counts alike and at
-most with its usual norm. Below `AGAINST` it is scaled down to `AGAINST_FACTOR` of what it would
-have been, unless half of the sites or more are found so: then nobody can tell who is wrong.
+most with its usual norm. Of those below `AGAINST` the one with the lowest mean over the rounds is
+scaled down to `AGAINST_FACTOR` of its usual norm at most, and the others are compared anew, without
+it, as long as a minority was found.
+Where all of a round are below, nobody is scaled: nobody can tell who is wrong.
 
-*weight*. The number of slices is what a site says of itself. No site counts for more than
-`WEIGHT_FACTOR` times the median of the sites, unless the recipe confirms it by name.
+*weight*. The number of slices is what a site says of itself. A site that says more than
+`WEIGHT_FACTOR` times the median of the sites counts for the median, unless the recipe confirms it
+by name.
 
 *replay*. A difference that is, bit for bit, one of an earlier round is left out.
 
@@ -45,8 +49,9 @@ from fedfms.exchange.waiting import Scaled
 
 NORM_FACTOR = 3.0  # times the usual norm, that is taken as it came
 STEPS_POWER = 0.75  # by which a norm may grow with the steps; see above
+LONG_FACTOR = 0.5  # of the usual norm, that is left of a difference that is too long
 AGAINST = -0.45  # cosine to the mean of the others, below which a difference is against them
-AGAINST_FACTOR = 0.1  # of a difference against the others, that is left of it
+AGAINST_FACTOR = 0.1  # of the usual norm, that is left of a difference against the others
 WEIGHT_FACTOR = 3  # times the median of the sites' slices, that an unconfirmed site counts for
 
 _DIGITS = 24  # of a mark: enough that no two differences share them by chance
@@ -60,6 +65,7 @@ class Memory:
 
     slices: dict[str, int] = field(default_factory=dict)  # of each training site, when last heard
     norms: dict[str, float] = field(default_factory=dict)  # the same, at most the usual one
+    cosines: dict[str, tuple[float, int]] = field(default_factory=dict)  # sum and number of each
     seen: dict[str, str] = field(default_factory=dict)  # mark of a difference: whose
 
 
@@ -107,10 +113,9 @@ class RoundGuard:
         long = {site for site in fresh if norms[site] > NORM_FACTOR * usual[site] > 0}
         bounded = {site: min(norms[site], usual[site]) for site in fresh}
         factors = {site: _ratio(bounded[site], norms[site]) for site in fresh}
-        cosines = _cosines({site: differences[site] for site in fresh}, factors, norms)
-        against = {site for site, cosine in cosines.items() if cosine < AGAINST}
-        if 2 * len(against) >= len(fresh) or len(fresh) < 3:
-            against = set()
+        given = {site: differences[site] for site in fresh}
+        cosines = _cosines(given, factors, norms)
+        against = _against(given, factors, norms, cosines, self._means(cosines))
         self._remember(counted, bounded, {marks[site]: site for site in fresh if norms[site] > 0})
 
         verdicts = []
@@ -121,9 +126,11 @@ class RoundGuard:
                 "weight": site in fresh and counted[site] < slices[site],
                 "replay": site in old,
             }
-            factor = 0.0 if site in old else factors[site] if site in long else 1.0
+            factor = 0.0 if site in old else 1.0
             if site in against:
                 factor = AGAINST_FACTOR * factors[site]
+            elif site in long:
+                factor = LONG_FACTOR * factors[site]
             verdicts.append(
                 Verdict(
                     site=site,
@@ -151,14 +158,25 @@ class RoundGuard:
         """
         self._memory = _DECODE.validate_python(dict(kept))
 
+    def _means(self, cosines: Mapping[str, float]) -> dict[str, float]:
+        """Of each site over the rounds so far, this one included, which is remembered."""
+        means = {}
+        for site, cosine in cosines.items():
+            total, number = self._memory.cosines.get(site, (0.0, 0))
+            self._memory.cosines[site] = (total + cosine, number + 1)
+            means[site] = (total + cosine) / (number + 1)
+        return means
+
     def _counted(self, slices: Mapping[str, int]) -> dict[str, int]:
         """Slices that each site counts for."""
         known = {**self._memory.slices, **slices}
         if len(known) < 3:
             return dict(slices)
-        most = int(WEIGHT_FACTOR * statistics.median(known.values()))
+        middle = statistics.median(known.values())
         return {
-            site: count if site in self._recipe.confirmed_weights else min(count, most)
+            site: count
+            if count <= WEIGHT_FACTOR * middle or site in self._recipe.confirmed_weights
+            else max(1, round(middle))
             for site, count in slices.items()
         }
 
@@ -217,6 +235,29 @@ def close_round(
         counted[verdict.site] = verdict.counted_slices
         taken[verdict.site] = tensors if verdict.factor == 1 else Scaled(tensors, verdict.factor)
     return Closed(combine(strategy, round_number, counted, taken), verdicts)
+
+
+def _against(
+    differences: Differences,
+    factors: Mapping[str, float],
+    norms: Mapping[str, float],
+    cosines: Mapping[str, float],
+    means: Mapping[str, float],
+) -> set[str]:
+    """The sites that point against the others: a minority, found one after the other."""
+    if len(differences) < 3 or all(cosine < AGAINST for cosine in cosines.values()):
+        return set()
+    found: set[str] = set()
+    rest = dict(cosines)
+    while 2 * (len(found) + 1) < len(differences) and rest:
+        below = sorted(site for site in rest if rest[site] < AGAINST)
+        if not below:
+            break
+        found.add(min(below, key=lambda site: means[site]))
+        left = {site: differences[site] for site in differences if site not in found}
+        if 2 * (len(found) + 1) < len(differences):
+            rest = _cosines(left, factors, norms)
+    return found
 
 
 def _cosines(

@@ -14,6 +14,7 @@ from fedfms.exchange.averaging import average, averaging_weights
 from fedfms.exchange.round_guard import (
     AGAINST,
     AGAINST_FACTOR,
+    LONG_FACTOR,
     NORM_FACTOR,
     Closed,
     RoundGuard,
@@ -140,10 +141,10 @@ def test_a_difference_that_is_far_too_long_is_scaled_down_to_the_usual(
     result, verdicts = closed(given, counts(sites))
     bad = verdicts.pop("site-1")
     assert bad.findings == ("norm",) and bad.times > NORM_FACTOR
-    assert bad.norm * bad.factor == pytest.approx(bad.usual_norm)
+    assert bad.norm * bad.factor == pytest.approx(LONG_FACTOR * bad.usual_norm)
     assert bad.norm == pytest.approx(before["site-1"].norm * times, rel=1e-5)
     assert all(one.findings == () for one in verdicts.values())
-    assert distance(result.change, expected) < 0.2
+    assert distance(result.change, expected) < 0.25
 
 
 @pytest.mark.parametrize("sites", [3, 5])
@@ -172,12 +173,21 @@ def test_where_half_point_against_half_nobody_is_scaled() -> None:
     assert all(one.factor == 1 for one in verdicts.values())
 
 
-def test_an_absurd_weight_counts_for_three_medians_and_a_confirmed_one_for_itself() -> None:
+def test_two_of_five_against_the_others_are_found_one_after_the_other() -> None:
+    given = honest(5, alike=0.7)
+    for site in ("site-2", "site-4"):
+        given[site] = turned(given[site], -1.0)
+    _, verdicts = closed(given, counts(5))
+    found = [site for site, one in verdicts.items() if "direction" in one.findings]
+    assert found == ["site-2", "site-4"]
+
+
+def test_an_absurd_weight_counts_for_the_median_and_a_confirmed_one_for_itself() -> None:
     slices = {"site-1": 10**9, "site-2": 24, "site-3": 16}
     given = honest(3)
     result, verdicts = closed(given, slices)
-    assert verdicts["site-1"].counted_slices == 72 and verdicts["site-1"].findings == ("weight",)
-    expected = average(given, {"site-1": 72, "site-2": 24, "site-3": 16})
+    assert verdicts["site-1"].counted_slices == 24 and verdicts["site-1"].findings == ("weight",)
+    expected = average(given, {"site-1": 24, "site-2": 24, "site-3": 16})
     assert all(torch.equal(result.change[name], expected[name]) for name in "ab")
     slices["site-1"] = 400
     confirmed = dataclasses.replace(RECIPE, confirmed_weights=("site-1",))
@@ -236,7 +246,7 @@ def test_a_round_that_an_honest_site_missed_is_judged_by_what_is_known_of_it() -
     slices = {"site-1": 10**6, "site-2": 24}
     _, verdicts = closed(given, slices, guard=guard)
     assert verdicts["site-1"].findings == ("norm", "weight")
-    assert verdicts["site-1"].counted_slices == 72
+    assert verdicts["site-1"].counted_slices == 24
     assert verdicts["site-2"].findings == ()
 
 
