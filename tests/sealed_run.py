@@ -47,7 +47,7 @@ RECIPE = Recipe(
 )
 PICTURE = bytes.fromhex(  # the smallest PNG: one grey pixel
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
-    "0000000a49444154789c6360000000020001e221bc330000000049454e44ae426082"
+    "0000000a4944415478da6360000000020001e527defc0000000049454e44ae426082"
 )
 
 
@@ -129,7 +129,7 @@ def report_of(task: Task, tensors: Mapping[str, Tensor]) -> Contribution:
         training_cases=3 if trains else 0,
         evaluated_cases=4,
         metrics=(
-            Metric(class_name="lesion", metric="dice", mean=0.1 + 0.2, std=1, cases=4, empty=0),
+            Metric(class_name="lesion", metric="dice", mean=0.1 + 0.2, std=0.25, cases=4, empty=0),
         ),
         loss=1 / 3 if trains else None,
         seconds={"train": 2},

@@ -61,6 +61,7 @@ ALLOWED = {
     "export/torchscript.py": {"zipfile.ZipFile"},  # that torch wrote a line before
     "kits/zips.py": {"zipfile.ZipFile"},  # writes
     "provisioning/backup.py": {"tarfile.open"},  # writes
+    "provisioning/images.py": {"tarfile.open"},  # what this machine's own engine says
 }
 
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
+from fedfms.bounded import decode_json
 from fedfms.contracts.contribution import MAX_PICTURES, Contribution, ModelName
 from fedfms.contracts.decode import validate
 from fedfms.contracts.wire import Count, Name, Number, Seconds, Sha256
@@ -138,7 +139,7 @@ class Countersigned:
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
         values = dataclasses.asdict(self)
-        return json.loads(json.dumps(values))  # type: ignore[no-any-return]
+        return dict(decode_json(json.dumps(values), "the receipt"))
 
     @classmethod
     def from_dict(cls, values: Any) -> Countersigned:

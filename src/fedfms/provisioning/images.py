@@ -7,7 +7,6 @@ build. Kits and archives carry a copy, and a list of the images with their diges
 from __future__ import annotations
 
 import io
-import json
 import re
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedfms.bounded import decode_json
 from fedfms.errors import ConfigError, FederationError
 
 BILL_IN_IMAGE = "/opt/fedfms/sbom.cdx.json"
@@ -91,7 +91,7 @@ def look_at(name: str) -> Image:
             code="no-docker",
         )
     found = docker("image", "inspect", name)
-    said = json.loads(found.stdout or b"[]") if found.returncode == 0 else []
+    said = decode_json(found.stdout or b"[]", "docker's answer") if found.returncode == 0 else []
     if not said:
         raise FederationError(
             f"there is no image {name} on this machine",

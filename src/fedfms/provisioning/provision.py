@@ -30,7 +30,7 @@ from typing import Any, Literal
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from fedfms.bounded import read_json_object
+from fedfms.bounded import read_json, read_json_object
 from fedfms.errors import ConfigError, FederationError
 from fedfms.files import write_whole
 from fedfms.flare.internals.state import MAX_STATE_BYTES, STATE_FILE, CertificateState
@@ -135,13 +135,13 @@ class WorkingFolder:
     def images(self) -> list[Image]:
         """The images that were named last."""
         path = self.home / _IMAGES_FILE
-        found = json.loads(path.read_text()) if path.is_file() else []
+        found = read_json(path, MAX_STATE_BYTES) if path.is_file() else []
         return [Image.from_dict(values) for values in found]
 
     def sent(self) -> dict[str, str]:
         """Whose key is not here any more, and since when."""
         path = self.home / _SENT_FILE
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_json_object(path, MAX_STATE_BYTES) if path.is_file() else {}
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file into the project's folder, whole or not at all."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +18,11 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import Field, StringConstraints
 
+from fedfms.bounded import decode_json
 from fedfms.contracts.decode import Misfits, validate
 from fedfms.contracts.receipt import FIRST, Certificate, CertificateSignature, canonical
 from fedfms.contracts.wire import Count, Seconds, Sha256
+from fedfms.errors import Undecodable
 
 PREVIOUS = "previous"  # of a line: SHA-256 of the line before it, without its end
 SEAL = "seal"  # `record` of the last line
@@ -89,8 +90,8 @@ def line_sha256(line: bytes) -> str:
 def previous_of(line: bytes) -> str | None:
     """The hash that a line names; None where it names none, or is none of ours."""
     try:
-        found = json.loads(line)[PREVIOUS]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        found = decode_json(line, "a record")[PREVIOUS]
+    except (Undecodable, KeyError, TypeError):
         return None
     return found if isinstance(found, str) else None
 
@@ -98,11 +99,11 @@ def previous_of(line: bytes) -> str | None:
 def seal_of(line: bytes) -> Seal | None:
     """The seal that a line is; None where it is none, or not written as seals are."""
     try:
-        values = json.loads(line)
+        values = decode_json(line, "a record")
         if not isinstance(values, dict) or values.pop("record", None) != SEAL:
             return None
         seal = validate(Seal, values)
-    except (ValueError, RecursionError, Misfits):
+    except (Undecodable, Misfits):
         return None
     return seal if seal.line == line else None
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from typing import Any, ClassVar
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from fedfms.bounded import decode_json, read_json_object
 from fedfms.contracts.decode import Misfits
 from fedfms.contracts.receipt import FIRST, Countersigned, SignedReceipt
 from fedfms.contracts.recipe import Recipe
-from fedfms.errors import ConfigError, FedfmsError, unexpected
+from fedfms.errors import ConfigError, FedfmsError, Undecodable, unexpected
 from fedfms.exchange.receipts import follows, other_report, wrong_signature
 from fedfms.exchange.signatures import certificate_of, is_signed_by_certificate
 from fedfms.exchange.tensors import fingerprint, load_tensors, to_precision
@@ -293,12 +293,12 @@ def _tables(source: Path) -> Iterator[str]:
     """Of a results folder; a job's result as it was fetched has none."""
     if not (source / SUMMARY).is_file():
         return
-    recipe = json.loads((source / RECIPE).read_text(encoding="utf-8"))
+    recipe = read_json_object(source / RECIPE)
     history = History(read_records(source / RECORDS)[0], recipe)
     yield from _other_rows(ROUNDS, read_rounds(source / ROUNDS), history.round_rows())
     rows = read_rows(source / EVALUATION, EvaluationRow)
     yield from _other_rows(EVALUATION, rows, mark_worst(history.evaluation_rows()))
-    summary = Summary.from_dict(json.loads((source / SUMMARY).read_text(encoding="utf-8")))
+    summary = Summary.from_dict(read_json_object(source / SUMMARY))
     for name, facts in summary.files.items():
         if (source / name).is_file() and file_sha256(source / name) != facts.sha256:
             yield f"{name} is not the file whose hash {SUMMARY} names"
@@ -331,9 +331,9 @@ def _record(line: bytes) -> Record | None:
 def _where(number: int, line: bytes) -> str:
     """A line by its number and by what it is about, as far as it can be read."""
     try:
-        values = json.loads(line)
+        values = decode_json(line, "a record")
         words = [values["record"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (Undecodable, KeyError, TypeError):
         return f"line {number}"
     words += [f"of {values['site']}"] if isinstance(values.get("site"), str) else []
     words += [f"round {values['round']}"] if isinstance(values.get("round"), int) else []

@@ -22,8 +22,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedfms.bounded import decode_json
 from fedfms.contracts.decode import Misfits, validate
 from fedfms.contracts.receipt import FIRST, REMOVALS, TRAINERS, Receipt, Removed, SignedReceipt
+from fedfms.errors import Undecodable
 from fedfms.exchange.signatures import TrainerSigner, is_signed_by_trainer
 from fedfms.files import NO_ROOM, append_whole, write_whole
 from fedfms.trainer.own_key import public_key
@@ -240,13 +242,13 @@ def _raw_lines(path: Path) -> list[bytes]:
 
 def _parse(line: bytes) -> SignedReceipt | Removed | None:
     try:
-        values = json.loads(line)
+        values = decode_json(line, "a line of what left")
         if isinstance(values, dict) and "removed" in values:
             head = validate(Removed, values["removed"])
             return head if _removed_line(head) == line + b"\n" else None
         signed = SignedReceipt.from_dict(values)
         return signed if signed.canonical == line else None
-    except (ValueError, RecursionError, Misfits):
+    except (Undecodable, Misfits):
         return None
 
 

@@ -29,9 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedfms.bounded import decode_json
 from fedfms.contracts.messages import Task
 from fedfms.contracts.policy import Policy
-from fedfms.errors import DoorClosed
+from fedfms.errors import DoorClosed, Undecodable
 from fedfms.exchange.tensors import fingerprint
 from fedfms.files import NO_ROOM, append_whole
 from fedfms.trainer.secret import part_of
@@ -245,8 +246,8 @@ class History:
             raise _unusable(self._path, f"cannot be read ({error.strerror})") from None
         for number, line in enumerate(text.splitlines(), start=1):
             try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):
+                values = decode_json(line, "a line of the history")
+            except Undecodable:
                 values = None
             if not isinstance(values, dict):
                 raise _unusable(self._path, f"is damaged in line {number}")
