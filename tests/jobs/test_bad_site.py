@@ -1,7 +1,8 @@
 """One of three sites sends what it likes, over real FLARE: the others' model comes to no harm.
 
-The job process of site-1 changes what its trainer let out, in each round in another way, from the
-difference times 100 to what cannot be decoded.
+Site-1 sends something else in each round: its trainer the difference times 100, a weight of 1e9, the
+model times -3; its FLARE job process what its trainer did not sign, too much, and what cannot be
+decoded.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fedfms.local.sites import find_sites
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-WORDS = ("times100", "heavy", "model", "large", "garbage")  # see spoil.py
+WORDS = ("times100", "heavy", "model", "forged", "large", "garbage")  # see spoil.py
 MODEL_BYTES = 5 * 2**20  # more than the model has
 
 
@@ -104,19 +105,22 @@ def test_what_is_too_long_too_heavy_or_against_all_is_scaled(attack: Attack) -> 
     assert "norm" in model["findings"] and model["factor"] < 0.2
 
 
-def test_what_is_too_large_or_cannot_be_decoded_is_refused_by_name(attack: Attack) -> None:
+def test_what_was_not_signed_is_too_large_or_cannot_be_decoded_is_refused_by_name(
+    attack: Attack,
+) -> None:
     refused = {
         one["round"]: one["reason"]
         for one in of_kind(attack.records, "contribution")
         if not one["accepted"]
     }
-    assert sorted(refused) == [3, 4]
-    assert "upload-too-large" in refused[3]
-    assert "malformed-report" in refused[4]
+    assert sorted(refused) == [3, 4, 5]
+    assert "other-receipt" in refused[3]
+    assert "upload-too-large" in refused[4]
+    assert "malformed-report" in refused[5]
 
 
 def test_the_servers_memory_does_not_grow_by_what_is_refused(attack: Attack) -> None:
-    """An answer of 400 MB came in round 3."""
+    """An answer of 400 MB came in round 4."""
     assert len(attack.memory) > 20
     usual = sorted(attack.memory)[len(attack.memory) // 2]
     assert max(attack.memory) - usual < 250e6
