@@ -1,7 +1,7 @@
 """One of three sites sends what it likes, over real FLARE: the others' model comes to no harm.
 
-Site-1 sends something else in each round: its trainer the difference times 100, a weight of 1e9, the
-model times -3; its FLARE job process what its trainer did not sign, too much, and what cannot be
+Site-1 sends something else in each round: its trainer the difference times 100, a weight of 1e9,
+the model times -3; its FLARE job process what its trainer did not sign, too much, and what cannot be
 decoded.
 """
 
