@@ -1,8 +1,8 @@
 """One of three sites sends what it likes, over real FLARE: the others' model comes to no harm.
 
 Site-1 sends something else in each round: its trainer the difference times 100, a weight of 1e9,
-the model times -3; its FLARE job process what its trainer did not sign, too much, and what cannot be
-decoded.
+the model times -3; its FLARE job process what its trainer did not sign, too much, and what cannot
+be decoded.
 """
 
 from __future__ import annotations
