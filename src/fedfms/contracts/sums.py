@@ -95,8 +95,6 @@ class SumsAnswer:
     """Trainer to server: what the step asked for."""
 
     keys: RoundKeys | None = None
-    # sites of this round's sum, where they are settled already; it has no others then
-    settled: Annotated[tuple[Name, ...], Field(max_length=MOST_SITES)] = ()
     sealed: Annotated[tuple[SealedShares, ...], Field(max_length=MOST_SITES)] = ()
     pieces: Annotated[tuple[Piece, ...], Field(max_length=MOST_SITES)] = ()
 

@@ -6,7 +6,7 @@ The protocol of Bonawitz et al. 2017 (masks.py), with the trainers' own keys for
 2. *shares*. Each site sees the keys of all. It splits its masking key and its seed among them, and
    seals each part for whom it is. Who did so is in the sum; the others are not.
 3. *take*. Each site gets what was sealed for it. From here on its sum is settled: for this round it
-   never takes part in another one.
+   never takes part in another one. Before that, a round that is begun again has new keys.
 4. A site sends its weighted difference in fixed point, plus the mask of its seed, plus or minus a
    mask for each other site, which that one subtracts or adds.
 5. *unmask*. Sites give their shares of the seeds of those whose answers arrived, and of the masking
@@ -24,9 +24,11 @@ import dataclasses
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from fedfms.contracts.sums import (
@@ -109,6 +111,11 @@ class SiteRound:
         return dataclasses.replace(keys, signature=sign(KEYS + keys.canonical))
 
     @property
+    def is_settled(self) -> bool:
+        """Whether its sites are known, and no others can be."""
+        return len(self.held) >= LEAST_SITES
+
+    @property
     def members(self) -> tuple[str, ...]:
         """The sites of the sum, by name, as soon as they are settled."""
         return tuple(sorted(self.held))
@@ -152,7 +159,7 @@ class SiteRound:
             DoorClosed: code few-for-a-sum, other-sum or bad-shares.
         """
         of = {one.sender: one for one in sealed}
-        if len(self.held) > 1:  # settled
+        if self.is_settled:
             if set(of) != set(self.held) - {self.site}:
                 raise _other_sum()
             return self
@@ -186,7 +193,7 @@ class SiteRound:
             DoorClosed: code no-sum; the sum is not settled.
             ValueError: see `FixedSum.add`.
         """
-        if len(self.held) < LEAST_SITES:
+        if not self.is_settled:
             raise no_sum()
         masked = weighted_units(tensors, weight)
         add_mask(masked, bytes.fromhex(self.seed), 1)
@@ -207,7 +214,7 @@ class SiteRound:
             DoorClosed: code no-sum, few-for-a-sum or other-sum.
         """
         names = tuple(sorted(set(arrived)))
-        if len(self.held) < LEAST_SITES:
+        if not self.is_settled:
             raise no_sum()
         if not set(names) <= set(self.held) or (self.arrived and names != self.arrived):
             raise _other_sum()
@@ -253,6 +260,18 @@ class SiteRound:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    job: Name
+    round: Count
+    members: tuple[Name, ...]
+    keys: tuple[RoundKeys, ...]
+    sealed: tuple[SealedShares, ...] = ()
+
+
+_SETTLED = TypeAdapter(_Settled)
+
+
 class ServerRound:
     """What the server knows of one round: public keys, what it cannot read, and a masked sum.
 
@@ -280,14 +299,11 @@ class ServerRound:
         Raises:
             FederationError: code few-for-a-sum.
         """
-        settled = {name for one in answers.values() for name in one.settled}
         for site, answer in sorted(answers.items()):
             keys = answer.keys
-            if keys is not None and (keys.site, keys.job, keys.round) == (
-                *(site, self.job, self.round),
-            ):
-                if not settled or site in settled:
-                    self._keys[site] = keys
+            about = (site, self.job, self.round)
+            if keys is not None and (keys.site, keys.job, keys.round) == about:
+                self._keys[site] = keys
         self._enough(len(self._keys))
         keys_by_name = tuple(self._keys[name] for name in sorted(self._keys))
         return SumsAsk(step="shares", job=self.job, round=self.round, keys=keys_by_name)
@@ -308,17 +324,45 @@ class ServerRound:
         members = sorted({one.sender for one in self._sealed})
         self._enough(len(members))
         self.members = tuple(members)
+        return self.ask_take_again()
+
+    def ask_take_again(self) -> dict[str, SumsAsk]:
+        """Step 3 once more, as after a restart of the server: a sum that is settled stays so."""
         return {
             site: SumsAsk(
                 step="take",
                 job=self.job,
                 round=self.round,
                 sealed=tuple(
-                    one for one in self._sealed if one.receiver == site and one.sender in members
+                    one
+                    for one in self._sealed
+                    if one.receiver == site and one.sender in self.members
                 ),
             )
-            for site in members
+            for site in self.members
         }
+
+    def to_keep(self) -> dict[str, Any]:
+        """What was said before the round, as JSON types: nothing of an answer."""
+        kept = _Settled(self.job, self.round, self.members, tuple(self._keys.values()))
+        kept = dataclasses.replace(kept, sealed=tuple(self._sealed))
+        return dict(_SETTLED.dump_python(kept, mode="json"))
+
+    @classmethod
+    def restored(cls, values: Any, job: str, round_number: int) -> ServerRound | None:
+        """The round of `to_keep`; None where that is of another one.
+
+        Raises:
+            ValueError: that is something else.
+        """
+        kept = _SETTLED.validate_python(values)
+        if (kept.job, kept.round) != (job, round_number):
+            return None
+        made = cls(job, round_number)
+        made.members = kept.members
+        made._keys = {one.site: one for one in kept.keys}
+        made._sealed = list(kept.sealed)
+        return made
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Add one site's masked answer, int64 by name, and keep nothing else of it."""

@@ -47,6 +47,7 @@ from fedfms.trainer.history import History
 from fedfms.trainer.kept import KeptRun, Learnt, Outcome, request_key
 from fedfms.trainer.listed import Listing, forget_withdrawn, list_prepared
 from fedfms.trainer.secret import part_of, site_secret
+from fedfms.trainer.sums import Sums
 from fedfms.trainer.telling import Telling
 from fedfms.training.device import (
     failures_explained,
@@ -111,6 +112,7 @@ class TaskRunner:
         self._unwritten: list[tuple[Path, str]] = []  # rows of scores, and the table's file
         self._secret: bytes | None = None  # the site's, and its history, from the first task on
         self._history: History | None = None
+        self.sums = Sums(folders.name, folders.work, folders.policy)
         if folders.order_from_seed:
             log.info("the order of slices follows from the recipe's seed: no secret, a simulation")
 
@@ -164,6 +166,7 @@ class TaskRunner:
         if self._job is not None and self._job.name == job:
             self.release()
         KeptRun(self.folders.work, job).forget()
+        self.sums.forget(job)
         (self.folders.work / "scores" / f"{job}.csv").unlink(missing_ok=True)
         forget_errors(self.folders.work / ERRORS, job)
 
@@ -187,6 +190,8 @@ class TaskRunner:
         if not is_canary and (answer := kept.answer(task, key)) is not None:
             log.info("%s of round %d was answered before: the same again", task.kind, task.round)
             return answer
+        if trains and recipe.sums_only:
+            self.sums.check(task.job, task.round)
         budget = Budget(self.folders.work)
         if trains:
             budget.check(policy, recipe, recipe.rounds - task.round)
@@ -264,6 +269,9 @@ class TaskRunner:
             rehearsal=rehearsal(job.few, recipe, meter, a_step, steps) if job.few else None,
         )
         leaving, report = pass_door(policy, site, recipe, shapes_of(before), tensors, contribution)
+        if leaving and recipe.sums_only:
+            with meter("exchange"):
+                leaving = self.sums.masked(task.job, task.round, leaving, report.training_slices)
         outcome = Outcome(report, leaving, pass_pictures(policy, recipe, pictures))
         if history is not None and request is not None:
             telling.is_told(history, report)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import gc
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from fedfms.contracts.sums import SumsAnswer, SumsAsk
-from fedfms.errors import DoorClosed, FederationError
-from fedfms.exchange.averaging import SCALE, FixedSum
-from fedfms.exchange.masks import add_mask, join, split
-from fedfms.exchange.secure_sum import ServerRound, SiteRound, threshold
+from fedfms.errors import FederationError
+from fedfms.exchange.averaging import FixedSum
+from fedfms.exchange.secure_sum import ServerRound, SiteRound
 from fedfms.exchange.signatures import TrainerSigner, new_key
 
 JOB = "job-1"
