@@ -49,11 +49,11 @@ class Sums:
     Args:
         site: its name.
         work: its private folder.
-        policy: its folder with peers.json.
+        peers: its peers.json.
     """
 
-    def __init__(self, site: str, work: Path, policy: Path) -> None:
-        self._site, self._work, self._peers = site, work, policy / PEERS
+    def __init__(self, site: str, work: Path, peers: Path) -> None:
+        self._site, self._work, self._peers = site, work, peers
         self._lock = threading.Lock()
 
     def answer(self, ask: SumsAsk) -> SumsAnswer:

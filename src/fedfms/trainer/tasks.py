@@ -47,7 +47,7 @@ from fedfms.trainer.history import History
 from fedfms.trainer.kept import KeptRun, Learnt, Outcome, request_key
 from fedfms.trainer.listed import Listing, forget_withdrawn, list_prepared
 from fedfms.trainer.secret import part_of, site_secret
-from fedfms.trainer.sums import Sums
+from fedfms.trainer.sums import PEERS, Sums
 from fedfms.trainer.telling import Telling
 from fedfms.training.device import (
     failures_explained,
@@ -81,6 +81,7 @@ class SiteFolders:
     # the order of slices follows from the recipe's seed alone, which everybody knows: for runs on
     # one machine that are to come out equal; not at a hospital
     order_from_seed: bool = False
+    peers: Path | None = None  # the trainers of other sites; None: policy/peers.json
 
 
 @dataclass(slots=True)
@@ -112,7 +113,7 @@ class TaskRunner:
         self._unwritten: list[tuple[Path, str]] = []  # rows of scores, and the table's file
         self._secret: bytes | None = None  # the site's, and its history, from the first task on
         self._history: History | None = None
-        self.sums = Sums(folders.name, folders.work, folders.policy)
+        self.sums = Sums(folders.name, folders.work, folders.peers or folders.policy / PEERS)
         if folders.order_from_seed:
             log.info("the order of slices follows from the recipe's seed: no secret, a simulation")
 
