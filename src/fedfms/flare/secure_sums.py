@@ -38,7 +38,8 @@ TOPIC = "fedfms.sums"  # of FLARE's messages beside tasks
 SAID = "fedfms_sums"  # key in such a message and in its answer: JSON types
 
 ASK_SECONDS = 20.0  # for one answer; a site that is gone takes all of it
-KEYS_SECONDS = 90.0  # for the keys of all sites: a site may be starting
+KEYS_SECONDS = 90.0  # for the keys of all sites in the first round: a site may be starting
+LATER_SECONDS = 20.0  # in a later one: who is gone takes part in the next round
 PARALLEL = 16
 _LARGEST = 2**26  # bytes of what is kept of a round
 
@@ -74,6 +75,7 @@ class SecureSums:
         self._kept, self._holdout = kept / "sums.json", set(holdout)
         self._round: ServerRound | None = None
         self._added = 0
+        self._has_begun = False  # a round, in this process
 
     def begin(self, number: int, fl_ctx: FLContext) -> None:
         """The steps before a round: keys, shares, and that each site takes its own.
@@ -134,13 +136,15 @@ class SecureSums:
 
     def _all_keys(self, now: ServerRound, fl_ctx: FLContext) -> Answers:
         """Of all sites that are there; one that does not answer is asked again for a while."""
-        deadline, found = time.monotonic() + KEYS_SECONDS, Answers()
+        patience = LATER_SECONDS if self._has_begun else KEYS_SECONDS
+        deadline, found = time.monotonic() + patience, Answers()
         while True:
             sites = {str(client.name) for client in fl_ctx.get_engine().get_clients()}
             missing = sites - self._holdout - set(found)
             found |= self._ask(dict.fromkeys(missing, now.ask_keys()), fl_ctx)
             signal = fl_ctx.get_run_abort_signal()
             stopped = signal is not None and signal.triggered
+            self._has_begun |= bool(found)
             if set(found) >= missing or stopped or time.monotonic() > deadline:
                 return found
             time.sleep(1.0)
@@ -163,6 +167,7 @@ class SecureSums:
 
     def _keep(self, now: ServerRound) -> None:
         with contextlib.suppress(OSError):  # the round goes on; it does not outlive this process
+            self._kept.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._kept, json.dumps(now.to_keep()), mode=0o600)
 
 
