@@ -77,6 +77,7 @@ class Federation(Engine):
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secure_sums, "KEYS_SECONDS", 0.0)
     monkeypatch.setattr(secure_sums, "LATER_SECONDS", 0.0)
+    monkeypatch.setattr(secure_sums, "AGAIN_SECONDS", 0.0)
 
 
 def begin(engine: Federation, fl_ctx: FLContext, number: int) -> OrderedAggregator:

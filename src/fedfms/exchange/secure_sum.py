@@ -286,6 +286,11 @@ class ServerRound:
         self._sealed: list[SealedShares] = []
         self._sum: dict[str, Tensor] = {}
 
+    @property
+    def threshold(self) -> int:
+        """How many sites take its masks off."""
+        return threshold(len(self._keys))
+
     def ask_keys(self) -> SumsAsk:
         """Step 1, the same for all."""
         return SumsAsk(step="keys", job=self.job, round=self.round)
@@ -379,7 +384,7 @@ class ServerRound:
             FederationError: code few-for-a-sum.
         """
         names = tuple(sorted(arrived))
-        self._enough(len(names), threshold(len(self._keys)))
+        self._enough(len(names), self.threshold)
         return SumsAsk(step="unmask", job=self.job, round=self.round, arrived=names)
 
     def unmask(
@@ -397,7 +402,7 @@ class ServerRound:
         """
         names = sorted(self._keys)
         here = set(arrived)
-        needed = threshold(len(names))
+        needed = self.threshold
         shares: dict[str, dict[int, bytes]] = {name: {} for name in self.members}
         for site, answer in answers.items():
             if site in names:

@@ -40,6 +40,7 @@ SAID = "fedfms_sums"  # key in such a message and in its answer: JSON types
 ASK_SECONDS = 20.0  # for one answer; a site that is gone takes all of it
 KEYS_SECONDS = 90.0  # for the keys of all sites in the first round: a site may be starting
 LATER_SECONDS = 20.0  # in a later one: who is gone takes part in the next round
+UNMASK_TRIES, AGAIN_SECONDS = 3, 2.0  # where too few sites answer to take the masks off
 PARALLEL = 16
 _LARGEST = 2**26  # bytes of what is kept of a round
 
@@ -127,8 +128,13 @@ class SecureSums:
                     f"train on at most {LARGEST_TOTAL}, or without secure_sum",
                     code="sums-slices",
                 )
-            ask = now.ask_unmask(slices)
-            answers = self._ask(dict.fromkeys(slices, ask), fl_ctx)
+            ask, answers = now.ask_unmask(slices), Answers()
+            for number in range(UNMASK_TRIES):
+                time.sleep(AGAIN_SECONDS if number else 0.0)
+                silent = [site for site in slices if site not in answers]
+                answers |= self._ask(dict.fromkeys(silent, ask), fl_ctx)
+                if len(answers) >= now.threshold:
+                    break
             return now.unmask(slices, total, answers).mean()
         except FedfmsError as error:
             log.error("round %d changes nothing: %s; %s", now.round, error.problem, error.fix)
