@@ -28,7 +28,7 @@ from fedfms.data.slices import SliceDataset
 from fedfms.errors import DoorClosed, TrainerError, TrainingError
 from fedfms.exchange.bounds import check_drawn, check_patients, check_steps
 from fedfms.exchange.door import check_job, pass_door, pass_pictures, read_policy
-from fedfms.exchange.tensors import difference, shapes_of
+from fedfms.exchange.tensors import difference, shapes_of, update_norm
 from fedfms.files import NO_ROOM, append_whole
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
@@ -204,6 +204,8 @@ class TaskRunner:
             history.check(policy, request)
             if policy.noise_std > 0 and history.was_answered(request):
                 raise _no_new_noise(task)
+            if trains and recipe.sums_only and history.was_answered(request):
+                raise _no_second_sum(task)
         with meter("prepare"):
             job = self._job_for(task, site, kept)
             cases = self._prepared(job, control, policy if trains else None)
@@ -270,13 +272,14 @@ class TaskRunner:
             rehearsal=rehearsal(job.few, recipe, meter, a_step, steps) if job.few else None,
         )
         leaving, report = pass_door(policy, site, recipe, shapes_of(before), tensors, contribution)
+        norm = update_norm(leaving) if leaving else None  # the site knows it, whoever else does
         if leaving and recipe.sums_only:
             with meter("exchange"):
                 leaving = self.sums.masked(task.job, task.round, leaving, report.training_slices)
         outcome = Outcome(report, leaving, pass_pictures(policy, recipe, pictures))
         if history is not None and request is not None:
             telling.is_told(history, report)
-            history.left(request, report.update_norm)
+            history.left(request, norm)
             if trains:
                 budget.add(policy, recipe, task.job, task.round)
             kept.keep_answer(task, key, outcome)
@@ -450,6 +453,15 @@ def _no_new_noise(task: Task) -> DoorClosed:
         "ask by a recipe with another seed: noise that is drawn twice for one difference averages "
         "out",
         code="answered-before",
+    )
+
+
+def _no_second_sum(task: Task) -> DoorClosed:
+    return DoorClosed(
+        f"what this site answered to round {task.round} is in an earlier sum",
+        "ask by a recipe with another seed: two sums, of which one has a site more, would show what "
+        "that site sent",
+        code="summed-before",
     )
 
 

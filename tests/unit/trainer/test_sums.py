@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -163,6 +163,15 @@ def test_a_policy_that_asks_for_sums_trains_by_no_other_recipe(
     assert runner.run(scores, lambda: global_model, Control()).tensors == {}
 
 
+def settled(sites: Mapping[str, Sums], number: int, job: str = JOB) -> ServerRound:
+    server = ServerRound(job, number)
+    ask = server.ask_keys()
+    ask = server.ask_shares({name: one.answer(ask) for name, one in sites.items()})
+    for name, one in server.ask_take({n: s.answer(ask) for n, s in sites.items()}).items():
+        sites[name].answer(one)
+    return server
+
+
 def test_a_difference_is_clipped_at_the_site_where_the_server_cannot_look(
     place: Place, train_task: Task, global_model: dict[str, torch.Tensor], secure: Recipe
 ) -> None:
@@ -174,11 +183,7 @@ def test_a_difference_is_clipped_at_the_site_where_the_server_cannot_look(
     works = {"site-2": place.root / "2", "site-3": place.root / "3", SITE: place.work}
     keys = {name: own_key(work).public for name, work in works.items()}
     (place.policy / PEERS).write_text(json.dumps(keys))
-    server = ServerRound(JOB, 0)
-    ask = server.ask_keys()
-    ask = server.ask_shares({name: one.answer(ask) for name, one in sites.items()})
-    for name, one in server.ask_take({n: s.answer(ask) for n, s in sites.items()}).items():
-        sites[name].answer(one)
+    server = settled(sites, 0)
     outcome = runner.run(task, lambda: global_model, Control())
     nothing = {name: torch.zeros(one.shape) for name, one in outcome.tensors.items()}
     server.add(outcome.tensors)
@@ -191,3 +196,10 @@ def test_a_difference_is_clipped_at_the_site_where_the_server_cannot_look(
     square = sum(float((one.double() ** 2).sum()) for one in mean.values())
     norm = square**0.5 * total / outcome.contribution.training_slices
     assert norm == pytest.approx(1e-3, rel=1e-4)
+
+    settled(sites, 1)  # the site's own history has the norm that the server does not see
+    same = dataclasses.replace(task, round=1)
+    assert code_of(lambda: runner.run(same, lambda: global_model, Control())) == "same-model"
+    settled(sites, 0, "job-2")  # of which a site may be missing
+    again = dataclasses.replace(task, job="job-2")
+    assert code_of(lambda: runner.run(again, lambda: global_model, Control())) == "summed-before"
