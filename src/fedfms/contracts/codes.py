@@ -97,7 +97,7 @@ CODES: dict[str, str] = {
     "receipt-chain": "its receipt does not follow the one before",
     "receipt-signature": "a signature of its receipt does not fit",
     "sum-required": "its policy trains only where the server sees sums (require_secure_sum)",
-    "summed-before": "its answer is in an earlier sum, and of two sums the difference would show it",
+    "summed-before": "its answer is in an earlier sum, and two sums would show it",
     "sums-slices": "the sites of a secure sum have too many slices together",
     "tensors-not-asked-for": "it holds tensors that nobody asked for",
     "too-large": "the change is larger than the recipe allows",

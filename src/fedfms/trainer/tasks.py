@@ -459,8 +459,8 @@ def _no_new_noise(task: Task) -> DoorClosed:
 def _no_second_sum(task: Task) -> DoorClosed:
     return DoorClosed(
         f"what this site answered to round {task.round} is in an earlier sum",
-        "ask by a recipe with another seed: two sums, of which one has a site more, would show what "
-        "that site sent",
+        "ask by a recipe with another seed: two sums, of which one has a site more, show what it "
+        "sent",
         code="summed-before",
     )
 
