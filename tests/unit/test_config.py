@@ -178,6 +178,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "canary": True,
         "guard": "record",
         "confirmed_weights": ["site-2"],
+        "secure_sum": True,
         "patient_rate": 0.1,
         "patient_clip_norm": 1.0,
         "patient_noise": 0.5,
@@ -194,7 +195,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
 
 
 def test_a_recipe_that_says_nothing_of_what_came_later_has_the_hash_it_always_had():
-    later = {"strategy", "canary", "guard", "confirmed_weights"}
+    later = {"strategy", "canary", "guard", "confirmed_weights", "secure_sum"}
     later |= {"patient_rate", "patient_clip_norm", "patient_noise"}
     before = {key: value for key, value in recipe().to_dict().items() if key not in later}
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":")).encode()

@@ -27,6 +27,7 @@ from fedfms.contracts.contribution import Contribution, ModelName
 from fedfms.contracts.decode import Misfits, validate
 from fedfms.contracts.receipt import SignedReceipt
 from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.sums import SumsAnswer, SumsAsk
 from fedfms.contracts.wire import Code, Count, Name, Word
 from fedfms.errors import ConfigError, TrainerError, Undecodable
 
@@ -116,8 +117,8 @@ class Failure:
     exception: Word | None = None  # class of an exception that nobody foresaw
 
 
-Request = TaskRequest | AbortRequest | Ping | Forget | Release
-Answer = Announcement | Progress | Reply | Failure | Done
+Request = TaskRequest | AbortRequest | Ping | Forget | Release | SumsAsk
+Answer = Announcement | Progress | Reply | Failure | Done | SumsAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,7 @@ _REQUESTS: dict[str, type] = {
     "ping": Ping,
     "forget": Forget,
     "release": Release,
+    "sums": SumsAsk,
 }
 _ANSWERS: dict[str, type] = {
     "pong": Announcement,
@@ -176,6 +178,7 @@ _ANSWERS: dict[str, type] = {
     "reply": Reply,
     "failure": Failure,
     "done": Done,
+    "summed": SumsAnswer,
 }
 _VERSIONED = ("task", "ping", "pong")  # say the protocol
 

@@ -58,6 +58,7 @@ class Policy(Bounds):
     # one of them; smaller counts leave as 0. The larger of this and site.yml's counts
     min_cases: int = 3
     min_cases_for_spread: int = 10  # a standard deviation over fewer cases stays
+    require_secure_sum: bool = False  # nothing is trained by a recipe without secure_sum
     pictures: bool = False  # prediction overlays of validation cases in the report
     # differential privacy: what all training of this site may cost, over its whole history with the
     # project; exchange/account.py. null: it is counted and nothing is refused

@@ -71,6 +71,7 @@ _LATER: dict[str, Any] = {
     "patient_noise": 0.0,
     "guard": "scale",
     "confirmed_weights": [],
+    "secure_sum": False,
 }
 
 
@@ -121,6 +122,9 @@ class Recipe:
     confirmed_weights: tuple[str, ...] = ()
     # one round on two cases a site, of which zeros leave; fedfms submit --canary sets it
     canary: bool = False
+    # the server sees the sum of a round's differences and no single one (exchange/secure_sum.py);
+    # of at least three training sites, which know the keys of each other's trainers
+    secure_sum: bool = False
     # differential privacy of patients (training/private.py): each patient is in a step with this
     # probability, drawn anew for each; a pass has 1 / patient_rate steps. null: batches of slices
     patient_rate: float | None = None
@@ -204,6 +208,7 @@ class Recipe:
         for name in self.confirmed_weights:
             require_name(name, "site")
         self._check_patients()
+        self._check_sums()
 
     def _check_patients(self) -> None:
         rate, norm, noise = self.patient_rate, self.patient_clip_norm, self.patient_noise
@@ -233,6 +238,20 @@ class Recipe:
             "patient_noise asks for noise, and there is no patient_rate",
             "set patient_rate and patient_clip_norm: the noise is a share of patient_clip_norm",
         )
+
+    def _check_sums(self) -> None:
+        for key, usual in (("strategy", "mean"), ("paper_compat", False)):
+            value = getattr(self, key)
+            require(
+                not self.secure_sum or value == usual,
+                f"secure_sum is true, and {key} is {str(value).lower()}",
+                f"leave {key} out: of a sum nobody can see what it asks for",
+            )
+
+    @property
+    def sums_only(self) -> bool:
+        """Whether the server may see sums only: of a canary it sees zeros."""
+        return self.secure_sum and not self.canary
 
     @property
     def steps_of_patients(self) -> int:

@@ -104,11 +104,23 @@ class FixedSum:
             elif self._sums[name].shape != tensor.shape:
                 raise ValueError(f"{name} has another shape at another site")
             for part, sum_ in zip(_blocks(tensor), _blocks(self._sums[name]), strict=True):
-                least, most = part.aminmax()
-                if not (float(least) >= -LARGEST_VALUE and float(most) <= LARGEST_VALUE):
-                    raise ValueError(f"{name} holds a value beyond {LARGEST_VALUE:g}")
-                units = part.to(torch.float64, copy=True).mul_(SCALE).round_().to(torch.int64)
-                sum_.add_(units, alpha=weight)
+                sum_.add_(_units(name, part), alpha=weight)
+
+    @classmethod
+    def of(cls, sums: Mapping[str, Tensor], total: int) -> FixedSum:
+        """A sum that was made elsewhere.
+
+        Args:
+            sums: int64 by name; taken as they are.
+            total: of the weights, all positive.
+
+        Raises:
+            ValueError: weights of more than `LARGEST_TOTAL`.
+        """
+        made = cls()
+        made._weigh(total, total)
+        made._sums = dict(sums)
+        return made
 
     def merge(self, other: FixedSum) -> None:
         """Add what another sum holds.
@@ -153,6 +165,17 @@ class FixedSum:
             raise ValueError(f"one site has no {name}, and another site has")
 
 
+def weighted_units(tensors: Mapping[str, Tensor], weight: int) -> dict[str, Tensor]:
+    """What `FixedSum.add` adds of one site: int64, by sorted name.
+
+    Raises:
+        ValueError: see `FixedSum.add`.
+    """
+    sum_ = FixedSum()
+    sum_.add(tensors, weight)
+    return sum_._sums
+
+
 def average(
     differences: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, int]
 ) -> dict[str, Tensor]:
@@ -174,6 +197,14 @@ def average(
         if weights[site] != 0:
             total.add(differences[site], weights[site])
     return total.mean()
+
+
+def _units(name: str, part: Tensor) -> Tensor:
+    """Values in fixed point."""
+    least, most = part.aminmax()
+    if not (float(least) >= -LARGEST_VALUE and float(most) <= LARGEST_VALUE):
+        raise ValueError(f"{name} holds a value beyond {LARGEST_VALUE:g}")
+    return part.to(torch.float64, copy=True).mul_(SCALE).round_().to(torch.int64)
 
 
 def _blocks(tensor: Tensor) -> Iterator[Tensor]:

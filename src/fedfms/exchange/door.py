@@ -76,6 +76,13 @@ def check_job(policy: Policy, recipe: Recipe, *, trains: bool = True) -> None:
             f"add {recipe.method} to methods in privacy.json, if the site agrees to such jobs",
             code="method-not-allowed",
         )
+    if policy.require_secure_sum and trains and not (recipe.secure_sum or recipe.canary):
+        raise DoorClosed(
+            "the site's policy trains only where the server sees sums",
+            "submit the recipe with --set secure_sum=true, or ask the site to set "
+            "require_secure_sum to false in privacy.json",
+            code="sum-required",
+        )
     check_recipe(policy, recipe, trains=trains)
 
 
@@ -122,7 +129,9 @@ def pass_door(
     if gives_tensors:
         _check_tensors(expected, tensors)
         try:
-            leaving = to_precision(_clipped_and_noised(policy, tensors), recipe.transfer_precision)
+            bound = recipe.max_update_norm if recipe.sums_only else None
+            leaving = _clipped_and_noised(policy, _clipped(tensors, bound))
+            leaving = to_precision(leaving, recipe.transfer_precision)
         except ConfigError as error:
             raise DoorClosed(error.problem, error.fix, code=error.code) from None
         _check_tensors(expected, leaving)
@@ -139,7 +148,8 @@ def pass_door(
         training_cases=_coarse(report.training_cases, smallest),
         evaluated_cases=_coarse(report.evaluated_cases, smallest),
         loss=_rounded(report.loss) if may_say_loss else None,
-        update_norm=update_norm(leaving) if gives_tensors else None,
+        # of a sum nobody sees a part, nor how long it is
+        update_norm=update_norm(leaving) if gives_tensors and not recipe.sums_only else None,
     )
 
 
@@ -208,13 +218,20 @@ def _check_tensors(expected: Shapes, tensors: Mapping[str, Tensor]) -> None:
 def _clipped_and_noised(policy: Policy, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if policy.clip_norm is None:
         return dict(tensors)
-    norm = update_norm(tensors)
-    scale = min(1.0, policy.clip_norm / norm) if norm > 0 else 1.0
-    clipped = {name: tensor.float() * scale for name, tensor in tensors.items()}
+    within = _clipped(tensors, policy.clip_norm)
     if policy.noise_std == 0:
-        return clipped
+        return within
     spread = policy.noise_std * policy.clip_norm
-    return {name: t + spread * random_normal(t.shape) for name, t in clipped.items()}
+    return {name: t + spread * random_normal(t.shape) for name, t in within.items()}
+
+
+def _clipped(tensors: Mapping[str, Tensor], bound: float | None) -> dict[str, Tensor]:
+    """Tensors scaled so that their L2 norm is at most the bound; None: as they are."""
+    if bound is None:
+        return dict(tensors)
+    norm = update_norm(tensors)
+    scale = min(1.0, bound / norm) if norm > 0 else 1.0
+    return {name: tensor.float() * scale for name, tensor in tensors.items()}
 
 
 def _of_many_cases(report: Contribution, metric: Metric, smallest: int, for_spread: int) -> Metric:

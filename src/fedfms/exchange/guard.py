@@ -14,7 +14,13 @@ from fedfms.contracts.contribution import Contribution, Metric
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ContributionRefused
 from fedfms.exchange.averaging import LARGEST_VALUE
-from fedfms.exchange.tensors import Shapes, find_fault, largest_value, update_norm
+from fedfms.exchange.tensors import (
+    Shapes,
+    find_fault,
+    find_masked_fault,
+    largest_value,
+    update_norm,
+)
 
 NORM_TOLERANCE = 1e-3  # relative; what half precision may add to a difference clipped at the bound
 METRIC_TOLERANCE = 1e-6  # of a mean of values in [0, 1], by rounding
@@ -28,6 +34,8 @@ def check_contribution(
     contribution: Contribution,
 ) -> dict[str, Tensor]:
     """The site's difference as fp32, or a refusal that says why.
+
+    With the recipe's `secure_sum` it is masked: names, shapes and type are all that can be checked.
 
     Args:
         expected: names and shapes of the travelling tensors, of the server's own model.
@@ -76,13 +84,16 @@ def check_contribution(
             "no-training-slices",
         )
     check_metrics(contribution)
-    if fault := find_fault(expected if expected_role == "train" else {}, tensors):
+    find = find_masked_fault if recipe.sums_only else find_fault
+    if fault := find(expected if expected_role == "train" else {}, tensors):
         code, problem = fault
         raise _refused(
             f"{site} sent tensors that cannot be averaged: {problem}",
             "look at the site's log of this round; with NaN, lower learning_rate in the recipe",
             code,
         )
+    if recipe.sums_only:
+        return {name: tensors[name] for name in sorted(tensors)}
     accepted = {name: tensors[name].float() for name in sorted(tensors)}
     for name, tensor in accepted.items():
         if largest_value(tensor) > LARGEST_VALUE:

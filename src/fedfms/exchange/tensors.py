@@ -73,6 +73,27 @@ def largest_value(tensor: Tensor) -> float:
     return most if math.isnan(most) else max(-least, most)
 
 
+def find_masked_fault(expected: Shapes, tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """The first way in which tensors are not exactly the expected ones in masked integers.
+
+    Returns:
+        (code, sentence) or None. Codes: unknown-tensor, missing-tensor, wrong-type, wrong-shape.
+    """
+    if not isinstance(tensors, Mapping):
+        return "missing-tensor", "there are no named tensors"
+    if strange := sorted(str(name) for name in tensors if name not in expected):
+        return "unknown-tensor", f"{strange[0]} is no travelling tensor of this recipe"
+    if missing := sorted(set(expected) - set(tensors)):
+        return "missing-tensor", f"{missing[0]} is missing"
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
+            return "wrong-type", f"{name} is not masked"
+        if tensor.shape != shape:
+            return "wrong-shape", f"{name} has the shape {tuple(tensor.shape)}"
+    return None
+
+
 def payload_bytes(tensors: Any) -> int:
     """Bytes of the values of named tensors, as they travel; 0 for anything else."""
     if not isinstance(tensors, Mapping):

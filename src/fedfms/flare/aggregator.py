@@ -21,6 +21,8 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.aggregators.intime_accumulate_model_aggregator import (
     InTimeAccumulateWeightedAggregator,
 )
+from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.app_event_type import AppEventType
 from torch import Tensor
 
 from fedfms.errors import FedfmsError
@@ -30,6 +32,7 @@ from fedfms.exchange.waiting import WaitingRoom
 from fedfms.flare.internals.job import put_sums
 from fedfms.flare.job import read_recipe
 from fedfms.flare.run_state import JUDGED, KEEP_STATE, kept_folder, restored, to_keep
+from fedfms.flare.secure_sums import SecureSums
 from fedfms.records.schema import Judged
 
 _WAITING = "waiting"  # folder of a run
@@ -43,6 +46,7 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         self._strategy: Strategy | None = None  # there from the start of a run, as what follows
         self._guard: RoundGuard | None = None
         self._waiting: WaitingRoom | None = None
+        self._sums: SecureSums | None = None  # of a recipe that asks for them
         self._judged: Judged | None = None  # of the round that was summed up last
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -51,6 +55,11 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         if event_type == EventType.START_RUN:
             try:
                 self._start(fl_ctx)
+            except FedfmsError as error:
+                self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
+        elif event_type == AppEventType.ROUND_STARTED and self._sums is not None:
+            try:
+                self._sums.begin(int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)), fl_ctx)
             except FedfmsError as error:
                 self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
         elif event_type == KEEP_STATE and self._strategy is not None and self._guard is not None:
@@ -66,6 +75,10 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         if before := restored(fl_ctx):
             self._strategy.load_state_dict(before.strategy())
             self._guard.go_on(before.state.guard)
+        if recipe.sums_only:
+            self._sums = SecureSums(kept_folder(fl_ctx), recipe.holdout)
+            put_sums(self, functools.partial(self._unmask, fl_ctx, self._sums), self._add)
+            return
         try:
             self._waiting = WaitingRoom(kept_folder(fl_ctx) / _WAITING)
         except OSError as error:
@@ -90,6 +103,24 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         except OSError as error:
             self._in_memory(fl_ctx, error)
             return tensors
+
+    def _add(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Add an accepted answer to the round's sum; nothing else is kept of it."""
+        if tensors and self._sums is not None:
+            self._sums.add(tensors)
+        return {}
+
+    def _unmask(
+        self,
+        fl_ctx: FLContext,
+        sums: SecureSums,
+        number: int,
+        weights: Mapping[str, float],
+        differences: Mapping[str, Mapping[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """What to add to the global model, where the server sees the sum alone."""
+        slices = {site: round(weight) for site, weight in weights.items() if weight > 0}
+        return sums.change(slices, fl_ctx)
 
     def _in_memory(self, fl_ctx: FLContext, error: OSError) -> None:
         self.log_warning(

@@ -32,6 +32,7 @@ from fedfms.contracts.now import SiteProgress
 from fedfms.contracts.pause import Gate
 from fedfms.contracts.wire import plain_name
 from fedfms.errors import ConfigError, FedfmsError, TaskAborted, TrainerError
+from fedfms.flare import secure_sums
 from fedfms.flare.internals.audit import let_audit_wait
 from fedfms.flare.internals.settings import resend_requests
 from fedfms.flare.internals.streams import forget_in_one_thread
@@ -71,6 +72,10 @@ class SiteExecutor(Executor):  # type: ignore[misc]
             resend_requests()
             let_audit_wait()
             forget_in_one_thread()
+            if TRAIN_TASK in self.tasks:
+                fl_ctx.get_engine().register_aux_message_handler(
+                    secure_sums.TOPIC, secure_sums.answer_for_trainer
+                )
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal

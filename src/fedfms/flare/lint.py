@@ -18,6 +18,7 @@ from fedfms.bounded import read_json_object
 from fedfms.contracts.announcement import PAUSED, Announcement, Slicing
 from fedfms.contracts.codes import CODES
 from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.sums import LEAST_SITES
 from fedfms.errors import ConfigError, Undecodable
 from fedfms.exchange.bounds import Breach, breaches, too_few_steps
 from fedfms.flare.internals.job import participants_of
@@ -144,6 +145,12 @@ def _by_name(
             f"and {len(counted)} can take part",
             f"connect more sites, or allow fewer with --set min_clients={max(1, len(counted))}",
             code="too-few-sites",
+        )
+    if job.trains and job.recipe.sums_only and len(counted) < LEAST_SITES:
+        yield ConfigError(
+            f"secure_sum needs {LEAST_SITES} training sites, and {len(counted)} can take part",
+            "connect more sites: of two, each would know what the other one sent",
+            code="few-for-a-sum",
         )
 
 

@@ -87,7 +87,8 @@ class ResultGuard(Filter):  # type: ignore[misc]
             model = persistor_of(fl_ctx, self.persistor_id).start_model(fl_ctx)
         except FedfmsError:  # the persistor says it, and ends the job
             return
-        largest = 4 * sum(tensor.numel() for tensor in model.values()) + BESIDE_THE_MODEL
+        bytes_each = 8 if read_recipe(fl_ctx).sums_only else 4
+        largest = bytes_each * sum(one.numel() for one in model.values()) + BESIDE_THE_MODEL
         job = str(fl_ctx.get_job_id())
         self._is_bounded = True
         bound_uploads(Uploads(fl_ctx.get_engine(), job, largest, _refused_unread))

@@ -69,6 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the order of slices follows from the recipe's seed, and not from this site's secret; "
         "for simulations (FEDFMS_ORDER_FROM_SEED)",
     )
+    add(
+        "--peers",
+        type=Path,
+        metavar="FILE",
+        help="keys of other sites' trainers, for secure sums (peers.json in the policy folder)",
+    )
     given = parser.parse_args(argv)
     try:
         refuse_root()
@@ -93,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             checkpoints=given.checkpoints,
             work=given.work,
             order_from_seed=given.order_from_seed,
+            peers=given.peers,
         )
         serve(folders, given.exchange)
     except FedfmsError as error:

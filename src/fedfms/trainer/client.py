@@ -170,7 +170,8 @@ def _take(files: TaskFiles, task: Task, sent: Mapping[str, Tensor], reply: Reply
     receipt = reply.receipt
     if receipt is not None and (receipt.receipt.job, receipt.receipt.site) != (task.job, task.site):
         raise not_understood("its receipt is about another task")
-    largest = sum(4 * t.numel() + 1024 for t in sent.values()) + 1024 * 1024
+    bytes_each = 8 if task.recipe.sums_only else 4
+    largest = sum(bytes_each * t.numel() + 1024 for t in sent.values()) + 1024 * 1024
     tensors: dict[str, Tensor] = {}
     try:
         if reply.has_tensors:

@@ -52,7 +52,7 @@ class Receipts:
     def have_key(self) -> None:
         """Make the key where there is none; what keeps it from being made, the next task says."""
         try:
-            own_key(self._work)
+            log.info("the key of this trainer is %s", own_key(self._work).public)
         except (OSError, FedfmsError) as error:
             log.error("this trainer has no key of its own, so nothing can leave: %s", error)
 

@@ -47,6 +47,7 @@ from fedfms.contracts.messages import (
     socket_address,
 )
 from fedfms.contracts.receipt import SignedReceipt
+from fedfms.contracts.sums import SumsAsk
 from fedfms.control import Control
 from fedfms.errors import FedfmsError, TaskAborted, TrainerError
 from fedfms.exchange.tensors import EXCHANGE_MODE, fingerprint, load_tensors, save_tensors
@@ -172,6 +173,8 @@ class TrainerServer:
                 answer = await self._announcer.pong(self._turn.locked)
             elif isinstance(request, Forget | Release):
                 answer = await self._order(request)
+            elif isinstance(request, SumsAsk):  # beside a task: others wait for its shares
+                answer = await asyncio.to_thread(self._step_of_a_sum, request)
             else:
                 answer = request
             writer.write(encode(answer))
@@ -252,6 +255,16 @@ class TrainerServer:
             return Failure("TrainerError", "unusable-file")
         finally:
             self._turn.release()
+
+    def _step_of_a_sum(self, ask: SumsAsk) -> Answer:
+        try:
+            return self._runner.sums.answer(ask)
+        except FedfmsError as error:
+            log.error("no part in the sum of round %d: %s", ask.round, error.public)
+            return Failure(type(error).__name__, public_code(error.code))
+        except OSError as error:
+            log.error("no part in the sum of round %d: %s", ask.round, error.strerror)
+            return Failure("TrainerError", "unusable-file")
 
     def _stopped(self) -> Failure:
         if self._stopping.is_set():
@@ -414,7 +427,7 @@ async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
 
 async def _first_request(
     reader: asyncio.StreamReader,
-) -> TaskRequest | Ping | Forget | Release | Failure:
+) -> TaskRequest | Ping | Forget | Release | SumsAsk | Failure:
     """What a new connection asks for, or the answer to what cannot be understood.
 
     Raises:

@@ -28,7 +28,7 @@ from fedfms.data.slices import SliceDataset
 from fedfms.errors import DoorClosed, TrainerError, TrainingError
 from fedfms.exchange.bounds import check_drawn, check_patients, check_steps
 from fedfms.exchange.door import check_job, pass_door, pass_pictures, read_policy
-from fedfms.exchange.tensors import difference, shapes_of
+from fedfms.exchange.tensors import difference, shapes_of, update_norm
 from fedfms.files import NO_ROOM, append_whole
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
@@ -47,6 +47,7 @@ from fedfms.trainer.history import History
 from fedfms.trainer.kept import KeptRun, Learnt, Outcome, request_key
 from fedfms.trainer.listed import Listing, forget_withdrawn, list_prepared
 from fedfms.trainer.secret import part_of, site_secret
+from fedfms.trainer.sums import PEERS, Sums
 from fedfms.trainer.telling import Telling
 from fedfms.training.device import (
     failures_explained,
@@ -80,6 +81,7 @@ class SiteFolders:
     # the order of slices follows from the recipe's seed alone, which everybody knows: for runs on
     # one machine that are to come out equal; not at a hospital
     order_from_seed: bool = False
+    peers: Path | None = None  # the trainers of other sites; None: policy/peers.json
 
 
 @dataclass(slots=True)
@@ -111,6 +113,7 @@ class TaskRunner:
         self._unwritten: list[tuple[Path, str]] = []  # rows of scores, and the table's file
         self._secret: bytes | None = None  # the site's, and its history, from the first task on
         self._history: History | None = None
+        self.sums = Sums(folders.name, folders.work, folders.peers or folders.policy / PEERS)
         if folders.order_from_seed:
             log.info("the order of slices follows from the recipe's seed: no secret, a simulation")
 
@@ -164,6 +167,7 @@ class TaskRunner:
         if self._job is not None and self._job.name == job:
             self.release()
         KeptRun(self.folders.work, job).forget()
+        self.sums.forget(job)
         (self.folders.work / "scores" / f"{job}.csv").unlink(missing_ok=True)
         forget_errors(self.folders.work / ERRORS, job)
 
@@ -187,6 +191,8 @@ class TaskRunner:
         if not is_canary and (answer := kept.answer(task, key)) is not None:
             log.info("%s of round %d was answered before: the same again", task.kind, task.round)
             return answer
+        if trains and recipe.sums_only:
+            self.sums.check(task.job, task.round)
         budget = Budget(self.folders.work)
         if trains:
             budget.check(policy, recipe, recipe.rounds - task.round)
@@ -198,6 +204,8 @@ class TaskRunner:
             history.check(policy, request)
             if policy.noise_std > 0 and history.was_answered(request):
                 raise _no_new_noise(task)
+            if trains and recipe.sums_only and history.was_answered(request):
+                raise _no_second_sum(task)
         with meter("prepare"):
             job = self._job_for(task, site, kept)
             cases = self._prepared(job, control, policy if trains else None)
@@ -264,10 +272,14 @@ class TaskRunner:
             rehearsal=rehearsal(job.few, recipe, meter, a_step, steps) if job.few else None,
         )
         leaving, report = pass_door(policy, site, recipe, shapes_of(before), tensors, contribution)
+        norm = update_norm(leaving) if leaving else None  # the site knows it, whoever else does
+        if leaving and recipe.sums_only:
+            with meter("exchange"):
+                leaving = self.sums.masked(task.job, task.round, leaving, report.training_slices)
         outcome = Outcome(report, leaving, pass_pictures(policy, recipe, pictures))
         if history is not None and request is not None:
             telling.is_told(history, report)
-            history.left(request, report.update_norm)
+            history.left(request, norm)
             if trains:
                 budget.add(policy, recipe, task.job, task.round)
             kept.keep_answer(task, key, outcome)
@@ -441,6 +453,15 @@ def _no_new_noise(task: Task) -> DoorClosed:
         "ask by a recipe with another seed: noise that is drawn twice for one difference averages "
         "out",
         code="answered-before",
+    )
+
+
+def _no_second_sum(task: Task) -> DoorClosed:
+    return DoorClosed(
+        f"what this site answered to round {task.round} is in an earlier sum",
+        "ask by a recipe with another seed: two sums, of which one has a site more, show what it "
+        "sent",
+        code="summed-before",
     )
 
 
