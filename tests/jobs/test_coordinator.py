@@ -161,7 +161,9 @@ def test_a_site_announces_what_it_can_do_and_a_member_sees_it(running: Running) 
         gpu="none" if told[0].device == "cpu" else told[0].gpu,
         bounds=Bounds(**{key: value for key, value in POLICY.items() if key in BOUNDS}),
         about_slices=10,  # 5 of its 7 cases, of 2 slices each
+        trainer_key=told[0].trainer_key,
     )
+    assert told[0].trainer_key is not None
     assert told[0].certificate_ends is not None
     assert told[0].slicing is not None
     assert told[0].slicing.channels == "gray"
