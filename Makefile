@@ -4,7 +4,9 @@
 # make test-docker   the same with real containers; where no Docker engine is, it installs one (Debian)
 # make test-gpu   what this machine's GPU does with fedfms, as a table; at most six minutes
 # make chaos   faults while a federation trains: SEEDS=fixed, or "1 2 3", five minutes and more for each
+# make fuzz   every parser of what others wrote, two minutes each (SECONDS=120); FUZZ="a parser …"
 # make lint   ruff, mypy, shellcheck
+# make vulnerabilities   known ones of the locked versions; by hand, since it needs the internet
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,10 +20,10 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find src jobs -type f -not -name '*.pyc' -not -path '*.egg-info*' -not -path '*/build/*') \
 	pyproject.toml setup.py
 
-.PHONY: help demo test test-all test-docker test-gpu chaos lint format clean
+.PHONY: help demo test test-all test-docker test-gpu chaos fuzz lint vulnerabilities format clean
 
 help:
-	@sed -n '1,7s/^# //p' Makefile
+	@sed -n '1,9s/^# //p' Makefile
 
 # Each step leaves a stamp, so that a second call installs nothing.
 $(VENV)/torch.stamp:
@@ -62,6 +64,14 @@ SEEDS ?= fixed
 chaos: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(BIN)/python tests/chaos/run.py $(SEEDS)
 
+# Each parser of what another party wrote, for so many seconds of processor time: an hour in all. Guided by
+# coverage where atheris is installed (.venv/bin/pip install atheris), which no test asks for.
+SECONDS ?= 120
+FUZZ ?=
+
+fuzz: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
+	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(FUZZ)
+
 # A machine without internet has its own torch: PYTHON is asked first, and what else it lacks may lie
 # in a folder named by PYTHONPATH. GPU_TESTS: what tests/gpu/run.py takes, such as --output FILE.
 GPU_TESTS ?=
@@ -79,9 +89,22 @@ lint: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(BIN)/ruff check --no-cache
 	$(BIN)/ruff format --check --no-cache
 	$(BIN)/mypy
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run tools/*.sh docker/entrypoint tests/docker/*.sh \
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run tools/*.sh docker/entrypoint docker/strip.sh tests/docker/*.sh \
 		src/fedfms/provisioning/templates/site/check-site src/fedfms/provisioning/templates/archive/load.sh; \
 	else echo "lint: SKIPPED shellcheck, which is not installed (Debian: apt install shellcheck)"; fi
+
+# What PyPI's advisories say today of every version that a lock names for this Python. Nothing calls it by
+# itself: it needs the internet, its answer changes without a change here, and what to do is a person's
+# decision. Of an image's Debian packages: a scanner that reads CycloneDX, on the image's bill.
+AUDIT ?= workspace/audit
+LOCKS := requirements.lock requirements-lab.lock requirements-dev.lock requirements-build.lock docker/torch-cuda.lock
+
+vulnerabilities:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	@echo "vulnerabilities: asking pypi.org about $(LOCKS)"
+	@$(AUDIT)/bin/pip-audit --progress-spinner off --strict --disable-pip --require-hashes $(LOCKS:%=-r %) || { \
+		echo "vulnerabilities: some are known, as listed; or pypi.org did not answer, if a line says so" >&2; exit 1; }
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix

@@ -32,6 +32,7 @@ NOTES = {
     "contracts": "every word that crosses a process, a wire or a disk",
     "about": "which build runs here",
     "geometry": "pictures to input, masks back",
+    "bounded": "what others wrote, decoded within bounds",
     "errors": "problem and fix",
 }
 SAYS = (

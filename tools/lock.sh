@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Write requirements.lock, requirements-lab.lock (what the laboratory needs beyond it) and
-# requirements-dev.lock: every package with its hashes, for any Python that pyproject.toml allows. torch is left out with what it brings for CUDA: which build of it fits, CPU or
-# CUDA, is the machine's matter, so the Makefile installs it first, at its own pin. The image is for one
+# Write requirements.lock, requirements-lab.lock (what the laboratory needs beyond it),
+# requirements-dev.lock, and requirements-build.lock (what tools/bill.py needs, which the image's build
+# runs): every package with its hashes, for any Python that pyproject.toml allows. Then the wheel's bill
+# of materials, src/fedfms/sbom.cdx.json, from these locks. torch is left out with what it brings for
+# CUDA: which build of it fits, CPU or CUDA, is the machine's matter, so the Makefile installs it first,
+# at its own pin. The image is for one
 # Python on one platform: docker/torch-cuda.lock is written here, docker/torch-cpu.lock by hand, since
 # its hash stands on PyTorch's own index. Pins that still fit stay; tools/lock.sh --upgrade takes the
 # newest of everything. tools/lock.sh --torch cu126 writes docker/torch-cu126.lock alone, for a build
@@ -42,7 +45,10 @@ if [[ "${1:-}" == --torch ]]; then
 fi
 
 pins=$(mktemp)
-trap 'rm -f "$pins"' EXIT
+others=$(mktemp)
+trap 'rm -f "$pins" "$others"' EXIT
+# dp-accounting, which tests alone use, asks for attrs of before 2024 and works with any
+echo "attrs>=23" >"$others"
 if [[ "${1:-}" != --upgrade ]]; then
   # one line for each package, without its hashes
   sed -n 's/ *\\$//; /^[A-Za-z0-9]/p' requirements-dev.lock >"$pins"
@@ -52,7 +58,7 @@ lock() {
   local target=$1
   shift
   local compiled
-  compiled=$(uv pip compile "$@" --constraint "$pins" --quiet --universal --python-version 3.10 \
+  compiled=$(uv pip compile "$@" --constraint "$pins" --override "$others" --quiet --universal --python-version 3.10 \
     --generate-hashes --no-annotate --no-header)
   {
     echo "# Written by tools/lock.sh; do not edit. Install torch first, then this with --no-deps."
@@ -62,6 +68,7 @@ lock() {
 }
 
 lab=src/fedfms_lab/pyproject.toml
+python=${PYTHON:-.venv/bin/python} # with requirements-dev.lock installed: make test does that
 lock requirements.lock pyproject.toml
 lock requirements-dev.lock pyproject.toml "$lab" --extra test --extra lint
 lock requirements-lab.lock pyproject.toml "$lab"
@@ -70,8 +77,13 @@ awk 'NR == FNR { if (/^[^ #]/) known[$1] = 1; next } /^[^ ]/ { keep = !($1 in kn
   requirements.lock requirements-lab.lock >"$pins"
 cat "$pins" >requirements-lab.lock
 
+sed -n 's/ *\\$//; /^[A-Za-z0-9]/p' requirements-dev.lock >"$pins" # its own pins, as of now
+lock requirements-build.lock --group pyproject.toml:build
+
 compiled=$(lock_torch "$torch")
 {
   echo "# PyTorch for NVIDIA GPUs, with what it brings for CUDA, from PyPI. Written by tools/lock.sh; do not edit."
   echo "$compiled"
 } >docker/torch-cuda.lock
+
+"$python" tools/bill.py wheel

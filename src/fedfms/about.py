@@ -8,10 +8,10 @@ the checkout that a developer works in.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import subprocess
 from pathlib import Path
 
+from fedfms.bounded import json_object
 from fedfms.contracts.machine import Machine
 
 DISTRIBUTION = "fedfms-kit"
@@ -32,7 +32,7 @@ def known_revision() -> str | None:
         return said
     try:
         noted = importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
-        about = json.loads(noted or "{}")
+        about = json_object(noted or "{}", "direct_url.json")
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return None
     if (Path(__file__).parents[2] / "pyproject.toml").is_file():

@@ -45,6 +45,15 @@ class ConfigError(FedfmsError):
     default_code = "config"
 
 
+class Undecodable(FedfmsError, ValueError):
+    """What another party wrote cannot be decoded, or is beyond a bound (bounded.py).
+
+    It is a ValueError, too, as Python's own decoders raise.
+    """
+
+    default_code = "undecodable"
+
+
 class SiteDataError(FedfmsError):
     """Images or labels of a site that cannot be used."""
 

@@ -19,6 +19,8 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from fedfms.bounded import read_json_object
+
 PART = ".part"  # how the name of what is unfinished ends
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: the disk is full, or this user's share is
 _BLOCK_BYTES = 1 << 20
@@ -110,6 +112,14 @@ def read_whole(path: Path, max_bytes: int | None = None) -> bytes:
         return file.read() if max_bytes is None else file.read(max_bytes)
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there that this user can see; no error for what no file can be called."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def append_whole(path: Path, line: bytes) -> None:
     """Add to the end of a file all of a line, or nothing.
 
@@ -182,7 +192,7 @@ def seal(folder: Path) -> None:
 def is_as_sealed(folder: Path) -> bool:
     """Whether the files in a folder are those of its seal, byte for byte."""
     try:
-        sums = json.loads((folder / _SEAL).read_text())
+        sums = read_json_object(folder / _SEAL)
         there = {path.name for path in folder.iterdir() if path.is_file()} - {_SEAL}
         return there == set(sums) and all(file_sha256(folder / name) == sums[name] for name in sums)
     except (OSError, ValueError, TypeError):

@@ -39,5 +39,6 @@ if __name__ == "__main__":
         data_root=None,
         checkpoints=None,
         work=Path(work),
+        order_from_seed=True,
     )
     asyncio.run(TrainerServer(SlowRunner(folders), Path(exchange)).run())

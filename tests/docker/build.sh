@@ -51,10 +51,10 @@ make_base() {
   say "base image $base made in $((SECONDS - started)) s"
 }
 
-# Everything that the two locks name, with their hashes, as files.
+# Everything that the locks name, with their hashes, as files.
 make_wheels() {
   local key started=$SECONDS
-  key=$(cat requirements.lock requirements-lab.lock docker/torch-cpu.lock | sha256sum | cut -c1-16)
+  key=$(cat requirements.lock requirements-lab.lock requirements-build.lock docker/torch-cpu.lock | sha256sum | cut -c1-16)
   if [[ $(cat "$cache/wheels/key" 2>/dev/null) == "$key" ]]; then
     return
   fi
@@ -63,7 +63,7 @@ make_wheels() {
   rm -rf "$cache/wheels"
   mkdir "$cache/wheels"
   "$python" -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
-    -r requirements.lock -r requirements-lab.lock -r docker/torch-cpu.lock -d "$cache/wheels" 2>&1 | { grep -v '^WARNING: Location' || true; }
+    -r requirements.lock -r requirements-lab.lock -r requirements-build.lock -r docker/torch-cpu.lock -d "$cache/wheels" 2>&1 | { grep -v '^WARNING: Location' || true; }
   echo "$key" >"$cache/wheels/key"
   say "$(find "$cache/wheels" -type f | wc -l) packages got in $((SECONDS - started)) s"
 }

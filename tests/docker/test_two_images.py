@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -43,3 +44,12 @@ def test_studies_are_commands_of_the_laboratorys_image_alone(image: str, laborat
     commands = {name: said_by(name, "fedfms", "--help") for name in (image, laboratory)}
     assert "Run a study" in commands[laboratory] and "Run a study" not in commands[image]
     assert "check-site" in commands[laboratory] and "check-site" in commands[image]
+
+
+def test_each_bill_is_of_its_own_image(image: str, laboratory: str) -> None:
+    bills = {
+        name: said_by(name, "cat", "/opt/fedfms/sbom.cdx.json") for name in (image, laboratory)
+    }
+    names = {k: {one["name"] for one in json.loads(v)["components"]} for k, v in bills.items()}
+    assert names[laboratory] - names[image] >= {"fedfms-lab", "pandas"}
+    assert names[image] < names[laboratory]

@@ -23,6 +23,8 @@ from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.training.loop import train_round
 
+UNITS = 2**36  # of 1: sums are of integers
+
 
 def federated_average(
     recipe: Recipe, sites: Path, names: Sequence[str]
@@ -38,14 +40,14 @@ def federated_average(
         training = [case for case in cases if case.case.split == "train"]
         datasets[name] = (SliceDataset(training, site, recipe), site)
     slices = {name: len(dataset) for name, (dataset, _) in datasets.items()}
-    weights = {name: slices[name] / sum(slices.values()) for name in sorted(names)}
+    weights = {name: slices[name] for name in sorted(names)}
     if recipe.paper_compat:  # two decimals, and the rest for the last site
         *others, last = weights
-        weights = {name: round(weights[name], 2) for name in others}
-        weights[last] = 1 - sum(weights.values())
+        weights = {name: round(slices[name] / sum(slices.values()) * 100) for name in others}
+        weights[last] = 100 - sum(weights.values())
     average = {key: p.detach().numpy().copy() for key, p in learning.items()}
     for number in range(recipe.rounds):
-        total = {key: np.zeros(value.shape) for key, value in average.items()}  # fp64
+        total = {key: np.zeros(value.shape, np.int64) for key, value in average.items()}
         for name in sorted(names):
             for key, parameter in learning.items():
                 parameter.data.copy_(torch.from_numpy(average[key]))
@@ -61,9 +63,11 @@ def federated_average(
             )
             for key, parameter in learning.items():
                 change = parameter.detach().numpy() - average[key]
-                total[key] += weights[name] * change.astype(np.float64)
+                units = np.rint(change.astype(np.float64) * UNITS).astype(np.int64)
+                total[key] += weights[name] * units
         for key in average:
-            average[key] = average[key] + total[key].astype(np.float32)
+            mean = total[key] / (UNITS * sum(weights.values()))
+            average[key] = average[key] + mean.astype(np.float32)
     return average, slices
 
 

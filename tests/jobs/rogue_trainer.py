@@ -64,6 +64,7 @@ if __name__ == "__main__":
             data_root=None,
             checkpoints=None,
             work=Path(work),
+            order_from_seed=True,
         )
     )
     runner.kit = Path(kit)

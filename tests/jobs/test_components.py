@@ -19,6 +19,7 @@ from federations import JOBS, of_kind, read_records
 from flare_context import Engine
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ReturnCode, ServerCommandKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
@@ -45,8 +46,9 @@ from fedfms.flare.persistor import SafeTensorsPersistor
 from fedfms.flare.progress import JobProgress
 from fedfms.flare.recorder import Recorder
 from fedfms.flare.result_guard import ResultGuard, is_for_too_few_usable
+from fedfms.flare.run_state import JUDGED, KEEP_STATE, start_keeping
 from fedfms.flare.selector import BestModelSelector
-from fedfms.records.schema import RoundStarted
+from fedfms.records.schema import Judged, RoundStarted
 
 FEDMSA = Recipe.from_json(JOBS / "fedmsa/app/config/recipe.json")
 
@@ -454,9 +456,9 @@ def accepted(aggregator: OrderedAggregator, fl_ctx, site: str, slices: int, tens
     return aggregator.accept(shareable, fl_ctx)
 
 
-def started(folder: Path, recipe: Recipe) -> tuple[OrderedAggregator, Engine]:
+def started(folder: Path, recipe: Recipe, **others) -> tuple[OrderedAggregator, Engine]:
     aggregator = OrderedAggregator()
-    engine = Engine(folder, "server", {"aggregator": aggregator})
+    engine = Engine(folder, "server", {"aggregator": aggregator, **others})
     (engine.config_folder() / "recipe.json").write_text(recipe.to_json())
     with engine.new_context() as fl_ctx:
         aggregator.handle_event(EventType.START_RUN, fl_ctx)
@@ -466,23 +468,24 @@ def started(folder: Path, recipe: Recipe) -> tuple[OrderedAggregator, Engine]:
 @pytest.mark.parametrize(
     ("paper", "weights"),
     [
-        (False, {"site-1": 20 / 6020, "site-2": 4000 / 6020, "site-4": 2000 / 6020}),
-        (True, {"site-1": 0.0, "site-2": 0.66, "site-4": 1 - 0.66}),
+        (False, {"site-1": 20, "site-2": 4000, "site-4": 2000}),
+        (True, {"site-1": 0, "site-2": 66, "site-4": 34}),
     ],
 )
 def test_the_aggregator_averages_alike_in_whatever_order_sites_answer(
-    tmp_path: Path, paper: bool, weights: dict[str, float]
+    tmp_path: Path, paper: bool, weights: dict[str, int]
 ) -> None:
     recipe = dataclasses.replace(FEDMSA, holdout=("site-3",), paper_compat=paper)
     aggregator, engine = started(tmp_path, recipe)
     generator = torch.Generator().manual_seed(4)
     slices = {"site-1": 20, "site-2": 4000, "site-3": 0, "site-4": 2000}
-    given = {
-        site: {"w": torch.randn(9973, generator=generator)} if count else {}
-        for site, count in slices.items()
-    }
-    expected = average(given, weights)["w"]
+    long = {site: (count / 4000) ** 0.75 for site, count in slices.items()}  # by its many steps
     for number, order in enumerate(itertools.permutations(slices)):
+        given = {
+            site: {"w": torch.randn(9973, generator=generator) * long[site]} if count else {}
+            for site, count in slices.items()
+        }
+        expected = average(given, weights)["w"]
         with engine.new_context() as fl_ctx:
             fl_ctx.set_prop(AppConstants.CURRENT_ROUND, number, private=True)
             for site in order:
@@ -495,6 +498,45 @@ def test_the_aggregator_averages_alike_in_whatever_order_sites_answer(
         assert torch.equal(result.data["w"], expected)
         assert stats["contributors"] == sorted(slices)
         assert (stats["accepted_contributions"], stats["keys_aggregated"]) == (4, 1)
+        assert [*tmp_path.rglob("*.values")] == []  # nothing waits any more
+
+
+def test_what_the_guard_of_a_round_found_is_told_and_kept(tmp_path: Path) -> None:
+    heard: list[Judged] = []
+
+    class Hears(FLComponent):
+        def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+            if event_type == JUDGED:
+                heard.append(fl_ctx.get_prop(FLContextKey.EVENT_DATA))
+
+    aggregator, engine = started(tmp_path, FEDMSA, hears=Hears())
+    generator = torch.Generator().manual_seed(4)
+    common = torch.randn(500, generator=generator)
+    for number in range(2):
+        with engine.new_context() as fl_ctx:
+            fl_ctx.set_prop(AppConstants.CURRENT_ROUND, number, private=True)
+            for site, times in (("site-1", 1.0), ("site-2", 100.0), ("site-3", 1.1)):
+                given = {"w": (common + torch.randn(500, generator=generator)) * times}
+                assert accepted(aggregator, fl_ctx, site, 10, given, number)
+            waits = [*tmp_path.rglob("waiting/*.values")]
+            assert len(waits) == 3 and {path.parent.stat().st_mode & 0o777 for path in waits} == {
+                0o700
+            }
+            aggregator.aggregate(fl_ctx)
+    assert [one.round for one in heard] == [0, 1] and all(one.acts for one in heard)
+    for one in heard:
+        assert {verdict.site: verdict.findings for verdict in one.sites} == {
+            "site-1": (),
+            "site-2": ("norm",),
+            "site-3": (),
+        }
+    with engine.new_context() as fl_ctx:
+        keeping = start_keeping(fl_ctx, 2)
+        aggregator.handle_event(KEEP_STATE, fl_ctx)
+        aggregator.handle_event(EventType.END_RUN, fl_ctx)
+    assert keeping.state.guard["slices"] == {"site-1": 10, "site-2": 10, "site-3": 10}
+    assert len(keeping.state.guard["seen"]) == 6
+    assert [*tmp_path.rglob("waiting")] == []
 
 
 def test_the_aggregator_keeps_no_difference_of_a_round_that_is_over(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ One federation of two sites serves all tests of this file; they come in the orde
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -22,9 +23,18 @@ from typing import Any
 import pytest
 import yaml
 from console import console
-from federations import JOBS, of_kind, processes_below, read_records, wait_until, write_sites
+from federations import (
+    JOBS,
+    POLICY,
+    of_kind,
+    processes_below,
+    read_records,
+    wait_until,
+    write_sites,
+)
 
 from fedfms.contracts.announcement import Announcement
+from fedfms.contracts.policy import Bounds
 from fedfms.errors import ConfigError, FederationError
 from fedfms.flare.lint import check_announcements
 from fedfms.flare.session import (
@@ -45,6 +55,7 @@ from fedfms.local.sites import find_sites
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 LOOKER, LEAD = "looker@fedfms.local", "lead@fedfms.local"
+BOUNDS = {field.name for field in dataclasses.fields(Bounds)}
 BIN = Path(sys.executable).parent
 
 
@@ -135,6 +146,7 @@ def test_a_site_announces_what_it_can_do_and_a_member_sees_it(running: Running) 
     with connect(running.kit(LOOKER)) as looker:
         assert (looker.admin.role, looker.admin.organization) == ("member", "coordinator")
         wait_until(lambda: all(one.ready for one in looker.announcements()), 60, "trainers answer")
+        wait_until(lambda: all(one.about_slices for one in looker.announcements()), 60, "looked")
         told = looker.announcements()
     assert [one.site for one in told] == ["site-1", "site-2"]
     assert told[0] == Announcement(
@@ -147,7 +159,11 @@ def test_a_site_announces_what_it_can_do_and_a_member_sees_it(running: Running) 
         slicing=told[0].slicing,
         certificate_ends=told[0].certificate_ends,
         gpu="none" if told[0].device == "cpu" else told[0].gpu,
+        bounds=Bounds(**{key: value for key, value in POLICY.items() if key in BOUNDS}),
+        about_slices=10,  # 5 of its 7 cases, of 2 slices each
+        trainer_key=told[0].trainer_key,
     )
+    assert told[0].trainer_key is not None
     assert told[0].certificate_ends is not None
     assert told[0].slicing is not None
     assert told[0].slicing.channels == "gray"
@@ -155,7 +171,7 @@ def test_a_site_announces_what_it_can_do_and_a_member_sees_it(running: Running) 
 
 
 def test_site_yml_and_policy_are_told_as_they_are_now(running: Running) -> None:
-    policy = json.dumps({"methods": ["fedmsa"], "max_rounds": 4, "min_cases": 1})
+    policy = json.dumps({**POLICY, "methods": ["fedmsa"], "max_rounds": 4})
     with running.site_file("site-2", "policy/privacy.json", policy):
         told = running.told("site-2")
         assert (told.ready, told.methods, told.max_rounds) == (True, ("fedmsa",), 4)
@@ -252,7 +268,7 @@ def test_submit_and_watch_writes_the_results_and_reads_well_in_a_log(running: Ru
 
 def test_a_door_that_closes_is_heard_at_the_site_and_by_the_coordinator(running: Running) -> None:
     """The job is submitted by FLARE's own command, which compares it with nothing."""
-    policy = json.dumps({"max_rounds": 5, "min_cases": 1})  # the job has 6
+    policy = json.dumps({**POLICY, "max_rounds": 5})  # the job has 6
     said = (
         "site-2 in round 0: its policy does not allow so many rounds (too-many-rounds); "
         "fix: ask the site whether its policy (privacy.json) means this"
@@ -265,7 +281,8 @@ def test_a_door_that_closes_is_heard_at_the_site_and_by_the_coordinator(running:
     assert said in fetched.stderr
     assert (running.root / "failed" / "report.html").is_file()
     work = running.federation.run / "sites" / "site-2"
-    assert "the site's policy allows 5" in (work / "errors.log").read_text()
+    sentence = "the site's policy allows at most 5 rounds (max_rounds), and rounds is 6"
+    assert sentence in (work / "errors.log").read_text()
     log = (running.federation.logs / "site-2.trainer.log").read_text()
     assert "DoorClosed (too-many-rounds)" in log
 

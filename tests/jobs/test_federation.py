@@ -17,8 +17,10 @@ from strace import traced, traced_processes
 from fedfms.contracts.recipe import Recipe
 from fedfms.flare.progress import JobProgress
 from fedfms.flare.session import prepare_job
-from fedfms.flare.simulate import Federation, simulate
+from fedfms.flare.simulate import ADMIN, Federation, simulate
 from fedfms.local.sites import Site, find_sites
+from fedfms.report.verify import verify_run
+from fedfms.trainer.egress import read_egress
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -131,6 +133,29 @@ def test_nothing_is_left_behind_but_logs_and_results(fedmsa: dict[str, Path]) ->
     assert list(fedmsa["workspace"].rglob("*.key")) == []
 
 
+def test_what_left_each_site_by_its_own_log_is_what_the_server_has(
+    fedmsa: dict[str, Path],
+) -> None:
+    checks = verify_run(fedmsa["results"])
+    assert [problem for check in checks for problem in check.problems] == []
+    records = read_records(fedmsa["results"])
+    for name in ("site-1", "site-2", "site-3"):
+        (work,) = fedmsa["workspace"].glob(f"*/sites/{name}")
+        found = read_egress(work)
+        assert found.problems == []
+        logged = [dataclasses.asdict(one) for one in found.receipts]
+        kept = [
+            record["receipt"]["signed"]
+            for record in [*of_kind(records, "contribution"), *of_kind(records, "evaluation")]
+            if record["site"] == name
+        ]
+        assert json.loads(json.dumps(logged)) == kept
+        assert len(kept) == 4  # two rounds, two models
+        assert {one["receipt"]["submitter"] for one in kept} == {ADMIN}
+        trained = [one["receipt"]["values"] > 0 for one in kept]
+        assert trained == [name != "site-3"] * 2 + [False] * 2
+
+
 # ------------------------------------------------------------------------------------- the guard
 
 
@@ -172,6 +197,7 @@ def test_contributions_that_cannot_be_used_are_refused_with_site_and_reason(feds
         assert done["sites"] == ["site-1", "site-2"]
         assert list(done["missed"]) == ["site-3"]
     assert of_kind(records, "job_done")[0]["status"] == "completed"
+    assert [problem for check in verify_run(fedsam) for problem in check.problems] == []
 
 
 def test_fedsam_equals_plain_averaging_of_those_who_were_not_refused(

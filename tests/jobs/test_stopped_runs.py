@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from averaging import UNITS
 from federations import (
     JOBS,
     STYLES,
@@ -33,6 +34,7 @@ from safetensors.numpy import load_file
 
 from fedfms.contracts.pause import Pause, write_pause
 from fedfms.errors import FederationError
+from fedfms.exchange.round_guard import RoundGuard
 from fedfms.flare.run_state import RUNS
 from fedfms.flare.runs import FORGOTTEN, RunInfo
 from fedfms.flare.session import Coordinator, Forgotten, connect, prepare_job
@@ -193,7 +195,10 @@ def _tell(story: Story, coordinator: Coordinator, folder: Path) -> None:
 def test_a_run_in_which_a_site_missed_rounds_equals_a_replay_of_what_was_contributed(
     story: Story,
 ) -> None:
-    """McMahan et al. 2017, Algorithm 1, over the answers that the records call accepted."""
+    """McMahan et al. 2017, Algorithm 1, over the answers that the records call accepted.
+
+    In integers, and with what the guard of a round says of these answers.
+    """
     done = {one["round"]: one["sites"] for one in of_kind(story.records, "round_done")}
     assert sorted(done) == list(range(ROUNDS))
     assert any(len(sites) == 2 for sites in done.values())
@@ -205,15 +210,24 @@ def test_a_run_in_which_a_site_missed_rounds_equals_a_replay_of_what_was_contrib
     recipe = story.federation.recipe
     start = read_travelling(build_model(recipe, find_checkpoint(recipe, None)))
     model = {name: tensor.to(torch.float32).numpy().copy() for name, tensor in start.items()}
+    guard = RoundGuard(recipe)
     for number in range(ROUNDS):
-        weights = {site: slices[number, site] for site in sorted(done[number])}
-        total = {name: np.zeros(value.shape) for name, value in model.items()}
+        claims = {site: slices[number, site] for site in sorted(done[number])}
+        sent = {
+            site: load_file(story.root / "answers" / f"{number}-{site}.safetensors")
+            for site in claims
+        }
+        tensors = {site: {k: torch.from_numpy(v) for k, v in sent[site].items()} for site in sent}
+        verdicts = {one.site: one for one in guard.judge(claims, tensors)}
+        weights = {site: verdicts[site].counted_slices for site in claims}
+        total = {name: np.zeros(value.shape, np.int64) for name, value in model.items()}
         for site, weight in weights.items():
-            sent = load_file(story.root / "answers" / f"{number}-{site}.safetensors")
             for name in total:
-                share = weight / sum(weights.values())
-                total[name] += share * sent[name].astype(np.float64)
-        model = {name: value + total[name].astype(np.float32) for name, value in model.items()}
+                value = sent[site][name] * np.float32(verdicts[site].factor)
+                total[name] += weight * np.rint(value.astype(np.float64) * UNITS).astype(np.int64)
+        for name, value in model.items():
+            mean = total[name] / (UNITS * sum(weights.values()))
+            model[name] = value + mean.astype(np.float32)
     found = load_file(story.results / "global_model.safetensors")
     assert set(found) == set(model)
     assert max(float(np.abs(found[name] - model[name]).max()) for name in model) == 0.0

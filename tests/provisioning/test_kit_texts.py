@@ -72,6 +72,8 @@ DOCKER = """#!/bin/sh
 echo "$PWD: $*" >> "$CALLS"
 case "$*" in
   *"config --services"*) printf '%s\\n' site-1-trainer site-1-flare $GPU_SERVICE; exit ;;
+  *"config --images"*) printf '%s\\n' $IMAGES; exit ;;
+  "image inspect"*) echo "sha256:$ID fedfms@sha256:$IN_REGISTRY"; exit ;;
   "compose config") printf '  source: /typo\\n  target: %s\\n' "$TARGET"; exit ;;
 esac
 case "$*" in *$FAILS*) printf '%s\\n' "$SAYS" >&2; exit "${CODE:-1}" ;; esac
@@ -92,9 +94,11 @@ class Checked:
 def check_site(provisioned: Made, tmp_path: Path) -> Callable[..., Checked]:
     (tmp_path / "docker").write_text(DOCKER)
     (tmp_path / "docker").chmod(0o755)
-    kit = provisioned.home / "kits" / "site-1"
+    of_all = provisioned.home / "kits" / "site-1"
 
-    def run(*arguments: str, fails: str = "nothing", says: str = "", **more: str) -> Checked:
+    def run(
+        *arguments: str, fails: str = "nothing", says: str = "", kit: Path = of_all, **more: str
+    ) -> Checked:
         calls = tmp_path / "calls"
         calls.write_text("")
         done = subprocess.run(
@@ -107,6 +111,7 @@ def check_site(provisioned: Made, tmp_path: Path) -> Callable[..., Checked]:
                 "SAYS": says,
                 "GPU_SERVICE": "",
                 "TARGET": "/data",
+                "IMAGES": "",
                 "PATH": f"{tmp_path}:{os.environ['PATH']}",
                 **more,
             },
@@ -213,6 +218,27 @@ def test_check_site_with_a_gpu_asks_for_the_driver_first(
     done = check_site(GPU_SERVICE="site-1-gpu", fails=TRAINER, says=engine)
     assert done.code == 1 and len(done.calls) == 3
     assert "NVIDIA Container Toolkit" in done.err and "nvidia-ctk" in done.err
+
+
+@pytest.mark.parametrize(
+    ("built", "pulled", "word"), [("3f", "00", "PASS"), ("00", "3f", "PASS"), ("00", "00", "WARN")]
+)
+def test_check_site_says_whether_an_image_is_one_that_the_coordinator_named(
+    check_site: Callable[..., Checked],
+    provisioned: Made,
+    tmp_path: Path,
+    built: str,
+    pulled: str,
+    word: str,
+) -> None:
+    site = tmp_path / "site-1"
+    shutil.copytree(provisioned.home / "kits" / "site-1", site)
+    (site / "kit/bills/images.txt").write_text(f"sha256:{32 * '3f'}  fedfms:0.1.0\n")
+    values = {"IMAGES": "fedfms:0.1.0", "ID": 32 * built, "IN_REGISTRY": 32 * pulled}
+    done = check_site(kit=site, **values)
+    assert done.code == 0 and len(done.calls) == 2  # it may take part with an image of its own
+    assert f"{word} image: fedfms:0.1.0" in done.err
+    assert "image:" not in check_site(**values).err  # nobody named one
 
 
 def test_check_site_stops_at_root(check_site: Callable[..., Checked]) -> None:

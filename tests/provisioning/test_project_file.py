@@ -78,6 +78,8 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda c: c["builders"][3].update(args={"root_valid_days": 360}),
         "720 days or more",
     ),
+    "args are a text": (lambda c: c["builders"][1].update(args="scheme"), "scheme: grpc"),
+    "type is a list": (lambda c: entry(c, "site-1").update(type=["client"]), "write server"),
     "own key is text": (lambda c: entry(c, "site-1").update(own_key="yes"), "true or false"),
 }
 

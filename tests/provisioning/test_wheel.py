@@ -135,12 +135,18 @@ def test_the_wheel_names_its_licence_and_every_package_that_it_imports(
 
 
 def test_a_command_of_the_laboratory_is_said_to_be_there(fedfms: Installed) -> None:
-    for command in ("study", "prepare", "verify"):
+    for command in ("study", "prepare"):
         result = fedfms(command, "anything")
         assert result.returncode == 2
         assert f"fedfms {command} is a command of the package fedfms-lab" in result.stderr
         assert "pip install ./src/fedfms_lab" in result.stderr
     assert "study" not in fedfms.done("--help")
+    (fedfms.home / "run").mkdir()
+    (fedfms.home / "run" / "run.json").write_text("{}")  # as a run of a study has
+    result = fedfms("verify", "run")
+    assert result.returncode == 1
+    assert "is a run of a study, and their check is in the package fedfms-lab" in result.stderr
+    shutil.rmtree(fedfms.home / "run")
 
 
 @pytest.mark.slow

@@ -35,14 +35,18 @@ def test_the_server_of_the_demo_is_a_coordinators_server() -> None:
 
 
 @pytest.mark.parametrize("site", SITES)
-def test_what_the_demo_adds_is_volumes_and_an_order_of_starts(site: str) -> None:
+def test_what_the_demo_adds_is_volumes_an_order_of_starts_and_no_way_out(site: str) -> None:
     added = yaml.safe_load((REPOSITORY / "sites" / site / "demo.yml").read_text())
-    assert set(added) == {"services", "volumes"}
+    assert set(added) == {"services", "volumes", "networks"}
+    assert added["networks"] == {site: {"internal": True}}
     assert {key for service in added["services"].values() for key in service} == {
         "attach",
         "depends_on",
+        "environment",
         "volumes",
     }
+    environments = [service.get("environment") for service in added["services"].values()]
+    assert environments == [{"FEDFMS_ORDER_FROM_SEED": "1"}, None]  # and no hospital's
 
 
 def test_the_gpu_overlay_of_the_demo_is_that_of_each_site() -> None:
@@ -89,6 +93,19 @@ def test_no_mount_makes_a_folder_on_the_host() -> None:
                     assert is_volume or (source.startswith("./") and here.is_dir()), (name, mount)
                 else:
                     assert mount["bind"] == {"create_host_path": False}, (name, mount)
+
+
+def test_no_container_swaps_or_runs_a_file_that_it_wrote_into_memory() -> None:
+    for name, values in compose_files().items():
+        for service, settings in values["services"].items():
+            limits = (settings.get("mem_limit"), settings.get("memswap_limit"))
+            assert limits[0] == limits[1], (name, service)
+            assert limits[0] or "read_only" not in settings, (name, service)  # an overlay
+            for mount in settings.get("tmpfs", []):
+                assert set(mount.split(":")[1].split(",")) >= {"noexec", "nosuid", "nodev"}
+        for volume in values.get("volumes", {}).values():
+            options = ((volume or {}).get("driver_opts") or {}).get("o")
+            assert options is None or set(options.split(",")) >= {"noexec", "nosuid", "nodev"}
 
 
 def test_a_site_opens_no_port_and_sees_no_socket_of_the_engine() -> None:

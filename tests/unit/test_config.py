@@ -176,14 +176,27 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "paper_compat": True,
         "strategy": "fedavgm",
         "canary": True,
+        "guard": "record",
+        "confirmed_weights": ["site-2"],
+        "secure_sum": True,
+        "patient_rate": 0.1,
+        "patient_clip_norm": 1.0,
+        "patient_noise": 0.5,
     }
     assert set(others) == {f.name for f in dataclasses.fields(Recipe)}
-    hashes = {base.with_values({key: value}, "test").sha256 for key, value in others.items()}
+    together = {"patient_rate": 0.2, "patient_clip_norm": 2.0}  # one is nothing without the other
+    hashes = {
+        base.with_values(
+            {**(together if key.startswith("patient") else {}), key: value}, "test"
+        ).sha256
+        for key, value in others.items()
+    }
     assert len(hashes | {base.sha256}) == len(others) + 1
 
 
 def test_a_recipe_that_says_nothing_of_what_came_later_has_the_hash_it_always_had():
-    later = ("strategy", "canary")
+    later = {"strategy", "canary", "guard", "confirmed_weights", "secure_sum"}
+    later |= {"patient_rate", "patient_clip_norm", "patient_noise"}
     before = {key: value for key, value in recipe().to_dict().items() if key not in later}
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":")).encode()
     assert (
@@ -364,7 +377,7 @@ def test_another_backbone_means_its_official_checkpoint():
         ("normalize=yes", "normalize=yes", "for an example"),
         ("loss=focal", "loss is 'focal'", "bce, dice_bce"),
         ("classes=", "classes is empty", "at least one class"),
-        ("learning_rate=NaN", "learning_rate is nan", "positive"),
+        ("learning_rate=NaN", "learning_rate=NaN", "for an example"),
     ],
 )
 def test_an_override_that_cannot_be_meant_is_refused_with_a_fix(override, problem, fix):

@@ -23,7 +23,12 @@ from fedfms.contracts.site import Intensity, SiteConfig
 from fedfms.flare.session import MIN_CLIENTS
 from fedfms_lab.study.plan import MethodEntry, Study
 
-ENTRY_POINTS = {"fedfms.commands", "fedfms.methods", "fedfms.strategies"}  # groups, no modules
+ENTRY_POINTS = {
+    "fedfms.commands",
+    "fedfms.methods",
+    "fedfms.strategies",
+    "fedfms.verify",
+}  # groups, no modules
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "src/fedfms/provisioning/templates"
 FOLDERS = ("docs", "docker", "jobs", "provisioning", "results", "sites", "studies")

@@ -31,6 +31,7 @@ FLOORS = (
     ("about", "geometry"),
     ("contracts",),
     ("control", "files", "notify", "plugins", "shipped", "user"),
+    ("bounded",),
     ("errors",),
 )
 # A floor below may still be none of a package's business.

@@ -15,7 +15,19 @@ from typing import Annotated, TextIO, cast
 import typer
 
 from fedfms import __version__
-from fedfms.cli import backup, export, jobs, kits, local, pause, predict, runs, site
+from fedfms.cli import (
+    backup,
+    egress,
+    export,
+    jobs,
+    kits,
+    local,
+    pause,
+    predict,
+    runs,
+    site,
+    verify,
+)
 from fedfms.cli.common import err, out, print_error, show_details, show_error
 from fedfms.errors import FedfmsError, unexpected
 from fedfms.user import refuse_root
@@ -32,12 +44,12 @@ _PANELS = {
     "On one machine": (local,),
     "A trained model": (predict, export),
     "Kits: who takes part": (kits,),
-    "A coordinator's jobs, with an admin's kit": (jobs, runs),
-    "In the containers of a kit": (site, pause, backup),
+    "A coordinator's jobs, with an admin's kit": (jobs, runs, verify),
+    "In the containers of a kit": (site, egress, pause, backup),
 }
 _INTERRUPTED = 130
 # commands of the other package of this repository, for who looks for one where only ours is
-_IN_THE_LABORATORY = ("prepare", "study", "verify")
+_IN_THE_LABORATORY = ("prepare", "study")
 
 # The base of typer's own errors. Its name is the same in every version; its module is not.
 _UsageError = cast(

@@ -173,6 +173,8 @@ def submit(
         warnings = [*slicing_warnings(taking_part), *pausing(taking_part)]
         for text in warnings:
             say(f"warning: {text}")
+        for text in _privacy_lines(taking_part):
+            say(text)
         found = None
         if canary or canary_only:
             found = run_canary(coordinator, prepared, sites, announced, scratch, say, as_json)
@@ -546,9 +548,21 @@ def _about_sites(told: Sequence[Announcement]) -> list[str]:
     from fedfms.flare.lint import grouped, not_ready, slicing_words
 
     lines = [not_ready(one) for one in told if not one.ready]
+    lines += _privacy_lines(told)
     if slices := grouped((slicing_words(one.slicing), one.site) for one in told if one.ready):
         lines.append(f"slices: {slices}")
     return [*lines, ""] if lines else []
+
+
+def _privacy_lines(told: Sequence[Announcement]) -> list[str]:
+    """What training has cost the sites that limit it, before the job that is asked for."""
+    return [
+        f"{one.site}: epsilon {'is infinite' if cost.epsilon is None else f'{cost.epsilon:.2f}'} "
+        f"of {cost.limit:g} so far for {'a patient' if cost.unit == 'patient' else 'the site'} "
+        f"(differential privacy, delta {cost.delta:g})"
+        for one in told
+        for cost in one.privacy
+    ]
 
 
 def _jobs_table(jobs: Sequence[JobState]) -> Table:

@@ -47,11 +47,26 @@ def provision(
         Path | None,
         typer.Option(help="Also lay out each kit here, for containers on this machine."),
     ] = None,
+    image: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME[=sha256:…]",
+            help="An image of the federation: each kit says its digest; repeatable, remembered.",
+        ),
+    ] = [],  # noqa: B006
+    sent: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help="This participant has its kit: remove its private key and its zip here; "
+            "repeatable.",
+        ),
+    ] = [],  # noqa: B006
 ) -> None:
     """Make one zip for each participant of project.yml; again changes only what must change."""
     from fedfms.provisioning.provision import provision as run
 
-    _show(run(project, output, renew=renew, revoke=revoke, unpack=unpack))
+    _show(run(project, output, renew=renew, revoke=revoke, unpack=unpack, images=image, sent=sent))
 
 
 @commands.command("new-site")
@@ -134,10 +149,19 @@ def archive(
     checkpoint: Annotated[
         list[Path], typer.Option(metavar="FILE", help="A SAM checkpoint; repeatable.")
     ] = [],  # noqa: B006
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="The --output folder of fedfms provision: its certificate authority signs.",
+        ),
+    ] = None,
 ) -> None:
     """Pack image, kits and checkpoints for a site without internet, with a script that loads it."""
     from fedfms.files import file_sha256
+    from fedfms.kits.certificates import fingerprint, read_certificate
     from fedfms.kits.checksums import SUMS_FILE
+    from fedfms.provisioning.archive import ROOT_FILE
     from fedfms.provisioning.archive import archive as pack
 
     read = 0
@@ -148,11 +172,16 @@ def archive(
         status.update(f"packing: {read / 1e6:.0f} MB of images")
 
     with err.status("packing") as status:
-        pack(output, image, kit, checkpoint, on_bytes)
+        pack(output, image, kit, checkpoint, on_bytes, sign)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     out.print(f"{output}: {size / 1e6:.0f} MB; at the site: sh load.sh")
+    told = file_sha256(output / SUMS_FILE)
     out.print(f"tell the site, by another way, the SHA-256 of {SUMS_FILE}:")
-    out.print(f"  {file_sha256(output / SUMS_FILE)}")
+    out.print(f"  {told}")
+    out.print(f"  which it gives to the script: sh load.sh {told}")
+    if sign is not None:
+        signer = fingerprint(read_certificate(output / ROOT_FILE))
+        out.print(f"or, if it knows it already, the fingerprint of who signed: {signer}")
 
 
 def _show(made: Provisioned) -> None:

@@ -117,6 +117,7 @@ def simulate(
         show(one)
     show_result(folder, as_json)
     if not as_json:
+        out.print("order of slices: from the recipe's seed; a hospital's is its own secret")
         out.print(f"logs: {logs}")
         out.print(f"took {time.monotonic() - started:.0f} s")
 

@@ -15,8 +15,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
+from fedfms.bounded import decode_json
 from fedfms.contracts.decode import validate
 from fedfms.contracts.now import GpuState
+from fedfms.contracts.policy import Bounds
+from fedfms.contracts.receipt import TrainerKey
 from fedfms.contracts.site import Reading
 from fedfms.contracts.wire import MAX_NAMES, Code, Count, Name, Names, Seconds, Word
 
@@ -51,6 +54,16 @@ class Slicing:
 
 
 @dataclass(frozen=True, slots=True)
+class PrivacySpent:
+    """What a site's training has cost, where its policy sets a limit (trainer/budget.py)."""
+
+    unit: Literal["patient", "site"]
+    epsilon: Annotated[float, Field(ge=0, le=1e3)] | None  # None: infinite
+    limit: Annotated[float, Field(gt=0, le=1e6)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, slots=True)
 class Announcement:
     """What a site says of itself; where a file of it cannot be used, that and no more."""
 
@@ -70,6 +83,12 @@ class Announcement:
     # adds it. None: not told, as by a kit of an older version
     certificate_ends: Seconds | None = None
     gpu: GpuState | None = None  # whether its GPU is there now; None: not told
+    bounds: Bounds | None = None  # what its policy allows of a recipe; None: not told
+    # about how many slices it trains on, in one digit; 0: not known, or too few cases to tell
+    about_slices: Count = 0
+    # where its policy limits what training may cost its patients; empty: it does not, or not told
+    privacy: Annotated[tuple[PrivacySpent, ...], Field(max_length=2)] = ()
+    trainer_key: TrainerKey | None = None  # public, of the key that signs its receipts
 
     @property
     def ready(self) -> bool:
@@ -79,7 +98,7 @@ class Announcement:
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, `ready` included."""
         values = {**dataclasses.asdict(self), "ready": self.ready}
-        return json.loads(json.dumps(values))  # type: ignore[no-any-return]
+        return dict(decode_json(json.dumps(values), "the announcement"))
 
     @classmethod
     def from_dict(cls, values: Any) -> Announcement:

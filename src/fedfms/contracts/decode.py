@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+from fedfms import bounded
 from fedfms.contracts.yaml_text import parse_yaml
-from fedfms.errors import ConfigError
+from fedfms.errors import ConfigError, Undecodable
 
 T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -51,20 +52,19 @@ def read_text(path: Path) -> str:
         ConfigError: it is not there, or cannot be read as text.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return bounded.read_text(path)
     except FileNotFoundError:
         raise ConfigError(f"there is no {path}", "check the path") from None
     except IsADirectoryError:
         raise ConfigError(f"{path} is a folder", "name the file in it") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path} is no UTF-8 text (at byte {error.start})",
-            "save it again as UTF-8 in your editor",
-        ) from None
+    except Undecodable as error:
+        raise ConfigError(error.problem, error.fix) from None
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}", "let this user read it"
         ) from None
+    except ValueError:  # a null byte in it
+        raise ConfigError(f"{str(path)!r} is no name of a file", "check the path") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -74,32 +74,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def parse_json(text: str, source: str) -> dict[str, Any]:
     """A JSON object whose keys stand once; raises ConfigError."""
-
-    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        twice = [key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number])]
-        if twice:
-            lines = [
-                str(number)
-                for number, line in enumerate(text.splitlines(), start=1)
-                if re.search(rf"{re.escape(json.dumps(twice[0]))}\s*:", line)
-            ]
-            at = f" (lines {' and '.join(lines)})" if len(lines) > 1 else ""
-            raise ConfigError(
-                f"{source}: the key {twice[0]} stands twice{at}",
-                "leave one of them; the second would silently replace the first",
-            )
-        return values
-
     try:
-        values = json.loads(text, object_pairs_hook=each_once)
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{source} is no JSON: {error}", "correct the file at that place"
-        ) from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source} holds no JSON object", "write { … } with its keys")
-    return values
+        return bounded.json_object(text, source)
+    except Undecodable as error:
+        raise ConfigError(error.problem, error.fix) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -267,8 +245,8 @@ def _made_a_number(plain: Any, error: Mapping[str, Any]) -> bool:
     for part in path:
         plain = plain[part]
     try:
-        plain[last] = float(plain[last])
-    except ValueError:
+        plain[last] = bounded.number(plain[last], "the value")
+    except Undecodable:
         return False
     return True
 
@@ -357,9 +335,11 @@ def parse_override(key: str, text: str, hint: Any) -> Any:
     if hint is str or (typing.get_origin(hint) is Literal):
         return text
     try:
-        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
-    except json.JSONDecodeError:
+        return bounded.decode_json(
+            {"True": "true", "False": "false", "None": "null"}.get(text, text), f"--set {key}"
+        )
+    except Undecodable:
         raise ConfigError(
-            f"--set {key}={text}: the value is no number, true, false or null",
+            f"--set {key}={text[:200]}: the value is no number, true, false or null",
             f"look at {key} in the job's recipe.json for an example",
         ) from None

@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfms.errors import ConfigError
+from fedfms.bounded import number
+from fedfms.errors import ConfigError, Undecodable
 
 # what a line is taken to carry of which nothing is said
 UNTOLD_MEGABYTES_PER_SECOND = 0.4
@@ -23,6 +24,8 @@ class Machine:
     checkpoints: Path | None  # FEDFMS_CHECKPOINTS: folder of SAM checkpoints
     log_level: str | None = None  # FEDFMS_LOG_LEVEL: of what FLARE logs in a container; info
     require_gpu: bool = False  # FEDFMS_REQUIRE_GPU: the trainer was started with the GPU overlay
+    # FEDFMS_ORDER_FROM_SEED: the order of slices is no secret of the site; for simulations
+    order_from_seed: bool = False
     revision: str | None = None  # FEDFMS_REVISION: commit that a container image was made of
     image: str | None = None  # FEDFMS_IMAGE_DIGEST: the image's own, which it cannot know
     # FEDFMS_LINK_MB_PER_SECOND: what the line between this machine and the others carries
@@ -60,6 +63,7 @@ class Machine:
             checkpoints=folder("FEDFMS_CHECKPOINTS"),
             log_level=os.environ.get("FEDFMS_LOG_LEVEL") or None,
             require_gpu=os.environ.get("FEDFMS_REQUIRE_GPU", "") not in ("", "0"),
+            order_from_seed=os.environ.get("FEDFMS_ORDER_FROM_SEED", "") not in ("", "0"),
             revision=os.environ.get("FEDFMS_REVISION") or None,
             image=os.environ.get("FEDFMS_IMAGE_DIGEST") or None,
             link_megabytes_per_second=_number(
@@ -87,8 +91,8 @@ def _number(name: str, low: float, high: float, fix: str, code: str) -> float | 
     if not text:
         return None
     try:
-        value = float(text)
-    except ValueError:
+        value = number(text, name)
+    except Undecodable:
         value = math.nan
     if not low <= value <= high:
         raise ConfigError(f"{name} is {text}", fix, code=code)

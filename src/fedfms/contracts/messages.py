@@ -20,15 +20,18 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, StringConstraints
 
+from fedfms.bounded import decode_json
 from fedfms.contracts.announcement import Announcement
 from fedfms.contracts.contribution import MAX_PICTURES as MAX_PICTURES
 from fedfms.contracts.contribution import Contribution, ModelName
 from fedfms.contracts.decode import Misfits, validate
+from fedfms.contracts.receipt import SignedReceipt
 from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.sums import SumsAnswer, SumsAsk
 from fedfms.contracts.wire import Code, Count, Name, Word
-from fedfms.errors import ConfigError, TrainerError
+from fedfms.errors import ConfigError, TrainerError, Undecodable
 
-PROTOCOL = 2  # 2: the answer to a ping says what the site can do
+PROTOCOL = 3  # 3: an answer has a receipt; 2: the answer to a ping says what the site can do
 SOCKET_NAME = "trainer.sock"
 MAX_LINE_BYTES = 256 * 1024
 
@@ -102,6 +105,7 @@ class Reply:
     contribution: Contribution
     has_tensors: bool
     pictures: Annotated[int, Field(ge=0, le=MAX_PICTURES)]
+    receipt: SignedReceipt | None = None  # of the trainer; none is a mistake, as the server sees it
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +117,8 @@ class Failure:
     exception: Word | None = None  # class of an exception that nobody foresaw
 
 
-Request = TaskRequest | AbortRequest | Ping | Forget | Release
-Answer = Announcement | Progress | Reply | Failure | Done
+Request = TaskRequest | AbortRequest | Ping | Forget | Release | SumsAsk
+Answer = Announcement | Progress | Reply | Failure | Done | SumsAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +170,7 @@ _REQUESTS: dict[str, type] = {
     "ping": Ping,
     "forget": Forget,
     "release": Release,
+    "sums": SumsAsk,
 }
 _ANSWERS: dict[str, type] = {
     "pong": Announcement,
@@ -173,6 +178,7 @@ _ANSWERS: dict[str, type] = {
     "reply": Reply,
     "failure": Failure,
     "done": Done,
+    "summed": SumsAnswer,
 }
 _VERSIONED = ("task", "ping", "pong")  # say the protocol
 
@@ -249,8 +255,8 @@ def _read(line: bytes, types: dict[str, type]) -> Any:
     if len(line) > MAX_LINE_BYTES:
         raise _nonsense("a line that is too long")
     try:
-        values = json.loads(line, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
+        values = decode_json(line, "the line", max_bytes=MAX_LINE_BYTES)
+    except Undecodable:
         raise _nonsense("a line that is no JSON") from None
     if not isinstance(values, dict) or not isinstance(values.get("type"), str):
         raise _nonsense("a line without a type")
@@ -274,10 +280,6 @@ def _read(line: bytes, types: dict[str, type]) -> Any:
             raise _nonsense("a message with an unknown or a missing entry") from None
         named = [part for part in misfits.loc if part != "task"] or ["whole"]
         raise _nonsense(f"a message whose {named[0]} cannot be used") from None
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(text)
 
 
 def _check_recipe(values: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from fedfms.bounded import read_json
 from fedfms.contracts.decode import Misfits, validate
 from fedfms.files import write_whole
 
@@ -90,7 +91,7 @@ def pause_of(said: Any) -> Pause | None:
 def read_pause(workspace: Path) -> Pause | None:
     """The pause of a site's FLARE client, unless it is over."""
     try:
-        pause = pause_of(json.loads((workspace / _FILE).read_text()))
+        pause = pause_of(read_json(workspace / _FILE))
     except (OSError, ValueError):
         return None
     return None if pause is None or pause.is_over else pause

@@ -63,7 +63,16 @@ BACKBONES: dict[str, BackboneFile] = {
 
 JOB_RECIPE = Path("app/config/recipe.json")  # in a job folder
 # fields that came after recipes were hashed, with their defaults
-_LATER = {"strategy": "mean", "canary": False}
+_LATER: dict[str, Any] = {
+    "strategy": "mean",
+    "canary": False,
+    "patient_rate": None,
+    "patient_clip_norm": None,
+    "patient_noise": 0.0,
+    "guard": "scale",
+    "confirmed_weights": [],
+    "secure_sum": False,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +114,24 @@ class Recipe:
     site_order: tuple[str, ...] = ()
     paper_compat: bool = False  # FedFMS's own behaviour; docs/protocol.md lists what changes
     strategy: str = "mean"  # of averaging; which there are, fedfms.exchange.strategies knows
+    # what the guard of a round does with a difference that stands out: scale it down, or record it;
+    # under paper_compat it only records
+    guard: Literal["scale", "record"] = "scale"
+    # training sites that may weigh more than 3 times the median, since somebody asked how many
+    # slices they have
+    confirmed_weights: tuple[str, ...] = ()
     # one round on two cases a site, of which zeros leave; fedfms submit --canary sets it
     canary: bool = False
+    # the server sees the sum of a round's differences and no single one (exchange/secure_sum.py);
+    # of at least three training sites, which know the keys of each other's trainers
+    secure_sum: bool = False
+    # differential privacy of patients (training/private.py): each patient is in a step with this
+    # probability, drawn anew for each; a pass has 1 / patient_rate steps. null: batches of slices
+    patient_rate: float | None = None
+    # largest L2 norm of what one patient adds to a step: the summed gradient of all its slices
+    patient_clip_norm: float | None = None
+    # standard deviation of the noise on each value of a step's sum, as a share of that norm
+    patient_noise: float = 0.0
 
     def __post_init__(self) -> None:
         require_name(self.method, "method")
@@ -180,6 +205,63 @@ class Recipe:
             )
         for name in self.holdout:
             require_name(name, "holdout site")
+        for name in self.confirmed_weights:
+            require_name(name, "site")
+        self._check_patients()
+        self._check_sums()
+
+    def _check_patients(self) -> None:
+        rate, norm, noise = self.patient_rate, self.patient_clip_norm, self.patient_noise
+        require(
+            rate is None or 0 < rate <= 1,
+            f"patient_rate is {rate}",
+            "set a probability, such as 0.1, or null for batches of slices",
+        )
+        require(
+            norm is None or (math.isfinite(norm) and norm > 0),
+            f"patient_clip_norm is {norm}",
+            "set a positive number, such as 1.0, or null",
+        )
+        require(math.isfinite(noise) and noise >= 0, f"patient_noise is {noise}", "set 0 or more")
+        require(
+            (rate is None) == (norm is None),
+            "of patient_rate and patient_clip_norm one is set and the other is not",
+            "set both, for differential privacy of patients, or neither",
+        )
+        require(
+            rate is None or self.clip_grad_norm is None,
+            "clip_grad_norm and patient_rate are both set",
+            "leave clip_grad_norm out: patient_clip_norm takes its place",
+        )
+        require(
+            noise == 0 or rate is not None,
+            "patient_noise asks for noise, and there is no patient_rate",
+            "set patient_rate and patient_clip_norm: the noise is a share of patient_clip_norm",
+        )
+
+    def _check_sums(self) -> None:
+        for key, usual in (("strategy", "mean"), ("paper_compat", False)):
+            value = getattr(self, key)
+            require(
+                not self.secure_sum or value == usual,
+                f"secure_sum is true, and {key} is {str(value).lower()}",
+                f"leave {key} out: of a sum nobody can see what it asks for",
+            )
+
+    @property
+    def sums_only(self) -> bool:
+        """Whether the server may see sums only: of a canary it sees zeros."""
+        return self.secure_sum and not self.canary
+
+    @property
+    def steps_of_patients(self) -> int:
+        """Steps of a round that samples patients: as many as give each `local_epochs` turns.
+
+        The same at every site, whatever it has; 0 where slices make the batches.
+        """
+        if self.patient_rate is None:
+            return 0
+        return max(1, round(self.local_epochs / self.patient_rate))
 
     @property
     def patch_size(self) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fedfms.bounded import number
 from fedfms.contracts.decode import (
     AnyPath,
     from_dict,
@@ -20,7 +21,7 @@ from fedfms.contracts.decode import (
     require_name,
     short,
 )
-from fedfms.errors import ConfigError
+from fedfms.errors import ConfigError, Undecodable
 
 P = typing.TypeVar("P", "Folder", "Reading", "Labels", "Compute", "Setup")
 ImageFormat = Literal["nifti", "dicom", "image", "npy"]
@@ -92,8 +93,8 @@ class Intensity:
         rounding = numbers.pop() if numbers[-1:] == ["truncate"] else "nearest"
         keys = ("center", "width") if rule == "window" else ("low", "high")
         try:
-            values = [float(number) for number in numbers]
-        except ValueError:
+            values = [number(one, "the intensity") for one in numbers]
+        except Undecodable:
             values = [math.nan]
         require(
             rule in ("percentile", "window", "range")

@@ -2,7 +2,8 @@
 
 The classic mistakes of site.yml, project.yml and study files are told by name: a glob without
 quotes, a regular expression in double quotes, a tab. What YAML reads as something else without a
-word is refused: a key that stands twice, a name such as `no` or `1_0`, a number such as 010.
+word is refused: a key that stands twice, a name such as `no` or `1_0`, a number such as 010. So is
+what is larger or deeper than a person writes: with aliases a kilobyte could stand for gigabytes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from typing import Any
 
 import yaml
 
+from fedfms.bounded import MAX_DEPTH, short
 from fedfms.errors import ConfigError
+
+MAX_CHARACTERS = 1 << 20  # of one text; a project.yml of 200 sites has 20 kB
+MAX_NODES = 50_000  # values, keys and lists, each alias counted as what it stands for
+MAX_DIGITS = 64  # of a number
 
 _VALUE = re.compile(r"^\s*(?:-\s+)?(?P<key>[\w.-]+\s*:\s+|-\s+)(?P<value>[^\s#].*?)\s*(?:\s#.*)?$")
 _NEEDS_QUOTES = "*&!%@`|>?[]{},"  # at the start of a value they mean something else in YAML
@@ -29,6 +35,10 @@ def parse_yaml(text: str, source: str) -> Any:
     Raises:
         ConfigError: with the line, YAML's reason and the cure.
     """
+    if len(text) > MAX_CHARACTERS:
+        raise ConfigError(
+            f"{source} has more than {MAX_CHARACTERS >> 20} MB", "look what file that is"
+        )
     try:
         return yaml.load(text, Loader=_Loader)
     except _Refused as error:
@@ -43,10 +53,14 @@ def parse_yaml(text: str, source: str) -> Any:
             f"{source} is no YAML{at}{f': {reason}' if reason else ''}",
             _cure(place, str(reason or "")),
         ) from None
-    except (ValueError, OverflowError, RecursionError) as error:  # a date such as 2024-13-40
+    # a date such as 2024-13-40; and what PyYAML trips over: a tag without its value
+    except (ValueError, OverflowError, RecursionError, *_OF_PYYAML) as error:
         raise ConfigError(
             f"{source} holds a value that is none: {error}", "put it in quotes if it is a text"
         ) from None
+
+
+_OF_PYYAML = (TypeError, KeyError, AttributeError, IndexError)
 
 
 def _cure(line: str, reason: str) -> str:
@@ -74,14 +88,40 @@ def _cure(line: str, reason: str) -> str:
 class _Refused(Exception):
     """What YAML would read as something else than the person meant."""
 
-    def __init__(self, node: yaml.Node, problem: str, fix: str) -> None:
+    def __init__(self, node: yaml.Node | yaml.Event, problem: str, fix: str) -> None:
         super().__init__(problem)
-        self.line = node.start_mark.line
+        self.line = node.start_mark.line if node.start_mark is not None else 0
         self.problem, self.fix = problem, fix
 
 
 class _Loader(yaml.SafeLoader):
     """The safe loader, which refuses what it would otherwise read without a word."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._nodes = self._depth = 0
+        self._of_anchor: dict[str, int] = {}  # nodes that an alias stands for
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        before = self._nodes
+        if isinstance(event, yaml.AliasEvent):
+            self._nodes += self._of_anchor.get(str(event.anchor), 1)
+        self._nodes += 1
+        self._depth += 1
+        node = None
+        if self._depth <= MAX_DEPTH and self._nodes <= MAX_NODES:
+            node = super().compose_node(parent, index)
+        if self._depth > MAX_DEPTH or self._nodes > MAX_NODES:
+            raise _Refused(
+                event,
+                "there is more in each other here, or in all, than a person writes",
+                "write it out, without anchors and aliases",
+            )
+        self._depth -= 1
+        if isinstance(event, yaml.NodeEvent) and not isinstance(event, yaml.AliasEvent):
+            self._of_anchor[str(event.anchor)] = self._nodes - before
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}  # by text: 1 and "1" are one name to us
@@ -117,6 +157,12 @@ class _Loader(yaml.SafeLoader):
         )
 
     def construct_number(self, node: yaml.ScalarNode) -> float:
+        if len(node.value) > MAX_DIGITS:
+            raise _Refused(
+                node,
+                f"the number {short(node.value)} has more digits than a number may have here",
+                "correct it, or put it in quotes if it is a text",
+            )
         is_int = node.tag.endswith(":int")
         read = super().construct_yaml_int if is_int else super().construct_yaml_float
         number: float = read(node)

@@ -7,8 +7,6 @@ not named here does not pass.
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,9 +23,12 @@ from fedfms.contracts.policy import Policy
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.errors import ConfigError, ContributionRefused, DoorClosed
+from fedfms.exchange.bounds import check_recipe
+from fedfms.exchange.noise import random_normal
 from fedfms.exchange.pictures import is_plain_png
 from fedfms.exchange.tensors import Shapes, find_fault, to_precision, update_norm
 
+DECIMALS = 3  # of scores and losses that leave; the site's own table has them in full
 _SLICE_METRICS = {"dice_slice", "iou_slice"}
 
 
@@ -52,11 +53,16 @@ def read_policy(folder: Path) -> Policy:
         ) from error
 
 
-def check_job(policy: Policy, recipe: Recipe) -> None:
+def check_job(policy: Policy, recipe: Recipe, *, trains: bool = True) -> None:
     """Whether the policy lets this recipe run here at all; asked before any computing.
 
+    Args:
+        policy: the site's own.
+        recipe: the job's.
+        trains: whether the site is to train by it, and not only to score.
+
     Raises:
-        DoorClosed: code no-policy, method-not-allowed or too-many-rounds.
+        DoorClosed: code no-policy, method-not-allowed, or one of `check_recipe`.
     """
     if not isinstance(policy, Policy):
         raise DoorClosed(
@@ -70,12 +76,14 @@ def check_job(policy: Policy, recipe: Recipe) -> None:
             f"add {recipe.method} to methods in privacy.json, if the site agrees to such jobs",
             code="method-not-allowed",
         )
-    if recipe.rounds > policy.max_rounds:
+    if policy.require_secure_sum and trains and not (recipe.secure_sum or recipe.canary):
         raise DoorClosed(
-            f"the job has {recipe.rounds} rounds, the site's policy allows {policy.max_rounds}",
-            "lower rounds in the recipe, or raise max_rounds in privacy.json if the site agrees",
-            code="too-many-rounds",
+            "the site's policy trains only where the server sees sums",
+            "submit the recipe with --set secure_sum=true, or ask the site to set "
+            "require_secure_sum to false in privacy.json",
+            code="sum-required",
         )
+    check_recipe(policy, recipe, trains=trains)
 
 
 def pass_door(
@@ -99,18 +107,20 @@ def pass_door(
     Returns:
         The difference, scaled to `policy.clip_norm` and with noise where the policy says so, in the
         recipe's transfer precision; the report without any figure over too few cases, and with the
-        L2 norm of the difference as sent. The noise is drawn from the operating system's random
-        source, so that nobody who knows the recipe can subtract it. This is no accounting of
-        differential privacy. Of a canary, whose difference has passed all of this: zeros of the
-        same names, shapes and types, and a report of pace alone.
+        L2 norm of the difference as sent. Means leave in three decimals, a spread over at least
+        `min_cases_for_spread` cases, and a count below `min_cases` as 0. The noise is drawn from
+        the operating system's random source, so that nobody who knows the recipe can subtract it.
+        This is no accounting of differential privacy. Of a canary, whose difference has passed all
+        of this: zeros of the same names, shapes and types, and a report of pace alone.
 
     Raises:
         DoorClosed: anything that is not exactly right; the codes of `check_job` and `find_fault`,
             tensors-not-asked-for, malformed-report, other-recipe, fp16-overflow.
     """
-    check_job(policy, recipe)
+    check_job(policy, recipe, trains=False)
     report = _checked_report(recipe, contribution)
     gives_tensors = report.kind == "train" and report.role == "train"
+    check_job(policy, recipe, trains=gives_tensors)
     if not gives_tensors and tensors:
         raise _ours(
             "an evaluation or a holdout site gives no tensors", code="tensors-not-asked-for"
@@ -119,19 +129,27 @@ def pass_door(
     if gives_tensors:
         _check_tensors(expected, tensors)
         try:
-            leaving = to_precision(_clipped_and_noised(policy, tensors), recipe.transfer_precision)
+            bound = recipe.max_update_norm if recipe.sums_only else None
+            leaving = _clipped_and_noised(policy, _clipped(tensors, bound))
+            leaving = to_precision(leaving, recipe.transfer_precision)
         except ConfigError as error:
             raise DoorClosed(error.problem, error.fix, code=error.code) from None
         _check_tensors(expected, leaving)
     if recipe.canary:
         return {name: torch.zeros_like(t) for name, t in leaving.items()}, _of_a_canary(report)
     smallest = max(policy.min_cases, site.min_cases)
+    # of training cases, and without noise: no word of it where patients were promised noise
+    may_say_loss = report.training_cases >= smallest and recipe.patient_rate is None
+    for_spread = max(smallest, policy.min_cases_for_spread)
     return leaving, dataclasses.replace(
         report,
         rehearsal=None,
-        metrics=tuple(_without_few_cases(report, metric, smallest) for metric in report.metrics),
-        loss=report.loss if report.training_cases >= smallest else None,
-        update_norm=update_norm(leaving) if gives_tensors else None,
+        metrics=tuple(_of_many_cases(report, m, smallest, for_spread) for m in report.metrics),
+        training_cases=_coarse(report.training_cases, smallest),
+        evaluated_cases=_coarse(report.evaluated_cases, smallest),
+        loss=_rounded(report.loss) if may_say_loss else None,
+        # of a sum nobody sees a part, nor how long it is
+        update_norm=update_norm(leaving) if gives_tensors and not recipe.sums_only else None,
     )
 
 
@@ -169,22 +187,6 @@ def pass_pictures(policy: Policy, recipe: Recipe, pictures: Sequence[bytes]) -> 
     return list(pictures)
 
 
-def random_normal(shape: torch.Size) -> Tensor:
-    """Standard normal fp32 values from the operating system's random source.
-
-    Box and Muller 1958 on 32-bit uniform numbers. Torch's own CPU generator keeps 32 bits of its
-    seed, few enough to try them all.
-    """
-    pairs = (shape.numel() + 1) // 2
-    if pairs == 0:
-        return torch.zeros(shape)
-    raw = torch.frombuffer(bytearray(os.urandom(8 * pairs)), dtype=torch.int32).double()
-    uniform = ((raw + 2.0**31 + 0.5) / 2.0**32).view(2, pairs)  # in (0, 1), both ends excluded
-    radius, angle = torch.sqrt(-2 * torch.log(uniform[0])), 2 * math.pi * uniform[1]
-    values = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])
-    return values[: shape.numel()].float().reshape(shape)
-
-
 def _checked_report(recipe: Recipe, contribution: Contribution) -> Contribution:
     try:
         report = Contribution.from_dict(contribution.to_dict())
@@ -216,33 +218,63 @@ def _check_tensors(expected: Shapes, tensors: Mapping[str, Tensor]) -> None:
 def _clipped_and_noised(policy: Policy, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if policy.clip_norm is None:
         return dict(tensors)
-    norm = update_norm(tensors)
-    scale = min(1.0, policy.clip_norm / norm) if norm > 0 else 1.0
-    clipped = {name: tensor.float() * scale for name, tensor in tensors.items()}
+    within = _clipped(tensors, policy.clip_norm)
     if policy.noise_std == 0:
-        return clipped
+        return within
     spread = policy.noise_std * policy.clip_norm
-    return {name: t + spread * random_normal(t.shape) for name, t in clipped.items()}
+    return {name: t + spread * random_normal(t.shape) for name, t in within.items()}
 
 
-def _without_few_cases(report: Contribution, metric: Metric, smallest: int) -> Metric:
-    """The metric, or its name alone where too few cases are behind it.
+def _clipped(tensors: Mapping[str, Tensor], bound: float | None) -> dict[str, Tensor]:
+    """Tensors scaled so that their L2 norm is at most the bound; None: as they are."""
+    if bound is None:
+        return dict(tensors)
+    norm = update_norm(tensors)
+    scale = min(1.0, bound / norm) if norm > 0 else 1.0
+    return {name: tensor.float() * scale for name, tensor in tensors.items()}
 
-    The slices of one volume are one case: a slice metric counts the cases of its class's Dice.
+
+def _of_many_cases(report: Contribution, metric: Metric, smallest: int, for_spread: int) -> Metric:
+    """The metric in three decimals, or its name alone where too few cases are behind it.
+
+    Its spread only over more cases, and no count from which one of few cases follows. The slices of
+    one volume are one case: a slice metric counts the cases of its class's Dice.
     """
-    if metric.metric in _SLICE_METRICS:
-        cases = sum(
-            m.cases
-            for m in report.metrics
-            if m.class_name == metric.class_name and m.metric == "dice"
-        )
-    else:
-        cases = metric.cases
+    whole = next(
+        (m for m in report.metrics if (m.class_name, m.metric) == (metric.class_name, "dice")),
+        None,
+    )
+    by_slice = metric.metric in _SLICE_METRICS
+    cases = metric.cases if not by_slice else whole.cases if whole is not None else 0
     if report.evaluated_cases < smallest:  # then even the number of empty ones is about a case
         return dataclasses.replace(metric, mean=None, std=None, cases=0, empty=0)
+    # those without a value and those that are empty: of fewer than `smallest` nothing is told
+    total = metric.cases + metric.empty
+    if not by_slice and whole is not None:
+        total = max(total, whole.cases + whole.empty)
+    empty = _coarse(metric.empty, smallest)
+    counted = _coarse(metric.cases, smallest)
+    if 0 < total - metric.cases < smallest:
+        counted = total
     if cases < smallest:
-        return dataclasses.replace(metric, mean=None, std=None)
-    return metric
+        return dataclasses.replace(metric, mean=None, std=None, cases=counted, empty=empty)
+    return dataclasses.replace(
+        metric,
+        mean=_rounded(metric.mean),
+        std=_rounded(metric.std) if cases >= for_spread else None,
+        cases=counted,
+        empty=empty,
+    )
+
+
+def _coarse(count: int, smallest: int) -> int:
+    """A count that leaves: 0 stands for any that is smaller than `smallest`."""
+    return count if count >= smallest else 0
+
+
+def _rounded(value: float | None) -> float | None:
+    """A mean that leaves; more digits would tell one case from the difference of two means."""
+    return None if value is None else round(value, DECIMALS)
 
 
 def _ours(problem: str, *, code: str) -> DoorClosed:

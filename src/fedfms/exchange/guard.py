@@ -1,17 +1,29 @@
-"""The guard: what the server takes from a site into the average."""
+"""The guard: what the server takes from a site, each answer by itself.
+
+How differences of one round compare with one another is seen when it closes (`round_guard`).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedfms.contracts.contribution import Contribution
+from fedfms.contracts.contribution import Contribution, Metric
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ContributionRefused
-from fedfms.exchange.tensors import Shapes, find_fault, update_norm
+from fedfms.exchange.averaging import LARGEST_VALUE
+from fedfms.exchange.tensors import (
+    Shapes,
+    find_fault,
+    find_masked_fault,
+    largest_value,
+    update_norm,
+)
 
 NORM_TOLERANCE = 1e-3  # relative; what half precision may add to a difference clipped at the bound
+METRIC_TOLERANCE = 1e-6  # of a mean of values in [0, 1], by rounding
 
 
 def check_contribution(
@@ -23,6 +35,8 @@ def check_contribution(
 ) -> dict[str, Tensor]:
     """The site's difference as fp32, or a refusal that says why.
 
+    With the recipe's `secure_sum` it is masked: names, shapes and type are all that can be checked.
+
     Args:
         expected: names and shapes of the travelling tensors, of the server's own model.
         recipe: the job's recipe as the server has it.
@@ -33,8 +47,8 @@ def check_contribution(
 
     Raises:
         ContributionRefused: code other-version, other-recipe, other-backbone, wrong-role,
-            no-training-slices, unknown-tensor, missing-tensor, wrong-type, wrong-shape, non-finite
-            or too-large.
+            no-training-slices, metric-range, unknown-tensor, missing-tensor, wrong-type,
+            wrong-shape, non-finite, value-too-large or too-large.
     """
     site = contribution.site
     if contribution.package_version != package_version:
@@ -69,14 +83,25 @@ def check_contribution(
             "look at the site's labels with: fedfms check-data",
             "no-training-slices",
         )
-    if fault := find_fault(expected if expected_role == "train" else {}, tensors):
+    check_metrics(contribution)
+    find = find_masked_fault if recipe.sums_only else find_fault
+    if fault := find(expected if expected_role == "train" else {}, tensors):
         code, problem = fault
         raise _refused(
             f"{site} sent tensors that cannot be averaged: {problem}",
             "look at the site's log of this round; with NaN, lower learning_rate in the recipe",
             code,
         )
+    if recipe.sums_only:
+        return {name: tensors[name] for name in sorted(tensors)}
     accepted = {name: tensors[name].float() for name in sorted(tensors)}
+    for name, tensor in accepted.items():
+        if largest_value(tensor) > LARGEST_VALUE:
+            raise _refused(
+                f"{site} sent a difference with a value beyond {LARGEST_VALUE:g} in {name}",
+                "look at the site's log of this round; no training comes to such a value",
+                "value-too-large",
+            )
     norm, bound = update_norm(accepted), recipe.max_update_norm
     if bound is not None and norm > bound * (1 + NORM_TOLERANCE):
         raise _refused(
@@ -85,6 +110,28 @@ def check_contribution(
             "too-large",
         )
     return accepted
+
+
+def check_metrics(contribution: Contribution) -> None:
+    """Refuse scores that no prediction can have.
+
+    Raises:
+        ContributionRefused: code metric-range. Dice and IoU are in [0, 1], and their standard
+            deviation in [0, 0.5]; a distance is not negative, as its deviation.
+    """
+    for metric in contribution.metrics:
+        most, widest = (math.inf, math.inf) if metric.metric == "hd95" else (1.0, 0.5)
+        for value, bound in ((metric.mean, most), (metric.std, widest)):
+            if value is not None and not 0 <= value <= bound + METRIC_TOLERANCE:
+                raise _refused(
+                    f"{contribution.site} reports {_named(metric)} outside [0, {bound:g}]",
+                    "run the same version of fedfms at the server and every site",
+                    "metric-range",
+                )
+
+
+def _named(metric: Metric) -> str:
+    return f"a {metric.metric} of {metric.class_name}"
 
 
 def _refused(problem: str, fix: str, code: str) -> ContributionRefused:

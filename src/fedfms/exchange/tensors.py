@@ -19,7 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fedfms.errors import CheckpointError, ConfigError
+from fedfms.bounded import header_end, safetensors_header
+from fedfms.errors import CheckpointError, ConfigError, Undecodable
 from fedfms.files import read_whole, write_whole
 
 Precision = Literal["fp32", "fp16"]
@@ -64,6 +65,35 @@ def update_norm(tensors: Mapping[str, Tensor]) -> float:
     )
 
 
+def largest_value(tensor: Tensor) -> float:
+    """The largest absolute value; 0 of none, NaN where one is NaN."""
+    if not tensor.numel():
+        return 0.0
+    least, most = (float(value) for value in tensor.aminmax())
+    return most if math.isnan(most) else max(-least, most)
+
+
+def find_masked_fault(expected: Shapes, tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """The first way in which tensors are not exactly the expected ones in masked integers.
+
+    Returns:
+        (code, sentence) or None. Codes: unknown-tensor, missing-tensor, wrong-type, wrong-shape.
+    """
+    if not isinstance(tensors, Mapping):
+        return "missing-tensor", "there are no named tensors"
+    if strange := sorted(str(name) for name in tensors if name not in expected):
+        return "unknown-tensor", f"{strange[0]} is no travelling tensor of this recipe"
+    if missing := sorted(set(expected) - set(tensors)):
+        return "missing-tensor", f"{missing[0]} is missing"
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
+            return "wrong-type", f"{name} is not masked"
+        if tensor.shape != shape:
+            return "wrong-shape", f"{name} has the shape {tuple(tensor.shape)}"
+    return None
+
+
 def payload_bytes(tensors: Any) -> int:
     """Bytes of the values of named tensors, as they travel; 0 for anything else."""
     if not isinstance(tensors, Mapping):
@@ -78,6 +108,8 @@ def find_fault(expected: Shapes, tensors: Mapping[str, Tensor]) -> tuple[str, st
         (code, sentence) or None. Codes: unknown-tensor, missing-tensor, wrong-type (neither fp32
         nor fp16), wrong-shape, non-finite.
     """
+    if not isinstance(tensors, Mapping):
+        return "missing-tensor", "there are no named tensors"
     if strange := sorted(str(name) for name in tensors if name not in expected):
         return "unknown-tensor", f"{strange[0]} is no travelling tensor of this recipe"
     if missing := sorted(set(expected) - set(tensors)):
@@ -86,9 +118,11 @@ def find_fault(expected: Shapes, tensors: Mapping[str, Tensor]) -> tuple[str, st
         tensor = tensors[name]
         if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES.values():
             return "wrong-type", f"{name} is neither fp32 nor fp16"
+        if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
+            return "wrong-type", f"{name} has no values in memory"
         if tensor.shape != shape:
             return "wrong-shape", f"{name} is {list(tensor.shape)}, expected is {list(shape)}"
-        if not bool(torch.isfinite(tensor).all()):
+        if not math.isfinite(largest_value(tensor)):
             return "non-finite", f"{name} holds NaN or infinity"
     return None
 
@@ -165,11 +199,12 @@ def load_tensors(path: Path, max_bytes: int | None = None) -> dict[str, Tensor]:
     """
     try:
         data = read_whole(path, max_bytes)
-        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+        tensors = decode_tensors(data)
         found = _checksum(data)
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+    except (OSError, Undecodable) as error:
+        why = error.problem if isinstance(error, Undecodable) else error
         raise CheckpointError(
-            f"{path} cannot be read as safetensors: {error}",
+            f"{path} cannot be read as safetensors: {why}",
             "fetch or copy the file again; if it comes out so again, the disk is full or failing",
             code="unreadable-tensors",
         ) from None
@@ -180,6 +215,38 @@ def load_tensors(path: Path, max_bytes: int | None = None) -> dict[str, Tensor]:
             code="damaged-model",
         )
     return tensors
+
+
+def decode_tensors(data: bytes, source: str = "it") -> dict[str, Tensor]:
+    """The tensors in the bytes of a safetensors file, each as stored, on the CPU.
+
+    Raises:
+        Undecodable: it is none, or beyond a bound of `fedfms.bounded`.
+    """
+    safetensors_header(data, source)
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    except _OF_SAFETENSORS as error:
+        raise Undecodable(
+            f"{source} is no safetensors file: {str(error)[:200]}", "fetch or copy it again"
+        ) from None
+    return tensors
+
+
+# of damaged bytes, and of types that torch does not have
+_OF_SAFETENSORS = (
+    *(safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError),
+    *(OverflowError, AttributeError),
+)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, text by text; raises OSError and Undecodable."""
+    with path.open("rb") as file:
+        data = file.read(8)
+        data += file.read(header_end(data, str(path)) - 8)
+        size = file.seek(0, 2)
+    return dict(safetensors_header(data, str(path), size).get("__metadata__", {}))
 
 
 def _checksum(data: bytes) -> tuple[int, bytes] | None:

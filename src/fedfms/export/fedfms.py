@@ -10,6 +10,7 @@ from pathlib import Path
 
 import safetensors.torch
 
+from fedfms.bounded import MAX_HEADER_BYTES, json_object
 from fedfms.contracts.site import Reading
 from fedfms.exchange.tensors import CHECKSUM_KEY, NO_CHECKSUM, write_checksum
 from fedfms.export.facts import input_facts, site_facts
@@ -40,7 +41,7 @@ def _sort_metadata(file: Path) -> None:
     """safetensors writes its keys in an order that changes, and the file's SHA-256 with it."""
     with file.open("r+b") as opened:
         size = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(size))
+        header = json_object(opened.read(size), str(file), max_bytes=MAX_HEADER_BYTES)
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         assert len(text) <= size  # the same letters in another order, and blanks

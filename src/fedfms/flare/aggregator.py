@@ -1,11 +1,11 @@
 """FLARE's weighted aggregator, made independent of the order in which sites answer.
 
 FLARE adds each contribution in fp32 as it arrives, so that two runs may differ in the last bit. And
-weights that were rounded as in the paper need every site's count before the first addition. Here
-FLARE still decides what it accepts (kind, round, one answer a site); the accepted differences wait
-until the round is over, and go to the recipe's strategy then (`exchange.strategies`). That holds
-one model for each site in the server's memory, 4 bytes a value: 0.37 GB a site for FedSAM on ViT-B,
-0.04 GB for FedMSA.
+neither a guard that compares the sites of a round nor weights that were rounded as in the paper can
+do with less than the whole round. Here FLARE still decides what it accepts (kind, round, one answer
+a site); the accepted differences wait on the server's disk until the round is over, and are judged
+and combined then (`exchange.round_guard`), one file at a time. So the server's memory holds a few
+copies of the model, whatever the number of sites.
 """
 
 from __future__ import annotations
@@ -15,55 +15,137 @@ from collections.abc import Mapping
 
 from nvflare.apis.dxo import DataKind
 from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
 from nvflare.app_common.aggregators.intime_accumulate_model_aggregator import (
     InTimeAccumulateWeightedAggregator,
 )
+from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.app_event_type import AppEventType
 from torch import Tensor
 
 from fedfms.errors import FedfmsError
-from fedfms.exchange.strategies import Strategy, combine, find_strategy
+from fedfms.exchange.round_guard import RoundGuard, close_round
+from fedfms.exchange.strategies import Strategy, find_strategy
+from fedfms.exchange.waiting import WaitingRoom
 from fedfms.flare.internals.job import put_sums
 from fedfms.flare.job import read_recipe
-from fedfms.flare.run_state import KEEP_STATE, restored, to_keep
+from fedfms.flare.run_state import JUDGED, KEEP_STATE, kept_folder, restored, to_keep
+from fedfms.flare.secure_sums import SecureSums
+from fedfms.records.schema import Judged
+
+_WAITING = "waiting"  # folder of a run
 
 
 class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[misc]
-    """Hands a round's differences to the strategy in the order of names; takes no argument."""
+    """Judges and combines a round's differences when it is over; takes no argument."""
 
     def __init__(self) -> None:
         super().__init__(expected_data_kind=DataKind.WEIGHT_DIFF)
-        self._strategy: Strategy | None = None  # there from the start of a run
+        self._strategy: Strategy | None = None  # there from the start of a run, as what follows
+        self._guard: RoundGuard | None = None
+        self._waiting: WaitingRoom | None = None
+        self._sums: SecureSums | None = None  # of a recipe that asks for them
+        self._judged: Judged | None = None  # of the round that was summed up last
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Put this project's sums into the aggregator that FLARE makes at the start of a job."""
         super().handle_event(event_type, fl_ctx)
         if event_type == EventType.START_RUN:
             try:
-                self._strategy = strategy = find_strategy(read_recipe(fl_ctx))
-                if before := restored(fl_ctx):
-                    strategy.load_state_dict(before.strategy())
+                self._start(fl_ctx)
             except FedfmsError as error:
                 self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
-                return
-            put_sums(self, functools.partial(_combined, strategy))
-        elif event_type == KEEP_STATE and self._strategy is not None:
-            to_keep(fl_ctx).strategy = self._strategy.state_dict()
+        elif event_type == AppEventType.ROUND_STARTED and self._sums is not None:
+            try:
+                self._sums.begin(int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)), fl_ctx)
+            except FedfmsError as error:
+                self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
+        elif event_type == KEEP_STATE and self._strategy is not None and self._guard is not None:
+            keeping = to_keep(fl_ctx)
+            keeping.strategy = self._strategy.state_dict()
+            keeping.state.guard = self._guard.to_keep()
+        elif event_type == EventType.END_RUN and self._waiting is not None:
+            self._waiting.close()
 
+    def _start(self, fl_ctx: FLContext) -> None:
+        recipe = read_recipe(fl_ctx)
+        self._strategy, self._guard = find_strategy(recipe), RoundGuard(recipe)
+        if before := restored(fl_ctx):
+            self._strategy.load_state_dict(before.strategy())
+            self._guard.go_on(before.state.guard)
+        if recipe.sums_only:
+            self._sums = SecureSums(kept_folder(fl_ctx), recipe.holdout)
+            put_sums(self, functools.partial(self._unmask, fl_ctx, self._sums), self._add)
+            return
+        try:
+            self._waiting = WaitingRoom(kept_folder(fl_ctx) / _WAITING)
+        except OSError as error:
+            self._in_memory(fl_ctx, error)
+        close = functools.partial(self._close, self._guard, self._strategy)
+        put_sums(self, close, functools.partial(self._keep, fl_ctx))
 
-def _combined(
-    strategy: Strategy,
-    number: int,
-    weights: Mapping[str, float],
-    differences: Mapping[str, Mapping[str, Tensor]],
-) -> dict[str, Tensor]:
-    """What to add to the global model; nothing where no training site answered.
+    def aggregate(self, fl_ctx: FLContext) -> Shareable:
+        """The change of the model; what the guard found goes to the records."""
+        self._judged = None
+        result = super().aggregate(fl_ctx)
+        if self._judged is not None:
+            self.fire_event_with_data(JUDGED, fl_ctx, FLContextKey.EVENT_DATA, self._judged)
+        return result
 
-    Args:
-        strategy: of the recipe.
-        number: of the round.
-        weights: a site's number of training slices, which the guard wrote into the answer.
-        differences: fp32 tensors, as the guard let them pass; none of a holdout.
-    """
-    slices = {site: round(weight) for site, weight in weights.items()}
-    return combine(strategy, number, slices, differences)
+    def _keep(self, fl_ctx: FLContext, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Where a difference waits: on the disk, and in memory where that cannot be."""
+        if self._waiting is None:
+            return tensors
+        try:
+            return self._waiting.put(tensors)
+        except OSError as error:
+            self._in_memory(fl_ctx, error)
+            return tensors
+
+    def _add(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Add an accepted answer to the round's sum; nothing else is kept of it."""
+        if tensors and self._sums is not None:
+            self._sums.add(tensors)
+        return {}
+
+    def _unmask(
+        self,
+        fl_ctx: FLContext,
+        sums: SecureSums,
+        number: int,
+        weights: Mapping[str, float],
+        differences: Mapping[str, Mapping[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """What to add to the global model, where the server sees the sum alone."""
+        slices = {site: round(weight) for site, weight in weights.items() if weight > 0}
+        return sums.change(slices, fl_ctx)
+
+    def _in_memory(self, fl_ctx: FLContext, error: OSError) -> None:
+        self.log_warning(
+            fl_ctx, f"answers wait in memory: {error.strerror or error}", fire_event=False
+        )
+
+    def _close(
+        self,
+        guard: RoundGuard,
+        strategy: Strategy,
+        number: int,
+        weights: Mapping[str, float],
+        differences: Mapping[str, Mapping[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """What to add to the global model; nothing where no training site answered.
+
+        Args:
+            guard, strategy: of the recipe.
+            number: of the round.
+            weights: a site's number of training slices, which the guard wrote into the answer.
+            differences: fp32 tensors, as the guard let them pass; none of a holdout.
+        """
+        slices = {site: round(weight) for site, weight in weights.items()}
+        closed = close_round(guard, strategy, number, slices, differences)
+        if self._waiting is not None:
+            self._waiting.clear()
+        self._judged = Judged(round=number, acts=guard.acts, sites=closed.verdicts)
+        return closed.change

@@ -6,6 +6,8 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+from fedfms.bounded import number
+from fedfms.errors import Undecodable
 from fedfms.flare.greeting import REVOKED, TIME, VERSION
 from fedfms.flare.internals import wire
 from fedfms.kits.kit import Kit
@@ -24,11 +26,15 @@ def ask_server(kit: Kit) -> ServerGreeting:
         NetworkError: code flare.
     """
     with conversation(kit) as (_, answer):
-        there = answer.headers.get(TIME)
+        version, revoked = answer.headers.get(VERSION), answer.headers.get(REVOKED)
+        here = (answer.asked + answer.answered) / 2
+        ahead = None
+        with contextlib.suppress(Undecodable):
+            ahead = number(answer.headers.get(TIME), "the server's time") - here
         return ServerGreeting(
-            answer.headers.get(VERSION),
-            None if there is None else there - (answer.asked + answer.answered) / 2,
-            answer.headers.get(REVOKED),
+            version if isinstance(version, str) else None,
+            ahead,
+            revoked if isinstance(revoked, bool) else None,
         )
 
 

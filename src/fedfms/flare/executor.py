@@ -32,6 +32,7 @@ from fedfms.contracts.now import SiteProgress
 from fedfms.contracts.pause import Gate
 from fedfms.contracts.wire import plain_name
 from fedfms.errors import ConfigError, FedfmsError, TaskAborted, TrainerError
+from fedfms.flare import secure_sums
 from fedfms.flare.internals.audit import let_audit_wait
 from fedfms.flare.internals.settings import resend_requests
 from fedfms.flare.internals.streams import forget_in_one_thread
@@ -47,6 +48,7 @@ from fedfms.flare.job import (
     training_dxo,
 )
 from fedfms.flare.pausing import wait_until_over
+from fedfms.flare.receipts import KitSigner, countersign
 from fedfms.flare.report_now import Reporter, sender
 from fedfms.trainer.client import TaskResult, run_task
 from fedfms.trainer.connection import stopped_on_request
@@ -70,6 +72,10 @@ class SiteExecutor(Executor):  # type: ignore[misc]
             resend_requests()
             let_audit_wait()
             forget_in_one_thread()
+            if TRAIN_TASK in self.tasks:
+                fl_ctx.get_engine().register_aux_message_handler(
+                    secure_sums.TOPIC, secure_sums.answer_for_trainer
+                )
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
@@ -145,9 +151,13 @@ class SiteExecutor(Executor):  # type: ignore[misc]
                 raise
             reporter.sends_answer()
         if task.kind == "train":  # tensors stay in the precision in which they passed the door
-            return training_dxo(result.tensors, result.contribution).to_shareable()
-        data = {CONTRIBUTION: result.contribution.to_dict(), PICTURES: result.pictures}
-        return DXO(DataKind.METRICS, data=data).to_shareable()
+            answer = training_dxo(result.tensors, result.contribution).to_shareable()
+        else:
+            data = {CONTRIBUTION: result.contribution.to_dict(), PICTURES: result.pictures}
+            answer = DXO(DataKind.METRICS, data=data).to_shareable()
+        root = Path(fl_ctx.get_engine().get_workspace().get_root_dir())
+        countersign(answer, result.receipt, KitSigner(root, "client"))
+        return answer
 
     def _ask(self, ask: Callable[[], TaskResult], task_name: str, fl_ctx: FLContext) -> TaskResult:
         """Ask the trainer, and once more where it ended and may be there again.

@@ -7,13 +7,13 @@ out, since records hold nothing else. A coordinator asks from where it has read 
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedfms.bounded import read_json_object
 from fedfms.records.layout import RECIPE, RECORDS
 from fedfms.records.read import RecordReader
 
@@ -61,7 +61,7 @@ def read_piece(folder: Path, asked: Any) -> dict[str, Any]:
     recipe = {}
     if offset == 0:
         with contextlib.suppress(OSError, ValueError):
-            recipe = json.loads((folder / RECIPE).read_bytes())
+            recipe = read_json_object(folder / RECIPE)
     lines = data[: data.rfind(b"\n") + 1].decode(errors="replace")
     return {"offset": offset, "lines": lines, "size": size, "recipe": recipe}
 

@@ -7,17 +7,20 @@ after everybody has loaded a model. Here it is compared with what the sites anno
 from __future__ import annotations
 
 import difflib
-import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedfms import __version__
+from fedfms.bounded import read_json_object
 from fedfms.contracts.announcement import PAUSED, Announcement, Slicing
 from fedfms.contracts.codes import CODES
 from fedfms.contracts.recipe import Recipe
-from fedfms.errors import ConfigError
+from fedfms.contracts.sums import LEAST_SITES
+from fedfms.errors import ConfigError, Undecodable
+from fedfms.exchange.bounds import Breach, breaches, too_few_steps
 from fedfms.flare.internals.job import participants_of
 from fedfms.models.methods import installed_methods
 
@@ -142,6 +145,12 @@ def _by_name(
             f"and {len(counted)} can take part",
             f"connect more sites, or allow fewer with --set min_clients={max(1, len(counted))}",
             code="too-few-sites",
+        )
+    if job.trains and job.recipe.sums_only and len(counted) < LEAST_SITES:
+        yield ConfigError(
+            f"secure_sum needs {LEAST_SITES} training sites, and {len(counted)} can take part",
+            "connect more sites: of two, each would know what the other one sent",
+            code="few-for-a-sum",
         )
 
 
@@ -287,6 +296,13 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
             f"submit with --set rounds={site.max_rounds}",
             "too-many-rounds",
         )
+    if site.bounds is not None:
+        will_train = trains and site.site not in recipe.holdout
+        for breach in breaches(site.bounds, recipe, trains=will_train):
+            yield f"allows {breach.allowed}, and {breach.has}", breach.fix, breach.code
+        if will_train and (few := _few_steps(site, recipe)):
+            about = f"about {site.about_slices} training slices: {few.has}"
+            yield f"allows {few.allowed}, and has {about}", few.fix, few.code
     known = {*site.classes, *site.not_annotated}
     if unknown := [name for name in recipe.classes if name not in known]:
         yield (
@@ -318,6 +334,13 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
         )
 
 
+def _few_steps(site: Announcement, recipe: Recipe) -> Breach | None:
+    """Too few steps a round, by the most slices that it may mean."""
+    if site.bounds is None or not site.about_slices:
+        return None
+    return too_few_steps(site.bounds, recipe, math.ceil(1.5 * site.about_slices))
+
+
 def _meant(method: str, allowed: Sequence[str]) -> str:
     """For a name that nothing here has, and that looks like one which the site allows."""
     close = difflib.get_close_matches(method, allowed, n=1)
@@ -346,8 +369,10 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        return read_json_object(path)
+    except Undecodable as error:
+        raise ConfigError(error.problem, error.fix) from None
+    except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}", "correct the file") from None
 
 

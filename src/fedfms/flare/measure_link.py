@@ -10,8 +10,10 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
-from fedfms.errors import ConfigError
+from fedfms.bounded import number
+from fedfms.errors import ConfigError, Undecodable
 from fedfms.flare.challenge import conversation
 from fedfms.flare.internals import wire
 from fedfms.flare.link import HEADER, PIECE, REFUSED, TOLD, WAIT
@@ -47,7 +49,7 @@ def measure(kit: Kit, on_step: Callable[[str], None] = lambda text: None) -> Lin
             answer = ask(limit, {HEADER: down}, payload)
             seconds = time.monotonic() - began
             _check(answer, down, up)
-            told.append(float(answer.headers.get(TOLD) or 0.0))
+            told.append(_seconds(answer.headers.get(TOLD)))
             return seconds
 
         on_step("there and back")
@@ -68,6 +70,14 @@ def _rate(carry: Callable[[int], float], trip: float) -> float:
         if seconds >= ENOUGH_SECONDS or size == PIECE:
             return rate
         size = min(PIECE, max(2 * size, min(8 * size, int(rate * 1.2 * ENOUGH_SECONDS))))
+
+
+def _seconds(told: Any) -> float:
+    """What a server says of a time; 0 where it says none."""
+    try:
+        return max(0.0, number(told, "a time"))
+    except Undecodable:
+        return 0.0
 
 
 def _check(answer: wire.Answer, down: int, up: int) -> None:
@@ -92,7 +102,7 @@ def _check(answer: wire.Answer, down: int, up: int) -> None:
             code="revoked",
         )
     if REFUSED in answer.headers:
-        minutes = max(1, round(float(answer.headers.get(WAIT) or 0.0) / 60))
+        minutes = max(1, round(_seconds(answer.headers.get(WAIT)) / 60))
         raise NetworkError(
             "the server has measured enough for now, and keeps its line for its runs",
             f"try again in {minutes} min",

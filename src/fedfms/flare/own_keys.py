@@ -6,19 +6,21 @@ FLARE signs with a CA folder of its own kind. The one it gets here is made of th
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fedfms.errors import FederationError
+from fedfms.bounded import json_object, open_zip
+from fedfms.errors import FederationError, Undecodable
 from fedfms.flare.internals.console import nvflare_cert, write_authority
 
 VALID_DAYS = 360  # as FLARE's provisioner
 REQUEST_FILE = "request.json"
+MAX_REQUEST_BYTES = 1 << 20  # packed and unpacked; FLARE's has 3 kB
+_MAX_RATIO = 100
+_LARGEST_TEXT = 1024  # characters of what a request says of the site
 
 
 def make_request(name: str, org: str, project: str, folder: Path) -> Path:
@@ -42,17 +44,35 @@ def read_request(request: Path) -> dict[str, Any]:
         FederationError: it is no request.
     """
     try:
-        with zipfile.ZipFile(request) as archive:
-            said = json.loads(archive.read(REQUEST_FILE))
-        return {key: str(said[key]) for key in ("name", "org", "project", "public_key_sha256")}
+        with open_zip(
+            request,
+            "it",
+            max_bytes=MAX_REQUEST_BYTES,
+            max_entries=100,
+            max_ratio=_MAX_RATIO,
+        ) as archive:
+            said = json_object(archive.read(REQUEST_FILE), f"its {REQUEST_FILE}")
     except FileNotFoundError:
         raise FederationError(f"there is no {request}", "check the path") from None
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-        raise FederationError(
-            f"{request} is no request: {error}",
-            "let the site send the SITE.request.zip that fedfms request made",
-            code="bad-request",
-        ) from None
+    except Undecodable as error:
+        raise _no_request(request, error.problem) from None
+    except OSError as error:
+        raise _no_request(request, error.strerror or str(error)) from None
+    found: dict[str, Any] = {}
+    for key in ("name", "org", "project", "public_key_sha256"):
+        value = said.get(key)
+        if not isinstance(value, str) or len(value) > _LARGEST_TEXT or not value.isprintable():
+            raise _no_request(request, f"its {REQUEST_FILE} has no {key} that can be used")
+        found[key] = value
+    return found
+
+
+def _no_request(request: Path, why: str) -> FederationError:
+    return FederationError(
+        f"{request} is no request: {why}",
+        "let the site send the SITE.request.zip that fedfms request made",
+        code="bad-request",
+    )
 
 
 def sign_request(
@@ -91,5 +111,5 @@ def sign_request(
         )
     finally:
         key_file.unlink()
-    with zipfile.ZipFile(signed) as archive:
+    with open_zip(signed, "FLARE's answer", max_bytes=MAX_REQUEST_BYTES) as archive:
         return archive.read(f"{said['name']}.crt")

@@ -109,7 +109,8 @@ class Event:
         Raises:
             ValueError: it is none of this version.
         """
-        if set(values) != {one.name for one in dataclasses.fields(cls)} - {"text"}:
+        known = {one.name for one in dataclasses.fields(cls)} - {"text"}
+        if not isinstance(values, Mapping) or set(values) != known:
             raise ValueError("other entries than an event of this version has")
         return _EVENT.validate_python(values)
 
@@ -351,7 +352,7 @@ class _Story:
         self.notes.append(_at(note.time) + note.text)
         if note.kind in ALARMS:
             self.alarms.append(self.notes[-1])
-        if self.times and self.times[-1].ended is None:
+        if note.kind != "guarded" and self.times and self.times[-1].ended is None:
             self.times[-1].disturbed = True
         if note.kind == "waits":
             self.waits = note.text

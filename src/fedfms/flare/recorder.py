@@ -41,11 +41,13 @@ from fedfms.flare.job import (
 )
 from fedfms.flare.live import Live
 from fedfms.flare.progress import JobProgress
+from fedfms.flare.receipts import KitSigner, receipt_of, result_files
 from fedfms.flare.report_now import SAID, TOPIC
 from fedfms.flare.result_guard import is_for_too_few_usable, sender_of
 from fedfms.flare.room import LOOK_SECONDS, MARGIN_BYTES, patiently, wait_for_room
 from fedfms.flare.run_state import (
     HEARD,
+    JUDGED,
     KEEP_STATE,
     NOTED,
     begin_to_keep,
@@ -62,12 +64,14 @@ from fedfms.records.schema import (
     EvaluationRecord,
     JobDone,
     JobRecord,
+    Judged,
     Note,
     Record,
     Resumed,
     RoundDone,
     RoundStarted,
 )
+from fedfms.records.verdicts import findings
 from fedfms.records.write import RecordWriter, clock
 
 LAST_RECORDS_SECONDS = 10.0  # for a full disk to take the last records of an aborted run
@@ -117,6 +121,7 @@ class Recorder(Widget):  # type: ignore[misc]
             EventType.FATAL_SYSTEM_ERROR: self._failed,
             EventType.END_RUN: self._end,
             NOTED: self._note,
+            JUDGED: self._judged,
             HEARD: self._heard,
             InfoCollector.EVENT_TYPE_GET_STATS: self._tell_progress,
         }.get(event_type)
@@ -211,7 +216,11 @@ class Recorder(Widget):  # type: ignore[misc]
         answer = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
         site = sender_of(answer)
         self.live.answer_came(site, time.time())
-        said = {"bytes_up": _payload(answer), "contribution": _report(answer, site)}
+        said = {
+            "bytes_up": _payload(answer),
+            "contribution": _report(answer, site),
+            "receipt": receipt_of(answer),
+        }
         fl_ctx.set_prop(_SENDER, site, private=True, sticky=False)
         fl_ctx.set_prop(_SAID, said, private=True, sticky=False)
 
@@ -249,6 +258,7 @@ class Recorder(Widget):  # type: ignore[misc]
                 bytes_down=self._bytes_down.get(site, 0),
                 bytes_up=said["bytes_up"],
                 contribution=said["contribution"],
+                receipt=said["receipt"],
             )
         )
 
@@ -304,6 +314,13 @@ class Recorder(Widget):  # type: ignore[misc]
             self._paused.discard(note.site)
         self._write(note)
 
+    def _judged(self, fl_ctx: FLContext) -> None:
+        """What the guard of a round found, as figures and in words."""
+        judged: Judged = fl_ctx.get_prop(FLContextKey.EVENT_DATA)
+        self._write(judged)
+        for site, text in findings(judged):
+            self._write(Note(kind="guarded", site=site, text=text))
+
     def _heard(self, fl_ctx: FLContext) -> None:
         self.live.heart_beats(fl_ctx.get_prop(FLContextKey.EVENT_DATA))
 
@@ -332,7 +349,13 @@ class Recorder(Widget):  # type: ignore[misc]
             names.append(f"{layout.PICTURES}/{name}")
         said = data[CONTRIBUTION]
         self._write(
-            EvaluationRecord(site=site, model=model, contribution=said, pictures=tuple(names))
+            EvaluationRecord(
+                site=site,
+                model=model,
+                contribution=said,
+                pictures=tuple(names),
+                receipt=receipt_of(answer),
+            )
         )
 
     def _site_gone(self, fl_ctx: FLContext) -> None:
@@ -373,8 +396,21 @@ class Recorder(Widget):  # type: ignore[misc]
             if aborted and time.monotonic() > deadline:
                 break
             time.sleep(LOOK_SECONDS)
+        self._seal(fl_ctx)
         if self._tracking is not None:
             self._tracking.end()
+
+    def _seal(self, fl_ctx: FLContext) -> None:
+        """Sign what the run has come to, with the key of the server's certificate."""
+        if self._writer is None or self._folder is None or self._writer.held:
+            return
+        signer = KitSigner(Path(fl_ctx.get_engine().get_workspace().get_root_dir()), "server")
+        if not signer.is_there:
+            return
+        try:
+            self._writer.seal(result_files(self._folder), signer)
+        except (OSError, FedfmsError) as error:
+            self.log_error(fl_ctx, f"the records could not be sealed: {error}", fire_event=False)
 
     def _is_to_be_tried_again(self) -> bool:
         """Whether a later round failed at too many sites: each of them did it before.
@@ -428,7 +464,7 @@ def _payload(shareable: Any) -> int:
     """Bytes of the tensors in a task or an answer."""
     try:
         return payload_bytes(from_shareable(shareable).data)
-    except ValueError:
+    except (ValueError, TypeError, AttributeError, KeyError):
         return 0
 
 
@@ -436,6 +472,6 @@ def _report(answer: Shareable, site: str) -> Contribution | None:
     """What a site says of its round, if it can be read."""
     try:
         said = Contribution.from_dict(from_shareable(answer).get_meta_prop(CONTRIBUTION))
-    except (ValueError, ContributionRefused):
+    except (ValueError, TypeError, AttributeError, KeyError, ContributionRefused):
         return None
     return said if said.site == site else None

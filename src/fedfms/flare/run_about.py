@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedfms.bounded import read_json_object
 from fedfms.files import write_whole
 from fedfms.records.layout import RECORDS
 from fedfms.records.read import read_last
@@ -32,7 +33,7 @@ class About:
     def read(cls, folder: Path) -> About | None:
         """Of a run's folder; None where there is none that can be read."""
         try:
-            values = json.loads((folder / _FILE).read_text())
+            values = read_json_object(folder / _FILE)
             known = {one.name for one in dataclasses.fields(cls)}
             about = cls(**{key: value for key, value in values.items() if key in known})
             about.sites = [str(site) for site in about.sites]

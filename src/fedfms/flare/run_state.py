@@ -10,6 +10,7 @@ ends. So after each round everything that the rounds to come follow from is kept
             global_model.safetensors            the model that goes out next
             best_model.safetensors              where one was selected
             strategy.safetensors                where the strategy keeps something
+        waiting/                                answers of the round that is open
 
 A round's folder is there whole or not at all. A job's process that starts finds it, puts the files
 back, and goes on with the round that was open. Components of the job take part by the event
@@ -31,6 +32,7 @@ from nvflare.apis.fl_context import FLContext
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from fedfms.bounded import read_json
 from fedfms.errors import FederationError
 from fedfms.exchange.tensors import load_tensors, save_tensors
 from fedfms.files import file_sha256, link_whole, whole_folder
@@ -43,6 +45,7 @@ KEEP_STATE = "fedfms.keep_state"  # event of a job's process, after ROUND_DONE w
 # event of a job's process: when the server heard of each site last, {name: seconds since 1970}
 HEARD = "fedfms.heard"
 NOTED = "fedfms.noted"  # event of a job's process, with a Note from the server's main process
+JUDGED = "fedfms.judged"  # event of a job's process, with a Judged, when a round was summed up
 RUNS = "runs"  # folder of the server's workspace
 FORMAT = 1
 KEPT_ROUNDS = 2  # the one before the last, too: for a disk that damaged the last
@@ -60,6 +63,7 @@ class RunState:
     format: int = FORMAT
     best_rounds: int | None = None  # rounds that the best model so far was trained
     best_scores: dict[str, dict[str, float]] = field(default_factory=dict)  # its Dice: site, class
+    guard: dict[str, Any] = field(default_factory=dict)  # what the guard of a round remembers
     sha256: dict[str, str] = field(default_factory=dict)  # of each file beside state.json
 
 
@@ -210,7 +214,7 @@ def restore(kept: Path, results: Path, recipe_sha256: str) -> Restored | None:
 def _read_state(folder: Path, recipe_sha256: str) -> RunState | None:
     """The state of a round whose files are as they were written; else None."""
     try:
-        values: dict[str, Any] = json.loads((folder / _STATE).read_text())
+        values: dict[str, Any] = read_json(folder / _STATE)
         state = _DECODE.validate_python(values)
         whole = all(file_sha256(folder / name) == sha for name, sha in state.sha256.items())
     except (OSError, ValueError):
@@ -238,7 +242,7 @@ def kept_recipe(kept: Path) -> str | None:
     """The hash of the recipe that the last round that was kept was made with."""
     for folder in _rounds(kept):
         with contextlib.suppress(OSError, ValueError):
-            return _DECODE.validate_python(json.loads((folder / _STATE).read_text())).recipe_sha256
+            return _DECODE.validate_python(read_json(folder / _STATE)).recipe_sha256
     return None
 
 

@@ -12,13 +12,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import logging
 import shutil
 import time
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -28,8 +26,9 @@ from nvflare.apis.job_def import Job, JobMetaKey
 from nvflare.apis.storage import WORKSPACE, StorageException
 from pydantic import TypeAdapter
 
+from fedfms.bounded import decode_text, number, open_zip
 from fedfms.contracts.recipe import Recipe
-from fedfms.errors import ConfigError, FederationError
+from fedfms.errors import ConfigError, FederationError, Undecodable
 from fedfms.files import file_sha256, write_whole
 from fedfms.flare.internals import commands, rejoin
 from fedfms.flare.internals.commands import Asked, Command
@@ -46,6 +45,7 @@ log = logging.getLogger(__name__)
 
 LIST, STOP, RESUME, FORGET = "fedfms_runs", "fedfms_stop", "fedfms_resume", "fedfms_forget"
 FORGOTTEN = "forgotten"  # folder of the server's workspace: one small file for each run
+LARGEST_JOB = 16 << 30  # bytes of a job's archive, and of what is in it: models of all rounds
 SITES_SECONDS = 20.0  # for the sites to forget a run
 SUMMARY = "fedfms_run"  # key in a job's meta: what a completed run came to
 
@@ -96,6 +96,8 @@ class RunInfo:
         Raises:
             ValueError: it is none of this version.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError("no run")
         known = {one.name for one in dataclasses.fields(cls)}
         return _INFO.validate_python({k: v for k, v in values.items() if k in known})
 
@@ -271,11 +273,13 @@ class RunCommands:
             job = self._manager().get_job(job_id, ctx)
             for app in job.get_deployment():
                 with (
-                    contextlib.suppress(ConfigError, KeyError, ValueError),
-                    zipfile.ZipFile(io.BytesIO(job.get_application(app, ctx))) as files,
+                    contextlib.suppress(ConfigError, Undecodable),
+                    open_zip(
+                        job.get_application(app, ctx), "the job", max_bytes=LARGEST_JOB
+                    ) as files,
                 ):
-                    values = json.loads(files.read(f"config/{RECIPE}"))
-                    return Recipe.from_dict(values, "the job's recipe").sha256
+                    text = decode_text(files.read(f"config/{RECIPE}"), "the job's recipe")
+                    return Recipe.from_text(text, "the job's recipe").sha256
         return None
 
     # --------------------------------------------------------------------------------- forget
@@ -326,14 +330,13 @@ class RunCommands:
             if not data:
                 return found
             with (
-                contextlib.suppress(zipfile.BadZipFile),
-                zipfile.ZipFile(io.BytesIO(data)) as files,
+                contextlib.suppress(Undecodable),
+                open_zip(data, "the job's result", max_bytes=LARGEST_JOB) as files,
             ):
-                for name in files.namelist():
+                for name in files.members:
                     _, ours, short = name.rpartition(f"{RESULT_FOLDER}/")
                     if ours and short and not short.startswith(PICTURES):
-                        with files.open(name) as file:
-                            found[short] = _sha256(file.read)
+                        found[short] = _sha256(files.blocks(name))
         return found
 
     # ---------------------------------------------------------------------------------- store
@@ -421,12 +424,14 @@ def _short(info: RunInfo) -> str:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    with contextlib.suppress(Undecodable):
+        return number(value, "a time") if isinstance(value, int | float) else None
+    return None
 
 
-def _sha256(read: Callable[[int], bytes]) -> str:
+def _sha256(blocks: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
-    while block := read(1 << 20):
+    for block in blocks:
         digest.update(block)
     return digest.hexdigest()
 

@@ -208,10 +208,13 @@ class Forgotten:
     @classmethod
     def from_dict(cls, said: Mapping[str, Any]) -> Forgotten:
         """What the server answered."""
-        told = {str(site): str(word) for site, word in dict(said.get("sites") or {}).items()}
+        sites, away = said.get("sites") or {}, said.get("not_connected") or ()
+        if not isinstance(sites, dict) or not isinstance(away, list | tuple):
+            raise _not_understood("where the run was forgotten")
+        told = {str(site): str(word) for site, word in sites.items()}
         return cls(
             tuple(sorted(site for site, word in told.items() if word == FORGOTTEN)),
-            tuple(str(site) for site in said.get("not_connected") or ()),
+            tuple(str(site) for site in away),
             {site: word for site, word in sorted(told.items()) if word != FORGOTTEN},
         )
 
@@ -408,7 +411,11 @@ class Coordinator:
         """All runs that the server knows, newest first."""
         with self._asking("list the runs"):
             said = commands.ask(self._session, runs.LIST)
-        return [runs.RunInfo.from_dict(one) for one in said.get("runs", ())]
+        listed = said.get("runs", ())
+        try:
+            return [runs.RunInfo.from_dict(one) for one in listed]
+        except (TypeError, ValueError):
+            raise _not_understood("its runs") from None
 
     def stop(self, job_id: str) -> int:
         """Stop a run for good, until somebody resumes it; how many rounds of it are kept.
@@ -417,7 +424,7 @@ class Coordinator:
             FederationError: code not-running, not-authorized.
         """
         with self._asking("stop the run", "manage_job"):
-            return int(commands.ask(self._session, runs.STOP, job_id).get("kept_rounds", 0))
+            return _kept_rounds(commands.ask(self._session, runs.STOP, job_id))
 
     def resume(self, job_id: str) -> int:
         """Go on with a run that ended before it was done; from how many rounds.
@@ -428,7 +435,7 @@ class Coordinator:
         """
         with self._asking("resume the run", "submit_job"):
             said = commands.ask(self._session, runs.RESUME, job_id, seconds=FORGET_SECONDS)
-        return int(said.get("kept_rounds", 0))
+        return _kept_rounds(said)
 
     def forget(self, job_id: str) -> Forgotten:
         """Remove all of a run at the server and at the sites that are connected.
@@ -600,6 +607,19 @@ def new_copy(job: Path, workspace: Path) -> Path:
         number += 1
         place = place.with_name(f"{name}-{number}")
     return place
+
+
+def _kept_rounds(said: Mapping[str, Any]) -> int:
+    kept = said.get("kept_rounds", 0)
+    return kept if isinstance(kept, int) else 0
+
+
+def _not_understood(what: str) -> FederationError:
+    return FederationError(
+        f"what the server said of {what} cannot be understood",
+        "use the version of fedfms that the server runs",
+        code="other-version",
+    )
 
 
 def _check_site_change(said: Any, site: str, wanted: str) -> None:

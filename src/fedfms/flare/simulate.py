@@ -7,6 +7,7 @@ and a trainer, as in the containers. Nothing of it is left behind, however it en
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -28,6 +29,7 @@ from fedfms.contracts.site import SiteConfig
 from fedfms.errors import FederationError
 from fedfms.exchange.door import read_policy
 from fedfms.exchange.strategies import find_strategy
+from fedfms.files import write_whole
 from fedfms.flare.canary import Findings, refusal, rehearse
 from fedfms.flare.coordinator import Patience, connect_patiently
 from fedfms.flare.follow import NEWS_SECONDS, OnEvent, follow, news_from, read_end, wait_for_start
@@ -55,6 +57,9 @@ from fedfms.models.methods import find_method
 from fedfms.records.layout import RECORDS
 from fedfms.records.schema import ContributionRecord, EvaluationRecord, JobDone, Record
 from fedfms.report.write import check_results_folder, write_results
+from fedfms.trainer.own_key import KEY as TRAINER_KEY
+from fedfms.trainer.own_key import own_key
+from fedfms.trainer.sums import SUMS
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +208,8 @@ class Federation:
             self._tell(Event("start", sites=tuple(site.name for site in self.sites)))
             server = self._start_server(kits / SERVER)
             _wait_for_port(server, port)
+            if self.recipe.sums_only:
+                self._know_each_other()
             for site in self.sites:
                 self._start_site(site, kits / site.name)
 
@@ -322,6 +329,10 @@ class Federation:
         """Remove keys, FLARE's folders and the exchange after a run that went well; logs stay."""
         for folder in (self._kits, self.run / "exchange", self.run / "download"):
             shutil.rmtree(folder, ignore_errors=True)
+        for site in self.sites:
+            (self._work(site) / TRAINER_KEY).unlink(missing_ok=True)
+            shutil.rmtree(self._work(site) / SUMS, ignore_errors=True)
+        self._peers.unlink(missing_ok=True)
 
     # ------------------------------------------------------------------------------ processes
 
@@ -376,7 +387,21 @@ class Federation:
 
     def trainer_command(self, site: Site, exchange: Path) -> list[str]:
         """How a site's trainer is started."""
-        return trainer_command(site, exchange, self.run / "sites" / site.name, self.checkpoints)
+        command = trainer_command(site, exchange, self._work(site), self.checkpoints)
+        return [*command, "--peers", str(self._peers)] if self.recipe.sums_only else command
+
+    @property
+    def _peers(self) -> Path:
+        return self.run / "peers.json"
+
+    def _work(self, site: Site) -> Path:
+        """A site's private folder."""
+        return self.run / "sites" / site.name
+
+    def _know_each_other(self) -> None:
+        """What sites of a real federation tell each other: the keys of their trainers."""
+        keys = {site.name: own_key(self._work(site)).public for site in self.sites}
+        write_whole(self._peers, json.dumps(keys))
 
     def _look(self) -> list[str]:
         """What ended since the last look, as sentences; a server that keeps ending is the end."""

@@ -11,9 +11,11 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 from fedfms import __version__
-from fedfms.errors import ConfigError
+from fedfms.bounded import read_json_object
+from fedfms.errors import ConfigError, Undecodable
 
 ABOUT_FILE = "fedfms.json"
+MAX_ABOUT_BYTES = 64 * 1024  # it has 300
 # Which files a kit has and what is in them. Kits without a number (1) list an executor for each
 # method, and nothing in them stops FLARE after `nvflare deploy prepare`.
 KIT_FORMAT = 3
@@ -52,7 +54,7 @@ def read_about(kit: Path) -> KitAbout:
     """
     path = kit / ABOUT_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json_object(path, MAX_ABOUT_BYTES)
     except PermissionError:  # the reader knows which user it is, and what to do
         raise
     except (FileNotFoundError, NotADirectoryError):
@@ -62,7 +64,8 @@ def read_about(kit: Path) -> KitAbout:
             code="no-kit",
         ) from None
     except (OSError, ValueError) as error:
-        raise _changed(path, str(error)) from None
+        why = error.problem if isinstance(error, Undecodable) else error
+        raise _changed(path, str(why)) from None
     try:
         about = _ABOUT.validate_json(json.dumps({"kit_format": 1, **values}), strict=True)
     except (TypeError, ValueError):

@@ -6,10 +6,13 @@ import datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
+from fedfms.bounded import read_bytes
 from fedfms.errors import ConfigError
 
+MAX_BYTES = 1 << 20  # of a file of certificates
 RENEW_DAYS = 30  # a certificate that ends sooner is worth a word
 
 
@@ -26,13 +29,18 @@ def read_certificate(path: Path) -> x509.Certificate:
         PermissionError: this user may not read it; who asks knows which user that is.
     """
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
+        certificate = x509.load_pem_x509_certificate(read_bytes(path, MAX_BYTES))
+        # read now what is otherwise read, and found to be damaged, where somebody asks for it
+        _ = (certificate.subject, certificate.issuer, certificate.extensions)
+        _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+        certificate.public_key()
+        return certificate
     except PermissionError:
         raise
     except OSError as error:
         problem = f"the certificate {path} cannot be read ({error.strerror})"
-    except ValueError:
-        problem = f"{path} is no certificate"
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
+        problem = f"{path} is no certificate that can be used"
     raise ConfigError(
         problem,
         "unzip the kit again and mount it as it is; if that does not help, ask the coordinator for "

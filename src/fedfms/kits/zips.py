@@ -7,11 +7,13 @@ import stat
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from fedfms.errors import ConfigError
+from fedfms.bounded import ZipReader, open_zip
+from fedfms.errors import ConfigError, Undecodable
 
 _TIME = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
 _UNIX = 3
-MAX_BYTES = 64 << 20  # of a kit or request, unpacked; a kit has less than 100 kB
+MAX_BYTES = 64 << 20  # of a kit or request, unpacked; a kit has less than 400 kB
+MAX_FILES = 1000
 
 
 def write_zip(folder: Path, path: Path) -> None:
@@ -47,39 +49,32 @@ def unpack_zip(path: Path, folder: Path) -> Path:
         ConfigError: it is no zip, is too large, or names anything outside the one folder.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if not info.is_dir()]
-            _check_members(path, members)
-            for info in members:
-                target = folder / info.filename
+        with open_zip(path, "it", max_bytes=MAX_BYTES, max_entries=MAX_FILES) as archive:
+            top = _one_folder(path, archive)
+            for name, info in archive.members.items():
+                target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(archive.read(info))
-                target.chmod(info.external_attr >> 16 & 0o755 or 0o644)
+                target.write_bytes(archive.read(name))
+                target.chmod(archive.mode(info) & 0o755 or 0o644)
     except FileNotFoundError:
         raise ConfigError(f"there is no {path}", "check the path") from None
-    except (OSError, zipfile.BadZipFile, RuntimeError) as error:
-        raise _no_kit(path, str(error)) from None
-    return folder / PurePosixPath(members[0].filename).parts[0]
+    except Undecodable as error:
+        raise _no_kit(path, error.problem) from None
+    except OSError as error:
+        raise _no_kit(path, error.strerror or str(error)) from None
+    return folder / top
 
 
-def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    if not members:
+def _one_folder(path: Path, archive: ZipReader) -> str:
+    """The name of the one folder that all files of an archive are in."""
+    if not archive.members:
         raise _no_kit(path, "it is empty")
-    if sum(info.file_size for info in members) > MAX_BYTES:
-        raise _no_kit(path, "it is far larger than a kit")
-    tops = set()
-    for info in members:
-        name = PurePosixPath(info.filename)
-        mode = info.external_attr >> 16
-        if name.is_absolute() or ".." in name.parts or "\\" in info.filename:
-            raise _no_kit(path, f"it would write to {info.filename}")
-        if mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode):
-            raise _no_kit(path, f"{info.filename} is no plain file")
-        if len(name.parts) < 2:
-            raise _no_kit(path, f"{info.filename} is in no folder")
-        tops.add(name.parts[0])
-    if len(tops) != 1 or len({info.filename for info in members}) != len(members):
+    parts = [PurePosixPath(name).parts for name in archive.members]
+    if alone := [one[0] for one in parts if len(one) < 2]:
+        raise _no_kit(path, f"{alone[0]} is in no folder")
+    if len({one[0] for one in parts}) != 1:
         raise _no_kit(path, "it does not hold one folder")
+    return parts[0][0]
 
 
 def _no_kit(path: Path, why: str) -> ConfigError:

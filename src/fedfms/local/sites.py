@@ -70,6 +70,9 @@ def find_sites(folder: Path, data: Path | None) -> list[Site]:
 def trainer_command(site: Site, exchange: Path, work: Path, checkpoints: Path | None) -> list[str]:
     """How a site's trainer is started; it alone is told where the images are.
 
+    The order of its slices follows from the recipe's seed, so that runs on one machine come out
+    equal; at a hospital it is the site's secret.
+
     Args:
         site: whose images it sees.
         exchange: folder for its socket and the numbers of a task.
@@ -79,7 +82,7 @@ def trainer_command(site: Site, exchange: Path, work: Path, checkpoints: Path | 
     arguments = [
         *(sys.executable, "-m", site.trainer, "--site", site.name),
         *("--config", str(site.folder / "site.yml"), "--policy", str(site.folder / "policy")),
-        *("--exchange", str(exchange), "--work", str(work)),
+        *("--exchange", str(exchange), "--work", str(work), "--order-from-seed"),
     ]
     if site.data is not None:
         arguments += ["--data", str(site.data)]

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from fedfms.contracts.policy import Policy
 from fedfms.errors import ConfigError
 
 Volume = NDArray[np.float64]
@@ -216,7 +217,7 @@ def write_phantom_site(
                 _write_nifti(unfinished, name, image, label, STYLES[style])
             else:
                 _write_pictures(unfinished, name, image, label, STYLES[style])
-        _write_settings(unfinished, style, format)
+        _write_settings(unfinished, style, format, cases)
         for name in ("images", "labels", "policy", "site.yml"):
             (unfinished / name).rename(folder / name)
     finally:
@@ -271,7 +272,7 @@ def _write_pictures(
             Image.fromarray(picture).save(folder / kind / f"{name}_{index:02d}.png")
 
 
-def _write_settings(folder: Path, style: str, format: str) -> None:
+def _write_settings(folder: Path, style: str, format: str, cases: int) -> None:
     ending = "nii.gz" if format == "nifti" else "png"
     settings = {
         "data_root": ".",
@@ -287,5 +288,7 @@ def _write_settings(folder: Path, style: str, format: str) -> None:
         r"(?m)^(images|labels): (.*)$", r'\1: "\2"', yaml.safe_dump(settings, sort_keys=False)
     )
     (folder / "site.yml").write_text(f"# synthetic phantoms, style {style}\n{text}")
-    policy = {"min_cases": 3, "pictures": True}
+    policy: dict[str, Any] = {"min_cases": 3, "pictures": True}
+    if cases * (1 - _VALIDATION_FRACTION) < Policy().min_training_patients + 1:
+        policy.update(min_training_patients=1, min_steps=1)  # so few are no patients
     (folder / "policy" / "privacy.json").write_text(json.dumps(policy, indent=2) + "\n")

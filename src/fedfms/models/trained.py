@@ -6,19 +6,18 @@ recipe names. A file that `fedfms export` wrote holds all tensors and the recipe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from torch import Tensor
 
+from fedfms.bounded import decode_json
 from fedfms.contracts.recipe import Recipe
-from fedfms.errors import CheckpointError, ConfigError
-from fedfms.exchange.tensors import load_tensors
+from fedfms.errors import CheckpointError, ConfigError, Undecodable
+from fedfms.exchange.tensors import load_tensors, read_metadata
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.models.segmenter import Segmenter
@@ -54,8 +53,7 @@ def load_trained(path: Path, checkpoints: Path | None) -> Trained:
     """
     file = _model_file(path)
     tensors = load_tensors(file)
-    with safetensors.safe_open(file, "pt") as opened:
-        metadata: dict[str, str] = opened.metadata() or {}
+    metadata = read_metadata(file)
     text = metadata.get(RECIPE_KEY)
     if text is not None:
         recipe = Recipe.from_text(text, f"the recipe in {file}")
@@ -107,8 +105,8 @@ def _model_file(path: Path) -> Path:
 
 def _pictures(metadata: Mapping[str, str], file: Path) -> Mapping[str, Any] | None:
     try:
-        facts = json.loads(metadata.get(INPUT_KEY, "null"))
-    except ValueError:
+        facts = decode_json(metadata.get(INPUT_KEY, "null"), INPUT_KEY)
+    except Undecodable:
         facts = 0
     if facts is not None and not isinstance(facts, dict):
         raise CheckpointError(

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from fedfms.bounded import read_json
 from fedfms.contracts.machine import Machine
 from fedfms.errors import FedfmsError
 from fedfms.kits.kit import read_kit
@@ -143,7 +144,7 @@ def role_of_container(command: Path = Path("/proc/1/cmdline")) -> str | None:
 
 def _noted_process(workspace: Path) -> psutil.Process:
     try:
-        note = json.loads((workspace / PROCESS_FILE).read_text())
+        note = read_json(workspace / PROCESS_FILE)
         process = psutil.Process(note["pid"])
         if abs(process.create_time() - note["started"]) < 1.0:
             return process

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedfms.errors import ConfigError
+from fedfms.bounded import MAX_JSON_BYTES, decode_json, read_bytes
+from fedfms.errors import ConfigError, Undecodable
 from fedfms.user import how_to_read
 
 AUTHORIZATION_FILE = "authorization.json"
@@ -31,18 +32,16 @@ def check_authorization(policy: Path, organisation: str) -> bytes:
     """
     path = policy / AUTHORIZATION_FILE
     try:
-        content = path.read_bytes()
-        values = json.loads(content)
+        content = read_bytes(path, MAX_JSON_BYTES)
+        values = decode_json(content, str(path))
     except FileNotFoundError:
         raise _invalid(f"there is no {path}", "put the kit's policy/ back beside it") from None
     except OSError as error:
         raise _invalid(
             f"{path} cannot be read ({error.strerror}) by this container's user", how_to_read(path)
         ) from None
-    except ValueError as error:
-        raise _invalid(
-            f"{path} is no JSON: {error}", "correct it, or put the kit's own file back"
-        ) from None
+    except Undecodable as error:
+        raise _invalid(error.problem, "correct it, or put the kit's own file back") from None
     for role, rights in _roles(values, path).items():
         _check_role(role, rights, organisation, path)
     return content

@@ -159,6 +159,7 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
     checks.check("version", lambda: f"fedfms {__version__}")
     checks.check("site-yml", site_yml)
     checks.check("privacy", lambda: _privacy(places.policy))
+    checks.check("privacy-account", lambda: _account(places), ["privacy"])
 
     def data_root() -> Path:
         return places.data or found["site"].data_root
@@ -388,8 +389,25 @@ def _privacy(folder: Path) -> str:
     clip = f"clipped at {policy.clip_norm}" if policy.clip_norm else "not clipped"
     return (
         f"{', '.join(policy.methods)}; at most {policy.max_rounds} rounds; changes {clip}{noise}; "
-        f"scores of at least {policy.min_cases} cases"
+        f"scores of at least {policy.min_cases} cases; training on at least "
+        f"{policy.min_training_patients} patients"
     )
+
+
+def _account(places: TrainerPlaces) -> str:
+    """What training has cost so far, for patients and for the site."""
+    from fedfms.trainer.budget import Budget  # scipy takes a while to import
+
+    spent = Budget(places.work).spent(Policy.from_folder(places.policy))
+    if over := [one for one in spent if one.budget is not None and one.epsilon >= one.budget]:
+        raise Worry(
+            f"nothing is left to spend: {'; '.join(map(str, over))}",
+            "this site trains no more until its people raise the limit in privacy.json",
+        )
+    told = [one for one in spent if one.budget is not None]
+    if not told:
+        return "no limit of differential privacy is set (patient_epsilon, site_epsilon)"
+    return "; ".join(map(str, told))
 
 
 def _data(examination: Examination) -> list[Item]:

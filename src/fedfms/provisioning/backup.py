@@ -19,19 +19,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import logging
 import os
 import secrets
 import shutil
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from fedfms.errors import ConfigError, FederationError
+from fedfms.bounded import read_json_object, short, tar_members
+from fedfms.errors import ConfigError, FederationError, Undecodable
 from fedfms.files import PART
 from fedfms.kits.checksums import SUMS_FILE
 
@@ -43,7 +43,8 @@ RUNS, STORAGE = "runs", "storage"
 _RESOURCES = ("local/resources.json", "local/resources.json.default")  # of a server's kit
 _BESIDE = ("fedfms.json", "readme.txt", "SHA256SUMS", "SHA256SUMS.sig")  # in a kit
 _LOGS = ("log.", "error_log.", "log_")  # how names of files begin
-_BLOCK = 1 << 20
+_MAX_FILES = 1_000_000  # in an archive
+_MAX_SUMS_BYTES = 256 << 20  # its list, a line for each
 _STALE_SECONDS = 86400.0
 
 
@@ -122,7 +123,7 @@ def _storage_of(kit: Path | None) -> Path | None:
     for name in _RESOURCES if kit is not None else ():
         with contextlib.suppress(OSError, ValueError, KeyError, StopIteration):
             assert kit is not None  # nothing to look for otherwise
-            components = json.loads((kit / name).read_text())["components"]
+            components = read_json_object(kit / name)["components"]
             args: Any = next(c["args"] for c in components if c.get("id") == "job_manager")
             return Path(args["uri_root"]).parent
     return None
@@ -280,8 +281,8 @@ def restore(
                 if target.is_dir():
                     shutil.rmtree(target)  # empty, as was seen above
                 entry.replace(target)
-    except (tarfile.TarError, EOFError) as error:
-        raise _damaged(file, str(error)) from None
+    except Undecodable as error:
+        raise _damaged(file, error.problem) from None
     except OSError as error:
         raise FederationError(
             f"{file} could not be restored: {error.strerror or error}",
@@ -300,25 +301,25 @@ def _extract(file: Path, scratch: dict[str, Path]) -> None:
     """Write the members of the wanted parts, and compare all members with their sums."""
     found: dict[str, str] = {}
     listed: dict[str, str] | None = None
-    with tarfile.open(file, "r:") as tar:
-        for member in tar:
-            path = PurePosixPath(member.name)
-            opened = tar.extractfile(member)
-            if opened is None or ".." in path.parts or path.is_absolute():
-                raise _damaged(file, f"{member.name} is no plain file")
-            if member.name == SUMS_FILE:
-                lines = opened.read().decode().splitlines()
-                listed = {line[66:]: line[:64] for line in lines}
-                continue
-            part = scratch.get(path.parts[0])
-            target = part.joinpath(*path.parts[1:]) if part is not None else None
-            found[member.name] = _copy(opened, target, member.mode)
+    for member in tar_members(file, "it", max_entries=_MAX_FILES):
+        parts = PurePosixPath(member.name).parts
+        if member.name in found or (member.name == SUMS_FILE and listed is not None):
+            raise _damaged(file, f"{short(member.name)} is there twice")
+        if member.name == SUMS_FILE:
+            lines = member.text(_MAX_SUMS_BYTES).splitlines()
+            listed = {line[66:]: line[:64] for line in lines}
+            continue
+        if len(parts) < 2:
+            raise _damaged(file, f"{short(member.name)} is in no folder")
+        part = scratch.get(parts[0])
+        target = part.joinpath(*parts[1:]) if part is not None else None
+        found[member.name] = _copy(member.blocks(), target, member.mode)
     if listed != found:
         wrong = [n for n in {*(listed or {}), *found} if (listed or {}).get(n) != found.get(n)]
         raise _damaged(file, f"{sorted(wrong)[0] if wrong else 'it'} is not what was written")
 
 
-def _copy(opened: IO[bytes], target: Path | None, mode: int) -> str:
+def _copy(blocks: Iterable[bytes], target: Path | None, mode: int) -> str:
     digest = hashlib.sha256()
     output = None
     if target is not None:
@@ -326,7 +327,7 @@ def _copy(opened: IO[bytes], target: Path | None, mode: int) -> str:
         handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode & 0o770 | 0o600)
         output = os.fdopen(handle, "wb")
     try:
-        while block := opened.read(_BLOCK):
+        for block in blocks:
             digest.update(block)
             if output is not None:
                 output.write(block)

@@ -12,7 +12,6 @@ without it: whoever could exchange a file on its way could otherwise take the si
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 
-from fedfms.errors import ConfigError
+from fedfms.bounded import read_json_object
+from fedfms.errors import ConfigError, Undecodable
 from fedfms.files import flush_folder, scratch_folder
 from fedfms.flare.internals.state import CertificateState
 from fedfms.flare.own_keys import REQUEST_FILE, make_request, read_request, sign_request
@@ -196,11 +196,12 @@ def install(kit_zip: Path, request_folder: Path, authority: str, folder: Path | 
 def _read_own_request(folder: Path) -> dict[str, str]:
     path = folder / REQUEST_FILE
     try:
-        said = json.loads(path.read_text())
+        said = read_json_object(path)
         return {key: str(said[key]) for key in ("name", "project", "public_key_sha256")}
     except (OSError, ValueError, KeyError) as error:
+        why = error.problem if isinstance(error, Undecodable) else error
         raise ConfigError(
-            f"{folder} is not the folder of a request: {error}",
+            f"{folder} is not the folder of a request: {why}",
             "name the folder that fedfms request made, with the key in it",
             code="no-request",
         ) from None

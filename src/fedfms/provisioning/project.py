@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fedfms.contracts.decode import read_text
 from fedfms.contracts.yaml_text import parse_yaml
@@ -172,7 +172,7 @@ def _participant(entry: Any, number: int, where: str) -> Participant:
         )
     kind = entry.get("type")
     label = f"{where}, {entry.get('name') or f'participant {number + 1}'}"
-    if kind not in _PARTICIPANT_KEYS:
+    if not (isinstance(kind, str) and kind in _PARTICIPANT_KEYS):
         raise _wrong(f"{label}: type is {kind!r}", "write server, client (a site) or admin")
     _known(entry, _PARTICIPANT_KEYS[kind], label)
     name = _check_name(entry.get("name"), kind, label)
@@ -184,7 +184,7 @@ def _participant(entry: Any, number: int, where: str) -> Participant:
     own_key = entry.get("own_key", False)
     if not isinstance(own_key, bool):
         raise _wrong(f"{label}: own_key is {own_key!r}", "write true or false")
-    return Participant(name=name, type=kind, org=org, own_key=own_key)
+    return Participant(name=name, type=cast(ParticipantType, kind), org=org, own_key=own_key)
 
 
 def _check_name(name: Any, kind: str, label: str) -> str:
@@ -280,19 +280,24 @@ def _check_builders(builders: Any, where: str) -> None:
             f"{where}: builders are in another order",
             f"list them in this order: {', '.join(p.rpartition('.')[2] for p in _BUILDERS)}",
         )
-    scheme = (builders[paths.index(_STATIC)].get("args") or {}).get("scheme")
+    scheme = _args(builders[paths.index(_STATIC)]).get("scheme")
     if scheme != "grpc":
         raise _wrong(
             f"{where}: StaticFileBuilder has scheme {scheme!r}",
             "write scheme: grpc under its args; without it FLARE takes http",
         )
-    days = (builders[paths.index(_CERT)].get("args") or {}).get("root_valid_days", MIN_ROOT_DAYS)
+    days = _args(builders[paths.index(_CERT)]).get("root_valid_days", MIN_ROOT_DAYS)
     if isinstance(days, bool) or not isinstance(days, int) or days < MIN_ROOT_DAYS:
         raise _wrong(
             f"{where}: root_valid_days is {days!r}",
             f"write {MIN_ROOT_DAYS} days or more, such as 3650; a certificate under it is valid "
             "for 360 days",
         )
+
+
+def _args(builder: Mapping[str, Any]) -> Mapping[str, Any]:
+    args = builder.get("args")
+    return args if isinstance(args, dict) else {}
 
 
 def _known(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:

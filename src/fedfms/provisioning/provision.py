@@ -14,6 +14,7 @@ was is not touched.
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import fcntl
 import filecmp
@@ -29,21 +30,24 @@ from typing import Any, Literal
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from fedfms.bounded import read_json, read_json_object
 from fedfms.errors import ConfigError, FederationError
 from fedfms.files import write_whole
-from fedfms.flare.internals.state import STATE_FILE, CertificateState
+from fedfms.flare.internals.state import MAX_STATE_BYTES, STATE_FILE, CertificateState
 from fedfms.flare.provision import private_files, run_provisioner
 from fedfms.kits.about import ABOUT_FILE
 from fedfms.kits.certificates import RENEW_DAYS, fingerprint, kit_certificate, now, subject_of
-from fedfms.kits.checksums import SIGNATURE_FILE, SUMS_FILE, list_sums
+from fedfms.kits.checksums import SIGNATURE_FILE, SUMS_FILE, list_sums, write_sums
 from fedfms.kits.zips import write_zip
+from fedfms.provisioning.images import BILLS, Image, named_image, write_bills
 from fedfms.provisioning.project import ZIPS, Participant, Project, read_project
 from fedfms.provisioning.render import write_templates
 
-_OF_FLARE = ("startup", "local", ABOUT_FILE, SUMS_FILE, SIGNATURE_FILE)
+_OF_FLARE = ("startup", "local", BILLS, ABOUT_FILE, SUMS_FILE, SIGNATURE_FILE)
 _REVOKED_FILE, _RECORD_FILE = "revoked.json", "project.json"
+_IMAGES_FILE, _SENT_FILE = "images.json", "sent.json"
 
-State = Literal["new", "changed", "same", "waits"]
+State = Literal["new", "changed", "same", "waits", "sent"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +130,18 @@ class WorkingFolder:
     def revoked(self) -> dict[str, dict[str, Any]]:
         """What was revoked, by name: serial number and when."""
         path = self.home / _REVOKED_FILE
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_json_object(path, MAX_STATE_BYTES) if path.is_file() else {}
+
+    def images(self) -> list[Image]:
+        """The images that were named last."""
+        path = self.home / _IMAGES_FILE
+        found = read_json(path, MAX_STATE_BYTES) if path.is_file() else []
+        return [Image.from_dict(values) for values in found]
+
+    def sent(self) -> dict[str, str]:
+        """Whose key is not here any more, and since when."""
+        path = self.home / _SENT_FILE
+        return read_json_object(path, MAX_STATE_BYTES) if path.is_file() else {}
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file into the project's folder, whole or not at all."""
@@ -146,7 +161,7 @@ def working_folder(project_file: Path, project: Project, output: Path | None) ->
         if home.name == project.name and home.parent == folder:
             continue
         record = home / _RECORD_FILE
-        before = json.loads(record.read_text())["project_file"] if record.is_file() else None
+        before = read_json_object(record).get("project_file") if record.is_file() else None
         if home.parent == folder or before == str(project_file.absolute()):
             raise ConfigError(
                 f"{project_file.name} is called {project.name} now, but {home.name} before: it "
@@ -165,6 +180,8 @@ def provision(
     renew: Sequence[str] = (),
     revoke: Sequence[str] = (),
     unpack: Path | None = None,
+    images: Sequence[str] = (),
+    sent: Sequence[str] = (),
 ) -> Provisioned:
     """Make the kits of a project, or bring them up to date.
 
@@ -175,20 +192,33 @@ def provision(
         revoke: sites (or admins) that get no kit any more.
         unpack: folder in which each kit's kit/ is laid out too, in a folder of the participant's
             name; for containers on one machine.
+        images: the federation's images, each NAME or NAME=sha256:…, in the place of those named
+            before; their digests and bills come into every kit.
+        sent: participants that have their kit: their private keys and zips are removed here.
 
     Raises:
         FedfmsError: whatever keeps the kits from being made; nothing has been changed then.
     """
     project = read_project(project_file)
     folder = working_folder(project_file, project, output)
-    if not folder.home.is_dir() and (renew or revoke):
+    looked_at = [named_image(text) for text in images]
+    if not folder.home.is_dir() and (renew or revoke or sent):
         raise ConfigError(
             f"{folder.output} holds no kits of {project.name} yet",
             "give --output as when the kits were made",
             code="no-kits",
         )
     with private_files(), folder.locked():
-        return make_kits(project_file, project, folder, renew=renew, revoke=revoke, unpack=unpack)
+        return make_kits(
+            project_file,
+            project,
+            folder,
+            renew=renew,
+            revoke=revoke,
+            unpack=unpack,
+            images=looked_at,
+            sent=sent,
+        )
 
 
 def make_kits(
@@ -200,19 +230,27 @@ def make_kits(
     revoke: Sequence[str] = (),
     approved: Mapping[str, x509.Certificate] | None = None,
     unpack: Path | None = None,
+    images: Sequence[Image] = (),
+    sent: Sequence[str] = (),
 ) -> Provisioned:
     """As `provision`, in a folder that is locked.
 
     Args:
         approved: certificates for keys that sites made themselves.
+        images: as they were looked at.
     """
     state = CertificateState.read(folder.state)
     notes: list[str] = []
     revoked = folder.revoked()
     for name in revoke:
         revoked[name] = _revoke(project, state, name, revoked, notes)
+    keyless = folder.sent()
     for name in renew:
         _renew(project, state, name, revoked, notes)
+    for name in (*renew, *revoke):
+        keyless.pop(name, None)
+    for name in sent:
+        keyless[name] = _sent(project, state, name, keyless, notes)
     for name in sorted(revoked):
         if any(participant.name == name for participant in project.participants):
             notes.append(
@@ -222,7 +260,11 @@ def make_kits(
     for participant in project.participants:
         name = participant.name
         before = state.certificate(name)
-        if before is not None and participant.own_key == state.has_key(name):
+        if (
+            before is not None
+            and participant.own_key == state.has_key(name)
+            and (participant.own_key or name not in keyless)
+        ):
             state.forget(name)  # it was made the other way: with the site's own key, or with ours
             notes.append(f"the certificate that {name} has now stays valid until {_day(before)}")
     for name, certificate in (approved or {}).items():
@@ -233,7 +275,12 @@ def make_kits(
         if state.content:  # FLARE takes an empty file for a CA
             (scratch / project.name / STATE_FILE).parent.mkdir(parents=True)
             state.write(scratch / project.name / STATE_FILE)
-        made = run_provisioner(project.content, scratch)
+        named = list(images) or folder.images()
+        made = run_provisioner(_without_keys(project, keyless), scratch)
+        authority = CertificateState.read(scratch / project.name / STATE_FILE).root_key
+        for participant in project.participants:  # of what FLARE made; then the list anew
+            write_bills(made / participant.name, named)
+            write_sums(made / participant.name, authority)
         fresh = {
             p.name: _assemble(p, project, made / p.name, scratch) for p in project.participants
         }
@@ -243,7 +290,14 @@ def make_kits(
         folder.write(_RECORD_FILE, {"project_file": str(project_file.absolute())})
         if revoke:
             folder.write(_REVOKED_FILE, revoked)
-        kits = [_publish(p, fresh[p.name], folder, scratch) for p in project.participants]
+        if images:
+            folder.write(_IMAGES_FILE, [image.to_dict() for image in images])
+        if keyless != folder.sent():
+            folder.write(_SENT_FILE, keyless)
+        kits = [
+            _publish(p, fresh[p.name], folder, scratch, keyless, just_sent=p.name in sent)
+            for p in project.participants
+        ]
         _retire(project, folder, scratch, revoked, notes)
         _write_zip_sums(folder)
     if unpack is not None:
@@ -256,6 +310,12 @@ def make_kits(
         f"{kit.participant.name} --org {kit.participant.org} --project {project.name}"
         for kit in kits
         if kit.state == "waits"
+    ]
+    notes += [
+        f"the new kit of {kit.participant.name} has no private key, which is not here any more: "
+        "the .key file of kit/startup/ there is to be kept when the new kit/ takes its place"
+        for kit in kits
+        if kit.zip is not None and kit.participant.name in keyless
     ]
     root = CertificateState.read(folder.state).root
     assert root is not None
@@ -321,6 +381,40 @@ def _renew(
         f"{name} has a new key and a new certificate: send it the new zip. The old certificate "
         f"stays valid until {_day(before)}"
     )
+
+
+def _sent(
+    project: Project,
+    state: CertificateState,
+    name: str,
+    keyless: Mapping[str, str],
+    notes: list[str],
+) -> str:
+    """Take a participant's private key out of the state; since when it is not here."""
+    if project.find(name).own_key:
+        raise ConfigError(
+            f"{name} makes its own key, so there is none here", "leave it out", code="own-key"
+        )
+    if state.certificate(name) is None:
+        raise ConfigError(
+            f"{name} has no kit yet", "make it and send it first, without --sent", code="no-kit"
+        )
+    if name not in keyless:
+        state.forget_key(name)
+        notes.append(
+            f"the private key of {name} and its zip are removed here; copies from before, such "
+            f"as backups, still hold them. If {name} loses its kit: --renew {name}"
+        )
+    return keyless.get(name) or now().date().isoformat()
+
+
+def _without_keys(project: Project, keyless: Mapping[str, str]) -> dict[str, Any]:
+    """The project for FLARE: for whom no key is here, it makes none."""
+    content = copy.deepcopy(dict(project.content))
+    for entry in content["participants"]:
+        if entry["name"] in keyless:
+            entry["own_key"] = True
+    return content
 
 
 def refuse_revoked(name: str, revoked: Mapping[str, dict[str, Any]]) -> None:
@@ -391,7 +485,13 @@ def _home(folder: WorkingFolder, name: str) -> Path:
 
 
 def _publish(
-    participant: Participant, fresh: Path, folder: WorkingFolder, scratch: Path
+    participant: Participant,
+    fresh: Path,
+    folder: WorkingFolder,
+    scratch: Path,
+    keyless: Mapping[str, str],
+    *,
+    just_sent: bool,
 ) -> MadeKit:
     """Put a kit and its zip in their place, unless the same are there."""
     certificate = kit_certificate(fresh / "kit")
@@ -402,19 +502,23 @@ def _publish(
     write_zip(fresh, packed)
     home = _home(folder, participant.name)
     state: State = "changed" if target.is_file() else "new"
-    if target.is_file() and filecmp.cmp(packed, target, shallow=False):
+    if just_sent or (participant.name in keyless and _same(fresh, home)):
+        state = "sent"
+    elif target.is_file() and filecmp.cmp(packed, target, shallow=False):
         state = "same"
     if not _same(fresh, home):
         home.parent.mkdir(exist_ok=True)
         if home.exists():
             home.rename(scratch / f"before-{home.name}")
         fresh.rename(home)
-    if state != "same":
+    if just_sent:
+        target.unlink(missing_ok=True)
+    if state in ("new", "changed"):
         packed.replace(target)
     return MadeKit(
         participant=participant,
         state=state,
-        zip=target,
+        zip=target if target.is_file() else None,
         valid_until=certificate.not_valid_after_utc,
     )
 

@@ -8,18 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from fedfms.contracts.contribution import METRICS, Metric
-from fedfms.records.rows import EvaluationRow, RoundRow
+from fedfms.records.rows import EvaluationRow, GuardRow, RoundRow
 from fedfms.records.schema import (
     ContributionRecord,
     EvaluationRecord,
     JobDone,
     JobRecord,
+    Judged,
     Record,
     Resumed,
     RoundDone,
     RoundStarted,
 )
 from fedfms.records.scores import class_dice, over_classes
+from fedfms.records.verdicts import sentence
 
 # Notes of a row in evaluation.csv that has no mean.
 WITHHELD = "withheld: fewer cases than the site lets out"
@@ -41,6 +43,7 @@ class History:
         self.ended: float | None = None
         self.answers: dict[tuple[int, str], ContributionRecord] = {}
         self.done: dict[int, RoundDone] = {}
+        self.judged: dict[int, Judged] = {}
         self.begun: set[int] = set()
         self.evaluations: dict[tuple[str, str], EvaluationRecord] = {}
         self.unreadable = 0  # contributions of another format
@@ -132,6 +135,8 @@ class History:
                 self.begun.add(record.round)
                 self.answers[record.round, record.site] = record
                 self._hear(record)
+            case Judged():
+                self.judged[record.round] = record
             case RoundDone():
                 self.done[record.round] = record
             case EvaluationRecord():
@@ -148,6 +153,7 @@ class History:
         """What a server process had not finished when it ended is done again."""
         self.answers = {key: value for key, value in self.answers.items() if key[0] < first}
         self.done = {number: done for number, done in self.done.items() if number < first}
+        self.judged = {number: one for number, one in self.judged.items() if number < first}
         self.begun = {number for number in self.begun if number < first}
         self.evaluations = {}
         self.status = "interrupted"
@@ -196,7 +202,29 @@ class History:
                 "update_norm": said.update_norm,
                 "seconds": dict(said.seconds),
             }
+        if (judged := self.judged.get(number)) is not None:  # measured, and not only said
+            measured = {one.site: one.norm for one in judged.sites}
+            values["update_norm"] = measured.get(site, values.get("update_norm"))
         return RoundRow(round=number, site=site, role=role, accepted=answer.accepted, **values)
+
+    def guard_rows(self) -> list[GuardRow]:
+        """A row for each site and round that the guard of a round judged."""
+        return [
+            GuardRow(
+                round=number,
+                site=one.site,
+                norm=one.norm,
+                usual_norm=one.usual_norm,
+                cosine=one.cosine,
+                slices=one.slices,
+                counted_slices=one.counted_slices,
+                factor=one.factor,
+                findings=";".join(one.findings),
+                text=sentence(one, acts=judged.acts) if one.findings else "",
+            )
+            for number, judged in sorted(self.judged.items())
+            for one in judged.sites
+        ]
 
     def evaluation_rows(self) -> list[EvaluationRow]:
         """A row for each score, final model first; one with a note for a site without any."""

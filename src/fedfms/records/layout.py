@@ -13,6 +13,7 @@ BEST_MODEL = "best_model.safetensors"  # the same of the best round by validatio
 PICTURES = "pictures"  # folder of overlays, of sites whose policy lets them out
 ROUNDS = "rounds.csv"  # records.rows.RoundRow
 EVALUATION = "evaluation.csv"  # records.rows.EvaluationRow
+GUARD = "guard.csv"  # records.rows.GuardRow
 SUMMARY = "summary.json"  # report.summary.Summary
 REPORT_HTML, REPORT_MD = "report.html", "report.md"
 

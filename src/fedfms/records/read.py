@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import typing
 from pathlib import Path
 
+from fedfms.bounded import decode_json
 from fedfms.errors import FederationError
 from fedfms.records.schema import FORMAT, RECORDS, JobRecord, Record
 
@@ -15,6 +15,8 @@ _KINDS = frozenset(
 )  # those of this version
 
 _END_BYTES = 64 * 1024  # of a file: more than the last record
+MAX_LINE_BYTES = 1 << 20  # of one record; a site with 1000 scores has 200 kB
+_PIECE_BYTES = 4 << 20  # read at once
 
 
 class RecordReader:
@@ -28,20 +30,26 @@ class RecordReader:
 
     def read_new(self) -> list[Record]:
         """Records since the last call."""
-        data = self._unread()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return self._take(whole)
+        new = []
+        while data := self._unread(_PIECE_BYTES):
+            whole = data[: data.rfind(b"\n") + 1]
+            if not whole and len(data) == _PIECE_BYTES:
+                whole = data  # no record is so long: a part of what cannot be read
+            if not whole:
+                break
+            self._offset += len(whole)
+            new += self._take(whole)
+        return new
 
     def read_rest(self) -> list[Record]:
         """The same of a file that grows no more: a last line without its end counts too."""
-        return self.read_new() + self._take(self._unread())
+        return self.read_new() + self._take(self._unread(_PIECE_BYTES))
 
-    def _unread(self) -> bytes:
+    def _unread(self, size: int) -> bytes:
         try:
             with self.path.open("rb") as file:
                 file.seek(self._offset)
-                return file.read()
+                return file.read(size)
         except OSError:
             return b""
 
@@ -51,7 +59,8 @@ class RecordReader:
             if not line.strip():
                 continue
             try:
-                values = json.loads(line.decode(errors="replace"))
+                text = line[: MAX_LINE_BYTES + 1].decode(errors="replace")
+                values = decode_json(text, "a record", max_bytes=MAX_LINE_BYTES)
                 if not isinstance(values, dict) or not isinstance(values.get("record"), str):
                     raise ValueError("no record")
                 if values["record"] in _KINDS:  # a kind that only a later version knows is no harm

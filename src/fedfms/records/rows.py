@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedfms.bounded import read_bytes
 from fedfms.contracts.contribution import PHASES
 
 Row = TypeVar("Row")
+MAX_TABLE_BYTES = 256 << 20  # a row for each site and round has 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,7 @@ class RoundRow:
     bytes_down: int | None = None  # tensor bytes that the site received
     bytes_up: int | None = None  # tensor bytes that the site sent
     micro_batch: int | None = None  # slices in memory at once
-    update_norm: float | None = None  # L2 norm of the difference as sent
+    update_norm: float | None = None  # L2 norm of the difference as it came, or as the site says
     time: float | None = None  # seconds since 1970-01-01 UTC, when the answer was recorded
     # by phase, in columns seconds_<phase> and peak_memory_bytes_<phase>
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -70,6 +72,22 @@ class EvaluationRow:
     unit: str = ""  # of mean and std: mm or px for hd95, empty for shares in [0, 1]
     worst: bool = False  # the worst site of this model, class, metric and unit
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardRow:
+    """What the guard of a round measured of one site; a row of guard.csv. See `Verdict`."""
+
+    round: int  # from 0
+    site: str
+    norm: float  # L2, of the difference as it came
+    usual_norm: float  # what the others let expect
+    cosine: float | None  # to the mean of the others, [-1, 1]
+    slices: int  # that the site says
+    counted_slices: int
+    factor: float  # of the difference in the average
+    findings: str = ""  # separated by semicolons; empty of an answer like the others
+    text: str = ""  # the same in words
 
 
 def write_rounds(path: Path, rows: Sequence[RoundRow]) -> None:
@@ -124,12 +142,15 @@ def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
     Raises:
         OSError, ValueError: the file is missing or damaged.
     """
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        table = csv.DictReader(file)
+    text = read_bytes(path, MAX_TABLE_BYTES).decode("utf-8", errors="surrogateescape")
+    table = csv.DictReader(io.StringIO(text, newline=""))
+    try:
         for column in map(_column, _plain_fields(kind)):
             if column not in (table.fieldnames or ()):  # also where no row follows
                 raise ValueError(f"{path.name} has no column {column}")
         return tuple(_row(kind, cells) for cells in table)
+    except csv.Error as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from None
 
 
 def _row(kind: type[Row], cells: Mapping[str, str]) -> Row:

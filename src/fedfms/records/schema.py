@@ -3,6 +3,7 @@
     job            what runs, and the sites it was given to
     round_started  a round begins
     contribution   a site's answer to a round, or what kept it from being used
+    judged         what the guard found when it compared a round's answers
     round_done     whose answers were used, and why others' were not
     evaluation     a site's scores of a finished model, or why there are none
     resumed        the server's process ended; what it had not finished is done again
@@ -29,6 +30,7 @@ from pydantic import (
 )
 
 from fedfms.contracts.contribution import Contribution
+from fedfms.contracts.verdict import Verdict
 from fedfms.errors import ContributionRefused
 
 FORMAT = 1  # of records.jsonl, in its record of the job
@@ -90,6 +92,7 @@ class RoundStarted(_Record):
 
 class _Answer(_Record):
     contribution: Said = None
+    receipt: dict[str, Any] | None = None  # contracts.receipt.Countersigned, as it came
 
     @property
     def said(self) -> Contribution | None:
@@ -112,6 +115,15 @@ class ContributionRecord(_Answer):
     reason: str | None = None  # why not accepted
     bytes_down: Count | None = None  # of tensors
     bytes_up: Count | None = None
+
+
+class Judged(_Record):
+    """What the guard of a round measured and found, of each training site that answered."""
+
+    record: Literal["judged"] = "judged"
+    round: Count
+    acts: StrictBool  # whether the average follows it; else it is only recorded
+    sites: tuple[Verdict, ...] = ()
 
 
 class RoundDone(_Record):
@@ -149,6 +161,7 @@ NoteKind = Literal[
     "site_gone",
     "site_paused",  # and the run goes on without it at once
     "data_changed",
+    "guarded",  # the guard of a round found something of the site
     "waits",
     "goes_on",
     "stopped",
@@ -177,6 +190,7 @@ Record = (
     JobRecord
     | RoundStarted
     | ContributionRecord
+    | Judged
     | RoundDone
     | EvaluationRecord
     | Resumed

@@ -1,12 +1,14 @@
-"""The one writer of records.jsonl."""
+"""The one writer of records.jsonl; its lines are a chain (chain.py)."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from fedfms.files import NO_ROOM, append_whole
+from fedfms.records.chain import PREVIOUS, Signer, last_line_sha256, line_sha256, make_seal
 from fedfms.records.schema import Record
 
 _BEGAN = time.time() - time.monotonic()
@@ -21,10 +23,14 @@ def clock() -> float:
 
 
 class RecordWriter:
-    """Adds a line for each record, whole or not at all."""
+    """Adds a line for each record, whole or not at all.
+
+    It goes on with the chain of a file that is there, whoever wrote it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._last: tuple[int, str] | None = None  # size of the file, and hash of its last line
         self.held: list[Record] = []  # that wait for room on the disk
 
     def write(self, record: Record) -> None:
@@ -33,7 +39,7 @@ class RecordWriter:
         Raises:
             OSError: it cannot be written; nothing is held back then.
         """
-        append_whole(self.path, _line(record, clock()))
+        self._append(record, clock())
 
     def write_or_hold(self, record: Record) -> None:
         """The same, but a full disk is no error: the record is written when there is room.
@@ -53,7 +59,7 @@ class RecordWriter:
         while self.held:
             first = self.held[0]
             try:
-                append_whole(self.path, _line(first, first.time))
+                self._append(first, first.time)
             except OSError as error:
                 if error.errno in NO_ROOM:
                     return False
@@ -61,7 +67,27 @@ class RecordWriter:
             del self.held[0]
         return True
 
+    def seal(self, files: Mapping[str, str], signer: Signer) -> None:
+        """Add the line that seals the file; see `chain.make_seal`.
 
-def _line(record: Record, written: float | None) -> bytes:
-    values = record.model_dump(mode="json") | {"time": written}
-    return (json.dumps(values, allow_nan=False) + "\n").encode()
+        Raises:
+            OSError: it cannot be written.
+        """
+        line = make_seal(self.path, self._previous(), files, clock(), signer)
+        self._add(line)
+
+    def _append(self, record: Record, written: float | None) -> None:
+        values = record.model_dump(mode="json")
+        values |= {"time": written, PREVIOUS: self._previous()}
+        self._add(json.dumps(values, allow_nan=False).encode())
+
+    def _previous(self) -> str:
+        """What the next line names; read anew where another has written to the file."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if self._last is None or self._last[0] != size:
+            self._last = size, last_line_sha256(self.path)
+        return self._last[1]
+
+    def _add(self, line: bytes) -> None:
+        append_whole(self.path, line + b"\n")
+        self._last = self.path.stat().st_size, line_sha256(line)

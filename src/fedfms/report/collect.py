@@ -1,4 +1,5 @@
-"""A job's records to the results folder: models, recipe, rounds.csv, evaluation.csv, summary.json.
+"""A job's records to the results folder: models, recipe, rounds.csv, evaluation.csv, guard.csv,
+summary.json.
 
 The server's recorder (flare/recorder.py) appends one JSON object a line while the job runs, so what
 is here may have ended half way: a missing final evaluation, or a last line cut short, is stated in
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedfms.bounded import read_json
 from fedfms.contracts.contribution import PHASES
 from fedfms.errors import FederationError
 from fedfms.files import file_sha256, whole_folder
@@ -27,6 +29,7 @@ from fedfms.records.layout import (
     BEST_MODEL,
     EVALUATION,
     GLOBAL_MODEL,
+    GUARD,
     PICTURES,
     RECIPE,
     RECORDS,
@@ -36,6 +39,7 @@ from fedfms.records.layout import (
 from fedfms.records.read import read_records
 from fedfms.records.rows import (
     EvaluationRow,
+    GuardRow,
     RoundRow,
     read_rounds,
     read_rows,
@@ -44,6 +48,7 @@ from fedfms.records.rows import (
 )
 from fedfms.records.scores import over
 from fedfms.report.summary import (
+    MAX_SUMMARY_BYTES,
     Bytes,
     FileFacts,
     JobFacts,
@@ -72,6 +77,7 @@ class Result:
     recipe: dict[str, Any]
     rounds: tuple[RoundRow, ...]
     evaluation: tuple[EvaluationRow, ...]
+    guard: tuple[GuardRow, ...] = ()  # none of a run before there was one
 
 
 def collect(
@@ -89,7 +95,7 @@ def collect(
         FederationError: no usable records (`no-records`), or `results` holds something already
             (`results-exist`).
     """
-    source = _find_records(job_folder)
+    source = find_records(job_folder)
     records, damaged = read_records(source / RECORDS)
     recipe = _read_recipe(source / RECIPE)
     history = History(records, recipe)
@@ -112,7 +118,7 @@ def _write_folder(
     folder: Path, source: Path, history: History, recipe: dict[str, Any], damaged: int
 ) -> None:
     rounds = history.round_rows()
-    evaluation = _mark_worst(history.evaluation_rows())
+    evaluation = mark_worst(history.evaluation_rows())
     shutil.copyfile(source / RECORDS, folder / RECORDS)
     files = {}
     for name in (GLOBAL_MODEL, BEST_MODEL, RECIPE):
@@ -156,6 +162,8 @@ def _write_folder(
     )
     write_rounds(folder / ROUNDS, rounds)
     write_rows(folder / EVALUATION, EvaluationRow, evaluation)
+    if judged := history.guard_rows():
+        write_rows(folder / GUARD, GuardRow, judged)
     text = json.dumps(summary.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
 
@@ -167,17 +175,20 @@ def load_result(folder: Path) -> Result:
         FederationError: it is no results folder, or one of its files is damaged (`no-results`).
     """
     try:
-        summary = Summary.from_dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
+        summary = Summary.from_dict(read_json(folder / SUMMARY, MAX_SUMMARY_BYTES))
         rounds = read_rounds(folder / ROUNDS)
         evaluation = read_rows(folder / EVALUATION, EvaluationRow)
+        there = (folder / GUARD).is_file()
+        guard = read_rows(folder / GUARD, GuardRow) if there else ()
     except (OSError, ValueError) as error:
-        what = error.strerror if isinstance(error, OSError) else str(error)
+        what = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise FederationError(
             f"{folder} is no results folder: {what}",
             "name the folder that a finished job's results were written to",
             code="no-results",
         ) from None
-    return Result(folder, summary, _read_recipe(folder / RECIPE), rounds, evaluation)
+    recipe = _read_recipe(folder / RECIPE)
+    return Result(folder, summary, recipe, rounds, evaluation, guard)
 
 
 def summary_table(results: Path | Result) -> list[dict[str, Any]]:
@@ -214,7 +225,7 @@ def summary_table(results: Path | Result) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------ reading records
 
 
-def _find_records(job_folder: Path) -> Path:
+def find_records(job_folder: Path) -> Path:
     """The folder that holds records.jsonl: `job_folder` itself or the only one below it."""
     if (job_folder / RECORDS).is_file():
         return job_folder
@@ -230,13 +241,13 @@ def _find_records(job_folder: Path) -> Path:
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
 
 
-def _mark_worst(rows: list[EvaluationRow]) -> list[EvaluationRow]:
+def mark_worst(rows: list[EvaluationRow]) -> list[EvaluationRow]:
     """Mark the worst site of each model, class and metric, where at least two can be compared.
 
     Distances in millimetres and in pixels are not compared.

@@ -30,6 +30,7 @@ from fedfms.records.layout import (
     BEST_MODEL,
     EVALUATION,
     GLOBAL_MODEL,
+    GUARD,
     RECIPE,
     REPORT_HTML,
     REPORT_MD,
@@ -112,7 +113,7 @@ def _page(result: Result) -> dict[str, Any]:
         "job": str(job.name or job.id or "job"),
         "when": words.moment(job.started),
         "status": "stopped on request" if job.status == "aborted" else job.status,
-        "notices": _notices(summary),
+        "notices": _notices(summary) + _guard_notices(result),
         "tiles": _tiles(summary),
         "overview": _overview(summary),
         "legend": figures.styles(result),
@@ -122,6 +123,8 @@ def _page(result: Result) -> dict[str, Any]:
         "picture_key": picture_key(recipe.get("classes") or ()),
         "costs": [_communication(result), _training(summary)],
         "missed": _missed(summary),
+        "guarded": _guarded(result),
+        "guard_said": _guard_said(result),
         "recipe": [
             (key, _plain(value)) for key, value in recipe.items() if key != "backbone_sha256"
         ],
@@ -129,7 +132,7 @@ def _page(result: Result) -> dict[str, Any]:
         "method": method,
         "files": [
             name
-            for name in (GLOBAL_MODEL, BEST_MODEL, RECIPE, ROUNDS, EVALUATION, SUMMARY)
+            for name in (GLOBAL_MODEL, BEST_MODEL, RECIPE, ROUNDS, EVALUATION, GUARD, SUMMARY)
             if (result.folder / name).is_file()
         ],
         "limits": LIMITS,
@@ -589,6 +592,50 @@ def _missed(summary: Summary) -> Table | None:
         "without this site's contribution; the site receives the global model again in the next. A "
         "model's evaluation that a site missed is missing in every mean over sites.",
     )
+
+
+def _guarded(result: Result) -> Table | None:
+    """What the guard of a round found of whom, a row each."""
+    rows = [
+        [Cell(str(one.round)), Cell(one.site), Cell(one.text)]
+        for one in result.guard
+        if one.findings
+    ]
+    if not rows:
+        return None
+    return Table(
+        "What the guard found",
+        [Column("Round", number=False), Column("Site", number=False), Column("What", number=False)],
+        rows,
+        note="Rounds are counted from 0. The server compares the differences of a round with one "
+        f"another before it averages them; the figures of every answer are in {GUARD}.",
+    )
+
+
+def _guard_said(result: Result) -> str:
+    """One sentence on all answers; empty where none was judged."""
+    rows = result.guard
+    if not rows:
+        return ""
+    times = [one.norm / one.usual_norm for one in rows if one.usual_norm > 0]
+    cosines = [one.cosine for one in rows if one.cosine is not None]
+    said = f"The server compared {words.numerals(len(rows), 'answer')} with the others of its round"
+    if times:
+        said += f"; the longest was {max(times):.2g} times as long as they let expect"
+    if cosines:
+        said += f"; the lowest cosine to their mean was {min(cosines):.2f}"
+    return f"{said}."
+
+
+def _guard_notices(result: Result) -> list[str]:
+    sites = sorted({one.site for one in result.guard if one.findings})
+    if not sites:
+        return []
+    rounds = len({one.round for one in result.guard if one.findings})
+    return [
+        f"The guard found answers of {words.listing(sites)} that stand out, in "
+        f"{words.numerals(rounds, 'round')}; what it found and did is told below."
+    ]
 
 
 def _why(site: str, reason: str | None) -> list[Cell]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedfms.bounded import json_object
 from fedfms.records.layout import SUMMARY
 from fedfms.records.scores import mean
 
@@ -204,7 +204,8 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """The file's content as JSON types. Scores of one part stand beside its sites as well."""
-        values = json.loads(_ADAPTER.dump_json(self))  # null stands for NaN, which JSON has not
+        # null stands for NaN, which JSON has not
+        values = json_object(_ADAPTER.dump_json(self), SUMMARY, max_bytes=MAX_SUMMARY_BYTES)
         alone = values["parts"][0] if len(self.parts) == 1 else None
         scores = alone["sites"] if alone else {}
         nothing = dataclasses.asdict(SiteDice())
@@ -235,6 +236,7 @@ class Summary:
             raise ValueError(f"{where} of {SUMMARY} is missing or damaged") from None
 
 
+MAX_SUMMARY_BYTES = 64 << 20  # a line for each round that a site missed
 _ADAPTER = TypeAdapter(Summary)
 
 

@@ -62,6 +62,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of SAM checkpoints (FEDFMS_CHECKPOINTS)",
     )
     add("--work", required=True, type=Path, metavar="FOLDER", help="private; scores per case")
+    add(
+        "--order-from-seed",
+        action="store_true",
+        default=machine.order_from_seed,
+        help="the order of slices follows from the recipe's seed, and not from this site's secret; "
+        "for simulations (FEDFMS_ORDER_FROM_SEED)",
+    )
+    add(
+        "--peers",
+        type=Path,
+        metavar="FILE",
+        help="keys of other sites' trainers, for secure sums (peers.json in the policy folder)",
+    )
     given = parser.parse_args(argv)
     try:
         refuse_root()
@@ -85,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             data_root=given.data,
             checkpoints=given.checkpoints,
             work=given.work,
+            order_from_seed=given.order_from_seed,
+            peers=given.peers,
         )
         serve(folders, given.exchange)
     except FedfmsError as error:

@@ -14,10 +14,11 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
 
 from fedfms import __version__
-from fedfms.contracts.announcement import Announcement, Device, Slicing
+from fedfms.contracts.announcement import Announcement, Device, PrivacySpent, Slicing
 from fedfms.contracts.machine import Machine
 from fedfms.contracts.messages import public_code
 from fedfms.contracts.now import GpuState
@@ -29,6 +30,8 @@ from fedfms.data.formats import read_image
 from fedfms.data.manifest import find_cases
 from fedfms.errors import FedfmsError, SiteDataError
 from fedfms.exchange.door import read_policy
+from fedfms.trainer.budget import Budget
+from fedfms.trainer.own_key import public_key
 from fedfms.trainer.tasks import SiteFolders
 from fedfms.training.device import torch_device
 from fedfms.training.gpu_there import why_lost
@@ -45,14 +48,25 @@ CASES_MEASURED = 5  # or min_cases where that is more: of so many the spacing is
 Spacing = tuple[float, float, float]  # mm between slices, rows and columns
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What some of a site's images say, roughly and of several cases together."""
+
+    spacing: Spacing | None = None  # None: files that have no voxel size, or too few cases
+    about_slices: int = 0  # to train on, in one digit; 0: too few cases
+
+
 def describe(
-    folders: SiteFolders, spacing_of: Callable[[SiteConfig, Policy], Spacing | None]
+    folders: SiteFolders,
+    measured: Callable[[SiteConfig, Policy], Measured],
+    privacy_of: Callable[[Policy], tuple[PrivacySpent, ...]] = lambda policy: (),
 ) -> Announcement:
     """What the site can do now; whatever is wrong is told as the code of its error.
 
     Args:
         folders: the site's.
-        spacing_of: gives the spacing to tell, see `measure_spacing`.
+        measured: gives what its images say, see `measure`.
+        privacy_of: gives what training has cost, where the policy limits it.
     """
     try:
         site = SiteConfig.from_yaml(folders.config, folders.data_root)
@@ -68,6 +82,7 @@ def describe(
         return Announcement(folders.name, __version__, fault=public_code(error.code))
     except Exception:
         return Announcement(folders.name, __version__, fault="unexpected")
+    images = measured(site, policy)
     return Announcement(
         site=folders.name,
         version=__version__,
@@ -76,7 +91,10 @@ def describe(
         methods=policy.methods,
         max_rounds=policy.max_rounds,
         device=device,
-        slicing=Slicing.of(site, spacing_of(site, policy)),
+        slicing=Slicing.of(site, images.spacing),
+        bounds=policy.bounds,
+        about_slices=images.about_slices,
+        privacy=privacy_of(policy),
         overlapping=tuple(
             (one, other)
             for one, other in itertools.combinations(site.classes, 2)
@@ -85,10 +103,13 @@ def describe(
     )
 
 
-def measure_spacing(
+def measure(
     site: SiteConfig, smallest: int, may_go_on: Callable[[], bool] = lambda: True
-) -> Spacing | None:
-    """The median spacing of some of a site's cases, each number rounded to two digits.
+) -> Measured:
+    """The median spacing of some of a site's cases, and about how many slices it trains on.
+
+    Each number of the spacing is rounded to two digits, that of slices to one: the median of these
+    cases times the number of cases to train on.
 
     Args:
         site: whose images are read as training reads them; what cannot be read is passed over.
@@ -96,26 +117,31 @@ def measure_spacing(
         may_go_on: asked before each case.
 
     Returns:
-        mm between slices, rows and columns of the site's plane. None: too few cases, or files that
-        have no voxel size.
+        the spacing in mm between slices, rows and columns of the site's plane. Nothing of too few
+        cases.
 
     Raises:
         SiteDataError: there are no cases.
     """
-    if site.distance_unit != "mm":
-        return None
     cases = find_cases(site)
     count = max(smallest, CASES_MEASURED)
     found: list[Spacing] = []
+    depths: list[int] = []
     for case in cases[:: max(1, len(cases) // count)][:count]:
         if not may_go_on():
-            return None
+            return Measured()
         with contextlib.suppress(FedfmsError):
-            found.append(read_image(case.image, read_bytes(case.image, site), site).spacing)
+            image = read_image(case.image, read_bytes(case.image, site), site)
+            found.append(image.spacing)
+            depths.append(len(image.values))
     if len(found) < smallest:
-        return None
+        return Measured()
+    training = sum(case.split == "train" for case in cases)
+    about = int(float(f"{median(depths) * training:.0e}"))
+    if site.distance_unit != "mm":
+        return Measured(None, about)
     slices, rows, columns = (float(f"{median(axis):.2g}") for axis in zip(*found, strict=True))
-    return slices, rows, columns
+    return Measured((slices, rows, columns), about)
 
 
 class Announcer:
@@ -123,17 +149,20 @@ class Announcer:
 
     The files are read in a thread of their own: to read from a dead network share blocks for ever,
     and the trainer must go on with its signs of life. There is never more than one such thread.
-    Another such thread looks at the spacing of the images, once, while no task runs; until then it
-    is not told.
+    Another such thread looks at some of the images, once, while no task runs; until then their
+    spacing and number are not told.
     """
 
     def __init__(self, folders: SiteFolders) -> None:
         self._folders = folders
         self._reading: asyncio.Future[Announcement] | None = None
         self._busy: Callable[[], bool] = lambda: False
-        # settings and what was measured for them: site, smallest, spacing
-        self._measured: tuple[SiteConfig, int, Spacing | None] | None = None
+        # settings and what was measured for them: site, smallest
+        self._measured: tuple[SiteConfig, int, Measured] | None = None
         self._measuring = False
+        # policy and state of the account, and what they come to
+        self._account: tuple[object, tuple[PrivacySpent, ...]] | None = None
+        self._accounting = False
         self._gpu = GpuWatch()
 
     async def pong(self, busy: Callable[[], bool]) -> Announcement:
@@ -143,7 +172,10 @@ class Announcer:
             self._reading = self._read()
         try:
             pong = await asyncio.wait_for(asyncio.shield(self._reading), READ_SECONDS)
-            return dataclasses.replace(pong, busy=busy(), gpu=self._gpu.state(pong))
+            key = public_key(self._folders.work)
+            return dataclasses.replace(
+                pong, busy=busy(), gpu=self._gpu.state(pong), trainer_key=key
+            )
         except asyncio.TimeoutError:
             return Announcement(self._folders.name, __version__, busy(), SLOW_FILES)
 
@@ -160,7 +192,7 @@ class Announcer:
                 answer.set_result(pong)
 
         def read() -> None:
-            pong = describe(self._folders, self._spacing)
+            pong = describe(self._folders, self._of_images, self._privacy)
             with contextlib.suppress(RuntimeError):  # the trainer has stopped in the meantime
                 loop.call_soon_threadsafe(deliver, pong)
 
@@ -168,7 +200,7 @@ class Announcer:
         threading.Thread(target=read, name="announce", daemon=True).start()
         return answer
 
-    def _spacing(self, site: SiteConfig, policy: Policy) -> Spacing | None:
+    def _of_images(self, site: SiteConfig, policy: Policy) -> Measured:
         """What was measured for these settings; starts to measure where nothing was yet."""
         smallest = max(site.min_cases, policy.min_cases)
         known = self._measured
@@ -178,20 +210,56 @@ class Announcer:
             self._measuring = True
             arguments = (site, smallest)
             threading.Thread(
-                target=self._measure, args=arguments, name="spacing", daemon=True
+                target=self._measure, args=arguments, name="images", daemon=True
             ).start()
-        return None
+        return Measured()
+
+    def _privacy(self, policy: Policy) -> tuple[PrivacySpent, ...]:
+        """What training has cost; to compute it takes seconds, and until then nothing is told."""
+        if policy.patient_epsilon is None and policy.site_epsilon is None:
+            return ()
+        budget = Budget(self._folders.work)
+        key = (policy, budget.state())
+        known = self._account
+        if known is not None and known[0] == key:
+            return known[1]
+        if not self._accounting:
+            self._accounting = True
+
+            def compute() -> None:
+                try:
+                    self._account = key, _spent(budget, policy)
+                except FedfmsError as error:
+                    log.error("%s", error)
+                finally:
+                    self._accounting = False
+
+            threading.Thread(target=compute, name="account", daemon=True).start()
+        return ()
 
     def _measure(self, site: SiteConfig, smallest: int) -> None:
-        spacing: Spacing | None = None
+        found = Measured()
         try:
-            spacing = measure_spacing(site, smallest, lambda: not self._busy())
+            found = measure(site, smallest, lambda: not self._busy())
         except Exception as error:  # whatever a file does to its reader, the task will say it
-            log.debug("no spacing to tell: %s", type(error).__name__)
+            log.debug("nothing to tell of images: %s", type(error).__name__)
         finally:
-            if spacing is not None or not self._busy():  # a task came between: again later
-                self._measured = site, smallest, spacing
+            if found != Measured() or not self._busy():  # a task came between: again later
+                self._measured = site, smallest, found
             self._measuring = False
+
+
+def _spent(budget: Budget, policy: Policy) -> tuple[PrivacySpent, ...]:
+    return tuple(
+        PrivacySpent(
+            one.unit,
+            None if math.isinf(one.epsilon) else math.ceil(one.epsilon * 100) / 100,
+            one.budget,
+            one.delta,
+        )
+        for one in budget.spent(policy)
+        if one.budget is not None
+    )
 
 
 class GpuWatch:

@@ -124,7 +124,14 @@ def few_steps(
     dataset = SliceDataset([few.middling], site, recipe)
     slices = len(dataset) * few.training_cases
     batch = min(recipe.batch_size, slices)
-    one_pass = dataclasses.replace(recipe, local_epochs=1)
+    one_pass = dataclasses.replace(
+        recipe,
+        local_epochs=1,
+        # a step of patients does as much for as many slices
+        patient_rate=None,
+        patient_clip_norm=None,
+        patient_noise=0.0,
+    )
 
     def steps(count: int, before: RoundResult | None) -> RoundResult:
         return train_round(

@@ -18,6 +18,7 @@ from torch import Tensor
 import fedfms.errors
 from fedfms.contracts.contribution import MAX_PICTURE_BYTES, Contribution
 from fedfms.contracts.messages import Failure, Progress, Reply, Task, TaskFiles, TaskRequest
+from fedfms.contracts.receipt import SignedReceipt
 from fedfms.errors import CheckpointError, FedfmsError, TrainerError
 from fedfms.exchange.tensors import load_tensors, save_tensors
 from fedfms.files import read_whole
@@ -38,6 +39,7 @@ class TaskResult:
     contribution: Contribution
     tensors: dict[str, Tensor]  # the difference, as stored: fp32 or fp16; none if evaluated only
     pictures: list[bytes]  # PNG
+    receipt: SignedReceipt  # as the trainer's log has it
 
 
 def run_task(
@@ -165,7 +167,11 @@ def _take(files: TaskFiles, task: Task, sent: Mapping[str, Tensor], reply: Reply
         raise not_understood("its report is about another task")
     if reply.has_tensors != (report.kind == "train" and report.role == "train"):
         raise not_understood("its tensors and its report contradict each other")
-    largest = sum(4 * t.numel() + 1024 for t in sent.values()) + 1024 * 1024
+    receipt = reply.receipt
+    if receipt is not None and (receipt.receipt.job, receipt.receipt.site) != (task.job, task.site):
+        raise not_understood("its receipt is about another task")
+    bytes_each = 8 if task.recipe.sums_only else 4
+    largest = sum(bytes_each * t.numel() + 1024 for t in sent.values()) + 1024 * 1024
     tensors: dict[str, Tensor] = {}
     try:
         if reply.has_tensors:
@@ -175,7 +181,9 @@ def _take(files: TaskFiles, task: Task, sent: Mapping[str, Tensor], reply: Reply
         ]
     except (OSError, CheckpointError):
         raise not_understood("the files that it announced cannot be read") from None
-    return TaskResult(report, tensors, pictures)
+    if receipt is None:
+        raise not_understood("it gave no receipt of what leaves")
+    return TaskResult(report, tensors, pictures, receipt)
 
 
 def _as_error(failure: Failure) -> FedfmsError:

@@ -28,7 +28,8 @@ from fedfms.contracts.messages import (
     encode,
     socket_address,
 )
-from fedfms.errors import FedfmsError, TaskAborted, TrainerError
+from fedfms.contracts.sums import SumsAnswer, SumsAsk
+from fedfms.errors import DoorClosed, FedfmsError, TaskAborted, TrainerError
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,27 @@ def release(exchange: Path, timeout_seconds: float = 30.0) -> None:
         TrainerError: as `ping`, or code still-running.
     """
     _order(exchange, Release(), timeout_seconds)
+
+
+def ask_sums(exchange: Path, ask: SumsAsk, timeout_seconds: float = 30.0) -> SumsAnswer:
+    """Have the trainer do a step of a secure sum; also while a task runs there.
+
+    Raises:
+        TrainerError: as `ping`.
+        DoorClosed: it does not; with the trainer's code.
+    """
+    with connected(exchange, 0.0, lambda: False) as connection:
+        connection.send(ask, timeout_seconds)
+        answer = connection.next_answer(timeout_seconds, lambda: False)
+    if isinstance(answer, Failure):
+        raise DoorClosed(
+            f"the trainer does not take part in this sum ({answer.code})",
+            "look in the trainer's log",
+            code=answer.code,
+        )
+    if not isinstance(answer, SumsAnswer):
+        raise not_understood("it answered a question that nobody asked")
+    return answer
 
 
 def _order(exchange: Path, request: Request, timeout_seconds: float) -> None:

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedfms.bounded import read_json
 from fedfms.contracts.contribution import Contribution
 from fedfms.contracts.messages import Task
 from fedfms.errors import CheckpointError, FedfmsError
@@ -109,7 +110,7 @@ class KeptRun:
         try:
             if (folder / _KEY).read_text() != key:
                 return None
-            said = json.loads((folder / _CONTRIBUTION).read_text())
+            said = read_json(folder / _CONTRIBUTION)
             tensors = folder / _TENSORS
             return Outcome(
                 Contribution.from_dict(said),

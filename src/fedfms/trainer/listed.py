@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedfms.bounded import decode_json
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.cache import StoredCase
 from fedfms.data.manifest import Case, find_cases, list_matches
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 LIST_SECONDS = 30.0  # for the names of all files; a dead network share never answers
 _FILE = "prepared.json"  # in the private folder: case -> record in the cache
+_LARGEST = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,10 @@ def _records_of(prepared: Sequence[StoredCase]) -> dict[str, str]:
 def _listed(work: Path) -> dict[str, str]:
     listed: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError):
-        listed = json.loads((work / _FILE).read_text(encoding="utf-8", errors="surrogateescape"))
+        # of this process's own folder, a line for each case: as many as the site has
+        text = (work / _FILE).read_text(encoding="utf-8", errors="surrogateescape")
+        found = decode_json(text, str(_FILE), max_bytes=_LARGEST, any_text=True)
+        listed = {str(key): str(value) for key, value in dict(found).items()}
     return listed
 
 

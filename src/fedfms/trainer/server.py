@@ -46,15 +46,18 @@ from fedfms.contracts.messages import (
     remove_leftovers,
     socket_address,
 )
+from fedfms.contracts.receipt import SignedReceipt
+from fedfms.contracts.sums import SumsAsk
 from fedfms.control import Control
 from fedfms.errors import FedfmsError, TaskAborted, TrainerError
-from fedfms.exchange.tensors import EXCHANGE_MODE, load_tensors, save_tensors
+from fedfms.exchange.tensors import EXCHANGE_MODE, fingerprint, load_tensors, save_tensors
 from fedfms.files import NO_ROOM, append_whole, write_whole
 from fedfms.trainer.announce import Announcer
 from fedfms.trainer.at_work import AtWork
 from fedfms.trainer.errors import ERRORS
 from fedfms.trainer.kept import Outcome
 from fedfms.trainer.ledger import Ledger
+from fedfms.trainer.receipts import Receipts
 from fedfms.trainer.site_page import render
 from fedfms.trainer.tasks import SiteFolders, TaskRunner
 from fedfms.training.device import GPU_FAILED, gpu_is_in_use
@@ -127,6 +130,7 @@ class TrainerServer:
         self._ledger = Ledger(
             folders.work, lambda entries: render(entries, folders.name, runner.policy)
         )
+        self._receipts = Receipts(folders.work, folders.policy)
         self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="task")
         self._connections: set[asyncio.Task[None]] = set()
         self._gpu_failed = False
@@ -140,6 +144,7 @@ class TrainerServer:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         listener = listen(self._exchange)
+        self._receipts.have_key()
         server = await asyncio.start_unix_server(
             self._connected, sock=listener, limit=MAX_LINE_BYTES
         )
@@ -168,6 +173,8 @@ class TrainerServer:
                 answer = await self._announcer.pong(self._turn.locked)
             elif isinstance(request, Forget | Release):
                 answer = await self._order(request)
+            elif isinstance(request, SumsAsk):  # beside a task: others wait for its shares
+                answer = await asyncio.to_thread(self._step_of_a_sum, request)
             else:
                 answer = request
             writer.write(encode(answer))
@@ -249,6 +256,16 @@ class TrainerServer:
         finally:
             self._turn.release()
 
+    def _step_of_a_sum(self, ask: SumsAsk) -> Answer:
+        try:
+            return self._runner.sums.answer(ask)
+        except FedfmsError as error:
+            log.error("no part in the sum of round %d: %s", ask.round, error.public)
+            return Failure(type(error).__name__, public_code(error.code))
+        except OSError as error:
+            log.error("no part in the sum of round %d: %s", ask.round, error.strerror)
+            return Failure("TrainerError", "unusable-file")
+
     def _stopped(self) -> Failure:
         if self._stopping.is_set():
             return Failure("TrainerError", "trainer-stopped")
@@ -299,8 +316,11 @@ class TrainerServer:
     def _compute_answer(self, request: TaskRequest, files: TaskFiles, running: _Running) -> Answer:
         """The computing thread's side: run the task, write what leaves, say so."""
 
+        began = self._receipts.begin()
+
         def received() -> dict[str, Tensor]:
             tensors = load_tensors(files.received)
+            began.model_in_sha256 = fingerprint(tensors)
             files.received.unlink(missing_ok=True)  # room in memory for the result
             return tensors
 
@@ -310,7 +330,8 @@ class TrainerServer:
         self._at_work.begin(task)
         try:
             outcome = self._runner.run(task, received, running.control)
-            reply = _put(files, outcome)
+            receipt = self._receipts.give(task, outcome, began)  # before anything is handed out
+            reply = _put(files, outcome, receipt)
             self._ledger.left(task, holdout, outcome)
             return reply
         except TaskAborted as error:
@@ -406,7 +427,7 @@ async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
 
 async def _first_request(
     reader: asyncio.StreamReader,
-) -> TaskRequest | Ping | Forget | Release | Failure:
+) -> TaskRequest | Ping | Forget | Release | SumsAsk | Failure:
     """What a new connection asks for, or the answer to what cannot be understood.
 
     Raises:
@@ -455,7 +476,7 @@ def _answers(address: str) -> bool:
         return True
 
 
-def _put(files: TaskFiles, outcome: Outcome) -> Reply:
+def _put(files: TaskFiles, outcome: Outcome, receipt: SignedReceipt) -> Reply:
     """Write what leaves into the shared folder, whole or not at all."""
     try:
         if outcome.tensors:
@@ -469,4 +490,4 @@ def _put(files: TaskFiles, outcome: Outcome) -> Reply:
             "give the exchange volume more room: three times the model's size",
             code="exchange-full",
         ) from None
-    return Reply(outcome.contribution, bool(outcome.tensors), len(outcome.pictures))
+    return Reply(outcome.contribution, bool(outcome.tensors), len(outcome.pictures), receipt)

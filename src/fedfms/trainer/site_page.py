@@ -183,6 +183,11 @@ def _rules(policy: Policy) -> list[str]:
         if policy.min_cases > 1
         else "Scores leave from the first case on, unless site.yml asks for more.",
         "Pictures of validation cases may leave." if policy.pictures else "No picture leaves.",
+        f"A round has at least {numbers.numerals(policy.min_steps, 'step')} on "
+        f"{numbers.numerals(policy.min_batch_size, 'slice')} each, of at least "
+        f"{numbers.numerals(policy.min_training_patients, 'patient')}.",
+        f"In all at most {numbers.numerals(policy.max_total_rounds, 'round')} and "
+        f"{numbers.numerals(policy.max_total_evaluations, 'evaluation')}, whichever job asks.",
     ]
     if policy.clip_norm is not None:
         rules.append(f"A change of the model is scaled to a norm of {policy.clip_norm:g} at most.")

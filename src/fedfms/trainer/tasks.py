@@ -21,13 +21,14 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Compute, SiteConfig
 from fedfms.control import Control
 from fedfms.data.cache import StoredCase
-from fedfms.data.manifest import find_cases
+from fedfms.data.manifest import Case, find_cases
 from fedfms.data.memory import CACHE_FOLDER
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
-from fedfms.errors import TrainerError, TrainingError
+from fedfms.errors import DoorClosed, TrainerError, TrainingError
+from fedfms.exchange.bounds import check_drawn, check_patients, check_steps
 from fedfms.exchange.door import check_job, pass_door, pass_pictures, read_policy
-from fedfms.exchange.tensors import difference, shapes_of
+from fedfms.exchange.tensors import difference, shapes_of, update_norm
 from fedfms.files import NO_ROOM, append_whole
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
@@ -39,17 +40,22 @@ from fedfms.models.travelling import (
     write_staying,
     write_travelling,
 )
+from fedfms.trainer.budget import Budget
 from fedfms.trainer.canary import FewCases, few_cases, few_steps, memory_refused, rehearsal
 from fedfms.trainer.errors import ERRORS, forget_errors
+from fedfms.trainer.history import History
 from fedfms.trainer.kept import KeptRun, Learnt, Outcome, request_key
 from fedfms.trainer.listed import Listing, forget_withdrawn, list_prepared
+from fedfms.trainer.secret import part_of, site_secret
+from fedfms.trainer.sums import PEERS, Sums
+from fedfms.trainer.telling import Telling
 from fedfms.training.device import (
     failures_explained,
     free_unused_memory,
     ready_device,
     torch_device,
 )
-from fedfms.training.evaluate import CaseScore, evaluate, summarize
+from fedfms.training.evaluate import CaseScore, evaluate
 from fedfms.training.loop import RoundResult, adam, train_round
 from fedfms.training.meter import Meter
 from fedfms.training.overlay import site_pictures
@@ -72,6 +78,10 @@ class SiteFolders:
     data_root: Path | None  # goes before site.yml's own
     checkpoints: Path | None  # folder of SAM checkpoints; none is needed for vit_demo
     work: Path  # private: prepared cases, scores per case, full error texts with file names
+    # the order of slices follows from the recipe's seed alone, which everybody knows: for runs on
+    # one machine that are to come out equal; not at a hospital
+    order_from_seed: bool = False
+    peers: Path | None = None  # the trainers of other sites; None: policy/peers.json
 
 
 @dataclass(slots=True)
@@ -101,6 +111,11 @@ class TaskRunner:
         self.policy: Policy | None = None  # as the last task read it
         self._job: _Job | None = None
         self._unwritten: list[tuple[Path, str]] = []  # rows of scores, and the table's file
+        self._secret: bytes | None = None  # the site's, and its history, from the first task on
+        self._history: History | None = None
+        self.sums = Sums(folders.name, folders.work, folders.peers or folders.policy / PEERS)
+        if folders.order_from_seed:
+            log.info("the order of slices follows from the recipe's seed: no secret, a simulation")
 
     def run(self, task: Task, received: Received, control: Control) -> Outcome:
         """Evaluate the received model where it is due, train one round where asked, pass the door.
@@ -152,6 +167,7 @@ class TaskRunner:
         if self._job is not None and self._job.name == job:
             self.release()
         KeptRun(self.folders.work, job).forget()
+        self.sums.forget(job)
         (self.folders.work / "scores" / f"{job}.csv").unlink(missing_ok=True)
         forget_errors(self.folders.work / ERRORS, job)
 
@@ -161,7 +177,9 @@ class TaskRunner:
         self.stall_seconds = site.stall_seconds
         self.policy = None  # a page must not show rules that hold no more
         self.policy = policy = read_policy(self.folders.policy)
-        check_job(policy, recipe)
+        is_holdout = self.folders.name in recipe.holdout
+        trains = task.kind == "train" and not is_holdout
+        check_job(policy, recipe, trains=trains)
         _check_task(task, self.folders.name)
         _check_device(recipe, site)
         meter = Meter(ready_device(site))
@@ -173,13 +191,32 @@ class TaskRunner:
         if not is_canary and (answer := kept.answer(task, key)) is not None:
             log.info("%s of round %d was answered before: the same again", task.kind, task.round)
             return answer
+        if trains and recipe.sums_only:
+            self.sums.check(task.job, task.round)
+        budget = Budget(self.folders.work)
+        if trains:
+            budget.check(policy, recipe, recipe.rounds - task.round)
+        is_due = task.kind == "evaluate" or recipe.evaluates(task.round)
+        history = request = None  # a canary, of which zeros leave, is no part of it
+        if not is_canary:
+            history = self._of_this_site()
+            request = history.request(task, sent, trains=trains, evaluates=is_due)
+            history.check(policy, request)
+            if policy.noise_std > 0 and history.was_answered(request):
+                raise _no_new_noise(task)
+            if trains and recipe.sums_only and history.was_answered(request):
+                raise _no_second_sum(task)
         with meter("prepare"):
             job = self._job_for(task, site, kept)
-            cases = self._prepared(job, control)
-        is_holdout = self.folders.name in recipe.holdout
-        trains = task.kind == "train" and not is_holdout
+            cases = self._prepared(job, control, policy if trains else None)
         training = [case for case in cases if case.case.split == "train"]
-        is_due = task.kind == "evaluate" or recipe.evaluates(task.round)
+        if trains and not is_canary:
+            if job.dataset is None:
+                job.dataset = SliceDataset(training, site, recipe)
+            check_steps(policy, recipe, len(job.dataset))
+            check_drawn(policy, recipe, len({case.case.patient for case in training}))
+        if history is not None and request is not None:
+            history.asked(request)
         scored = cases if is_holdout else [c for c in cases if c.case.split == "validation"]
         with meter("exchange"):
             write_travelling(job.model, sent)
@@ -205,12 +242,15 @@ class TaskRunner:
                 if job.few is not None:
                     result, a_step, steps = few_steps(job.model, job.few, site, recipe, control)
                 else:
-                    slices, result = _train(job, training, task, control)
+                    secret = None if self.folders.order_from_seed else self._secret
+                    slices, result = _train(job, task, control, secret)
             with meter("exchange"):
                 tensors = difference(read_travelling(job.model), before)
                 if not is_canary:
                     _keep_learnt(job, task)
         control.check()
+        smallest = max(policy.min_cases, site.min_cases)
+        telling = Telling.of(history, scored, training, smallest)
         contribution = Contribution(
             site=self.folders.name,
             kind=task.kind,
@@ -222,18 +262,26 @@ class TaskRunner:
             package_version=__version__,
             training_slices=slices,
             training_cases=len(training) if trains else 0,
-            evaluated_cases=len(scored) if is_due else 0,
+            evaluated_cases=len(telling.cases) if is_due else 0,
             distance_unit=site.distance_unit,
-            metrics=summarize(scores, max(policy.min_cases, site.min_cases)),
-            loss=result.loss if result else None,
+            metrics=telling.metrics(scores),
+            loss=result.loss if result and telling.loss else None,
             seconds=meter.seconds,
             peak_memory_bytes=meter.peak_memory_bytes,
             micro_batch=result.micro_batch if result else 0,
             rehearsal=rehearsal(job.few, recipe, meter, a_step, steps) if job.few else None,
         )
         leaving, report = pass_door(policy, site, recipe, shapes_of(before), tensors, contribution)
+        norm = update_norm(leaving) if leaving else None  # the site knows it, whoever else does
+        if leaving and recipe.sums_only:
+            with meter("exchange"):
+                leaving = self.sums.masked(task.job, task.round, leaving, report.training_slices)
         outcome = Outcome(report, leaving, pass_pictures(policy, recipe, pictures))
-        if not is_canary:
+        if history is not None and request is not None:
+            telling.is_told(history, report)
+            history.left(request, norm)
+            if trains:
+                budget.add(policy, recipe, task.job, task.round)
             kept.keep_answer(task, key, outcome)
         return outcome
 
@@ -265,10 +313,21 @@ class TaskRunner:
         self._job = job
         return job
 
-    def _prepared(self, job: _Job, control: Control) -> list[StoredCase]:
+    def _of_this_site(self) -> History:
+        """What was asked of it before; its secret is read, or made, with it."""
+        if self._history is None:
+            self._secret = site_secret(self.folders.work)
+            self._history = History(self.folders.work, self._secret)
+            self._secret = part_of(self._secret, "order of slices")
+        return self._history
+
+    def _prepared(self, job: _Job, control: Control, policy: Policy | None) -> list[StoredCase]:
+        """The site's cases; with a policy they are to be trained on, and have to be enough."""
         if job.recipe.canary:
-            return self._few(job, control)
+            return self._few(job, control, policy)
         listing = job.listing.now(job.site) if job.listing else Listing.of(job.site)
+        if policy is not None:
+            check_patients(policy, _patients_to_train(listing.cases))
         if job.cases is None or job.listing is None or listing.cases != job.listing.cases:
             if job.cases is not None:
                 log.info(
@@ -281,11 +340,14 @@ class TaskRunner:
         job.listing = listing
         return job.cases
 
-    def _few(self, job: _Job, control: Control) -> list[StoredCase]:
+    def _few(self, job: _Job, control: Control, policy: Policy | None) -> list[StoredCase]:
         """The cases of a canary."""
         if job.cases is None:
+            cases = find_cases(job.site)
+            if policy is not None:
+                check_patients(policy, _patients_to_train(cases))
             job.few = few_cases(
-                find_cases(job.site),
+                cases,
                 job.site,
                 job.recipe,
                 control,
@@ -381,12 +443,33 @@ def _keep_learnt(job: _Job, task: Task) -> None:
     job.trained = task.round
 
 
+def _patients_to_train(cases: Sequence[Case]) -> int:
+    return len({case.patient for case in cases if case.split == "train"})
+
+
+def _no_new_noise(task: Task) -> DoorClosed:
+    return DoorClosed(
+        f"round {task.round} was answered with noise before, and that answer is not kept any more",
+        "ask by a recipe with another seed: noise that is drawn twice for one difference averages "
+        "out",
+        code="answered-before",
+    )
+
+
+def _no_second_sum(task: Task) -> DoorClosed:
+    return DoorClosed(
+        f"what this site answered to round {task.round} is in an earlier sum",
+        "ask by a recipe with another seed: two sums, of which one has a site more, show what it "
+        "sent",
+        code="summed-before",
+    )
+
+
 def _train(
-    job: _Job, training: Sequence[StoredCase], task: Task, control: Control
+    job: _Job, task: Task, control: Control, secret: bytes | None
 ) -> tuple[int, RoundResult]:
     """One local round on the job's model, in place; the number of slices and how it went."""
-    if job.dataset is None:
-        job.dataset = SliceDataset(training, job.site, task.recipe)
+    assert job.dataset is not None
     result = train_round(
         job.model,
         job.dataset,
@@ -396,6 +479,7 @@ def _train(
         optimizer=job.optimizer,
         control=control,
         micro_batch=job.micro_batch,
+        secret=secret,
     )
     job.optimizer = result.optimizer if task.recipe.optimizer_state == "keep" else None
     job.micro_batch = result.micro_batch

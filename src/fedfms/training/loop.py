@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import logging
 import math
 import time
@@ -10,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
@@ -27,8 +29,9 @@ from fedfms.training.device import (
     ready_device,
     slices_at_once,
 )
+from fedfms.training.gradients import accumulate_gradients, finite
 from fedfms.training.interrupt import interruptible
-from fedfms.training.losses import loss_per_class, masked_sum
+from fedfms.training.private import PatientSteps
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +60,13 @@ def train_round(
     optimizer: torch.optim.Optimizer | None,
     control: Control,
     micro_batch: int | None = None,
+    secret: bytes | None = None,
 ) -> RoundResult:
     """Train the model's parameters that require a gradient, in place, for one round.
 
-    The same arguments give the same numbers: slices are shuffled from (recipe.seed, round_number)
-    alone, and the learning rate depends on the step alone. The model stays on the site's device. It
-    is half trained, and to be thrown away, when an error leaves this function.
+    The same arguments give the same numbers: slices are shuffled from (secret, recipe.seed,
+    round_number) alone, and the learning rate depends on the step alone. The model stays on the
+    site's device. It is half trained, and to be thrown away, when an error leaves this function.
 
     Args:
         model: images (B, 3, S, S) to logits (B, K, M, M).
@@ -73,6 +77,8 @@ def train_round(
         control: asked inside every step; told ("train", steps done, steps).
         micro_batch: most slices in memory at once, where the round before found less than the
             site's own setting to fit.
+        secret: of the site, without which nobody knows the order of its slices; None: whoever knows
+            the recipe does.
 
     Raises:
         TrainingError: "non-finite-loss", "out-of-memory" with a single slice in memory, or what
@@ -85,8 +91,12 @@ def train_round(
     optimizer = adam(model, recipe) if optimizer is None else _of_this_model(optimizer, model)
     micro_batch = min(micro_batch or recipe.batch_size, slices_at_once(recipe, site, device))
 
-    seed = round_seed(recipe, round_number)
-    batches = shuffled_batches(len(dataset), recipe, seed)
+    if recipe.patient_rate is not None:
+        return _round_of_patients(
+            model, dataset, recipe, round_number, optimizer, control, micro_batch, started
+        )
+    seed = round_seed(recipe, round_number, secret)
+    batches = ShuffledBatches(len(dataset), recipe, round_number, secret)
     steps_per_round = len(batches)
     loader = DataLoader(
         dataset,
@@ -94,7 +104,7 @@ def train_round(
         num_workers=site.workers,
         pin_memory=device.type == "cuda",
     )
-    loss_sum = 0.0
+    loss_sum, trained = 0.0, 0
     try:
         with _seeded(seed, device), interruptible(model, control):
             control.report("train", 0, steps_per_round)
@@ -106,13 +116,14 @@ def train_round(
                 loss, micro_batch = train_step(
                     model, optimizer, batch, recipe, micro_batch, control, make_step
                 )
-                loss_sum += loss * len(batches[step])
+                loss_sum += loss * len(batch["image"])
+                trained += len(batch["image"])
                 control.report("train", step + 1, steps_per_round)
     finally:
         optimizer.zero_grad(set_to_none=True)  # the gradients' memory, as large as what travels
 
     result = RoundResult(
-        loss=loss_sum / sum(map(len, batches)),
+        loss=loss_sum / trained,
         steps=steps_per_round,
         seconds=time.monotonic() - started,
         micro_batch=micro_batch,
@@ -126,6 +137,52 @@ def train_round(
         result.seconds,
     )
     return result
+
+
+def _round_of_patients(
+    model: nn.Module,
+    dataset: Dataset[Batch],
+    recipe: Recipe,
+    round_number: int,
+    optimizer: torch.optim.Optimizer,
+    control: Control,
+    micro_batch: int,
+    started: float,
+) -> RoundResult:
+    """As `train_round`, with steps of patients that are drawn (training/private.py)."""
+    make_step = find_method(recipe.method).start_round(model, recipe)
+    if make_step is not plain_step:  # it may take more than one gradient, which is not counted
+        raise TrainingError(
+            f"{recipe.method} makes its own steps, and patient_rate needs plain ones",
+            "leave patient_rate, patient_clip_norm and patient_noise out, or name another method",
+            code="steps-of-patients",
+        )
+    if not isinstance(dataset, SliceDataset):
+        raise TrainingError(
+            "patient_rate needs the slices of one site, with their patients",
+            "leave patient_rate, patient_clip_norm and patient_noise out of pooled training",
+            code="steps-of-patients",
+        )
+    count = recipe.steps_of_patients
+    steps = PatientSteps(model, dataset, recipe, control, micro_batch)
+    device = next(model.parameters()).device
+    try:
+        with _seeded(round_seed(recipe, round_number), device), interruptible(model, control):
+            control.report("train", 0, count)
+            for step in range(count):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(recipe, round_number * count + step, count)
+                make_step(optimizer, steps.gradients)
+                control.report("train", step + 1, count)
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+    return RoundResult(
+        loss=steps.loss_sum / max(1.0, steps.pairs),
+        steps=count,
+        seconds=time.monotonic() - started,
+        micro_batch=steps.micro_batch,
+        optimizer=optimizer,
+    )
 
 
 def train_step(
@@ -163,30 +220,6 @@ def train_step(
         micro_batch = halved(micro_batch, "with a single slice in memory", "with")
 
 
-def accumulate_gradients(
-    model: nn.Module, batch: Batch, recipe: Recipe, micro_batch: int, control: Control
-) -> float:
-    """Add the gradient of the batch's mean loss to the parameters; the micro-batch changes nothing.
-
-    Returns:
-        the mean loss over all pairs of slice and annotated class of the batch (losses.masked_sum);
-        0 where no class is annotated.
-    """
-    device = next(model.parameters()).device
-    annotated_pairs = batch["annotated"].sum().clamp(min=1).to(device)
-    keys = ("image", "target", "annotated")
-    parts = zip(*(torch.split(batch[key], micro_batch) for key in keys), strict=True)
-    loss = 0.0
-    for part in parts:
-        control.check()
-        image, target, annotated = (tensor.to(device, non_blocking=True) for tensor in part)
-        losses = loss_per_class(model(image), target, recipe)
-        part_loss = masked_sum(losses, annotated) / annotated_pairs
-        loss += _finite(part_loss.item())
-        torch.autograd.backward(part_loss)
-    return loss
-
-
 def adam(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba 2015, arXiv 1412.6980) over what requires a gradient, as in FedFMS.
 
@@ -215,20 +248,57 @@ def learning_rate(recipe: Recipe, step: int, steps_per_round: int) -> float:
     return recipe.learning_rate * rise * fall
 
 
-def round_seed(recipe: Recipe, round_number: int) -> int:
-    """Seed of one round; neighbouring rounds and recipe seeds share nothing."""
-    digest = hashlib.sha256(f"round {round_number} of seed {recipe.seed}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1  # torch takes 63 bits
+def round_seed(recipe: Recipe, round_number: int, secret: bytes | None = None) -> int:
+    """Seed of one round for torch; neighbouring rounds and recipe seeds share nothing."""
+    return int.from_bytes(_round_digest(recipe, round_number, secret)[:8], "big") >> 1  # 63 bits
 
 
-def shuffled_batches(slices: int, recipe: Recipe, seed: int) -> list[list[int]]:
-    """Which slices make each step of a round; every slice once an epoch, the last batch smaller."""
-    generator = torch.Generator().manual_seed(seed)
-    batches: list[list[int]] = []
-    for _ in range(recipe.local_epochs):
-        order = torch.randperm(slices, generator=generator)
-        batches += [part.tolist() for part in torch.split(order, recipe.batch_size)]
-    return batches
+def _round_digest(recipe: Recipe, round_number: int, secret: bytes | None) -> bytes:
+    text = f"round {round_number} of seed {recipe.seed}".encode()
+    if secret is None:
+        return hashlib.sha256(text).digest()
+    return hmac.digest(secret, text, "sha256")  # RFC 2104
+
+
+class ShuffledBatches(Sampler[list[int]]):
+    """Which slices make each step of a round; every slice once an epoch, the last batch smaller.
+
+    Made one epoch at a time, however many the recipe has. Where the order is a secret, it is not
+    torch's: of a seed its generator on a processor keeps 32 bits, few enough to try them all.
+
+    Args:
+        slices: of the site.
+        recipe: for its epochs, its batch and its seed.
+        round_number: from 0.
+        secret: see `train_round`.
+    """
+
+    def __init__(
+        self, slices: int, recipe: Recipe, round_number: int, secret: bytes | None = None
+    ) -> None:
+        self._slices, self._recipe = slices, recipe
+        self._round, self._secret = round_number, secret
+
+    def __len__(self) -> int:
+        return self._recipe.local_epochs * math.ceil(self._slices / self._recipe.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self._recipe.batch_size
+        for order in self._orders():
+            for first in range(0, self._slices, size):
+                yield order[first : first + size]
+
+    def _orders(self) -> Iterator[list[int]]:
+        """Of each epoch the order of all slices."""
+        if self._secret is None:
+            generator = torch.Generator().manual_seed(round_seed(self._recipe, self._round))
+            for _ in range(self._recipe.local_epochs):
+                yield torch.randperm(self._slices, generator=generator).tolist()
+            return
+        digest = _round_digest(self._recipe, self._round, self._secret)
+        shuffled = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
+        for _ in range(self._recipe.local_epochs):
+            yield shuffled.permutation(self._slices).tolist()
 
 
 @contextmanager
@@ -250,18 +320,7 @@ def _clip(optimizer: torch.optim.Optimizer, recipe: Recipe) -> None:
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_grad_norm)
-    _finite(norm.item())
-
-
-def _finite(value: float) -> float:
-    if math.isfinite(value):
-        return value
-    raise TrainingError(
-        f"the training loss or its gradient became {value}",
-        "lower learning_rate in recipe.json, or set clip_grad_norm to 1.0; if this is the first "
-        "step of the first round, look for unusual values in the images with fedfms check-data",
-        code="non-finite-loss",
-    )
+    finite(norm.item())
 
 
 def _of_this_model(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:

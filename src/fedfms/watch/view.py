@@ -69,6 +69,7 @@ _TONES: Mapping[str, Tone] = {
 _NOTE_TONES: Mapping[NoteKind, Tone] = {
     "site_died": "warn",
     "site_gone": "bad",
+    "guarded": "bad",
     "waits": "warn",
     "ends": "bad",
 }
@@ -626,7 +627,7 @@ def _news(records: Iterable[Record], event: Event | None, now: float) -> list[Ne
 
 
 def _note(note: Note, number: int | None) -> str:
-    if note.kind == "site_back" and number is not None:
+    if note.kind in ("site_back", "guarded") and number is not None:
         return _sentence(f"{note.text.rstrip('.')}, in round {number + 1}")
     return _sentence(note.text)
 

@@ -23,7 +23,8 @@ from fedfms.contracts.messages import Kind, Task
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import FederationError, FedfmsError
 from fedfms.exchange.guard import check_contribution
-from fedfms.exchange.strategies import combine, find_strategy
+from fedfms.exchange.round_guard import RoundGuard, close_round
+from fedfms.exchange.strategies import find_strategy
 from fedfms.exchange.tensors import payload_bytes, save_tensors, shapes_of, to_precision
 from fedfms.files import write_whole
 from fedfms.local.processes import Processes
@@ -43,9 +44,12 @@ from fedfms.records.schema import (
     EvaluationRecord,
     JobDone,
     JobRecord,
+    Judged,
+    Note,
     RoundDone,
     RoundStarted,
 )
+from fedfms.records.verdicts import findings
 from fedfms.records.write import RecordWriter
 from fedfms.trainer.client import TaskResult, run_task
 
@@ -80,7 +84,7 @@ def federate(
             its own words are.
         FedfmsError: the checkpoint is missing or does not fit.
     """
-    strategy = find_strategy(recipe)
+    strategy, guard = find_strategy(recipe), RoundGuard(recipe)
     weights = read_travelling(build_model(recipe, find_checkpoint(recipe, checkpoints)))
     write_whole(folder / RECIPE, recipe.to_json())
     records = RecordWriter(folder / RECORDS)
@@ -172,8 +176,12 @@ def federate(
                     )
                 )
             slices = {name: a.contribution.training_slices for name, a in answers.items()}
-            change = combine(strategy, number, slices, accepted)
-            weights = {name: weights[name] + change[name] for name in weights}
+            closed = close_round(guard, strategy, number, slices, accepted)
+            judged = Judged(round=number, acts=guard.acts, sites=closed.verdicts)
+            records.write(judged)
+            for name, text in findings(judged):
+                records.write(Note(kind="guarded", site=name, text=text))
+            weights = {name: weights[name] + closed.change[name] for name in weights}
             records.write(RoundDone(round=number, sites=names))
             on_round(number)
         save_tensors(folder / GLOBAL_MODEL, weights, "fp32")

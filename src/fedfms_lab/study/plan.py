@@ -13,6 +13,7 @@ from typing import Any
 from fedfms.contracts.decode import AnyPath, from_dict, read_yaml, require_known
 from fedfms.contracts.recipe import JOB_RECIPE, Recipe, read_job_recipe
 from fedfms.errors import ConfigError
+from fedfms.files import is_file
 from fedfms.local.sites import Site, find_sites
 from fedfms_lab.study.record import REGIMES, Engine, Regime, RunKey
 
@@ -38,7 +39,7 @@ class MethodEntry:
     set: dict[str, Any] = field(default_factory=dict)  # values of the recipe
 
     def __post_init__(self) -> None:
-        if not (self.job / JOB_RECIPE).is_file():
+        if not is_file(self.job / JOB_RECIPE):
             raise ConfigError(
                 f"{self.job} is no job folder: it has no {JOB_RECIPE}",
                 "name a folder such as ../jobs/fedmsa in the study file, relative to that file",

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from fedfms.models.trained import load_trained
 from fedfms.records.history import History
 from fedfms.records.layout import RECORDS
 from fedfms.records.read import read_records
+from fedfms.report.verify import Check, OtherRuns
 from fedfms_lab.study.data import ManifestRow, read_manifest, read_site, site_config
 from fedfms_lab.study.record import (
     JOB_FOLDER,
@@ -38,12 +38,20 @@ from fedfms_lab.study.score import score_site
 TOLERANCE = 1e-6  # of a score computed again, relative and absolute
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at."""
+class StudyRuns(OtherRuns):
+    """What `fedfms verify` does with a run of a study."""
 
-    what: str
-    problems: tuple[str, ...]  # none if it holds
+    name = "study"
+
+    def is_one(self, folder: Path) -> bool:
+        """Whether it has the file that every finished run of a study has."""
+        return (folder / RUN_FILE).is_file()
+
+    def verify(self, folder: Path, **options: Any) -> list[Check]:
+        """See `verify_run`; `sites` and `data` are folders here, or None."""
+        sites, data = options.pop("sites"), options.pop("data")
+        found = find_sites(sites, data) if sites is not None else None
+        return verify_run(folder, found, **options)
 
 
 def verify_run(

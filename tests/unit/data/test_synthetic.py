@@ -164,9 +164,11 @@ def test_what_cannot_be_written_is_said(tmp_path, wrong):
 
 
 def test_privacy_json_is_what_the_demo_needs(tmp_path):
-    write_phantom_site(tmp_path, "unseen", cases=2, slices=1)
-    policy = json.loads((tmp_path / "policy" / "privacy.json").read_text())
-    assert policy == {"min_cases": 3, "pictures": True}
+    few = {"min_training_patients": 1, "min_steps": 1}  # of which a hospital would not let go
+    for cases, more in ((2, few), (18, {})):
+        write_phantom_site(tmp_path / str(cases), "unseen", cases=cases, slices=1)
+        policy = json.loads((tmp_path / str(cases) / "policy" / "privacy.json").read_text())
+        assert policy == {"min_cases": 3, "pictures": True, **more}
 
 
 def test_keep_adds_the_sites_that_are_missing_and_leaves_the_others(tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from fedfms.contracts.recipe import Recipe
-from fedfms.exchange.averaging import average, averaging_weights
+from fedfms.exchange.averaging import (
+    LARGEST_TOTAL,
+    LARGEST_VALUE,
+    SCALE,
+    FixedSum,
+    average,
+    averaging_weights,
+)
 
 RECIPE = Recipe(
     method="fedmsa",
@@ -42,19 +49,21 @@ def differences(sites: int, seed: int = 0) -> dict[str, dict[str, torch.Tensor]]
 # -------------------------------------------------------------------------------------- weights
 
 
-def test_weights_are_exact_shares_of_the_training_slices() -> None:
+def test_weights_are_the_training_slices() -> None:
     slices = {"site-2": 30, "site-1": 11_979, "site-3": 20, "site-9": 500}
     weights = averaging_weights(RECIPE, slices)
-    assert weights == {
-        "site-1": 11_979 / 12_029,
-        "site-2": 30 / 12_029,
-        "site-3": 20 / 12_029,
-        "site-9": 0.0,
-    }
+    assert weights == {"site-1": 11_979, "site-2": 30, "site-3": 20, "site-9": 0}
     assert list(weights) == sorted(slices)
 
 
-def by_decimals(slices: dict[str, int]) -> dict[str, float]:
+def test_more_slices_than_a_sum_can_hold_are_halved_until_they_fit() -> None:
+    slices = {"site-1": 5_000_000, "site-2": 1_250_000, "site-3": 1}
+    weights = averaging_weights(RECIPE, slices)
+    assert weights == {"site-1": 1_250_000, "site-2": 312_500, "site-3": 1}
+    assert sum(weights.values()) <= LARGEST_TOTAL
+
+
+def by_decimals(slices: dict[str, int]) -> dict[str, int]:
     """The paper's weights in decimal arithmetic: two places, the last site gets the rest."""
     *others, last = sorted(slices)
     total = Decimal(sum(slices.values()))
@@ -63,7 +72,7 @@ def by_decimals(slices: dict[str, int]) -> dict[str, float]:
         for site in others
     }
     weights[last] = 1 - sum(weights.values(), Decimal(0))
-    return {site: float(weight) for site, weight in weights.items()}
+    return {site: int(weight * 100) for site, weight in weights.items()}
 
 
 def test_the_papers_weights_are_rounded_to_two_decimals_and_the_last_site_gets_the_rest() -> None:
@@ -72,24 +81,21 @@ def test_the_papers_weights_are_rounded_to_two_decimals_and_the_last_site_gets_t
         sites = [f"site-{n}" for n in range(1, rng.integers(2, 9))]
         slices = {site: int(rng.integers(1, 10 ** rng.integers(1, 5))) for site in sites}
         got = averaging_weights(PAPER, {**slices, "site-9": 77})
-        assert got.pop("site-9") == 0.0
-        assert got == pytest.approx(by_decimals(slices), abs=1e-12)
-        assert sum(got.values()) == pytest.approx(1.0, abs=1e-15)
+        assert got.pop("site-9") == 0
+        assert got == by_decimals(slices)
+        assert sum(got.values()) == 100
 
 
 def test_the_papers_weights_worked_out_by_hand() -> None:
     # 2/3 is 0.67, so the last of two gets 0.33 and not 1/3
-    assert averaging_weights(PAPER, {"site-2": 1, "site-1": 2}) == {
-        "site-1": 0.67,
-        "site-2": pytest.approx(0.33, abs=1e-15),
-    }
+    assert averaging_weights(PAPER, {"site-2": 1, "site-1": 2}) == {"site-1": 67, "site-2": 33}
     # 20 of 12 029 slices are 0.0017: the site trains, travels, and counts for nothing
     small = averaging_weights(PAPER, {"site-1": 20, "site-2": 6000, "site-3": 6009})
-    assert small == {"site-1": 0.0, "site-2": 0.5, "site-3": 0.5}
+    assert small == {"site-1": 0, "site-2": 50, "site-3": 50}
     # six sites of 0.1665 are rounded up to 0.17 each; the last one pays for it
     many = {**{f"site-{n}": 1665 for n in range(1, 7)}, "site-7": 10}
-    assert averaging_weights(PAPER, many)["site-7"] == pytest.approx(-0.02, abs=1e-15)
-    assert averaging_weights(PAPER, {"site-1": 5}) == {"site-1": 1.0}
+    assert averaging_weights(PAPER, many)["site-7"] == -2
+    assert averaging_weights(PAPER, {"site-1": 5}) == {"site-1": 100}
 
 
 def test_the_last_site_in_the_papers_order_gets_the_rest() -> None:
@@ -98,17 +104,12 @@ def test_the_last_site_in_the_papers_order_gets_the_rest() -> None:
     order = ("REFUGE", "ORIGA", "G1020", "Drishti-GS1")
     fundus = dataclasses.replace(PAPER, holdout=("REFUGE",), site_order=order)
     ordered = averaging_weights(fundus, slices)
-    assert ordered == {
-        "REFUGE": 0.0,
-        "ORIGA": 0.37,
-        "G1020": 0.58,
-        "Drishti-GS1": pytest.approx(0.05, abs=1e-15),
-    }
+    assert ordered == {"REFUGE": 0, "ORIGA": 37, "G1020": 58, "Drishti-GS1": 5}
     by_name = averaging_weights(dataclasses.replace(fundus, site_order=()), slices)
-    assert (by_name["Drishti-GS1"], by_name["ORIGA"]) == (0.06, pytest.approx(0.36, abs=1e-15))
+    assert (by_name["Drishti-GS1"], by_name["ORIGA"]) == (6, 36)
     # a site that is not listed comes behind those that are
     some = dataclasses.replace(fundus, site_order=("ORIGA", "Drishti-GS1"))
-    assert averaging_weights(some, slices)["G1020"] == pytest.approx(0.57, abs=1e-15)
+    assert averaging_weights(some, slices)["G1020"] == 57
 
 
 def test_a_weight_that_the_paper_rounds_away_is_told_at_the_server(
@@ -123,7 +124,7 @@ def test_a_weight_that_the_paper_rounds_away_is_told_at_the_server(
 
 def test_a_round_without_a_training_site_has_no_weight_and_no_average() -> None:
     weights = averaging_weights(PAPER, {"site-9": 0})
-    assert weights == {"site-9": 0.0}
+    assert weights == {"site-9": 0}
     assert average({"site-9": {}}, weights) == {}
 
 
@@ -143,7 +144,7 @@ def test_the_average_equals_numpy() -> None:
         values = np.stack([given[site][name].numpy().astype(np.float64) for site in slices])
         expected = np.average(values, axis=0, weights=list(slices.values()))
         assert tensor.dtype == torch.float32
-        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-7, atol=0.5 / SCALE)
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, PAPER], ids=["exact", "paper"])
@@ -178,10 +179,39 @@ def test_the_average_does_not_hang_on_the_number_of_threads() -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-    parts = [given[site]["w"].numpy().astype(np.float64) * weights[site] for site in sorted(given)]
-    np.testing.assert_array_equal(
-        found[0].numpy(), ((parts[0] + parts[1]) + parts[2]).astype(np.float32)
+    units = [np.rint(given[site]["w"].numpy().astype(np.float64) * SCALE) for site in given]
+    total = sum(
+        unit.astype(np.int64) * weights[site] for site, unit in zip(given, units, strict=True)
     )
+    np.testing.assert_array_equal(found[0].numpy(), (total / (19 * SCALE)).astype(np.float32))
+
+
+def test_sums_of_sums_have_the_bits_of_the_flat_sum_however_sites_are_grouped() -> None:
+    given, weights = differences(6, seed=2), {f"site-{n}": 3 * n + 1 for n in range(1, 7)}
+    weights["site-6"] = -2  # as the paper's last site can have
+    expected = average(given, weights)
+    for groups in (((1, 2), (3, 4, 5, 6)), ((6, 1), (2, 5), (4, 3)), ((1,), (2,), (3, 4, 5, 6))):
+        together = FixedSum()
+        for group in groups:
+            part = FixedSum()
+            for number in group:
+                part.add(given[f"site-{number}"], weights[f"site-{number}"])
+            together.merge(part)
+        got = together.mean()
+        assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+
+
+def test_no_sum_overflows_at_its_bounds_and_nothing_beyond_them_is_added() -> None:
+    most = {"w": torch.tensor([LARGEST_VALUE, -LARGEST_VALUE])}
+    full = FixedSum()
+    full.add(most, LARGEST_TOTAL - 1)
+    full.add(most, 1)
+    assert full.mean()["w"].tolist() == [LARGEST_VALUE, -LARGEST_VALUE]
+    with pytest.raises(ValueError, match="weights of"):
+        full.add(most, 1)
+    for value in (np.nextafter(np.float32(LARGEST_VALUE), np.float32(100)), np.inf, np.nan, 3e38):
+        with pytest.raises(ValueError, match="beyond 64"):
+            FixedSum().add({"w": torch.tensor([0.0, float(value)])}, 1)
 
 
 def test_what_the_sites_sent_is_left_as_it_was() -> None:
@@ -196,5 +226,5 @@ def test_what_the_sites_sent_is_left_as_it_was() -> None:
 def test_sites_with_other_tensors_are_never_averaged() -> None:
     given = differences(2)
     del given["site-2"]["b.bias"]
-    with pytest.raises(ValueError, match=r"site-2 has no b\.bias"):
-        average(given, {"site-1": 0.5, "site-2": 0.5})
+    with pytest.raises(ValueError, match=r"one site has no b\.bias"):
+        average(given, {"site-1": 1, "site-2": 1})

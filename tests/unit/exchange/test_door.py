@@ -22,9 +22,9 @@ from fedfms.exchange.door import (
     check_job,
     pass_door,
     pass_pictures,
-    random_normal,
     read_policy,
 )
+from fedfms.exchange.noise import random_normal
 from fedfms.exchange.tensors import shapes_of, update_norm
 
 RECIPE = Recipe(
@@ -42,10 +42,10 @@ SITE = SiteConfig(
     classes={"disc": (1,), "cup": (2,)},
     min_cases=2,
 )
-POLICY = Policy(min_cases=4)
+POLICY = Policy(min_cases=4, min_cases_for_spread=4)
 
 
-def metric(name: str = "dice", class_name: str = "disc", cases: int = 9, empty: int = 1) -> Metric:
+def metric(name: str = "dice", class_name: str = "disc", cases: int = 10, empty: int = 0) -> Metric:
     return Metric(class_name=class_name, metric=name, mean=0.8, std=0.1, cases=cases, empty=empty)
 
 
@@ -201,7 +201,45 @@ def test_a_metric_of_too_few_cases_loses_its_value(tensors) -> None:
     _, report = passes(tensors, report=dataclasses.replace(REPORT, metrics=metrics))
     assert [m.mean for m in report.metrics] == [None, None, None, 0.8]
     assert [m.std for m in report.metrics] == [None, None, None, 0.1]
-    assert report.metrics[0].cases == 3
+    _, report = passes(
+        tensors,
+        policy=Policy(min_cases=4, min_cases_for_spread=5),
+        report=dataclasses.replace(REPORT, metrics=metrics),
+    )
+    assert (report.metrics[3].mean, report.metrics[3].std) == (0.8, None)
+    assert [m.cases for m in report.metrics] == [0, 300, 300, 4]
+
+
+@pytest.mark.parametrize(
+    ("dice", "hd95", "told"),
+    [  # cases with a value, and empty ones, of ten; what is told where fewer than 4 stay untold
+        ((10, 0), (10, 0), ((10, 0), (10, 0))),
+        ((9, 1), (7, 1), ((10, 0), (10, 0))),  # not that one is empty, nor that three have no hd95
+        ((6, 4), (5, 4), ((6, 4), (5, 4))),
+        ((2, 8), (1, 8), ((0, 8), (0, 8))),
+    ],
+)
+def test_a_count_from_which_one_of_few_cases_follows_is_coarse(tensors, dice, hd95, told) -> None:
+    metrics = (metric(cases=dice[0], empty=dice[1]), metric("hd95", cases=hd95[0], empty=hd95[1]))
+    _, report = passes(tensors, report=dataclasses.replace(REPORT, metrics=metrics))
+    assert tuple((m.cases, m.empty) for m in report.metrics) == told
+
+
+def test_numbers_of_cases_below_the_minimum_leave_as_0_and_the_averaging_weight_as_it_is(
+    tensors,
+) -> None:
+    few = dataclasses.replace(REPORT, training_cases=3, evaluated_cases=3, training_slices=41)
+    _, report = passes(tensors, report=few)
+    assert (report.training_cases, report.evaluated_cases) == (0, 0)
+    assert report.training_slices == 41
+
+
+def test_means_leave_in_three_decimals(tensors) -> None:
+    exact = dataclasses.replace(metric(), mean=0.8704530950861518, std=0.0123456)
+    _, report = passes(
+        tensors, report=dataclasses.replace(REPORT, metrics=(exact,), loss=0.123456789)
+    )
+    assert (report.metrics[0].mean, report.metrics[0].std, report.loss) == (0.87, 0.012, 0.123)
 
 
 @pytest.mark.parametrize(("of_policy", "of_site"), [(11, 1), (1, 11)])

@@ -122,3 +122,37 @@ def test_a_report_survives_the_wire_and_nothing_unknown_does() -> None:
     without = {k: v for k, v in REPORT.to_dict().items() if k != "training_slices"}
     with pytest.raises(ContributionRefused, match="training_slices"):
         Contribution.from_dict(without)
+
+
+@pytest.mark.parametrize(
+    ("change", "fits"),
+    [
+        ({"metric": "dice", "mean": 1.0, "std": 0.5}, True),
+        ({"metric": "dice", "mean": 0.0, "std": 0.0}, True),
+        ({"metric": "dice", "mean": 1.001}, False),
+        ({"metric": "iou", "mean": -0.01}, False),
+        ({"metric": "iou_slice", "mean": 1e6}, False),
+        ({"metric": "dice_slice", "std": 0.6}, False),
+        ({"metric": "hd95", "mean": 250.0, "std": 90.0}, True),
+        ({"metric": "hd95", "mean": -1.0}, False),
+        ({"metric": "hd95", "std": -1.0}, False),
+        ({"metric": "dice", "mean": None, "std": None}, True),
+    ],
+)
+def test_a_score_that_no_prediction_can_have_is_refused(tensors, change, fits: bool) -> None:
+    metric = dataclasses.replace(REPORT.metrics[0], **change)
+    report = dataclasses.replace(REPORT, metrics=(metric,))
+    if fits:
+        check(tensors, report=report)
+        return
+    with pytest.raises(ContributionRefused, match=r"reports a \w+ of disc outside") as caught:
+        check(tensors, report=report)
+    assert caught.value.code == "metric-range"
+
+
+@pytest.mark.parametrize("value", [64.5, -65.0, 3e38])
+def test_a_value_that_no_sum_can_hold_is_refused(tensors, value: float) -> None:
+    check(tensors | {"b": torch.tensor([64.0, -64.0])})
+    with pytest.raises(ContributionRefused, match="a value beyond 64 in b") as caught:
+        check(tensors | {"b": torch.tensor([0.0, value])})
+    assert caught.value.code == "value-too-large"

@@ -112,3 +112,38 @@ def test_an_unknown_strategy_is_told_with_what_is_installed(little) -> None:
     with pytest.raises(ConfigError, match="no strategy 'fedavg' here; inst") as caught:
         find_strategy(asked("fedavg"))
     assert caught.value.fix.startswith("did you mean fedavgm?")
+
+
+@pytest.mark.parametrize("name", ["median", "trimmed_mean"])
+@pytest.mark.parametrize("sites", [1, 2, 3, 4, 5, 11])
+def test_the_middle_of_each_value_is_that_of_numpy(
+    name: str, sites: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedfms.exchange.strategies.robust._BLOCK_BYTES", 4 * sites * 3)  # 3 values
+    random = torch.Generator().manual_seed(sites)
+    given = {
+        f"site-{number}": {"a": torch.randn(2, 4, generator=random), "b": torch.tensor(1.0)}
+        for number in range(1, sites + 1)
+    }
+    slices = {site: 7 * number + 1 for number, site in enumerate(given)}
+    got = combine(find_strategy(asked(name)), 0, slices, given)
+    values = np.sort(np.stack([given[site]["a"].numpy().astype(float) for site in given]), axis=0)
+    cut = {"median": (sites - 1) // 2, "trimmed_mean": max(1, sites // 5) if sites > 2 else 0}[name]
+    expected = values[cut : sites - cut].mean(axis=0)
+    np.testing.assert_allclose(got["a"].numpy(), expected, rtol=1e-6, atol=1e-7)
+    if name == "median":
+        np.testing.assert_allclose(expected, np.median(values, axis=0))
+    assert float(got["b"]) == 1.0
+    backwards = combine(find_strategy(asked(name)), 0, slices, dict(reversed(given.items())))
+    assert torch.equal(backwards["a"], got["a"])
+
+
+@pytest.mark.parametrize("name", ["median", "trimmed_mean"])
+def test_one_of_five_cannot_carry_a_robust_mean_beyond_the_others(name: str) -> None:
+    random = torch.Generator().manual_seed(2)
+    others = {f"site-{n}": {"a": torch.randn(500, generator=random)} for n in range(1, 5)}
+    for bad in (1e6, -50.0, 60.0):
+        given = {**others, "site-5": {"a": torch.full((500,), bad)}}
+        got = combine(find_strategy(asked(name)), 0, dict.fromkeys(given, 9), given)["a"]
+        values = torch.stack([of["a"] for of in others.values()])
+        assert bool(((values.amin(dim=0) <= got) & (got <= values.amax(dim=0))).all())

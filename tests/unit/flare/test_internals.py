@@ -12,6 +12,7 @@ import pkgutil
 import re
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,12 +21,14 @@ import numpy as np
 import nvflare
 import pytest
 from nvflare.apis.client import Client
+from nvflare.apis.controller_spec import ClientTask, Task
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import (
     ConfigVarName,
     FLContextKey,
     ReturnCode,
     ServerCommandKey,
+    ServerCommandNames,
     SystemComponents,
 )
 from nvflare.apis.fl_context import FLContext
@@ -39,21 +42,27 @@ from nvflare.app_common.aggregators.intime_accumulate_model_aggregator import (
     InTimeAccumulateWeightedAggregator,
 )
 from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
+from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.job_schedulers.job_scheduler import DefaultJobScheduler
 from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
 from nvflare.app_common.workflows.cross_site_model_eval import CrossSiteModelEval
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
+from nvflare.fuel.f3.cellnet import cell as cell_module
+from nvflare.fuel.f3.cellnet.cell import Adapter
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell
-from nvflare.fuel.f3.cellnet.defs import CellChannelTopic
+from nvflare.fuel.f3.cellnet.defs import CellChannel, CellChannelTopic, Encoding, MessageHeaderKey
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.comm_config import CommConfigurator
 from nvflare.fuel.f3.drivers.grpc_driver import GRPC_DEFAULT_OPTIONS, GrpcDriver
 from nvflare.fuel.f3.message import Message as CellMessage
 from nvflare.fuel.f3.mpm import MainProcessMonitor
-from nvflare.fuel.f3.streaming import byte_receiver
+from nvflare.fuel.f3.streaming import blob_streamer, byte_receiver
 from nvflare.fuel.f3.streaming.byte_receiver import RxTask
+from nvflare.fuel.f3.streaming.cacheable import ItemConsumer
+from nvflare.fuel.f3.streaming.stream_const import StreamHeaderKey
+from nvflare.fuel.f3.streaming.stream_types import BlobSizeError, StreamError, StreamFuture
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from nvflare.fuel.hci.client.api import AdminAPI
 from nvflare.fuel.hci.conn import Connection
@@ -103,6 +112,7 @@ from fedfms.flare.internals import (
     rejoin,
     settings,
     streams,
+    uploads,
     version,
     wire,
 )
@@ -657,6 +667,159 @@ def test_a_site_removes_a_jobs_folder_when_the_server_asks_for_it() -> None:
     message = inspect.getsource(JobRunner._delete_run)
     assert "TrainingTopic.DELETE_RUN" in message and "RequestHeader.JOB_ID" in message
     assert "shutil.rmtree(job_id_folder)" in inspect.getsource(ClientEngine.delete_run)
+
+
+# ------------------------------------------------------------------------------------- uploads
+
+
+class JobProcess:
+    """What `uploads` asks of a job's process: one site with a task, and what takes its answers."""
+
+    def __init__(self) -> None:
+        task = Task(name="train", data=Shareable())
+        task.data.add_cookie(AppConstants.CONTRIBUTION_ROUND, 3)
+        self.task = ClientTask(Client("site-1", "token-1"), task)
+        self.taken: list[Any] = []
+        communicator = WFCommServer()
+        communicator._client_task_map[self.task.id] = self.task
+        self.workflow = SimpleNamespace(controller=SimpleNamespace(communicator=communicator))
+        self.server = SimpleNamespace(
+            client_manager=SimpleNamespace(clients={"token-1": self.task.client}),
+            command_agent=SimpleNamespace(execute_command=self.taken.append),
+        )
+
+    @contextlib.contextmanager
+    def new_context(self) -> Iterator[FLContext]:
+        yield context(RUNNER=SimpleNamespace(current_wf=self.workflow))
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """Of an answer of the site."""
+        return {
+            StreamHeaderKey.CHANNEL: CellChannel.SERVER_COMMAND,
+            StreamHeaderKey.TOPIC: ServerCommandNames.SUBMIT_UPDATE,
+            StreamHeaderKey.PAYLOAD_ENCODING: Encoding.FOBS,
+            CellMessageHeaderKeys.TOKEN: "token-1",
+        }
+
+    def is_refused(self, reply: Shareable, code: str) -> bool:
+        """Whether it is an error reply of the site to its task."""
+        return (
+            reply.get_return_code() == ReturnCode.EXECUTION_RESULT_ERROR
+            and reply.get_header("why") == code
+            and reply.get_header(FLContextKey.TASK_NAME) == "train"
+            and reply.get_cookie(FLContextKey.TASK_ID) == self.task.id
+            and reply.get_cookie(AppConstants.CONTRIBUTION_ROUND) == 3
+            and reply.get_peer_context().get_identity_name() == "site-1"
+            and reply.get_peer_context().get_job_id() == "job"
+        )
+
+
+@pytest.fixture
+def bounded(monkeypatch: pytest.MonkeyPatch) -> JobProcess:
+    """A process that takes 1000 bytes; afterwards this one is as it was."""
+    monkeypatch.setattr(blob_streamer, "BlobTask", blob_streamer.BlobTask)
+    monkeypatch.setattr(ItemConsumer, "consume", ItemConsumer.consume)
+    monkeypatch.setattr(cell_module, "decode_payload", cell_module.decode_payload)
+    monkeypatch.setattr(cell_module, "os", cell_module.os)
+    process_ = JobProcess()
+    uploads.bound_uploads(uploads.Uploads(process_, "job", 1000, lambda code: {"why": code}))
+    return process_
+
+
+def arrives(data: bytes, headers: dict[str, Any]) -> StreamFuture:
+    """A blob comes in, whose size it says of itself."""
+    future = StreamFuture(1, headers)
+    handler = blob_streamer.BlobHandler(lambda one: one.result())
+    handler.handle_blob_cb(future, blob_streamer.BlobStream(data, headers), False)
+    return future
+
+
+# BLOBS
+def test_a_blob_beyond_the_bound_is_not_kept_and_its_site_is_answered_for(
+    bounded: JobProcess,
+) -> None:
+    assert b"".join(arrives(b"x" * 1000, bounded.headers).result(10)) == b"x" * 1000
+    assert bounded.taken == []
+    with pytest.raises(StreamError, match="exceeds configured limit 1000"):
+        arrives(b"x" * 1001, bounded.headers).result(10)
+    deadline = time.monotonic() + 10
+    while not bounded.taken and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (request,) = bounded.taken
+    assert bounded.is_refused(request.payload, uploads.TOO_LARGE)
+    other = {**bounded.headers, StreamHeaderKey.TOPIC: "another"}
+    with pytest.raises(StreamError):
+        arrives(b"x" * 1001, other).result(10)
+    assert len(bounded.taken) == 1
+
+
+class Together(ItemConsumer):
+    def consume_items(self, items: list[Any], result: Any) -> Any:
+        return (result or b"") + b"".join(items)
+
+
+# ITEMS
+def test_tensors_beyond_the_bound_are_let_go_as_soon_as_it_is_passed(bounded: JobProcess) -> None:
+    consumer = Together()
+    assert consumer.consume("ref", {"next": 1}, [b"a" * 400, b"b" * 400]) == {"next": 1}
+    assert len(consumer.result) == 800
+    with pytest.raises(uploads.TooLarge):
+        consumer.consume("ref", {"next": 2}, [b"c" * 201])
+    assert consumer.result is None
+
+
+def test_an_answer_whose_tensor_comes_as_too_large_a_blob_is_called_too_large(
+    bounded: JobProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = uploads.Uploads(bounded, "job", 1000, lambda code: {"why": code})
+    known.turn_away({MessageHeaderKey.ORIGIN: "site-1.job", StreamHeaderKey.TOPIC: "a reply"})
+    for code in (uploads.TOO_LARGE, uploads.UNDECODABLE):  # it is said once
+        headers = {**bounded.headers, MessageHeaderKey.ORIGIN: "site-1.job"}
+        message = CellMessage(headers, b"no FOBS")
+        known.decode(message, StreamHeaderKey.PAYLOAD_ENCODING, {})
+        assert bounded.is_refused(message.payload, code)
+
+
+# DECODING
+@pytest.mark.parametrize("data", [b"", b"no FOBS", b"\x00" * 900])
+def test_an_answer_that_cannot_be_decoded_is_an_error_reply_and_ends_no_process(
+    bounded: JobProcess, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    cell = SimpleNamespace(
+        decode_pass_through_channels=(),
+        decode_pass_through_topics=(),
+        get_fobs_context=lambda props: dict(props),
+    )
+    adapter = Adapter(taken.append, SimpleNamespace(fqcn="server.job"), cell)
+    monkeypatch.setattr(adapter, "_send_response", lambda *parts: None)
+    future = StreamFuture(1, bounded.headers)
+    future.set_result(data)
+    adapter.call(future)
+    assert bounded.is_refused(taken[0].payload, uploads.UNDECODABLE)
+    other = StreamFuture(2, {**bounded.headers, StreamHeaderKey.TOPIC: "another"})
+    other.set_result(data)
+    with pytest.raises(Exception, match=r".+"):
+        adapter.call(other)
+
+
+def test_a_site_that_calls_a_message_too_large_ends_no_process(bounded: JobProcess) -> None:
+    adapter = Adapter(print, SimpleNamespace(fqcn="server.job"), None)
+    reply = StreamFuture(1, {})
+    reply.set_exception(BlobSizeError("too large, it says"))
+    adapter._handle_reply_stream_done(reply)
+
+
+# TASKS
+def test_the_task_that_a_site_is_at_is_known_by_its_token(bounded: JobProcess) -> None:
+    known = uploads.Uploads(bounded, "job", 1000, lambda code: {"why": code})
+    assert bounded.is_refused(known.stand_in(bounded.headers, "code"), "code")
+    stranger = known.stand_in({**bounded.headers, CellMessageHeaderKeys.TOKEN: "other"}, "code")
+    assert stranger.get_cookie(FLContextKey.TASK_ID) is None
+    bounded.task.result_received_time = time.time()  # it has answered
+    assert known.stand_in(bounded.headers, "code").get_cookie(FLContextKey.TASK_ID) is None
+    assert "execute_command" in vars(ServerCommandAgent)
 
 
 # ----------------------------------------------------------------------------------------- job

@@ -9,6 +9,7 @@ import pytest
 
 from fedfms import __version__
 from fedfms.contracts.announcement import Announcement, Slicing
+from fedfms.contracts.policy import Bounds
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError, FederationError
 from fedfms.flare.lint import PreparedJob, check_announcements, pausing, slicing_warnings
@@ -117,6 +118,29 @@ def test_a_site_that_does_not_fit_is_named_with_the_fix(
     assert error.code == code
     assert problem in error.problem
     assert fix in error.fix
+
+
+def test_a_recipe_out_of_a_sites_bounds_is_said_before_it_is_submitted(prepare) -> None:
+    told = [THREE[0], site("site-2", bounds=Bounds(), about_slices=10), THREE[2]]
+    job = prepare()
+
+    def by(**values: object) -> PreparedJob:
+        return dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, **values))
+
+    error = refusal(by(batch_size=2, clip_grad_norm=1e-12, local_epochs=1), told)
+    assert error.code == "job-not-runnable"
+    for part in (
+        "site-2 allows batch_size of at least 4 slices (min_batch_size), and batch_size is 2",
+        "site-2 allows clip_grad_norm of at least 0.1 (min_clip_grad_norm), and clip_grad_norm is "
+        "1e-12",
+    ):
+        assert part in error.problem
+    error = refusal(by(local_epochs=1, batch_size=8), told)
+    assert error.code == "too-few-steps"  # also with the most that about 10 slices may be
+    assert "at least 4 steps (min_steps), and has about 10 training slices" in error.problem
+    everybody = ["site-1", "site-2", "site-3"]
+    assert check_announcements(by(local_epochs=1, batch_size=4), told) == everybody
+    assert check_announcements(by(batch_size=2, holdout=("site-2",)), told) == everybody
 
 
 def test_a_site_that_pauses_takes_part_later_and_who_submits_reads_so(prepare) -> None:

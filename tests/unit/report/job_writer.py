@@ -67,6 +67,7 @@ class Job:
     no_best: dict[str, str] = field(default_factory=dict)  # site -> why, of the best model alone
     not_annotated: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by site
     pictures: tuple[str, ...] = ("site-1", "site-4")
+    judged: dict[tuple[int, str], float] = field(default_factory=dict)  # times the usual norm
 
     def metrics(self, site: str, rounds: int) -> tuple[Metric, ...]:
         found = []
@@ -168,6 +169,28 @@ class Job:
                     accepted.append(site)
             missed = {s: why for (r, s), why in self.missed.items() if r == number}
             missed |= {s: why for (r, s), why in self.refused.items() if r == number}
+            if of_round := {s: norm for (r, s), norm in self.judged.items() if r == number}:
+                found.append(
+                    {
+                        "record": "judged",
+                        "round": number,
+                        "acts": True,
+                        "time": time + 40,
+                        "sites": [
+                            {
+                                "site": site,
+                                "norm": norm,
+                                "usual_norm": 1.0,
+                                "cosine": 0.4,
+                                "slices": 20,
+                                "counted_slices": 20,
+                                "factor": 0.5 / norm if norm > 3 else 1.0,
+                                "findings": ["norm"] if norm > 3 else [],
+                            }
+                            for site, norm in of_round.items()
+                        ],
+                    }
+                )
             time += 41.5
             found.append(
                 {

@@ -415,3 +415,23 @@ def test_reasons_in_plain_words(reason, says):
 )
 def test_numbers_as_a_reader_sees_them(shown, expected):
     assert shown == expected
+
+
+def test_what_the_guard_found_is_told_first_and_with_its_figure(tmp_path):
+    job = Job(judged={(1, "site-2"): 98.0})
+    page = render_page(tmp_path, job)
+    assert "The guard found answers of site-2 that stand out, in 1 round" in page.text
+    assert "site-2's answer is 98 times as long as the others let expect" in page.text
+    assert "the longest was 98 times as long" in page.text
+    quiet = render_page(tmp_path / "quiet", Job(judged={(1, "site-2"): 1.2}))
+    assert "stand out" not in quiet.text
+    assert "the longest was 1.2 times as long" in quiet.text
+    rows = (tmp_path / "results" / "guard.csv").read_text().splitlines()
+    assert rows[1].startswith("1,site-2,98.0,1.0,")
+
+
+def render_page(folder, job):
+    written = job.write(folder / "job")
+    collect(written, folder / "results")
+    render(folder / "results")
+    return Page((folder / "results" / "report.html").read_text())

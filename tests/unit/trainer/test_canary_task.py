@@ -143,8 +143,9 @@ def test_the_run_after_it_is_the_run_without_it(
     alone, after = task_runner(place, tmp_path / "a"), task_runner(place, tmp_path / "b")
     after.run(task_of(canary), lambda: global_model, Control())
     for number in (0, 1):
+        model = {name: tensor + 0.001 * number for name, tensor in global_model.items()}
         one, other = (
-            trainer.run(task_of(recipe, round=number), lambda: global_model, Control())
+            trainer.run(task_of(recipe, round=number), lambda model=model: model, Control())
             for trainer in (alone, after)
         )
         assert all(one.tensors[n].equal(other.tensors[n]) for n in one.tensors)

@@ -55,7 +55,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (drawn,) = values["classes"].values()
     values["classes"] = {"optic_disc": drawn, "optic_cup": drawn}
     path.write_text(yaml.safe_dump({**values, "min_cases": 1, "threads": 1}))
-    (folder / "policy" / "privacy.json").write_text(json.dumps({"min_cases": 1}))
+    few = {"min_cases": 1, "min_training_patients": 1, "min_steps": 1}
+    (folder / "policy" / "privacy.json").write_text(json.dumps(few))
     return folder
 
 
@@ -68,6 +69,7 @@ def trainer(site: Path, work: Path) -> TaskRunner:
             data_root=None,
             checkpoints=None,
             work=work,
+            order_from_seed=True,
         )
     )
 
@@ -175,7 +177,7 @@ def test_two_rounds_of_the_papers_recipe_equal_a_plain_loop_with_one_adam(
             off = farthest(changed, got.tensors)
             if number == 0:
                 assert off < 5e-6  # a twentieth of one step
-                assert got.contribution.loss == pytest.approx(loss, abs=1e-5)
+                assert got.contribution.loss == pytest.approx(loss, abs=6e-4)  # of 3 decimals
             else:
                 distance[how] = off
         sent = {name: 0.9 * tensor + 0.5 * got.tensors[name] for name, tensor in sent.items()}
@@ -192,7 +194,8 @@ def test_a_site_scores_every_fifth_model_and_always_the_final_one(
     tensors, runner = start_of(recipe), trainer(site, tmp_path)
     scored = 6 if holdout else 2  # all cases of a holdout, else the validation cases
     for number in (0, 1, 5, 6, 99):
-        said = run(runner, recipe, number, tensors).contribution
+        model = {name: tensor + 0.001 * number for name, tensor in tensors.items()}
+        said = run(runner, recipe, number, model).contribution
         due = number in (1, 6)
         assert said.evaluated_cases == (scored if due else 0)
         assert bool(said.metrics) == ("evaluate" in said.seconds) == due

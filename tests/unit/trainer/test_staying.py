@@ -38,7 +38,8 @@ def test_what_stays_does_not_leave_and_outlives_the_trainer(
 
     def train(trainer: TaskRunner, number: int) -> dict[str, torch.Tensor]:
         task = Task(kind="train", site=SITE, job="own", round=number, model="round", recipe=own)
-        return trainer.run(task, lambda: sent, Control()).tensors
+        model = {name: tensor + 0.001 * number for name, tensor in sent.items()}
+        return trainer.run(task, lambda: model, Control()).tensors
 
     first = task_runner(place)
     assert set(train(first, 0)) == {"features.bias", "features.weight", "head.bias", "head.weight"}

@@ -330,7 +330,7 @@ def test_a_time_out_that_the_trainer_reports_says_what_to_do(
         b'{"type":"progress","phase":"../x y","done":1,"total":1}\n',
         b'{"type":"failure","error":"KeyboardInterrupt","code":"x","exception":null}\n',
         b'{"type":"failure","error":"SiteDataError","code":"Jane Doe.nii","exception":null}\n',
-        b'{"type":"pong","protocol":2,"site":"s","version":"1","busy":false}\n',
+        b'{"type":"pong","protocol":3,"site":"s","version":"1","busy":false}\n',
         b'{"type":"reply","contribution":{},"has_tensors":false,"pictures":0}\n',
         b'{"type":"reply","contribution":{"loss":NaN},"has_tensors":false,"pictures":0}\n',
         b"\x00" * 300_000,
@@ -380,7 +380,7 @@ def test_a_reply_about_another_task_or_without_its_files_is_nonsense(
 def test_another_protocol_is_named(tmp_path: Path, train_task: Task) -> None:
     with pytest.raises(TrainerError, match="protocol") as caught:
         ask_a_server_that_says(
-            b'{"type":"pong","protocol":3,"site":"s","version":"9","busy":false}\n',
+            b'{"type":"pong","protocol":9,"site":"s","version":"9","busy":false}\n',
             tmp_path,
             train_task,
         )
@@ -422,10 +422,10 @@ def ask_a_server_that_says(
     [
         b"GET / HTTP/1.1\r\n\r\n",
         b'{"type":"abort"}\n',
-        b'{"type":"task","protocol":2}\n',
-        b'{"type":"task","protocol":2,"task_id":"../../etc/passwd","kind":"train","site":"site-1",'
+        b'{"type":"task","protocol":3}\n',
+        b'{"type":"task","protocol":3,"task_id":"../../etc/passwd","kind":"train","site":"site-1",'
         b'"job":"j","round":0,"model":"round","recipe":RECIPE}\n',
-        b'{"type":"task","protocol":2,"task_id":"0123456789abcdef","kind":"train","site":"site-1",'
+        b'{"type":"task","protocol":3,"task_id":"0123456789abcdef","kind":"train","site":"site-1",'
         b'"job":"../../x","round":0,"model":"round","recipe":RECIPE}\n',
         b"x" * 600_000 + b"\n",
     ],

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import textwrap
+import time
 from itertools import chain
 from pathlib import Path
 
@@ -25,10 +26,10 @@ from fedfms.errors import TaskAborted, TrainingError
 from fedfms.models.build import build_model
 from fedfms.models.travelling import travelling_names
 from fedfms.training.loop import (
+    ShuffledBatches,
     accumulate_gradients,
     learning_rate,
     round_seed,
-    shuffled_batches,
     train_round,
     train_step,
 )
@@ -178,16 +179,41 @@ def test_data_loader_processes_change_nothing():
     assert largest_difference(values_of(one), values_of(two)) == 0.0
 
 
-def test_rounds_and_seeds_shuffle_differently_and_epochs_see_every_slice_once():
+@pytest.mark.parametrize("secret", [None, b"s" * 32])
+def test_rounds_and_seeds_shuffle_differently_and_epochs_see_every_slice_once(secret):
     recipe = little_recipe(local_epochs=2)
-    first = shuffled_batches(7, recipe, round_seed(recipe, 0))
+
+    def order(number: int, recipe=recipe, secret=secret) -> list[list[int]]:
+        return list(ShuffledBatches(7, recipe, number, secret))
+
+    first = order(0)
     assert [len(batch) for batch in first] == [3, 3, 1, 3, 3, 1]
+    assert len(ShuffledBatches(7, recipe, 0, secret)) == 6
     assert sorted(chain(*first[:3])) == sorted(chain(*first[3:])) == list(range(7))
     assert first[:3] != first[3:]
-    assert first == shuffled_batches(7, recipe, round_seed(recipe, 0))
-    assert first != shuffled_batches(7, recipe, round_seed(recipe, 1))
+    assert first == order(0)
+    assert first != order(1)
     other = little_recipe(seed=6)
+    assert order(0) != order(0, other)
     assert round_seed(recipe, 1) not in (round_seed(other, 0), round_seed(other, 1))
+    assert first != order(0, secret=b"t" * 32)
+    assert round_seed(recipe, 0, secret) != round_seed(recipe, 0, b"t" * 32)
+
+
+def test_a_round_of_a_billion_epochs_begins_at_once_and_stops_when_asked():
+    recipe, control, steps = little_recipe(local_epochs=10**9), None, []
+
+    def stop_soon(phase: str, done: int, total: int) -> None:
+        steps.append(total)
+        if done == 2:
+            control.abort()
+
+    control = Control(stop_soon)
+    started = time.monotonic()
+    with pytest.raises(TaskAborted):
+        run_round(LittleNet(), recipe, control=control)
+    assert time.monotonic() - started < 5
+    assert steps[0] == 3 * 10**9
 
 
 def test_a_round_leaves_the_random_numbers_of_the_process_alone():

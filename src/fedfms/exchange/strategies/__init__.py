@@ -17,12 +17,13 @@ from torch import Tensor
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import FederationError
 from fedfms.exchange.strategies.mean import Mean
+from fedfms.exchange.strategies.robust import Median, TrimmedMean
 from fedfms.exchange.strategies.strategy import Strategy
 from fedfms.exchange.tensors import find_fault, shapes_of
 from fedfms.plugins import find_part
 
 GROUP = "fedfms.strategies"  # of entry points
-_OWN: dict[str, type[Strategy]] = {Mean.name: Mean}
+_OWN: dict[str, type[Strategy]] = {one.name: one for one in (Mean, Median, TrimmedMean)}
 
 __all__ = ["GROUP", "Strategy", "combine", "find_strategy"]
 
@@ -42,7 +43,9 @@ def combine(
     slices: Mapping[str, int],
     differences: Mapping[str, Mapping[str, Tensor]],
 ) -> dict[str, Tensor]:
-    """What to add to the global model after a round; the server and a study's loop both call it.
+    """What to add to the global model after a round, without a judgement of the differences.
+
+    `round_guard.close_round` is what the server and a study's loop call.
 
     Args:
         strategy: of this job, with what it kept of the rounds before.

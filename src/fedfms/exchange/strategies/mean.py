@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedfms.contracts.recipe import Recipe
-from fedfms.exchange.averaging import average, averaging_weights
+from fedfms.exchange.averaging import FixedSum, averaging_weights
 from fedfms.exchange.strategies.strategy import Strategy
 
 
@@ -19,20 +19,19 @@ class Mean(Strategy):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self._weights: dict[str, float] = {}
-        self._differences: dict[str, Mapping[str, Tensor]] = {}
+        self._weights: dict[str, int] = {}
+        self._sum = FixedSum()
 
     def begin(self, round_number: int, slices: Mapping[str, int]) -> None:
         """The weights."""
         self._weights = averaging_weights(self.recipe, slices)
-        self._differences = {}
+        self._sum = FixedSum()
 
     def add(self, site: str, tensors: Mapping[str, Tensor], pass_number: int) -> None:
-        """Kept as it is: `average` goes tensor by tensor, which needs no fp64 copy of a model."""
-        self._differences[site] = tensors
+        """Added; one int64 for each value is kept, whatever the number of sites."""
+        self._sum.add(tensors, self._weights[site])
 
     def finish(self) -> dict[str, Tensor]:
-        """The mean; the differences are let go."""
-        mean = average(self._differences, self._weights)
-        self._differences = {}
+        """The mean."""
+        mean, self._sum = self._sum.mean(), FixedSum()
         return mean

@@ -42,7 +42,9 @@ class Strategy:
 
         Args:
             site: its name.
-            tensors: the same names from every site that has any.
+            tensors: the same names from every site that has any. They may lie on a disk, where
+                each look at one reads it: what is kept of them is a way to read them again until
+                the round is over.
             pass_number: from 0, below `passes`.
         """
         raise NotImplementedError

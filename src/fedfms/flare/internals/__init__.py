@@ -10,6 +10,7 @@ not hold, there is one clear error (FlareChanged) instead of an AttributeError i
     version     which FLARE this was read in, assumptions, `check`
     process     the processes of server and client: their start, their end, what a site refuses
     server      what a running server can be asked, and how it takes sites in
+    uploads     what sites send: bounded before it is parsed, and never fatal
     job         a running job: sums, the selection of a model, sites that are gone
     wire        a question to a server without a login
     console     what FLARE tells a coordinator, in words

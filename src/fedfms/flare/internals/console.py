@@ -6,7 +6,6 @@ public; some of what it answers is text that was made for a person's eyes.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import io
 import json
@@ -24,7 +23,8 @@ from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from nvflare.private.fed.server.sys_cmd import SystemCommandModule
 from nvflare.tool.cert import cert_cli
 
-from fedfms.errors import FederationError
+from fedfms.bounded import decode_literal, json_object
+from fedfms.errors import FederationError, Undecodable
 from fedfms.flare.internals.version import Assumption, rests_on, uses
 
 NO_ANSWER = "no responses"  # from clients; an error of every command that asks them
@@ -101,8 +101,8 @@ def read_cell(cell: Any) -> Any:
     if not isinstance(cell, str):
         return cell
     try:
-        return ast.literal_eval(cell)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return decode_literal(cell, "the cell")
+    except Undecodable:
         return None
 
 
@@ -168,7 +168,7 @@ def nvflare_cert(*arguments: str, home: Path) -> dict[str, Any]:
         env={**os.environ, "HOME": str(home)},
     )
     try:
-        said = json.loads(done.stdout.strip().splitlines()[-1])
+        said = json_object(done.stdout.strip().splitlines()[-1], "FLARE's answer")
     except (IndexError, ValueError):
         said = {"message": done.stderr.strip() or "no reason was given"}
     if done.returncode != 0 or said.get("status") != "ok":

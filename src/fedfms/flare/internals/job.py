@@ -130,32 +130,39 @@ def _in_order(function: Any, *names: str) -> bool:
 
 # round, weight of each site, what each site sent by name -> what the round comes to, by name
 Combine = Callable[[int, dict[str, float], dict[str, Mapping[str, Any]]], dict[str, Any]]
+Keep = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # what a site sent -> the same, as it waits
 
 
 @rests_on(SUMS)
-def put_sums(aggregator: InTimeAccumulateWeightedAggregator, combine: Combine) -> None:
+def put_sums(
+    aggregator: InTimeAccumulateWeightedAggregator, combine: Combine, keep: Keep = dict
+) -> None:
     """Let an aggregator add in our way; to be called once it has handled START_RUN.
 
     FLARE has no argument for it, and its own sums depend on the order of arrival.
+
+    Args:
+        combine: called once a round.
+        keep: called with each accepted contribution when it comes.
     """
     for one in aggregator.dxo_aggregators.values():
-        one.aggregation_helper = RoundSums(combine)
+        one.aggregation_helper = RoundSums(combine, keep)
 
 
 class RoundSums(WeightedAggregationHelper):  # type: ignore[misc]
     """Keeps what FLARE accepted in a round, and combines it in one call when the round is over."""
 
     @rests_on(FIGURES)
-    def __init__(self, combine: Combine) -> None:
+    def __init__(self, combine: Combine, keep: Keep = dict) -> None:
         super().__init__()
-        self._combine = combine
+        self._combine, self._keep = combine, keep
 
     def add(
         self, data: Mapping[str, Any], weight: float, contributor_name: str, contribution_round: int
     ) -> None:
         """Keep one accepted contribution, and FLARE's books of it."""
         with self.lock:
-            self._kept[contributor_name] = data
+            self._kept[contributor_name] = self._keep(data)
             for name in data:
                 self.key_contribution_counts[name] = self.key_contribution_counts.get(name, 0) + 1
             self.history.append(

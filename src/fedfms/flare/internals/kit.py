@@ -17,6 +17,7 @@ from nvflare.lighter.entity import Participant
 from nvflare.lighter.impl.cert import CertBuilder
 from nvflare.lighter.provisioner import Provisioner
 
+from fedfms.bounded import read_json_object
 from fedfms.flare.internals.version import Assumption, rests_on, takes, uses
 
 DEFAULT_RESOURCES, RESOURCES = "resources.json.default", "resources.json"
@@ -44,7 +45,7 @@ CERTIFICATES = Assumption(
 @rests_on(RESOURCE_FILES)
 def read_default_resources(local: Path) -> dict[str, Any]:
     """What FLARE wrote for a participant, before anything of ours."""
-    return dict(json.loads((local / DEFAULT_RESOURCES).read_text()))
+    return read_json_object(local / DEFAULT_RESOURCES)
 
 
 def write_resources(local: Path, name: str, values: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ from nvflare.private.fed.client.communicator import Communicator
 from nvflare.private.fed.server.fed_server import BaseServer
 from nvflare.private.fed.server.server_engine import ServerEngine
 
+from fedfms.bounded import read_json_object
 from fedfms.flare.internals.version import Assumption, rests_on, takes, uses
 
 SERVER_PROGRAM = "nvflare.private.fed.app.server.server_train"  # for python -m, too
@@ -283,7 +284,7 @@ def set_log_level(local: Path, level: str) -> None:
         local: the workspace's local/, with FLARE's default settings.
         level: a name of logging's.
     """
-    settings = json.loads((local / _LOG_SETTINGS_OF_FLARE).read_text())
+    settings = read_json_object(local / _LOG_SETTINGS_OF_FLARE)
     settings["loggers"]["root"]["level"] = level
     for handler in settings["handlers"].values():
         if "maxBytes" in handler:

@@ -16,8 +16,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from fedfms.bounded import read_json_object
 from fedfms.errors import FederationError
 
+MAX_STATE_BYTES = 64 << 20  # a key and a certificate for each participant
 STATE_FILE = Path("state/cert.json")  # below the project's folder: the CA's key and all others
 ROOT_CERT, ROOT_KEY = "root_cert", "root_pri_key"  # keys beside the participants' names
 
@@ -39,7 +41,7 @@ class CertificateState:
             FederationError: the file is damaged. It is never made anew: that would be another CA.
         """
         try:
-            content = json.loads(path.read_text())
+            content = read_json_object(path, MAX_STATE_BYTES)
         except FileNotFoundError:
             return cls({})
         except (OSError, ValueError) as error:
@@ -84,6 +86,10 @@ class CertificateState:
     def forget(self, name: str) -> None:
         """Remove a participant's key and certificate, so that FLARE makes new ones."""
         self.content.pop(name, None)
+
+    def forget_key(self, name: str) -> None:
+        """Remove a participant's private key and keep its certificate."""
+        self.content.get(name, {}).pop("pri_key", None)
 
     def set_approved(self, name: str, certificate: x509.Certificate) -> None:
         """Remember the certificate for a key that was made elsewhere."""

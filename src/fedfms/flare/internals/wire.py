@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import secrets
 import time
 import uuid
@@ -30,6 +29,7 @@ from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.cellnet.utils import new_cell_message
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
+from fedfms.bounded import read_json_object
 from fedfms.flare.internals.version import Assumption, rests_on, uses
 from fedfms.kits.kit import Kit
 
@@ -62,7 +62,7 @@ def server_address(kit: Path) -> ServerAddress:
     Raises:
         OSError, ValueError, LookupError, TypeError: it names none.
     """
-    values = json.loads((kit / "startup" / "fed_client.json").read_text())
+    values = read_json_object(kit / "startup" / "fed_client.json")
     server = values["servers"][0]
     service = server["service"]
     return ServerAddress(service["target"], service.get("scheme", "grpc"), server["identity"])

@@ -14,12 +14,13 @@ class Sums(Strategy):
     """The weighted sum as differences come, one fp64 copy whatever the number of sites."""
 
     def begin(self, round_number, slices):
-        self.weights = averaging_weights(self.recipe, slices)
+        weights = averaging_weights(self.recipe, slices)
+        self.shares = {site: weight / sum(weights.values()) for site, weight in weights.items()}
         self.total = {}
 
     def add(self, site, tensors, pass_number):
         for name, tensor in tensors.items():
-            part = tensor.double() * self.weights[site]
+            part = tensor.double() * self.shares[site]
             self.total[name] = self.total[name] + part if name in self.total else part
 
     def finish(self):

@@ -1,0 +1,123 @@
+"""What a secure sum costs a site and the server: processor seconds, memory, bytes.
+
+    python benchmarks/secure_sums.py --values 10600000 --sites 3 10 20
+
+One process, one thread, all sites in it, each with a difference of its own. A site's figure is all
+that it does in a round: keys, shares, masks, unmasking; the worst of three sites is told. The
+server's is that of a round in which one site drops out after it gave its shares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from fedfms.contracts.sums import SumsAnswer, SumsAsk
+from fedfms.exchange.averaging import FixedSum
+from fedfms.exchange.secure_sum import ServerRound, SiteRound
+from fedfms.exchange.signatures import TrainerSigner, new_key
+from fedfms.exchange.tensors import payload_bytes
+
+JOB = "benchmark"
+T = TypeVar("T")
+
+
+class Clock:
+    """Processor seconds of one party."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self, action: Callable[..., T], *arguments: Any) -> T:
+        """What the action gives; its seconds are added."""
+        began = time.process_time()
+        given = action(*arguments)
+        self.seconds += time.process_time() - began
+        return given
+
+
+class Site:
+    """A trainer's side, with its clock."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.clock, self.bytes = name, Clock(), 0
+        self.signer = TrainerSigner(new_key())
+        self.round = SiteRound.begin(name, JOB, 0)
+        self.peers: dict[str, str] = {}
+
+    def answer(self, ask: SumsAsk) -> SumsAnswer:
+        """As the trainer does."""
+        answer = self.clock(self._answer, ask)
+        self.bytes += len(json.dumps(ask.to_dict())) + len(json.dumps(answer.to_dict()))
+        return answer
+
+    def _answer(self, ask: SumsAsk) -> SumsAnswer:
+        if ask.step == "keys":
+            return SumsAnswer(keys=self.round.own_keys(self.signer.public, self.signer.sign))
+        if ask.step == "shares":
+            self.round = self.round.seal(ask.keys, self.peers)
+            return SumsAnswer(sealed=self.round.sealed)
+        if ask.step == "take":
+            self.round = self.round.take(ask.sealed)
+            return SumsAnswer()
+        self.round, pieces = self.round.unmask(ask.arrived)
+        return SumsAnswer(pieces=pieces)
+
+
+def a_round(values: int, number: int) -> str:
+    """One round, as a row of the table."""
+    sites = {f"site-{index:02d}": Site(f"site-{index:02d}") for index in range(number)}
+    for site in sites.values():
+        site.peers = {name: other.signer.public for name, other in sites.items()}
+    server, clock = ServerRound(JOB, 0), Clock()
+    ask = server.ask_keys()
+    keys = {name: site.answer(ask) for name, site in sites.items()}
+    ask = clock(server.ask_shares, keys)
+    shares = {name: site.answer(ask) for name, site in sites.items()}
+    for name, one in clock(server.ask_take, shares).items():
+        sites[name].answer(one)
+    arrived = sorted(sites)[1:]
+    numbers = torch.Generator().manual_seed(0)
+    plain, plain_clock, sent = FixedSum(), Clock(), 0
+    for weight, name in enumerate(arrived, 1):
+        difference = {"w": torch.randn(values, generator=numbers) * 1e-3}
+        masked = sites[name].clock(sites[name].round.masked, difference, weight)
+        sent = payload_bytes(masked)
+        clock(server.add, masked)
+        plain_clock(plain.add, difference, weight)
+    ask = server.ask_unmask(arrived)
+    answers = {name: sites[name].answer(ask) for name in arrived}
+    total = sum(range(1, len(arrived) + 1))
+    mean = clock(server.unmask, arrived, total, answers).mean()["w"]
+    equal = torch.equal(mean, plain.mean()["w"])
+    most = max(sites[name].clock.seconds for name in arrived)
+    beside = max(site.bytes for site in sites.values())
+    return (
+        f"| {number} | {most:.2f} | {clock.seconds:.2f} | {plain_clock.seconds:.2f} | "
+        f"{sent / 1e6:.1f} | {beside / 1e3:.1f} | {'yes' if equal else 'NO'} |"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--values", type=int, default=10_600_000)
+    parser.add_argument("--sites", type=int, nargs="+", default=[3, 10])
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    print(
+        "| sites | CPU-s a site | CPU-s server | CPU-s server, plain | MB up | kB beside | equal |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for number in given.sites:
+        print(a_round(given.values, number), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,88 @@
+"""Federated averaging in a plain loop, without FLARE, trainer or exchange: what a run must equal.
+
+McMahan et al. 2017, Algorithm 1, arXiv 1602.05629, with every site in every round. In numpy, and in
+the same arithmetic as a run, so that both agree to the last bit: Adam turns a difference in the
+last bit, where a gradient is next to nothing, into one of 1e-5 a round later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
+from fedfms.control import Control
+from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import prepare_cases
+from fedfms.data.slices import SliceDataset
+from fedfms.models.build import build_model
+from fedfms.models.sam import find_checkpoint
+from fedfms.training.loop import train_round
+
+UNITS = 2**36  # of 1: sums are of integers
+
+
+def federated_average(
+    recipe: Recipe,
+    sites: Path,
+    names: Sequence[str],
+    changes: dict[str, dict[str, np.ndarray]] | None = None,
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The travelling tensors after the recipe's rounds, and each site's number of slices.
+
+    `changes` is filled with each site's differences of the last round.
+    """
+    torch.set_num_threads(1)  # as the phantoms' site.yml says
+    model = build_model(recipe, find_checkpoint(recipe, None))
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    datasets = {}
+    for name in names:
+        site = SiteConfig.from_yaml(sites / name / "site.yml")
+        cases = prepare_cases(find_cases(site), site, Control())
+        training = [case for case in cases if case.case.split == "train"]
+        datasets[name] = (SliceDataset(training, site, recipe), site)
+    slices = {name: len(dataset) for name, (dataset, _) in datasets.items()}
+    weights = {name: slices[name] for name in sorted(names)}
+    if recipe.paper_compat:  # two decimals, and the rest for the last site
+        *others, last = weights
+        weights = {name: round(slices[name] / sum(slices.values()) * 100) for name in others}
+        weights[last] = 100 - sum(weights.values())
+    average = {key: p.detach().numpy().copy() for key, p in learning.items()}
+    for number in range(recipe.rounds):
+        total = {key: np.zeros(value.shape, np.int64) for key, value in average.items()}
+        for name in sorted(names):
+            for key, parameter in learning.items():
+                parameter.data.copy_(torch.from_numpy(average[key]))
+            dataset, site = datasets[name]
+            train_round(
+                model,
+                dataset,
+                recipe,
+                site,
+                round_number=number,
+                optimizer=None,
+                control=Control(),
+            )
+            for key, parameter in learning.items():
+                change = parameter.detach().numpy() - average[key]
+                if changes is not None:
+                    changes.setdefault(name, {})[key] = change.copy()
+                units = np.rint(change.astype(np.float64) * UNITS).astype(np.int64)
+                total[key] += weights[name] * units
+        for key in average:
+            mean = total[key] / (UNITS * sum(weights.values()))
+            average[key] = average[key] + mean.astype(np.float32)
+    return average, slices
+
+
+def largest_difference(path: Path, expected: dict[str, np.ndarray]) -> float:
+    """Between a model file and named arrays; they must have the same names."""
+    from safetensors.numpy import load_file
+
+    found = load_file(path)
+    assert set(found) == set(expected)
+    return max(float(np.abs(found[key] - expected[key]).max()) for key in expected)

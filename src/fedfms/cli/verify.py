@@ -1,0 +1,115 @@
+"""`fedfms verify`: whether a finished run is what it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedfms.cli.common import AsJson, Checkpoints, out, progress, styled
+
+if TYPE_CHECKING:
+    from fedfms.report.verify import Check
+
+commands = typer.Typer()
+
+_STUDY = "Of a study's run"
+_SHOWN = 20  # problems of one check
+_STUDY_RUN = "run.json"  # that a folder of the laboratory's has, whether or not it is installed
+
+
+@commands.command()
+def verify(
+    run: Annotated[
+        Path,
+        typer.Argument(help="A results folder, or a run's folder below runs/ in a study's folder."),
+    ],
+    kit: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FEDFMS_KIT",
+            help="Any kit of the project: its authority is the one that signatures have to be of. "
+            "Without it, compare the fingerprint that is printed.",
+        ),
+    ] = None,
+    sites: Annotated[
+        Path | None,
+        typer.Option(help="Folder with one folder for each site.", rich_help_panel=_STUDY),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with each site's images in a folder of the site's name.",
+            rich_help_panel=_STUDY,
+        ),
+    ] = None,
+    checkpoints: Checkpoints = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            help="Of scores computed again, in [0, 1], and mm or pixels.", rich_help_panel=_STUDY
+        ),
+    ] = 1e-6,
+    as_json: AsJson = False,
+) -> None:
+    """Check a finished run: every line of its records, its seal, receipts, models and tables.
+
+    Of a study's run: its files, its images, and its scores computed again from the model. Exit code
+    1 if a line says FAIL.
+    """
+    with progress(as_json) as on_progress:
+        checks = _checks(
+            run,
+            kit,
+            {
+                "sites": sites,
+                "data": data,
+                "checkpoints": checkpoints,
+                "tolerance": tolerance,
+                "on_progress": on_progress,
+            },
+        )
+    if as_json:
+        out.print_json(json.dumps([dataclasses.asdict(check) for check in checks]))
+    else:
+        for check in checks:
+            _show(check)
+    if any(check.problems for check in checks):
+        raise typer.Exit(1)
+
+
+def _checks(run: Path, kit: Path | None, options: dict[str, Any]) -> list[Check]:
+    from fedfms.contracts.machine import Machine
+    from fedfms.errors import ConfigError
+    from fedfms.kits.kit import read_kit
+    from fedfms.plugins import find_part, installed
+    from fedfms.report.verify import GROUP, OtherRuns, verify_run
+
+    for name in installed(GROUP, {}):
+        other = find_part(OtherRuns, GROUP, {}, "check of runs", name)()
+        if other.is_one(run):
+            here = Machine.from_environment().checkpoints
+            return other.verify(run, **options | {"checkpoints": options["checkpoints"] or here})
+    if (run / _STUDY_RUN).is_file():
+        raise ConfigError(
+            f"{run} is a run of a study, and their check is in the package fedfms-lab, which is "
+            "not here",
+            "install it beside this one, from the same checkout: pip install ./src/fedfms_lab "
+            "(in containers: the image's target lab)",
+            code="no-laboratory",
+        )
+    return verify_run(run, read_kit(kit) if kit is not None else None)
+
+
+def _show(check: Check) -> None:
+    verdict = ("FAIL", "bold red") if check.problems else ("PASS", "bold green")
+    out.print(styled(verdict, " ", check.what))
+    if check.note:
+        out.print(styled("     ", (check.note, "dim")))
+    for problem in check.problems[:_SHOWN]:
+        out.print(f"     {problem}")
+    if len(check.problems) > _SHOWN:
+        out.print(f"     and {len(check.problems) - _SHOWN} more")

@@ -1,0 +1,172 @@
+"""What a site's policy allows of a recipe: judged before anything is computed.
+
+Each breach names the field of the recipe, its value, and the limit with its name in privacy.json.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fedfms.contracts.policy import Bounds, Policy
+from fedfms.contracts.recipe import Recipe
+from fedfms.errors import DoorClosed
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """A value that is out of bounds."""
+
+    code: str
+    has: str  # such as "rounds is 6"
+    allowed: str  # such as "at most 5 rounds (max_rounds)"
+    field: str  # of the recipe; empty where no recipe can mend it
+    limit: str  # of privacy.json
+    way: str  # "raise" or "lower" the field
+
+    @property
+    def problem(self) -> str:
+        """The sentence of a refusal."""
+        return f"the site's policy allows {self.allowed}, and {self.has}"
+
+    @property
+    def fix(self) -> str:
+        """What to do."""
+        other = "lower" if self.limit.startswith("min") else "raise"
+        site = f"{other} {self.limit} in privacy.json if the site agrees"
+        return f"{self.way} {self.field} in the recipe, or {site}" if self.field else site
+
+
+def breaches(bounds: Bounds, recipe: Recipe, *, trains: bool = True) -> list[Breach]:
+    """All values of a recipe that are out of a site's bounds, whatever its images are.
+
+    Where the site does not train, only the size of pictures counts.
+    """
+    # code, field, value, limits by the field of Bounds, what is counted
+    clip, of_patients = recipe.clip_grad_norm, recipe.patient_clip_norm
+    asked: list[tuple[str, str, float | None, str | None, str | None, str]] = [
+        ("batch-too-small", "batch_size", recipe.batch_size, "min_batch_size", None, " slices"),
+        ("clip-too-small", "clip_grad_norm", clip, "min_clip_grad_norm", None, ""),
+        ("clip-too-small", "patient_clip_norm", of_patients, "min_clip_grad_norm", None, ""),
+        (
+            *("learning-rate-not-allowed", "learning_rate", recipe.learning_rate),
+            *("min_learning_rate", "max_learning_rate", ""),
+        ),
+        ("too-many-epochs", "local_epochs", recipe.local_epochs, None, "max_local_epochs", ""),
+        (
+            *("image-size-not-allowed", "image_size", recipe.image_size),
+            *("min_image_size", "max_image_size", " pixels"),
+        ),
+    ]
+    found = []
+    for code, field, value, least, most, unit in asked:
+        has = f"{field} is {_text(value)}"
+        if value is None or not (trains or field == "image_size"):
+            continue
+        if least is not None and value < getattr(bounds, least):
+            allowed = f"at least {_text(getattr(bounds, least))}{unit} ({least})"
+            found.append(Breach(code, has, f"{field} of {allowed}", field, least, "raise"))
+        if most is not None and value > getattr(bounds, most):
+            allowed = f"at most {_text(getattr(bounds, most))}{unit} ({most})"
+            found.append(Breach(code, has, f"{field} of {allowed}", field, most, "lower"))
+    return found
+
+
+def check_recipe(policy: Policy, recipe: Recipe, *, trains: bool = True) -> None:
+    """Whether all values of a recipe are within the policy's bounds; see `breaches`.
+
+    Raises:
+        DoorClosed: too-many-rounds, or the code of the first breach.
+    """
+    found = breaches(policy, recipe, trains=trains)
+    if recipe.rounds > policy.max_rounds:
+        allowed = f"at most {policy.max_rounds} rounds (max_rounds)"
+        has = f"rounds is {recipe.rounds}"
+        found.insert(0, Breach("too-many-rounds", has, allowed, "rounds", "max_rounds", "lower"))
+    if found:
+        raise closed(found[0])
+
+
+def check_patients(bounds: Bounds, patients: int) -> None:
+    """Whether a site has enough patients to train on.
+
+    Raises:
+        DoorClosed: code too-few-training-patients.
+    """
+    if patients < bounds.min_training_patients:
+        raise closed(
+            Breach(
+                "too-few-training-patients",
+                f"{patients} are there to train on",
+                f"training on at least {bounds.min_training_patients} patients "
+                "(min_training_patients)",
+                "",
+                "min_training_patients",
+                "",
+            )
+        )
+
+
+def steps_of_a_round(recipe: Recipe, slices: int) -> int:
+    """Optimizer steps of a round on so many training slices."""
+    if recipe.patient_rate is not None:
+        return recipe.steps_of_patients
+    return recipe.local_epochs * math.ceil(slices / recipe.batch_size)
+
+
+def too_few_steps(bounds: Bounds, recipe: Recipe, slices: int) -> Breach | None:
+    """The breach of a round that has too few steps on so many slices; None where it has enough."""
+    steps = steps_of_a_round(recipe, slices)
+    if steps >= bounds.min_steps:
+        return None
+    return Breach(
+        "too-few-steps",
+        f"a round has {steps} with local_epochs {recipe.local_epochs} and batch_size "
+        f"{recipe.batch_size}",
+        f"rounds of at least {bounds.min_steps} steps (min_steps)",
+        "local_epochs",
+        "min_steps",
+        "raise",
+    )
+
+
+def check_steps(bounds: Bounds, recipe: Recipe, slices: int) -> None:
+    """Whether a round on so many training slices has enough steps.
+
+    Raises:
+        DoorClosed: code too-few-steps.
+    """
+    if breach := too_few_steps(bounds, recipe, slices):
+        raise closed(breach)
+
+
+def check_drawn(bounds: Bounds, recipe: Recipe, patients: int) -> None:
+    """Whether a step of drawn patients has as many on average as a batch must have slices.
+
+    Raises:
+        DoorClosed: code batch-too-small.
+    """
+    if recipe.patient_rate is None:
+        return
+    drawn = recipe.patient_rate * patients
+    if drawn < bounds.min_batch_size:
+        raise closed(
+            Breach(
+                "batch-too-small",
+                f"patient_rate {recipe.patient_rate:g} draws fewer here",
+                f"steps of at least {bounds.min_batch_size} patients on average (min_batch_size)",
+                "patient_rate",
+                "min_batch_size",
+                "raise",
+            )
+        )
+
+
+def closed(breach: Breach) -> DoorClosed:
+    """The refusal of a breach."""
+    return DoorClosed(breach.problem, breach.fix, code=breach.code)
+
+
+def _text(value: float | None) -> str:
+    """A number as a person writes it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,309 @@
+"""The guard of a round: one site can neither carry the average away nor turn it round.
+
+`guard.check_contribution` takes or refuses an answer by itself, when it comes. Here a round's
+differences are compared with one another, when it closes:
+
+*norm*. An honest difference grows with the number of optimizer steps, by a power between 0 (a rate
+that warms up and decays) and 1 (steps that agree). So the norm of each site lets expect one of
+every other: of a site of more steps that norm times their ratio to the power 3/4, of one of fewer
+steps that norm as it is, since such a site weighs less anyway. The median of these is the site's
+usual norm. A difference of more than `NORM_FACTOR` times that is scaled down to `LONG_FACTOR` of
+it: about what the shorter ones of honest sites have.
+
+*direction*. The cosine of a difference to the mean of the others, each of which counts alike and at
+most with its usual norm. Of those below `AGAINST` the one with the lowest mean over the rounds is
+scaled down to `AGAINST_FACTOR` of its usual norm at most, and the others are compared anew, without
+it, as long as a minority was found.
+Where all of a round are below, nobody is scaled: nobody can tell who is wrong.
+
+*weight*. The number of slices is what a site says of itself. A site that says more than
+`WEIGHT_FACTOR` times the median of the sites counts for the median, unless the recipe confirms it
+by name.
+
+*replay*. A difference that is, bit for bit, one of an earlier round is left out.
+
+Medians need a majority of honest sites. Of two sites the shorter difference is the measure, and
+there is no median of weights. The bounds follow norm clipping (Sun et al. 2019, arXiv 1911.07963)
+and the cosine to the others as in FLTrust (Cao et al. 2021, arXiv 2012.13995), with the others in
+the place of a trusted data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.verdict import Finding, Verdict
+from fedfms.exchange.strategies import Strategy, combine
+from fedfms.exchange.tensors import update_norm
+from fedfms.exchange.waiting import Scaled
+
+NORM_FACTOR = 3.0  # times the usual norm, that is taken as it came
+STEPS_POWER = 0.75  # by which a norm may grow with the steps; see above
+LONG_FACTOR = 0.5  # of the usual norm, that is left of a difference that is too long
+AGAINST = -0.45  # cosine to the mean of the others, below which a difference is against them
+AGAINST_FACTOR = 0.1  # of the usual norm, that is left of a difference against the others
+WEIGHT_FACTOR = 3  # times the median of the sites' slices, that an unconfirmed site counts for
+
+_DIGITS = 24  # of a mark: enough that no two differences share them by chance
+
+Differences = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(slots=True)
+class Memory:
+    """What a guard knows of the rounds before; kept with a run's state."""
+
+    slices: dict[str, int] = field(default_factory=dict)  # of each training site, when last heard
+    norms: dict[str, float] = field(default_factory=dict)  # the same, at most the usual one
+    cosines: dict[str, tuple[float, int]] = field(default_factory=dict)  # sum and number of each
+    seen: dict[str, str] = field(default_factory=dict)  # mark of a difference: whose
+
+
+_DECODE = TypeAdapter(Memory)
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What a round came to."""
+
+    change: dict[str, Tensor]  # to add to the global model; see `combine`
+    verdicts: tuple[Verdict, ...]  # of each training site, by name
+
+
+class RoundGuard:
+    """Judges the rounds of one job, in their order.
+
+    Args:
+        recipe: with `guard` "record", and under `paper_compat`, findings are told and nothing of
+            the average is changed.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self.acts = recipe.guard == "scale" and not recipe.paper_compat
+        self._memory = Memory()
+
+    def judge(self, slices: Mapping[str, int], differences: Differences) -> tuple[Verdict, ...]:
+        """What is found of each training site of a round; call it once a round.
+
+        Each difference is read three times, one after another.
+
+        Args:
+            slices: that each site says it trained on; of a holdout any number.
+            differences: by site, as `check_contribution` gave them; none of a holdout.
+        """
+        sites = [site for site in sorted(differences) if differences[site]]
+        looks = {site: _look(differences[site]) for site in sites}
+        norms = {site: norm for site, (norm, _) in looks.items()}
+        marks = {site: mark for site, (_, mark) in looks.items()}
+        old = {site for site in sites if norms[site] > 0 and marks[site] in self._memory.seen}
+        fresh = [site for site in sites if site not in old]
+        counted = self._counted({site: slices[site] for site in fresh})
+        usual = self._usual({site: norms[site] for site in fresh}, counted)
+        long = {site for site in fresh if norms[site] > NORM_FACTOR * usual[site] > 0}
+        bounded = {site: min(norms[site], usual[site]) for site in fresh}
+        factors = {site: _ratio(bounded[site], norms[site]) for site in fresh}
+        given = {site: differences[site] for site in fresh}
+        cosines = _cosines(given, factors, norms)
+        against = _against(given, factors, norms, cosines, self._means(cosines))
+        self._remember(counted, bounded, {marks[site]: site for site in fresh if norms[site] > 0})
+
+        verdicts = []
+        for site in sites:
+            found: dict[Finding, bool] = {
+                "norm": site in long,
+                "direction": site in against,
+                "weight": site in fresh and counted[site] < slices[site],
+                "replay": site in old,
+            }
+            factor = 0.0 if site in old else 1.0
+            if site in against:
+                factor = AGAINST_FACTOR * factors[site]
+            elif site in long:
+                factor = LONG_FACTOR * factors[site]
+            verdicts.append(
+                Verdict(
+                    site=site,
+                    norm=norms[site],
+                    usual_norm=usual.get(site, 0.0),
+                    cosine=round(cosines[site], 4) if site in cosines else None,
+                    slices=slices[site],
+                    counted_slices=counted.get(site, 0) if self.acts else slices[site],
+                    factor=factor if self.acts else 1.0,
+                    findings=tuple(finding for finding, is_so in found.items() if is_so),
+                )
+            )
+        return tuple(verdicts)
+
+    def to_keep(self) -> dict[str, Any]:
+        """What has to be known to go on after this round, as JSON types."""
+        values: dict[str, Any] = _DECODE.dump_python(self._memory, mode="json")
+        return values
+
+    def go_on(self, kept: Mapping[str, Any]) -> None:
+        """Go on from `to_keep`; from nothing where nothing was kept.
+
+        Raises:
+            ValueError: that is something else.
+        """
+        self._memory = _DECODE.validate_python(dict(kept))
+
+    def _means(self, cosines: Mapping[str, float]) -> dict[str, float]:
+        """Of each site over the rounds so far, this one included, which is remembered."""
+        means = {}
+        for site, cosine in cosines.items():
+            total, number = self._memory.cosines.get(site, (0.0, 0))
+            self._memory.cosines[site] = (total + cosine, number + 1)
+            means[site] = (total + cosine) / (number + 1)
+        return means
+
+    def _counted(self, slices: Mapping[str, int]) -> dict[str, int]:
+        """Slices that each site counts for."""
+        known = {**self._memory.slices, **slices}
+        if len(known) < 3:
+            return dict(slices)
+        middle = statistics.median(known.values())
+        return {
+            site: count
+            if count <= WEIGHT_FACTOR * middle or site in self._recipe.confirmed_weights
+            else max(1, round(middle))
+            for site, count in slices.items()
+        }
+
+    def _usual(self, norms: Mapping[str, float], counted: Mapping[str, int]) -> dict[str, float]:
+        """The norm that is usual for each site; see above."""
+        known, of = dict(norms), dict(counted)
+        if len(known) < 3:
+            known = {**self._memory.norms, **known}
+            of = {**self._memory.slices, **of}
+        steps = {site: math.ceil(of[site] / self._recipe.batch_size) for site in known}
+        measures = {site: norm for site, norm in known.items() if norm > 0}
+        return {
+            site: statistics.median_low(
+                norm * max(1.0, steps[site] / steps[other]) ** STEPS_POWER
+                for other, norm in measures.items()
+            )
+            if measures
+            else 0.0
+            for site in norms
+        }
+
+    def _remember(
+        self, counted: Mapping[str, int], norms: Mapping[str, float], seen: Mapping[str, str]
+    ) -> None:
+        self._memory.slices |= counted
+        self._memory.norms |= norms
+        self._memory.seen |= seen
+
+
+def close_round(
+    guard: RoundGuard,
+    strategy: Strategy,
+    round_number: int,
+    slices: Mapping[str, int],
+    differences: Differences,
+) -> Closed:
+    """What a round comes to: judged, then combined. The server and a study's loop both call it.
+
+    Args:
+        guard, strategy: of this job, with what they kept of the rounds before.
+        round_number: from 0.
+        slices: training slices of each site whose answer was taken; of a holdout any number.
+        differences: site to its tensors by name, as `check_contribution` gave them; they may lie
+            on a disk. None of a holdout.
+
+    Raises:
+        FederationError: bad-strategy; see `combine`.
+    """
+    verdicts = guard.judge(slices, differences)
+    counted = {site: count for site, count in slices.items() if not differences.get(site)}
+    taken: dict[str, Mapping[str, Tensor]] = {}
+    for verdict in verdicts:
+        if verdict.factor == 0:
+            continue
+        tensors = differences[verdict.site]
+        counted[verdict.site] = verdict.counted_slices
+        taken[verdict.site] = tensors if verdict.factor == 1 else Scaled(tensors, verdict.factor)
+    return Closed(combine(strategy, round_number, counted, taken), verdicts)
+
+
+def _against(
+    differences: Differences,
+    factors: Mapping[str, float],
+    norms: Mapping[str, float],
+    cosines: Mapping[str, float],
+    means: Mapping[str, float],
+) -> set[str]:
+    """The sites that point against the others: a minority, found one after the other."""
+    if len(differences) < 3 or all(cosine < AGAINST for cosine in cosines.values()):
+        return set()
+    found: set[str] = set()
+    rest = dict(cosines)
+    while 2 * (len(found) + 1) < len(differences) and rest:
+        below = sorted(site for site in rest if rest[site] < AGAINST)
+        if not below:
+            break
+        found.add(min(below, key=lambda site: means[site]))
+        left = {site: differences[site] for site in differences if site not in found}
+        if 2 * (len(found) + 1) < len(differences):
+            rest = _cosines(left, factors, norms)
+    return found
+
+
+def _cosines(
+    differences: Differences, factors: Mapping[str, float], norms: Mapping[str, float]
+) -> dict[str, float]:
+    """Of each site the cosine to the sum of the others, each of them times its factor.
+
+    One pass sums up, a second compares: with d of a site, f its factor and S the sum of all, the
+    others are S - f d, and all that is needed of them follows from d S, d d and S S.
+    """
+    total: dict[str, Tensor] = {}
+    for site, tensors in differences.items():
+        for name, tensor in tensors.items():
+            if name not in total:
+                total[name] = torch.zeros(tensor.shape, dtype=torch.float32)
+            total[name].add_(tensor, alpha=factors[site])
+    square = update_norm(total) ** 2
+    cosines = {}
+    for site, tensors in differences.items():
+        with_all = sum(_dot(tensor, total[name]) for name, tensor in tensors.items())
+        factor, norm = factors[site], norms[site]
+        others = square - 2 * factor * with_all + (factor * norm) ** 2
+        if others > 1e-12 * square and norm > 0:
+            cosine = (with_all - factor * norm**2) / (norm * math.sqrt(others))
+            cosines[site] = max(-1.0, min(1.0, cosine))
+    return cosines
+
+
+def _look(tensors: Mapping[str, Tensor]) -> tuple[float, str]:
+    """L2 norm of a difference, and a mark that it has in common with equal ones alone.
+
+    The mark is of the norm and the sum of each tensor, in fp64, which costs a tenth of a hash of
+    all bytes. Whoever wants to repeat a difference unseen has only to change a bit of it anyway.
+    """
+    square, digest = 0.0, hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+        square += norm**2
+        digest.update(f"{name} {norm!r} {float(tensor.sum(dtype=torch.float64))!r}\n".encode())
+    return math.sqrt(square), digest.hexdigest()[:_DIGITS]
+
+
+def _dot(one: Tensor, other: Tensor) -> float:
+    return float(torch.dot(one.float().reshape(-1), other.reshape(-1)))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 1.0

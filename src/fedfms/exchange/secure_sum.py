@@ -1,0 +1,484 @@
+"""A sum of which nobody sees a part: what a site and the server know of one round, and do.
+
+The protocol of Bonawitz et al. 2017 (masks.py), with the trainers' own keys for its signatures:
+
+1. *keys*. Each site makes two X25519 keys and a seed for this round, and signs the public keys.
+2. *shares*. Each site sees the keys of all. It splits its masking key and its seed among them, and
+   seals each part for whom it is. Who did so is in the sum; the others are not.
+3. *take*. Each site gets what was sealed for it. From here on its sum is settled: for this round it
+   never takes part in another one. Before that, a round that is begun again has new keys.
+4. A site sends its weighted difference in fixed point, plus the mask of its seed, plus or minus a
+   mask for each other site, which that one subtracts or adds.
+5. *unmask*. Sites give their shares of the seeds of those whose answers arrived, and of the masking
+   keys of those that did not: so what does not cancel is taken off. Of no site does a site give
+   both, and it gives them for one set of arrived sites only.
+
+`threshold` sites can do the last step. A server that lies to some sites about who arrived can have
+the sum of fewer sites than it says, and of a single one only if sites that collude with it are more
+than `2 * threshold - sites`, or as many.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from fedfms.contracts.sums import (
+    KEYS,
+    LEAST_SITES,
+    MOST_SITES,
+    Key,
+    Piece,
+    RoundKeys,
+    SealedShares,
+    Share,
+    SumsAnswer,
+    SumsAsk,
+)
+from fedfms.contracts.wire import Count, Name
+from fedfms.errors import DoorClosed, FederationError
+from fedfms.exchange.averaging import FixedSum, weighted_units
+from fedfms.exchange.masks import (
+    SEED_BYTES,
+    SHARE_BYTES,
+    add_mask,
+    common_seed,
+    join,
+    public_of,
+    split,
+)
+from fedfms.exchange.signatures import is_signed_by_trainer
+
+_MASK, _SEAL = b"fedfms mask\n", b"fedfms shares\n"
+_NONCE = bytes(12)  # each key seals one message
+
+
+def threshold(sites: int) -> int:
+    """How many of a sum's sites can take its masks off: 2 of 3, else more than two thirds."""
+    return 2 if sites == LEAST_SITES else 2 * sites // 3 + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteRound:
+    """What a trainer knows of one round, secrets included; each step gives the next one.
+
+    All of it are JSON types, so that it outlives the trainer.
+    """
+
+    site: Name
+    job: Name
+    round: Count
+    sealing: Key  # private keys, and the seed of its own mask
+    masking: Key
+    seed: Key
+    keys: tuple[RoundKeys, ...] = ()  # of all, by name
+    sealed: tuple[SealedShares, ...] = ()  # what it sealed for others
+    # by sender, this site included: shares of its masking key and of its seed
+    held: dict[Name, tuple[Share, Share]] = dataclasses.field(default_factory=dict)
+    arrived: tuple[Name, ...] = ()  # as the server said when it asked to unmask
+
+    @classmethod
+    def begin(cls, site: str, job: str, round_number: int) -> SiteRound:
+        """Step 1, with secrets from the operating system's random source."""
+        new = [secrets.token_hex(SEED_BYTES) for _ in range(3)]
+        return cls(
+            site=site, job=job, round=round_number, sealing=new[0], masking=new[1], seed=new[2]
+        )
+
+    def own_keys(self, trainer: str, sign: Callable[[bytes], str]) -> RoundKeys:
+        """Its public keys, signed.
+
+        Args:
+            trainer: public key of the trainer, hexadecimal digits.
+            sign: gives the signature of that key, hexadecimal digits.
+        """
+        keys = RoundKeys(
+            site=self.site,
+            job=self.job,
+            round=self.round,
+            sealing=public_of(bytes.fromhex(self.sealing)).hex(),
+            masking=public_of(bytes.fromhex(self.masking)).hex(),
+            trainer=trainer,
+        )
+        return dataclasses.replace(keys, signature=sign(KEYS + keys.canonical))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its sites are known, and no others can be."""
+        return len(self.held) >= LEAST_SITES
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The sites of the sum, by name, as soon as they are settled."""
+        return tuple(sorted(self.held))
+
+    def seal(self, keys: Iterable[RoundKeys], peers: Mapping[str, str]) -> SiteRound:
+        """Step 2: `sealed` of what comes back is for the others.
+
+        Args:
+            keys: of all sites, as the server passed them on.
+            peers: public key of each other site's trainer, as this site knows it.
+
+        Raises:
+            DoorClosed: code few-for-a-sum, other-sum, unknown-peer or other-peer.
+        """
+        of = {one.site: one for one in keys}
+        if self.keys:
+            if of != {one.site: one for one in self.keys}:
+                raise _other_sum()
+            return self
+        self._check(of, peers)
+        names = sorted(of)
+        parts = zip(
+            split(bytes.fromhex(self.masking), len(names), threshold(len(names))),
+            split(bytes.fromhex(self.seed), len(names), threshold(len(names))),
+            strict=True,
+        )
+        sealed, held = [], {}
+        for name, (mask, seed) in zip(names, parts, strict=True):
+            if name == self.site:
+                held = {name: (mask.hex(), seed.hex())}
+                continue
+            data = self._box(of[name], self.site, name).encrypt(_NONCE, mask + seed, None)
+            sealed.append(SealedShares(sender=self.site, receiver=name, data=data.hex()))
+        keys_by_name = tuple(of[name] for name in names)
+        return dataclasses.replace(self, keys=keys_by_name, sealed=tuple(sealed), held=held)
+
+    def take(self, sealed: Iterable[SealedShares]) -> SiteRound:
+        """Step 3: what comes back knows its sum.
+
+        Raises:
+            DoorClosed: code few-for-a-sum, other-sum or bad-shares.
+        """
+        of = {one.sender: one for one in sealed}
+        if self.is_settled:
+            if set(of) != set(self.held) - {self.site}:
+                raise _other_sum()
+            return self
+        keys = {one.site: one for one in self.keys}
+        if not set(of) <= set(keys) - {self.site}:
+            raise _other_sum()
+        if len(of) + 1 < max(LEAST_SITES, threshold(len(keys))):
+            raise _few(len(of) + 1)
+        held = dict(self.held)
+        for name, one in sorted(of.items()):
+            try:
+                box = self._box(keys[name], name, self.site)
+                data = box.decrypt(_NONCE, bytes.fromhex(one.data), None)
+            except InvalidTag:
+                raise DoorClosed(
+                    f"what {name} is said to have sealed for this site was not sealed by it",
+                    "look who runs the server; the next round tries again",
+                    code="bad-shares",
+                ) from None
+            held[name] = (data[:SHARE_BYTES].hex(), data[SHARE_BYTES:].hex())
+        return dataclasses.replace(self, held=held)
+
+    def masked(self, tensors: Mapping[str, Tensor], weight: int) -> dict[str, Tensor]:
+        """Step 4: what leaves, int64 by name: for anybody alone they are random numbers.
+
+        Args:
+            tensors: the difference, fp32 or fp16, see `FixedSum.add`.
+            weight: of this site, a positive number.
+
+        Raises:
+            DoorClosed: code no-sum; the sum is not settled.
+            ValueError: see `FixedSum.add`.
+        """
+        if not self.is_settled:
+            raise no_sum()
+        masked = weighted_units(tensors, weight)
+        add_mask(masked, bytes.fromhex(self.seed), 1)
+        keys = {one.site: one for one in self.keys}
+        for name in self.members:
+            if name != self.site:
+                seed = _mask_seed(self.masking, keys[self.site], keys[name])
+                add_mask(masked, seed, 1 if self.site < name else -1)
+        return masked
+
+    def unmask(self, arrived: Iterable[str]) -> tuple[SiteRound, tuple[Piece, ...]]:
+        """Step 5: a share of each member's seed, or of its masking key.
+
+        Args:
+            arrived: the members whose answers are in the sum.
+
+        Raises:
+            DoorClosed: code no-sum, few-for-a-sum or other-sum.
+        """
+        names = tuple(sorted(set(arrived)))
+        if not self.is_settled:
+            raise no_sum()
+        if not set(names) <= set(self.held) or (self.arrived and names != self.arrived):
+            raise _other_sum()
+        if len(names) < threshold(len(self.keys)):
+            raise _few(len(names))
+        pieces = tuple(
+            Piece(site=name, share=self.held[name][1 if name in names else 0])
+            for name in self.members
+        )
+        return dataclasses.replace(self, arrived=names), pieces
+
+    def _check(self, of: Mapping[str, RoundKeys], peers: Mapping[str, str]) -> None:
+        if not LEAST_SITES <= len(of) <= MOST_SITES:
+            raise _few(len(of))
+        mine = of.get(self.site)
+        expected = (
+            public_of(bytes.fromhex(self.sealing)).hex(),
+            public_of(bytes.fromhex(self.masking)).hex(),
+        )
+        if mine is None or (mine.sealing, mine.masking) != expected:
+            raise _other_sum()
+        for name, one in sorted(of.items()):
+            if (one.job, one.round) != (self.job, self.round):
+                raise _other_sum()
+            if not is_signed_by_trainer(one.trainer, one.signature, KEYS + one.canonical):
+                raise _other_peer(name, "is not signed by the key that it names")
+            if name == self.site:
+                continue
+            if name not in peers:
+                raise DoorClosed(
+                    f"{name} is in the sum, and this site does not know its trainer",
+                    f"ask {name} for the key of its trainer, and write it into policy/peers.json",
+                    code="unknown-peer",
+                )
+            if one.trainer != peers[name]:
+                raise _other_peer(name, "is signed by another trainer than policy/peers.json says")
+
+    def _box(self, other: RoundKeys, sender: str, receiver: str) -> ChaCha20Poly1305:
+        """Seals what one of two sends the other (RFC 8439); each direction has its own key."""
+        purpose = _SEAL + f"{self.job}\n{self.round}\n{sender}\n{receiver}\n".encode()
+        return ChaCha20Poly1305(
+            common_seed(bytes.fromhex(self.sealing), bytes.fromhex(other.sealing), purpose)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    job: Name
+    round: Count
+    members: tuple[Name, ...]
+    keys: tuple[RoundKeys, ...]
+    sealed: tuple[SealedShares, ...] = ()
+
+
+_SETTLED = TypeAdapter(_Settled)
+
+
+class ServerRound:
+    """What the server knows of one round: public keys, what it cannot read, and a masked sum.
+
+    Args:
+        job, round_number: whose.
+    """
+
+    def __init__(self, job: str, round_number: int) -> None:
+        self.job, self.round = job, round_number
+        self.members: tuple[str, ...] = ()  # sites of the sum, as soon as they have taken shares
+        self._keys: dict[str, RoundKeys] = {}
+        self._sealed: list[SealedShares] = []
+        self._sum: dict[str, Tensor] = {}
+
+    @property
+    def threshold(self) -> int:
+        """How many sites take its masks off."""
+        return threshold(len(self._keys))
+
+    def ask_keys(self) -> SumsAsk:
+        """Step 1, the same for all."""
+        return SumsAsk(step="keys", job=self.job, round=self.round)
+
+    def ask_shares(self, answers: Mapping[str, SumsAnswer]) -> SumsAsk:
+        """Step 2, the same for all whose keys came.
+
+        Args:
+            answers: to `ask_keys`, by site.
+
+        Raises:
+            FederationError: code few-for-a-sum.
+        """
+        for site, answer in sorted(answers.items()):
+            keys = answer.keys
+            about = (site, self.job, self.round)
+            if keys is not None and (keys.site, keys.job, keys.round) == about:
+                self._keys[site] = keys
+        self._enough(len(self._keys))
+        keys_by_name = tuple(self._keys[name] for name in sorted(self._keys))
+        return SumsAsk(step="shares", job=self.job, round=self.round, keys=keys_by_name)
+
+    def ask_take(self, answers: Mapping[str, SumsAnswer]) -> dict[str, SumsAsk]:
+        """Step 3, for each site of the sum.
+
+        Args:
+            answers: to `ask_shares`, by site.
+
+        Raises:
+            FederationError: code few-for-a-sum.
+        """
+        for site, answer in sorted(answers.items()):
+            receivers = {one.receiver for one in answer.sealed if one.sender == site}
+            if receivers == set(self._keys) - {site}:
+                self._sealed += answer.sealed
+        members = sorted({one.sender for one in self._sealed})
+        self._enough(len(members))
+        self.members = tuple(members)
+        return self.ask_take_again()
+
+    def ask_take_again(self) -> dict[str, SumsAsk]:
+        """Step 3 once more, as after a restart of the server: a sum that is settled stays so."""
+        return {
+            site: SumsAsk(
+                step="take",
+                job=self.job,
+                round=self.round,
+                sealed=tuple(
+                    one
+                    for one in self._sealed
+                    if one.receiver == site and one.sender in self.members
+                ),
+            )
+            for site in self.members
+        }
+
+    def to_keep(self) -> dict[str, Any]:
+        """What was said before the round, as JSON types: nothing of an answer."""
+        kept = _Settled(self.job, self.round, self.members, tuple(self._keys.values()))
+        kept = dataclasses.replace(kept, sealed=tuple(self._sealed))
+        return dict(_SETTLED.dump_python(kept, mode="json"))
+
+    @classmethod
+    def restored(cls, values: Any, job: str, round_number: int) -> ServerRound | None:
+        """The round of `to_keep`; None where that is of another one.
+
+        Raises:
+            ValueError: that is something else.
+        """
+        kept = _SETTLED.validate_python(values)
+        if (kept.job, kept.round) != (job, round_number):
+            return None
+        made = cls(job, round_number)
+        made.members = kept.members
+        made._keys = {one.site: one for one in kept.keys}
+        made._sealed = list(kept.sealed)
+        return made
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add one site's masked answer, int64 by name, and keep nothing else of it."""
+        if not self._sum:
+            self._sum = {name: one.clone() for name, one in tensors.items()}
+        else:
+            for name, one in tensors.items():
+                self._sum[name].add_(one)
+
+    def ask_unmask(self, arrived: Iterable[str]) -> SumsAsk:
+        """Step 5, for all whose answers arrived.
+
+        Raises:
+            FederationError: code few-for-a-sum.
+        """
+        names = tuple(sorted(arrived))
+        self._enough(len(names), self.threshold)
+        return SumsAsk(step="unmask", job=self.job, round=self.round, arrived=names)
+
+    def unmask(
+        self, arrived: Iterable[str], total: int, answers: Mapping[str, SumsAnswer]
+    ) -> FixedSum:
+        """The sum of the answers that were added, without masks.
+
+        Args:
+            arrived: whose they are.
+            total: of their weights.
+            answers: to `ask_unmask`, by site.
+
+        Raises:
+            FederationError: code few-for-a-sum or bad-shares.
+        """
+        names = sorted(self._keys)
+        here = set(arrived)
+        needed = self.threshold
+        shares: dict[str, dict[int, bytes]] = {name: {} for name in self.members}
+        for site, answer in answers.items():
+            if site in names:
+                for piece in answer.pieces:
+                    if piece.site in shares:
+                        place = names.index(site) + 1
+                        shares[piece.site][place] = bytes.fromhex(piece.share)
+        for name in self.members:
+            self._enough(len(shares[name]), needed)
+            try:
+                secret = join(dict(sorted(shares[name].items())[:needed]))
+            except ValueError:
+                raise _wrong_shares(name) from None
+            if name in here:
+                add_mask(self._sum, secret, -1)
+                continue
+            if public_of(secret).hex() != self._keys[name].masking:
+                raise _wrong_shares(name)
+            for other in sorted(here):
+                seed = _mask_seed(secret.hex(), self._keys[name], self._keys[other])
+                add_mask(self._sum, seed, 1 if name < other else -1)
+        return FixedSum.of(self._sum, total)
+
+    def _enough(self, sites: int, needed: int = LEAST_SITES) -> None:
+        if sites < needed:
+            raise FederationError(
+                f"round {self.round} has {sites} sites for its sum, it needs {needed}",
+                "look at the sites that did not answer; a recipe without secure_sum needs fewer",
+                code="few-for-a-sum",
+            )
+
+
+def _mask_seed(private: str, one: RoundKeys, other: RoundKeys) -> bytes:
+    """Of the mask that two sites have in common; `private` is the one's masking key."""
+    pair = "\n".join(sorted((one.site, other.site)))
+    purpose = _MASK + f"{one.job}\n{one.round}\n{pair}\n".encode()
+    return common_seed(bytes.fromhex(private), bytes.fromhex(other.masking), purpose)
+
+
+def no_sum() -> DoorClosed:
+    """The error of a round whose sum this site is not in."""
+    return DoorClosed(
+        "this site is in no sum of this round",
+        "nothing, if it came late: the next round has it; else look in the server's log",
+        code="no-sum",
+    )
+
+
+def _few(sites: int) -> DoorClosed:
+    return DoorClosed(
+        f"a sum of {sites} sites would show what single ones sent",
+        "run the job with at least three training sites, or with secure_sum false if all agree",
+        code="few-for-a-sum",
+    )
+
+
+def _other_sum() -> DoorClosed:
+    return DoorClosed(
+        "the server asks for another sum of the same round",
+        "nothing: the round has one sum only; the next round has its own",
+        code="other-sum",
+    )
+
+
+def _other_peer(name: str, what: str) -> DoorClosed:
+    return DoorClosed(
+        f"the key in the name of {name} {what}",
+        f"ask {name} by telephone for the key of its trainer, and compare it with "
+        "policy/peers.json; until they agree nobody knows who would see the sum",
+        code="other-peer",
+    )
+
+
+def _wrong_shares(name: str) -> FederationError:
+    return FederationError(
+        f"the shares for {name} do not fit each other",
+        "look for a site that runs another version of fedfms",
+        code="bad-shares",
+    )

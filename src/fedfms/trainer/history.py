@@ -1,0 +1,333 @@
+"""What this site was asked for in its whole history with the project, whichever run or job asked.
+
+    WORK/history.jsonl    a line for each request that was judged allowed, for each difference that
+                          left, and for each set of patients of which a mean left
+
+It outlives restarts, runs and `fedfms forget`; that one request came twice, from whichever job,
+counts once. Of a model that was asked to be trained on there is a sketch of 64 numbers, from which
+the distance between two models follows; of a patient a name that only this site can make. A site
+that removes the file begins anew.
+
+On a full disk the lines wait in memory, and are written with the next one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedfms.bounded import decode_json
+from fedfms.contracts.messages import Task
+from fedfms.contracts.policy import Policy
+from fedfms.errors import DoorClosed, Undecodable
+from fedfms.exchange.tensors import fingerprint
+from fedfms.files import NO_ROOM, append_whole
+from fedfms.trainer.secret import part_of
+
+log = logging.getLogger(__name__)
+
+HISTORY_FILE = "history.jsonl"
+SKETCH = 64  # numbers; the relative standard deviation of a squared distance is sqrt(2 / 64)
+# two models are the same where they lie closer than this share of the site's own difference; in an
+# average of a hundred sites whose differences have nothing in common a tenth of it is left
+SAME_MODEL = 1e-3
+
+Scored = Literal["scores", "loss"]
+Patients = frozenset[str]  # names of the history's own
+_CHUNK = 2**20  # values that are sketched at once; a multiple of SKETCH
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a task asks for, whichever job asks."""
+
+    key: str  # equal for two that ask for the same
+    recipe: str  # its SHA-256
+    round: int
+    sketch: NDArray[np.float64] | None  # of the model, of a task that trains on it
+    evaluates: bool
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A request that came."""
+
+    recipe: str
+    round: int
+    sketch: NDArray[np.float64] | None
+    evaluates: bool
+    norm: float | None = None  # L2 of the difference that left; None: none did
+
+
+@dataclass(slots=True)
+class _State:
+    requests: dict[str, _Seen] = field(default_factory=dict)
+    sets: dict[Scored, list[Patients]] = field(default_factory=lambda: {"scores": [], "loss": []})
+
+
+class History:
+    """Judges requests by what came before; of one site and its private folder.
+
+    Args:
+        work: the private folder.
+        secret: the site's own.
+    """
+
+    def __init__(self, work: Path, secret: bytes) -> None:
+        self._path = work / HISTORY_FILE
+        self._signs = part_of(secret, "sketches of models")
+        self._names = part_of(secret, "names of patients")
+        self._state: _State | None = None  # as the file and the lines that wait have it
+        self._held = b""
+
+    # ------------------------------------------------------------------------------ requests
+
+    def request(
+        self, task: Task, received: Mapping[str, Tensor], *, trains: bool, evaluates: bool
+    ) -> Request:
+        """What a task asks for.
+
+        Args:
+            task: as it came.
+            received: the model that came with it.
+            trains, evaluates: what it means at this site.
+        """
+        what = f"{task.kind} {task.round} {task.model} {task.recipe.sha256} {fingerprint(received)}"
+        return Request(
+            key=hashlib.sha256(what.encode()).hexdigest(),
+            recipe=task.recipe.sha256,
+            round=task.round,
+            sketch=sketch(received, self._signs) if trains else None,
+            evaluates=evaluates,
+        )
+
+    def was_answered(self, request: Request) -> bool:
+        """Whether a difference left in answer to the same request, of whichever job."""
+        seen = self._now().requests.get(request.key)
+        return seen is not None and seen.norm is not None
+
+    def check(self, policy: Policy, request: Request) -> None:
+        """Whether the policy lets this request be answered after all that came before.
+
+        Raises:
+            DoorClosed: rounds-used-up, evaluations-used-up, same-model, asked-too-often, or history
+                where it cannot be read.
+        """
+        state = self._now()
+        if request.key in state.requests:
+            return  # counted, and judged, when it came first
+        others = state.requests.values()
+        if request.evaluates:
+            evaluations = sum(one.evaluates for one in others)
+            if evaluations >= policy.max_total_evaluations:
+                raise _used_up(
+                    "evaluations", policy.max_total_evaluations, "max_total_evaluations", "scored"
+                )
+        if request.sketch is None:
+            return
+        trained = [one for one in others if one.sketch is not None]
+        if len(trained) >= policy.max_total_rounds:
+            raise _used_up("rounds", policy.max_total_rounds, "max_total_rounds", "trained")
+        same = [one for one in trained if _is_same_model(one, request.sketch)]
+        for one in same:
+            if one.recipe == request.recipe:
+                raise DoorClosed(
+                    f"the model of round {request.round} is that of round {one.round}, on which "
+                    "this site has trained by the same recipe",
+                    "look why the server's average did not change it; a round that is asked for "
+                    "again as it was is answered as it was",
+                    code="same-model",
+                )
+        if len(same) >= policy.max_asks_of_a_model:
+            raise DoorClosed(
+                "the site's policy allows training on one model by at most "
+                f"{policy.max_asks_of_a_model} recipes (max_asks_of_a_model), and {len(same)} "
+                "asked",
+                "start from another model, or raise max_asks_of_a_model in privacy.json if the "
+                "site agrees",
+                code="asked-too-often",
+            )
+
+    def asked(self, request: Request) -> None:
+        """A request is going to be answered; it counts from now on, also if that fails."""
+        if request.key in self._now().requests:
+            return
+        sketched = request.sketch
+        self._add(
+            {
+                "event": "asked",
+                "key": request.key,
+                "recipe": request.recipe,
+                "round": request.round,
+                "evaluates": request.evaluates,
+                "sketch": None if sketched is None else _text_of(sketched),
+            }
+        )
+
+    def left(self, request: Request, norm: float | None) -> None:
+        """A difference of this L2 norm is about to leave; None: no difference."""
+        if norm is not None and not self.was_answered(request):
+            self._add({"event": "left", "key": request.key, "norm": norm})
+
+    # ------------------------------------------------------------------------------ sets
+
+    def may_tell(self, what: Scored, patients: Iterable[str], smallest: int) -> Patients | None:
+        """Of which patients a mean may leave: two sets differ in none or in at least `smallest`.
+
+        Args:
+            what: mean scores, or the mean loss.
+            patients: of whom there are scores; the site's own names.
+            smallest: the policy's min_cases.
+
+        Returns:
+            All of them; where they are too close to an earlier set, that set if it is part of them,
+            so that patients who are new count from the `smallest`-th on. None: no mean may leave.
+        """
+        now = self.names(patients)
+        earlier = self._now().sets[what]
+        if now in earlier or all(len(now ^ one) >= smallest for one in earlier):
+            return now
+        return next((one for one in reversed(earlier) if one < now), None)
+
+    def told(self, what: Scored, patients: Patients) -> None:
+        """A mean over these patients is about to leave."""
+        if patients and patients not in self._now().sets[what]:
+            self._add({"event": "told", "what": what, "patients": sorted(patients)})
+
+    def names(self, patients: Iterable[str]) -> Patients:
+        """The history's names of patients: HMAC-SHA256, 16 hexadecimal digits."""
+        return frozenset(self.name(one) for one in patients)
+
+    def name(self, patient: str) -> str:
+        """The history's name of a patient."""
+        text = patient.encode(errors="surrogateescape")
+        return hmac.digest(self._names, text, "sha256").hex()[:16]
+
+    # ------------------------------------------------------------------------------ counts
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Rounds and evaluations so far."""
+        seen = self._now().requests.values()
+        return sum(one.sketch is not None for one in seen), sum(one.evaluates for one in seen)
+
+    # ------------------------------------------------------------------------------ file
+
+    def _now(self) -> _State:
+        if self._state is None:
+            state = _State()
+            for line in self._lines():
+                _take(state, line)
+            self._state = state
+        return self._state
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        try:
+            text = self._path.read_bytes()
+            if cut := len(text) - text.rfind(b"\n") - 1:  # power was lost in the middle of a line
+                text = text[:-cut]
+                os.truncate(self._path, len(text))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _unusable(self._path, f"cannot be read ({error.strerror})") from None
+        for number, line in enumerate(text.splitlines(), start=1):
+            try:
+                values = decode_json(line, "a line of the history")
+            except Undecodable:
+                values = None
+            if not isinstance(values, dict):
+                raise _unusable(self._path, f"is damaged in line {number}")
+            yield values
+
+    def _add(self, values: Mapping[str, Any]) -> None:
+        _take(self._now(), values)
+        self._held += json.dumps({"time": round(time.time(), 3), **values}).encode() + b"\n"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._path.exists():
+                self._path.touch(mode=0o600)
+            append_whole(self._path, self._held)
+            self._held = b""
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            log.warning("the site's history cannot be written (%s); it waits", error.strerror)
+
+
+def sketch(tensors: Mapping[str, Tensor], key: bytes) -> NDArray[np.float64]:
+    """64 numbers of a model such that |sketch(a) - sketch(b)| estimates |a - b|.
+
+    Each value gets a random sign, and every 64th is added up (the AMS sketch: Alon, Matias and
+    Szegedy 1996; with buckets, Charikar et al. 2002). The squared distance is right in the mean,
+    with a relative standard deviation of at most sqrt(2 / 64).
+
+    Args:
+        tensors: by name, on any device, in any float type.
+        key: of the signs; who does not know it cannot make two models look alike.
+    """
+    signs = np.random.Generator(np.random.PCG64(int.from_bytes(key, "big")))
+    total = np.zeros(SKETCH)
+    for name in sorted(tensors):
+        values = tensors[name].detach().float().cpu().flatten().numpy()
+        for first in range(0, len(values), _CHUNK):
+            part = values[first : first + _CHUNK].astype(np.float64)
+            part *= 2.0 * signs.integers(0, 2, len(part), dtype=np.int8) - 1.0
+            total += np.pad(part, (0, -len(part) % SKETCH)).reshape(-1, SKETCH).sum(axis=0)
+    return total
+
+
+def _is_same_model(one: _Seen, now: NDArray[np.float64]) -> bool:
+    """Whether a model is one that was answered, but for less than an average of sites changes."""
+    if one.norm is None or one.sketch is None:
+        return False  # nothing left: a round that failed may be tried again under another number
+    return bool(np.linalg.norm(one.sketch - now) <= SAME_MODEL * one.norm)
+
+
+def _text_of(sketched: NDArray[np.float64]) -> str:
+    return base64.b64encode(sketched.tobytes()).decode()
+
+
+def _take(state: _State, line: Mapping[str, Any]) -> None:
+    """Bring the state up to a line; lines of a newer version that mean nothing here change none."""
+    if line.get("event") == "asked":
+        raw = line["sketch"]
+        state.requests[line["key"]] = _Seen(
+            line["recipe"],
+            line["round"],
+            None if raw is None else np.frombuffer(base64.b64decode(raw), np.float64),
+            line["evaluates"],
+        )
+    elif line.get("event") == "left" and line["key"] in state.requests:
+        state.requests[line["key"]].norm = line["norm"]
+    elif line.get("event") == "told":
+        state.sets[line["what"]].append(frozenset(line["patients"]))
+
+
+def _used_up(what: str, most: int, limit: str, done: str) -> DoorClosed:
+    return DoorClosed(
+        f"the site's policy allows at most {most} {what} in all ({limit}), and so many were {done}",
+        f"raise {limit} in privacy.json if the site agrees",
+        code=f"{what}-used-up",
+    )
+
+
+def _unusable(path: Path, why: str) -> DoorClosed:
+    return DoorClosed(
+        f"the site's history {path} {why}: nobody can say what was asked of this site before",
+        "put it back from a backup of that volume, or remove it: then all counts begin anew",
+        code="no-history",
+    )

@@ -1,0 +1,63 @@
+"""The gradient of some slices, whatever fits into memory at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fedfms.contracts.recipe import Recipe
+from fedfms.control import Control
+from fedfms.errors import TrainingError
+from fedfms.training.losses import loss_per_class, masked_sum
+
+
+def accumulate_gradients(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    recipe: Recipe,
+    micro_batch: int,
+    control: Control,
+    over: float | None = None,
+) -> float:
+    """Add the gradient of the batch's loss to the parameters; the micro-batch changes nothing.
+
+    Args:
+        over: what the sum of the losses is divided by; None: their number, for the mean.
+
+    Returns:
+        the sum over all pairs of slice and annotated class of the batch (losses.masked_sum), so
+        divided; 0 where no class is annotated.
+    """
+    device = next(model.parameters()).device
+    pairs = batch["annotated"].sum().clamp(min=1) if over is None else torch.tensor(over)
+    divisor = pairs.to(device)
+    keys = ("image", "target", "annotated")
+    parts = zip(*(torch.split(batch[key], micro_batch) for key in keys), strict=True)
+    loss = 0.0
+    for part in parts:
+        control.check()
+        image, target, annotated = (tensor.to(device, non_blocking=True) for tensor in part)
+        losses = loss_per_class(model(image), target, recipe)
+        part_loss = masked_sum(losses, annotated) / divisor
+        loss += finite(part_loss.item())
+        torch.autograd.backward(part_loss)
+    return loss
+
+
+def finite(value: float) -> float:
+    """The value of a loss or of a gradient's norm.
+
+    Raises:
+        TrainingError: code non-finite-loss.
+    """
+    if math.isfinite(value):
+        return value
+    raise TrainingError(
+        f"the training loss or its gradient became {value}",
+        "lower learning_rate in recipe.json, or set clip_grad_norm to 1.0; if this is the first "
+        "step of the first round, look for unusual values in the images with fedfms check-data",
+        code="non-finite-loss",
+    )

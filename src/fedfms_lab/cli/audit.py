@@ -1,0 +1,104 @@
+"""The command that attacks the product: what a site's policy lets a coordinator find out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from fedfms.cli.common import AsJson, Job, Overrides, out, progress
+from fedfms_lab.cli import PANEL
+
+if TYPE_CHECKING:
+    from fedfms_lab.attacks.inversion import Finding
+    from fedfms_lab.attacks.single_cases import Recovered
+
+commands = typer.Typer()
+
+
+@commands.command("audit-privacy", rich_help_panel=PANEL)
+def audit_privacy(
+    job: Job,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="A site's policy folder. Otherwise a policy of nothing but defaults."),
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
+    rounds: Annotated[int, typer.Option(min=1, help="Of each attack on pictures.")] = 12,
+    others: Annotated[
+        int, typer.Option(min=1, help="Other sites, by whose answers chance is known.")
+    ] = 8,
+    only: Annotated[
+        list[int], typer.Option(min=1, help="Numbers of attacks on pictures; may be repeated.")
+    ] = [],  # noqa: B006 - typer reads it and does not change it
+    as_json: AsJson = False,
+) -> None:
+    """Attack sites of phantoms by a recipe and under a policy; print what came out.
+
+    Pictures are looked for by gradient inversion, in differences of SAM's patch embedding: the job
+    must be of method fedsam, in small pictures (--set image_size=64). Scores of single patients are
+    looked for in what is told of several. Exit code 1 if an attack under the policy shows anything.
+    """
+    from fedfms.contracts.policy import Policy
+    from fedfms.contracts.recipe import read_job_recipe
+    from fedfms_lab.attacks.inversion import attack, settings
+    from fedfms_lab.attacks.single_cases import all_single_cases
+    from fedfms_lab.attacks.sites import OPEN
+
+    recipe = read_job_recipe(job, None, overrides)
+    values: dict[str, Any] = {}
+    if policy is not None:
+        values = dataclasses.asdict(Policy.from_folder(policy))
+    found: list[Finding] = []
+    with tempfile.TemporaryDirectory() as name, progress(as_json) as on_progress:
+        chosen = [one for n, one in enumerate(settings(values, rounds), 1) if not only or n in only]
+        for number, setting in enumerate(chosen):
+            on_progress("attack", number, len(chosen) + 2)
+            found.append(attack(recipe, setting, Path(name) / str(number), others=others))
+        cases = {}
+        for number, (whose, rules) in enumerate((("no bounds", OPEN), ("the policy", values))):
+            on_progress("attack", len(chosen) + number, len(chosen) + 2)
+            cases[whose] = all_single_cases(recipe, rules, Path(name) / whose)
+    failed = any(
+        one.shows_something for one, setting in zip(found, chosen, strict=True) if setting.remembers
+    ) or any(one.shows_something for one in cases["the policy"])
+    if as_json:
+        out.print_json(
+            json.dumps(
+                {
+                    "pictures": [dataclasses.asdict(one) for one in found],
+                    "cases": {k: [dataclasses.asdict(o) for o in v] for k, v in cases.items()},
+                }
+            )
+        )
+    else:
+        _show(found, cases)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _show(found: list[Finding], cases: dict[str, list[Recovered]]) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in ("pictures", "rounds", "median", "by chance", "largest", "by chance", ""):
+        table.add_column(heading, justify="left" if heading in ("pictures", "") else "right")
+    for one in found:
+        figures = (one.median, one.median_by_chance, one.largest, one.largest_by_chance)
+        table.add_row(
+            one.setting,
+            str(one.rounds),
+            *("–" if value != value else f"{value:.2f}" for value in figures),
+            f"refused: {one.refused}" if one.refused else "",
+        )
+    out.print(table)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in ("single patients", "under", "what left", "error of the Dice that follows"):
+        table.add_column(heading)
+    for whose, attacks in cases.items():
+        for attempt in attacks:
+            error = "none follows" if attempt.error is None else f"{attempt.error:.4f}"
+            table.add_row(attempt.attack, whose, attempt.told, error)
+    out.print(table)

@@ -1,0 +1,213 @@
+"""Secure sums in FLARE's hands: the aggregator asks by FLARE's messages, and the guard looks on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from federations import JOBS
+from flare_context import JOB_ID, Engine
+from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import ReservedKey, ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.app_event_type import AppEventType
+
+from fedfms import __version__
+from fedfms.contracts.contribution import Contribution
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.sums import SumsAsk
+from fedfms.errors import ContributionRefused, DoorClosed
+from fedfms.exchange.averaging import average
+from fedfms.exchange.guard import check_contribution
+from fedfms.exchange.tensors import shapes_of
+from fedfms.flare import secure_sums
+from fedfms.flare.aggregator import OrderedAggregator
+from fedfms.trainer.own_key import own_key
+from fedfms.trainer.sums import Sums
+
+RECIPE = dataclasses.replace(
+    Recipe.from_json(JOBS / "fedmsa/app/config/recipe.json"), secure_sum=True, holdout=("site-9",)
+)
+SITES = ("site-1", "site-2", "site-3", "site-4")
+
+
+class Federation(Engine):
+    """The server's engine, with trainers at the other end of its messages."""
+
+    def __init__(self, folder: Path, sites: tuple[str, ...] = SITES) -> None:
+        super().__init__(folder / "server", "server", {"aggregator": OrderedAggregator()})
+        (self.config_folder() / "recipe.json").write_text(RECIPE.to_json())
+        peers = folder / "peers.json"
+        peers.write_text(json.dumps({name: own_key(folder / name).public for name in sites}))
+        self.sums = {name: Sums(name, folder / name, peers) for name in sites}
+        self.gone: set[tuple[str, str]] = set()  # site and step that gets no answer
+        self.asked: list[tuple[str, str]] = []
+
+    def get_clients(self) -> list[Any]:
+        return [SimpleNamespace(name=name) for name in (*self.sums, *RECIPE.holdout)]
+
+    def send_aux_request(
+        self, targets: list[str], topic: str, request: Shareable, timeout: float, fl_ctx: FLContext
+    ) -> dict[str, Shareable]:
+        (site,) = targets
+        assert topic == secure_sums.TOPIC
+        ask = SumsAsk.from_dict(request[secure_sums.SAID])
+        self.asked.append((site, ask.step))
+        if (site, ask.step) in self.gone or (site, "") in self.gone:
+            return {site: make_reply(ReturnCode.COMMUNICATION_ERROR)}
+        try:
+            answer = self.sums[site].answer(ask)
+        except DoorClosed:
+            return {site: make_reply(ReturnCode.EXECUTION_EXCEPTION)}
+        reply = make_reply(ReturnCode.OK)
+        reply[secure_sums.SAID] = answer.to_dict()
+        return {site: reply}
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secure_sums, "KEYS_SECONDS", 0.0)
+    monkeypatch.setattr(secure_sums, "LATER_SECONDS", 0.0)
+    monkeypatch.setattr(secure_sums, "AGAIN_SECONDS", 0.0)
+
+
+def begin(engine: Federation, fl_ctx: FLContext, number: int) -> OrderedAggregator:
+    fl_ctx.set_prop(AppConstants.CURRENT_ROUND, number, private=True)
+    engine.fire_event(AppEventType.ROUND_STARTED, fl_ctx)
+    aggregator: OrderedAggregator = engine.components["aggregator"]
+    return aggregator
+
+
+def accept(aggregator: OrderedAggregator, fl_ctx: FLContext, site: str, slices: int, tensors: Any):
+    meta = {MetaKey.NUM_STEPS_CURRENT_ROUND: float(slices)}
+    shareable = DXO(DataKind.WEIGHT_DIFF, data=tensors, meta=meta).to_shareable()
+    shareable.set_peer_props({ReservedKey.IDENTITY_NAME: site})
+    shareable.add_cookie(AppConstants.CONTRIBUTION_ROUND, fl_ctx.get_prop("current_round"))
+    assert aggregator.accept(shareable, fl_ctx)
+
+
+def difference(site: str) -> dict[str, torch.Tensor]:
+    numbers = torch.Generator().manual_seed(SITES.index(site))
+    return {"w": torch.randn(9973, generator=numbers) * 0.01}
+
+
+WEIGHTS = {"site-1": 20, "site-2": 4000, "site-3": 7, "site-4": 2000}
+
+
+@pytest.mark.parametrize("lost", ["nobody", "keys", "shares", "take", "answer", "unmask"])
+def test_a_round_is_the_plain_average_of_those_who_answered(tmp_path: Path, lost: str) -> None:
+    engine = Federation(tmp_path)
+    if lost in ("keys", "shares", "take", "unmask"):
+        engine.gone.add(("site-4", lost))
+    out = {"keys", "shares", "take", "answer"}  # what keeps a site from the sum
+    arrived = [site for site in SITES if site != "site-4" or lost not in out]
+    with engine.new_context() as fl_ctx:
+        engine.fire_event(EventType.START_RUN, fl_ctx)
+        for number in range(2):
+            aggregator = begin(engine, fl_ctx, number)
+            for site in arrived:
+                masked = engine.sums[site].masked(JOB_ID, number, difference(site), WEIGHTS[site])
+                accept(aggregator, fl_ctx, site, WEIGHTS[site], masked)
+            accept(aggregator, fl_ctx, "site-9", 0, {})
+            result = from_shareable(aggregator.aggregate(fl_ctx)).data
+            expected = average(
+                {site: difference(site) for site in arrived},
+                {site: WEIGHTS[site] for site in arrived},
+            )
+            assert torch.equal(result["w"], expected["w"])
+            assert result["w"].dtype == torch.float32
+    assert engine.panics == []
+    assert not any(site == "site-9" for site, _ in engine.asked)
+    assert [*tmp_path.rglob("*.values")] == []
+
+
+def test_a_round_whose_masks_stay_on_changes_nothing_and_the_next_one_does(tmp_path: Path) -> None:
+    engine = Federation(tmp_path)
+    with engine.new_context() as fl_ctx:
+        engine.fire_event(EventType.START_RUN, fl_ctx)
+        for number, gone in enumerate((("site-1", "site-2"), ())):
+            engine.gone = {(site, "unmask") for site in gone}
+            aggregator = begin(engine, fl_ctx, number)
+            for site in SITES:
+                masked = engine.sums[site].masked(JOB_ID, number, difference(site), 5)
+                accept(aggregator, fl_ctx, site, 5, masked)
+            result = from_shareable(aggregator.aggregate(fl_ctx)).data
+            assert bool(result) == (not gone)
+    assert engine.panics == []
+
+
+def test_too_few_sites_for_a_sum_end_the_job_and_it_is_said_why(tmp_path: Path) -> None:
+    engine = Federation(tmp_path)
+    engine.gone = {("site-1", ""), ("site-2", "")}
+    with engine.new_context() as fl_ctx:
+        engine.fire_event(EventType.START_RUN, fl_ctx)
+        begin(engine, fl_ctx, 0)
+    assert len(engine.panics) == 1
+    assert "round 0 has 2 sites for its sum, it needs 3" in engine.panics[0]
+
+
+def test_a_server_that_starts_again_in_the_middle_of_a_round_goes_on(tmp_path: Path) -> None:
+    engine = Federation(tmp_path)
+    with engine.new_context() as fl_ctx:
+        engine.fire_event(EventType.START_RUN, fl_ctx)
+        begin(engine, fl_ctx, 0)
+    masked = {s: engine.sums[s].masked(JOB_ID, 0, difference(s), 5) for s in SITES}
+    engine.components["aggregator"] = OrderedAggregator()
+    engine.asked.clear()
+    with engine.new_context() as fl_ctx:
+        engine.fire_event(EventType.START_RUN, fl_ctx)
+        aggregator = begin(engine, fl_ctx, 0)
+        assert {step for _, step in engine.asked} == {"take"}
+        for site in SITES:
+            accept(aggregator, fl_ctx, site, 5, masked[site])
+        result = from_shareable(aggregator.aggregate(fl_ctx)).data
+    expected = average({site: difference(site) for site in SITES}, dict.fromkeys(SITES, 5))
+    assert torch.equal(result["w"], expected["w"])
+
+
+# ---------------------------------------------------------------------------------------- guard
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda w: w, None),
+        (lambda w: w.float(), "wrong-type"),
+        (lambda w: w.int(), "wrong-type"),
+        (lambda w: w[:-1], "wrong-shape"),
+    ],
+)
+def test_the_guard_takes_masked_integers_of_the_models_shape_and_nothing_else(
+    change: Callable[[torch.Tensor], torch.Tensor], code: str | None
+) -> None:
+    shapes = shapes_of({"w": torch.zeros(8)})
+    said = Contribution(
+        site="site-1",
+        kind="train",
+        role="train",
+        round=0,
+        model="round",
+        recipe_sha256=RECIPE.sha256,
+        backbone_sha256=RECIPE.backbone_sha256,
+        package_version=__version__,
+        training_slices=7,
+        training_cases=3,
+        evaluated_cases=0,
+    )
+    masked = {"w": change(torch.arange(8) * 2**59)}
+    if code is None:
+        taken = check_contribution(shapes, RECIPE, __version__, masked, said)
+        assert torch.equal(taken["w"], masked["w"])
+        return
+    with pytest.raises(ContributionRefused) as raised:
+        check_contribution(shapes, RECIPE, __version__, masked, said)
+    assert raised.value.code == code

@@ -1,0 +1,21 @@
+"""How much memory a piece of work takes at its peak, whatever the process took before it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_PROCESS = Path("/proc/self")
+
+
+def forget_peak() -> int:
+    """Begin to measure; bytes of memory that are in use now."""
+    (_PROCESS / "clear_refs").write_text("5")  # the peak is what is in use now
+    return peak()
+
+
+def peak() -> int:
+    """The most bytes of memory that were in use since `forget_peak`."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB", (_PROCESS / "status").read_text(), re.M)
+    assert found is not None
+    return int(found[1]) * 1024

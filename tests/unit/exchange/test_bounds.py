@@ -1,0 +1,110 @@
+"""Every value of a recipe that shapes what leaves has its bound, and a refusal names both."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from fedfms.contracts.policy import Bounds, Policy
+from fedfms.contracts.recipe import Recipe
+from fedfms.errors import ConfigError, DoorClosed
+from fedfms.exchange.bounds import check_patients, check_steps
+from fedfms.exchange.door import check_job
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+RECIPE = Recipe.from_json(REPOSITORY / "jobs/fedmsa/app/config/recipe.json")
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "field", "limit"),
+    [
+        ({"batch_size": 1}, "batch-too-small", "batch_size is 1", "4 slices (min_batch_size)"),
+        (
+            *({"clip_grad_norm": 1e-12}, "clip-too-small"),
+            *("clip_grad_norm is 1e-12", "at least 0.1 (min_clip_grad_norm)"),
+        ),
+        (
+            *({"learning_rate": 1e-9}, "learning-rate-not-allowed"),
+            *("learning_rate is 1e-09", "at least 1e-06 (min_learning_rate)"),
+        ),
+        (
+            *({"learning_rate": 1e9}, "learning-rate-not-allowed"),
+            *("learning_rate is 1e+09", "at most 0.1 (max_learning_rate)"),
+        ),
+        (
+            *({"local_epochs": 10**9}, "too-many-epochs"),
+            *("local_epochs is 1000000000", "at most 50 (max_local_epochs)"),
+        ),
+        (
+            *({"image_size": 8}, "image-size-not-allowed"),
+            *("image_size is 8", "at least 64 pixels (min_image_size)"),
+        ),
+        (
+            *({"image_size": 1000000}, "image-size-not-allowed"),
+            *("image_size is 1000000", "at most 2048 pixels (max_image_size)"),
+        ),
+        ({"rounds": 1001}, "too-many-rounds", "rounds is 1001", "at most 1000 rounds (max_rounds)"),
+    ],
+)
+def test_a_refusal_names_the_field_its_value_and_the_limit(values, code, field, limit) -> None:
+    recipe = dataclasses.replace(RECIPE, **values)
+    with pytest.raises(DoorClosed) as refused:
+        check_job(Policy(), recipe)
+    error = refused.value
+    assert error.code == code
+    assert field in error.problem and limit in error.problem
+    name = limit.rpartition("(")[2].rstrip(")")
+    assert name in error.fix and field.split()[0] in error.fix
+    only_scores = code in ("image-size-not-allowed", "too-many-rounds")
+    with pytest.raises(DoorClosed) if only_scores else contextlib.nullcontext():
+        check_job(Policy(), recipe, trains=False)
+    value = next(iter(values.values()))  # the very limit is allowed
+    check_job(dataclasses.replace(Policy(), **{name: value}), recipe)
+
+
+def test_few_patients_and_few_steps_are_refused_and_the_limits_are_not() -> None:
+    with pytest.raises(DoorClosed, match=r"at least 10 patients \(min_training_patients.*9 are"):
+        check_patients(Policy(), 9)
+    check_patients(Policy(), 10)
+    recipe = dataclasses.replace(RECIPE, local_epochs=1, batch_size=8)
+    with pytest.raises(
+        DoorClosed, match=r"at least 4 steps \(min_steps.*a round has 3 .*batch_size"
+    ):
+        check_steps(Policy(), recipe, 24)
+    check_steps(Policy(), recipe, 25)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted([*REPOSITORY.glob("jobs/*/app/config/recipe.json"), *REPOSITORY.glob("jobs/recipes/*")]),
+    ids=lambda path: str(path.relative_to(REPOSITORY)),
+)
+def test_the_recipes_that_are_shipped_are_within_the_default_bounds(path: Path) -> None:
+    check_job(Policy(), Recipe.from_json(path))
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"min_batch_size": 0}, "min_batch_size is 0"),
+        ({"min_clip_grad_norm": -1.0}, "min_clip_grad_norm is -1.0"),
+        ({"max_learning_rate": 1e-9}, "min_learning_rate is 1e-06, and max_learning_rate 1e-09"),
+        ({"min_image_size": 4096}, "min_image_size is 4096, and max_image_size 2048"),
+        ({"min_cases_for_spread": 0}, "min_cases_for_spread is 0"),
+        ({"min_batch": 4}, "unknown key 'min_batch'"),
+    ],
+)
+def test_a_bound_that_means_nothing_is_no_policy(tmp_path: Path, values, problem: str) -> None:
+    (tmp_path / "privacy.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError) as error:
+        Policy.from_folder(tmp_path)
+    assert problem in error.value.problem
+
+
+def test_a_policy_of_before_has_the_default_bounds(tmp_path: Path) -> None:
+    (tmp_path / "privacy.json").write_text('{"min_cases": 3, "pictures": true}')
+    assert Policy.from_folder(tmp_path).bounds == Bounds()

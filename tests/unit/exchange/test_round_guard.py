@@ -1,0 +1,277 @@
+"""What the guard makes of a round: honest sites are left alone, one that stands out is not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.verdict import Verdict
+from fedfms.exchange.averaging import average, averaging_weights
+from fedfms.exchange.round_guard import (
+    AGAINST,
+    AGAINST_FACTOR,
+    LONG_FACTOR,
+    NORM_FACTOR,
+    Closed,
+    RoundGuard,
+    close_round,
+)
+from fedfms.exchange.strategies import find_strategy
+
+RECIPE = Recipe(
+    method="fedmsa",
+    backbone="vit_demo",
+    backbone_sha256="a" * 64,
+    classes=("disc",),
+    rounds=9,
+    batch_size=2,
+    holdout=("site-9",),
+)
+SLICES = {"site-1": 20, "site-2": 24, "site-3": 16, "site-4": 20, "site-5": 28}
+VALUES = 4000
+
+
+def honest(
+    sites: int, seed: int = 0, *, alike: float = 0.5, slices: dict[str, int] = SLICES
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Differences with a common part; cosine `alike` between two, norms as of their steps."""
+    rng = np.random.default_rng(seed)
+    common, power = rng.normal(size=VALUES), rng.uniform(0.0, 1.0)
+    found = {}
+    for number in range(1, sites + 1):
+        own = rng.normal(size=VALUES)
+        values = np.sqrt(alike) * common + np.sqrt(1 - alike) * own
+        length = (slices[f"site-{number}"] / 20) ** power * rng.uniform(0.8, 1.25)
+        values = torch.tensor(values * 1e-3 * length, dtype=torch.float32)
+        found[f"site-{number}"] = {"a": values[:1000].reshape(20, 50), "b": values[1000:]}
+    return found
+
+
+def turned(tensors: dict[str, torch.Tensor], times: float) -> dict[str, torch.Tensor]:
+    return {name: tensor * times for name, tensor in tensors.items()}
+
+
+def counts(sites: int) -> dict[str, int]:
+    return {f"site-{number}": SLICES[f"site-{number}"] for number in range(1, sites + 1)}
+
+
+def closed(
+    differences: dict[str, dict[str, torch.Tensor]],
+    slices: dict[str, int],
+    recipe: Recipe = RECIPE,
+    guard: RoundGuard | None = None,
+) -> tuple[Closed, dict[str, Verdict]]:
+    result = close_round(guard or RoundGuard(recipe), find_strategy(recipe), 0, slices, differences)
+    return result, {one.site: one for one in result.verdicts}
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """L2 distance by the norm of `other`."""
+    flat = [torch.cat([tensors[name].reshape(-1) for name in "ab"]) for tensors in (one, other)]
+    return float((flat[0] - flat[1]).norm() / flat[1].norm())
+
+
+# ------------------------------------------------------------------------------- honest rounds
+
+
+@pytest.mark.parametrize("sites", [2, 3, 5])
+@pytest.mark.parametrize("alike", [0.0, 0.2, 0.9])
+def test_an_honest_round_is_the_average_bit_for_bit(sites: int, alike: float) -> None:
+    for seed in range(20):
+        given, slices = honest(sites, seed, alike=alike), counts(sites)
+        result, verdicts = closed(given, slices)
+        assert all(one.factor == 1 and one.findings == () for one in verdicts.values())
+        expected = average(given, averaging_weights(RECIPE, slices))
+        assert all(torch.equal(result.change[name], expected[name]) for name in "ab")
+
+
+@pytest.mark.parametrize("slices", [(10, 100, 200), (10, 10, 200), (200, 200, 10), (10, 80, 200)])
+def test_sites_of_one_to_twenty_slices_are_left_alone_once_the_largest_is_confirmed(
+    slices: tuple[int, ...],
+) -> None:
+    of_sites = {f"site-{number}": count for number, count in enumerate(slices, 1)}
+    recipe = dataclasses.replace(RECIPE, confirmed_weights=("site-3",))
+    for seed in range(50):
+        given = honest(3, seed, slices=of_sites)
+        _, verdicts = closed(given, of_sites, recipe)
+        assert all(one.factor == 1 and one.findings == () for one in verdicts.values())
+        assert [one.counted_slices for one in verdicts.values()] == [*slices]
+
+
+def test_norms_and_cosines_are_those_of_numpy() -> None:
+    given, slices = honest(4, seed=3), counts(4)
+    _, verdicts = closed(given, slices)
+    flat = {
+        site: np.concatenate([tensors[name].numpy().reshape(-1) for name in "ab"]).astype(float)
+        for site, tensors in given.items()
+    }
+    norms = {site: np.linalg.norm(values) for site, values in flat.items()}
+    for site, verdict in verdicts.items():
+        assert verdict.norm == pytest.approx(norms[site], rel=1e-6)
+        steps = {other: slices[other] // 2 for other in flat}
+        usual = sorted(norms[other] * max(1, steps[site] / steps[other]) ** 0.75 for other in flat)[
+            1
+        ]
+        assert verdict.usual_norm == pytest.approx(usual, rel=1e-6)
+        others = sum(
+            flat[other] * min(1, verdicts[other].usual_norm / norms[other])
+            for other in flat
+            if other != site
+        )
+        cosine = flat[site] @ others / norms[site] / np.linalg.norm(others)
+        assert verdict.cosine == pytest.approx(cosine, abs=2e-4)
+
+
+# -------------------------------------------------------------------------- one that stands out
+
+
+@pytest.mark.parametrize("sites", [3, 5])
+@pytest.mark.parametrize("times", [10.0, 100.0, 1e5])
+def test_a_difference_that_is_far_too_long_is_scaled_down_to_the_usual(
+    sites: int, times: float
+) -> None:
+    given = honest(sites)
+    expected = closed(given, counts(sites))[0].change
+    _, before = closed(given, counts(sites))
+    given["site-1"] = turned(given["site-1"], times)
+    result, verdicts = closed(given, counts(sites))
+    bad = verdicts.pop("site-1")
+    assert bad.findings == ("norm",) and bad.times > NORM_FACTOR
+    assert bad.norm * bad.factor == pytest.approx(LONG_FACTOR * bad.usual_norm)
+    assert bad.norm == pytest.approx(before["site-1"].norm * times, rel=1e-5)
+    assert all(one.findings == () for one in verdicts.values())
+    assert distance(result.change, expected) < 0.25
+
+
+@pytest.mark.parametrize("sites", [3, 5])
+@pytest.mark.parametrize("times", [-1.0, -5.0, -1000.0])
+def test_a_difference_against_the_others_hardly_counts(sites: int, times: float) -> None:
+    given = honest(sites, alike=0.6)
+    honest_ones = {site: given[site] for site in given if site != "site-1"}
+    given["site-1"] = turned(given["site-1"], times)
+    result, verdicts = closed(given, counts(sites))
+    bad = verdicts.pop("site-1")
+    assert "direction" in bad.findings and bad.cosine is not None and bad.cosine < AGAINST
+    assert bad.norm * bad.factor <= AGAINST_FACTOR * max(bad.usual_norm, bad.norm) * 1.001
+    assert all(one.findings == () for one in verdicts.values())
+    # about as if it had sent nothing, which it still counts for
+    weights = {site: SLICES[site] for site in honest_ones}
+    flat = average(honest_ones, weights)
+    share = sum(weights.values()) / (sum(weights.values()) + SLICES["site-1"])
+    assert distance(result.change, {name: share * flat[name] for name in "ab"}) < 0.15
+
+
+def test_where_half_point_against_half_nobody_is_scaled() -> None:
+    given = honest(4, alike=0.9)
+    for site in ("site-1", "site-2"):
+        given[site] = turned(given[site], -1.0)
+    _, verdicts = closed(given, counts(4))
+    assert all(one.factor == 1 for one in verdicts.values())
+
+
+def test_two_of_five_against_the_others_are_found_one_after_the_other() -> None:
+    given = honest(5, alike=0.7)
+    for site in ("site-2", "site-4"):
+        given[site] = turned(given[site], -1.0)
+    _, verdicts = closed(given, counts(5))
+    found = [site for site, one in verdicts.items() if "direction" in one.findings]
+    assert found == ["site-2", "site-4"]
+
+
+def test_an_absurd_weight_counts_for_the_median_and_a_confirmed_one_for_itself() -> None:
+    slices = {"site-1": 10**9, "site-2": 24, "site-3": 16}
+    given = honest(3)
+    result, verdicts = closed(given, slices)
+    assert verdicts["site-1"].counted_slices == 24 and verdicts["site-1"].findings == ("weight",)
+    expected = average(given, {"site-1": 24, "site-2": 24, "site-3": 16})
+    assert all(torch.equal(result.change[name], expected[name]) for name in "ab")
+    slices["site-1"] = 400
+    confirmed = dataclasses.replace(RECIPE, confirmed_weights=("site-1",))
+    given = honest(3, slices=slices)
+    _, verdicts = closed(given, slices, confirmed)
+    assert verdicts["site-1"].counted_slices == 400 and verdicts["site-1"].findings == ()
+
+
+def test_a_difference_of_an_earlier_round_is_left_out_whoever_sends_it() -> None:
+    guard = RoundGuard(RECIPE)
+    first = honest(3)
+    closed(first, counts(3), guard=guard)
+    for by, seed in (("site-1", 5), ("site-2", 6)):
+        given = honest(3, seed)
+        given[by] = {name: tensor.clone() for name, tensor in first["site-1"].items()}
+        result, verdicts = closed(given, counts(3), guard=guard)
+        assert verdicts[by].findings == ("replay",) and verdicts[by].factor == 0
+        others = {site: count for site, count in counts(3).items() if site != by}
+        expected = average(given, others)
+        assert all(torch.equal(result.change[name], expected[name]) for name in "ab")
+
+
+def test_nothing_at_all_is_no_replay_and_harms_nobody() -> None:
+    guard = RoundGuard(RECIPE)
+    for seed in range(3):
+        given = honest(3, seed)
+        given["site-1"] = turned(given["site-1"], 0.0)
+        _, verdicts = closed(given, counts(3), guard=guard)
+        assert all(one.factor == 1 and one.findings == () for one in verdicts.values())
+        assert verdicts["site-1"].cosine is None
+
+
+@pytest.mark.parametrize("change", [{"paper_compat": True}, {"guard": "record"}])
+def test_a_guard_that_only_records_changes_no_bit(change: dict) -> None:
+    recipe = dataclasses.replace(RECIPE, **change)
+    given, slices = honest(3), {"site-1": 20, "site-2": 24, "site-3": 4000}
+    given["site-1"] = turned(given["site-1"], -100.0)
+    result, verdicts = closed(given, slices, recipe)
+    assert {"norm", "direction"} <= {*verdicts["site-1"].findings}
+    assert verdicts["site-3"].findings == ("weight",)
+    assert all(one.factor == 1 for one in verdicts.values())
+    assert [one.counted_slices for one in verdicts.values()] == [*slices.values()]
+    expected = average(given, averaging_weights(recipe, slices))
+    assert all(torch.equal(result.change[name], expected[name]) for name in "ab")
+
+
+# ----------------------------------------------------------------------------- round after round
+
+
+def test_a_round_that_an_honest_site_missed_is_judged_by_what_is_known_of_it() -> None:
+    guard = RoundGuard(RECIPE)
+    closed(honest(3), counts(3), guard=guard)
+    given = honest(3, 1)
+    del given["site-3"]
+    given["site-1"] = turned(given["site-1"], 50.0)
+    slices = {"site-1": 10**6, "site-2": 24}
+    _, verdicts = closed(given, slices, guard=guard)
+    assert verdicts["site-1"].findings == ("norm", "weight")
+    assert verdicts["site-1"].counted_slices == 24
+    assert verdicts["site-2"].findings == ()
+
+
+def test_a_guard_goes_on_from_what_it_kept_as_if_it_had_not_ended() -> None:
+    rounds = [honest(3, seed) for seed in range(3)]
+    rounds[2]["site-2"] = rounds[0]["site-2"]
+    del rounds[2]["site-3"]
+    whole, ended = RoundGuard(RECIPE), RoundGuard(RECIPE)
+    for given in rounds[:2]:
+        closed(given, counts(3), guard=whole)
+        closed(given, counts(3), guard=ended)
+    after = RoundGuard(RECIPE)
+    after.go_on(ended.to_keep())
+    slices = {site: counts(3)[site] for site in rounds[2]}
+    results = [closed(rounds[2], slices, guard=guard)[0] for guard in (whole, after)]
+    assert results[0].verdicts == results[1].verdicts
+    assert "replay" in results[0].verdicts[1].findings
+    assert all(torch.equal(results[0].change[n], results[1].change[n]) for n in "ab")
+    RoundGuard(RECIPE).go_on({})  # of a run that an earlier version kept
+
+
+def test_a_holdout_is_not_judged() -> None:
+    given = {**honest(3), "site-9": {}}
+    result, verdicts = closed(given, {**counts(3), "site-9": 0})
+    assert [*verdicts] == ["site-1", "site-2", "site-3"] and result.change
+    assert close_round(
+        RoundGuard(RECIPE), find_strategy(RECIPE), 0, {"site-9": 0}, {"site-9": {}}
+    ) == Closed({}, ())

@@ -1,0 +1,379 @@
+"""Sums of which nobody sees a part: exact, also where sites drop out, and nothing else is there."""
+
+from __future__ import annotations
+
+import gc
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from torch import Tensor
+
+from fedfms.contracts.sums import SumsAnswer, SumsAsk
+from fedfms.errors import DoorClosed, FederationError
+from fedfms.exchange.averaging import SCALE, FixedSum
+from fedfms.exchange.masks import add_mask, join, split
+from fedfms.exchange.secure_sum import ServerRound, SiteRound, threshold
+from fedfms.exchange.signatures import TrainerSigner, new_key
+
+JOB = "job-1"
+
+
+class Site:
+    """A trainer's side of the protocol, without its files."""
+
+    def __init__(self, name: str, seed: int, values: int = 5000) -> None:
+        self.name, self.signer = name, TrainerSigner(new_key())
+        self.round = SiteRound.begin(name, JOB, 3)
+        numbers = torch.Generator().manual_seed(seed)
+        self.difference = {
+            "head.bias": torch.randn(7, generator=numbers) * 1e-3,
+            "head.weight": torch.randn(values // 10, 10, generator=numbers) * 1e-2,
+        }
+        self.weight = 10 + 7 * seed
+        self.peers: dict[str, str] = {}
+
+    def answer(self, ask: SumsAsk) -> SumsAnswer:
+        ask = SumsAsk.from_dict(ask.to_dict())  # as it crosses the wire
+        if ask.step == "keys":
+            return SumsAnswer(keys=self.round.own_keys(self.signer.public, self.signer.sign))
+        if ask.step == "shares":
+            self.round = self.round.seal(ask.keys, self.peers)
+            return SumsAnswer(sealed=self.round.sealed)
+        if ask.step == "take":
+            self.round = self.round.take(ask.sealed)
+            return SumsAnswer()
+        self.round, pieces = self.round.unmask(ask.arrived)
+        return SumsAnswer(pieces=pieces)
+
+    def masked(self) -> dict[str, Tensor]:
+        return self.round.masked(self.difference, self.weight)
+
+
+def some_sites(number: int) -> dict[str, Site]:
+    sites = {f"site-{index:02d}": Site(f"site-{index:02d}", index) for index in range(number)}
+    for site in sites.values():
+        site.peers = {name: other.signer.public for name, other in sites.items() if name != site}
+    return sites
+
+
+def settle(sites: Mapping[str, Site], server: ServerRound, silent: str = "") -> None:
+    """The steps before a round; `silent` gives keys and no shares."""
+    keys = server.ask_keys()
+    shares = server.ask_shares({name: site.answer(keys) for name, site in sites.items()})
+    given = {name: site.answer(shares) for name, site in sites.items() if name != silent}
+    for name, ask in server.ask_take(given).items():
+        sites[name].answer(ask)
+
+
+def mean_of(sites: Mapping[str, Site]) -> dict[str, Tensor]:
+    plain = FixedSum()
+    for site in sites.values():
+        plain.add(site.difference, site.weight)
+    return plain.mean()
+
+
+@pytest.mark.parametrize("number", [3, 4, 10])
+@pytest.mark.parametrize("lost", ["nobody", "after-keys", "after-shares", "after-its-answer"])
+def test_the_sum_has_the_bits_of_the_plain_one_whoever_drops_out(number: int, lost: str) -> None:
+    sites = some_sites(number)
+    server = ServerRound(JOB, 3)
+    gone = sorted(sites)[1]
+    if number == 3 and lost == "after-keys":
+        with pytest.raises(FederationError) as raised:  # two are no sum
+            settle(sites, server, silent=gone)
+        assert raised.value.code == "few-for-a-sum"
+        return
+    settle(sites, server, silent=gone if lost == "after-keys" else "")
+    arrived = {
+        name: site
+        for name, site in sites.items()
+        if name != gone or lost in ("nobody", "after-its-answer")
+    }
+    for site in arrived.values():
+        server.add(site.masked())
+    ask = server.ask_unmask(arrived)
+    answers = {
+        name: site.answer(ask)
+        for name, site in arrived.items()
+        if name != gone or lost != "after-its-answer"
+    }
+    total = sum(site.weight for site in arrived.values())
+    found = server.unmask(arrived, total, answers).mean()
+    expected = mean_of(arrived)
+    assert sorted(found) == sorted(expected)
+    for name in expected:
+        assert torch.equal(found[name], expected[name])
+
+
+# ---------------------------------------------------------------------- what the server can see
+
+
+def all_held(*objects: object) -> Iterator[bytes]:
+    """The bytes of every number and text that an object leads to, whatever it is made of."""
+    seen: set[int] = set()
+    waiting = list(objects)
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or isinstance(one, type):
+            continue
+        seen.add(id(one))
+        if isinstance(one, Tensor):
+            yield one.detach().contiguous().numpy().tobytes()
+        elif isinstance(one, str):
+            yield one.encode()
+            if len(one) % 2 == 0 and all(letter in "0123456789abcdef" for letter in one):
+                yield bytes.fromhex(one)
+        elif isinstance(one, bytes | bytearray):
+            yield bytes(one)
+        waiting += gc.get_referents(one)
+
+
+def forms_of(site: Site) -> Iterator[bytes]:
+    """Each 32 values of a difference as bytes, in every form in which they could lie somewhere.
+
+    Whatever 64 values in a row there are, they hold 32 of these in a row.
+    """
+    values = site.difference["head.weight"].reshape(-1).numpy()
+    units = np.rint(values.astype(np.float64) * SCALE).astype(np.int64)
+    for array in (
+        *(values.astype(f"{order}f{size}") for order in "<>" for size in (2, 4, 8)),
+        *(some.astype(f"{order}i8") for order in "<>" for some in (units, units * site.weight)),
+        *(np.rint(values * scale).astype(f"{order}i4") for order in "<>" for scale in (1e6, 2**24)),
+    ):
+        for start in range(0, len(array) - 31, 32):
+            yield array[start : start + 32].tobytes()
+
+
+def found_in(site: Site, haystack: bytes) -> bool:
+    return any(form in haystack for form in forms_of(site))
+
+
+@pytest.mark.parametrize("number", [3, 10])
+def test_nothing_that_the_server_was_told_holds_values_of_one_site(number: int) -> None:
+    sites = some_sites(number)
+    server = ServerRound(JOB, 3)
+    told: list[object] = []  # everything that ever came
+    keys = server.ask_keys()
+    of_keys = {name: site.answer(keys) for name, site in sites.items()}
+    shares = server.ask_shares(of_keys)
+    of_shares = {name: site.answer(shares) for name, site in sites.items()}
+    asks = server.ask_take(of_shares)
+    for name, ask in asks.items():
+        sites[name].answer(ask)
+    lost = sorted(sites)[-1]
+    arrived = {name: site for name, site in sites.items() if name != lost}
+    for site in arrived.values():
+        masked = site.masked()
+        told.append({name: one.clone() for name, one in masked.items()})
+        server.add(masked)
+    ask = server.ask_unmask(arrived)
+    of_unmask = {name: site.answer(ask) for name, site in arrived.items()}
+    before = b"\n".join(all_held(server))
+    total = sum(site.weight for site in arrived.values())
+    summed = server.unmask(arrived, total, of_unmask)
+    told += [of_keys, of_shares, asks, of_unmask, server, summed, summed.mean()]
+    haystack = b"\n".join([before, *all_held(*told)])
+    assert len(haystack) > (number - 1) * 8 * 5000  # the answers are in it
+    assert [name for name, site in sites.items() if found_in(site, haystack)] == []
+
+
+def test_the_same_search_finds_them_where_answers_are_not_masked() -> None:
+    sites = some_sites(3)
+    for change in (
+        lambda one: one,
+        lambda one: one.half(),
+        lambda one: torch.from_numpy(one.numpy().byteswap()),
+    ):
+        plain = {
+            name: {"w": change(site.difference["head.weight"])} for name, site in sites.items()
+        }
+        haystack = b"\n".join(all_held(plain))
+        assert all(found_in(site, haystack) for site in sites.values())
+    summed = FixedSum()
+    one = sites["site-01"]
+    summed.add(one.difference, one.weight)
+    assert found_in(one, b"\n".join(all_held(summed)))
+
+
+def test_what_leaves_is_evenly_spread_over_all_integers() -> None:
+    """Of 5,000 values that all lie near 0 no bit says anything, nor does the same round again."""
+    sites = some_sites(3)
+    settle(sites, ServerRound(JOB, 3))
+    site = sites["site-00"]
+    masked = site.masked()["head.weight"].reshape(-1)
+    again = site.masked()["head.weight"].reshape(-1)
+    assert torch.equal(masked, again)  # no second mask for one round
+    bits = np.unpackbits(masked.numpy().view(np.uint8)).reshape(-1, 64)
+    assert (np.abs(bits.mean(axis=0) - 0.5) < 0.05).all()
+
+
+# ------------------------------------------------------------------------ a server that lies
+
+
+def code_of(action: Callable[..., Any], *arguments: Any) -> str:
+    with pytest.raises((DoorClosed, FederationError)) as raised:
+        action(*arguments)
+    return raised.value.code
+
+
+def unmask(arrived: list[str]) -> SumsAsk:
+    return SumsAsk(step="unmask", job=JOB, round=3, arrived=tuple(arrived))
+
+
+def test_a_site_unmasks_one_set_of_answers_and_no_other() -> None:
+    sites = some_sites(4)
+    settle(sites, ServerRound(JOB, 3))
+    site, names = sites["site-00"], sorted(sites)
+    first = site.answer(unmask(names))
+    assert site.answer(unmask(names)) == first  # said again is said alike
+    assert code_of(site.answer, unmask(names[:3])) == "other-sum"
+    assert site.answer(unmask(names)) == first
+    assert [piece.site for piece in first.pieces] == names
+
+
+def test_of_fewer_than_the_threshold_nothing_is_unmasked() -> None:
+    sites = some_sites(10)
+    server = ServerRound(JOB, 3)
+    settle(sites, server)
+    assert threshold(10) == 7
+    names = sorted(sites)
+    assert code_of(sites["site-00"].answer, unmask(names[:6])) == "few-for-a-sum"
+    for site in sites.values():
+        server.add(site.masked())
+    answers = {name: sites[name].answer(unmask(names)) for name in names[:6]}
+    assert code_of(server.unmask, names, 1, answers) == "few-for-a-sum"
+
+
+@pytest.mark.parametrize("sites", [4, 5, 6, 7, 8, 9, 10, 20, 100])
+def test_a_lying_server_needs_more_than_a_third_of_the_sites(sites: int) -> None:
+    """Of a site it needs both secrets, and an honest site gives a share of one of them."""
+    colluding = 2 * threshold(sites) - sites - 1  # the most that are not enough
+    honest = sites - colluding
+    assert honest + 2 * colluding < 2 * threshold(sites)
+    assert colluding >= sites / 3 - 1 and (colluding >= 2 or sites < 5)
+
+
+def test_a_made_up_site_and_a_key_of_somebody_else_are_refused() -> None:
+    sites = some_sites(4)
+    server = ServerRound(JOB, 3)
+    asked = server.ask_keys()
+    given = {name: site.answer(asked) for name, site in sites.items()}
+    honest = server.ask_shares(given)
+    site = sites["site-00"]
+
+    stranger = Site("site-99", 9)
+    more = {**given, "site-99": stranger.answer(asked)}
+    assert code_of(site.answer, ServerRound(JOB, 3).ask_shares(more)) == "unknown-peer"
+
+    other = Site("site-01", 1)  # the coordinator's own, in the name of an honest one
+    false = {**given, "site-01": other.answer(asked)}
+    assert code_of(site.answer, ServerRound(JOB, 3).ask_shares(false)) == "other-peer"
+
+    keys = given["site-01"].keys
+    assert keys is not None
+    swapped = SumsAnswer(
+        keys=SiteRound.begin("site-01", JOB, 3).own_keys(keys.trainer, lambda _: keys.signature)
+    )
+    assert (
+        code_of(site.answer, ServerRound(JOB, 3).ask_shares({**given, "site-01": swapped}))
+        == "other-peer"
+    )
+
+    few = {name: given[name] for name in ("site-00", "site-01")}
+    assert code_of(ServerRound(JOB, 3).ask_shares, few) == "few-for-a-sum"
+    two = SumsAsk(step="shares", job=JOB, round=3, keys=tuple(one.keys for one in few.values()))
+    assert code_of(site.answer, two) == "few-for-a-sum"
+
+    earlier = Site("site-01", 1)
+    earlier.signer, earlier.round = sites["site-01"].signer, SiteRound.begin("site-01", JOB, 2)
+    old = SumsAnswer(keys=earlier.round.own_keys(earlier.signer.public, earlier.signer.sign))
+    mixed = tuple({**given, "site-01": old}[name].keys for name in sorted(given))
+    replayed = SumsAsk(step="shares", job=JOB, round=3, keys=mixed)
+    assert code_of(site.answer, replayed) == "other-sum"
+
+    assert site.answer(honest).sealed
+    rest = SumsAsk(step="shares", job=JOB, round=3, keys=honest.keys[:3])
+    assert code_of(site.answer, rest) == "other-sum"
+
+
+def test_shares_that_another_sealed_are_refused_and_a_settled_sum_stays() -> None:
+    sites = some_sites(4)
+    server = ServerRound(JOB, 3)
+    keys = server.ask_keys()
+    shares = server.ask_shares({name: site.answer(keys) for name, site in sites.items()})
+    asks = server.ask_take({name: site.answer(shares) for name, site in sites.items()})
+    site, ask = sites["site-00"], asks["site-00"]
+    assert code_of(site.masked) == "no-sum"
+    assert code_of(site.answer, unmask(sorted(sites))) == "no-sum"
+
+    first, second, *rest = ask.sealed
+    crossed = (
+        type(first)(sender=first.sender, receiver=first.receiver, data=second.data),
+        *(second, *rest),
+    )
+    wrong = SumsAsk(step="take", job=JOB, round=3, sealed=crossed)
+    assert code_of(site.answer, wrong) == "bad-shares"
+    site.answer(ask)
+    fewer = SumsAsk(step="take", job=JOB, round=3, sealed=ask.sealed[:2])
+    assert code_of(site.answer, fewer) == "other-sum"
+    masked = site.masked()
+    site.answer(ask)  # again, after a restart of the server
+    assert all(torch.equal(site.masked()[name], masked[name]) for name in masked)
+
+
+def test_a_server_that_starts_again_goes_on_with_the_sum_that_was_settled() -> None:
+    sites = some_sites(4)
+    server = ServerRound(JOB, 3)
+    settle(sites, server)
+    kept = server.to_keep()
+    assert ServerRound.restored(kept, JOB, 4) is None
+    with pytest.raises(ValueError):
+        ServerRound.restored({"job": JOB}, JOB, 3)
+    again = ServerRound.restored(kept, JOB, 3)
+    assert again is not None
+    for name, ask in again.ask_take_again().items():
+        sites[name].answer(ask)
+    for site in sites.values():
+        again.add(site.masked())
+    ask = again.ask_unmask(sites)
+    answers = {name: site.answer(ask) for name, site in sites.items()}
+    total = sum(site.weight for site in sites.values())
+    found, expected = again.unmask(sites, total, answers).mean(), mean_of(sites)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+# ------------------------------------------------------------------------------ its parts
+
+
+def test_any_shares_of_the_threshold_give_the_secret_and_fewer_do_not() -> None:
+    secret = bytes(range(32))
+    shares = split(secret, 7, 5)
+    for chosen in ((1, 2, 3, 4, 5), (3, 7, 1, 6, 2), (7, 6, 5, 4, 3)):
+        assert join({place: shares[place - 1] for place in chosen}) == secret
+    few = {place: shares[place - 1] for place in (1, 2, 3, 4)}
+    with pytest.raises(ValueError):  # a number of the whole field, with all probability
+        join(few)
+    with pytest.raises(ValueError):
+        split(secret, 3, 4)
+
+
+def test_a_mask_is_the_key_stream_of_aes_in_counter_mode() -> None:
+    """NIST SP 800-38A has no vector from counter 0: the block cipher itself, block by block."""
+    seed = bytes(range(32))
+    blocks = Cipher(algorithms.AES(seed), modes.ECB()).encryptor()
+    values = 300_001  # over the border of what is masked at a time
+    stream = blocks.update(b"".join(struct.pack(">QQ", 0, n) for n in range(values // 2 + 1)))
+    expected = np.frombuffer(stream, "<i8")[:values]
+    tensors = {
+        "b": torch.zeros(values - 5, dtype=torch.int64),
+        "a": torch.zeros(5, dtype=torch.int64),
+    }
+    add_mask(tensors, seed, 1)
+    assert np.array_equal(np.concatenate([tensors["a"].numpy(), tensors["b"].numpy()]), expected)
+    add_mask(tensors, seed, -1)
+    assert not any(one.any() for one in tensors.values())

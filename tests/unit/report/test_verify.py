@@ -1,0 +1,264 @@
+"""`fedfms verify`: what a run says after it, and that no changed byte goes unnamed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from job_writer import Job
+
+from fedfms.contracts.contribution import Contribution
+from fedfms.exchange.tensors import load_tensors, save_tensors
+from fedfms.flare.receipts import KitSigner
+from fedfms.flare.simulate import SERVER
+from fedfms.kits.kit import read_kit
+from fedfms.records.read import read_records
+from fedfms.records.schema import ContributionRecord
+from fedfms.report.collect import collect
+from fedfms.report.verify import Check, verify_run
+from sealed_run import JOB, SITES, make_kits, reseal, without_seal, write_run
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_kits(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def finished(kits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    return write_run(folder / "run", kits, folder / "sites")
+
+
+@pytest.fixture
+def run_folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy to be changed."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def problems(checks: Sequence[Check]) -> list[str]:
+    return [problem for check in checks for problem in check.problems]
+
+
+def test_a_run_that_nobody_touched_holds_with_and_without_a_kit(
+    run_folder: Path, kits: Path
+) -> None:
+    checks = verify_run(run_folder)
+    assert problems(checks) == []
+    assert len({check.what for check in checks}) == 7
+    assert problems(verify_run(run_folder, read_kit(kits / "site-1"))) == []
+    (note,) = [check.note for check in checks if check.note]
+    assert note.startswith(f"by {SERVER} on 20") and "certificate authority SHA256:" in note
+
+
+def flip(path: Path, place: int, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_every_changed_byte_of_the_records_is_named_by_its_line(
+    run_folder: Path, kits: Path
+) -> None:
+    """Bytes drawn over the whole file, all those around line ends, and more of the seal."""
+    path, kit = run_folder / "records.jsonl", read_kit(kits / "site-1")
+    whole = path.read_bytes()
+    drawn = random.Random(12)
+    ends = [place for place, byte in enumerate(whole) if byte == ord("\n")]
+    seal = range(ends[-2] + 1, len(whole))
+    places = {*drawn.sample(range(len(whole)), 60), *drawn.sample(seal, 60)}
+    places |= {place + beside for place in ends for beside in (-1, 0, 1)} - {len(whole)}
+    for place in sorted(places):
+        path.write_bytes(whole)
+        flip(path, place, drawn.randrange(8))
+        line = whole.count(b"\n", 0, place) + 1
+        named = " ".join(problems(verify_run(run_folder, kit)))
+        assert re.search(rf"\bline {line}\b", named), (place, line, named)
+
+
+@pytest.mark.parametrize(
+    "name", ["global_model.safetensors", "recipe.json", f"pictures/{SITES[0]}-final-0.png"]
+)
+def test_every_changed_byte_of_a_file_of_the_result_is_named(run_folder: Path, name: str) -> None:
+    path = run_folder / name
+    whole = path.read_bytes()
+    drawn = random.Random(name)
+    for _ in range(12):
+        path.write_bytes(whole)
+        flip(path, drawn.randrange(len(whole)), drawn.randrange(8))
+        assert f"{name} was changed after the run" in problems(verify_run(run_folder))
+    path.unlink()
+    assert f"{name} is missing" in problems(verify_run(run_folder))
+
+
+def test_lines_that_are_taken_out_put_in_or_exchanged_are_named(run_folder: Path) -> None:
+    path = run_folder / "records.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    for other, line in (
+        (lines[:3] + lines[4:], 4),
+        (lines[1:], 1),
+        ([*lines[:3], lines[2], *lines[3:]], 4),
+        ([*lines[:3], lines[4], lines[3], *lines[5:]], 4),
+        ([*lines[:-2], lines[-1]], len(lines) - 1),
+        (lines[:-1], len(lines) - 1),  # no seal
+        ([*lines, lines[2]], len(lines) + 1),
+    ):
+        path.write_bytes(b"".join(other))
+        named = problems(verify_run(run_folder))
+        assert any(re.search(rf"\bline {line}\b", problem) for problem in named), (line, named)
+
+
+def test_a_run_goes_on_after_its_seal_and_is_sealed_again(run_folder: Path, kits: Path) -> None:
+    """As one that failed and was resumed: the first seal is a line like any other then."""
+    from fedfms.flare.receipts import result_files
+    from fedfms.records.schema import JobDone, Resumed
+    from fedfms.records.write import RecordWriter
+
+    writer = RecordWriter(run_folder / "records.jsonl")
+    writer.write(Resumed(round=2))
+    named = problems(verify_run(run_folder))
+    assert any("the last, is no seal" in problem for problem in named)
+    writer.write(JobDone(status="completed"))
+    writer.seal(result_files(run_folder), KitSigner(kits / SERVER, "server"))
+    assert problems(verify_run(run_folder)) == []
+
+
+# ------------------------------------------------- who could write another past, and what it lacks
+
+
+def test_a_server_cannot_change_what_a_site_said(run_folder: Path, kits: Path) -> None:
+    """It holds the key of the seal, and chains and seals all of it anew."""
+    server, untouched = KitSigner(kits / SERVER, "server"), without_seal(run_folder)
+    reseal(run_folder, untouched, server)
+    assert problems(verify_run(run_folder)) == []
+
+    changed = json.loads(json.dumps(untouched))
+    answer = next(one for one in changed if one["record"] == "contribution")
+    answer["contribution"]["loss"] = 0.25
+    reseal(run_folder, changed, server)
+    (named,) = problems(verify_run(run_folder))
+    assert named.endswith("its receipt differs from it in report_sha256")
+    assert "line 3 (contribution, of site-1, round 0)" in named
+
+    changed = json.loads(json.dumps(untouched))
+    answer = next(one for one in changed if one["record"] == "contribution")
+    answer["receipt"]["signed"]["receipt"]["tensors_sha256"] = "0" * 64
+    reseal(run_folder, changed, server)
+    assert any(
+        "the countersignature does not fit" in one for one in problems(verify_run(run_folder))
+    )
+
+    changed = json.loads(json.dumps(untouched))
+    answer = next(one for one in changed if one["record"] == "contribution")
+    del answer["receipt"]
+    reseal(run_folder, changed, server)
+    assert any("has no receipt" in one for one in problems(verify_run(run_folder)))
+
+    answers = [one for one in untouched if one["record"] == "contribution"]
+    of_site_1 = [one for one in answers if one["site"] == "site-1"]
+    changed = json.loads(json.dumps(untouched))
+    for one in changed:  # the first round's answer as the second's
+        if one["record"] == "contribution" and one["site"] == "site-1" and one["round"] == 1:
+            one.update(contribution=of_site_1[0]["contribution"], receipt=of_site_1[0]["receipt"])
+            one["contribution"]["round"] = 1
+    reseal(run_folder, changed, server)
+    assert any("differs from it in round" in one for one in problems(verify_run(run_folder)))
+
+
+def test_a_server_cannot_pass_another_model_off_as_the_one_that_sites_scored(
+    run_folder: Path, kits: Path
+) -> None:
+    path = run_folder / "global_model.safetensors"
+    model = load_tensors(path)
+    save_tensors(path, {name: tensor + 1e-6 for name, tensor in model.items()}, "fp32")
+    reseal(run_folder, without_seal(run_folder), KitSigner(kits / SERVER, "server"))
+    named = problems(verify_run(run_folder))
+    assert named == [
+        f"global_model.safetensors is not the final model that {site} scored" for site in SITES
+    ]
+
+
+def test_a_site_cannot_seal_and_another_project_is_not_yours(
+    run_folder: Path, kits: Path, tmp_path: Path
+) -> None:
+    kit = read_kit(kits / "site-2")
+    reseal(run_folder, without_seal(run_folder), KitSigner(kits / "site-1", "client"))
+    (named,) = problems(verify_run(run_folder, kit))
+    assert "site-1 signed it, and the server is localhost" in named
+
+    theirs = make_kits(tmp_path / "theirs")
+    other = write_run(tmp_path / "other", theirs, tmp_path / "their-sites")
+    assert problems(verify_run(other)) == []  # whole in itself: the fingerprint is compared
+    named = problems(verify_run(other, kit))
+    assert any("another certificate authority than your kit" in one for one in named)
+    assert any("its certificate is not site-1's" in one for one in named)
+
+
+# ------------------------------------------------------------------------------------- tables, cli
+
+
+def test_a_results_folder_holds_and_a_changed_table_is_named(
+    finished: Path, tmp_path: Path
+) -> None:
+    collect(finished, tmp_path / "results")
+    assert problems(verify_run(tmp_path / "results")) == []
+    for name, column in (("rounds.csv", "loss"), ("evaluation.csv", "mean")):
+        path = tmp_path / "results" / name
+        before = path.read_text()
+        head, first, *rest = before.splitlines()
+        cells = first.split(",")
+        cells[head.split(",").index(column)] = "0.75"
+        path.write_text("\n".join([head, ",".join(cells), *rest]) + "\n")
+        (named,) = problems(verify_run(tmp_path / "results"))
+        assert f"{name}, line 2, site-1: {column} is 0.75, and 0.3" in named
+        path.write_text(before)
+
+
+def test_records_from_before_there_were_chains_are_read_and_cannot_be_verified(
+    tmp_path: Path,
+) -> None:
+    folder = Job().write(tmp_path / "old")
+    assert read_records(folder / "records.jsonl")[1] == 0
+    checks = {check.what: check.problems for check in verify_run(folder)}
+    (why,) = checks["records.jsonl, line by line"]
+    assert "a version of fedfms that made no chain, and cannot be verified" in why
+    assert checks["the recipe as it ran"] == ()
+
+
+def test_what_is_read_of_a_run_says_nothing_of_chain_or_seal(finished: Path) -> None:
+    records, damaged = read_records(finished / "records.jsonl")
+    assert damaged == 0
+    assert records[-1].record == "job_done"
+    answers = [one for one in records if isinstance(one, ContributionRecord)]
+    assert isinstance(answers[0].said, Contribution)
+    assert dataclasses.asdict(answers[0].said)["loss"] == 1 / 3
+    assert answers[0].receipt is not None
+    assert answers[0].receipt["signed"]["receipt"]["job"] == JOB
+
+
+def test_the_command_says_what_holds_and_ends_with_1_where_something_does_not(
+    run: Run, run_folder: Path, kits: Path
+) -> None:
+    code, out, _ = run("verify", run_folder, "--kit", kits / "site-1")
+    assert (code, out.count("PASS"), out.count("FAIL")) == (0, 7, 0)
+    assert "certificate authority SHA256:" in out
+    flip(run_folder / "global_model.safetensors", 200, 3)
+    code, out, _ = run("verify", run_folder)
+    assert code == 1
+    assert "FAIL the files of the result\n     global_model.safetensors was changed" in out
+    code, out, _ = run("verify", run_folder, "--json")
+    found = {one["what"]: one["problems"] for one in json.loads(out)}
+    assert code == 1
+    assert found["the files of the result"] == [
+        "global_model.safetensors was changed after the run"
+    ]
+    code, _, err = run("verify", run_folder / "pictures")
+    assert code == 1 and "holds no records.jsonl" in err

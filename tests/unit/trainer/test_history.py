@@ -1,0 +1,290 @@
+"""What a site counts over its whole history, and which means leave of which patients."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import stat
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from trainer_process import SITE, Place, task_runner
+
+from fedfms.contracts.messages import Kind, ModelName, Task
+from fedfms.contracts.recipe import Recipe
+from fedfms.control import Control
+from fedfms.errors import DoorClosed
+from fedfms.local.synthetic import write_phantom_site
+from fedfms.trainer.history import HISTORY_FILE, SKETCH, History, sketch
+from fedfms.trainer.kept import Outcome
+from fedfms.trainer.secret import SECRET_FILE, site_secret
+from fedfms.trainer.tasks import TaskRunner
+
+SECRET = b"s" * 32
+
+
+@pytest.fixture
+def quick(recipe: Recipe) -> Recipe:
+    """Without scores in its rounds."""
+    return dataclasses.replace(recipe, evaluate_first=recipe.rounds, optimizer_state="reset")
+
+
+def moved(model: dict[str, Tensor], by: float) -> dict[str, Tensor]:
+    return {name: tensor + by for name, tensor in model.items()}
+
+
+def ask(
+    trainer: TaskRunner,
+    recipe: Recipe,
+    number: int,
+    model: dict[str, Tensor],
+    *,
+    job: str = "job",
+    kind: Kind = "train",
+    which: ModelName = "round",
+) -> Outcome:
+    task = Task(kind=kind, site=SITE, job=job, round=number, model=which, recipe=recipe)
+    return trainer.run(task, lambda: model, Control())
+
+
+def refused(code: str, *args: object, **more: object) -> DoorClosed:
+    with pytest.raises(DoorClosed) as caught:
+        ask(*args, **more)  # type: ignore[arg-type]
+    assert caught.value.code == code
+    return caught.value
+
+
+# ----------------------------------------------------------------------------------- models
+
+
+def test_a_sketch_tells_how_far_apart_two_models_are() -> None:
+    generator = torch.Generator().manual_seed(2)
+    model = {
+        "b": torch.randn(700, 300, generator=generator),
+        "a": torch.randn(5001, generator=generator).half(),
+    }
+    ratios = []
+    for number in range(40):  # one value of many, a few, all: whatever moved
+        key = f"{number:032d}".encode()
+        change = torch.randn(700, 300, generator=generator) * 1e-4
+        if number % 2:
+            change[10:] = 0
+        other = {**model, "b": model["b"] + change}
+        true = float((other["b"].double() - model["b"].double()).norm())
+        ratios.append(np.linalg.norm(sketch(model, key) - sketch(other, key)) / true)
+    squared = [ratio**2 for ratio in ratios]
+    assert statistics.mean(squared) == pytest.approx(1, abs=4 * (2 / SKETCH / 40) ** 0.5)
+    assert min(ratios) > 0.5 and max(ratios) < 1.6
+    assert not np.allclose(sketch(model, SECRET), sketch(model, b"t" * 32))
+
+
+def test_the_same_model_is_trained_on_once_and_a_real_average_is_another(
+    place: Place, quick: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    trainer = task_runner(place)
+    first = ask(trainer, quick, 0, global_model)
+    norm = first.contribution.update_norm
+    assert norm is not None
+    error = refused("same-model", trainer, quick, 1, global_model)
+    assert "round 1 is that of round 0" in error.problem
+    noise = torch.Generator().manual_seed(1)
+    near = {  # what a server could add that no average is
+        name: t + 1e-6 * torch.randn(t.shape, generator=noise) for name, t in global_model.items()
+    }
+    refused("same-model", trainer, quick, 1, near)
+    refused("same-model", task_runner(place), quick, 1, global_model)  # a new process
+    trainer.forget("job")
+    refused("same-model", trainer, quick, 1, global_model, job="other")
+    # its own difference in the average of a hundred sites that have nothing in common with it
+    average = {name: t + 0.01 * first.tensors[name] for name, t in global_model.items()}
+    assert ask(trainer, quick, 1, average).tensors
+
+
+def test_what_is_asked_again_as_it_was_is_answered_as_it_was_and_counts_once(
+    place: Place, quick: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    place.set_policy(min_cases=1, max_total_rounds=2)
+    trainer = task_runner(place)
+    first = ask(trainer, quick, 0, global_model)
+    for again in (trainer, task_runner(place)):  # a server that died asks so, a new job too
+        for job in ("job", "another"):
+            second = ask(again, quick, 0, global_model, job=job)
+            assert all(torch.equal(first.tensors[name], t) for name, t in second.tensors.items())
+    ask(trainer, quick, 1, moved(global_model, 0.01))
+    error = refused("rounds-used-up", trainer, quick, 2, moved(global_model, 0.02))
+    assert "at most 2 rounds in all (max_total_rounds)" in error.problem
+    ask(trainer, quick, 1, moved(global_model, 0.01))
+    other = dataclasses.replace(quick, seed=12)
+    refused("rounds-used-up", task_runner(place), other, 0, global_model, job="new")
+
+
+def test_a_round_that_failed_may_be_tried_under_another_number(
+    place: Place, quick: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    trainer = task_runner(place)
+    diverges = {name: torch.full_like(tensor, 1e30) for name, tensor in global_model.items()}
+    with pytest.raises(Exception, match=r"became nan|finite"):
+        ask(trainer, quick, 0, diverges)
+    place.set_policy(min_cases=1, min_steps=10_000)
+    refused("too-few-steps", trainer, quick, 0, global_model)
+    place.set_policy(min_cases=1)
+    assert ask(trainer, quick, 1, global_model).tensors
+
+
+def test_one_model_is_trained_on_by_so_many_recipes(
+    place: Place, quick: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    place.set_policy(min_cases=1, max_asks_of_a_model=2)
+    trainer = task_runner(place)
+    recipes = [dataclasses.replace(quick, seed=seed) for seed in range(3)]
+    for recipe in recipes[:2]:
+        ask(trainer, recipe, 0, global_model, job=f"job-{recipe.seed}")
+    error = refused("asked-too-often", trainer, recipes[2], 0, global_model, job="third")
+    assert "max_asks_of_a_model" in error.problem
+    assert ask(trainer, recipes[2], 0, moved(global_model, 0.01), job="third").tensors
+
+
+def test_evaluations_are_counted_wherever_they_come_from(
+    place: Place, recipe: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    place.set_policy(min_cases=1, max_total_evaluations=2)
+    trainer = task_runner(place)
+    ask(trainer, recipe, 0, global_model)  # a round that scores
+    final = {"kind": "evaluate", "which": "final"}
+    ask(trainer, recipe, 3, moved(global_model, 0.01), **final)
+    ask(trainer, recipe, 3, moved(global_model, 0.01), job="again", **final)
+    error = refused("evaluations-used-up", trainer, recipe, 3, moved(global_model, 0.02), **final)
+    assert "at most 2 evaluations in all (max_total_evaluations)" in error.problem
+    unscored = dataclasses.replace(recipe, evaluate_first=recipe.rounds)
+    assert ask(trainer, unscored, 1, moved(global_model, 0.02)).tensors
+
+
+def test_noise_is_not_drawn_twice_for_one_difference(
+    place: Place, quick: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    place.set_policy(min_cases=1, clip_norm=1.0, noise_std=0.1)
+    trainer = task_runner(place)
+    first = ask(trainer, quick, 0, global_model)
+    second = ask(trainer, quick, 0, global_model)
+    assert all(torch.equal(first.tensors[name], t) for name, t in second.tensors.items())
+    refused("answered-before", trainer, quick, 0, global_model, job="other")
+    trainer.forget("job")
+    refused("answered-before", trainer, quick, 0, global_model)
+
+
+# ------------------------------------------------------------------------------------- files
+
+
+def test_it_outlives_a_power_cut_and_is_never_passed_over(
+    place: Place, quick: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    ask(task_runner(place), quick, 0, global_model)
+    path = place.work / HISTORY_FILE
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((place.work / SECRET_FILE).stat().st_mode) == 0o600
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"event": "asked", "ke')
+    refused("same-model", task_runner(place), quick, 1, global_model)
+    assert path.read_bytes() == whole
+    path.write_bytes(b"\0" * 20 + b"\n" + whole)
+    refused("no-history", task_runner(place), quick, 1, moved(global_model, 1e-2))
+    path.write_bytes(whole)
+    (place.work / SECRET_FILE).write_bytes(b"short")
+    refused("no-secret", task_runner(place), quick, 1, moved(global_model, 1e-2))
+
+
+def test_no_name_of_a_patient_stands_in_it(
+    place: Place, recipe: Recipe, global_model: dict[str, Tensor], phantoms: Path
+) -> None:
+    place.set_policy(min_cases=2)
+    ask(task_runner(place), recipe, 0, global_model)
+    text = (place.work / HISTORY_FILE).read_text()
+    assert any(json.loads(line)["event"] == "told" for line in text.splitlines())
+    assert "phantom" not in text
+    named = History(place.work, SECRET).name("phantom-001")
+    assert named != History(place.work, b"t" * 32).name("phantom-001")
+
+
+def test_the_order_of_slices_follows_from_the_secret(
+    place: Place, quick: Recipe, global_model: dict[str, Tensor], tmp_path: Path
+) -> None:
+    def difference(work: str, from_seed: bool = False) -> dict[str, Tensor]:
+        trainer = task_runner(place, tmp_path / work)
+        trainer.folders = dataclasses.replace(trainer.folders, order_from_seed=from_seed)
+        return ask(trainer, quick, 0, global_model).tensors
+
+    def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+        return all(torch.equal(one[name], other[name]) for name in one)
+
+    first = difference("one")
+    assert site_secret(tmp_path / "one") == (tmp_path / "one" / SECRET_FILE).read_bytes()
+    (tmp_path / "same").mkdir()
+    shutil.copy(tmp_path / "one" / SECRET_FILE, tmp_path / "same")
+    assert equal(first, difference("same"))  # equal secret and seed: equal bytes
+    assert not equal(first, difference("other"))
+    assert not equal(first, difference("seed", from_seed=True))
+    assert equal(difference("seed-a", from_seed=True), difference("seed-b", from_seed=True))
+
+
+# -------------------------------------------------------------------------------------- sets
+
+
+def told(history: History, patients: str, smallest: int = 3) -> str | None:
+    """Of which patients, a letter each, a mean leaves."""
+    found = history.may_tell("scores", patients, smallest)
+    if found is None:
+        return None
+    history.told("scores", found)
+    return "".join(sorted(one for one in patients if history.name(one) in found))
+
+
+def test_two_sets_of_patients_differ_in_none_or_in_at_least_min_cases(tmp_path: Path) -> None:
+    history = History(tmp_path, SECRET)
+    assert told(history, "abcde") == "abcde"
+    assert told(history, "abcde") == "abcde"
+    assert told(history, "abcdef") == "abcde"  # one who is new counts with the next two
+    assert told(history, "abcdefg") == "abcde"
+    history = History(tmp_path, SECRET)  # a new process
+    assert told(history, "abcdefgh") == "abcdefgh"
+    assert told(history, "bcdefgh") is None  # one withdrew
+    assert told(history, "bcdefghi") is None
+    assert told(history, "bcdefghij") == "bcdefghij"  # with the next k they come back
+    assert told(history, "abcdefghijklm") == "abcdefghijklm"
+    assert told(history, "abxyz") == "abxyz"
+    assert told(history, "ab") == "ab"  # too few to be told of: the door keeps them
+
+
+def test_a_patient_who_comes_or_goes_is_in_no_mean_that_leaves(
+    place: Place, recipe: Recipe, global_model: dict[str, Tensor], phantoms: Path
+) -> None:
+    """Two validation patients of eight; all eight are scored where the site is a holdout."""
+    for name in ("images", "labels"):
+        (place.data / name).unlink()
+        shutil.copytree(phantoms / name, place.data / name)
+    place.set_policy(min_cases=3)
+    held_out = dataclasses.replace(recipe, holdout=(SITE,))
+    trainer = task_runner(place)
+
+    def mean(number: int) -> float | None:
+        said = ask(trainer, held_out, number, global_model).contribution
+        found = next(one for one in said.metrics if one.metric == "dice")
+        assert (found.mean is None) == (found.cases == 0)
+        return found.mean
+
+    first = mean(0)
+    assert first is not None
+    for folder in ("images", "labels"):
+        (place.data / folder / "phantom-003.nii.gz").rename(place.root / f"{folder}-003.nii.gz")
+    assert mean(1) is None
+    assert "phantom-001" in (place.work / "scores" / "job.csv").read_text()  # in full, here
+    write_phantom_site(place.root / "new", "bright", cases=2, slices=2, seed=99)
+    for folder in ("images", "labels"):
+        (place.root / f"{folder}-003.nii.gz").rename(place.data / folder / "phantom-003.nii.gz")
+        new = place.root / "new" / folder / "phantom-001.nii.gz"
+        new.rename(place.data / folder / "phantom-009.nii.gz")
+    assert mean(2) == first  # over the eight of before
