@@ -20,7 +20,7 @@ from fedfms.contracts.contribution import Contribution, Metric
 from fedfms.contracts.messages import Task
 from fedfms.contracts.receipt import SignedReceipt
 from fedfms.contracts.recipe import BACKBONES, Recipe
-from fedfms.exchange.tensors import fingerprint, payload_bytes, save_tensors, update_norm
+from fedfms.exchange.tensors import payload_bytes, save_tensors, update_norm
 from fedfms.flare.receipts import KitSigner, countersign, receipt_of, result_files
 from fedfms.flare.simulate import SERVER, provision
 from fedfms.records.schema import (
@@ -33,7 +33,7 @@ from fedfms.records.schema import (
 )
 from fedfms.records.write import RecordWriter
 from fedfms.trainer.kept import Outcome
-from fedfms.trainer.receipts import Receipts
+from fedfms.trainer.receipts import Began, Receipts
 
 JOB = "0b1f3b9e-7a52-4a7d-9d34-7c2f4f1f9a10"
 SITES = ("site-1", "site-2")
@@ -93,8 +93,8 @@ class Site:
     ) -> tuple[SignedReceipt, Contribution]:
         """The trainer's part of it."""
         report = report_of(task, tensors)
-        began = self.receipts.begin()
-        began.model_in_sha256 = fingerprint(model)
+        began = Began()
+        self.receipts.begin(began, model)
         outcome = Outcome(report, dict(tensors), list(pictures))
         return self.receipts.give(task, outcome, began), report
 

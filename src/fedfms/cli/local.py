@@ -30,6 +30,7 @@ from fedfms.cli.common import (
 from fedfms.cli.site import SITE_YML, WORK
 from fedfms.contracts.machine import Machine
 from fedfms.errors import ConfigError
+from fedfms.pages.numbers import numerals
 from fedfms.shipped import find_shipped
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ def check_data(
             out.print(styled("  ", ("fix:", "bold"), " ", finding.fix))
         warnings = len(found.findings) - errors
         verdict = ("PASS", "bold green") if errors == 0 else ("FAIL", "bold red")
-        out.print(styled(verdict, f" {site}: {errors} errors, {warnings} warnings"))
+        counted = f"{numerals(errors, 'error')}, {numerals(warnings, 'warning')}"
+        out.print(styled(verdict, f" {site}: {counted}"))
     raise typer.Exit(1 if errors else 0)
 
 

@@ -7,11 +7,12 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from fedfms import __version__
 from fedfms.about import known_image
@@ -31,10 +32,10 @@ _IMAGE: TypeAdapter[str] = TypeAdapter(Image)
 
 @dataclasses.dataclass(slots=True)
 class Began:
-    """What is noted of a task before it runs."""
+    """What is noted of a task as soon as its model was read."""
 
-    policy_sha256: str
-    model_in_sha256: str = ""  # as soon as the model was read
+    policy_sha256: str = ""
+    model_in_sha256: str = ""
 
 
 class Receipts:
@@ -56,12 +57,13 @@ class Receipts:
         except (OSError, FedfmsError) as error:
             log.error("this trainer has no key of its own, so nothing can leave: %s", error)
 
-    def begin(self) -> Began:
-        """A task begins; its policy is read next."""
+    def begin(self, began: Began, sent: Mapping[str, Tensor]) -> None:
+        """Note the policy, which was read just now, and the model that came."""
         data = b""
         with contextlib.suppress(OSError):  # without one nothing leaves
             data = self._policy.read_bytes()
-        return Began(hashlib.sha256(data).hexdigest())
+        began.policy_sha256 = hashlib.sha256(data).hexdigest()
+        began.model_in_sha256 = fingerprint(sent)
 
     def give(self, task: Task, outcome: Outcome, began: Began) -> SignedReceipt:
         """The receipt of what is about to leave; it is in the log when this returns.

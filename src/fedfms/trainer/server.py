@@ -50,14 +50,14 @@ from fedfms.contracts.receipt import SignedReceipt
 from fedfms.contracts.sums import SumsAsk
 from fedfms.control import Control
 from fedfms.errors import FedfmsError, TaskAborted, TrainerError
-from fedfms.exchange.tensors import EXCHANGE_MODE, fingerprint, load_tensors, save_tensors
+from fedfms.exchange.tensors import EXCHANGE_MODE, load_tensors, save_tensors
 from fedfms.files import NO_ROOM, append_whole, write_whole
 from fedfms.trainer.announce import Announcer
 from fedfms.trainer.at_work import AtWork
 from fedfms.trainer.errors import ERRORS
 from fedfms.trainer.kept import Outcome
 from fedfms.trainer.ledger import Ledger
-from fedfms.trainer.receipts import Receipts
+from fedfms.trainer.receipts import Began, Receipts
 from fedfms.trainer.site_page import render
 from fedfms.trainer.tasks import SiteFolders, TaskRunner
 from fedfms.training.device import GPU_FAILED, gpu_is_in_use
@@ -316,11 +316,11 @@ class TrainerServer:
     def _compute_answer(self, request: TaskRequest, files: TaskFiles, running: _Running) -> Answer:
         """The computing thread's side: run the task, write what leaves, say so."""
 
-        began = self._receipts.begin()
+        began = Began()
 
         def received() -> dict[str, Tensor]:
             tensors = load_tensors(files.received)
-            began.model_in_sha256 = fingerprint(tensors)
+            self._receipts.begin(began, tensors)
             files.received.unlink(missing_ok=True)  # room in memory for the result
             return tensors
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import resource
 from pathlib import Path
@@ -198,15 +199,22 @@ def test_memory_that_is_not_there_is_refused_and_afterwards_as_before(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     limit = tmp_path / "memory.max"  # as a container's
-    used = psutil.Process().memory_info()
-    limit.write_text(str(used.rss - used.shared + 300 * 1024**2))
     monkeypatch.setattr(fedfms.data.memory, "_V2_LIMIT", limit)
+
+    def leave_300_mib() -> None:  # of what this process, which other tests filled, has now
+        used = psutil.Process().memory_info()
+        limit.write_text(str(used.rss - used.shared + 300 * 1024**2))
+
     before = resource.getrlimit(resource.RLIMIT_DATA)
     cpu = torch.device("cpu")
+    gc.collect()
+    leave_300_mib()
     with memory_refused(cpu):
         assert torch.ones(10 * 1024**2).numel()  # 40 MiB
+    leave_300_mib()
     with pytest.raises(RuntimeError), memory_refused(cpu):
         torch.ones(68 * 1024**2)  # 272 MiB: nine tenths of what is left are too much
+    leave_300_mib()
     with pytest.raises(RuntimeError) as caught, memory_refused(cpu):
         torch.ones(150 * 1024**2)
     assert is_out_of_memory(caught.value)
