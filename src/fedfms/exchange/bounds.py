@@ -93,18 +93,35 @@ def check_patients(bounds: Bounds, patients: int) -> None:
     Raises:
         DoorClosed: code too-few-training-patients.
     """
-    if patients < bounds.min_training_patients:
-        raise closed(
-            Breach(
-                "too-few-training-patients",
-                f"{patients} are there to train on",
-                f"training on at least {bounds.min_training_patients} patients "
-                "(min_training_patients)",
-                "",
-                "min_training_patients",
-                "",
-            )
-        )
+    if breach := too_few_patients(bounds, patients):
+        raise closed(breach)
+
+
+def too_few_patients(bounds: Bounds, patients: int) -> Breach | None:
+    """The breach of a site with so few patients to train on; None where they are enough."""
+    return _few_patients(bounds, patients, "are there to train on", "", "")
+
+
+def check_showing(bounds: Bounds, patients: int) -> None:
+    """Whether enough training patients show a class of the recipe: else it is about those few.
+
+    Raises:
+        DoorClosed: code too-few-training-patients.
+    """
+    what = "of them show a class of the recipe"
+    if breach := _few_patients(bounds, patients, what, "classes", "name other"):
+        raise closed(breach)
+
+
+def _few_patients(
+    bounds: Bounds, patients: int, what: str, field: str, way: str
+) -> Breach | None:
+    least = bounds.min_training_patients
+    if patients >= least:
+        return None
+    allowed = f"training on at least {least} patients (min_training_patients)"
+    code, limit = "too-few-training-patients", "min_training_patients"
+    return Breach(code, f"{patients} {what}", allowed, field, limit, way)
 
 
 def steps_of_a_round(recipe: Recipe, slices: int) -> int:

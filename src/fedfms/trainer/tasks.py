@@ -26,7 +26,7 @@ from fedfms.data.memory import CACHE_FOLDER
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import DoorClosed, TrainerError, TrainingError
-from fedfms.exchange.bounds import check_drawn, check_patients, check_steps
+from fedfms.exchange.bounds import check_drawn, check_patients, check_showing, check_steps
 from fedfms.exchange.door import check_job, pass_door, pass_pictures, read_policy
 from fedfms.exchange.tensors import difference, shapes_of, update_norm
 from fedfms.files import NO_ROOM, append_whole
@@ -213,8 +213,9 @@ class TaskRunner:
         if trains and not is_canary:
             if job.dataset is None:
                 job.dataset = SliceDataset(training, site, recipe)
+            check_showing(policy, len(job.dataset.showing))
             check_steps(policy, recipe, len(job.dataset))
-            check_drawn(policy, recipe, len({case.case.patient for case in training}))
+            check_drawn(policy, recipe, len(job.dataset.patients))
         if history is not None and request is not None:
             history.asked(request)
         scored = cases if is_holdout else [c for c in cases if c.case.split == "validation"]
