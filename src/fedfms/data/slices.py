@@ -31,8 +31,9 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
     """The slices of prepared cases for training, in the order of the cases.
 
     Of slices without foreground of any of the recipe's classes every `keep_empty_every`-th is
-    kept, counted over the whole site, or with `patient_rate` over each patient. An item is a dict of float32 tensors: "image" (3, S, S)
-    normalised, "target" (K, M, M) of 0 and 1, "annotated" (K,) of 0 and 1.
+    kept, counted over the whole site, or with `patient_rate` over each patient. An item is a dict
+    of float32 tensors: "image" (3, S, S) normalised, "target" (K, M, M) of 0 and 1, "annotated"
+    (K,) of 0 and 1.
 
     Args:
         prepared: the cases to train on; the caller chooses them by `case.split`.

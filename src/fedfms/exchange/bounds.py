@@ -52,6 +52,10 @@ def breaches(bounds: Bounds, recipe: Recipe, *, trains: bool = True) -> list[Bre
             *("learning-rate-not-allowed", "learning_rate", recipe.learning_rate),
             *("min_learning_rate", "max_learning_rate", ""),
         ),
+        (
+            *("positive-weight-not-allowed", "positive_weight", recipe.positive_weight),
+            *("min_positive_weight", "max_positive_weight", ""),
+        ),
         ("too-many-epochs", "local_epochs", recipe.local_epochs, None, "max_local_epochs", ""),
         (
             *("image-size-not-allowed", "image_size", recipe.image_size),
@@ -113,9 +117,7 @@ def check_showing(bounds: Bounds, patients: int) -> None:
         raise closed(breach)
 
 
-def _few_patients(
-    bounds: Bounds, patients: int, what: str, field: str, way: str
-) -> Breach | None:
+def _few_patients(bounds: Bounds, patients: int, what: str, field: str, way: str) -> Breach | None:
     least = bounds.min_training_patients
     if patients >= least:
         return None

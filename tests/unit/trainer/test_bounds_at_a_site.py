@@ -99,3 +99,92 @@ def test_patients_are_drawn_among_those_with_slices_to_train_on(
     assert refused(own, private, global_model).code == "batch-too-small"
     own.set_policy(min_cases=1, min_batch_size=1)
     assert ask(task_runner(own), private, 0, global_model).tensors
+
+
+# ---------------------------------------------------------------------------------- in a canary
+
+
+@pytest.fixture
+def canary(quick: Recipe) -> Recipe:
+    return dataclasses.replace(quick, canary=True)
+
+
+def test_a_canary_knows_that_a_round_has_too_few_steps(
+    place: Place, quick: Recipe, canary: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    place.set_policy(min_cases=1, min_steps=4)  # twelve slices, four a step
+    for recipe in (canary, quick):
+        error = refused(place, recipe, global_model)
+        assert error.code == "too-few-steps"
+        assert "a round has 3 with local_epochs 1 and batch_size 4" in error.problem
+    place.set_policy(min_cases=1, min_steps=3)
+    assert ask(task_runner(place), canary, 0, global_model).tensors
+
+
+def test_a_canary_knows_that_too_few_patients_show_a_class_or_are_drawn(
+    own: Place, canary: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    own.set_policy(min_cases=1, min_training_patients=6)
+    drawn = dataclasses.replace(canary, patient_rate=0.1, patient_clip_norm=1.0, patient_noise=1.0)
+    error = refused(own, drawn, global_model)
+    assert error.code == "batch-too-small" and "patient_rate 0.1" in error.problem
+    no_foreground(training_cases(own)[0].label)
+    assert refused(own, canary, global_model).code == "too-few-training-patients"
+
+
+def test_a_canary_knows_that_the_counts_of_the_site_do_not_hold_its_run(
+    place: Place, quick: Recipe, canary: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    ask(task_runner(place), quick, 0, global_model)
+    place.set_policy(min_cases=1, max_total_rounds=3)
+    error = refused(place, canary, global_model)
+    assert error.code == "rounds-used-up"
+    assert "at most 3 rounds in all" in error.problem and "too long after 1" in error.problem
+    place.set_policy(min_cases=1, max_total_rounds=4)
+    assert ask(task_runner(place), canary, 0, global_model).tensors
+    place.set_policy(min_cases=1, max_total_evaluations=1)
+    scores = dataclasses.replace(canary, evaluate_first=0)
+    assert refused(place, scores, global_model).code == "evaluations-used-up"
+
+
+# -------------------------------------------------------------------------- scores, by patient
+
+
+def test_a_mean_over_many_scans_of_few_patients_does_not_leave(
+    own: Place, recipe: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    """Eight scans of four patients."""
+    for folder in ("images", "labels"):
+        for number in range(1, 9):
+            path = own.data / folder / f"phantom-{number:03d}.nii.gz"
+            path.rename(path.with_name(f"p{(number - 1) % 4}-scan{number}.nii.gz"))
+    own.set_site(patient="(p[0-9])")
+    held_out = dataclasses.replace(recipe, holdout=(SITE,))
+
+    def told(number: int) -> list[bool]:
+        said = ask(task_runner(own), held_out, number, global_model).contribution
+        return [one.mean is not None for one in said.metrics if one.metric == "dice"]
+
+    own.set_policy(min_cases=5)
+    assert told(0) == [False]
+    own.set_policy(min_cases=4)
+    assert told(1) == [True]
+
+
+def test_a_label_that_was_mended_is_in_no_mean_until_three_are(
+    own: Place, recipe: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    own.set_policy(min_cases=3)
+    held_out = dataclasses.replace(recipe, holdout=(SITE,))
+
+    def mean(number: int) -> float | None:
+        said = ask(task_runner(own), held_out, number, global_model).contribution
+        return next(one.mean for one in said.metrics if one.metric == "dice")
+
+    assert mean(0) is not None
+    labels = sorted((own.data / "labels").iterdir())
+    no_foreground(labels[0])
+    assert mean(1) is None
+    no_foreground(labels[1])
+    no_foreground(labels[2])
+    assert mean(2) is not None
