@@ -120,8 +120,11 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def append_whole(path: Path, line: bytes) -> None:
+def append_whole(path: Path, line: bytes, *, durable: bool = False) -> None:
     """Add to the end of a file all of a line, or nothing.
+
+    Args:
+        durable: whether it is on the disk when this returns, whatever loses its power then.
 
     Raises:
         OSError: the disk is full or cannot be written; the file is as it was before.
@@ -132,9 +135,25 @@ def append_whole(path: Path, line: bytes) -> None:
             written = 0
             while written < len(line):  # on a disk that gets full a part may be taken
                 written += file.write(line[written:])
+            if durable:
+                os.fsync(file.fileno())
         except OSError:
             file.truncate(before)
             raise
+
+
+def cut_torn_line(path: Path) -> None:
+    """Remove what a power cut left of the last line of a file that `append_whole` adds to.
+
+    For whoever adds to it: another would take a line for torn that is being written.
+
+    Raises:
+        OSError: it cannot be read or written; nothing where it is not there.
+    """
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+        data = file.read()
+        if not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
 
 
 def mount_of(folder: Path) -> Path:

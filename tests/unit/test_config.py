@@ -750,10 +750,16 @@ def test_an_intensity_is_read_as_it_is_described():
 
 
 def test_draws_and_orders_that_mean_nothing_are_refused():
-    for bad in ([0.0], [1.0, -1.0], [float("nan")]):
+    for bad in ([0.0], [1.0, -1.0], [float("nan")], [1.0] * 101):
         assert "start_draws" in refusal(recipe, start_draws=bad).problem
     assert "twice" in refusal(recipe, site_order=["a", "b", "a"]).problem
     assert recipe(start_draws=[1, 1]).sha256 == recipe(start_draws=["1", 1.0]).sha256
+
+
+@pytest.mark.parametrize("rate", [5e-324, 1e-9, 0.0, 1.5])
+def test_a_rate_of_patients_whose_steps_nobody_can_count_is_refused(rate: float):
+    error = refusal(recipe, patient_rate=rate, patient_clip_norm=1.0)
+    assert f"patient_rate is {rate}" in error.problem and "from 0.0001 to 1" in error.fix
 
 
 # ------------------------------------------------------------------------- where a value came from

@@ -86,6 +86,7 @@ class Announcement:
     bounds: Bounds | None = None  # what its policy allows of a recipe; None: not told
     # about how many slices it trains on, in one digit; 0: not known, or too few cases to tell
     about_slices: Count = 0
+    few_patients: bool = False  # too few to train on by its policy; it may score all the same
     # where its policy limits what training may cost its patients; empty: it does not, or not told
     privacy: Annotated[tuple[PrivacySpent, ...], Field(max_length=2)] = ()
     trainer_key: TrainerKey | None = None  # public, of the key that signs its receipts

@@ -60,7 +60,8 @@ CODES: dict[str, str] = {
     "trainer-stalled": "its trainer made no progress for longer than its stall_seconds",
     "trainer-stopped": "its trainer was told to stop",
     # of the door and the guard
-    "answered-before": "it answered this with noise before, and noise is not drawn twice",
+    "answered-before": "it answered this with noise or drawn patients before, and nothing is drawn "
+    "twice",
     "asked-too-often": "it was asked to train on one model by more recipes than its policy allows "
     "(max_asks_of_a_model)",
     "bad-shares": "shares of a secure sum do not fit",
@@ -92,6 +93,7 @@ CODES: dict[str, str] = {
     "picture": "a picture is none that may leave",
     "rounds-used-up": "its policy allows no further round (max_total_rounds)",
     "same-model": "it was asked to train on the same model again, in another round",
+    "positive-weight-not-allowed": "its policy does not allow this positive_weight",
     "privacy-account": "its account of what left cannot be used",
     "privacy-budget": "it would pass the epsilon of differential privacy that its policy allows",
     "receipt-chain": "its receipt does not follow the one before",
@@ -102,7 +104,8 @@ CODES: dict[str, str] = {
     "tensors-not-asked-for": "it holds tensors that nobody asked for",
     "too-large": "the change is larger than the recipe allows",
     "too-few-steps": "its policy does not allow a round of so few steps (min_steps)",
-    "too-few-training-patients": "it has fewer patients to train on than its policy asks for "
+    "too-few-training-patients": "it has fewer patients to train on, or fewer that show a class of "
+    "the job, than its policy asks for "
     "(min_training_patients)",
     "too-many-epochs": "its policy does not allow so many local_epochs",
     "too-many-rounds": "its policy does not allow so many rounds",

@@ -35,6 +35,10 @@ class Bounds:
     min_clip_grad_norm: _Positive = 0.1
     min_learning_rate: _Positive = 1e-6  # below, rounding is all that is left of a step's curvature
     max_learning_rate: _Positive = 0.1
+    # of foreground in the loss; a model made for it leaves next to no other gradient, and with next
+    # to no weight that is as a clip_grad_norm of next to nothing
+    min_positive_weight: _Positive = 0.01
+    max_positive_weight: _Positive = 1000.0
     max_local_epochs: _AtLeastOne = 50
     min_image_size: _AtLeastOne = 64  # pixels
     max_image_size: _AtLeastOne = 2048
@@ -76,6 +80,7 @@ class Policy(Bounds):
             require(value >= 1, f"{key} is {value}", f"set {key} to 1 or more")
         for least, most in (
             ("min_learning_rate", "max_learning_rate"),
+            ("min_positive_weight", "max_positive_weight"),
             ("min_image_size", "max_image_size"),
         ):
             require(
@@ -118,6 +123,11 @@ class Policy(Bounds):
                 f"counted_since is {self.counted_since}",
                 "write a day as YYYY-MM-DD, or null",
             )
+
+    @property
+    def limits_epsilon(self) -> bool:
+        """Whether it promises differential privacy to those who train."""
+        return self.patient_epsilon is not None or self.site_epsilon is not None
 
     @property
     def bounds(self) -> Bounds:

@@ -61,6 +61,8 @@ BACKBONES: dict[str, BackboneFile] = {
     ),
 }
 
+_LEAST_RATE = 1e-4  # of patients: with a smaller one the steps of a round are beyond counting
+_MOST_DRAWS = 100
 JOB_RECIPE = Path("app/config/recipe.json")  # in a job folder
 # fields that came after recipes were hashed, with their defaults
 _LATER: dict[str, Any] = {
@@ -185,6 +187,11 @@ class Recipe:
             "set 0 (before training) or more rounds",
         )
         require(
+            len(self.start_draws) <= _MOST_DRAWS,
+            f"start_draws has {len(self.start_draws)} weights",
+            f"write at most {_MOST_DRAWS}: a network is made for each",
+        )
+        require(
             all(math.isfinite(weight) and weight > 0 for weight in self.start_draws),
             f"start_draws is {', '.join(map(str, self.start_draws))}",
             "write a positive weight for each draw, such as 1, 1, 1, or leave it out",
@@ -213,9 +220,10 @@ class Recipe:
     def _check_patients(self) -> None:
         rate, norm, noise = self.patient_rate, self.patient_clip_norm, self.patient_noise
         require(
-            rate is None or 0 < rate <= 1,
+            rate is None or _LEAST_RATE <= rate <= 1,
             f"patient_rate is {rate}",
-            "set a probability, such as 0.1, or null for batches of slices",
+            f"set a probability from {_LEAST_RATE:g} to 1, such as 0.1, or null for batches of "
+            "slices",
         )
         require(
             norm is None or (math.isfinite(norm) and norm > 0),

@@ -115,6 +115,11 @@ def find_cases(site: SiteConfig) -> list[Case]:
     return found.cases
 
 
+def training_patients(cases: Iterable[Case]) -> int:
+    """How many patients there are to train on."""
+    return len({case.patient for case in cases if case.split == "train"})
+
+
 def list_matches(site: SiteConfig) -> frozenset[Path]:
     """What the globs of images and labels match; nothing is opened, so that it may be asked often.
 

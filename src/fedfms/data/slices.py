@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,8 +31,9 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
     """The slices of prepared cases for training, in the order of the cases.
 
     Of slices without foreground of any of the recipe's classes every `keep_empty_every`-th is
-    kept, counted over the whole site. An item is a dict of float32 tensors: "image" (3, S, S)
-    normalised, "target" (K, M, M) of 0 and 1, "annotated" (K,) of 0 and 1.
+    kept, counted over the whole site, or with `patient_rate` over each patient. An item is a dict
+    of float32 tensors: "image" (3, S, S) normalised, "target" (K, M, M) of 0 and 1, "annotated"
+    (K,) of 0 and 1.
 
     Args:
         prepared: the cases to train on; the caller chooses them by `case.split`.
@@ -48,15 +50,22 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         self.site = site
         self.recipe = recipe
         self._annotated = annotated(site, recipe).float()
+        # where a patient's part is bounded, who else is there must not choose among its slices
+        by_patient = recipe.patient_rate is not None
         values = {value for name in recipe.classes for value in site.classes.get(name, ())}
         self.slices: list[tuple[int, int]] = []  # (case, slice) of each item
-        empty = 0
+        # patients of whom a slice shows one of the recipe's classes
+        self.showing: set[str] = set()
+        empty: Counter[str] = Counter()
         for number, case in enumerate(self.prepared):
+            counted = case.case.patient if by_patient else ""
             for index, has_foreground in enumerate(_slices_with(case, values)):
-                if not has_foreground:
-                    empty += 1
+                if has_foreground:
+                    self.showing.add(case.case.patient)
+                else:
+                    empty[counted] += 1
                     every = site.keep_empty_every
-                    if every == 0 or (empty - 1) % every != 0:
+                    if every == 0 or (empty[counted] - 1) % every != 0:
                         continue
                 self.slices.append((number, index))
         if not self.slices:
@@ -72,6 +81,11 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
 
     def __len__(self) -> int:
         return len(self.slices)
+
+    @property
+    def patients(self) -> set[str]:
+        """Whose slices these are; of a patient without any there is nothing to train on."""
+        return {self.prepared[number].case.patient for number, _ in self.slices}
 
     def __getitem__(self, item: int) -> dict[str, Tensor]:
         number, index = self.slices[item]

@@ -20,6 +20,8 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 _LARGE = 200.0  # epsilon from which no number says anything; larger ones are this
+_LITTLE = 1e-2  # noise with which no number says anything either; less of it counts as _LARGE
+_MUCH = 100.0  # noise; where patients are sampled more counts as this, and would take minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +60,18 @@ def epsilon(let_out: Iterable[Noised], delta: float) -> float:
         return 0.0
     if any(noise == 0 for noise, _ in counted):
         return math.inf
+    if any(noise < _LITTLE for noise, _ in counted):
+        return _LARGE
     if all(rate == 1 for _, rate in counted):
-        return _of_gaussians(sum(n / noise**2 for (noise, _), n in counted.items()), delta)
-    return _of_sampled([(*key, n) for key, n in sorted(counted.items())], delta)
+        return _of_gaussians(sum(n / noise / noise for (noise, _), n in counted.items()), delta)
+    history = [(min(noise, _MUCH), rate, n) for (noise, rate), n in sorted(counted.items())]
+    return max(0.0, _of_sampled(history, delta))
 
 
 def _of_gaussians(inverse_square: float, delta: float) -> float:
     """Of Gaussian mechanisms together: one with noise `1 / sqrt(inverse_square)`."""
+    if inverse_square == 0:  # noise beyond all measure
+        return 0.0
     sigma = 1 / math.sqrt(inverse_square)
 
     def too_much(eps: float) -> float:
@@ -89,4 +96,8 @@ def _of_sampled(history: list[tuple[float, float, int]], delta: float) -> float:
             return _LARGE
         exact = PRVAccountant()
         exact.history = history
-        return min(bound, float(exact.get_epsilon(delta, eps_error=max(1e-3, 2e-3 * bound))))
+        try:
+            tight = float(exact.get_epsilon(delta, eps_error=max(1e-3, 2e-3 * bound)))
+        except ValueError:  # a delta too small for its numbers; the bound of moments holds
+            return bound
+        return min(bound, tight)

@@ -52,6 +52,10 @@ def breaches(bounds: Bounds, recipe: Recipe, *, trains: bool = True) -> list[Bre
             *("learning-rate-not-allowed", "learning_rate", recipe.learning_rate),
             *("min_learning_rate", "max_learning_rate", ""),
         ),
+        (
+            *("positive-weight-not-allowed", "positive_weight", recipe.positive_weight),
+            *("min_positive_weight", "max_positive_weight", ""),
+        ),
         ("too-many-epochs", "local_epochs", recipe.local_epochs, None, "max_local_epochs", ""),
         (
             *("image-size-not-allowed", "image_size", recipe.image_size),
@@ -93,18 +97,33 @@ def check_patients(bounds: Bounds, patients: int) -> None:
     Raises:
         DoorClosed: code too-few-training-patients.
     """
-    if patients < bounds.min_training_patients:
-        raise closed(
-            Breach(
-                "too-few-training-patients",
-                f"{patients} are there to train on",
-                f"training on at least {bounds.min_training_patients} patients "
-                "(min_training_patients)",
-                "",
-                "min_training_patients",
-                "",
-            )
-        )
+    if breach := too_few_patients(bounds, patients):
+        raise closed(breach)
+
+
+def too_few_patients(bounds: Bounds, patients: int) -> Breach | None:
+    """The breach of a site with so few patients to train on; None where they are enough."""
+    return _few_patients(bounds, patients, "are there to train on", "", "")
+
+
+def check_showing(bounds: Bounds, patients: int) -> None:
+    """Whether enough training patients show a class of the recipe: else it is about those few.
+
+    Raises:
+        DoorClosed: code too-few-training-patients.
+    """
+    what = "of them show a class of the recipe"
+    if breach := _few_patients(bounds, patients, what, "classes", "name other"):
+        raise closed(breach)
+
+
+def _few_patients(bounds: Bounds, patients: int, what: str, field: str, way: str) -> Breach | None:
+    least = bounds.min_training_patients
+    if patients >= least:
+        return None
+    allowed = f"training on at least {least} patients (min_training_patients)"
+    code, limit = "too-few-training-patients", "min_training_patients"
+    return Breach(code, f"{patients} {what}", allowed, field, limit, way)
 
 
 def steps_of_a_round(recipe: Recipe, slices: int) -> int:

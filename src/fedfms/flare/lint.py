@@ -300,6 +300,14 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
         will_train = trains and site.site not in recipe.holdout
         for breach in breaches(site.bounds, recipe, trains=will_train):
             yield f"allows {breach.allowed}, and {breach.has}", breach.fix, breach.code
+        if will_train and site.few_patients:
+            least = site.bounds.min_training_patients
+            yield (
+                f"has fewer than {least} patients to train on (min_training_patients)",
+                f"let it score only with --set holdout={site.site}, ask the site to lower "
+                "min_training_patients in its privacy.json",
+                "too-few-training-patients",
+            )
         if will_train and (few := _few_steps(site, recipe)):
             about = f"about {site.about_slices} training slices: {few.has}"
             yield f"allows {few.allowed}, and has {about}", few.fix, few.code

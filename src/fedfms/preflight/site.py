@@ -15,6 +15,7 @@ from fedfms.contracts.policy import POLICY_FILE, Policy
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.memory import CACHE_FOLDER
 from fedfms.errors import ConfigError, FedfmsError, TrainerError
+from fedfms.exchange.bounds import too_few_patients
 from fedfms.kits.about import KitAbout
 from fedfms.kits.certificates import RENEW_DAYS
 from fedfms.kits.kit import Kit, read_kit
@@ -168,6 +169,11 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
     checks.check("data-folder", lambda: machine.check_data_folder(data_root()), known)
     checks.check("data-read-only", lambda: machine.check_read_only(data_root()), known)
     checks.check("data", data, ["site-yml", "data-folder"])
+    checks.check(
+        "patients",
+        lambda: _patients(found["site"], places.policy),
+        ["privacy", "data"],
+    )
     checks.check("network", machine.check_no_network)
     checks.check("gpu", gpu, () if must_have_gpu else ["site-yml"])
     checks.check("checkpoints", lambda: machine.check_checkpoints(places.checkpoints))
@@ -392,6 +398,20 @@ def _privacy(folder: Path) -> str:
         f"scores of at least {policy.min_cases} cases; training on at least "
         f"{policy.min_training_patients} patients"
     )
+
+
+def _patients(site: SiteConfig, policy: Path) -> str:
+    """Whether there are enough to train on by the site's own policy."""
+    from fedfms.data.manifest import find_cases, training_patients
+
+    bounds, patients = Policy.from_folder(policy), training_patients(find_cases(site))
+    if breach := too_few_patients(bounds, patients):
+        raise Worry(
+            f"nothing is trained here: {breach.problem}",
+            f"{breach.fix}; each difference is then of these few alone. A site that only scores "
+            "(holdout) needs none",
+        )
+    return f"{patients} to train on; the policy asks for {bounds.min_training_patients} at least"
 
 
 def _account(places: TrainerPlaces) -> str:

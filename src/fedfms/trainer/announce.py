@@ -27,7 +27,7 @@ from fedfms.contracts.site import SiteConfig
 from fedfms.contracts.wire import MAX_NAMES
 from fedfms.data.content import read_bytes
 from fedfms.data.formats import read_image
-from fedfms.data.manifest import find_cases
+from fedfms.data.manifest import find_cases, training_patients
 from fedfms.errors import FedfmsError, SiteDataError
 from fedfms.exchange.door import read_policy
 from fedfms.trainer.budget import Budget
@@ -54,6 +54,7 @@ class Measured:
 
     spacing: Spacing | None = None  # None: files that have no voxel size, or too few cases
     about_slices: int = 0  # to train on, in one digit; 0: too few cases
+    few_patients: bool = False  # fewer to train on than the policy asks for
 
 
 def describe(
@@ -94,6 +95,7 @@ def describe(
         slicing=Slicing.of(site, images.spacing),
         bounds=policy.bounds,
         about_slices=images.about_slices,
+        few_patients=images.few_patients,
         privacy=privacy_of(policy),
         overlapping=tuple(
             (one, other)
@@ -104,7 +106,11 @@ def describe(
 
 
 def measure(
-    site: SiteConfig, smallest: int, may_go_on: Callable[[], bool] = lambda: True
+    site: SiteConfig,
+    smallest: int,
+    may_go_on: Callable[[], bool] = lambda: True,
+    *,
+    least_patients: int = 0,
 ) -> Measured:
     """The median spacing of some of a site's cases, and about how many slices it trains on.
 
@@ -115,6 +121,7 @@ def measure(
         site: whose images are read as training reads them; what cannot be read is passed over.
         smallest: fewer cases than this say nothing.
         may_go_on: asked before each case.
+        least_patients: with fewer to train on the policy lets nothing be trained.
 
     Returns:
         the spacing in mm between slices, rows and columns of the site's plane. Nothing of too few
@@ -124,6 +131,7 @@ def measure(
         SiteDataError: there are no cases.
     """
     cases = find_cases(site)
+    few = training_patients(cases) < least_patients
     count = max(smallest, CASES_MEASURED)
     found: list[Spacing] = []
     depths: list[int] = []
@@ -135,13 +143,13 @@ def measure(
             found.append(image.spacing)
             depths.append(len(image.values))
     if len(found) < smallest:
-        return Measured()
+        return Measured(few_patients=few)
     training = sum(case.split == "train" for case in cases)
     about = int(float(f"{median(depths) * training:.0e}"))
     if site.distance_unit != "mm":
-        return Measured(None, about)
+        return Measured(None, about, few)
     slices, rows, columns = (float(f"{median(axis):.2g}") for axis in zip(*found, strict=True))
-    return Measured((slices, rows, columns), about)
+    return Measured((slices, rows, columns), about, few)
 
 
 class Announcer:
@@ -157,8 +165,8 @@ class Announcer:
         self._folders = folders
         self._reading: asyncio.Future[Announcement] | None = None
         self._busy: Callable[[], bool] = lambda: False
-        # settings and what was measured for them: site, smallest
-        self._measured: tuple[SiteConfig, int, Measured] | None = None
+        # what was measured, and for which settings: site, smallest, least_patients
+        self._measured: tuple[tuple[SiteConfig, int, int], Measured] | None = None
         self._measuring = False
         # policy and state of the account, and what they come to
         self._account: tuple[object, tuple[PrivacySpent, ...]] | None = None
@@ -202,21 +210,20 @@ class Announcer:
 
     def _of_images(self, site: SiteConfig, policy: Policy) -> Measured:
         """What was measured for these settings; starts to measure where nothing was yet."""
-        smallest = max(site.min_cases, policy.min_cases)
+        settings = site, max(site.min_cases, policy.min_cases), policy.min_training_patients
         known = self._measured
-        if known is not None and known[:2] == (site, smallest):
-            return known[2]
+        if known is not None and known[0] == settings:
+            return known[1]
         if not self._measuring and not self._busy():
             self._measuring = True
-            arguments = (site, smallest)
             threading.Thread(
-                target=self._measure, args=arguments, name="images", daemon=True
+                target=self._measure, args=settings, name="images", daemon=True
             ).start()
         return Measured()
 
     def _privacy(self, policy: Policy) -> tuple[PrivacySpent, ...]:
         """What training has cost; to compute it takes seconds, and until then nothing is told."""
-        if policy.patient_epsilon is None and policy.site_epsilon is None:
+        if not policy.limits_epsilon:
             return ()
         budget = Budget(self._folders.work)
         key = (policy, budget.state())
@@ -237,15 +244,15 @@ class Announcer:
             threading.Thread(target=compute, name="account", daemon=True).start()
         return ()
 
-    def _measure(self, site: SiteConfig, smallest: int) -> None:
+    def _measure(self, site: SiteConfig, smallest: int, least: int) -> None:
         found = Measured()
         try:
-            found = measure(site, smallest, lambda: not self._busy())
+            found = measure(site, smallest, lambda: not self._busy(), least_patients=least)
         except Exception as error:  # whatever a file does to its reader, the task will say it
             log.debug("nothing to tell of images: %s", type(error).__name__)
         finally:
             if found != Measured() or not self._busy():  # a task came between: again later
-                self._measured = site, smallest, found
+                self._measured = (site, smallest, least), found
             self._measuring = False
 
 

@@ -8,7 +8,8 @@ the training cases, and the whole site. A round that samples patients counts for
 whose whole difference is clipped and noised (`clip_norm`, `noise_std`) counts for the site, and for
 a patient with twice the reach, since one patient may turn a clipped difference round. A round
 without noise makes epsilon infinite. What is asked for again and answered alike is not counted
-twice. Scores are of other cases and not part of it.
+twice. Scores are of other cases and not part of it: where the policy has a limit, those of training
+cases stay, also at a holdout site.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from fedfms.contracts.policy import Policy
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import DoorClosed
 from fedfms.exchange.account import Noised, epsilon
-from fedfms.files import append_whole
+from fedfms.files import cut_torn_line
+from fedfms.trainer.egress import append_for_sure
 
 ACCOUNT = "privacy-account.jsonl"
 Unit = Literal["patient", "site"]
@@ -135,13 +137,21 @@ class Budget:
             DoorClosed: code privacy-account; it cannot be written, and nothing may leave then.
         """
         cost = costs(policy, recipe)
-        entry = Entry(time.time(), job, number, cost["patient"], cost["site"])
+        # a clock that is wrong, or a day that is still to come, takes no round out of the count
+        now = max(time.time(), _counted_from(policy))
+        entry = Entry(now, job, number, cost["patient"], cost["site"])
         line = json.dumps(dataclasses.asdict(entry)) + "\n"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            append_whole(self._path, line.encode())
+            cut_torn_line(self._path)
+            append_for_sure(self._path, line.encode())
         except OSError as error:
-            raise _unusable(f"it cannot be written ({error.strerror})") from error
+            raise DoorClosed(
+                f"{ACCOUNT} in the trainer's private folder cannot be written ({error.strerror}), "
+                "and what is not counted does not leave",
+                "free room on that disk, or look at it; the next round tries again",
+                code="privacy-account",
+            ) from error
 
     def _spent(self, policy: Policy, unit: Unit, more: tuple[Noised, ...] = ()) -> Spent:
         let_out = [getattr(one, unit) for one in self._entries(policy)]
@@ -149,19 +159,25 @@ class Budget:
         return Spent(unit, total, getattr(policy, _FIELDS[unit]), policy.delta)
 
     def _entries(self, policy: Policy) -> Sequence[Entry]:
-        since = 0.0
-        if policy.counted_since is not None:
-            day = datetime.date.fromisoformat(policy.counted_since)
-            midnight = datetime.time(tzinfo=datetime.timezone.utc)
-            since = datetime.datetime.combine(day, midnight).timestamp()
+        since = _counted_from(policy)
         try:
-            lines = self._path.read_bytes().splitlines() if self._path.exists() else []
+            # a last line without an end is of a round that was not let out yet
+            lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.exists() else []
             entries = [_ENTRY.validate_json(line) for line in lines]
         except OSError as error:
             raise _unusable(f"it cannot be read ({error.strerror})") from error
         except (ValidationError, ValueError) as error:
             raise _unusable("a line of it is damaged") from error
         return [entry for entry in entries if entry.time >= since]
+
+
+def _counted_from(policy: Policy) -> float:
+    """From when on rounds count, in seconds since 1970-01-01 UTC."""
+    if policy.counted_since is None:
+        return 0.0
+    day = datetime.date.fromisoformat(policy.counted_since)
+    midnight = datetime.time(tzinfo=datetime.timezone.utc)
+    return datetime.datetime.combine(day, midnight).timestamp()
 
 
 @functools.lru_cache(maxsize=32)

@@ -23,15 +23,17 @@ import torch
 from torch.utils.data import Subset
 
 from fedfms.contracts.contribution import Rehearsal
+from fedfms.contracts.policy import Bounds
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.cache import StoredCase
-from fedfms.data.manifest import Case
+from fedfms.data.manifest import Case, training_patients
 from fedfms.data.memory import allowed_bytes, size_text
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import SiteDataError, TrainingError
+from fedfms.exchange.bounds import too_few_steps
 from fedfms.models.segmenter import Segmenter
 from fedfms.training.device import slices_at_once, torch_device
 from fedfms.training.loop import RoundResult, train_round
@@ -43,6 +45,7 @@ log = logging.getLogger(__name__)
 _REFUSED = re.compile(r"could not (create|execute) a (primitive|memory)|can't start new thread")
 # of the memory that is left, what a canary may take on a processor
 SHARE_OF_MEMORY = 0.8
+SURELY = 4  # times by which cases may have fewer slices than a middling one
 TIMED_STEPS = 2  # after one that is not: the first of a process is slower
 
 
@@ -53,12 +56,23 @@ class FewCases:
     middling: StoredCase  # to train on, and by which rounds are estimated
     largest: StoredCase  # to score
     training_cases: int  # 0 at a holdout, which scores the middling one too
+    training_patients: int
     scored_cases: int
+    all_show: bool  # whether each case that was looked at shows a class of the job
 
     @property
     def scored(self) -> list[StoredCase]:
         """What is scored."""
         return [self.largest] if self.training_cases else [self.middling, self.largest]
+
+    def about_slices(self, site: SiteConfig, recipe: Recipe) -> int:
+        """How many slices a round trains on, if all cases have as many as the middling one."""
+        return len(SliceDataset([self.middling], site, recipe)) * self.training_cases
+
+    def surely_has_steps(self, bounds: Bounds, site: SiteConfig, recipe: Recipe) -> bool:
+        """Whether a round has enough steps also if there are far fewer slices than that."""
+        slices = self.about_slices(site, recipe) // SURELY
+        return too_few_steps(bounds, recipe, slices) is None
 
 
 def few_cases(
@@ -104,7 +118,9 @@ def few_cases(
                 middling=(showing or tried)[0],
                 largest=read[to_score[-1].key],
                 training_cases=0 if is_holdout else len(pool),
+                training_patients=0 if is_holdout else training_patients(pool),
                 scored_cases=len(to_score),
+                all_show=len(showing) == len(tried),
             )
         count = min(2 * count, len(in_turn))
 
@@ -122,7 +138,7 @@ def few_steps(
             site's would fit: on a processor the run would find out by being killed.
     """
     dataset = SliceDataset([few.middling], site, recipe)
-    slices = len(dataset) * few.training_cases
+    slices = few.about_slices(site, recipe)
     batch = min(recipe.batch_size, slices)
     one_pass = dataclasses.replace(
         recipe,

@@ -1,7 +1,8 @@
 """The log of what left a site: one receipt a line, signed and chained; read without torch.
 
     WORK/egress.jsonl    a line for each answer, on the disk before the answer is handed out
-    WORK/egress.room     room kept free for it, so that a full disk keeps no answer back
+    WORK/egress.room     room kept free for it, and for what the site counts, so that a full disk
+                         keeps no answer back
 
 A line is never changed. After KEEP_DAYS whole days (UTC) go; the line that stands first then says
 so, signed, and from which receipt the chain goes on. Nothing else removes one: `fedfms forget`
@@ -27,7 +28,7 @@ from fedfms.contracts.decode import Misfits, validate
 from fedfms.contracts.receipt import FIRST, REMOVALS, TRAINERS, Receipt, Removed, SignedReceipt
 from fedfms.errors import Undecodable
 from fedfms.exchange.signatures import TrainerSigner, is_signed_by_trainer
-from fedfms.files import NO_ROOM, append_whole, write_whole
+from fedfms.files import NO_ROOM, append_whole, cut_torn_line, write_whole
 from fedfms.trainer.own_key import public_key
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class EgressLog:
             signature=signer.sign(TRAINERS + receipt.canonical),
         )
         self._path.touch(0o600)
-        self._append(signed.canonical + b"\n")
+        append_for_sure(self._path, signed.canonical + b"\n")
         self._note(receipt)
         return signed
 
@@ -100,9 +101,7 @@ class EgressLog:
     def _read(self) -> None:
         """Learn where the chain stands; what a killed process had begun to write did not leave."""
         self._next = Next(0, FIRST)
-        with contextlib.suppress(FileNotFoundError), self._path.open("r+b") as file:
-            data = file.read()
-            file.truncate(data.rfind(b"\n") + 1)
+        cut_torn_line(self._path)
         for line in map(_parse, _raw_lines(self._path)[-_REMEMBERED:]):
             if isinstance(line, SignedReceipt):
                 self._note(line.receipt)
@@ -111,17 +110,6 @@ class EgressLog:
             else:
                 log.error("a line of %s cannot be read: fedfms egress says which", self._path)
 
-    def _append(self, line: bytes) -> None:
-        while True:
-            try:
-                append_whole(self._path, line)
-                break
-            except OSError as error:
-                if error.errno not in NO_ROOM or not self._give_room():
-                    raise
-        with self._path.open("rb") as file:
-            os.fsync(file.fileno())
-
     def _keep_room(self) -> None:
         """Have the room there; what is kept free must not read as zeros, which some disks drop."""
         with contextlib.suppress(OSError):
@@ -129,15 +117,6 @@ class EgressLog:
             free = shutil.disk_usage(self._room.parent).free
             if size < ROOM_BYTES and free > 2 * ROOM_BYTES:
                 write_whole(self._room, os.urandom(ROOM_BYTES), mode=0o600)
-
-    def _give_room(self) -> bool:
-        """Free some of it for the log; whether there was any."""
-        try:
-            size = self._room.stat().st_size
-            os.truncate(self._room, max(0, size - _PIECE_BYTES))
-        except OSError:
-            return False
-        return size > 0
 
     def _remove_old(self, signer: TrainerSigner) -> None:
         """Once a day: remove the days that are older than KEEP_DAYS."""
@@ -173,6 +152,31 @@ class EgressLog:
             log.warning("old receipts could not be removed: %s", error.strerror)
             return
         log.info("%d receipts from before %s were removed", keep, first_kept)
+
+
+def append_for_sure(path: Path, line: bytes) -> None:
+    """Add a line that must be on the disk before something leaves, at need in the room kept free.
+
+    Raises:
+        OSError: it cannot be written; nothing may leave then.
+    """
+    while True:
+        try:
+            append_whole(path, line, durable=True)
+            return
+        except OSError as error:
+            if error.errno not in NO_ROOM or not _give_room(path.with_name(ROOM)):
+                raise
+
+
+def _give_room(room: Path) -> bool:
+    """Free some of it; whether there was any."""
+    try:
+        size = room.stat().st_size
+        os.truncate(room, max(0, size - _PIECE_BYTES))
+    except OSError:
+        return False
+    return size > 0
 
 
 @dataclass(slots=True)

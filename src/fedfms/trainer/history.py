@@ -5,8 +5,9 @@
 
 It outlives restarts, runs and `fedfms forget`; that one request came twice, from whichever job,
 counts once. Of a model that was asked to be trained on there is a sketch of 64 numbers, from which
-the distance between two models follows; of a patient a name that only this site can make. A site
-that removes the file begins anew.
+the distance between two models follows; of a patient a name that only this site can make, and a
+word for what is there of it. Both follow from the site's secret, so a history is of one secret. A
+site that removes the file begins anew.
 
 On a full disk the lines wait in memory, and are written with the next one.
 """
@@ -14,13 +15,13 @@ On a full disk the lines wait in memory, and are written with the next one.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import hmac
 import json
 import logging
-import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,10 +33,12 @@ from torch import Tensor
 from fedfms.bounded import decode_json
 from fedfms.contracts.messages import Task
 from fedfms.contracts.policy import Policy
+from fedfms.contracts.recipe import Recipe
 from fedfms.errors import DoorClosed, Undecodable
 from fedfms.exchange.tensors import fingerprint
-from fedfms.files import NO_ROOM, append_whole
-from fedfms.trainer.secret import part_of
+from fedfms.files import NO_ROOM, cut_torn_line
+from fedfms.trainer.egress import append_for_sure
+from fedfms.trainer.secret import SECRET_FILE, part_of
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,9 @@ SKETCH = 64  # numbers; the relative standard deviation of a squared distance is
 SAME_MODEL = 1e-3
 
 Scored = Literal["scores", "loss"]
-Patients = frozenset[str]  # names of the history's own
+# of each patient the history's own name and, behind it, what was there of it then
+Patients = frozenset[str]
+_NAME = 16  # hexadecimal digits of a name
 _CHUNK = 2**20  # values that are sketched at once; a multiple of SKETCH
 
 
@@ -76,6 +81,7 @@ class _Seen:
 class _State:
     requests: dict[str, _Seen] = field(default_factory=dict)
     sets: dict[Scored, list[Patients]] = field(default_factory=lambda: {"scores": [], "loss": []})
+    mark: str | None = None  # of the secret that it was made with
 
 
 class History:
@@ -90,6 +96,7 @@ class History:
         self._path = work / HISTORY_FILE
         self._signs = part_of(secret, "sketches of models")
         self._names = part_of(secret, "names of patients")
+        self._mark = part_of(secret, "mark of a history").hex()[:_NAME]
         self._state: _State | None = None  # as the file and the lines that wait have it
         self._held = b""
 
@@ -161,6 +168,22 @@ class History:
                 code="asked-too-often",
             )
 
+    def check_run(self, policy: Policy, recipe: Recipe, *, trains: bool) -> None:
+        """Whether what is left of the policy's counts is enough for a whole run; for its canary.
+
+        Raises:
+            DoorClosed: rounds-used-up, evaluations-used-up, or no-history where it cannot be read.
+        """
+        run = dataclasses.replace(recipe, canary=False)
+        rounds, evaluations = self.counts
+        scored = sum(run.evaluates(number) for number in range(run.rounds)) + 1  # the final model
+        if evaluations + scored > policy.max_total_evaluations:
+            most = policy.max_total_evaluations
+            raise _used_up("evaluations", most, "max_total_evaluations", "scored", evaluations)
+        if trains and rounds + run.rounds > policy.max_total_rounds:
+            most = policy.max_total_rounds
+            raise _used_up("rounds", most, "max_total_rounds", "trained", rounds)
+
     def asked(self, request: Request) -> None:
         """A request is going to be answered; it counts from now on, also if that fails."""
         if request.key in self._now().requests:
@@ -184,37 +207,47 @@ class History:
 
     # ------------------------------------------------------------------------------ sets
 
-    def may_tell(self, what: Scored, patients: Iterable[str], smallest: int) -> Patients | None:
+    def may_tell(self, what: Scored, now: Patients, smallest: int) -> Patients | None:
         """Of which patients a mean may leave: two sets differ in none or in at least `smallest`.
+
+        A patient of whom there is something else than before, another scan or another label, is one
+        in whom two sets differ.
 
         Args:
             what: mean scores, or the mean loss.
-            patients: of whom there are scores; the site's own names.
+            now: of whom there are scores.
             smallest: the policy's min_cases.
 
         Returns:
             All of them; where they are too close to an earlier set, that set if it is part of them,
-            so that patients who are new count from the `smallest`-th on. None: no mean may leave.
+            so that patients who are new count from the `smallest`-th on. None: no mean may leave,
+            as of fewer than `smallest` patients.
         """
-        now = self.names(patients)
+        if len(now) < smallest:
+            return None
         earlier = self._now().sets[what]
-        if now in earlier or all(len(now ^ one) >= smallest for one in earlier):
+        if now in earlier or all(_apart(now, one) >= smallest for one in earlier):
             return now
-        return next((one for one in reversed(earlier) if one < now), None)
+        parts = (one for one in reversed(earlier) if one < now and len(one) >= smallest)
+        return next(parts, None)
 
     def told(self, what: Scored, patients: Patients) -> None:
         """A mean over these patients is about to leave."""
         if patients and patients not in self._now().sets[what]:
             self._add({"event": "told", "what": what, "patients": sorted(patients)})
 
-    def names(self, patients: Iterable[str]) -> Patients:
-        """The history's names of patients: HMAC-SHA256, 16 hexadecimal digits."""
-        return frozenset(self.name(one) for one in patients)
+    def name(self, patient: str, there: str = "") -> str:
+        """The history's name of a patient, with what is there of it: of each 16 digits of HMAC.
 
-    def name(self, patient: str) -> str:
-        """The history's name of a patient."""
-        text = patient.encode(errors="surrogateescape")
-        return hmac.digest(self._names, text, "sha256").hex()[:16]
+        Args:
+            patient: the site's own name.
+            there: equal where the same images and labels are.
+        """
+        return self._digits(patient) + self._digits(f"{patient}\0{there}")
+
+    def _digits(self, text: str) -> str:
+        data = text.encode(errors="surrogateescape")
+        return hmac.digest(self._names, data, "sha256").hex()[:_NAME]
 
     # ------------------------------------------------------------------------------ counts
 
@@ -231,15 +264,17 @@ class History:
             state = _State()
             for line in self._lines():
                 _take(state, line)
+            if state.mark not in (None, self._mark):
+                raise _unusable(
+                    self._path, f"was made with another {SECRET_FILE} than is beside it"
+                )
             self._state = state
         return self._state
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         try:
+            cut_torn_line(self._path)
             text = self._path.read_bytes()
-            if cut := len(text) - text.rfind(b"\n") - 1:  # power was lost in the middle of a line
-                text = text[:-cut]
-                os.truncate(self._path, len(text))
         except FileNotFoundError:
             return
         except OSError as error:
@@ -254,13 +289,18 @@ class History:
             yield values
 
     def _add(self, values: Mapping[str, Any]) -> None:
+        if self._now().mark is None:
+            self._note({"event": "made", "mark": self._mark})
+        self._note(values)
+
+    def _note(self, values: Mapping[str, Any]) -> None:
         _take(self._now(), values)
         self._held += json.dumps({"time": round(time.time(), 3), **values}).encode() + b"\n"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if not self._path.exists():
                 self._path.touch(mode=0o600)
-            append_whole(self._path, self._held)
+            append_for_sure(self._path, self._held)
             self._held = b""
         except OSError as error:
             if error.errno not in NO_ROOM:
@@ -297,6 +337,11 @@ def _is_same_model(one: _Seen, now: NDArray[np.float64]) -> bool:
     return bool(np.linalg.norm(one.sketch - now) <= SAME_MODEL * one.norm)
 
 
+def _apart(one: Patients, other: Patients) -> int:
+    """In how many patients two sets differ."""
+    return len({patient[:_NAME] for patient in one ^ other})
+
+
 def _text_of(sketched: NDArray[np.float64]) -> str:
     return base64.b64encode(sketched.tobytes()).decode()
 
@@ -313,13 +358,17 @@ def _take(state: _State, line: Mapping[str, Any]) -> None:
         )
     elif line.get("event") == "left" and line["key"] in state.requests:
         state.requests[line["key"]].norm = line["norm"]
+    elif line.get("event") == "made":
+        state.mark = line["mark"]
     elif line.get("event") == "told":
         state.sets[line["what"]].append(frozenset(line["patients"]))
 
 
-def _used_up(what: str, most: int, limit: str, done: str) -> DoorClosed:
+def _used_up(what: str, most: int, limit: str, done: str, so_far: int | None = None) -> DoorClosed:
+    """The refusal of one more, or of a run, which is too long after so many."""
+    had = "so many were" if so_far is None else f"the run is too long after {so_far} that were"
     return DoorClosed(
-        f"the site's policy allows at most {most} {what} in all ({limit}), and so many were {done}",
+        f"the site's policy allows at most {most} {what} in all ({limit}), and {had} {done}",
         f"raise {limit} in privacy.json if the site agrees",
         code=f"{what}-used-up",
     )

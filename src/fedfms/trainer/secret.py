@@ -2,8 +2,8 @@
 
 The order of a round's slices follows from it, with the recipe's seed and the round's number: who
 knows the recipe does not know which slice was in which step. The patients of a set stand in the
-site's history under names that follow from it. It never leaves; a new one, after the file was
-removed, gives other orders and nothing else.
+site's history under names that follow from it, and its sketches of models do, too: with another
+secret that history says nothing, and is refused. It never leaves.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def part_of(secret: bytes, purpose: str) -> bytes:
 def _unusable(path: Path, why: str) -> DoorClosed:
     return DoorClosed(
         f"the site's secret {path} {why}",
-        "look at that disk; if the file is lost, remove it: the trainer makes a new one",
+        "put it back from a backup of that volume; without one, remove it and history.jsonl: the "
+        "trainer makes a new one, and all counts begin anew",
         code="no-secret",
     )

@@ -21,12 +21,12 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Compute, SiteConfig
 from fedfms.control import Control
 from fedfms.data.cache import StoredCase
-from fedfms.data.manifest import Case, find_cases
+from fedfms.data.manifest import find_cases, training_patients
 from fedfms.data.memory import CACHE_FOLDER
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import DoorClosed, TrainerError, TrainingError
-from fedfms.exchange.bounds import check_drawn, check_patients, check_steps
+from fedfms.exchange.bounds import check_drawn, check_patients, check_showing, check_steps
 from fedfms.exchange.door import check_job, pass_door, pass_pictures, read_policy
 from fedfms.exchange.tensors import difference, shapes_of, update_norm
 from fedfms.files import NO_ROOM, append_whole
@@ -43,7 +43,7 @@ from fedfms.models.travelling import (
 from fedfms.trainer.budget import Budget
 from fedfms.trainer.canary import FewCases, few_cases, few_steps, memory_refused, rehearsal
 from fedfms.trainer.errors import ERRORS, forget_errors
-from fedfms.trainer.history import History
+from fedfms.trainer.history import HISTORY_FILE, History
 from fedfms.trainer.kept import KeptRun, Learnt, Outcome, request_key
 from fedfms.trainer.listed import Listing, forget_withdrawn, list_prepared
 from fedfms.trainer.secret import part_of, site_secret
@@ -196,13 +196,16 @@ class TaskRunner:
         budget = Budget(self.folders.work)
         if trains:
             budget.check(policy, recipe, recipe.rounds - task.round)
+        if is_canary and (self.folders.work / HISTORY_FILE).exists():
+            self._of_this_site().check_run(policy, recipe, trains=trains)
         is_due = task.kind == "evaluate" or recipe.evaluates(task.round)
         history = request = None  # a canary, of which zeros leave, is no part of it
         if not is_canary:
             history = self._of_this_site()
             request = history.request(task, sent, trains=trains, evaluates=is_due)
             history.check(policy, request)
-            if policy.noise_std > 0 and history.was_answered(request):
+            draws = policy.noise_std > 0 or recipe.patient_rate is not None
+            if draws and history.was_answered(request):
                 raise _no_new_noise(task)
             if trains and recipe.sums_only and history.was_answered(request):
                 raise _no_second_sum(task)
@@ -210,14 +213,17 @@ class TaskRunner:
             job = self._job_for(task, site, kept)
             cases = self._prepared(job, control, policy if trains else None)
         training = [case for case in cases if case.case.split == "train"]
-        if trains and not is_canary:
+        if trains and job.few is not None:
+            self._judge_few(job.few, job, policy, control)
+        elif trains:
             if job.dataset is None:
                 job.dataset = SliceDataset(training, site, recipe)
-            check_steps(policy, recipe, len(job.dataset))
-            check_drawn(policy, recipe, len({case.case.patient for case in training}))
+            _judge(policy, recipe, job.dataset)
         if history is not None and request is not None:
             history.asked(request)
-        scored = cases if is_holdout else [c for c in cases if c.case.split == "validation"]
+        # with a promise to those who train, their scores, which have no noise, stay
+        all_score = is_holdout and (is_canary or not policy.limits_epsilon)
+        scored = cases if all_score else [c for c in cases if c.case.split == "validation"]
         with meter("exchange"):
             write_travelling(job.model, sent)
             del sent
@@ -278,10 +284,10 @@ class TaskRunner:
                 leaving = self.sums.masked(task.job, task.round, leaving, report.training_slices)
         outcome = Outcome(report, leaving, pass_pictures(policy, recipe, pictures))
         if history is not None and request is not None:
-            telling.is_told(history, report)
-            history.left(request, norm)
             if trains:
                 budget.add(policy, recipe, task.job, task.round)
+            telling.is_told(history, report)
+            history.left(request, norm)
             kept.keep_answer(task, key, outcome)
         return outcome
 
@@ -327,7 +333,7 @@ class TaskRunner:
             return self._few(job, control, policy)
         listing = job.listing.now(job.site) if job.listing else Listing.of(job.site)
         if policy is not None:
-            check_patients(policy, _patients_to_train(listing.cases))
+            check_patients(policy, training_patients(listing.cases))
         if job.cases is None or job.listing is None or listing.cases != job.listing.cases:
             if job.cases is not None:
                 log.info(
@@ -345,7 +351,7 @@ class TaskRunner:
         if job.cases is None:
             cases = find_cases(job.site)
             if policy is not None:
-                check_patients(policy, _patients_to_train(cases))
+                check_patients(policy, training_patients(cases))
             job.few = few_cases(
                 cases,
                 job.site,
@@ -357,6 +363,20 @@ class TaskRunner:
             job.cases = [job.few.middling, job.few.largest]
             list_prepared(self.folders.work, job.cases)
         return job.cases
+
+    def _judge_few(self, few: FewCases, job: _Job, policy: Policy, control: Control) -> None:
+        """Hold the rounds of a canary's run against the policy, as the run will.
+
+        By the few cases where they leave no doubt; else all training cases are read.
+        """
+        check_drawn(policy, job.recipe, few.training_patients)
+        if few.all_show and few.surely_has_steps(policy, job.site, job.recipe):
+            return
+        cases = [case for case in find_cases(job.site) if case.split == "train"]
+        folder = self.folders.work / CACHE_FOLDER
+        training = prepare_cases(cases, job.site, control, folder=folder)
+        list_prepared(self.folders.work, training)
+        _judge(policy, job.recipe, SliceDataset(training, job.site, job.recipe))
 
     def _keep_scores(self, task: Task, scores: Sequence[CaseScore]) -> None:
         """Append the scores of each case to the site's own table; it never leaves.
@@ -385,6 +405,13 @@ class TaskRunner:
                 path.parent,
                 error.strerror,
             )
+
+
+def _judge(policy: Policy, recipe: Recipe, dataset: SliceDataset) -> None:
+    """Whether the policy lets a round be trained on these slices by this recipe."""
+    check_showing(policy, len(dataset.showing))
+    check_steps(policy, recipe, len(dataset))
+    check_drawn(policy, recipe, len(dataset.patients))
 
 
 def _append_scores(path: Path, rows: str) -> None:
@@ -443,15 +470,11 @@ def _keep_learnt(job: _Job, task: Task) -> None:
     job.trained = task.round
 
 
-def _patients_to_train(cases: Sequence[Case]) -> int:
-    return len({case.patient for case in cases if case.split == "train"})
-
-
 def _no_new_noise(task: Task) -> DoorClosed:
     return DoorClosed(
-        f"round {task.round} was answered with noise before, and that answer is not kept any more",
-        "ask by a recipe with another seed: noise that is drawn twice for one difference averages "
-        "out",
+        f"round {task.round} was answered with noise or drawn patients before, and that answer is "
+        "not kept any more",
+        "ask by a recipe with another seed: what is drawn twice for one difference averages out",
         code="answered-before",
     )
 

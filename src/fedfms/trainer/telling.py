@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from fedfms.contracts.contribution import Contribution, Metric
 from fedfms.data.cache import StoredCase
@@ -22,6 +22,7 @@ class Telling:
     smallest: int  # cases of a mean
     scored_patients: Patients
     trained_patients: Patients
+    patient_of: Mapping[str, str] = field(default_factory=dict)  # by the case's key
 
     @classmethod
     def of(
@@ -32,28 +33,28 @@ class Telling:
         smallest: int,
     ) -> Telling:
         """By what was told before; None for the history of a canary, which tells nothing."""
-        everybody = frozenset(one.case.key for one in scored)
+        patient_of = {one.case.key: one.case.patient for one in scored}
+        everybody = frozenset(patient_of)
         if history is None:
-            return cls(everybody, True, True, smallest, frozenset(), frozenset())
-        told = history.may_tell("scores", (one.case.patient for one in scored), smallest)
-        trained = history.names(one.case.patient for one in training)
-        told_loss = history.may_tell("loss", (one.case.patient for one in training), smallest)
+            return cls(everybody, True, True, smallest, frozenset(), frozenset(), patient_of)
+        now, trained = _names(history, scored), frozenset(_names(history, training).values())
+        told = history.may_tell("scores", frozenset(now.values()), smallest)
         return cls(
             everybody
             if told is None
-            else frozenset(
-                one.case.key for one in scored if history.name(one.case.patient) in told
-            ),
+            else frozenset(key for key, patient in patient_of.items() if now[patient] in told),
             told is not None,
-            told_loss == trained,
+            history.may_tell("loss", trained, smallest) == trained,
             smallest,
             told or frozenset(),
             trained,
+            patient_of,
         )
 
     def metrics(self, scores: Sequence[CaseScore]) -> tuple[Metric, ...]:
         """Means over the cases that may be told of; names alone where none may."""
-        found = summarize([one for one in scores if one.key in self.cases], self.smallest)
+        counted = [one for one in scores if one.key in self.cases]
+        found = summarize(counted, self.smallest, self.patient_of)
         if self.scores:
             return found
         return tuple(
@@ -66,3 +67,14 @@ class Telling:
             history.told("scores", self.scored_patients)
         if report.loss is not None:
             history.told("loss", self.trained_patients)
+
+
+def _names(history: History, cases: Sequence[StoredCase]) -> dict[str, str]:
+    """Of each patient of these cases the history's name, by the site's own."""
+    there: dict[str, list[str]] = {}
+    for one in cases:
+        record = one.record  # of the grey levels, and of both arrays
+        there.setdefault(one.case.patient, []).append(f"{record.digest}{record.crc}")
+    return {
+        patient: history.name(patient, " ".join(sorted(found))) for patient, found in there.items()
+    }

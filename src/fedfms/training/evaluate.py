@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
@@ -204,12 +204,17 @@ def foreground(logits: Tensor, case: Pictured, recipe: Recipe) -> Mask:
     return masks
 
 
-def summarize(scores: Sequence[CaseScore], min_cases: int) -> tuple[Metric, ...]:
+def summarize(
+    scores: Sequence[CaseScore], min_cases: int, patient_of: Mapping[str, str] | None = None
+) -> tuple[Metric, ...]:
     """Mean and spread of each class and metric, as far as enough cases stand behind them.
 
     Cases count alike, whatever their size, and so do slices. A mean is withheld (None) where fewer
-    than `min_cases` cases have a value; for the scores of slices too it is cases that count, since
-    a hundred slices of one patient still are one patient.
+    than `min_cases` cases, or patients, have a value; for the scores of slices too: a hundred
+    slices of one patient still are one patient.
+
+    Args:
+        patient_of: whose a case is, by its key; None: each is of a patient of its own.
 
     Returns:
         for each class in order of appearance: dice, iou, hd95, dice_slice, iou_slice; `std` is the
@@ -223,8 +228,12 @@ def summarize(scores: Sequence[CaseScore], min_cases: int) -> tuple[Metric, ...]
             scored = [row.slices if by_slice else (row,) for row in rows]
             values = [[getattr(one, score) for one in case] for case in scored]
             known = [value for case in values for value in case if not math.isnan(value)]
-            cases = sum(not all(map(math.isnan, case)) for case in values)
-            shown = cases >= max(min_cases, 1)
+            with_value = {
+                row.key if patient_of is None else patient_of[row.key]
+                for row, case in zip(rows, values, strict=True)
+                if not all(map(math.isnan, case))
+            }
+            shown = len(with_value) >= max(min_cases, 1)
             metrics.append(
                 Metric(
                     class_name=name,

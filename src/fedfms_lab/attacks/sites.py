@@ -36,6 +36,8 @@ OPEN: dict[str, Any] = {
     "min_clip_grad_norm": 1e-300,
     "min_learning_rate": 1e-300,
     "max_learning_rate": 1e300,
+    "min_positive_weight": 1e-300,
+    "max_positive_weight": 1e300,
     "max_local_epochs": 10**9,
     "min_training_patients": 1,
     "max_asks_of_a_model": 10**9,

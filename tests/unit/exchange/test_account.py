@@ -64,3 +64,23 @@ def test_nothing_costs_nothing_and_a_sum_without_noise_everything() -> None:
 def test_a_delta_that_is_none(delta: float) -> None:
     with pytest.raises(ValueError, match="delta"):
         epsilon([Noised(1.0)], delta)
+
+
+@pytest.mark.parametrize("noise", [1e-200, 5e-324, 1e-3])
+def test_next_to_no_noise_is_counted_and_does_not_break_the_account(noise: float) -> None:
+    assert epsilon([Noised(noise)], DELTA) == epsilon([Noised(noise, 0.5, 4)], DELTA) == 200
+
+
+def test_noise_beyond_measure_costs_next_to_nothing() -> None:
+    assert epsilon([Noised(1e200)], DELTA) == 0
+    of_all = epsilon([Noised(1e200, 0.5, 4)], DELTA)  # counted as 100, which is a little more
+    assert of_all == epsilon([Noised(100.0, 0.5, 4)], DELTA) < 0.1
+
+
+def test_a_delta_too_small_for_the_numbers_is_bounded_by_moments() -> None:
+    let_out = [Noised(1.0, 0.1, 40)]
+    assert epsilon(let_out, 1e-5) < epsilon(let_out, 1e-30) < epsilon(let_out, 1e-300) < 200
+
+
+def test_a_delta_that_is_nearly_one_costs_nothing_and_no_less() -> None:
+    assert epsilon([Noised(1.0, 0.1, 40)], 0.9) == 0

@@ -36,6 +36,14 @@ RECIPE = Recipe.from_json(REPOSITORY / "jobs/fedmsa/app/config/recipe.json")
             *("learning_rate is 1e+09", "at most 0.1 (max_learning_rate)"),
         ),
         (
+            *({"positive_weight": 1e-12}, "positive-weight-not-allowed"),
+            *("positive_weight is 1e-12", "at least 0.01 (min_positive_weight)"),
+        ),
+        (
+            *({"positive_weight": 1e9}, "positive-weight-not-allowed"),
+            *("positive_weight is 1e+09", "at most 1000 (max_positive_weight)"),
+        ),
+        (
             *({"local_epochs": 10**9}, "too-many-epochs"),
             *("local_epochs is 1000000000", "at most 50 (max_local_epochs)"),
         ),

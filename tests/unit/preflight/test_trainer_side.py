@@ -120,7 +120,7 @@ def test_no_site_yml(site, check):
     items = check()
     fails(items, "site-yml", "SITE_CONFIG")
     assert {item.code for item in items if item.status == "SKIP"} == {
-        *("data", "gpu", "shared-memory")
+        *("data", "patients", "gpu", "shared-memory")
     }
 
 
@@ -141,6 +141,16 @@ def test_a_method_that_is_not_installed_is_pointed_out(site, check):
     (item,) = [item for item in check() if item.code == "privacy"]
     assert item.status == "WARN"
     assert "fedmas, and installed here are" in item.text
+
+
+def test_a_site_with_too_few_patients_reads_so_before_its_first_round(site, check):
+    path = site / "policy" / "privacy.json"
+    path.write_text(json.dumps({"min_training_patients": 14}))
+    (item,) = [item for item in check() if item.code == "patients"]
+    assert item.status == "WARN"  # it may score
+    for part in ("nothing is trained here", "14 patients (min_training_patients)", "13 are there"):
+        assert part in item.text
+    assert "lower min_training_patients in privacy.json" in item.fix
 
 
 def test_the_data_in_one_line_of_numbers(site, check):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
+from pathlib import Path
 
 import pytest
 from torch import Tensor
@@ -17,8 +20,10 @@ from fedfms.control import Control
 from fedfms.errors import DoorClosed
 from fedfms.exchange.account import Noised, epsilon
 from fedfms.trainer.budget import ACCOUNT, Budget
+from fedfms.trainer.egress import ROOM
 from fedfms.trainer.kept import Outcome
 from fedfms.trainer.tasks import TaskRunner
+from small_disk import small_disk
 
 NOISED = {"patient_rate": 0.5, "patient_clip_norm": 0.5, "patient_noise": 4.0}
 
@@ -156,3 +161,76 @@ def test_a_damaged_account_closes_the_door(
     with pytest.raises(DoorClosed) as caught:
         train(task_runner(place), private(recipe), 0, global_model)
     assert caught.value.code == "privacy-account"
+
+
+def test_what_a_power_cut_left_of_a_line_did_not_leave_and_the_count_goes_on(
+    place: Place, recipe: Recipe
+) -> None:
+    work, policy = place.root / "work", Policy(clip_norm=1.0, noise_std=20.0)
+    Budget(work).add(policy, recipe, "job", 0)
+    whole = (work / ACCOUNT).read_bytes()
+    (work / ACCOUNT).write_bytes(whole + whole[:30])
+    assert Budget(work).spent(policy)[1].epsilon == epsilon([Noised(20.0)], 1e-5)
+    assert (work / ACCOUNT).read_bytes() != whole  # who only reads cuts nothing
+    Budget(work).add(policy, recipe, "job", 1)
+    assert Budget(work).spent(policy)[1].epsilon == epsilon([Noised(20.0, steps=2)], 1e-5)
+
+
+@pytest.mark.parametrize("clock", [0.0, 1_000_000_000.0])
+def test_a_clock_that_is_wrong_takes_no_round_out_of_the_count(
+    place: Place, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, clock: float
+) -> None:
+    """Nor does a day that is still to come."""
+    monkeypatch.setattr("fedfms.trainer.budget.time.time", lambda: clock)
+    policy = Policy(counted_since="2026-11-27")
+    Budget(place.work).add(policy, recipe, "job", 0)  # without noise
+    assert math.isinf(Budget(place.work).spent(policy)[0].epsilon)
+
+
+def test_drawn_patients_and_noise_are_not_drawn_twice_for_one_difference(
+    place: Place, recipe: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    place.set_policy(min_cases=1)  # without a limit, too: two draws average out
+    trainer = task_runner(place)
+    train(trainer, private(recipe), 0, global_model)
+    for job in ("other", "job"):
+        trainer.forget("job")
+        with pytest.raises(DoorClosed) as caught:
+            train(trainer, private(recipe), 0, global_model, job=job)
+        assert caught.value.code == "answered-before"
+
+
+def test_where_epsilon_has_a_limit_no_score_of_a_training_patient_leaves(
+    place: Place, recipe: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    """At a holdout all cases are scored, and its scores have no noise."""
+    held_out = dataclasses.replace(recipe, holdout=(SITE,))
+
+    def scored(number: int) -> int:
+        said = train(task_runner(place), held_out, number, global_model).contribution
+        return said.evaluated_cases
+
+    assert scored(0) == 8
+    place.set_policy(min_cases=1, patient_epsilon=8.0)
+    assert scored(1) == 2
+
+
+def test_a_full_disk_takes_no_round_out_of_the_count_and_then_nothing_leaves(
+    tmp_path: Path, recipe: Recipe
+) -> None:
+    policy = Policy(clip_norm=1.0, noise_std=20.0)
+    with small_disk(tmp_path / "disk", "2m") as work:
+        (work / ROOM).write_bytes(os.urandom(2**16))
+        budget = Budget(work)
+        budget.add(policy, recipe, "job", 0)
+        with (work / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(b"\0" * 4096):
+                pass
+        for number in range(1, 101):  # some pages of the disk
+            budget.add(policy, recipe, "job", number)
+        with pytest.raises(DoorClosed, match="No space left") as caught:
+            for number in range(1000):
+                budget.add(policy, recipe, "job", number)
+        assert caught.value.code == "privacy-account"
+        assert "free room" in caught.value.fix
+        assert (work / ACCOUNT).read_bytes().endswith(b"\n")

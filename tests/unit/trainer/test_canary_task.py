@@ -36,7 +36,8 @@ def task_of(recipe: Recipe, **changes: object) -> Task:
 
 @pytest.fixture
 def canary(recipe: Recipe) -> Recipe:
-    return dataclasses.replace(recipe, canary=True)
+    # of two epochs: by two cases it is sure that a round has enough steps
+    return dataclasses.replace(recipe, canary=True, local_epochs=2)
 
 
 @pytest.fixture

@@ -235,12 +235,13 @@ def test_the_order_of_slices_follows_from_the_secret(
 
 
 def told(history: History, patients: str, smallest: int = 3) -> str | None:
-    """Of which patients, a letter each, a mean leaves."""
-    found = history.may_tell("scores", patients, smallest)
+    """Of which patients a mean leaves; a letter each, a large one where there is another scan."""
+    names = {history.name(one.lower(), one): one for one in patients}
+    found = history.may_tell("scores", frozenset(names), smallest)
     if found is None:
         return None
     history.told("scores", found)
-    return "".join(sorted(one for one in patients if history.name(one) in found))
+    return "".join(sorted(one for name, one in names.items() if name in found))
 
 
 def test_two_sets_of_patients_differ_in_none_or_in_at_least_min_cases(tmp_path: Path) -> None:
@@ -256,7 +257,27 @@ def test_two_sets_of_patients_differ_in_none_or_in_at_least_min_cases(tmp_path: 
     assert told(history, "bcdefghij") == "bcdefghij"  # with the next k they come back
     assert told(history, "abcdefghijklm") == "abcdefghijklm"
     assert told(history, "abxyz") == "abxyz"
-    assert told(history, "ab") == "ab"  # too few to be told of: the door keeps them
+    assert told(history, "ab") is None
+
+
+def test_a_patient_with_another_scan_is_one_in_whom_two_sets_differ(tmp_path: Path) -> None:
+    """The same patients, and the mean of before beside it would tell that scan's score."""
+    history = History(tmp_path, SECRET)
+    assert told(history, "abcdef") == "abcdef"
+    assert told(history, "Abcdef") is None
+    assert told(history, "ABcdef") is None
+    assert told(history, "ABCdef") == "ABCdef"
+    assert told(history, "abcdef") == "abcdef"
+
+
+def test_a_history_is_of_one_secret(tmp_path: Path) -> None:
+    """With another one no patient and no model of before would be known again."""
+    history = History(tmp_path, SECRET)
+    assert told(history, "abcde") == "abcde"
+    assert told(History(tmp_path, SECRET), "abcd") is None
+    with pytest.raises(DoorClosed, match=r"another secret") as caught:
+        told(History(tmp_path, b"t" * 32), "abcd")
+    assert caught.value.code == "no-history"
 
 
 def test_a_patient_who_comes_or_goes_is_in_no_mean_that_leaves(

@@ -167,3 +167,18 @@ def test_pooled_slices_are_refused() -> None:
             control=Control(),
         )
     assert caught.value.code == "steps-of-patients"
+
+
+def test_who_else_is_there_does_not_choose_among_a_patients_slices() -> None:
+    """Counted over the whole site, a patient would shift which empty slices of others train."""
+    site = little_site(keep_empty_every=3)
+    empty = np.zeros((4, 24, 24))
+    chosen = [little_case(np.full((4, 24, 24), 9), empty, key=key) for key in "abc"]
+
+    def of_c(cases: list[PreparedCase], recipe: object) -> list[int]:
+        dataset = SliceDataset(cases, site, recipe)
+        return [index for number, index in dataset.slices if cases[number].case.key == "c"]
+
+    assert of_c(chosen, private()) == of_c(chosen[1:], private()) == [0, 3]
+    # without patient_rate the site's own protocol counts, whose weights were compared with others'
+    assert of_c(chosen, little_recipe()) != of_c(chosen[1:], little_recipe())
