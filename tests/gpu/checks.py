@@ -72,13 +72,17 @@ def random_model(chosen: Any) -> Any:
 
 
 def phantom_site(folder: Path, cases: int = 6, style: str = "bright", **changes: Any) -> Any:
-    """A site of phantoms on disk, whose one class is called lesion."""
+    """A site of phantoms on disk, of one class, lesion, whose policy lets steps of one slice out."""
+    import json
+
     import yaml
 
     from fedfms.contracts.site import SiteConfig
     from fedfms.local.synthetic import CLASS_NAME, write_phantom_site
 
     write_phantom_site(folder, style, cases=cases, slices=2, seed=1)
+    policy = folder / "policy/privacy.json"
+    policy.write_text(json.dumps({**json.loads(policy.read_text()), "min_batch_size": 1}))
     path = folder / "site.yml"
     values = yaml.safe_load(path.read_text())
     values["classes"] = {"lesion": values["classes"][CLASS_NAME]}
