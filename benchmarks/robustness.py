@@ -1,6 +1,6 @@
 """What one bad site does to a federation, and what the guard of a round finds in honest ones.
 
-    python benchmarks/robustness.py attacks [--sites 3] [--strategy mean] [--inverted] [--seed 0]
+    python benchmarks/robustness.py attacks [--sites 3] [--strategy mean ...] [--inverted]
     python benchmarks/robustness.py honest [--data ../shared/data]
 
 `--only NAME ...` does these rows alone.
@@ -20,6 +20,7 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import sys
@@ -261,7 +262,6 @@ def told(verdicts: list[list[Verdict]], refused: Mapping[str, str]) -> dict[str,
 def attacks(options: argparse.Namespace) -> bool:
     """Every attack at one federation; whether all stay within what is allowed."""
     plain = demo_recipe(seed=options.seed)
-    recipe = dataclasses.replace(plain, strategy=options.strategy)
     styles = [STYLES[number % len(STYLES)] for number in range(options.sites)]
     if options.inverted:
         styles[-1] = "inverted"
@@ -272,20 +272,20 @@ def attacks(options: argparse.Namespace) -> bool:
             folder / "sites", plain, (CASES,) * options.sites, styles=tuple(styles)
         ).sites
         rows = {"nobody": None, **ATTACKS}
-        if recipe != plain:
-            rows = {"nobody, plain mean": None, **rows}
+        tried = itertools.product(dict.fromkeys(["mean", *options.strategy]), rows.items())
         honest = None
-        for number, (name, attack) in enumerate(rows.items()):
+        for number, (strategy, (name, attack)) in enumerate(tried):
+            if attack is not None and strategy not in options.strategy:
+                continue
             if attack is not None and options.only and name not in options.only:
                 continue
             started = time.process_time()
-            # what a site answers depends on neither strategy nor guard
-            own = plain if name == "nobody, plain mean" else recipe
-            work = folder / f"work-{number}"
-            row = {"sites": options.sites, "strategy": own.strategy, "attack": name}
+            recipe = dataclasses.replace(plain, strategy=strategy)
+            row = {"sites": options.sites, "strategy": strategy, "attack": name}
             try:
-                federation = Federation(own, sites)
-                dice, verdicts, refused = federate(federation, work, attack, known)
+                dice, verdicts, refused = federate(
+                    Federation(recipe, sites), folder / f"work-{number}", attack, known
+                )
             except FedfmsError as error:  # what an attack did to honest trainers is the figure
                 show(**row, dice=0.0, ended=error.code)
                 good = False
@@ -409,7 +409,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("attacks", "honest"))
     parser.add_argument("--sites", type=int, default=3)
-    parser.add_argument("--strategy", default="mean")
+    parser.add_argument("--strategy", nargs="+", default=["mean"])
     parser.add_argument("--inverted", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+")
