@@ -129,15 +129,15 @@ def replay(sent: Sent) -> Answer:
 
 ATTACKS: dict[str, Callable[[Sent], Answer]] = {
     "x 100": times(100),
-    "x 10": times(10),
-    "3e38 everywhere": filled,
     "weight 1e9": heavy(1),
     "weight 1e9, sign turned": heavy(-1),
-    "-3 x the model": against_the_model,
     "sign turned": times(-1),
     "sign turned x 5": times(-5),
-    "noise of 10 times the norm": noise,
+    "-3 x the model": against_the_model,
+    "3e38 everywhere": filled,
     "replay of the first round": replay,
+    "noise of 10 times the norm": noise,
+    "x 10": times(10),
 }
 
 
