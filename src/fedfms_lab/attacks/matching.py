@@ -77,7 +77,7 @@ class Matcher:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         public = AttackedSite(folder, cases=PUBLIC, slices=2, seed=10_000, policy={})
         self._recipe = recipe
-        self._prior = Prior(*public.slices(recipe))
+        self.prior = Prior(*public.slices(recipe))
         self._model: Segmenter = build_model(recipe, find_checkpoint(recipe, None)).train()
         self._names = travelling_names(self._model)
 
@@ -113,11 +113,11 @@ class Matcher:
         parameters = dict(self._model.named_parameters())
         learned = [parameters[name] for name in self._names]
         wanted = -torch.cat([difference[name].flatten() for name in self._names]).float()
-        mixture = torch.zeros(self._prior.components, requires_grad=True)
+        mixture = torch.zeros(self.prior.components, requires_grad=True)
         adam = torch.optim.Adam([mixture], lr=_RATE)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, STEPS)
         for _ in range(STEPS):
-            picture, outline = self._prior.decoded(mixture)
+            picture, outline = self.prior.decoded(mixture)
             with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
                 loss = loss_per_class(self._model(picture[None]), outline[None], self._recipe)
                 parts = torch.autograd.grad(
@@ -130,5 +130,5 @@ class Matcher:
                 )
             adam.step()
             falling.step()
-        picture, outline = self._prior.decoded(mixture.detach())
+        picture, outline = self.prior.decoded(mixture.detach())
         return picture, outline
