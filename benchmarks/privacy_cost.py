@@ -3,6 +3,9 @@
     python benchmarks/privacy_cost.py phantoms --patients 200
     python benchmarks/privacy_cost.py folder SITE [SITE ...] --classes hippocampus
 
+A row each of `--rows`: `batches` trains as without privacy, `inf` draws and clips patients without
+noise, a number is an epsilon.
+
 Sites train together in this process, by the product's own trainer, door and average; the noise of
 each row is the smallest with which the account stays below its epsilon at delta 1e-5. A line of
 JSON a row: epsilon asked and spent, noise, mean Dice of the validation cases of all sites before
@@ -19,7 +22,6 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.manifest import find_cases
 from fedfms.data.prepare import prepare_cases
+from fedfms.data.prepared import Prepared
 from fedfms.exchange.account import Noised, epsilon
 from fedfms.exchange.strategies import combine, find_strategy
 from fedfms.local.synthetic import FEDERATION, write_phantom_site
@@ -46,6 +49,7 @@ from fedfms_lab.attacks.membership import loss_of_patients, membership
 ROOT = Path(__file__).resolve().parents[1]
 DELTA = 1e-5
 VALIDATION = 40  # phantoms of each site
+ATTACKED = 200  # patients of each site, at most, of whom the attack asks whether they were there
 NO_BUDGET = math.inf
 
 
@@ -61,25 +65,43 @@ def noise_for(limit: float, rate: float, steps: int) -> float:
     return math.ceil(high * 1000) / 1000
 
 
-def run(recipe: Recipe, sites: dict[str, Path], work: Path) -> dict[str, Any]:
+class Site:
+    """A site's cases, prepared once for all rows."""
+
+    def __init__(self, folder: Path, work: Path) -> None:
+        self.folder, self.work = folder, work
+        self.config = SiteConfig.from_yaml(folder / "site.yml")
+        self.cases = prepare_cases(find_cases(self.config), self.config)
+
+    def of(self, split: str, most: int) -> list[Prepared]:
+        """The first cases of a split."""
+        return [one for one in self.cases if one.case.split == split][:most]
+
+    def forget(self) -> None:
+        """Its trainer begins anew: nothing asked, nothing spent; what it prepared stays."""
+        for path in (self.work / "work").glob("*"):
+            if path.name != "prepared":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def run(recipe: Recipe, sites: dict[str, Site]) -> dict[str, Any]:
     """Train all rounds; the figures of one row."""
-    runners, configs, cases = {}, {}, {}
-    for name, folder in sites.items():
-        policy = work / name / "policy"
-        policy.mkdir(parents=True)
+    runners = {}
+    for name, site in sites.items():
+        site.forget()
+        policy = site.work / "policy"
+        policy.mkdir(parents=True, exist_ok=True)
         (policy / "privacy.json").write_text(json.dumps({"patient_epsilon": None}))
         runners[name] = TaskRunner(
             SiteFolders(
                 name=name,
-                config=folder / "site.yml",
+                config=site.folder / "site.yml",
                 policy=policy,
                 data_root=None,
                 checkpoints=None,
-                work=work / name / "work",
+                work=site.work / "work",
             )
         )
-        configs[name] = SiteConfig.from_yaml(folder / "site.yml")
-        cases[name] = prepare_cases(find_cases(configs[name]), configs[name])
     strategy = find_strategy(recipe)
     model = build_model(recipe, find_checkpoint(recipe, None))
     weights = read_travelling(model)
@@ -87,10 +109,10 @@ def run(recipe: Recipe, sites: dict[str, Path], work: Path) -> dict[str, Any]:
 
     def dice() -> float:
         found = []
-        for name in sites:
-            scored = [one for one in cases[name] if one.case.split == "validation"][:VALIDATION]
+        for site in sites.values():
+            scored = site.of("validation", VALIDATION)
             write_travelling(model, weights)
-            scores = evaluate(model, scored, recipe, configs[name], Control())
+            scores = evaluate(model, scored, recipe, site.config, Control())
             found.append(statistics.fmean(one.dice for one in scores if not one.empty))
         return statistics.fmean(found)
 
@@ -109,12 +131,11 @@ def run(recipe: Recipe, sites: dict[str, Path], work: Path) -> dict[str, Any]:
     after = dice()
     members: list[float] = []
     others: list[float] = []
-    for name in sites:
+    for site in sites.values():
         for split, losses in (("train", members), ("validation", others)):
-            chosen = [one for one in cases[name] if one.case.split == split][:200]
-            losses += loss_of_patients(model, chosen, configs[name], recipe)
+            losses += loss_of_patients(model, site.of(split, ATTACKED), site.config, recipe)
     told = membership(members, others)
-    spent, _ = Budget(work / next(iter(sites)) / "work").spent(Policy(delta=DELTA))
+    spent, _ = Budget(next(iter(sites.values())).work / "work").spent(Policy(delta=DELTA))
     return {
         "epsilon_spent": round(spent.epsilon, 3) if math.isfinite(spent.epsilon) else None,
         "noise": recipe.patient_noise,
@@ -132,7 +153,7 @@ def main() -> None:
     parser.add_argument("sites", nargs="*", type=Path)
     parser.add_argument("--patients", type=int, default=200, help="of each site, to train on")
     parser.add_argument("--classes", default="lesion")
-    parser.add_argument("--epsilons", default="inf,8,4,2")
+    parser.add_argument("--rows", default="batches,inf,8,4,2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=2, help="of each round")
     parser.add_argument("--rate", type=float, default=0.1)
@@ -173,8 +194,8 @@ def main() -> None:
                 (places[site] / "site.yml").write_text("\n".join(lines) + "\n")
         else:
             places = {place.name: place for place in options.sites}
-        rows: Sequence[str] = ["batches", *options.epsilons.split(",")]
-        for row in rows:
+        sites = {site: Site(place, Path(name) / "work" / site) for site, place in places.items()}
+        for row in options.rows.split(","):
             recipe = plain
             if row != "batches":
                 limit = float(row)
@@ -184,10 +205,8 @@ def main() -> None:
                 steps = sampled.steps_of_patients * options.rounds
                 noise = 0.0 if math.isinf(limit) else noise_for(limit, options.rate, steps)
                 recipe = dataclasses.replace(sampled, patient_noise=noise)
-            work = Path(name) / "work"
             began = time.process_time()
-            figures = run(recipe, places, work)
-            shutil.rmtree(work)
+            figures = run(recipe, sites)
             seconds = round(time.process_time() - began)
             print(json.dumps({"row": row, **figures, "cpu_seconds": seconds}), flush=True)
 

@@ -1,5 +1,7 @@
 """Pictures out of differences: gradient inversion of SAM's patch embedding, by linear algebra.
 
+Where it does not travel, as with FedMSA, matching.py looks for them; the rest is the same.
+
 The gradient of `pos_embed` is the error E of each token, (T, C); that of `patch_embed.proj.weight`
 is E^T X, where X (T, 3 p^2) are the patches of the picture. With as many channels as tokens, or
 more, X follows by least squares. An exact gradient of one slice is what a coordinator gets where
@@ -24,9 +26,9 @@ from torch import Tensor
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import DoorClosed
-from fedfms.trainer.kept import Outcome
 from fedfms.training.loop import ShuffledBatches, learning_rate
-from fedfms_lab.attacks.sites import OPEN, AttackedSite, first_model, for_phantoms
+from fedfms_lab.attacks.matching import Matcher
+from fedfms_lab.attacks.sites import OPEN, AttackedSite, averaged, first_model, for_phantoms
 
 _TOKENS = "image_encoder.pos_embed"
 _PATCHES = "image_encoder.patch_embed.proj.weight"
@@ -65,13 +67,20 @@ class Finding:
     # the same of pictures from other sites' answers: 95 % quantiles over these sites
     median_by_chance: float = math.nan
     largest_by_chance: float = math.nan
-    above_chance: int = 0  # sites of which either figure is beyond its quantile
+    # of outlines, where gradients are matched; likewise
+    outline: float = math.nan
+    outline_by_chance: float = math.nan
+    above_chance: int = 0  # sites of which any figure is beyond its quantile
     sites: int = 0  # attacked, each in turn; the figures are means over them
 
     @property
     def shows_something(self) -> bool:
         """Whether it is more than chance."""
-        return self.median > self.median_by_chance or self.largest > self.largest_by_chance
+        return (
+            self.median > self.median_by_chance
+            or self.largest > self.largest_by_chance
+            or self.outline > self.outline_by_chance
+        )
 
 
 def settings(policy: Mapping[str, Any], rounds: int) -> list[Setting]:
@@ -93,11 +102,17 @@ def settings(policy: Mapping[str, Any], rounds: int) -> list[Setting]:
         "evaluate_first": rounds,
         "loss": "bce",
         "transfer_precision": "fp32",
+        "patient_rate": None,
+        "patient_clip_norm": None,
+        "patient_noise": 0.0,
     }
     inside = {**found, "clip_grad_norm": 0.1, "learning_rate": 1e-3, "batch_size": 4}
     inside["local_epochs"] = 2
     few: dict[str, Any] = {"cases": 4, "slices": 2, "rounds": rounds}
     enough: dict[str, Any] = {"cases": 15, "slices": 1, "rounds": rounds}
+    noised = {**inside, "clip_grad_norm": None, "patient_rate": 0.5}
+    noised |= {"patient_clip_norm": 1.0, "patient_noise": 1.0}
+    noise_alone = {**OPEN, "clip_norm": 1.0, "noise_std": 0.01}
     known: dict[str, Any] = {"order_from_seed": True, "remembers": False}
     at_work: dict[str, Any] = {"order_from_seed": False, "remembers": True}
     return [
@@ -127,6 +142,19 @@ def settings(policy: Mapping[str, Any], rounds: int) -> list[Setting]:
             name="a recipe within bounds, averaged models",
             **{"recipe": inside, "policy": policy, "same_model": False, **enough, **at_work},
         ),
+        Setting(
+            name="as the first, the whole difference clipped to 1, noise of 0.01",
+            **{"recipe": found, "policy": noise_alone, "same_model": True, **few, **known},
+        ),
+        Setting(
+            name="patients drawn, clipped to 1, noise of 1, averaged models",
+            **{"recipe": noised, "policy": policy, "same_model": False, **enough, **at_work},
+        ),
+        Setting(
+            name="the job's own recipe, averaged models",
+            recipe={"rounds": rounds, "evaluate_first": rounds},
+            **{"policy": policy, "same_model": False, **enough, **at_work},
+        ),
     ]
 
 
@@ -134,7 +162,8 @@ def attack(job: Recipe, setting: Setting, folder: Path, *, others: int) -> Findi
     """Attack several phantom sites of one kind, and know of each by the others what is chance.
 
     Args:
-        job: of method fedsam, in pictures of so many tokens as the encoder has channels, or fewer.
+        job: in small pictures; with a patch embedding that travels, of so many tokens as the
+            encoder has channels, or fewer.
         setting: what to try.
         folder: for the sites.
         others: sites beside each attacked one; with 20, the largest is about the 95 % quantile.
@@ -152,9 +181,14 @@ def attack(job: Recipe, setting: Setting, folder: Path, *, others: int) -> Findi
         )
         for number in range(1 + others)
     ]
-    truth = [site.pictures(recipe) for site in sites]
+    truth = [site.slices(recipe) for site in sites]
     model = first_model(recipe)
+    matcher = None if _PATCHES in model else Matcher(recipe, folder / "public")
+    if matcher is not None:
+        model = matcher.first_model()
+    names = tuple(model) if matcher is not None else (_TOKENS, _PATCHES)
     answers: list[list[dict[str, Tensor]]] = [[] for _ in sites]
+    models = []
     refused = ""
     for number in range(setting.rounds):
         try:
@@ -162,48 +196,63 @@ def attack(job: Recipe, setting: Setting, folder: Path, *, others: int) -> Findi
         except DoorClosed as error:
             refused = f"{error.problem} ({error.code})"
             break
+        models.append(model)
         for kept, one in zip(answers, came, strict=True):
-            kept.append({name: one.tensors[name].double() for name in (_TOKENS, _PATCHES)})
+            kept.append({name: one.tensors[name].double() for name in names})
         if not setting.same_model:
-            model = _averaged(model, came)
-    of_it = Finding(setting.name, refused, len(answers[0]), len(truth[0]))
-    if not answers[0]:
+            model = averaged(model, came)
+    slices = len(truth[0][0])
+    of_it = Finding(setting.name, refused, len(models), slices)
+    if not models:
         return of_it
-    pictures = [
-        reconstruct(given, recipe, len(slices))
-        for given, slices in zip(answers, truth, strict=True)
+    shown, outlines = [], []
+    for given in answers:
+        if matcher is None:
+            shown.append(reconstruct(given, recipe, slices))
+            continue
+        if setting.same_model and len(given) >= slices:
+            by_slice = unmixed(given, recipe, slices)
+            given = [{name: by_slice[name][n] for name in names} for n in range(slices)]
+        pictures, drawn = matcher.found(given, models[: len(given)])
+        shown.append(pictures)
+        outlines.append(drawn)
+    figures = [_against_chance(shown, [images.mean(dim=1) for images, _ in truth])]
+    if outlines:
+        figures.append(_against_chance(outlines, [target[:, 0] for _, target in truth])[:, :, :1])
+    own, chance = np.concatenate(figures, axis=2)  # (sites, figures) each
+    means = [
+        float(value) for pair in zip(own.mean(0), chance.mean(0), strict=True) for value in pair
     ]
-    own, others_own = [], []
-    for number, slices in enumerate(truth):
-        public = torch.cat([one for n, one in enumerate(truth) if n != number]).mean(dim=0)
-        fits = [best_fits(one, slices, public) for one in pictures]
-        figures = np.array([(np.median(one), one.max()) for one in fits])
-        own.append(figures[number])
-        others_own.append(np.quantile(np.delete(figures, number, axis=0), 0.95, axis=0))
-    median, largest = np.mean(own, axis=0)
-    by_chance = np.mean(others_own, axis=0)
+    median, median_by_chance, largest, largest_by_chance, *of_outlines = means
+    outline, outline_by_chance = of_outlines or (math.nan, math.nan)
     return dataclasses.replace(
         of_it,
-        median=float(median),
-        largest=float(largest),
-        median_by_chance=float(by_chance[0]),
-        largest_by_chance=float(by_chance[1]),
-        above_chance=int((np.array(own) > np.array(others_own)).any(axis=1).sum()),
+        median=median,
+        largest=largest,
+        outline=outline,
+        median_by_chance=median_by_chance,
+        largest_by_chance=largest_by_chance,
+        outline_by_chance=outline_by_chance,
+        above_chance=int((own > chance).any(axis=1).sum()),
         sites=len(sites),
     )
 
 
-def _averaged(model: Mapping[str, Tensor], came: Sequence[Outcome]) -> dict[str, Tensor]:
-    """The model after one round of federated averaging (McMahan et al. 2017)."""
-    weights = [one.contribution.training_slices for one in came]
-    return {
-        name: tensor
-        + sum(
-            (w / sum(weights) * one.tensors[name] for w, one in zip(weights, came, strict=True)),
-            torch.zeros_like(tensor),
-        )
-        for name, tensor in model.items()
-    }
+def _against_chance(shown: Sequence[Tensor], truth: Sequence[Tensor]) -> NDArray[np.float64]:
+    """Median and largest fit of each site's images, and what is chance: (2, sites, 2).
+
+    Args:
+        shown: what each site's answers show, (P, S, S) each.
+        truth: what each has, (N, S, S) each.
+    """
+    own, chance = [], []
+    for number, images in enumerate(truth):
+        public = torch.cat([one for n, one in enumerate(truth) if n != number]).mean(dim=0)
+        fits = [best_fits(one, images, public) for one in shown]
+        figures = np.array([(np.median(one), one.max()) for one in fits])
+        own.append(figures[number])
+        chance.append(np.quantile(np.delete(figures, number, axis=0), 0.95, axis=0))
+    return np.array([own, chance])
 
 
 def reconstruct(answers: Sequence[Mapping[str, Tensor]], recipe: Recipe, slices: int) -> Tensor:
@@ -215,12 +264,8 @@ def reconstruct(answers: Sequence[Mapping[str, Tensor]], recipe: Recipe, slices:
         recipe: whose public order is taken for the order of the slices.
         slices: how many the site trains on; the averaging weight tells.
     """
-    mixture = torch.from_numpy(mixtures(recipe, slices, len(answers)))
-    undo = torch.linalg.pinv(mixture)
-    stacked = {
-        name: torch.stack([answer[name] for answer in answers]) for name in (_TOKENS, _PATCHES)
-    }
-    by_slice = {name: torch.tensordot(undo, values, dims=1) for name, values in stacked.items()}
+    stacked = _stacked(answers)
+    by_slice = unmixed(answers, recipe, slices)
     pictures = [
         picture(group[_TOKENS][number], group[_PATCHES][number], cutoff)
         for group in (stacked, by_slice)
@@ -228,6 +273,20 @@ def reconstruct(answers: Sequence[Mapping[str, Tensor]], recipe: Recipe, slices:
         for cutoff in CUTOFFS
     ]
     return torch.stack(pictures)
+
+
+def unmixed(
+    answers: Sequence[Mapping[str, Tensor]], recipe: Recipe, slices: int
+) -> dict[str, Tensor]:
+    """What each slice added to a site's differences, (slices, ...), as `reconstruct` takes them."""
+    undo = torch.linalg.pinv(torch.from_numpy(mixtures(recipe, slices, len(answers))))
+    return {
+        name: torch.tensordot(undo, values, dims=1) for name, values in _stacked(answers).items()
+    }
+
+
+def _stacked(answers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([answer[name] for answer in answers]) for name in answers[0]}
 
 
 def mixtures(recipe: Recipe, slices: int, rounds: int) -> NDArray[np.float64]:

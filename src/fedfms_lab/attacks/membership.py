@@ -2,13 +2,18 @@
 
 Yeom et al. 2018 (arXiv 1709.01604): whoever has a patient's images and labels asks the model for
 its loss; a small one means "was there". The area under the ROC curve is what the attack is worth:
-0.5 is guessing, and one that is under it says nothing either.
+0.5 is guessing, and one that is under it says nothing either. Who attacks here is anybody with the
+final model, a coordinator or another site.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +24,16 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.prepared import Prepared
 from fedfms.data.slices import SliceDataset
+from fedfms.errors import DoorClosed
+from fedfms.models.build import build_model
+from fedfms.models.sam import find_checkpoint
+from fedfms.models.travelling import write_travelling
 from fedfms.training.losses import loss_per_class
+from fedfms_lab.attacks.sites import AttackedSite, averaged, first_model, for_phantoms
+
+SITES = 3
+PATIENTS = 15  # of a site, of one slice; seven in ten train
+STRANGERS = 60  # of the same kind, of whom none was there
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +76,54 @@ def membership(members: Sequence[float], others: Sequence[float]) -> Membership:
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = auc * (1 - auc) + (one - 1) * (q1 - auc**2) + (two - 1) * (q2 - auc**2)
     return Membership(auc, 1.96 * float(np.sqrt(variance / (one * two))), one, two)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the final model of a run tells of who was there."""
+
+    refused: str  # the sentence of the refusal; empty where the run came to its end
+    rounds: int  # trained
+    auc: float = math.nan  # see Membership
+    half_width: float = math.nan
+    members: int = 0
+    others: int = 0
+
+    @property
+    def shows_something(self) -> bool:
+        """Whether members are told from others, beyond the 95 % interval."""
+        return self.auc - self.half_width > 0.5
+
+
+def attack_members(job: Recipe, policy: Mapping[str, Any], folder: Path) -> Told:
+    """Train sites of few patients by a recipe and under a policy; ask the model who was there.
+
+    Args:
+        job: with its own rounds and epochs; more of them tell more.
+        policy: of each site.
+        folder: for the sites.
+    """
+    recipe = for_phantoms(dataclasses.replace(job, evaluate_first=job.rounds))
+    sites = [
+        AttackedSite(folder / f"site-{n}", cases=PATIENTS, slices=1, seed=n, policy=policy)
+        for n in range(SITES)
+    ]
+    weights = first_model(recipe)
+    for number in range(recipe.rounds):
+        try:
+            weights = averaged(weights, [site.ask(recipe, number, weights) for site in sites])
+        except DoorClosed as error:
+            return Told(f"{error.problem} ({error.code})", number)
+    model = build_model(recipe, find_checkpoint(recipe, None))
+    write_travelling(model, weights)
+    strangers = AttackedSite(
+        folder / "strangers", cases=STRANGERS, slices=1, seed=20_000, policy=policy
+    )
+    members = [
+        loss
+        for site in sites
+        for loss in loss_of_patients(model, site.cases("train"), site.config, recipe)
+    ]
+    cases = strangers.cases("train", "validation")
+    others = loss_of_patients(model, cases, strangers.config, recipe)
+    return Told("", recipe.rounds, **dataclasses.asdict(membership(members, others)))

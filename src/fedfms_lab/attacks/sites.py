@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.manifest import find_cases
 from fedfms.data.prepare import prepare_cases
+from fedfms.data.prepared import Prepared
 from fedfms.data.slices import SliceDataset
 from fedfms.local.synthetic import CLASS_NAME, write_phantom_site
 from fedfms.models.build import build_model
@@ -128,11 +129,24 @@ class AttackedSite:
 
     def pictures(self, recipe: Recipe) -> Tensor:
         """Its training slices as the network sees them, (N, S, S): what no attack may find."""
-        site = SiteConfig.from_yaml(self._folder / "site.yml")
-        cases = prepare_cases(find_cases(site), site, Control())
-        training = [case for case in cases if case.case.split == "train"]
-        dataset = SliceDataset(training, site, recipe)
-        return torch.stack([dataset[i]["image"].mean(dim=0) for i in range(len(dataset))])
+        return self.slices(recipe)[0].mean(dim=1)
+
+    def slices(self, recipe: Recipe) -> tuple[Tensor, Tensor]:
+        """The same in three channels, (N, 3, S, S), and the outlines, (N, K, M, M) of 0 and 1."""
+        dataset = SliceDataset(self.cases("train"), self.config, recipe)
+        items = [dataset[number] for number in range(len(dataset))]
+        images, targets = ([item[key] for item in items] for key in ("image", "target"))
+        return torch.stack(images), torch.stack(targets)
+
+    @property
+    def config(self) -> SiteConfig:
+        """Its site.yml."""
+        return SiteConfig.from_yaml(self._folder / "site.yml")
+
+    def cases(self, *splits: str) -> list[Prepared]:
+        """Its cases of these splits."""
+        cases = prepare_cases(find_cases(self.config), self.config, Control())
+        return [case for case in cases if case.case.split in splits]
 
 
 def for_phantoms(recipe: Recipe) -> Recipe:
@@ -143,3 +157,16 @@ def for_phantoms(recipe: Recipe) -> Recipe:
 def first_model(recipe: Recipe) -> dict[str, Tensor]:
     """The travelling tensors before training."""
     return read_travelling(build_model(recipe, find_checkpoint(recipe, None)))
+
+
+def averaged(model: Mapping[str, Tensor], came: Sequence[Outcome]) -> dict[str, Tensor]:
+    """The model after one round of federated averaging (McMahan et al. 2017)."""
+    weights = [one.contribution.training_slices for one in came]
+    return {
+        name: tensor
+        + sum(
+            (w / sum(weights) * one.tensors[name] for w, one in zip(weights, came, strict=True)),
+            torch.zeros_like(tensor),
+        )
+        for name, tensor in model.items()
+    }

@@ -16,6 +16,7 @@ from fedfms_lab.cli import PANEL
 
 if TYPE_CHECKING:
     from fedfms_lab.attacks.inversion import Finding
+    from fedfms_lab.attacks.membership import Told
     from fedfms_lab.attacks.single_cases import Recovered
 
 commands = typer.Typer()
@@ -40,13 +41,15 @@ def audit_privacy(
 ) -> None:
     """Attack sites of phantoms by a recipe and under a policy; print what came out.
 
-    Pictures are looked for by gradient inversion, in differences of SAM's patch embedding: the job
-    must be of method fedsam, in small pictures (--set image_size=64). Scores of single patients are
-    looked for in what is told of several. Exit code 1 if an attack under the policy shows anything.
+    Pictures are looked for by gradient inversion: of fedsam out of SAM's patch embedding, of other
+    methods by matching gradients, with their outlines; ask for small ones (--set image_size=64).
+    Scores of single patients are looked for in what is told of several, and who was there in the
+    loss of the job's final model. Exit code 1 if an attack under the policy shows anything.
     """
     from fedfms.contracts.policy import Policy
     from fedfms.contracts.recipe import read_job_recipe
     from fedfms_lab.attacks.inversion import attack, settings
+    from fedfms_lab.attacks.membership import attack_members
     from fedfms_lab.attacks.single_cases import all_single_cases
     from fedfms_lab.attacks.sites import OPEN
 
@@ -58,35 +61,43 @@ def audit_privacy(
     with tempfile.TemporaryDirectory() as name, progress(as_json) as on_progress:
         chosen = [one for n, one in enumerate(settings(values, rounds), 1) if not only or n in only]
         for number, setting in enumerate(chosen):
-            on_progress("attack", number, len(chosen) + 2)
+            on_progress("attack", number, len(chosen) + 3)
             found.append(attack(recipe, setting, Path(name) / str(number), others=others))
         cases = {}
         for number, (whose, rules) in enumerate((("no bounds", OPEN), ("the policy", values))):
-            on_progress("attack", len(chosen) + number, len(chosen) + 2)
+            on_progress("attack", len(chosen) + number, len(chosen) + 3)
             cases[whose] = all_single_cases(recipe, rules, Path(name) / whose)
+        on_progress("attack", len(chosen) + 2, len(chosen) + 3)
+        told = attack_members(recipe, values, Path(name) / "members")
     failed = any(
         one.shows_something for one, setting in zip(found, chosen, strict=True) if setting.remembers
-    ) or any(one.shows_something for one in cases["the policy"])
+    )
+    failed |= told.shows_something or any(one.shows_something for one in cases["the policy"])
     if as_json:
         out.print_json(
             json.dumps(
                 {
                     "pictures": [dataclasses.asdict(one) for one in found],
                     "cases": {k: [dataclasses.asdict(o) for o in v] for k, v in cases.items()},
+                    "members": dataclasses.asdict(told),
                 }
             )
         )
     else:
-        _show(found, cases)
+        _show(found, cases, told)
     raise typer.Exit(1 if failed else 0)
 
 
-def _show(found: list[Finding], cases: dict[str, list[Recovered]]) -> None:
+def _show(found: list[Finding], cases: dict[str, list[Recovered]], told: Told) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in ("pictures", "rounds", "median", "by chance", "largest", "by chance", ""):
+    chance = "by chance"
+    for heading in (
+        *("pictures", "rounds", "median", chance, "largest", chance, "outline", chance, ""),
+    ):
         table.add_column(heading, justify="left" if heading in ("pictures", "") else "right")
     for one in found:
         figures = (one.median, one.median_by_chance, one.largest, one.largest_by_chance)
+        figures += (one.outline, one.outline_by_chance)
         table.add_row(
             one.setting,
             str(one.rounds),
@@ -102,3 +113,10 @@ def _show(found: list[Finding], cases: dict[str, list[Recovered]]) -> None:
             error = "none follows" if attempt.error is None else f"{attempt.error:.4f}"
             table.add_row(attempt.attack, whose, attempt.told, error)
     out.print(table)
+    if told.refused:
+        out.print(f"who was there: refused: {told.refused}")
+    else:
+        out.print(
+            f"who was there: AUC {told.auc:.2f} ± {told.half_width:.2f} (0.5 is guessing) after "
+            f"{told.rounds} rounds; {told.members} members, {told.others} others"
+        )

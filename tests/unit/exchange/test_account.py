@@ -36,6 +36,9 @@ def by_another(let_out: list[Noised], delta: float) -> float:
         [Noised(5.0, 1.0, 10)],
         [Noised(1.0, 1.0, 1)],
         [Noised(3.0), Noised(9.0, 1.0, 4)],
+        [Noised(0.938, 0.1, 100)],  # and those of results/privacy.md
+        [Noised(1.396, 0.1, 100)],
+        [Noised(2.254, 0.1, 100)],
     ],
 )
 def test_epsilon_is_that_of_an_independent_accountant(let_out: list[Noised]) -> None:
@@ -47,6 +50,12 @@ def test_epsilon_is_that_of_an_independent_accountant(let_out: list[Noised]) -> 
 def test_at_another_delta(delta: float) -> None:
     let_out = [Noised(1.2, 0.1, 60)]
     assert epsilon(let_out, delta) == pytest.approx(by_another(let_out, delta), rel=0.01)
+
+
+def test_epsilons_that_are_published() -> None:
+    """results/privacy.md: what that noise comes to there."""
+    for noise, published in ((0.938, 7.98), (1.396, 3.96), (2.254, 2.00)):
+        assert epsilon([Noised(noise, 0.1, 100)], DELTA) == pytest.approx(published, abs=0.005)
 
 
 def test_rounds_one_by_one_cost_what_they_cost_together() -> None:

@@ -147,6 +147,37 @@ def test_a_round_without_noise_is_a_plain_loop_of_full_steps() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("bound", [0.05, 1e6])
+def test_noise_of_zero_is_no_noise_to_the_byte(bound: float) -> None:
+    """Against steps written out here, of gradients that are clipped and of such that are not."""
+    recipe = private(patient_clip_norm=bound, patient_noise=0.0, local_epochs=3, batch_size=50)
+    model = LittleNet()
+    dataset = SliceDataset(cases(), little_site(), recipe)
+    train_round(
+        model, dataset, recipe, little_site(), round_number=0, optimizer=None, control=Control()
+    )
+    plain = LittleNet()
+    parameters = list(plain.parameters())
+    adam = torch.optim.Adam(parameters, lr=recipe.learning_rate, fused=True)
+    clipped = 0
+    for _ in range(3):
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        for items in ([0, 1, 5], [2, 3, 4], [6, 7, 8, 9]):  # the slices of A, B and C
+            adam.zero_grad()
+            batch = default_collate([dataset[item] for item in items])
+            loss_per_class(plain(batch["image"]), batch["target"], recipe).sum().backward()
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).item()
+            clipped += norm > bound
+            for summed, parameter in zip(total, parameters, strict=True):
+                summed.add_(parameter.grad, alpha=min(1.0, bound / norm))
+        for summed, parameter in zip(total, parameters, strict=True):
+            parameter.grad = summed / 3
+        adam.step()
+    assert clipped == (9 if bound < 1 else 0)
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_as_many_steps_as_give_each_patient_its_epochs() -> None:
     assert private(patient_rate=0.1, local_epochs=2).steps_of_patients == 20
     assert private(patient_rate=0.3).steps_of_patients == 3

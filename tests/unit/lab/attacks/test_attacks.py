@@ -13,6 +13,7 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.control import Control
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
+from fedfms.models.travelling import write_travelling
 from fedfms.training.loop import accumulate_gradients
 from fedfms_lab.attacks.inversion import (
     attack,
@@ -21,12 +22,14 @@ from fedfms_lab.attacks.inversion import (
     picture,
     settings,
 )
+from fedfms_lab.attacks.matching import Matcher, Prior
+from fedfms_lab.attacks.membership import attack_members, membership
 from fedfms_lab.attacks.single_cases import (
     mean_and_spread,
     one_patient_more,
     one_training_patient,
 )
-from fedfms_lab.attacks.sites import OPEN, for_phantoms
+from fedfms_lab.attacks.sites import OPEN, AttackedSite, for_phantoms
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 
@@ -35,6 +38,12 @@ REPOSITORY = Path(__file__).resolve().parents[4]
 def job() -> Recipe:
     recipe = Recipe.from_json(REPOSITORY / "jobs/fedsam/app/config/recipe.json")
     return for_phantoms(dataclasses.replace(recipe, image_size=64))
+
+
+@pytest.fixture(scope="module")
+def fedmsa() -> Recipe:
+    recipe = Recipe.from_json(REPOSITORY / "jobs/fedmsa/app/config/recipe.json")
+    return for_phantoms(dataclasses.replace(recipe, image_size=64, loss="bce"))
 
 
 def test_a_picture_follows_from_the_gradient_of_its_patch_embedding(job: Recipe) -> None:
@@ -98,3 +107,57 @@ def test_single_patients_follow_without_bounds_and_not_by_the_default_policy(
     assert before.shows_something
     after = attempt(job, {}, tmp_path / "policy")
     assert after.error is None and not after.shows_something
+
+
+def test_a_prior_of_all_components_holds_the_pictures_that_it_was_made_of() -> None:
+    generator = torch.Generator().manual_seed(2)
+    pictures = torch.randn(6, 3, 8, 8, generator=generator) * 4 + 1
+    outlines = (torch.rand(6, 1, 4, 4, generator=generator) > 0.5).float()
+    prior = Prior(pictures, outlines, 5)  # of six points in all directions
+    axes = torch.stack([torch.cat([p.flatten() for p in prior.decoded(z)]) for z in torch.eye(5)])
+    mean = torch.cat([part.flatten() for part in prior.decoded(torch.zeros(5))])
+    assert prior.components == 5
+    torch.testing.assert_close(mean[:192], pictures.mean(dim=0).flatten())
+    wanted = pictures[3].flatten() - mean[:192]
+    fit = torch.linalg.lstsq((axes - mean)[:, :192].T, wanted[:, None]).solution
+    torch.testing.assert_close((axes - mean)[:, :192].T @ fit, wanted[:, None], rtol=0, atol=0.01)
+
+
+def test_gradients_of_fedmsa_show_their_own_slice_more_than_another(
+    fedmsa: Recipe, tmp_path: Path
+) -> None:
+    matcher = Matcher(fedmsa, tmp_path / "public")
+    images, outlines = AttackedSite(tmp_path / "site", cases=4, slices=1, seed=1, policy={}).slices(
+        fedmsa
+    )
+    weights = matcher.first_model()
+    model = build_model(fedmsa, find_checkpoint(fedmsa, None))
+    write_travelling(model, weights)
+    batch = {"image": images[:1], "target": outlines[:1], "annotated": torch.ones(1, 1)}
+    accumulate_gradients(model, batch, fedmsa, 1, Control())
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert gradients.keys() == weights.keys()
+    pictures, drawn = matcher.found([{n: -g.double() for n, g in gradients.items()}], [weights])
+    usual, outline = matcher.prior.decoded(torch.zeros(matcher.prior.components))
+    own, *others = best_fits(pictures, images.mean(dim=1), usual.mean(dim=0))
+    assert own > 0.15 + max(others)
+    own, *others = best_fits(drawn, outlines[:, 0], outline[0])
+    assert own > 0.3 + max(others)
+
+
+def test_members_are_told_where_few_were_trained_on_often_and_not_where_the_policy_refuses(
+    fedmsa: Recipe, tmp_path: Path
+) -> None:
+    often = dataclasses.replace(fedmsa, rounds=2, local_epochs=20, batch_size=5, loss="dice_bce")
+    told = attack_members(often, {}, tmp_path / "often")
+    assert (told.rounds, told.members, told.others) == (2, 30, 60)
+    assert told.shows_something
+    refused = attack_members(often, {"max_local_epochs": 5}, tmp_path / "refused")
+    assert (refused.rounds, refused.shows_something) == (0, False)
+    assert "local_epochs" in refused.refused
+
+
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_the_right_order() -> None:
+    members, others = [0.1, 0.2, 0.5], [0.3, 0.5, 0.9, 0.05]
+    pairs = [(m < o) + 0.5 * (m == o) for m in members for o in others]
+    assert membership(members, others).auc == pytest.approx(np.mean(pairs))
