@@ -160,7 +160,7 @@ def before_and_after(result: Result, part: int = 0) -> str:
         axes.set_yticks(range(len(sites)), [style.site for style, *_ in sites])
         axes.set_ylim(-0.6, len(sites) - 0.4)
         low, high = dice_range([value for _, *both in sites for value in both])
-        room = 0.12 * (high - low)  # for the labels
+        room = 0.24 * (high - low)  # for a label beside a point at the end of the range
         axes.set_xlim(low - room, high + room)
         axes.set_xticks([tick / 10 for tick in tenths(low, high)])
         axes.set_xlabel("Dice")
