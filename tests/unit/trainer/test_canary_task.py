@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
-import resource
+import subprocess
+import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import safetensors
 import torch
 from torch import Tensor
 from trainer_process import SITE, Place, task_runner
 
-import fedfms.data.memory
 from fedfms.contracts.messages import Task, TaskFiles, TaskRequest
 from fedfms.contracts.recipe import Recipe
 from fedfms.control import Control
@@ -24,7 +22,6 @@ from fedfms.models.segmenter import Segmenter
 from fedfms.trainer.canary import memory_refused
 from fedfms.trainer.ledger import PAGE
 from fedfms.trainer.server import TrainerServer, _Running
-from fedfms.training.device import is_out_of_memory
 
 JOB = "job"
 
@@ -196,31 +193,46 @@ def test_a_site_that_only_scores_rehearses_its_scores(
     assert len(list((work / "prepared").glob("*.case"))) == 2
 
 
-def test_memory_that_is_not_there_is_refused_and_afterwards_as_before(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    limit = tmp_path / "memory.max"  # as a container's
-    monkeypatch.setattr(fedfms.data.memory, "_V2_LIMIT", limit)
+IN_300_MIB = """
+import resource, sys
+from pathlib import Path
 
-    def leave_300_mib() -> None:  # of what this process, which other tests filled, has now
-        used = psutil.Process().memory_info()
-        limit.write_text(str(used.rss - used.shared + 300 * 1024**2))
+import psutil
+import torch
 
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    cpu = torch.device("cpu")
-    gc.collect()
-    leave_300_mib()
-    with memory_refused(cpu):
-        assert torch.ones(10 * 1024**2).numel()  # 40 MiB
-    leave_300_mib()
-    with pytest.raises(RuntimeError), memory_refused(cpu):
-        torch.ones(68 * 1024**2)  # 272 MiB: nine tenths of what is left are too much
-    leave_300_mib()
-    with pytest.raises(RuntimeError) as caught, memory_refused(cpu):
-        torch.ones(150 * 1024**2)
-    assert is_out_of_memory(caught.value)
-    assert resource.getrlimit(resource.RLIMIT_DATA) == before
-    assert torch.ones(150 * 1024**2).numel()
+import fedfms.data.memory
+from fedfms.trainer.canary import memory_refused
+from fedfms.training.device import is_out_of_memory
+
+limit = fedfms.data.memory._V2_LIMIT = Path(sys.argv[1])  # as a container's
+used = psutil.Process().memory_info()
+limit.write_text(str(used.rss - used.shared + 300 * 1024**2))
+before = resource.getrlimit(resource.RLIMIT_DATA)
+cpu = torch.device("cpu")
+
+
+def is_refused(values):
+    try:
+        with memory_refused(cpu):
+            torch.ones(values)
+    except RuntimeError as error:
+        return is_out_of_memory(error)
+    return False
+
+
+assert not is_refused(10 * 1024**2)  # 40 MiB
+assert is_refused(68 * 1024**2)  # 272 MiB: nine tenths of what is left are too much
+assert is_refused(150 * 1024**2)
+assert resource.getrlimit(resource.RLIMIT_DATA) == before
+assert torch.ones(150 * 1024**2).numel()
+"""
+
+
+def test_memory_that_is_not_there_is_refused_and_afterwards_as_before(tmp_path: Path) -> None:
+    """In a process of its own: one that other tests filled has free memory of its own to give."""
+    command = [sys.executable, "-c", IN_300_MIB, str(tmp_path / "memory.max")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_library_that_gets_no_memory_for_itself_is_understood() -> None:
