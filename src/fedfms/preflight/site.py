@@ -404,14 +404,19 @@ def _patients(site: SiteConfig, policy: Path) -> str:
     """Whether there are enough to train on by the site's own policy."""
     from fedfms.data.manifest import find_cases, training_patients
 
-    bounds, patients = Policy.from_folder(policy), training_patients(find_cases(site))
-    if breach := too_few_patients(bounds, patients):
+    rules, patients = Policy.from_folder(policy), training_patients(find_cases(site))
+    if breach := too_few_patients(rules, patients):
         raise Worry(
             f"nothing is trained here: {breach.problem}",
             f"{breach.fix}; each difference is then of these few alone. A site that only scores "
             "(holdout) needs none",
         )
-    return f"{patients} to train on; the policy asks for {bounds.min_training_patients} at least"
+    if rules.limits_epsilon and rules.delta * patients >= 1:
+        raise Worry(
+            f"delta is {rules.delta:g}: of {patients} patients, one could be shown whole",
+            "set delta in privacy.json to less than one over the number of patients",
+        )
+    return f"{patients} to train on; the policy asks for {rules.min_training_patients} at least"
 
 
 def _account(places: TrainerPlaces) -> str:

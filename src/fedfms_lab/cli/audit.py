@@ -96,8 +96,10 @@ def _show(found: list[Finding], cases: dict[str, list[Recovered]], told: Told) -
     ):
         table.add_column(heading, justify="left" if heading in ("pictures", "") else "right")
     for one in found:
-        figures = (one.median, one.median_by_chance, one.largest, one.largest_by_chance)
-        figures += (one.outline, one.outline_by_chance)
+        figures = (
+            *(one.median, one.median_by_chance, one.largest, one.largest_by_chance),
+            *(one.outline, one.outline_by_chance),
+        )
         table.add_row(
             one.setting,
             str(one.rounds),

@@ -145,12 +145,13 @@ def test_a_recipe_out_of_a_sites_bounds_is_said_before_it_is_submitted(prepare) 
 
 def test_a_site_with_too_few_patients_is_said_before_it_refuses_a_round(prepare) -> None:
     told = [THREE[0], site("site-2", bounds=Bounds(), few_patients=True), THREE[2]]
-    error = refusal(prepare(), told)
+    job = prepare()
+    error = refusal(job, told)
     assert error.code == "too-few-training-patients"
     assert "site-2 has fewer than 10 patients to train on (min_training_patients)" in error.problem
     assert "--set holdout=site-2" in error.fix and "privacy.json" in error.fix
-    recipe = dataclasses.replace(prepare().recipe, holdout=("site-2",))
-    assert check_announcements(dataclasses.replace(prepare(), recipe=recipe), told)
+    scores = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, holdout=("site-2",)))
+    assert check_announcements(scores, told)
 
 
 def test_a_site_that_pauses_takes_part_later_and_who_submits_reads_so(prepare) -> None:

@@ -151,6 +151,9 @@ def test_a_site_with_too_few_patients_reads_so_before_its_first_round(site, chec
     for part in ("nothing is trained here", "14 patients (min_training_patients)", "13 are there"):
         assert part in item.text
     assert "lower min_training_patients in privacy.json" in item.fix
+    path.write_text(json.dumps({"patient_epsilon": 8.0, "delta": 0.1}))
+    (item,) = [item for item in check() if item.code == "patients"]
+    assert item.status == "WARN" and "delta is 0.1: of 13 patients" in item.text
 
 
 def test_the_data_in_one_line_of_numbers(site, check):
