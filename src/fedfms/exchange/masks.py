@@ -42,6 +42,15 @@ def common_seed(private: bytes, public: bytes, purpose: bytes) -> bytes:
     return HKDF(hashes.SHA256(), SEED_BYTES, None, purpose).derive(secret)
 
 
+def has_secrets(public: bytes) -> bool:
+    """Whether a public key makes a secret with others: a few make the same one, 0, with all."""
+    try:
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError:
+        return False
+    return True
+
+
 def public_of(private: bytes) -> bytes:
     """The public key of an X25519 private key; both have 32 bytes."""
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
