@@ -43,6 +43,8 @@ def egress(
     from fedfms.errors import ConfigError
     from fedfms.trainer.egress import LOG, read_egress
 
+    if first is not None and last is not None and last < first:
+        raise typer.BadParameter(f"{last:%Y-%m-%d} is before {first:%Y-%m-%d}", param_hint="--to")
     try:
         found = read_egress(work)
     except FileNotFoundError:

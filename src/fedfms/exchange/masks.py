@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -78,11 +77,6 @@ def add_mask(tensors: Mapping[str, Tensor], seed: bytes, sign: int) -> None:
                 np.add(part, mask[: len(part)], out=part)
             else:
                 np.subtract(part, mask[: len(part)], out=part)
-
-
-def zeros_like(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Integers of the same names and shapes, all 0."""
-    return {name: torch.zeros(one.shape, dtype=torch.int64) for name, one in tensors.items()}
 
 
 def split(secret: bytes, holders: int, threshold: int) -> list[bytes]:

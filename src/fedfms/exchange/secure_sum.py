@@ -35,7 +35,6 @@ from torch import Tensor
 from fedfms.contracts.sums import (
     KEYS,
     LEAST_SITES,
-    MOST_SITES,
     Key,
     Piece,
     RoundKeys,
@@ -172,8 +171,9 @@ class SiteRound:
         keys = {one.site: one for one in self.keys}
         if not set(of) <= set(keys) - {self.site}:
             raise _other_sum()
-        if len(of) + 1 < max(LEAST_SITES, threshold(len(keys))):
-            raise _few(len(of) + 1)
+        needed = max(LEAST_SITES, threshold(len(keys)))
+        if len(of) + 1 < needed:
+            raise _few(len(of) + 1, needed)
         held = dict(self.held)
         for name, one in sorted(of.items()):
             try:
@@ -224,8 +224,8 @@ class SiteRound:
             raise no_sum()
         if not set(names) <= set(self.held) or (self.arrived and names != self.arrived):
             raise _other_sum()
-        if len(names) < threshold(len(self.keys)):
-            raise _few(len(names))
+        if len(names) < (needed := threshold(len(self.keys))):
+            raise _few(len(names), needed)
         pieces = tuple(
             Piece(site=name, share=self.held[name][1 if name in names else 0])
             for name in self.members
@@ -233,8 +233,8 @@ class SiteRound:
         return dataclasses.replace(self, arrived=names), pieces
 
     def _check(self, of: Mapping[str, RoundKeys], peers: Mapping[str, str]) -> None:
-        if not LEAST_SITES <= len(of) <= MOST_SITES:
-            raise _few(len(of))
+        if len(of) < LEAST_SITES:
+            raise _few(len(of), LEAST_SITES)
         mine = of.get(self.site)
         expected = (
             public_of(bytes.fromhex(self.sealing)).hex(),
@@ -494,9 +494,9 @@ def summed_before(round_number: int) -> DoorClosed:
     )
 
 
-def _few(sites: int) -> DoorClosed:
+def _few(sites: int, needed: int) -> DoorClosed:
     return DoorClosed(
-        f"a sum of {sites} sites would show what single ones sent",
+        f"this sum has {sites} sites and needs {needed}: fewer would show what single ones sent",
         "run the job with at least three training sites, or with secure_sum false if all agree",
         code="few-for-a-sum",
     )

@@ -274,6 +274,8 @@ def _models(source: Path, records: Sequence[Record], recipe: Recipe | None) -> I
     if recipe is None:
         yield "without a recipe nobody knows in which precision they travelled"
         return
+    if recipe.canary:  # its model is no result and not kept
+        return
     scored: dict[str, dict[str, str]] = {}  # model -> site -> fingerprint of what it received
     for one in records:
         if isinstance(one, EvaluationRecord) and one.receipt is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from job_writer import Job
 
+import sealed_run
 from fedfms.contracts.contribution import Contribution
 from fedfms.exchange.tensors import load_tensors, save_tensors
 from fedfms.flare.receipts import KitSigner
@@ -129,6 +130,18 @@ def test_a_run_goes_on_after_its_seal_and_is_sealed_again(run_folder: Path, kits
     writer.write(JobDone(status="completed"))
     writer.seal(result_files(run_folder), KitSigner(kits / SERVER, "server"))
     assert problems(verify_run(run_folder)) == []
+
+
+def test_a_canary_holds_though_its_model_is_not_kept(
+    kits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(sealed_run.RECIPE, canary=True, rounds=1)
+    monkeypatch.setattr(sealed_run, "RECIPE", recipe)
+    monkeypatch.setattr(sealed_run.task_of, "__defaults__", (recipe,))
+    folder = write_run(tmp_path / "canary", kits, tmp_path / "sites")
+    (folder / "global_model.safetensors").unlink()
+    reseal(folder, without_seal(folder), KitSigner(kits / SERVER, "server"))
+    assert problems(verify_run(folder)) == []
 
 
 # ------------------------------------------------- who could write another past, and what it lacks

@@ -235,6 +235,8 @@ def test_a_log_that_cannot_be_read_is_not_called_empty(site: Site, run: Run) -> 
     assert code == 1 and "nobody can say what has left" in err and "nothing has left" not in err
     (site.work / LOG).rmdir()
     give(site)
+    code, _, err = run("egress", "--work", site.work, "--from", "2026-02-01", "--to", "2026-01-31")
+    assert code == 2 and "2026-01-31 is before 2026-02-01" in err
     line = (site.work / LOG).read_bytes()
     changed = json.loads(line)
     changed["receipt"]["time"] = 1e300  # no calendar has it
