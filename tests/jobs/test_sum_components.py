@@ -28,6 +28,7 @@ from fedfms.contracts.sums import SumsAsk
 from fedfms.errors import ContributionRefused, DoorClosed
 from fedfms.exchange.averaging import average
 from fedfms.exchange.guard import check_contribution
+from fedfms.exchange.secure_sum import is_for_few_in_a_sum
 from fedfms.exchange.tensors import shapes_of
 from fedfms.flare import secure_sums
 from fedfms.flare.aggregator import OrderedAggregator
@@ -87,12 +88,18 @@ def begin(engine: Federation, fl_ctx: FLContext, number: int) -> OrderedAggregat
     return aggregator
 
 
-def accept(aggregator: OrderedAggregator, fl_ctx: FLContext, site: str, slices: int, tensors: Any):
+def accepted(
+    aggregator: OrderedAggregator, fl_ctx: FLContext, site: str, slices: int, tensors: Any
+) -> bool:
     meta = {MetaKey.NUM_STEPS_CURRENT_ROUND: float(slices)}
     shareable = DXO(DataKind.WEIGHT_DIFF, data=tensors, meta=meta).to_shareable()
     shareable.set_peer_props({ReservedKey.IDENTITY_NAME: site})
     shareable.add_cookie(AppConstants.CONTRIBUTION_ROUND, fl_ctx.get_prop("current_round"))
-    assert aggregator.accept(shareable, fl_ctx)
+    return aggregator.accept(shareable, fl_ctx)
+
+
+def accept(aggregator: OrderedAggregator, fl_ctx: FLContext, site: str, slices: int, tensors: Any):
+    assert accepted(aggregator, fl_ctx, site, slices, tensors)
 
 
 def difference(site: str) -> dict[str, torch.Tensor]:
@@ -130,19 +137,48 @@ def test_a_round_is_the_plain_average_of_those_who_answered(tmp_path: Path, lost
     assert [*tmp_path.rglob("*.values")] == []
 
 
-def test_a_round_whose_masks_stay_on_changes_nothing_and_the_next_one_does(tmp_path: Path) -> None:
+def test_a_round_whose_masks_stay_on_is_tried_again_with_the_answers_that_it_has(
+    tmp_path: Path,
+) -> None:
+    """Each site would refuse a next round of the same model, so the job does not go on to it."""
     engine = Federation(tmp_path)
+    masked = {}
+    for gone, late in ((("site-1", "site-2"), "site-4"), (("site-1", "site-3"), ""), ((), "")):
+        engine.components["aggregator"] = OrderedAggregator()
+        engine.gone = {(site, "unmask") for site in gone}
+        engine.panics.clear()
+        with engine.new_context() as fl_ctx:
+            engine.fire_event(EventType.START_RUN, fl_ctx)
+            aggregator = begin(engine, fl_ctx, 0)
+            for site in SITES:
+                masked[site] = engine.sums[site].masked(JOB_ID, 0, difference(site), 5)
+                if site != late and (site != "site-4" or late):
+                    accept(aggregator, fl_ctx, site, 5, masked[site])
+            if not late:  # its answer came in no earlier attempt: that sum has none of it
+                assert not accepted(aggregator, fl_ctx, "site-4", 5, masked["site-4"])
+            result = from_shareable(aggregator.aggregate(fl_ctx)).data
+        assert bool(result) == (not gone)
+        assert [is_for_few_in_a_sum(reason) for reason in engine.panics] == [True] * bool(gone)
+    three = [site for site in SITES if site != "site-4"]
+    expected = average({site: difference(site) for site in three}, dict.fromkeys(three, 5))
+    assert torch.equal(result["w"], expected["w"])
+
+
+def test_an_answer_of_a_site_that_is_in_no_sum_spoils_none(tmp_path: Path) -> None:
+    engine = Federation(tmp_path)
+    engine.gone = {("site-4", "shares")}
     with engine.new_context() as fl_ctx:
         engine.fire_event(EventType.START_RUN, fl_ctx)
-        for number, gone in enumerate((("site-1", "site-2"), ())):
-            engine.gone = {(site, "unmask") for site in gone}
-            aggregator = begin(engine, fl_ctx, number)
-            for site in SITES:
-                masked = engine.sums[site].masked(JOB_ID, number, difference(site), 5)
-                accept(aggregator, fl_ctx, site, 5, masked)
-            result = from_shareable(aggregator.aggregate(fl_ctx)).data
-            assert bool(result) == (not gone)
-    assert engine.panics == []
+        aggregator = begin(engine, fl_ctx, 0)
+        noise = {"w": torch.full((9973,), 2**62)}
+        assert not accepted(aggregator, fl_ctx, "site-4", 5, noise)
+        arrived = [site for site in SITES if site != "site-4"]
+        for site in arrived:
+            masked = engine.sums[site].masked(JOB_ID, 0, difference(site), 5)
+            accept(aggregator, fl_ctx, site, 5, masked)
+        result = from_shareable(aggregator.aggregate(fl_ctx)).data
+    expected = average({site: difference(site) for site in arrived}, dict.fromkeys(arrived, 5))
+    assert torch.equal(result["w"], expected["w"])
 
 
 def test_too_few_sites_for_a_sum_end_the_job_and_it_is_said_why(tmp_path: Path) -> None:
@@ -153,6 +189,7 @@ def test_too_few_sites_for_a_sum_end_the_job_and_it_is_said_why(tmp_path: Path) 
         begin(engine, fl_ctx, 0)
     assert len(engine.panics) == 1
     assert "round 0 has 2 sites for its sum, it needs 3" in engine.panics[0]
+    assert is_for_few_in_a_sum(engine.panics[0])
 
 
 def test_a_server_that_starts_again_in_the_middle_of_a_round_goes_on(tmp_path: Path) -> None:

@@ -43,12 +43,20 @@ def egress(
     from fedfms.errors import ConfigError
     from fedfms.trainer.egress import LOG, read_egress
 
+    if first is not None and last is not None and last < first:
+        raise typer.BadParameter(f"{last:%Y-%m-%d} is before {first:%Y-%m-%d}", param_hint="--to")
     try:
         found = read_egress(work)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no {work / LOG}: nothing has left, or that is not the trainer's folder",
+            "wait for a job, or name the trainer's folder with --work",
+            code="no-egress",
+        ) from None
     except OSError as error:
         raise ConfigError(
-            f"there is no {work / LOG} that can be read ({error.strerror}): nothing has left",
-            "wait for a job, or name the trainer's folder with --work",
+            f"{work / LOG} cannot be read ({error.strerror}): nobody can say what has left",
+            "run this in the trainer's container, as its user; or look at that disk",
             code="no-egress",
         ) from None
     receipts = [one.receipt for one in found.receipts]

@@ -237,7 +237,7 @@ CODES: dict[str, str] = {
     "cache-gone": "a prepared case can no longer be read from its cache",
     "nothing-annotated": "it annotates none of the classes",
     "other-method": "the recipe is of another method than the job",
-    "no-egress": "nothing has left it yet",
+    "no-egress": "it has no log of what left that can be read",
     "no-site-page": "nothing was asked of it yet",
     "page-address": "the page cannot be served at this address",
     "results-exist": "there are results already",

@@ -14,7 +14,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]  # what every JSON reader keeps exactly
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, lt=2**37, allow_inf_nan=False)]  # to the year 6325
 
 MAX_NAMES = 1000  # in one list
 Names = Annotated[tuple[Name, ...], Field(max_length=MAX_NAMES)]

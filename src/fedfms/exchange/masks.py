@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -42,6 +41,15 @@ def common_seed(private: bytes, public: bytes, purpose: bytes) -> bytes:
     return HKDF(hashes.SHA256(), SEED_BYTES, None, purpose).derive(secret)
 
 
+def has_secrets(public: bytes) -> bool:
+    """Whether a public key makes a secret with others: a few make the same one, 0, with all."""
+    try:
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError:
+        return False
+    return True
+
+
 def public_of(private: bytes) -> bytes:
     """The public key of an X25519 private key; both have 32 bytes."""
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
@@ -69,11 +77,6 @@ def add_mask(tensors: Mapping[str, Tensor], seed: bytes, sign: int) -> None:
                 np.add(part, mask[: len(part)], out=part)
             else:
                 np.subtract(part, mask[: len(part)], out=part)
-
-
-def zeros_like(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Integers of the same names and shapes, all 0."""
-    return {name: torch.zeros(one.shape, dtype=torch.int64) for name, one in tensors.items()}
 
 
 def split(secret: bytes, holders: int, threshold: int) -> list[bytes]:

@@ -21,6 +21,7 @@ than `2 * threshold - sites`, or as many.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -34,7 +35,6 @@ from torch import Tensor
 from fedfms.contracts.sums import (
     KEYS,
     LEAST_SITES,
-    MOST_SITES,
     Key,
     Piece,
     RoundKeys,
@@ -51,14 +51,18 @@ from fedfms.exchange.masks import (
     SHARE_BYTES,
     add_mask,
     common_seed,
+    has_secrets,
     join,
     public_of,
     split,
 )
 from fedfms.exchange.signatures import is_signed_by_trainer
 
+log = logging.getLogger(__name__)
+
 _MASK, _SEAL = b"fedfms mask\n", b"fedfms shares\n"
 _NONCE = bytes(12)  # each key seals one message
+_FOR_A_SUM = "sites for its sum, it needs"
 
 
 def threshold(sites: int) -> int:
@@ -84,6 +88,7 @@ class SiteRound:
     # by sender, this site included: shares of its masking key and of its seed
     held: dict[Name, tuple[Share, Share]] = dataclasses.field(default_factory=dict)
     arrived: tuple[Name, ...] = ()  # as the server said when it asked to unmask
+    answered: str = ""  # mark of the difference that was masked; two under one mask show each other
 
     @classmethod
     def begin(cls, site: str, job: str, round_number: int) -> SiteRound:
@@ -166,8 +171,9 @@ class SiteRound:
         keys = {one.site: one for one in self.keys}
         if not set(of) <= set(keys) - {self.site}:
             raise _other_sum()
-        if len(of) + 1 < max(LEAST_SITES, threshold(len(keys))):
-            raise _few(len(of) + 1)
+        needed = max(LEAST_SITES, threshold(len(keys)))
+        if len(of) + 1 < needed:
+            raise _few(len(of) + 1, needed)
         held = dict(self.held)
         for name, one in sorted(of.items()):
             try:
@@ -218,8 +224,8 @@ class SiteRound:
             raise no_sum()
         if not set(names) <= set(self.held) or (self.arrived and names != self.arrived):
             raise _other_sum()
-        if len(names) < threshold(len(self.keys)):
-            raise _few(len(names))
+        if len(names) < (needed := threshold(len(self.keys))):
+            raise _few(len(names), needed)
         pieces = tuple(
             Piece(site=name, share=self.held[name][1 if name in names else 0])
             for name in self.members
@@ -227,8 +233,8 @@ class SiteRound:
         return dataclasses.replace(self, arrived=names), pieces
 
     def _check(self, of: Mapping[str, RoundKeys], peers: Mapping[str, str]) -> None:
-        if not LEAST_SITES <= len(of) <= MOST_SITES:
-            raise _few(len(of))
+        if len(of) < LEAST_SITES:
+            raise _few(len(of), LEAST_SITES)
         mine = of.get(self.site)
         expected = (
             public_of(bytes.fromhex(self.sealing)).hex(),
@@ -241,6 +247,8 @@ class SiteRound:
                 raise _other_sum()
             if not is_signed_by_trainer(one.trainer, one.signature, KEYS + one.canonical):
                 raise _other_peer(name, "is not signed by the key that it names")
+            if not _has_secrets(one):
+                raise _other_peer(name, "makes a secret that everybody knows")
             if name == self.site:
                 continue
             if name not in peers:
@@ -267,6 +275,7 @@ class _Settled:
     members: tuple[Name, ...]
     keys: tuple[RoundKeys, ...]
     sealed: tuple[SealedShares, ...] = ()
+    arrived: tuple[Name, ...] = ()
 
 
 _SETTLED = TypeAdapter(_Settled)
@@ -282,6 +291,7 @@ class ServerRound:
     def __init__(self, job: str, round_number: int) -> None:
         self.job, self.round = job, round_number
         self.members: tuple[str, ...] = ()  # sites of the sum, as soon as they have taken shares
+        self.arrived: tuple[str, ...] = ()  # of them, as soon as sites are asked to unmask
         self._keys: dict[str, RoundKeys] = {}
         self._sealed: list[SealedShares] = []
         self._sum: dict[str, Tensor] = {}
@@ -290,6 +300,10 @@ class ServerRound:
     def threshold(self) -> int:
         """How many sites take its masks off."""
         return threshold(len(self._keys))
+
+    def takes(self, site: str) -> bool:
+        """Whether this site's answer may be added: sites unmask one set of answers only."""
+        return site in (self.arrived or self.members)
 
     def ask_keys(self) -> SumsAsk:
         """Step 1, the same for all."""
@@ -307,8 +321,13 @@ class ServerRound:
         for site, answer in sorted(answers.items()):
             keys = answer.keys
             about = (site, self.job, self.round)
-            if keys is not None and (keys.site, keys.job, keys.round) == about:
-                self._keys[site] = keys
+            if keys is None or (keys.site, keys.job, keys.round) != about:
+                continue
+            signed = is_signed_by_trainer(keys.trainer, keys.signature, KEYS + keys.canonical)
+            if not (signed and _has_secrets(keys)):  # each site would refuse a sum with it
+                log.warning("%s has no part in a sum: its keys cannot be used", site)
+                continue
+            self._keys[site] = keys
         self._enough(len(self._keys))
         keys_by_name = tuple(self._keys[name] for name in sorted(self._keys))
         return SumsAsk(step="shares", job=self.job, round=self.round, keys=keys_by_name)
@@ -323,9 +342,13 @@ class ServerRound:
             FederationError: code few-for-a-sum.
         """
         for site, answer in sorted(answers.items()):
-            receivers = {one.receiver for one in answer.sealed if one.sender == site}
-            if receivers == set(self._keys) - {site}:
+            if site not in self._keys:
+                continue
+            expected = [(site, other) for other in sorted(self._keys) if other != site]
+            if sorted((one.sender, one.receiver) for one in answer.sealed) == expected:
                 self._sealed += answer.sealed
+            else:  # nor what it seals in the name of another
+                log.warning("%s has no part in a sum: its shares are not one for each", site)
         members = sorted({one.sender for one in self._sealed})
         self._enough(len(members))
         self.members = tuple(members)
@@ -350,7 +373,7 @@ class ServerRound:
     def to_keep(self) -> dict[str, Any]:
         """What was said before the round, as JSON types: nothing of an answer."""
         kept = _Settled(self.job, self.round, self.members, tuple(self._keys.values()))
-        kept = dataclasses.replace(kept, sealed=tuple(self._sealed))
+        kept = dataclasses.replace(kept, sealed=tuple(self._sealed), arrived=self.arrived)
         return dict(_SETTLED.dump_python(kept, mode="json"))
 
     @classmethod
@@ -364,7 +387,7 @@ class ServerRound:
         if (kept.job, kept.round) != (job, round_number):
             return None
         made = cls(job, round_number)
-        made.members = kept.members
+        made.members, made.arrived = kept.members, kept.arrived
         made._keys = {one.site: one for one in kept.keys}
         made._sealed = list(kept.sealed)
         return made
@@ -384,7 +407,8 @@ class ServerRound:
             FederationError: code few-for-a-sum.
         """
         names = tuple(sorted(arrived))
-        self._enough(len(names), self.threshold)
+        self._enough(len(names), max(self.threshold, len(self.arrived)))
+        self.arrived = names
         return SumsAsk(step="unmask", job=self.job, round=self.round, arrived=names)
 
     def unmask(
@@ -429,7 +453,7 @@ class ServerRound:
     def _enough(self, sites: int, needed: int = LEAST_SITES) -> None:
         if sites < needed:
             raise FederationError(
-                f"round {self.round} has {sites} sites for its sum, it needs {needed}",
+                f"round {self.round} has {sites} {_FOR_A_SUM} {needed}",
                 "look at the sites that did not answer; a recipe without secure_sum needs fewer",
                 code="few-for-a-sum",
             )
@@ -442,6 +466,15 @@ def _mask_seed(private: str, one: RoundKeys, other: RoundKeys) -> bytes:
     return common_seed(bytes.fromhex(private), bytes.fromhex(other.masking), purpose)
 
 
+def is_for_few_in_a_sum(reason: str) -> bool:
+    """Whether a job ends because too few sites answered for a sum or to take its masks off."""
+    return _FOR_A_SUM in reason
+
+
+def _has_secrets(keys: RoundKeys) -> bool:
+    return all(has_secrets(bytes.fromhex(one)) for one in (keys.sealing, keys.masking))
+
+
 def no_sum() -> DoorClosed:
     """The error of a round whose sum this site is not in."""
     return DoorClosed(
@@ -451,9 +484,19 @@ def no_sum() -> DoorClosed:
     )
 
 
-def _few(sites: int) -> DoorClosed:
+def summed_before(round_number: int) -> DoorClosed:
+    """The error of a round that this site has answered by another difference."""
     return DoorClosed(
-        f"a sum of {sites} sites would show what single ones sent",
+        f"this site has answered round {round_number} by another difference, under the same mask",
+        "nothing, where a trainer started again or its data changed in the middle of the round: "
+        "the next round has its own masks; else ask the coordinator why a round is asked for twice",
+        code="summed-before",
+    )
+
+
+def _few(sites: int, needed: int) -> DoorClosed:
+    return DoorClosed(
+        f"this sum has {sites} sites and needs {needed}: fewer would show what single ones sent",
         "run the job with at least three training sites, or with secure_sum false if all agree",
         code="few-for-a-sum",
     )

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from nvflare.apis.dxo import DataKind
 from nvflare.apis.event_type import EventType
-from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.aggregators.intime_accumulate_model_aggregator import (
@@ -86,6 +86,14 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         close = functools.partial(self._close, self._guard, self._strategy)
         put_sums(self, close, functools.partial(self._keep, fl_ctx))
 
+    def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
+        """As FLARE does; of a site that is not in the round's sum its mask would never come off."""
+        site = str(shareable.get_peer_prop(ReservedKey.IDENTITY_NAME, ""))
+        if self._sums is not None and not self._sums.takes(site):
+            self.log_error(fl_ctx, f"{site} answered, and is in no sum", fire_event=False)
+            return False
+        return bool(super().accept(shareable, fl_ctx))
+
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
         """The change of the model; what the guard found goes to the records."""
         self._judged = None
@@ -120,7 +128,11 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
     ) -> dict[str, Tensor]:
         """What to add to the global model, where the server sees the sum alone."""
         slices = {site: round(weight) for site, weight in weights.items() if weight > 0}
-        return sums.change(slices, fl_ctx)
+        try:
+            return sums.change(slices, fl_ctx)
+        except FedfmsError as error:
+            self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
+            return {}
 
     def _in_memory(self, fl_ctx: FLContext, error: OSError) -> None:
         self.log_warning(

@@ -25,6 +25,7 @@ from fedfms.contracts.contribution import Contribution
 from fedfms.contracts.decode import Misfits
 from fedfms.contracts.now import SiteProgress
 from fedfms.errors import ContributionRefused, FedfmsError
+from fedfms.exchange.secure_sum import is_for_few_in_a_sum
 from fedfms.exchange.tensors import payload_bytes
 from fedfms.files import write_whole
 from fedfms.flare import feed
@@ -418,7 +419,8 @@ class Recorder(Widget):  # type: ignore[misc]
         In the first round it is more likely that they never can, and somebody is to know it now.
         """
         why = self._failure or ""
-        return bool(self._round) and (is_for_too_few_answers(why) or is_for_too_few_usable(why))
+        is_for_few = is_for_too_few_answers(why) or is_for_too_few_usable(why)
+        return bool(self._round) and (is_for_few or is_for_few_in_a_sum(why))
 
     def _why_again(self) -> str:
         why = [
@@ -427,8 +429,8 @@ class Recorder(Widget):  # type: ignore[misc]
             if self._answers.get(site, "") is not None
         ]
         return (
-            f"the run waits: too few sites could answer round {self._round} ({'; '.join(why)}). "
-            "It is tried again by itself"
+            f"the run waits: too few sites could answer round {self._round} "
+            f"({'; '.join(why) or self._failure}). It is tried again by itself"
         )
 
     def _tell_progress(self, fl_ctx: FLContext) -> None:

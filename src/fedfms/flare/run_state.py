@@ -50,6 +50,8 @@ RUNS = "runs"  # folder of the server's workspace
 FORMAT = 1
 KEPT_ROUNDS = 2  # the one before the last, too: for a disk that damaged the last
 
+# bytes of a state: the guard remembers each difference of a run, 50 bytes each
+_LARGEST_STATE = 64 << 20
 _STATE, _STRATEGY = "state.json", "strategy.safetensors"
 _KEEPING, _RESTORED = "fedfms_keeping", "fedfms_restored"  # of an FLContext
 
@@ -214,7 +216,7 @@ def restore(kept: Path, results: Path, recipe_sha256: str) -> Restored | None:
 def _read_state(folder: Path, recipe_sha256: str) -> RunState | None:
     """The state of a round whose files are as they were written; else None."""
     try:
-        values: dict[str, Any] = read_json(folder / _STATE)
+        values: dict[str, Any] = read_json(folder / _STATE, _LARGEST_STATE)
         state = _DECODE.validate_python(values)
         whole = all(file_sha256(folder / name) == sha for name, sha in state.sha256.items())
     except (OSError, ValueError):
@@ -242,7 +244,7 @@ def kept_recipe(kept: Path) -> str | None:
     """The hash of the recipe that the last round that was kept was made with."""
     for folder in _rounds(kept):
         with contextlib.suppress(OSError, ValueError):
-            return _DECODE.validate_python(read_json(folder / _STATE)).recipe_sha256
+            return _DECODE.validate_python(read_json(folder / _STATE, _LARGEST_STATE)).recipe_sha256
     return None
 
 

@@ -98,6 +98,10 @@ class SecureSums:
         self._ask(asks, fl_ctx)
         self._round = now
 
+    def takes(self, site: str) -> bool:
+        """Whether an answer of this site may be added: it is in the sum, or never trains."""
+        return site in self._holdout or (self._round is not None and self._round.takes(site))
+
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         """An accepted answer of a training site; nothing of it is kept but the sum."""
         if self._round is None:
@@ -106,39 +110,38 @@ class SecureSums:
         self._added += 1
 
     def change(self, slices: Mapping[str, int], fl_ctx: FLContext) -> dict[str, Tensor]:
-        """What to add to the global model, fp32 by name; empty where the masks cannot be taken off.
+        """What to add to the global model, fp32 by name; empty where no training site answered.
+
+        A round whose masks stay on ends the job: each site would refuse the next one, which would
+        ask it for the same model again. It can be tried again, with the answers that it has.
 
         Args:
             slices: of each training site whose answer was added.
+
+        Raises:
+            FederationError: code few-for-a-sum, bad-shares or sums-slices.
         """
         now, self._round = self._round, None
         if now is None or not slices:
             return {}
-        try:
-            if len(slices) != self._added or not set(slices) <= set(now.members):
-                raise FederationError(
-                    f"round {now.round} has answers of sites that are not in its sum",
-                    "report this as an error in fedfms",
-                    code="bad-shares",
-                )
-            total = sum(slices.values())
-            if total > LARGEST_TOTAL:
-                raise FederationError(
-                    f"the sites have {total} slices together",
-                    f"train on at most {LARGEST_TOTAL}, or without secure_sum",
-                    code="sums-slices",
-                )
-            ask, answers = now.ask_unmask(slices), Answers()
-            for number in range(UNMASK_TRIES):
-                time.sleep(AGAIN_SECONDS if number else 0.0)
-                silent = [site for site in slices if site not in answers]
-                answers |= self._ask(dict.fromkeys(silent, ask), fl_ctx)
-                if len(answers) >= now.threshold:
-                    break
-            return now.unmask(slices, total, answers).mean()
-        except FedfmsError as error:
-            log.error("round %d changes nothing: %s; %s", now.round, error.problem, error.fix)
-            return {}
+        if len(slices) != self._added:
+            raise RuntimeError("other answers were added than FLARE has accepted")
+        total = sum(slices.values())
+        if total > LARGEST_TOTAL:
+            raise FederationError(
+                f"the sites have {total} slices together",
+                f"train on at most {LARGEST_TOTAL}, or without secure_sum",
+                code="sums-slices",
+            )
+        ask, answers = now.ask_unmask(slices), Answers()
+        self._keep(now)
+        for number in range(UNMASK_TRIES):
+            time.sleep(AGAIN_SECONDS if number else 0.0)
+            silent = [site for site in slices if site not in answers]
+            answers |= self._ask(dict.fromkeys(silent, ask), fl_ctx)
+            if len(answers) >= now.threshold:
+                break
+        return now.unmask(slices, total, answers).mean()
 
     def _all_keys(self, now: ServerRound, fl_ctx: FLContext) -> Answers:
         """Of all sites that are there; one that does not answer is asked again for a while."""

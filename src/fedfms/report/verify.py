@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, ClassVar
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from fedfms.bounded import decode_json, read_json_object
+from fedfms.bounded import decode_json
 from fedfms.contracts.decode import Misfits
 from fedfms.contracts.receipt import FIRST, Countersigned, SignedReceipt
 from fedfms.contracts.recipe import Recipe
@@ -28,23 +29,20 @@ from fedfms.kits.certificates import fingerprint as certificate_fingerprint
 from fedfms.kits.certificates import subject_of
 from fedfms.kits.kit import Kit
 from fedfms.records.chain import Seal, line_sha256, previous_of, seal_of
-from fedfms.records.history import History
 from fedfms.records.layout import (
     BEST_MODEL,
     EVALUATION,
     GLOBAL_MODEL,
+    GUARD,
     PICTURES,
     RECIPE,
     RECORDS,
     ROUNDS,
     SUMMARY,
 )
-from fedfms.records.read import read_records
-from fedfms.records.rows import EvaluationRow, read_rounds, read_rows
 from fedfms.records.schema import RECORDS as RECORD
 from fedfms.records.schema import ContributionRecord, EvaluationRecord, JobRecord, Record
-from fedfms.report.collect import find_records, mark_worst
-from fedfms.report.summary import Summary
+from fedfms.report.collect import collect, find_records, load_result
 
 GROUP = "fedfms.verify"  # entry points: checks of other packages for folders of their own
 _MODELS = {"final": GLOBAL_MODEL, "best": BEST_MODEL}
@@ -227,11 +225,17 @@ def _receipts(
     last: dict[str, SignedReceipt] = {}
     models_in: dict[int, dict[str, str]] = {}  # of each round: site -> model that it began with
     for number, (line, record) in enumerate(zip(lines, records, strict=True), start=1):
-        if not isinstance(record, ContributionRecord | EvaluationRecord) or record.said is None:
+        if not isinstance(record, ContributionRecord | EvaluationRecord):
             continue
-        if isinstance(record, ContributionRecord) and not record.accepted:
+        if isinstance(record, ContributionRecord):
+            if not record.accepted:
+                continue
+        elif record.reason is not None and record.said is None:  # the site did not answer
             continue
         where = _where(number, line)
+        if record.said is None:
+            yield f"{where} has no report that can be read"
+            continue
         if record.receipt is None:
             yield f"{where} has no receipt"
             continue
@@ -270,6 +274,8 @@ def _models(source: Path, records: Sequence[Record], recipe: Recipe | None) -> I
     if recipe is None:
         yield "without a recipe nobody knows in which precision they travelled"
         return
+    if recipe.canary:  # its model is no result and not kept
+        return
     scored: dict[str, dict[str, str]] = {}  # model -> site -> fingerprint of what it received
     for one in records:
         if isinstance(one, EvaluationRecord) and one.receipt is not None:
@@ -293,13 +299,17 @@ def _tables(source: Path) -> Iterator[str]:
     """Of a results folder; a job's result as it was fetched has none."""
     if not (source / SUMMARY).is_file():
         return
-    recipe = read_json_object(source / RECIPE)
-    history = History(read_records(source / RECORDS)[0], recipe)
-    yield from _other_rows(ROUNDS, read_rounds(source / ROUNDS), history.round_rows())
-    rows = read_rows(source / EVALUATION, EvaluationRow)
-    yield from _other_rows(EVALUATION, rows, mark_worst(history.evaluation_rows()))
-    summary = Summary.from_dict(read_json_object(source / SUMMARY))
-    for name, facts in summary.files.items():
+    kept = load_result(source)
+    with tempfile.TemporaryDirectory() as scratch:
+        again = collect(source, Path(scratch) / "again")
+    yield from _other_rows(ROUNDS, kept.rounds, again.rounds)
+    yield from _other_rows(EVALUATION, kept.evaluation, again.evaluation)
+    yield from _other_rows(GUARD, kept.guard, again.guard)
+    mine, theirs = kept.summary.to_dict(), again.summary.to_dict()
+    for key in sorted(set(theirs) - {"files"}):
+        if mine.get(key) != theirs[key]:
+            yield f"{SUMMARY}: {key} is not what {RECORDS} comes to"
+    for name, facts in kept.summary.files.items():
         if (source / name).is_file() and file_sha256(source / name) != facts.sha256:
             yield f"{name} is not the file whose hash {SUMMARY} names"
 

@@ -30,7 +30,8 @@ from fedfms.contracts.receipt import TrainerKey
 from fedfms.contracts.sums import SumsAnswer, SumsAsk
 from fedfms.errors import ConfigError, DoorClosed, Undecodable
 from fedfms.exchange.averaging import LARGEST_TOTAL
-from fedfms.exchange.secure_sum import SiteRound, no_sum
+from fedfms.exchange.secure_sum import SiteRound, no_sum, summed_before
+from fedfms.exchange.tensors import fingerprint
 from fedfms.files import write_whole
 from fedfms.trainer.own_key import own_key
 
@@ -102,11 +103,14 @@ class Sums:
     ) -> dict[str, Tensor]:
         """What leaves in the place of a difference; see `SiteRound.masked`.
 
+        One difference a round: of two under one mask, who asked for both would see how they differ.
+
         Args:
             weight: the slices that it was trained on.
 
         Raises:
-            DoorClosed: code no-sum, sums-slices or value-too-large.
+            DoorClosed: code no-sum, sums-slices, value-too-large or summed-before.
+            OSError: the folder cannot be read or written; nothing may leave then.
         """
         with self._lock:
             now = self._read(job, round_number)
@@ -119,13 +123,23 @@ class Sums:
                 code="sums-slices",
             )
         try:
-            return now.masked(tensors, weight)
+            masked = now.masked(tensors, weight)
         except ValueError as error:
             raise DoorClosed(
                 f"the round's result may not leave: {error}",
                 "lower learning_rate in the recipe: no training comes to such a value",
                 code="value-too-large",
             ) from None
+        mark = f"{weight} {fingerprint(tensors)}"
+        with self._lock:
+            now = self._read(job, round_number)
+            if now is None:
+                raise no_sum()
+            if now.answered not in ("", mark):
+                raise summed_before(round_number)
+            if not now.answered:
+                self._write(dataclasses.replace(now, answered=mark))
+        return masked
 
     def forget(self, job: str) -> None:
         """Remove what is kept of a job.

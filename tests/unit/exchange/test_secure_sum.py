@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
-from fedfms.contracts.sums import SumsAnswer, SumsAsk
+from fedfms.contracts.sums import KEYS, RoundKeys, SumsAnswer, SumsAsk
 from fedfms.errors import DoorClosed, FederationError
 from fedfms.exchange.averaging import SCALE, FixedSum
 from fedfms.exchange.masks import add_mask, join, split
@@ -221,6 +222,10 @@ def code_of(action: Callable[..., Any], *arguments: Any) -> str:
     return raised.value.code
 
 
+def by_site(ask: SumsAsk) -> dict[str, RoundKeys]:
+    return {one.site: one for one in ask.keys}
+
+
 def unmask(arrived: list[str]) -> SumsAsk:
     return SumsAsk(step="unmask", job=JOB, round=3, arrived=tuple(arrived))
 
@@ -276,13 +281,9 @@ def test_a_made_up_site_and_a_key_of_somebody_else_are_refused() -> None:
 
     keys = given["site-01"].keys
     assert keys is not None
-    swapped = SumsAnswer(
-        keys=SiteRound.begin("site-01", JOB, 3).own_keys(keys.trainer, lambda _: keys.signature)
-    )
-    assert (
-        code_of(site.answer, ServerRound(JOB, 3).ask_shares({**given, "site-01": swapped}))
-        == "other-peer"
-    )
+    swapped = SiteRound.begin("site-01", JOB, 3).own_keys(keys.trainer, lambda _: keys.signature)
+    passed_on = tuple({**by_site(honest), "site-01": swapped}.values())
+    assert code_of(site.answer, dataclasses.replace(honest, keys=passed_on)) == "other-peer"
 
     few = {name: given[name] for name in ("site-00", "site-01")}
     assert code_of(ServerRound(JOB, 3).ask_shares, few) == "few-for-a-sum"
@@ -299,6 +300,73 @@ def test_a_made_up_site_and_a_key_of_somebody_else_are_refused() -> None:
     assert site.answer(honest).sealed
     rest = SumsAsk(step="shares", job=JOB, round=3, keys=honest.keys[:3])
     assert code_of(site.answer, rest) == "other-sum"
+
+
+@pytest.mark.parametrize("number", [4, 10])
+def test_a_site_whose_keys_or_shares_cannot_be_used_is_left_out_and_the_others_go_on(
+    number: int,
+) -> None:
+    """One site ends no sum by what it says before the round: keys of no secret, a signature that
+    does not fit, shares in the name of others, or of a site that nobody has heard of."""
+    no_secret = bytes(31).hex() + "01"  # X25519: each secret with it is 0
+
+    def keys(answer: SumsAnswer, **changes: str) -> SumsAnswer:
+        assert answer.keys is not None
+        return SumsAnswer(keys=dataclasses.replace(answer.keys, **changes))
+
+    def signed(site: Site, **changes: str) -> SumsAnswer:
+        said = site.round.own_keys(site.signer.public, site.signer.sign)
+        said = dataclasses.replace(said, **changes)
+        signature = site.signer.sign(KEYS + said.canonical)
+        return SumsAnswer(keys=dataclasses.replace(said, signature=signature))
+
+    def sealed(answer: SumsAnswer, sender: str) -> SumsAnswer:
+        more = dataclasses.replace(answer.sealed[0], sender=sender)
+        return SumsAnswer(sealed=(*answer.sealed, more))
+
+    for step, spoil in (
+        ("keys", lambda site, answer: signed(site, masking=no_secret)),
+        ("keys", lambda site, answer: signed(site, sealing=no_secret)),
+        ("keys", lambda site, answer: keys(answer, signature="0" * 128)),
+        ("shares", lambda site, answer: sealed(answer, "nobody")),
+        ("shares", lambda site, answer: sealed(answer, "site-01")),
+        ("shares", lambda site, answer: SumsAnswer(sealed=answer.sealed[:1] * (number - 1))),
+    ):
+        sites, server = some_sites(number), ServerRound(JOB, 3)
+        bad = sites["site-00"]
+        ask = server.ask_keys()
+        given = {name: site.answer(ask) for name, site in sites.items()}
+        if step == "keys":
+            given[bad.name] = spoil(bad, given[bad.name])
+        ask = server.ask_shares(given)
+        given = {
+            name: site.answer(ask) for name, site in sites.items() if step != "keys" or site != bad
+        }
+        if step == "shares":
+            given[bad.name] = spoil(bad, given[bad.name])
+        for name, one in server.ask_take(given).items():
+            sites[name].answer(one)
+        assert server.members == tuple(sorted(sites))[1:]
+        rest = {name: sites[name] for name in server.members}
+        for site in rest.values():
+            server.add(site.masked())
+        ask = server.ask_unmask(rest)
+        answers = {name: site.answer(ask) for name, site in rest.items()}
+        found = server.unmask(rest, sum(one.weight for one in rest.values()), answers).mean()
+        expected = mean_of(rest)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_server_that_passes_on_a_key_of_no_secret_is_refused() -> None:
+    sites, server = some_sites(4), ServerRound(JOB, 3)
+    ask = server.ask_keys()
+    shares = server.ask_shares({name: site.answer(ask) for name, site in sites.items()})
+    bad = sites["site-01"]
+    for field in ("sealing", "masking"):
+        said = dataclasses.replace(shares.keys[1], **{field: "00" * 32})
+        said = dataclasses.replace(said, signature=bad.signer.sign(KEYS + said.canonical))
+        lie = dataclasses.replace(shares, keys=(shares.keys[0], said, *shares.keys[2:]))
+        assert code_of(sites["site-00"].answer, lie) == "other-peer"
 
 
 def test_shares_that_another_sealed_are_refused_and_a_settled_sum_stays() -> None:

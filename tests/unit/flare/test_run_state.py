@@ -70,6 +70,15 @@ def test_the_last_two_rounds_are_kept_and_a_damaged_one_is_passed_over(tmp_path:
     assert load_tensors(results / GLOBAL_MODEL)["w"].tolist() == [2.0, 2.0, 2.0]
 
 
+def test_a_thousand_rounds_of_a_hundred_sites_are_found_again(tmp_path: Path) -> None:
+    """The guard remembers each difference, to know a replay."""
+    kept, results = tmp_path / "kept", tmp_path / "results"
+    seen = {f"{number:024x}": f"site-{number % 100}" for number in range(100_000)}
+    a_round(kept, results, 1000, guard={"seen": seen})
+    found = restore(kept, results, RECIPE_SHA256)
+    assert found is not None and found.state.guard == {"seen": seen}
+
+
 @pytest.mark.parametrize("damage", ["cut", "other recipe", "no model"])
 def test_a_run_of_which_nothing_can_be_used_is_one_error(tmp_path: Path, damage: str) -> None:
     kept, results = tmp_path / "kept", tmp_path / "results"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from job_writer import Job
 
+import sealed_run
 from fedfms.contracts.contribution import Contribution
 from fedfms.exchange.tensors import load_tensors, save_tensors
 from fedfms.flare.receipts import KitSigner
@@ -131,6 +132,18 @@ def test_a_run_goes_on_after_its_seal_and_is_sealed_again(run_folder: Path, kits
     assert problems(verify_run(run_folder)) == []
 
 
+def test_a_canary_holds_though_its_model_is_not_kept(
+    kits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(sealed_run.RECIPE, canary=True, rounds=1)
+    monkeypatch.setattr(sealed_run, "RECIPE", recipe)
+    monkeypatch.setattr(sealed_run.task_of, "__defaults__", (recipe,))
+    folder = write_run(tmp_path / "canary", kits, tmp_path / "sites")
+    (folder / "global_model.safetensors").unlink()
+    reseal(folder, without_seal(folder), KitSigner(kits / SERVER, "server"))
+    assert problems(verify_run(folder)) == []
+
+
 # ------------------------------------------------- who could write another past, and what it lacks
 
 
@@ -161,6 +174,14 @@ def test_a_server_cannot_change_what_a_site_said(run_folder: Path, kits: Path) -
     del answer["receipt"]
     reseal(run_folder, changed, server)
     assert any("has no receipt" in one for one in problems(verify_run(run_folder)))
+
+    changed = json.loads(json.dumps(untouched))
+    for answer in changed:  # neither what it said nor its receipt
+        if answer["record"] == "contribution" and answer["round"] == 1:
+            answer.update(contribution=None, receipt=None)
+    reseal(run_folder, changed, server)
+    named = problems(verify_run(run_folder))
+    assert sum("has no report that can be read" in one for one in named) == len(SITES)
 
     answers = [one for one in untouched if one["record"] == "contribution"]
     of_site_1 = [one for one in answers if one["site"] == "site-1"]
@@ -220,6 +241,40 @@ def test_a_results_folder_holds_and_a_changed_table_is_named(
         (named,) = problems(verify_run(tmp_path / "results"))
         assert f"{name}, line 2, site-1: {column} is 0.75, and 0.3" in named
         path.write_text(before)
+
+
+def test_a_changed_figure_of_the_guard_or_of_the_summary_is_named(
+    run_folder: Path, kits: Path, tmp_path: Path
+) -> None:
+    from fedfms.contracts.verdict import Verdict
+    from fedfms.records.schema import Judged
+
+    found = Verdict(
+        site="site-1", norm=2.5, usual_norm=0.5, cosine=0.25, slices=7, counted_slices=7, factor=0.1
+    )
+    judged = Judged(round=0, acts=True, sites=(found,)).model_dump(mode="json")
+    records = without_seal(run_folder)
+    reseal(run_folder, [*records[:4], judged, *records[4:]], KitSigner(kits / SERVER, "server"))
+    results = tmp_path / "results"
+    collect(run_folder, results)
+    assert problems(verify_run(results)) == []
+
+    path = results / "guard.csv"
+    before = path.read_text()
+    path.write_text(before.replace("2.5", "0.5"))
+    (named,) = problems(verify_run(results))
+    assert "guard.csv, line 2, site-1: norm is 0.5, and 2.5 in records.jsonl" in named
+    path.unlink()
+    assert problems(verify_run(results)) == ["guard.csv has 0 rows, and the records have 1"]
+    path.write_text(before)
+
+    path = results / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["parts"][0]["dice"]["final"]["mean"] = 0.9
+    path.write_text(json.dumps(summary))
+    assert problems(verify_run(results)) == [
+        f"summary.json: {key} is not what records.jsonl comes to" for key in ("dice", "parts")
+    ]
 
 
 def test_records_from_before_there_were_chains_are_read_and_cannot_be_verified(

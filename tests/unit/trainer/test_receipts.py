@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import random
 import stat
 import time
@@ -16,7 +18,7 @@ import torch
 from trainer_process import SITE, Place, TrainerProcess, task_runner
 
 from fedfms.contracts.messages import Task
-from fedfms.contracts.receipt import FIRST, report_sha256
+from fedfms.contracts.receipt import FIRST, canonical, report_sha256
 from fedfms.errors import FedfmsError
 from fedfms.exchange.tensors import fingerprint, update_norm
 from fedfms.trainer import egress
@@ -162,18 +164,25 @@ def test_whole_days_go_after_400_and_the_chain_goes_on(
         now[0] = 1_800_000_000.0 + day * DAY
         give(site, number, number)
     assert len(read_egress(site.work).receipts) == len(days)  # the first day is the 400th before
-    for day, left in ((KEEP_DAYS + 1, 4), (KEEP_DAYS + 2, 4), (3 * KEEP_DAYS, 1)):
+    for day, before, left in (  # counted from the last answer
+        (KEEP_DAYS + 1, KEEP_DAYS, 6),
+        (KEEP_DAYS + 2, KEEP_DAYS + 1, 5),
+        (3 * KEEP_DAYS, KEEP_DAYS + 2, 5),
+        (3 * KEEP_DAYS + 1, 3 * KEEP_DAYS, 2),
+    ):
         now[0] = 1_800_000_000.0 + day * DAY
         give(site, day, day)
         found = read_egress(site.work)
         assert found.problems == []
         assert len(found.receipts) == left
-        assert found.kept_from == time.strftime("%Y-%m-%d", time.gmtime(now[0] - KEEP_DAYS * DAY))
+        first_kept = 1_800_000_000.0 + (before - KEEP_DAYS) * DAY
+        if left < 6:
+            assert found.kept_from == time.strftime("%Y-%m-%d", time.gmtime(first_kept))
     site.restart()
     give(site, 9, 9)
     found = read_egress(site.work)
     assert found.problems == []
-    assert [one.receipt.number for one in found.receipts] == [7, 8]
+    assert [one.receipt.number for one in found.receipts] == [7, 8, 9]
     path = site.work / LOG
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[1:]))  # the line that says that days were removed
@@ -183,6 +192,57 @@ def test_whole_days_go_after_400_and_the_chain_goes_on(
     changed = json.dumps(head, sort_keys=True, separators=(",", ":")).encode() + b"\n"
     path.write_bytes(b"".join([changed, lines[2]]))  # one more than was removed
     assert any("its signature does not fit" in one for one in read_egress(site.work).problems)
+
+
+def test_a_clock_that_is_wrong_for_a_while_takes_nothing_of_the_log_away(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1_800_000_000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    for number, day in enumerate((0, 1, 20_000, 2, -9_000, 3)):  # years ahead, and back to 2002
+        now[0] = 1_800_000_000.0 + day * DAY
+        give(site, number, number)
+        site.restart()
+    found = read_egress(site.work)
+    assert found.problems == [] and found.kept_from is None
+    assert [one.receipt.number for one in found.receipts] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_disk_that_says_no_after_the_line_is_there_breaks_no_chain(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk over a network tells only when the file is flushed that it is full."""
+    give(site, 0)
+
+    def full(file: int) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError):
+            give(site, 1, 1)
+    give(site, 2, 2)
+    found = read_egress(site.work)
+    assert found.problems == []
+    assert [one.receipt.number for one in found.receipts] == [0, 1, 2]
+
+
+def test_a_log_that_cannot_be_read_is_not_called_empty(site: Site, run: Run) -> None:
+    code, _, err = run("egress", "--work", site.work)
+    assert code == 1 and "nothing has left" in err
+    (site.work / LOG).mkdir(parents=True)
+    code, _, err = run("egress", "--work", site.work)
+    assert code == 1 and "nobody can say what has left" in err and "nothing has left" not in err
+    (site.work / LOG).rmdir()
+    give(site)
+    code, _, err = run("egress", "--work", site.work, "--from", "2026-02-01", "--to", "2026-01-31")
+    assert code == 2 and "2026-01-31 is before 2026-02-01" in err
+    line = (site.work / LOG).read_bytes()
+    changed = json.loads(line)
+    changed["receipt"]["time"] = 1e300  # no calendar has it
+    (site.work / LOG).write_bytes(canonical(changed) + b"\n" + line)
+    code, out, _ = run("egress", "--work", site.work)
+    assert code == 1 and "line 1 cannot be read, or was changed" in out
 
 
 @pytest.fixture

@@ -203,3 +203,31 @@ def test_a_difference_is_clipped_at_the_site_where_the_server_cannot_look(
     settled(sites, 0, "job-2")  # of which a site may be missing
     again = dataclasses.replace(task, job="job-2")
     assert code_of(lambda: runner.run(again, lambda: global_model, Control())) == "summed-before"
+
+
+def test_under_the_mask_of_a_round_leaves_one_difference_and_no_second(
+    place: Place, train_task: Task, global_model: dict[str, torch.Tensor], secure: Recipe
+) -> None:
+    """Who asks for the same round with another model would see how the two answers differ."""
+    task, runner = dataclasses.replace(train_task, recipe=secure), task_runner(place)
+    works = {name: place.root / name for name in ("site-2", "site-3")} | {SITE: place.work}
+    keys = {name: own_key(work).public for name, work in works.items()}
+    (place.policy / PEERS).write_text(json.dumps(keys))
+    sites = {n: Sums(n, work, place.policy / PEERS) for n, work in works.items() if n != SITE}
+    settled({**sites, SITE: runner.sums}, 0)
+    first = runner.run(task, lambda: global_model, Control())
+
+    moved = {name: one + 0.01 for name, one in global_model.items()}
+    assert code_of(lambda: runner.run(task, lambda: moved, Control())) == "summed-before"
+    runner = task_runner(place)  # a trainer after it
+    assert code_of(lambda: runner.run(task, lambda: moved, Control())) == "summed-before"
+    same = runner.run(task, lambda: global_model, Control())
+    assert all(torch.equal(same.tensors[name], first.tensors[name]) for name in first.tensors)
+
+    other = {"w": torch.ones(3)}
+    masked = sites["site-2"].masked(JOB, 0, other, 5)
+    assert torch.equal(sites["site-2"].masked(JOB, 0, other, 5)["w"], masked["w"])
+    assert code_of(lambda: sites["site-2"].masked(JOB, 0, other, 6)) == "summed-before"
+    assert code_of(lambda: sites["site-2"].masked(JOB, 0, {"w": torch.zeros(3)}, 5)) == (
+        "summed-before"
+    )
