@@ -98,20 +98,23 @@ class Sums:
             raise no_sum()
 
     def masked(
-        self, job: str, round_number: int, tensors: Mapping[str, Tensor], weight: int
+        self,
+        job: str,
+        round_number: int,
+        tensors: Mapping[str, Tensor],
+        weight: int,
+        bits: int = 64,
     ) -> dict[str, Tensor]:
         """What leaves in the place of a difference; see `SiteRound.masked`.
 
         Args:
             weight: the slices that it was trained on.
+            bits: of a value, 64 or 32.
 
         Raises:
-            DoorClosed: code no-sum, sums-slices or value-too-large.
+            DoorClosed: code no-sum, other-sum, sums-slices, sums-wrap or value-too-large.
+            OSError: it could not be written down that the mask is used; nothing may leave then.
         """
-        with self._lock:
-            now = self._read(job, round_number)
-        if now is None:
-            raise no_sum()
         if weight > LARGEST_TOTAL:
             raise DoorClosed(
                 f"{weight} slices are more than a secure sum can have",
@@ -119,7 +122,20 @@ class Sums:
                 code="sums-slices",
             )
         try:
-            return now.masked(tensors, weight)
+            with self._lock:
+                before = self._read(job, round_number)
+                if before is None:
+                    raise no_sum()
+                now, masked = before.masked(tensors, weight, bits)
+                if now != before:
+                    self._write(now)
+                return masked
+        except OverflowError as error:
+            raise DoorClosed(
+                f"the round's result does not fit a sum of 32 bits: {error}",
+                "submit the recipe with --set secure_sum_bits=64, or lower learning_rate",
+                code="sums-wrap",
+            ) from None
         except ValueError as error:
             raise DoorClosed(
                 f"the round's result may not leave: {error}",
