@@ -39,10 +39,19 @@ from fedfms.contracts.pause import Pause, read_pause
 from fedfms.contracts.policy import POLICY_FILE, Policy
 from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.sums import SumsAnswer, SumsAsk
 from fedfms.data.manifest import find_cases
-from fedfms.errors import ConfigError, ContributionRefused, FedfmsError
+from fedfms.errors import (
+    ConfigError,
+    ContributionRefused,
+    DoorClosed,
+    FederationError,
+    FedfmsError,
+)
 from fedfms.exchange.guard import check_contribution
 from fedfms.exchange.pictures import is_plain_png
+from fedfms.exchange.secure_sum import ServerRound, SiteRound
+from fedfms.exchange.signatures import TrainerSigner, new_key
 from fedfms.exchange.tensors import load_tensors, read_metadata, save_tensors, shapes_of
 from fedfms.flare.announce import read_announcement
 from fedfms.flare.feed import RemoteRecords, decode_piece, read_piece
@@ -257,6 +266,32 @@ def _picture(folder: Path) -> tuple[tuple[bytes, ...], Parse]:
     return tuple(seeds), lambda data: is_plain_png(data) or None
 
 
+@_target("secure sum, at the server", "site -> server", of_json, Misfits, FederationError)
+def _sums_answer(folder: Path) -> tuple[tuple[bytes, ...], Parse]:
+    """What sites answer to the four steps of a round; the first byte says to which."""
+    sum_ = _Sum()
+    seeds = tuple(
+        bytes([step]) + _json({name: answers[name].to_dict() for name in answers})
+        for step, answers in enumerate((sum_.keys, sum_.shares, sum_.pieces))
+    )
+
+    def parse(data: bytes) -> object:
+        said = _any(data[1:])
+        if not isinstance(said, dict):
+            return SumsAnswer.from_dict(said)
+        answers = {name: SumsAnswer.from_dict(one) for name, one in said.items()}
+        step, server = (data[0] if data else 0) % 3, ServerRound(sum_.job, 0)
+        server.ask_shares(sum_.keys | (answers if step == 0 else {}))
+        server.ask_take(sum_.shares | (answers if step == 1 else {}))
+        for site in sum_.arrived:
+            server.add(sum_.masked[site])
+        if step < 2:
+            return server.ask_unmask(sum_.arrived).to_dict()
+        return server.unmask(sum_.arrived, 2, sum_.pieces | answers).mean()
+
+    return seeds, parse
+
+
 # -------------------------------------------------------------------------- server to coordinator
 
 
@@ -432,6 +467,24 @@ def _request_zip(folder: Path) -> tuple[tuple[bytes, ...], Parse]:
     said = {"name": "site-1", "org": "hospital", "project": "p", "public_key_sha256": "a" * 64}
     seeds = _zips(REQUEST_FILE, json.dumps(said))
     return seeds, _of_file(place, lambda: read_request(place))
+
+
+@_target("secure sum, at a site", "server -> site", of_json, Misfits, DoorClosed)
+def _sums_ask(folder: Path) -> tuple[tuple[bytes, ...], Parse]:
+    """What a server asks a trainer in each step of a round: the site is before that step."""
+    sum_ = _Sum()
+    site, before = "site-1", sum_.before
+    seeds = tuple(_json(one.to_dict()) for one in sum_.asks)
+
+    def parse(data: bytes) -> object:
+        ask = SumsAsk.from_dict(_any(data))
+        if ask.step == "shares":
+            return before["shares"].seal(ask.keys, sum_.peers[site]).sealed
+        if ask.step == "take":
+            return before["take"].take(ask.sealed).masked(sum_.difference, 1, 32)
+        return before["unmask"].unmask(ask.arrived) if ask.step == "unmask" else ask.to_dict()
+
+    return seeds, parse
 
 
 # ----------------------------------------------------------------------------- a party's own files
@@ -628,6 +681,46 @@ def _bent(right: dict[str, torch.Tensor], report: Contribution, data: bytes) -> 
     if data[:1] == b"\xff":
         tensors = chance.choice((None, [], 3, {}, {"a": None}, [("a", 1)]))
     return tensors, Contribution.from_dict(values)
+
+
+class _Sum:
+    """A round of a secure sum of three sites, of which one drops out: all that is said in it."""
+
+    job = "0f6c3a52"
+    arrived = ("site-1", "site-2")
+
+    def __init__(self) -> None:
+        names = ("site-1", "site-2", "site-3")
+        self.difference = {"w": torch.linspace(-1e-3, 1e-3, 9)}
+        signers = {name: TrainerSigner(new_key()) for name in names}
+        self.peers = {
+            name: {other: signers[other].public for other in names if other != name}
+            for name in names
+        }
+        rounds = {name: SiteRound.begin(name, self.job, 0) for name in names}
+        server = ServerRound(self.job, 0)
+        asks = [server.ask_keys()]
+        self.keys = {
+            name: SumsAnswer(keys=rounds[name].own_keys(signers[name].public, signers[name].sign))
+            for name in names
+        }
+        asks.append(server.ask_shares(self.keys))
+        self.before = {"shares": rounds["site-1"]}
+        for name in names:
+            rounds[name] = rounds[name].seal(asks[-1].keys, self.peers[name])
+        self.shares = {name: SumsAnswer(sealed=rounds[name].sealed) for name in names}
+        take = server.ask_take(self.shares)
+        asks.append(take["site-1"])
+        self.before["take"] = rounds["site-1"]
+        for name in names:
+            rounds[name] = rounds[name].take(take[name].sealed)
+        self.before["unmask"] = rounds["site-1"]
+        self.masked = {name: rounds[name].masked(self.difference, 1)[1] for name in self.arrived}
+        asks.append(server.ask_unmask(self.arrived))
+        self.asks = tuple(asks)
+        self.pieces = {
+            name: SumsAnswer(pieces=rounds[name].unmask(self.arrived)[1]) for name in self.arrived
+        }
 
 
 def _write_kit(kit: Path) -> rsa.RSAPrivateKey:

@@ -7,7 +7,7 @@ last bit, where a gradient is next to nothing, into one of 1e-5 a round later.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,19 @@ UNITS = 2**36  # of 1: sums are of integers
 
 
 def federated_average(
-    recipe: Recipe, sites: Path, names: Sequence[str]
+    recipe: Recipe,
+    sites: Path,
+    names: Sequence[str],
+    *,
+    gone: Mapping[int, str] | None = None,
+    changes: dict[tuple[str, int], np.ndarray] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The travelling tensors after the recipe's rounds, and each site's number of slices."""
+    """The travelling tensors after the recipe's rounds, and each site's number of slices.
+
+    Args:
+        gone: of a round the site whose answer does not arrive.
+        changes: is filled with each site's difference of each round, tensors in the order of names.
+    """
     torch.set_num_threads(1)  # as the phantoms' site.yml says
     model = build_model(recipe, find_checkpoint(recipe, None))
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -48,6 +58,7 @@ def federated_average(
     average = {key: p.detach().numpy().copy() for key, p in learning.items()}
     for number in range(recipe.rounds):
         total = {key: np.zeros(value.shape, np.int64) for key, value in average.items()}
+        arrived = [name for name in sorted(names) if name != (gone or {}).get(number)]
         for name in sorted(names):
             for key, parameter in learning.items():
                 parameter.data.copy_(torch.from_numpy(average[key]))
@@ -61,12 +72,16 @@ def federated_average(
                 optimizer=None,
                 control=Control(),
             )
-            for key, parameter in learning.items():
-                change = parameter.detach().numpy() - average[key]
-                units = np.rint(change.astype(np.float64) * UNITS).astype(np.int64)
-                total[key] += weights[name] * units
+            change = {key: p.detach().numpy() - average[key] for key, p in learning.items()}
+            if changes is not None:
+                parts = [change[key].reshape(-1) for key in sorted(change)]
+                changes[name, number] = np.concatenate(parts)
+            if name in arrived:
+                for key in average:
+                    units = np.rint(change[key].astype(np.float64) * UNITS).astype(np.int64)
+                    total[key] += weights[name] * units
         for key in average:
-            mean = total[key] / (UNITS * sum(weights.values()))
+            mean = total[key] / (UNITS * sum(weights[name] for name in arrived))
             average[key] = average[key] + mean.astype(np.float32)
     return average, slices
 

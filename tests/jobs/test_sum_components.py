@@ -137,6 +137,23 @@ def test_a_round_is_the_plain_average_of_those_who_answered(tmp_path: Path, lost
     assert [*tmp_path.rglob("*.values")] == []
 
 
+def test_a_round_in_32_bits_is_the_mean_of_what_was_rounded_to_them(tmp_path: Path) -> None:
+    engine = Federation(tmp_path)
+    with engine.new_context() as fl_ctx:
+        engine.fire_event(EventType.START_RUN, fl_ctx)
+        aggregator = begin(engine, fl_ctx, 0)
+        units = torch.zeros(9973, dtype=torch.float64)
+        for site in SITES[:3]:  # one of four does not answer
+            weight = WEIGHTS[site]
+            masked = engine.sums[site].masked(JOB_ID, 0, difference(site), weight, 32)
+            assert masked["w"].dtype == torch.int32
+            accept(aggregator, fl_ctx, site, weight, masked)
+            units += (difference(site)["w"].double() * (weight * 2**17)).round()
+        result = from_shareable(aggregator.aggregate(fl_ctx)).data
+    total = sum(WEIGHTS[site] for site in SITES[:3])
+    assert torch.equal(result["w"], (units / (2**17 * total)).float())
+
+
 def test_a_round_whose_masks_stay_on_is_tried_again_with_the_answers_that_it_has(
     tmp_path: Path,
 ) -> None:
@@ -215,17 +232,20 @@ def test_a_server_that_starts_again_in_the_middle_of_a_round_goes_on(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("change", "code"),
+    ("bits", "change", "code"),
     [
-        (lambda w: w, None),
-        (lambda w: w.float(), "wrong-type"),
-        (lambda w: w.int(), "wrong-type"),
-        (lambda w: w[:-1], "wrong-shape"),
+        (64, lambda w: w, None),
+        (64, lambda w: w.float(), "wrong-type"),
+        (64, lambda w: w.int(), "wrong-type"),
+        (64, lambda w: w[:-1], "wrong-shape"),
+        (32, lambda w: w.int(), None),
+        (32, lambda w: w, "wrong-type"),
     ],
 )
 def test_the_guard_takes_masked_integers_of_the_models_shape_and_nothing_else(
-    change: Callable[[torch.Tensor], torch.Tensor], code: str | None
+    bits: int, change: Callable[[torch.Tensor], torch.Tensor], code: str | None
 ) -> None:
+    recipe = dataclasses.replace(RECIPE, secure_sum_bits=bits)
     shapes = shapes_of({"w": torch.zeros(8)})
     said = Contribution(
         site="site-1",
@@ -233,8 +253,8 @@ def test_the_guard_takes_masked_integers_of_the_models_shape_and_nothing_else(
         role="train",
         round=0,
         model="round",
-        recipe_sha256=RECIPE.sha256,
-        backbone_sha256=RECIPE.backbone_sha256,
+        recipe_sha256=recipe.sha256,
+        backbone_sha256=recipe.backbone_sha256,
         package_version=__version__,
         training_slices=7,
         training_cases=3,
@@ -242,9 +262,9 @@ def test_the_guard_takes_masked_integers_of_the_models_shape_and_nothing_else(
     )
     masked = {"w": change(torch.arange(8) * 2**59)}
     if code is None:
-        taken = check_contribution(shapes, RECIPE, __version__, masked, said)
+        taken = check_contribution(shapes, recipe, __version__, masked, said)
         assert torch.equal(taken["w"], masked["w"])
         return
     with pytest.raises(ContributionRefused) as raised:
-        check_contribution(shapes, RECIPE, __version__, masked, said)
+        check_contribution(shapes, recipe, __version__, masked, said)
     assert raised.value.code == code

@@ -179,23 +179,27 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "guard": "record",
         "confirmed_weights": ["site-2"],
         "secure_sum": True,
+        "secure_sum_bits": 32,
         "patient_rate": 0.1,
         "patient_clip_norm": 1.0,
         "patient_noise": 0.5,
     }
     assert set(others) == {f.name for f in dataclasses.fields(Recipe)}
-    together = {"patient_rate": 0.2, "patient_clip_norm": 2.0}  # one is nothing without the other
+    of_patients = {
+        "patient_rate": 0.2,
+        "patient_clip_norm": 2.0,
+    }  # one is nothing without the other
+    together = {key: of_patients for key in others if key.startswith("patient")}
+    together["secure_sum_bits"] = {"secure_sum": True}
     hashes = {
-        base.with_values(
-            {**(together if key.startswith("patient") else {}), key: value}, "test"
-        ).sha256
+        base.with_values({**together.get(key, {}), key: value}, "test").sha256
         for key, value in others.items()
     }
     assert len(hashes | {base.sha256}) == len(others) + 1
 
 
 def test_a_recipe_that_says_nothing_of_what_came_later_has_the_hash_it_always_had():
-    later = {"strategy", "canary", "guard", "confirmed_weights", "secure_sum"}
+    later = {"strategy", "canary", "guard", "confirmed_weights", "secure_sum", "secure_sum_bits"}
     later |= {"patient_rate", "patient_clip_norm", "patient_noise"}
     before = {key: value for key, value in recipe().to_dict().items() if key not in later}
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":")).encode()
@@ -868,3 +872,11 @@ def test_a_folder_whose_name_is_no_text_is_read_as_it_is(tmp_path):
     written = SiteConfig.from_yaml(write_site(odd, cache="prepared"))
     assert written.cache == odd / "prepared"
     assert changed(written, {"threads": 2}, OPTIONS).cache == odd / "prepared"
+
+
+def test_a_sum_in_32_bits_is_one_of_a_secure_sum():
+    assert recipe(secure_sum=True, secure_sum_bits=32).sums_only
+    with pytest.raises(ConfigError, match="secure_sum_bits is 32, and secure_sum is false"):
+        recipe(secure_sum_bits=32)
+    with pytest.raises(ConfigError, match="secure_sum_bits"):
+        recipe().with_values({"secure_sum": True, "secure_sum_bits": 16}, "test")

@@ -101,6 +101,7 @@ CODES: dict[str, str] = {
     "sum-required": "its policy trains only where the server sees sums (require_secure_sum)",
     "summed-before": "its answer is in an earlier sum, and two sums would show it",
     "sums-slices": "the sites of a secure sum have too many slices together",
+    "sums-wrap": "its change, times its slices, is too large for a secure sum in 32 bits",
     "tensors-not-asked-for": "it holds tensors that nobody asked for",
     "too-large": "the change is larger than the recipe allows",
     "too-few-steps": "its policy does not allow a round of so few steps (min_steps)",

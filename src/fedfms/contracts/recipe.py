@@ -74,6 +74,7 @@ _LATER: dict[str, Any] = {
     "guard": "scale",
     "confirmed_weights": [],
     "secure_sum": False,
+    "secure_sum_bits": 64,
 }
 
 
@@ -127,6 +128,8 @@ class Recipe:
     # the server sees the sum of a round's differences and no single one (exchange/secure_sum.py);
     # of at least three training sites, which know the keys of each other's trainers
     secure_sum: bool = False
+    # of each value of such a sum on the wire; 32: a value times its slices is rounded to 1 / 2^17
+    secure_sum_bits: int = 64
     # differential privacy of patients (training/private.py): each patient is in a step with this
     # probability, drawn anew for each; a pass has 1 / patient_rate steps. null: batches of slices
     patient_rate: float | None = None
@@ -255,6 +258,17 @@ class Recipe:
                 f"secure_sum is true, and {key} is {str(value).lower()}",
                 f"leave {key} out: of a sum nobody can see what it asks for",
             )
+
+        require(
+            self.secure_sum_bits in (64, 32),
+            f"secure_sum_bits is {self.secure_sum_bits}",
+            "set 64, or 32 to send half as much",
+        )
+        require(
+            self.secure_sum or self.secure_sum_bits == 64,
+            "secure_sum_bits is 32, and secure_sum is false",
+            "set secure_sum to true, or leave secure_sum_bits out",
+        )
 
     @property
     def sums_only(self) -> bool:

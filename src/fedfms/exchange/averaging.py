@@ -11,6 +11,7 @@ threads add, and whether sites are summed at once or in groups whose sums are su
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -25,6 +26,11 @@ SCALE = 2**36  # units of 1: a difference is rounded to 1.5e-11
 LARGEST_VALUE = 64.0  # of a difference, either sign; no training of this kind comes near it
 LARGEST_TOTAL = 2**21 - 1  # of the weights of a sum, all taken as positive
 assert LARGEST_TOTAL * int(LARGEST_VALUE) * SCALE < 2**63  # no sum overflows an int64
+
+# Of a secure sum in 32 bits (secure_sum.py) a value times its weight counts in units of 1 / this:
+# rounded once, so that the mean of 1,000 slices is exact to 1e-8
+SCALE_32 = 2**17
+_SCALES = {torch.int64: SCALE, torch.int32: SCALE_32}
 
 _BLOCK_VALUES = 2**18  # summed at a time: what stays in a processor's cache
 
@@ -80,6 +86,7 @@ class FixedSum:
     def __init__(self) -> None:
         self.total = 0  # of the weights
         self._magnitude = 0  # of the weights without their signs
+        self._scale = SCALE
         self._sums: dict[str, Tensor] = {}
 
     def add(self, tensors: Mapping[str, Tensor], weight: int) -> None:
@@ -111,7 +118,7 @@ class FixedSum:
         """A sum that was made elsewhere.
 
         Args:
-            sums: int64 by name; taken as they are.
+            sums: int64 by name, or int32 in units of 1 / `SCALE_32`; taken as they are.
             total: of the weights, all positive.
 
         Raises:
@@ -120,6 +127,8 @@ class FixedSum:
         made = cls()
         made._weigh(total, total)
         made._sums = dict(sums)
+        for sum_ in made._sums.values():
+            made._scale = _SCALES[sum_.dtype]
         return made
 
     def merge(self, other: FixedSum) -> None:
@@ -130,6 +139,8 @@ class FixedSum:
         """
         if not other._sums:
             return
+        if other._scale != self._scale:
+            raise ValueError("the two sums are in other units")
         self._weigh(other.total, other._magnitude)
         self._same_names(other._sums)
         for name, sum_ in other._sums.items():
@@ -150,7 +161,7 @@ class FixedSum:
         for name in sorted(self._sums):
             mean[name] = torch.empty(self._sums[name].shape, dtype=torch.float32)
             for sum_, part in zip(_blocks(self._sums[name]), _blocks(mean[name]), strict=True):
-                part.copy_(sum_.to(torch.float64).div_(SCALE * self.total))
+                part.copy_(sum_.to(torch.float64).div_(self._scale * self.total))
         return mean
 
     def _weigh(self, total: int, magnitude: int) -> None:
@@ -174,6 +185,36 @@ def weighted_units(tensors: Mapping[str, Tensor], weight: int) -> dict[str, Tens
     sum_ = FixedSum()
     sum_.add(tensors, weight)
     return sum_._sums
+
+
+def weighted_units_32(tensors: Mapping[str, Tensor], weight: int, sites: int) -> dict[str, Tensor]:
+    """What one site adds to a sum in 32 bits: int32, by sorted name.
+
+    Args:
+        tensors: by name, fp32 or fp16 on the CPU; left as they are.
+        weight: a positive number.
+        sites: of the sum; each may fill so large a part of the 32 bits that no sum can wrap.
+
+    Raises:
+        ValueError: a value is not finite.
+        OverflowError: a value times the weight is too large for so many sites.
+    """
+    largest = (2**31 - 1) // sites
+    units = {}
+    for name in sorted(tensors):
+        units[name] = torch.empty(tensors[name].shape, dtype=torch.int32)
+        for part, into in zip(_blocks(tensors[name]), _blocks(units[name]), strict=True):
+            weighted = part.to(torch.float64, copy=True).mul_(weight * SCALE_32).round_()
+            most = float(weighted.abs().max())
+            if not math.isfinite(most):
+                raise ValueError(f"{name} holds a value that is not finite")
+            if most > largest:
+                raise OverflowError(
+                    f"{name} holds {most / SCALE_32 / weight:.2g}, which times {weight} slices and "
+                    f"{sites} sites is more than 32 bits hold"
+                )
+            into.copy_(weighted)
+    return units
 
 
 def average(

@@ -84,8 +84,12 @@ def check_contribution(
             "no-training-slices",
         )
     check_metrics(contribution)
-    find = find_masked_fault if recipe.sums_only else find_fault
-    if fault := find(expected if expected_role == "train" else {}, tensors):
+    shapes = expected if expected_role == "train" else {}
+    if recipe.sums_only:
+        fault = find_masked_fault(shapes, tensors, recipe.secure_sum_bits)
+    else:
+        fault = find_fault(shapes, tensors)
+    if fault:
         code, problem = fault
         raise _refused(
             f"{site} sent tensors that cannot be averaged: {problem}",

@@ -1,7 +1,8 @@
 """Masks of a secure sum: numbers that cancel where all of them are added, and shares of seeds.
 
 Bonawitz et al. 2017, Practical Secure Aggregation for Privacy-Preserving Machine Learning (ACM CCS,
-doi 10.1145/3133956.3133982), on the integers: all sums are modulo 2^64, as an int64 adds.
+doi 10.1145/3133956.3133982), on the integers: all sums are modulo 2^64, as an int64 adds, or modulo
+2^32.
 """
 
 from __future__ import annotations
@@ -56,23 +57,25 @@ def public_of(private: bytes) -> bytes:
 
 
 def add_mask(tensors: Mapping[str, Tensor], seed: bytes, sign: int) -> None:
-    """Add a mask to integers in place, modulo 2^64.
+    """Add a mask to integers in place, modulo 2^64, or 2^32 where they have 32 bits.
 
     Args:
-        tensors: int64, contiguous, on the CPU. Their values are masked in the order of names.
+        tensors: all int64 or all int32, contiguous, on the CPU. Their values are masked in the
+            order of names.
         seed: 32 bytes, used for no other mask. The mask is the key stream of AES-256 in counter
-            mode (NIST SP 800-38A) from counter 0, 8 bytes a value, little-endian.
+            mode (NIST SP 800-38A) from counter 0, 8 bytes a value or 4, little-endian.
         sign: 1, or -1 to take it off.
     """
     stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
     nothing = bytes(8 * _BLOCK_VALUES)
     room = bytearray(8 * _BLOCK_VALUES + 15)  # as update_into asks for
-    mask = np.frombuffer(room, "<i8", _BLOCK_VALUES)
     for name in sorted(tensors):
         values = tensors[name].view(-1).numpy()
+        size = values.itemsize
+        mask = np.frombuffer(room, f"<i{size}", _BLOCK_VALUES)
         for start in range(0, len(values), _BLOCK_VALUES):
             part = values[start : start + _BLOCK_VALUES]
-            stream.update_into(memoryview(nothing)[: 8 * len(part)], room)
+            stream.update_into(memoryview(nothing)[: size * len(part)], room)
             if sign > 0:
                 np.add(part, mask[: len(part)], out=part)
             else:

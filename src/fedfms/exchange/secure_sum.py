@@ -7,8 +7,9 @@ The protocol of Bonawitz et al. 2017 (masks.py), with the trainers' own keys for
    seals each part for whom it is. Who did so is in the sum; the others are not.
 3. *take*. Each site gets what was sealed for it. From here on its sum is settled: for this round it
    never takes part in another one. Before that, a round that is begun again has new keys.
-4. A site sends its weighted difference in fixed point, plus the mask of its seed, plus or minus a
-   mask for each other site, which that one subtracts or adds.
+4. A site sends its weighted difference in fixed point, of 64 bits a value or of 32, plus the mask
+   of its seed, plus or minus a mask for each other site, which that one subtracts or adds. It does
+   so for one difference only: of two, the same mask would fall out.
 5. *unmask*. Sites give their shares of the seeds of those whose answers arrived, and of the masking
    keys of those that did not: so what does not cancel is taken off. Of no site does a site give
    both, and it gives them for one set of arrived sites only.
@@ -25,11 +26,11 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from pydantic import TypeAdapter
+from pydantic import StringConstraints, TypeAdapter
 from torch import Tensor
 
 from fedfms.contracts.sums import (
@@ -45,7 +46,7 @@ from fedfms.contracts.sums import (
 )
 from fedfms.contracts.wire import Count, Name
 from fedfms.errors import DoorClosed, FederationError
-from fedfms.exchange.averaging import FixedSum, weighted_units
+from fedfms.exchange.averaging import FixedSum, weighted_units, weighted_units_32
 from fedfms.exchange.masks import (
     SEED_BYTES,
     SHARE_BYTES,
@@ -57,6 +58,7 @@ from fedfms.exchange.masks import (
     split,
 )
 from fedfms.exchange.signatures import is_signed_by_trainer
+from fedfms.exchange.tensors import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +89,9 @@ class SiteRound:
     sealed: tuple[SealedShares, ...] = ()  # what it sealed for others
     # by sender, this site included: shares of its masking key and of its seed
     held: dict[Name, tuple[Share, Share]] = dataclasses.field(default_factory=dict)
+    # SHA-256 of what it masked: a second difference under the same mask would show both
+    hidden: Annotated[str, StringConstraints(pattern="^([0-9a-f]{64})?$")] = ""
     arrived: tuple[Name, ...] = ()  # as the server said when it asked to unmask
-    answered: str = ""  # mark of the difference that was masked; two under one mask show each other
 
     @classmethod
     def begin(cls, site: str, job: str, round_number: int) -> SiteRound:
@@ -188,27 +191,39 @@ class SiteRound:
             held[name] = (data[:SHARE_BYTES].hex(), data[SHARE_BYTES:].hex())
         return dataclasses.replace(self, held=held)
 
-    def masked(self, tensors: Mapping[str, Tensor], weight: int) -> dict[str, Tensor]:
-        """Step 4: what leaves, int64 by name: for anybody alone they are random numbers.
+    def masked(
+        self, tensors: Mapping[str, Tensor], weight: int, bits: int = 64
+    ) -> tuple[SiteRound, dict[str, Tensor]]:
+        """Step 4: what leaves, by name: for anybody alone they are random numbers.
+
+        The mask is for one difference: what is masked again has to be the same.
 
         Args:
             tensors: the difference, fp32 or fp16, see `FixedSum.add`.
             weight: of this site, a positive number.
+            bits: of a value that leaves: 64, int64, or 32, int32.
 
         Raises:
-            DoorClosed: code no-sum; the sum is not settled.
-            ValueError: see `FixedSum.add`.
+            DoorClosed: code no-sum, the sum is not settled; or summed-before, another difference
+                has had this mask.
+            ValueError, OverflowError: see `FixedSum.add` and `weighted_units_32`.
         """
         if not self.is_settled:
             raise no_sum()
-        masked = weighted_units(tensors, weight)
+        if bits == 32:
+            masked = weighted_units_32(tensors, weight, len(self.members))
+        else:
+            masked = weighted_units(tensors, weight)
+        hidden = fingerprint(masked)
+        if self.hidden not in ("", hidden):
+            raise summed_before(self.round)
         add_mask(masked, bytes.fromhex(self.seed), 1)
         keys = {one.site: one for one in self.keys}
         for name in self.members:
             if name != self.site:
                 seed = _mask_seed(self.masking, keys[self.site], keys[name])
                 add_mask(masked, seed, 1 if self.site < name else -1)
-        return masked
+        return dataclasses.replace(self, hidden=hidden), masked
 
     def unmask(self, arrived: Iterable[str]) -> tuple[SiteRound, tuple[Piece, ...]]:
         """Step 5: a share of each member's seed, or of its masking key.
@@ -393,7 +408,7 @@ class ServerRound:
         return made
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
-        """Add one site's masked answer, int64 by name, and keep nothing else of it."""
+        """Add one site's masked answer, all int64 or all int32, and keep nothing else of it."""
         if not self._sum:
             self._sum = {name: one.clone() for name, one in tensors.items()}
         else:

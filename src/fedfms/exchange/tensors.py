@@ -25,6 +25,7 @@ from fedfms.files import read_whole, write_whole
 
 Precision = Literal["fp32", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+MASKED = {64: torch.int64, 32: torch.int32}  # by the bits of a secure sum
 Shapes = Mapping[str, torch.Size]
 
 EXCHANGE_MODE = 0o660  # of files: trainer and FLARE client may be two users of one group
@@ -73,8 +74,13 @@ def largest_value(tensor: Tensor) -> float:
     return most if math.isnan(most) else max(-least, most)
 
 
-def find_masked_fault(expected: Shapes, tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+def find_masked_fault(
+    expected: Shapes, tensors: Mapping[str, Tensor], bits: int
+) -> tuple[str, str] | None:
     """The first way in which tensors are not exactly the expected ones in masked integers.
+
+    Args:
+        bits: of a value, 64 or 32.
 
     Returns:
         (code, sentence) or None. Codes: unknown-tensor, missing-tensor, wrong-type, wrong-shape.
@@ -87,8 +93,8 @@ def find_masked_fault(expected: Shapes, tensors: Mapping[str, Tensor]) -> tuple[
         return "missing-tensor", f"{missing[0]} is missing"
     for name, shape in expected.items():
         tensor = tensors[name]
-        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
-            return "wrong-type", f"{name} is not masked"
+        if not isinstance(tensor, Tensor) or tensor.dtype != MASKED[bits]:
+            return "wrong-type", f"{name} is not masked, in {bits} bits"
         if tensor.shape != shape:
             return "wrong-shape", f"{name} has the shape {tuple(tensor.shape)}"
     return None

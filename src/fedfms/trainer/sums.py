@@ -30,8 +30,7 @@ from fedfms.contracts.receipt import TrainerKey
 from fedfms.contracts.sums import SumsAnswer, SumsAsk
 from fedfms.errors import ConfigError, DoorClosed, Undecodable
 from fedfms.exchange.averaging import LARGEST_TOTAL
-from fedfms.exchange.secure_sum import SiteRound, no_sum, summed_before
-from fedfms.exchange.tensors import fingerprint
+from fedfms.exchange.secure_sum import SiteRound, no_sum
 from fedfms.files import write_whole
 from fedfms.trainer.own_key import own_key
 
@@ -99,7 +98,12 @@ class Sums:
             raise no_sum()
 
     def masked(
-        self, job: str, round_number: int, tensors: Mapping[str, Tensor], weight: int
+        self,
+        job: str,
+        round_number: int,
+        tensors: Mapping[str, Tensor],
+        weight: int,
+        bits: int = 64,
     ) -> dict[str, Tensor]:
         """What leaves in the place of a difference; see `SiteRound.masked`.
 
@@ -107,15 +111,12 @@ class Sums:
 
         Args:
             weight: the slices that it was trained on.
+            bits: of a value, 64 or 32.
 
         Raises:
-            DoorClosed: code no-sum, sums-slices, value-too-large or summed-before.
-            OSError: the folder cannot be read or written; nothing may leave then.
+            DoorClosed: code no-sum, summed-before, sums-slices, sums-wrap or value-too-large.
+            OSError: it could not be written down that the mask is used; nothing may leave then.
         """
-        with self._lock:
-            now = self._read(job, round_number)
-        if now is None:
-            raise no_sum()
         if weight > LARGEST_TOTAL:
             raise DoorClosed(
                 f"{weight} slices are more than a secure sum can have",
@@ -123,23 +124,26 @@ class Sums:
                 code="sums-slices",
             )
         try:
-            masked = now.masked(tensors, weight)
+            with self._lock:
+                before = self._read(job, round_number)
+                if before is None:
+                    raise no_sum()
+                now, masked = before.masked(tensors, weight, bits)
+                if now != before:
+                    self._write(now)
+                return masked
+        except OverflowError as error:
+            raise DoorClosed(
+                f"the round's result does not fit a sum of 32 bits: {error}",
+                "submit the recipe with --set secure_sum_bits=64, or lower learning_rate",
+                code="sums-wrap",
+            ) from None
         except ValueError as error:
             raise DoorClosed(
                 f"the round's result may not leave: {error}",
                 "lower learning_rate in the recipe: no training comes to such a value",
                 code="value-too-large",
             ) from None
-        mark = f"{weight} {fingerprint(tensors)}"
-        with self._lock:
-            now = self._read(job, round_number)
-            if now is None:
-                raise no_sum()
-            if now.answered not in ("", mark):
-                raise summed_before(round_number)
-            if not now.answered:
-                self._write(dataclasses.replace(now, answered=mark))
-        return masked
 
     def forget(self, job: str) -> None:
         """Remove what is kept of a job.

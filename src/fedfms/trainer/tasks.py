@@ -281,7 +281,13 @@ class TaskRunner:
         norm = update_norm(leaving) if leaving else None  # the site knows it, whoever else does
         if leaving and recipe.sums_only:
             with meter("exchange"):
-                leaving = self.sums.masked(task.job, task.round, leaving, report.training_slices)
+                leaving = self.sums.masked(
+                    task.job,
+                    task.round,
+                    leaving,
+                    report.training_slices,
+                    recipe.secure_sum_bits,
+                )
         outcome = Outcome(report, leaving, pass_pictures(policy, recipe, pictures))
         if history is not None and request is not None:
             if trains:

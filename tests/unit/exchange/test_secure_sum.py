@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedfms.contracts.sums import KEYS, RoundKeys, SumsAnswer, SumsAsk
 from fedfms.errors import DoorClosed, FederationError
-from fedfms.exchange.averaging import SCALE, FixedSum
+from fedfms.exchange.averaging import SCALE, SCALE_32, FixedSum, weighted_units_32
 from fedfms.exchange.masks import add_mask, join, split
 from fedfms.exchange.secure_sum import ServerRound, SiteRound, threshold
 from fedfms.exchange.signatures import TrainerSigner, new_key
@@ -51,8 +51,9 @@ class Site:
         self.round, pieces = self.round.unmask(ask.arrived)
         return SumsAnswer(pieces=pieces)
 
-    def masked(self) -> dict[str, Tensor]:
-        return self.round.masked(self.difference, self.weight)
+    def masked(self, bits: int = 64) -> dict[str, Tensor]:
+        self.round, masked = self.round.masked(self.difference, self.weight, bits)
+        return masked
 
 
 def some_sites(number: int) -> dict[str, Site]:
@@ -71,16 +72,30 @@ def settle(sites: Mapping[str, Site], server: ServerRound, silent: str = "") -> 
         sites[name].answer(ask)
 
 
-def mean_of(sites: Mapping[str, Site]) -> dict[str, Tensor]:
-    plain = FixedSum()
-    for site in sites.values():
-        plain.add(site.difference, site.weight)
-    return plain.mean()
+def mean_of(sites: Mapping[str, Site], bits: int = 64) -> dict[str, Tensor]:
+    """The plain average, in the same fixed point; of 32 bits by numpy alone."""
+    if bits == 64:
+        plain = FixedSum()
+        for site in sites.values():
+            plain.add(site.difference, site.weight)
+        return plain.mean()
+    mean = {}
+    for name in ("head.bias", "head.weight"):
+        units = sum(
+            np.rint(site.difference[name].numpy().astype(np.float64) * (site.weight * 2**17))
+            for site in sites.values()
+        )
+        total = sum(site.weight for site in sites.values())
+        mean[name] = torch.from_numpy((units / (2**17 * total)).astype(np.float32))
+    return mean
 
 
+@pytest.mark.parametrize("bits", [64, 32])
 @pytest.mark.parametrize("number", [3, 4, 10])
 @pytest.mark.parametrize("lost", ["nobody", "after-keys", "after-shares", "after-its-answer"])
-def test_the_sum_has_the_bits_of_the_plain_one_whoever_drops_out(number: int, lost: str) -> None:
+def test_the_sum_has_the_bits_of_the_plain_one_whoever_drops_out(
+    number: int, lost: str, bits: int
+) -> None:
     sites = some_sites(number)
     server = ServerRound(JOB, 3)
     gone = sorted(sites)[1]
@@ -96,7 +111,9 @@ def test_the_sum_has_the_bits_of_the_plain_one_whoever_drops_out(number: int, lo
         if name != gone or lost in ("nobody", "after-its-answer")
     }
     for site in arrived.values():
-        server.add(site.masked())
+        masked = site.masked(bits)
+        assert {one.element_size() for one in masked.values()} == {bits // 8}
+        server.add(masked)
     ask = server.ask_unmask(arrived)
     answers = {
         name: site.answer(ask)
@@ -105,10 +122,33 @@ def test_the_sum_has_the_bits_of_the_plain_one_whoever_drops_out(number: int, lo
     }
     total = sum(site.weight for site in arrived.values())
     found = server.unmask(arrived, total, answers).mean()
-    expected = mean_of(arrived)
+    expected = mean_of(arrived, bits)
     assert sorted(found) == sorted(expected)
     for name in expected:
         assert torch.equal(found[name], expected[name])
+
+
+@pytest.mark.parametrize("number", [3, 10, 100])
+def test_a_sum_in_32_bits_is_as_large_as_can_be_and_never_wraps(number: int) -> None:
+    """Every site at its limit, and one unit more is refused."""
+    largest = (2**31 - 1) // number
+    one = torch.tensor([largest, -largest], dtype=torch.float64)
+    for weight in (1, 250):
+        units = weighted_units_32({"w": one / (SCALE_32 * weight)}, weight, number)["w"]
+        assert units.tolist() == [largest, -largest]
+        assert sum(units.tolist()[0] for _ in range(number)) < 2**31
+        with pytest.raises(OverflowError, match=f"times {weight} slices and {number} sites"):
+            weighted_units_32({"w": (one - 1) / (SCALE_32 * weight)}, weight, number)
+    with pytest.raises(ValueError, match="not finite"):
+        weighted_units_32({"w": torch.tensor([float("nan")])}, 1, number)
+
+
+def test_a_mean_in_32_bits_is_off_by_less_than_a_unit_of_all_slices() -> None:
+    sites = some_sites(10)
+    exact, coarse = mean_of(sites), mean_of(sites, 32)
+    total = sum(site.weight for site in sites.values())
+    for name in exact:
+        assert 0 < float((exact[name] - coarse[name]).abs().max()) < 10 / 2 / 2**17 / total + 1e-9
 
 
 # ---------------------------------------------------------------------- what the server can see
@@ -144,7 +184,11 @@ def forms_of(site: Site) -> Iterator[bytes]:
     for array in (
         *(values.astype(f"{order}f{size}") for order in "<>" for size in (2, 4, 8)),
         *(some.astype(f"{order}i8") for order in "<>" for some in (units, units * site.weight)),
-        *(np.rint(values * scale).astype(f"{order}i4") for order in "<>" for scale in (1e6, 2**24)),
+        *(
+            np.rint(values.astype(np.float64) * scale).astype(f"{order}i4")
+            for order in "<>"
+            for scale in (1e6, 2**24, SCALE_32, SCALE_32 * site.weight)
+        ),
     ):
         for start in range(0, len(array) - 31, 32):
             yield array[start : start + 32].tobytes()
@@ -154,8 +198,9 @@ def found_in(site: Site, haystack: bytes) -> bool:
     return any(form in haystack for form in forms_of(site))
 
 
+@pytest.mark.parametrize("bits", [64, 32])
 @pytest.mark.parametrize("number", [3, 10])
-def test_nothing_that_the_server_was_told_holds_values_of_one_site(number: int) -> None:
+def test_nothing_that_the_server_was_told_holds_values_of_one_site(number: int, bits: int) -> None:
     sites = some_sites(number)
     server = ServerRound(JOB, 3)
     told: list[object] = []  # everything that ever came
@@ -169,7 +214,7 @@ def test_nothing_that_the_server_was_told_holds_values_of_one_site(number: int) 
     lost = sorted(sites)[-1]
     arrived = {name: site for name, site in sites.items() if name != lost}
     for site in arrived.values():
-        masked = site.masked()
+        masked = site.masked(bits)
         told.append({name: one.clone() for name, one in masked.items()})
         server.add(masked)
     ask = server.ask_unmask(arrived)
@@ -179,7 +224,7 @@ def test_nothing_that_the_server_was_told_holds_values_of_one_site(number: int) 
     summed = server.unmask(arrived, total, of_unmask)
     told += [of_keys, of_shares, asks, of_unmask, server, summed, summed.mean()]
     haystack = b"\n".join([before, *all_held(*told)])
-    assert len(haystack) > (number - 1) * 8 * 5000  # the answers are in it
+    assert len(haystack) > (number - 1) * bits // 8 * 5000  # the answers are in it
     assert [name for name, site in sites.items() if found_in(site, haystack)] == []
 
 
@@ -195,22 +240,25 @@ def test_the_same_search_finds_them_where_answers_are_not_masked() -> None:
         }
         haystack = b"\n".join(all_held(plain))
         assert all(found_in(site, haystack) for site in sites.values())
-    summed = FixedSum()
     one = sites["site-01"]
+    units = weighted_units_32(one.difference, one.weight, 3)
+    assert found_in(one, b"\n".join(all_held(units)))
+    summed = FixedSum()
     summed.add(one.difference, one.weight)
     assert found_in(one, b"\n".join(all_held(summed)))
 
 
-def test_what_leaves_is_evenly_spread_over_all_integers() -> None:
+@pytest.mark.parametrize("bits", [64, 32])
+def test_what_leaves_is_evenly_spread_over_all_integers(bits: int) -> None:
     """Of 5,000 values that all lie near 0 no bit says anything, nor does the same round again."""
     sites = some_sites(3)
     settle(sites, ServerRound(JOB, 3))
     site = sites["site-00"]
-    masked = site.masked()["head.weight"].reshape(-1)
-    again = site.masked()["head.weight"].reshape(-1)
+    masked = site.masked(bits)["head.weight"].reshape(-1)
+    again = site.masked(bits)["head.weight"].reshape(-1)
     assert torch.equal(masked, again)  # no second mask for one round
-    bits = np.unpackbits(masked.numpy().view(np.uint8)).reshape(-1, 64)
-    assert (np.abs(bits.mean(axis=0) - 0.5) < 0.05).all()
+    spread = np.unpackbits(masked.numpy().view(np.uint8)).reshape(-1, bits)
+    assert (np.abs(spread.mean(axis=0) - 0.5) < 0.05).all()
 
 
 # ------------------------------------------------------------------------ a server that lies
@@ -239,6 +287,41 @@ def test_a_site_unmasks_one_set_of_answers_and_no_other() -> None:
     assert code_of(site.answer, unmask(names[:3])) == "other-sum"
     assert site.answer(unmask(names)) == first
     assert [piece.site for piece in first.pieces] == names
+
+
+def test_one_mask_hides_one_difference() -> None:
+    """Of two that a server asks for in one round, by another model, the mask would fall out."""
+    sites = some_sites(3)
+    settle(sites, ServerRound(JOB, 3))
+    site = sites["site-00"]
+    site.masked()
+    site.difference = {name: one * 2 for name, one in site.difference.items()}
+    assert code_of(site.masked) == "summed-before"
+    assert code_of(site.masked, 32) == "summed-before"
+    site.difference = {name: one / 2 for name, one in site.difference.items()}
+    site.weight += 1
+    assert code_of(site.masked) == "summed-before"
+
+
+@pytest.mark.parametrize("which", ["sealing", "masking"])
+def test_a_key_that_makes_every_secret_nothing_keeps_its_site_out_and_ends_no_round(
+    which: str,
+) -> None:
+    """A site can sign such a key; the server leaves it out, and a site takes no sum with it."""
+    sites = some_sites(4)
+    server = ServerRound(JOB, 3)
+    keys = server.ask_keys()
+    given = {name: site.answer(keys) for name, site in sites.items()}
+    bad = given["site-03"].keys
+    assert bad is not None
+    bad = dataclasses.replace(bad, **{which: "00" * 32})
+    signature = sites["site-03"].signer.sign(KEYS + bad.canonical)
+    bad = dataclasses.replace(bad, signature=signature)
+    asked = server.ask_shares({**given, "site-03": SumsAnswer(keys=bad)})
+    assert [one.site for one in asked.keys] == ["site-00", "site-01", "site-02"]
+    all_four = dataclasses.replace(asked, keys=(*asked.keys, bad))
+    assert code_of(sites["site-00"].answer, all_four) == "other-peer"
+    assert sites["site-00"].answer(asked).sealed
 
 
 def test_of_fewer_than_the_threshold_nothing_is_unmasked() -> None:
@@ -430,17 +513,15 @@ def test_any_shares_of_the_threshold_give_the_secret_and_fewer_do_not() -> None:
         split(secret, 3, 4)
 
 
-def test_a_mask_is_the_key_stream_of_aes_in_counter_mode() -> None:
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32])
+def test_a_mask_is_the_key_stream_of_aes_in_counter_mode(kind: torch.dtype) -> None:
     """NIST SP 800-38A has no vector from counter 0: the block cipher itself, block by block."""
     seed = bytes(range(32))
     blocks = Cipher(algorithms.AES(seed), modes.ECB()).encryptor()
     values = 300_001  # over the border of what is masked at a time
     stream = blocks.update(b"".join(struct.pack(">QQ", 0, n) for n in range(values // 2 + 1)))
-    expected = np.frombuffer(stream, "<i8")[:values]
-    tensors = {
-        "b": torch.zeros(values - 5, dtype=torch.int64),
-        "a": torch.zeros(5, dtype=torch.int64),
-    }
+    expected = np.frombuffer(stream, f"<i{kind.itemsize}")[:values]
+    tensors = {"b": torch.zeros(values - 5, dtype=kind), "a": torch.zeros(5, dtype=kind)}
     add_mask(tensors, seed, 1)
     assert np.array_equal(np.concatenate([tensors["a"].numpy(), tensors["b"].numpy()]), expected)
     add_mask(tensors, seed, -1)

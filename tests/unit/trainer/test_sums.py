@@ -172,6 +172,27 @@ def settled(sites: Mapping[str, Sums], number: int, job: str = JOB) -> ServerRou
     return server
 
 
+def test_a_mask_is_used_once_also_by_a_trainer_that_started_again(tmp_path: Path) -> None:
+    """And what could wrap a sum in 32 bits is refused with the way out; it uses no mask."""
+    names = ("site-1", "site-2", "site-3")
+    peers = tmp_path / PEERS
+    peers.write_text(json.dumps({name: own_key(tmp_path / name).public for name in names}))
+    sites = {name: Sums(name, tmp_path / name, peers) for name in names}
+    settled(sites, 0)
+    ones = {"w": torch.ones(5)}
+    with pytest.raises(DoorClosed, match=r"w holds 1, which times 9000 slices and 3 sites") as no:
+        sites["site-1"].masked(JOB, 0, ones, 9000, 32)
+    assert no.value.code == "sums-wrap" and "secure_sum_bits=64" in no.value.fix
+    first = sites["site-1"].masked(JOB, 0, ones, 90, 32)
+    assert first["w"].dtype == torch.int32
+    again = Sums("site-1", tmp_path / "site-1", peers)
+    assert torch.equal(again.masked(JOB, 0, ones, 90, 32)["w"], first["w"])
+    for tensors, weight, bits in (({"w": torch.zeros(5)}, 90, 32), (ones, 91, 32), (ones, 90, 64)):
+        assert code_of(lambda t=tensors, w=weight, b=bits: again.masked(JOB, 0, t, w, b)) == (
+            "summed-before"
+        )
+
+
 def test_a_difference_is_clipped_at_the_site_where_the_server_cannot_look(
     place: Place, train_task: Task, global_model: dict[str, torch.Tensor], secure: Recipe
 ) -> None:
@@ -203,6 +224,12 @@ def test_a_difference_is_clipped_at_the_site_where_the_server_cannot_look(
     settled(sites, 0, "job-2")  # of which a site may be missing
     again = dataclasses.replace(task, job="job-2")
     assert code_of(lambda: runner.run(again, lambda: global_model, Control())) == "summed-before"
+
+    settled(sites, 0, "job-3")  # the recipe says of how many bits what leaves is
+    coarse = dataclasses.replace(task.recipe, secure_sum_bits=32)
+    half = dataclasses.replace(task, job="job-3", recipe=coarse)
+    tensors = runner.run(half, lambda: global_model, Control()).tensors
+    assert {one.dtype for one in tensors.values()} == {torch.int32}
 
 
 def test_under_the_mask_of_a_round_leaves_one_difference_and_no_second(
