@@ -69,8 +69,17 @@ def hospitals(
         data = hospital_images(source, folder / "images" / site, first, count, prefix)
         project = all_of_them.install(site, SITE_DATA=data, FEDFMS_LOG_LEVEL="debug")
         write_site(project.folder, scanner, POLICY)
+        order_from_seed(project)
     yield all_of_them
     all_of_them.down()
+
+
+def order_from_seed(project: Project) -> None:
+    """Without the secret that a hospital's order of slices follows from, runs can be compared."""
+    file = project.folder / "compose.yml"
+    before, trainer, after = file.read_text().partition("      FEDFMS_EXCHANGE: /exchange\n")
+    assert trainer and "-trainer:" in before
+    file.write_text(f'{before}{trainer}      FEDFMS_ORDER_FROM_SEED: "1"\n{after}')
 
 
 def ready(hospitals: Hospitals) -> list[str]:
@@ -279,7 +288,7 @@ def test_a_site_predicts_with_its_trainers_container(
         of_cases.append(2 * (mask & label).sum() / (mask.sum() + label.sum()))
     assert len(of_cases) == 6
     scored = dice(both.containers)["scanner-d", "final", "hippocampus"]
-    assert np.mean(of_cases) == pytest.approx(scored, abs=1e-4)
+    assert np.mean(of_cases) == pytest.approx(scored, abs=6e-4)  # it leaves in three decimals
 
 
 # ----------------------------------------------------------------------------------- refusals
@@ -401,7 +410,7 @@ def test_a_recipe_beyond_the_sites_policy_is_refused_on_both_sides(running: Hosp
     assert refusing is not None, said
     site = refusing.group(1)  # the job may end before the others have answered
     errors = running.projects[site].run("exec", "-T", f"{site}-trainer", "cat", "/work/errors.log")
-    assert "the site's policy allows 3" in errors.stdout
+    assert "the site's policy allows at most 3 rounds (max_rounds)" in errors.stdout
 
 
 def test_a_member_may_look_and_not_submit(running: Hospitals) -> None:
