@@ -15,6 +15,7 @@ from project_files import COORDINATOR, NAME, SERVER, Made, certificate, hashes, 
 import fedfms
 from fedfms.errors import ConfigError
 from fedfms.kits.checksums import check_sums
+from fedfms.provisioning.backup import backup, restore
 from fedfms.provisioning.provision import Provisioned
 
 Run = Callable[..., Provisioned]
@@ -53,6 +54,17 @@ def test_a_kit_names_the_images_and_its_authority_signs_them(run: Run, made: Mad
     (kit / "bills/images.txt").write_text(f"{ID.replace('3', '4')}  fedfms:0.2.0\n")
     with pytest.raises(ConfigError, match=r"bills/images\.txt is not as the coordinator"):
         check_sums(kit)
+
+
+def test_a_servers_kit_comes_back_from_a_backup_as_it_was_signed(
+    provisioned: Made, tmp_path: Path
+) -> None:
+    (tmp_path / "workspace").mkdir()
+    kit = provisioned.kit(SERVER)
+    made = backup(tmp_path / "server.tar", tmp_path / "workspace", kit)
+    restore(made.file, tmp_path / "new", tmp_path / "kit")
+    check_sums(tmp_path / "kit")
+    assert hashes(tmp_path / "kit") == hashes(kit)
 
 
 @pytest.mark.parametrize("text", ["fedfms:0.1.0=sha256:12", "=" + ID, "fedfms=3f", "fedfms="])

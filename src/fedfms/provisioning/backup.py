@@ -32,8 +32,8 @@ from typing import IO, Any
 
 from fedfms.bounded import read_json_object, short, tar_members
 from fedfms.errors import ConfigError, FederationError, Undecodable
-from fedfms.files import PART
-from fedfms.kits.checksums import SUMS_FILE
+from fedfms.files import PART, is_file
+from fedfms.kits.checksums import SIGNATURE_FILE, SUMS_FILE, kit_files
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ WORKSPACE, KIT, PROVISIONING = "workspace", "kit", "provisioning"
 RUNS, STORAGE = "runs", "storage"
 
 _RESOURCES = ("local/resources.json", "local/resources.json.default")  # of a server's kit
-_BESIDE = ("fedfms.json", "readme.txt", "SHA256SUMS", "SHA256SUMS.sig")  # in a kit
+_BESIDE = ("readme.txt", SUMS_FILE, SIGNATURE_FILE)  # in a kit, not among what its list names
 _LOGS = ("log.", "error_log.", "log_")  # how names of files begin
 _MAX_FILES = 1_000_000  # in an archive
 _MAX_SUMS_BYTES = 256 << 20  # its list, a line for each
@@ -168,12 +168,12 @@ def _of_workspace(workspace: Path) -> list[_Source]:
 
 
 def _of_kit(kit: Path) -> list[_Source]:
-    """A kit's two folders and the files beside them, whatever else has come to lie there."""
-    beside = [path for path in sorted(kit.iterdir()) if path.name in _BESIDE]
-    found = [_Source(f"{KIT}/{path.name}", path) for path in beside]
-    for name in ("startup", "local"):
-        found += _below(kit / name, f"{KIT}/{name}")
-    return found
+    """What makes a kit, by which it is checked, and its readme, whatever else lies there."""
+    return [
+        _Source(f"{KIT}/{name}", kit / name)
+        for name in sorted({*kit_files(kit), *_BESIDE})
+        if is_file(kit / name) and not (kit / name).is_symlink() and not name.endswith(PART)
+    ]
 
 
 def _below(folder: Path | None, name: str) -> list[_Source]:
