@@ -66,7 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, made: Made) -> Iterator[Pat
 
 
 def wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180  # beside other tests on two cores
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
