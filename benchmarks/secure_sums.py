@@ -62,14 +62,8 @@ class Site:
     def _answer(self, ask: SumsAsk) -> SumsAnswer:
         if ask.step == "keys":
             return SumsAnswer(keys=self.round.own_keys(self.signer.public, self.signer.sign))
-        if ask.step == "shares":
-            self.round = self.round.seal(ask.keys, self.peers)
-            return SumsAnswer(sealed=self.round.sealed)
-        if ask.step == "take":
-            self.round = self.round.take(ask.sealed)
-            return SumsAnswer()
-        self.round, pieces = self.round.unmask(ask.arrived)
-        return SumsAnswer(pieces=pieces)
+        self.round, answer = self.round.answer(ask, lambda: self.peers)
+        return answer
 
 
 def a_round(values: int, number: int, bits: int, slices: Sequence[int], size: float) -> str:

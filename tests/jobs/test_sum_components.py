@@ -238,6 +238,8 @@ def test_a_server_that_starts_again_in_the_middle_of_a_round_goes_on(tmp_path: P
         (64, lambda w: w.float(), "wrong-type"),
         (64, lambda w: w.int(), "wrong-type"),
         (64, lambda w: w[:-1], "wrong-shape"),
+        (64, lambda w: w.to("meta"), "wrong-type"),
+        (64, lambda w: w.to_sparse(), "wrong-type"),
         (32, lambda w: w.int(), None),
         (32, lambda w: w, "wrong-type"),
     ],

@@ -128,6 +128,25 @@ class SiteRound:
         """The sites of the sum, by name, as soon as they are settled."""
         return tuple(sorted(self.held))
 
+    def answer(
+        self, ask: SumsAsk, peers: Callable[[], Mapping[str, str]]
+    ) -> tuple[SiteRound, SumsAnswer]:
+        """The step after its keys that the server asks for.
+
+        Args:
+            peers: gives the keys of trainers that may be in a sum, by site; for step 2.
+
+        Raises:
+            DoorClosed: as `seal`, `take` and `unmask`.
+        """
+        if ask.step == "shares":
+            now = self.seal(ask.keys, peers())
+            return now, SumsAnswer(sealed=now.sealed)
+        if ask.step == "take":
+            return self.take(ask.sealed), SumsAnswer()
+        now, pieces = self.unmask(ask.arrived)
+        return now, SumsAnswer(pieces=pieces)
+
     def seal(self, keys: Iterable[RoundKeys], peers: Mapping[str, str]) -> SiteRound:
         """Step 2: `sealed` of what comes back is for the others.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,19 +85,7 @@ def find_masked_fault(
     Returns:
         (code, sentence) or None. Codes: unknown-tensor, missing-tensor, wrong-type, wrong-shape.
     """
-    if not isinstance(tensors, Mapping):
-        return "missing-tensor", "there are no named tensors"
-    if strange := sorted(str(name) for name in tensors if name not in expected):
-        return "unknown-tensor", f"{strange[0]} is no travelling tensor of this recipe"
-    if missing := sorted(set(expected) - set(tensors)):
-        return "missing-tensor", f"{missing[0]} is missing"
-    for name, shape in expected.items():
-        tensor = tensors[name]
-        if not isinstance(tensor, Tensor) or tensor.dtype != MASKED[bits]:
-            return "wrong-type", f"{name} is not masked, in {bits} bits"
-        if tensor.shape != shape:
-            return "wrong-shape", f"{name} has the shape {tuple(tensor.shape)}"
-    return None
+    return _misfit(expected, tensors, (MASKED[bits],), f"not masked, in {bits} bits")
 
 
 def payload_bytes(tensors: Any) -> int:
@@ -114,6 +102,18 @@ def find_fault(expected: Shapes, tensors: Mapping[str, Tensor]) -> tuple[str, st
         (code, sentence) or None. Codes: unknown-tensor, missing-tensor, wrong-type (neither fp32
         nor fp16), wrong-shape, non-finite.
     """
+    if fault := _misfit(expected, tensors, DTYPES.values(), "neither fp32 nor fp16"):
+        return fault
+    for name in expected:
+        if not math.isfinite(largest_value(tensors[name])):
+            return "non-finite", f"{name} holds NaN or infinity"
+    return None
+
+
+def _misfit(
+    expected: Shapes, tensors: Mapping[str, Tensor], types: Collection[torch.dtype], otherwise: str
+) -> tuple[str, str] | None:
+    """The first way in which tensors are not the expected ones in memory, whatever their values."""
     if not isinstance(tensors, Mapping):
         return "missing-tensor", "there are no named tensors"
     if strange := sorted(str(name) for name in tensors if name not in expected):
@@ -122,14 +122,12 @@ def find_fault(expected: Shapes, tensors: Mapping[str, Tensor]) -> tuple[str, st
         return "missing-tensor", f"{missing[0]} is missing"
     for name, shape in expected.items():
         tensor = tensors[name]
-        if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES.values():
-            return "wrong-type", f"{name} is neither fp32 nor fp16"
+        if not isinstance(tensor, Tensor) or tensor.dtype not in types:
+            return "wrong-type", f"{name} is {otherwise}"
         if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
             return "wrong-type", f"{name} has no values in memory"
         if tensor.shape != shape:
             return "wrong-shape", f"{name} is {list(tensor.shape)}, expected is {list(shape)}"
-        if not math.isfinite(largest_value(tensor)):
-            return "non-finite", f"{name} holds NaN or infinity"
     return None
 
 

@@ -43,9 +43,7 @@ def ping(exchange: Path, timeout_seconds: float = 5.0) -> Announcement:
     Raises:
         TrainerError: code no-trainer, trainer-died, trainer-hung or nonsense.
     """
-    with connected(exchange, 0.0, lambda: False) as connection:
-        connection.send(Ping(), timeout_seconds)
-        answer = connection.next_answer(timeout_seconds, lambda: False)
+    answer = _answer(exchange, Ping(), timeout_seconds)
     if not isinstance(answer, Announcement):
         raise not_understood("it did not answer the question whether it is there")
     return answer
@@ -76,9 +74,7 @@ def ask_sums(exchange: Path, ask: SumsAsk, timeout_seconds: float = 30.0) -> Sum
         TrainerError: as `ping`.
         DoorClosed: it does not; with the trainer's code.
     """
-    with connected(exchange, 0.0, lambda: False) as connection:
-        connection.send(ask, timeout_seconds)
-        answer = connection.next_answer(timeout_seconds, lambda: False)
+    answer = _answer(exchange, ask, timeout_seconds)
     if isinstance(answer, Failure):
         raise DoorClosed(
             f"the trainer does not take part in this sum ({answer.code})",
@@ -91,9 +87,7 @@ def ask_sums(exchange: Path, ask: SumsAsk, timeout_seconds: float = 30.0) -> Sum
 
 
 def _order(exchange: Path, request: Request, timeout_seconds: float) -> None:
-    with connected(exchange, 0.0, lambda: False) as connection:
-        connection.send(request, timeout_seconds)
-        answer = connection.next_answer(timeout_seconds, lambda: False)
+    answer = _answer(exchange, request, timeout_seconds)
     if isinstance(answer, Failure):
         raise TrainerError(
             f"the trainer did not do it ({answer.code})",
@@ -102,6 +96,12 @@ def _order(exchange: Path, request: Request, timeout_seconds: float) -> None:
         )
     if not isinstance(answer, Done):
         raise not_understood("it did not say that it has done what it was asked")
+
+
+def _answer(exchange: Path, request: Request, timeout_seconds: float) -> Answer:
+    with connected(exchange, 0.0, lambda: False) as connection:
+        connection.send(request, timeout_seconds)
+        return connection.next_answer(timeout_seconds, lambda: False)
 
 
 class AbortAsked(Exception):

@@ -74,14 +74,7 @@ class Sums:
             before = self._read(ask.job, ask.round)
             if before is None:
                 raise no_sum()
-            if ask.step == "shares":
-                now = before.seal(ask.keys, self._known_peers())
-                answer = SumsAnswer(sealed=now.sealed)
-            elif ask.step == "take":
-                now, answer = before.take(ask.sealed), SumsAnswer()
-            else:
-                now, pieces = before.unmask(ask.arrived)
-                answer = SumsAnswer(pieces=pieces)
+            now, answer = before.answer(ask, self._known_peers)
             if now != before:
                 self._write(now)
             return answer

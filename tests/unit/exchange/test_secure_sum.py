@@ -42,14 +42,8 @@ class Site:
         ask = SumsAsk.from_dict(ask.to_dict())  # as it crosses the wire
         if ask.step == "keys":
             return SumsAnswer(keys=self.round.own_keys(self.signer.public, self.signer.sign))
-        if ask.step == "shares":
-            self.round = self.round.seal(ask.keys, self.peers)
-            return SumsAnswer(sealed=self.round.sealed)
-        if ask.step == "take":
-            self.round = self.round.take(ask.sealed)
-            return SumsAnswer()
-        self.round, pieces = self.round.unmask(ask.arrived)
-        return SumsAnswer(pieces=pieces)
+        self.round, answer = self.round.answer(ask, lambda: self.peers)
+        return answer
 
     def masked(self, bits: int = 64) -> dict[str, Tensor]:
         self.round, masked = self.round.masked(self.difference, self.weight, bits)

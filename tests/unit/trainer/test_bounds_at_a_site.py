@@ -10,16 +10,12 @@ import nibabel
 import numpy as np
 import pytest
 from torch import Tensor
-from trainer_process import SITE, Place, task_runner
+from trainer_process import SITE, Place, ask, task_runner
 
-from fedfms.contracts.messages import Kind, ModelName, Task
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
-from fedfms.control import Control
 from fedfms.data.manifest import find_cases
 from fedfms.errors import DoorClosed
-from fedfms.trainer.kept import Outcome
-from fedfms.trainer.tasks import TaskRunner
 
 
 @pytest.fixture
@@ -35,20 +31,6 @@ def own(place: Place, phantoms: Path) -> Place:
         (place.data / name).unlink()
         shutil.copytree(phantoms / name, place.data / name)
     return place
-
-
-def ask(
-    trainer: TaskRunner,
-    recipe: Recipe,
-    number: int,
-    model: dict[str, Tensor],
-    *,
-    job: str = "job",
-    kind: Kind = "train",
-    which: ModelName = "round",
-) -> Outcome:
-    task = Task(kind=kind, site=SITE, job=job, round=number, model=which, recipe=recipe)
-    return trainer.run(task, lambda: model, Control())
 
 
 def refused(place: Place, recipe: Recipe, model: dict[str, Tensor]) -> DoorClosed:

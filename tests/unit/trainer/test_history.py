@@ -13,17 +13,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from trainer_process import SITE, Place, task_runner
+from trainer_process import SITE, Place, ask, task_runner
 
-from fedfms.contracts.messages import Kind, ModelName, Task
 from fedfms.contracts.recipe import Recipe
-from fedfms.control import Control
 from fedfms.errors import DoorClosed
 from fedfms.local.synthetic import write_phantom_site
 from fedfms.trainer.history import HISTORY_FILE, SKETCH, History, sketch
-from fedfms.trainer.kept import Outcome
 from fedfms.trainer.secret import SECRET_FILE, site_secret
-from fedfms.trainer.tasks import TaskRunner
 
 SECRET = b"s" * 32
 
@@ -36,20 +32,6 @@ def quick(recipe: Recipe) -> Recipe:
 
 def moved(model: dict[str, Tensor], by: float) -> dict[str, Tensor]:
     return {name: tensor + by for name, tensor in model.items()}
-
-
-def ask(
-    trainer: TaskRunner,
-    recipe: Recipe,
-    number: int,
-    model: dict[str, Tensor],
-    *,
-    job: str = "job",
-    kind: Kind = "train",
-    which: ModelName = "round",
-) -> Outcome:
-    task = Task(kind=kind, site=SITE, job=job, round=number, model=which, recipe=recipe)
-    return trainer.run(task, lambda: model, Control())
 
 
 def refused(code: str, *args: object, **more: object) -> DoorClosed:

@@ -13,12 +13,16 @@ import time
 from pathlib import Path
 
 import yaml
+from torch import Tensor
 
 from fedfms.contracts.contribution import Metric
-from fedfms.contracts.messages import Task
+from fedfms.contracts.messages import Kind, ModelName, Task
+from fedfms.contracts.recipe import Recipe
+from fedfms.control import Control
 from fedfms.errors import TrainerError
 from fedfms.trainer.client import TaskResult, run_task
 from fedfms.trainer.connection import ping
+from fedfms.trainer.kept import Outcome
 from fedfms.trainer.tasks import SiteFolders, TaskRunner
 
 SITE = "site-1"
@@ -198,3 +202,18 @@ class TaskThread(threading.Thread):
     def wait(self, seconds: float = 60) -> None:
         self.join(seconds)
         assert not self.is_alive()
+
+
+def ask(
+    trainer: TaskRunner,
+    recipe: Recipe,
+    number: int,
+    model: dict[str, Tensor],
+    *,
+    job: str = "job",
+    kind: Kind = "train",
+    which: ModelName = "round",
+) -> Outcome:
+    """Have a trainer do a task, without its process."""
+    task = Task(kind=kind, site=SITE, job=job, round=number, model=which, recipe=recipe)
+    return trainer.run(task, lambda: model, Control())
