@@ -24,8 +24,8 @@ from fedfms.local.synthetic import write_phantom_site
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 0.20  # median error
 ROUNDS, ROUND_SECONDS = 8, 20.0  # at least
-SITES = {"site-1": ("bright", 7), "site-2": ("noisy", 3), "site-3": ("inverted", 5)}
-SETTINGS = ("rounds=9", "image_size=64", "local_epochs=320")
+SITES = {"site-1": ("bright", 70), "site-2": ("noisy", 30), "site-3": ("inverted", 50)}
+SETTINGS = ("rounds=9", "image_size=64", "local_epochs=32")
 
 
 def simulated(folder: Path) -> Iterator[str]:

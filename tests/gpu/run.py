@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 
 MODEL = ("torch", "numpy", "yaml", "safetensors", "segment_anything")
-TRAINING = (*MODEL, "monai", "nibabel", "scipy", "PIL", "tifffile", "pydicom", "psutil")
+TRAINING = (*MODEL, "nibabel", "scipy", "PIL", "tifffile", "pydicom", "psutil")
 COMMANDS = (*TRAINING, "typer", "rich")
 
 # name: (what it says in the table, modules it needs, most seconds, needs a real GPU)

@@ -16,9 +16,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scipy.optimize import brentq
-from scipy.stats import norm
-
 _LARGE = 200.0  # epsilon from which no number says anything; larger ones are this
 _LITTLE = 1e-2  # noise with which no number says anything either; less of it counts as _LARGE
 _MUCH = 100.0  # noise; where patients are sampled more counts as this, and would take minutes
@@ -70,6 +67,9 @@ def epsilon(let_out: Iterable[Noised], delta: float) -> float:
 
 def _of_gaussians(inverse_square: float, delta: float) -> float:
     """Of Gaussian mechanisms together: one with noise `1 / sqrt(inverse_square)`."""
+    from scipy.optimize import brentq  # both take as long to load as the rest of a trainer
+    from scipy.stats import norm
+
     if inverse_square == 0:  # noise beyond all measure
         return 0.0
     sigma = 1 / math.sqrt(inverse_square)

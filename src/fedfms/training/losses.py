@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from monai.losses import DiceLoss
 from torch import Tensor, nn
 
 from fedfms.contracts.recipe import Recipe
 
 _DICE_SMOOTH = 1.0  # pixels; keeps the Dice loss of an empty mask finite and its gradient useful
-_dice_loss = DiceLoss(
-    sigmoid=True, reduction="none", smooth_nr=_DICE_SMOOTH, smooth_dr=_DICE_SMOOTH
-)
 
 
 def loss_per_class(logits: Tensor, target: Tensor, recipe: Recipe) -> Tensor:
@@ -34,9 +30,15 @@ def loss_per_class(logits: Tensor, target: Tensor, recipe: Recipe) -> Tensor:
         logits, target, pos_weight=positive_weight, reduction="none"
     ).mean(dim=(-2, -1))
     if recipe.loss == "dice_bce":
-        dice: Tensor = _dice_loss(logits, target)  # (B, K, 1, 1)
-        loss = loss + dice.flatten(start_dim=1)
+        loss = loss + _soft_dice_loss(logits.sigmoid(), target)
     return loss
+
+
+def _soft_dice_loss(probabilities: Tensor, target: Tensor) -> Tensor:
+    """(B, K), each of one slice and class."""
+    both = (probabilities * target).sum(dim=(-2, -1))
+    sizes = probabilities.sum(dim=(-2, -1)) + target.sum(dim=(-2, -1))
+    return 1 - (2 * both + _DICE_SMOOTH) / (sizes + _DICE_SMOOTH)
 
 
 def masked_sum(losses: Tensor, annotated: Tensor) -> Tensor:

@@ -160,7 +160,7 @@ def draw_overlay(
     for line, left, text, colour in legend:
         draw.text((left, size[1] + 23 + line * _LEGEND_LINE), text, fill=colour, font=font)
     stream = io.BytesIO()
-    canvas.save(stream, format="PNG", optimize=True)
+    canvas.save(stream, format="PNG", compress_level=6)  # 9: 12 x the time for 4/5 of it
     return stream.getvalue()
 
 

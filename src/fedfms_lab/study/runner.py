@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 UNFINISHED_FOLDER, PHANTOMS_FOLDER, LOGS_FOLDER = "unfinished", "phantoms", "logs"
 _POLL_SECONDS = 0.3
 _MEMORY_MARGIN = 1.25  # of what the largest run needed so far, free before another one starts
-_VERSIONS = ("nvflare", "torch", "monai", "numpy")
+_VERSIONS = ("nvflare", "torch", "numpy")
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ def test_hd95_equals_distance_maps_and_monai_in_both_directions():
             percentile=95,
             spacing=list(spacing[1:] if flat else spacing),
         )
-        assert got == pytest.approx(monai.item(), rel=1e-6)  # both answer in fp32
+        assert got == pytest.approx(monai.item(), rel=1e-5)  # it measures in fp32
 
 
 def test_hd95_of_masks_whose_distance_is_known():

@@ -232,7 +232,6 @@ class StudyFolder:
                 "fedfms": "0.2.0",
                 "nvflare": "2.9.0",
                 "torch": "2.13.0+cpu",
-                "monai": "1.6.0",
                 "numpy": "2.3.1",
                 "python": "3.11.2",
             },
