@@ -140,6 +140,7 @@ def settings(job: Recipe, policy: Mapping[str, Any], rounds: int) -> list[Settin
     noised = {**inside, "clip_grad_norm": None, "patient_rate": rate}
     noised["learning_rate"] = min(max(1e-3, allowed.min_learning_rate), allowed.max_learning_rate)
     noised |= {"patient_clip_norm": max(1.0, allowed.min_clip_grad_norm), "patient_noise": 1.0}
+    noised["local_epochs"] = max(inside["local_epochs"], math.ceil(allowed.min_steps * rate))
     drawn = {**enough, "patients": max(enough["patients"], allowed.min_batch_size)}
     own: dict[str, Any] = {"rounds": rounds, "evaluate_first": rounds}
     of_own = {**enough, "patients": enough_patients(policy, dataclasses.replace(job, **own))}
