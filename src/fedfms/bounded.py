@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import gzip
 import io
 import json
 import math
@@ -420,25 +421,37 @@ class TarMember:
 
 _TAR_ERRORS = (
     *(tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError, MemoryError),
-    *(struct.error, KeyError, IndexError, TypeError, AttributeError),
+    *(struct.error, KeyError, IndexError, TypeError, AttributeError, zlib.error),
 )
+_GZIP = b"\x1f\x8b"  # RFC 1952
 
 
-def tar_members(file: Path, source: str, *, max_entries: int) -> Iterator[TarMember]:
-    """The plain files in an uncompressed tar archive, in its order.
+def tar_members(
+    file: Path | bytes, source: str, *, max_entries: int, max_unpacked: int | None = None
+) -> Iterator[TarMember]:
+    """The plain files in a tar archive, in its order.
 
     Args:
-        file: the archive; what its files hold together is never more than it has bytes.
+        file: a path, or the archive itself; uncompressed, or packed with gzip where `max_unpacked`
+            says how much may come out of it.
         source: says in an error what it is.
         max_entries: how many there may be.
+        max_unpacked: bytes of all files together; folders are passed over. None: of an uncompressed
+            archive, whose files hold no more than it has bytes, and which has no folders.
 
     Raises:
         OSError: it is not there or cannot be opened.
         Undecodable: it is none, damaged, beyond a bound, or holds something that is no plain file
             or that would be written outside.
     """
-    with file.open("rb") as opened:
-        whole = opened.seek(0, io.SEEK_END)
+    with contextlib.ExitStack() as stack:
+        opened: IO[bytes] = io.BytesIO(file) if isinstance(file, bytes) else file.open("rb")
+        stack.enter_context(opened)
+        left = opened.seek(0, io.SEEK_END) if max_unpacked is None else max_unpacked
+        opened.seek(0)
+        if max_unpacked is not None and opened.read(2) == _GZIP:
+            opened.seek(0)
+            opened = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=opened)))
         opened.seek(0)
         try:
             archive = tarfile.TarFile(fileobj=cast("IO[bytes]", _Pieces(opened)))
@@ -457,10 +470,17 @@ def tar_members(file: Path, source: str, *, max_entries: int) -> Iterator[TarMem
                     return
                 if count == max_entries:
                     break
+                if max_unpacked is not None and member.isdir():
+                    continue
                 if inside is None:
                     raise _refuse(source, f"holds {short(member.name)}, which is no plain file")
-                if not 0 <= member.size <= whole:
+                if max_unpacked is not None and member.size > left:
+                    raise _refuse(
+                        source, f"is larger than {_size(max_unpacked)} when it is unpacked"
+                    )
+                if not 0 <= member.size <= left:
                     raise _refuse(source, f"is damaged: {short(member.name)} is cut off")
+                left -= member.size
                 inside_path(member.name, source)
                 yield TarMember(member.name, member.mode, member.size, inside, source)
     raise _refuse(source, f"holds more than {max_entries} files")

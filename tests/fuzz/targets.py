@@ -132,10 +132,11 @@ def names() -> list[str]:
 
 
 @contextlib.contextmanager
-def opened(name: str) -> Iterator[Target]:
-    """A target with a folder of its own, in memory where the machine has one there."""
+def opened(name: str, base: Path | None = None) -> Iterator[Target]:
+    """A target with a folder of its own below `base`, or in memory where the machine can."""
     make, errors, mutate, from_whom = _MAKERS[name]
-    base = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    if base is None and Path("/dev/shm").is_dir():
+        base = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=base) as folder:
         seeds, parse = make(Path(folder))
         yield Target(name, seeds, parse, errors, mutate, from_whom)

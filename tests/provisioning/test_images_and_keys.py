@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +16,14 @@ from cyclonedx.validation.json import JsonStrictValidator
 from project_files import COORDINATOR, NAME, SERVER, Made, certificate, hashes, zip_names
 
 import fedfms
-from fedfms.errors import ConfigError
+from fedfms.errors import ConfigError, FederationError
 from fedfms.kits.checksums import check_sums
 from fedfms.provisioning.backup import backup, restore
+from fedfms.provisioning.images import look_at
 from fedfms.provisioning.provision import Provisioned
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from memory_peak import forget_peak, peak
 
 Run = Callable[..., Provisioned]
 ID = "sha256:" + 32 * "3f"
@@ -74,6 +81,51 @@ def test_what_is_no_digest_is_refused_and_nothing_changes(run: Run, made: Made, 
         run(images=[text])
     assert caught.value.code == "bad-digest"
     assert hashes(made.output) == before
+
+
+ENGINE = """#!/bin/sh
+case "$1" in
+  info) echo 27.0 ;;
+  image) echo '[{"Id": "%s", "RepoDigests": []}]' ;;
+  create) echo abc ;;
+  cp) cat %s ;;
+esac
+"""
+
+
+def answer_with(folder: Path, member: tarfile.TarInfo, size: int, data: bytes) -> None:
+    """An engine that copies this out of any image; what `size` says beyond the data are zeros."""
+    member.size = size
+    copied = folder / "copied.tar"
+    copied.write_bytes(member.tobuf() + data)
+    with copied.open("r+b") as file:
+        file.truncate(512 + size + 1024)
+    engine = folder / "docker"
+    engine.write_text(ENGINE % (ID, copied))
+    engine.chmod(0o755)
+
+
+def test_the_bill_of_an_image_is_read_within_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    text = WHEEL.read_bytes()
+    answer_with(tmp_path, tarfile.TarInfo("sbom.cdx.json"), len(text), text)
+    assert look_at("fedfms:0.1.0").bill == text.decode()
+    link = tarfile.TarInfo("sbom.cdx.json")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    bad = [
+        (tarfile.TarInfo("sbom.cdx.json"), 2 << 30, b"{", "cut off|larger"),
+        (tarfile.TarInfo("sbom.cdx.json"), 4, b"[1] ", "no JSON object"),
+        (link, 0, b"", "no plain file"),
+    ]
+    before = forget_peak()
+    for member, size, data, says in bad:
+        answer_with(tmp_path, member, size, data)
+        with pytest.raises(FederationError, match=says) as caught:
+            look_at("fedfms:0.1.0")
+        assert caught.value.code == "bad-bill"
+    assert peak() - before < 100 << 20
 
 
 # -------------------------------------------------------------------------------------------- keys

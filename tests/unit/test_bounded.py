@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 import fedfms
+import fedfms_lab
 from fedfms import bounded
 from fedfms.contracts.contribution import Contribution
 from fedfms.contracts.messages import Done, decode_answer, encode
@@ -61,13 +63,18 @@ ALLOWED = {
     "export/torchscript.py": {"zipfile.ZipFile"},  # that torch wrote a line before
     "kits/zips.py": {"zipfile.ZipFile"},  # writes
     "provisioning/backup.py": {"tarfile.open"},  # writes
-    "provisioning/images.py": {"tarfile.open"},  # what this machine's own engine says
 }
 
 
 def test_nobody_else_decodes_what_others_wrote() -> None:
+    assert calls_of_decoders(PACKAGE) == ALLOWED
+    # downloads of the laboratory, too
+    assert calls_of_decoders(Path(fedfms_lab.__file__).parent / "prepare") == {}
+
+
+def calls_of_decoders(folder: Path) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted(folder.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         named = {}
         for node in ast.walk(tree):
@@ -77,8 +84,8 @@ def test_nobody_else_decodes_what_others_wrote() -> None:
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 if (whole := named.get(called, called)) in DECODERS:
-                    found.setdefault(path.relative_to(PACKAGE).as_posix(), set()).add(whole)
-    assert found == ALLOWED
+                    found.setdefault(path.relative_to(folder).as_posix(), set()).add(whole)
+    return found
 
 
 # ---------------------------------------------------------------------------------- JSON, numbers
@@ -448,6 +455,31 @@ def test_a_tar_is_read_and_what_is_no_plain_file_in_it_refused(tmp_path: Path) -
         path.write_bytes(data)
         with pytest.raises(Undecodable, match=says):
             read_tar(path)
+
+
+def test_a_packed_tar_is_read_up_to_what_may_come_out_of_it(tmp_path: Path) -> None:
+    folder = ("./a", b"", {"type": tarfile.DIRTYPE})
+    data = tar_of(folder, ("./a/b", b"1" * 700, {}), ("c", b"2" * 300, {}))
+
+    def read(data: Path | bytes, most: int | None) -> dict[str, bytes]:
+        members = bounded.tar_members(data, "it", max_entries=10, max_unpacked=most)
+        return {one.name: b"".join(one.blocks()) for one in members}
+
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(gzip.compress(data))
+    for given in (path, path.read_bytes(), data):
+        assert read(given, 1000) == {"./a/b": b"1" * 700, "c": b"2" * 300}
+        with pytest.raises(Undecodable, match="larger than 1 kB when it is unpacked"):
+            read(given, 999)
+    bad = {
+        "is no tar archive": (path.read_bytes(), None),  # nobody said that it may be packed
+        "no plain file": (data, None),
+        "damaged|no tar": (path.read_bytes()[:60], 1000),
+        "larger than 1 MB": (gzip.compress(tar_of(("a", b"\0" * (64 << 20), {}))), 1 << 20),
+    }
+    for says, (given, most) in bad.items():
+        with pytest.raises(Undecodable, match=says):
+            read(given, most)
 
 
 def test_a_tar_header_that_asks_for_gigabytes_is_refused(tmp_path: Path) -> None:

@@ -288,6 +288,7 @@ CODES: dict[str, str] = {
     "workspace": "the workspace cannot be set up",
     # of provisioning, and of kits
     "approved-already": "there is a certificate for another key",
+    "bad-bill": "an image carries no bill of materials",
     "bad-digest": "the digest of an image is none",
     "bad-request": "the request cannot be read",
     "bad-zip": "the zip cannot be unpacked",

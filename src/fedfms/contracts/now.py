@@ -90,8 +90,8 @@ class SiteNow:
     name: str
     phase: SitePhase
     since: float | None = None  # when this phase began there
-    done: int = 0  # of total, in this phase: cases, slices or steps, see SitePhase
-    total: int = 0  # 0 where it is not known, or where the phase counts nothing
+    done: Count = 0  # of total, in this phase: cases, slices or steps, see SitePhase
+    total: Count = 0  # 0 where it is not known, or where the phase counts nothing
     told: float | None = None  # when it said how much is done; it has gone on since
     heard: float | None = None  # its last sign of life: heart beat, message or answer
     connected: bool = True  # whether the server has a connection to its FLARE client now

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from fedfms.bounded import read_json_object
 from fedfms.records.layout import RECIPE, RECORDS
@@ -69,8 +69,10 @@ def read_piece(folder: Path, asked: Any) -> dict[str, Any]:
 def decode_piece(told: Any) -> Piece | None:
     """What a server answered; None where it is none of this version."""
     try:
-        return _PIECE.validate_python(told)
-    except ValidationError:
+        piece = _PIECE.validate_python(told)
+        piece.lines.encode()  # half a surrogate pair, as JSON may hold, is no text
+        return piece
+    except ValueError:
         return None
 
 

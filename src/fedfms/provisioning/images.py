@@ -6,22 +6,21 @@ build. Kits and archives carry a copy, and a list of the images with their diges
 
 from __future__ import annotations
 
-import io
 import re
 import shutil
 import subprocess
-import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedfms.bounded import decode_json
-from fedfms.errors import ConfigError, FederationError
+from fedfms.bounded import decode_json, json_object, read_text, tar_members
+from fedfms.errors import ConfigError, FederationError, Undecodable
 
 BILL_IN_IMAGE = "/opt/fedfms/sbom.cdx.json"
 WHEEL_BILL = Path(__file__).parents[1] / "sbom.cdx.json"  # of the wheel; tools/lock.sh makes it
 BILLS, IMAGES_FILE = "bills", "images.txt"  # a folder in a kit and in an archive, and a file in it
+MAX_BILL_BYTES = 16 << 20  # ours has 2 MB
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -67,7 +66,7 @@ def named_image(text: str) -> Image:
             code="bad-digest",
         )
     own = Path(BILL_IN_IMAGE)  # where this process itself runs in an image, it is most likely this
-    return Image(name, (digest,), own.read_text(encoding="utf-8") if own.is_file() else None)
+    return Image(name, (digest,), read_text(own, MAX_BILL_BYTES) if own.is_file() else None)
 
 
 def look_at(name: str) -> Image:
@@ -114,17 +113,37 @@ def _bill_in(name: str) -> str | None:
         )
     container = made.stdout.decode().strip()
     try:
-        copied = docker("cp", f"{container}:{BILL_IN_IMAGE}", "-")
+        copied = _copied(f"{container}:{BILL_IN_IMAGE}")
     finally:
         docker("rm", "-v", container)
-    if copied.returncode != 0:
+    if copied is None:
         return None  # an image from before there were bills, or none of ours
-    with tarfile.open(fileobj=io.BytesIO(copied.stdout)) as archive:
-        for member in archive:
-            file = archive.extractfile(member) if member.isfile() else None
-            if file is not None:
-                return file.read().decode()
-    return None
+    try:
+        for member in tar_members(copied, "it", max_entries=1):
+            text = member.text(MAX_BILL_BYTES)
+            json_object(text, "it", max_bytes=MAX_BILL_BYTES)
+            return text
+        raise Undecodable("it holds no file", "")
+    except Undecodable as error:
+        raise FederationError(
+            f"what {name} has at {BILL_IN_IMAGE} is no bill of materials: {error.problem}",
+            "look who made that image; ours carries the bill that tools/bill.py writes",
+            code="bad-bill",
+        ) from None
+
+
+def _copied(path: str) -> bytes | None:
+    """A tar archive of a file in a container, cut off a little above what a bill may have."""
+    most = MAX_BILL_BYTES + (1 << 20)
+    with subprocess.Popen(
+        ["docker", "cp", path, "-"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        data = process.stdout.read(most)
+        if len(data) == most:
+            process.kill()
+            return data
+    return data if process.returncode == 0 else None
 
 
 def write_bills(folder: Path, images: Iterable[Image]) -> None:

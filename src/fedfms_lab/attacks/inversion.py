@@ -24,17 +24,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedfms.contracts.policy import Policy
 from fedfms.contracts.recipe import Recipe
-from fedfms.errors import DoorClosed
+from fedfms.contracts.sums import LEAST_SITES
+from fedfms.errors import FedfmsError
 from fedfms.training.loop import ShuffledBatches, learning_rate
 from fedfms_lab.attacks.matching import Matcher
-from fedfms_lab.attacks.sites import OPEN, AttackedSite, averaged, first_model, for_phantoms
+from fedfms_lab.attacks.sites import (
+    OPEN,
+    Attacked,
+    AttackedSite,
+    Refusal,
+    averaged,
+    cases_for,
+    enough_patients,
+    first_model,
+    for_phantoms,
+)
 
 _TOKENS = "image_encoder.pos_embed"
 _PATCHES = "image_encoder.patch_embed.proj.weight"
 # singular values below this share of the largest are left out; who attacks does not know the best
 CUTOFFS = (1e-3, 1e-2, 3e-2, 1e-1)
 _BETA = 0.9  # Adam's first
+_EPSILON = 1e-8  # Adam's; beside a gradient far below it Adam divides by a constant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +57,13 @@ class Setting:
     name: str
     recipe: Mapping[str, Any]  # what it changes in the job's recipe
     policy: Mapping[str, Any]
-    cases: int  # of each site; seven in ten train
+    patients: int  # of each site, to train on; three in ten more validate
     slices: int  # of each case
     rounds: int
     same_model: bool  # whether each round comes with the same weights
     order_from_seed: bool
     remembers: bool
+    new_recipes: bool = False  # whether each round comes by a recipe of its own, with another seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +71,11 @@ class Finding:
     """What an attack came to."""
 
     setting: str
-    refused: str  # the sentence of the refusal; empty where the site answered
+    refused: str  # the sentence of the policy's refusal; empty where the site answered
     rounds: int  # answered
-    slices: int  # of the attacked site, to train on
+    slices: int  # of the attacked site, or of all in a sum, to train on
+    not_attacked: str = ""  # why there was no attack, where it was not the policy that refused
+    sums_of: int = 1  # sites of which only the sum is seen
     # correlation with the site's slices after the best public guess was taken out of both: of the
     # slices, each with the picture that fits it best
     median: float = math.nan
@@ -83,13 +99,17 @@ class Finding:
         )
 
 
-def settings(policy: Mapping[str, Any], rounds: int) -> list[Setting]:
+def settings(job: Recipe, policy: Mapping[str, Any], rounds: int) -> list[Setting]:
     """The attack as it was found, and what is left of it as one measure after the other is added.
 
     Args:
-        policy: a site's, to be tried.
+        job: whose own recipe is tried too.
+        policy: a site's, to be tried: each value of the recipe at its bound where that helps who
+            attacks, and sites of as few patients as it allows.
         rounds: of each attack; at least the slices of a site, for mixtures that can be undone.
     """
+    allowed = Policy(**policy)
+    rounds = min(rounds, allowed.max_rounds)
     found: dict[str, Any] = {
         "clip_grad_norm": 1e-12,
         # it makes up for a gradient that is clipped to nothing, against the rounding of fp32
@@ -102,16 +122,28 @@ def settings(policy: Mapping[str, Any], rounds: int) -> list[Setting]:
         "evaluate_first": rounds,
         "loss": "bce",
         "transfer_precision": "fp32",
+        "optimizer_state": "reset",
         "patient_rate": None,
         "patient_clip_norm": None,
         "patient_noise": 0.0,
     }
-    inside = {**found, "clip_grad_norm": 0.1, "learning_rate": 1e-3, "batch_size": 4}
-    inside["local_epochs"] = 2
-    few: dict[str, Any] = {"cases": 4, "slices": 2, "rounds": rounds}
-    enough: dict[str, Any] = {"cases": 15, "slices": 1, "rounds": rounds}
-    noised = {**inside, "clip_grad_norm": None, "patient_rate": 0.5}
-    noised |= {"patient_clip_norm": 1.0, "patient_noise": 1.0}
+    inside = {**found, **at_the_bounds(allowed)}
+    few: dict[str, Any] = {"patients": 3, "slices": 2, "rounds": rounds}
+    as_found = {**few, "patients": max(3, allowed.min_training_patients)}
+    found_here = {
+        **found,
+        "local_epochs": math.ceil(allowed.min_steps / (2 * as_found["patients"])),
+    }
+    enough: dict[str, Any] = {"patients": allowed.min_training_patients, "slices": 1}
+    enough["rounds"] = rounds
+    rate = min(1.0, max(0.5, allowed.min_batch_size / allowed.min_training_patients))
+    noised = {**inside, "clip_grad_norm": None, "patient_rate": rate}
+    noised["learning_rate"] = min(max(1e-3, allowed.min_learning_rate), allowed.max_learning_rate)
+    noised |= {"patient_clip_norm": max(1.0, allowed.min_clip_grad_norm), "patient_noise": 1.0}
+    noised["local_epochs"] = max(inside["local_epochs"], math.ceil(allowed.min_steps * rate))
+    drawn = {**enough, "patients": max(enough["patients"], allowed.min_batch_size)}
+    own: dict[str, Any] = {"rounds": rounds, "evaluate_first": rounds}
+    of_own = {**enough, "patients": enough_patients(policy, dataclasses.replace(job, **own))}
     noise_alone = {**OPEN, "clip_norm": 1.0, "noise_std": 0.01}
     known: dict[str, Any] = {"order_from_seed": True, "remembers": False}
     at_work: dict[str, Any] = {"order_from_seed": False, "remembers": True}
@@ -128,19 +160,24 @@ def settings(policy: Mapping[str, Any], rounds: int) -> list[Setting]:
         ),
         Setting(
             name="the same recipe, under the policy",
-            **{"recipe": found, "policy": policy, "same_model": True, **few, **at_work},
+            **{"recipe": found_here, "policy": policy, "same_model": True, **as_found, **at_work},
         ),
         Setting(
-            name="a recipe within bounds, the same model each round",
+            name="a recipe at the policy's bounds, the same model each round",
             **{"recipe": inside, "policy": policy, "same_model": True, **enough, **at_work},
         ),
         Setting(
-            name="a recipe within bounds, the same model each round, known order, no history",
+            name="a recipe at the bounds, the same model each round, known order, no history",
             **{"recipe": inside, "policy": policy, "same_model": True, **enough, **known},
         ),
         Setting(
-            name="a recipe within bounds, averaged models",
+            name="a recipe at the bounds, averaged models",
             **{"recipe": inside, "policy": policy, "same_model": False, **enough, **at_work},
+        ),
+        Setting(
+            name="at the bounds, the same model, each time by another recipe",
+            **{"recipe": inside, "policy": policy, "same_model": True, **enough, **at_work},
+            new_recipes=True,
         ),
         Setting(
             name="as the first, the whole difference clipped to 1, noise of 0.01",
@@ -148,18 +185,46 @@ def settings(policy: Mapping[str, Any], rounds: int) -> list[Setting]:
         ),
         Setting(
             name="patients drawn, clipped to 1, noise of 1, averaged models",
-            **{"recipe": noised, "policy": policy, "same_model": False, **enough, **at_work},
+            **{"recipe": noised, "policy": policy, "same_model": False, **drawn, **at_work},
         ),
         Setting(
             name="the job's own recipe, averaged models",
-            recipe={"rounds": rounds, "evaluate_first": rounds},
-            **{"policy": policy, "same_model": False, **enough, **at_work},
+            **{"recipe": own, "policy": policy, "same_model": False, **of_own, **at_work},
         ),
     ]
 
 
-def attack(job: Recipe, setting: Setting, folder: Path, *, others: int) -> Finding:
+def at_the_bounds(policy: Policy) -> dict[str, Any]:
+    """Values of a recipe that a policy allows, each where it shows most of a slice.
+
+    Of a loose policy these are the ones with which the attack was found.
+    """
+    clip = max(1e-12, policy.min_clip_grad_norm)
+    # with so small a gradient Adam is linear, and rounding is what a large rate makes up for
+    rate = 100.0 if clip < _EPSILON else 1e-3
+    steps = math.ceil(policy.min_training_patients / policy.min_batch_size)  # of an epoch
+    epochs = math.ceil(policy.min_steps / steps)
+    return {
+        "clip_grad_norm": clip,
+        "learning_rate": min(max(rate, policy.min_learning_rate), policy.max_learning_rate),
+        "batch_size": policy.min_batch_size,
+        "local_epochs": min(epochs, policy.max_local_epochs),
+        "positive_weight": min(max(2.0, policy.min_positive_weight), policy.max_positive_weight),
+    }
+
+
+def attack(
+    job: Recipe,
+    setting: Setting,
+    folder: Path,
+    *,
+    others: int,
+    checkpoints: Path | None = None,
+) -> Finding:
     """Attack several phantom sites of one kind, and know of each by the others what is chance.
+
+    Of a recipe with `secure_sum` the server has sums only: then what is attacked is the sum of
+    three sites, the fewest that there may be, and chance is known by sums of three others.
 
     Args:
         job: in small pictures; with a patch embedding that travels, of so many tokens as the
@@ -167,34 +232,44 @@ def attack(job: Recipe, setting: Setting, folder: Path, *, others: int) -> Findi
         setting: what to try.
         folder: for the sites.
         others: sites beside each attacked one; with 20, the largest is about the 95 % quantile.
+        checkpoints: folder of SAM checkpoints; none is needed for vit_demo.
     """
     recipe = for_phantoms(dataclasses.replace(job, **setting.recipe))
-    sites = [
+    together = LEAST_SITES if recipe.sums_only else 1
+    made = [
         AttackedSite(
             folder / f"site-{number}",
-            cases=setting.cases,
+            cases=cases_for(setting.patients),
             slices=setting.slices,
             seed=number,
             policy=setting.policy,
             order_from_seed=setting.order_from_seed,
             remembers=setting.remembers,
+            checkpoints=checkpoints,
+            name=f"site-{number}",
         )
-        for number in range(1 + others)
+        for number in range((1 + others) * together)
     ]
-    truth = [site.slices(recipe) for site in sites]
-    model = first_model(recipe)
-    matcher = None if _PATCHES in model else Matcher(recipe, folder / "public")
+    sites = [Attacked(made[n : n + together]) for n in range(0, len(made), together)]
+    each = [[site.slices(recipe) for site in one.sites] for one in sites]
+    sizes = [[len(images) for images, _ in one] for one in each]
+    truth = [tuple(map(torch.cat, zip(*one, strict=True))) for one in each]
+    model = first_model(recipe, checkpoints)
+    matcher = None if _PATCHES in model else Matcher(recipe, folder / "public", checkpoints)
     if matcher is not None:
         model = matcher.first_model()
     names = tuple(model) if matcher is not None else (_TOKENS, _PATCHES)
     answers: list[list[dict[str, Tensor]]] = [[] for _ in sites]
     models = []
-    refused = ""
+    why = Refusal("", "")
     for number in range(setting.rounds):
+        asked = recipe
+        if setting.new_recipes:
+            asked = dataclasses.replace(recipe, seed=recipe.seed + number)
         try:
-            came = [site.ask(recipe, number, model) for site in sites]
-        except DoorClosed as error:
-            refused = f"{error.problem} ({error.code})"
+            came = [one.ask(asked, number, model) for one in sites]
+        except FedfmsError as error:
+            why = Refusal.of(error, size_is_given=recipe.patient_rate is not None)
             break
         models.append(model)
         for kept, one in zip(answers, came, strict=True):
@@ -202,16 +277,16 @@ def attack(job: Recipe, setting: Setting, folder: Path, *, others: int) -> Findi
         if not setting.same_model:
             model = averaged(model, came)
     slices = len(truth[0][0])
-    of_it = Finding(setting.name, refused, len(models), slices)
+    of_it = Finding(setting.name, why.by_policy, len(models), slices, why.not_attacked, together)
     if not models:
         return of_it
     shown, outlines = [], []
-    for given in answers:
+    for given, of_site in zip(answers, sizes, strict=True):
         if matcher is None:
-            shown.append(reconstruct(given, recipe, slices))
+            shown.append(reconstruct(given, recipe, of_site))
             continue
         if setting.same_model and len(given) >= slices:
-            by_slice = unmixed(given, recipe, slices)
+            by_slice = unmixed(given, recipe, of_site)
             given = [{name: by_slice[name][n] for name in names} for n in range(slices)]
         pictures, drawn = matcher.found(given, models[: len(given)])
         shown.append(pictures)
@@ -255,14 +330,16 @@ def _against_chance(shown: Sequence[Tensor], truth: Sequence[Tensor]) -> NDArray
     return np.array([own, chance])
 
 
-def reconstruct(answers: Sequence[Mapping[str, Tensor]], recipe: Recipe, slices: int) -> Tensor:
+def reconstruct(
+    answers: Sequence[Mapping[str, Tensor]], recipe: Recipe, slices: Sequence[int]
+) -> Tensor:
     """Pictures from a site's differences, (P, S, S): what each round shows, and what each slice.
 
     Args:
         answers: of each round the difference of `pos_embed` (1, H, W, C) and of the patch
             embedding's weight (C, 3, p, p), fp64.
         recipe: whose public order is taken for the order of the slices.
-        slices: how many the site trains on; the averaging weight tells.
+        slices: how many the site trains on, or each one in a sum; the averaging weight tells.
     """
     stacked = _stacked(answers)
     by_slice = unmixed(answers, recipe, slices)
@@ -276,7 +353,7 @@ def reconstruct(answers: Sequence[Mapping[str, Tensor]], recipe: Recipe, slices:
 
 
 def unmixed(
-    answers: Sequence[Mapping[str, Tensor]], recipe: Recipe, slices: int
+    answers: Sequence[Mapping[str, Tensor]], recipe: Recipe, slices: Sequence[int]
 ) -> dict[str, Tensor]:
     """What each slice added to a site's differences, (slices, ...), as `reconstruct` takes them."""
     undo = torch.linalg.pinv(torch.from_numpy(mixtures(recipe, slices, len(answers))))
@@ -289,12 +366,19 @@ def _stacked(answers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([answer[name] for answer in answers]) for name in answers[0]}
 
 
-def mixtures(recipe: Recipe, slices: int, rounds: int) -> NDArray[np.float64]:
+def mixtures(recipe: Recipe, slices: Sequence[int], rounds: int) -> NDArray[np.float64]:
     """How much of each slice's gradient is in each round's difference, where Adam is linear.
 
     (rounds, slices), up to a common factor: the sum over steps t, from the slice's step s on, of
-    lr_t (1 - b) b^(t - s) / (1 - b^(t + 1)), Kingma and Ba 2015, Algorithm 1, without the root.
+    lr_t (1 - b) b^(t - s) / (1 - b^(t + 1)), Kingma and Ba 2015, Algorithm 1, without the root. Of
+    several sites, one after the other, each weighed by its slices as in their average.
     """
+    whole = np.concatenate([one * _mixtures(recipe, one, rounds) for one in slices], axis=1)
+    scaled: NDArray[np.float64] = whole / whole.max()
+    return scaled
+
+
+def _mixtures(recipe: Recipe, slices: int, rounds: int) -> NDArray[np.float64]:
     found = np.zeros((rounds, slices))
     for number in range(rounds):
         batches = ShuffledBatches(slices, recipe, number)
@@ -309,8 +393,7 @@ def mixtures(recipe: Recipe, slices: int, rounds: int) -> NDArray[np.float64]:
             )
             for item in batch:
                 found[number, item] += weight / len(batch)
-    scaled: NDArray[np.float64] = found / found.max()
-    return scaled
+    return found
 
 
 def picture(tokens: Tensor, patches: Tensor, cutoff: float) -> Tensor:

@@ -72,13 +72,14 @@ class Matcher:
     Args:
         recipe: of any method whose loss has a gradient in the picture.
         folder: for the public phantoms.
+        checkpoints: folder of SAM checkpoints; none is needed for vit_demo.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, checkpoints: Path | None = None) -> None:
         public = AttackedSite(folder, cases=PUBLIC, slices=2, seed=10_000, policy={})
         self._recipe = recipe
         self.prior = Prior(*public.slices(recipe))
-        self._model: Segmenter = build_model(recipe, find_checkpoint(recipe, None)).train()
+        self._model: Segmenter = build_model(recipe, find_checkpoint(recipe, checkpoints)).train()
         self._names = travelling_names(self._model)
 
     def first_model(self) -> dict[str, Tensor]:

@@ -24,12 +24,21 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.prepared import Prepared
 from fedfms.data.slices import SliceDataset
-from fedfms.errors import DoorClosed
+from fedfms.errors import FedfmsError
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.models.travelling import write_travelling
 from fedfms.training.losses import loss_per_class
-from fedfms_lab.attacks.sites import AttackedSite, averaged, first_model, for_phantoms
+from fedfms_lab.attacks.sites import (
+    Attacked,
+    AttackedSite,
+    Refusal,
+    averaged,
+    cases_for,
+    enough_patients,
+    first_model,
+    for_phantoms,
+)
 
 SITES = 3
 PATIENTS = 15  # of a site, of one slice; seven in ten train
@@ -82,8 +91,9 @@ def membership(members: Sequence[float], others: Sequence[float]) -> Membership:
 class Told:
     """What the final model of a run tells of who was there."""
 
-    refused: str  # the sentence of the refusal; empty where the run came to its end
+    refused: str  # the sentence of the policy's refusal; empty where the run came to its end
     rounds: int  # trained
+    not_attacked: str = ""  # why there was no attack, where it was not the policy that refused
     auc: float = math.nan  # see Membership
     half_width: float = math.nan
     members: int = 0
@@ -95,26 +105,39 @@ class Told:
         return self.auc - self.half_width > 0.5
 
 
-def attack_members(job: Recipe, policy: Mapping[str, Any], folder: Path) -> Told:
+def attack_members(
+    job: Recipe, policy: Mapping[str, Any], folder: Path, checkpoints: Path | None = None
+) -> Told:
     """Train sites of few patients by a recipe and under a policy; ask the model who was there.
 
     Args:
         job: with its own rounds and epochs; more of them tell more.
         policy: of each site.
-        folder: for the sites.
+        folder: for the sites; of each at least the patients that its policy asks for.
+        checkpoints: folder of SAM checkpoints; none is needed for vit_demo.
     """
     recipe = for_phantoms(dataclasses.replace(job, evaluate_first=job.rounds))
     sites = [
-        AttackedSite(folder / f"site-{n}", cases=PATIENTS, slices=1, seed=n, policy=policy)
+        AttackedSite(
+            folder / f"site-{n}",
+            cases=max(PATIENTS, cases_for(enough_patients(policy, recipe))),
+            slices=1,
+            seed=n,
+            policy=policy,
+            checkpoints=checkpoints,
+            name=f"site-{n}",
+        )
         for n in range(SITES)
     ]
-    weights = first_model(recipe)
+    answering = [Attacked(sites)] if recipe.sums_only else [Attacked([site]) for site in sites]
+    weights = first_model(recipe, checkpoints)
     for number in range(recipe.rounds):
         try:
-            weights = averaged(weights, [site.ask(recipe, number, weights) for site in sites])
-        except DoorClosed as error:
-            return Told(f"{error.problem} ({error.code})", number)
-    model = build_model(recipe, find_checkpoint(recipe, None))
+            weights = averaged(weights, [one.ask(recipe, number, weights) for one in answering])
+        except FedfmsError as error:
+            why = Refusal.of(error, size_is_given=recipe.patient_rate is not None)
+            return Told(why.by_policy, number, why.not_attacked)
+    model = build_model(recipe, find_checkpoint(recipe, checkpoints))
     write_travelling(model, weights)
     strangers = AttackedSite(
         folder / "strangers", cases=STRANGERS, slices=1, seed=20_000, policy=policy
@@ -126,4 +149,4 @@ def attack_members(job: Recipe, policy: Mapping[str, Any], folder: Path) -> Told
     ]
     cases = strangers.cases("train", "validation")
     others = loss_of_patients(model, cases, strangers.config, recipe)
-    return Told("", recipe.rounds, **dataclasses.asdict(membership(members, others)))
+    return Told("", recipe.rounds, "", **dataclasses.asdict(membership(members, others)))

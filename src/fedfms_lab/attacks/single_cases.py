@@ -16,10 +16,11 @@ from scipy.optimize import least_squares
 from fedfms.contracts.contribution import Metric
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.sums import LEAST_SITES
 from fedfms.data.manifest import find_cases
-from fedfms.errors import DoorClosed
+from fedfms.errors import FedfmsError
 from fedfms.trainer.kept import Outcome
-from fedfms_lab.attacks.sites import AttackedSite, first_model, for_phantoms
+from fedfms_lab.attacks.sites import Attacked, AttackedSite, Refusal, first_model, for_phantoms
 
 CLOSE = 0.01  # a Dice is known where the error is no larger
 
@@ -31,6 +32,7 @@ class Recovered:
     attack: str
     told: str  # what left
     error: float | None  # largest error of the Dice that follows; None: none follows
+    not_attacked: str = ""  # why there was no attack, where it was not the policy that refused
 
     @property
     def shows_something(self) -> bool:
@@ -38,17 +40,30 @@ class Recovered:
         return self.error is not None and self.error <= CLOSE
 
 
-def all_single_cases(job: Recipe, policy: Mapping[str, Any], folder: Path) -> list[Recovered]:
+def all_single_cases(
+    job: Recipe, policy: Mapping[str, Any], folder: Path, checkpoints: Path | None = None
+) -> list[Recovered]:
     """The attacks on scores, under a policy."""
     recipe = for_phantoms(job)
     attacks = (mean_and_spread, one_patient_more, one_training_patient)
-    return [one(recipe, policy, folder / one.__name__) for one in attacks]
+    found = []
+    for one in attacks:
+        try:
+            found.append(one(recipe, policy, folder / one.__name__, checkpoints))
+        except FedfmsError as error:
+            why = Refusal.of(error)
+            told = f"refused: {why.by_policy}" if why.by_policy else ""
+            name = one.__name__.replace("_", " ")
+            found.append(Recovered(name, told, None, why.not_attacked))
+    return found
 
 
-def mean_and_spread(recipe: Recipe, policy: Mapping[str, Any], folder: Path) -> Recovered:
+def mean_and_spread(
+    recipe: Recipe, policy: Mapping[str, Any], folder: Path, checkpoints: Path | None = None
+) -> Recovered:
     """Three validation cases: mean and spread of Dice and of IoU, which is d / (2 - d) of each."""
-    site = AttackedSite(folder, cases=10, slices=1, seed=1, policy=policy)
-    told = _metrics(_evaluate(site, recipe))
+    site = AttackedSite(folder, cases=10, slices=1, seed=1, policy=policy, checkpoints=checkpoints)
+    told = _metrics(_evaluate(site, recipe, checkpoints))
     truth = np.sort(_dice_by_case(site)[-1])
     dice, iou = told["dice"], told["iou"]
     said = f"mean {dice.mean}, spread {dice.std}"
@@ -68,19 +83,21 @@ def mean_and_spread(recipe: Recipe, policy: Mapping[str, Any], folder: Path) -> 
     return Recovered("mean and spread of three cases", said, error)
 
 
-def one_patient_more(recipe: Recipe, policy: Mapping[str, Any], folder: Path) -> Recovered:
+def one_patient_more(
+    recipe: Recipe, policy: Mapping[str, Any], folder: Path, checkpoints: Path | None = None
+) -> Recovered:
     """Two evaluations of one model, before and after a patient joins."""
-    site = AttackedSite(folder, cases=22, slices=1, seed=2, policy=policy)
+    site = AttackedSite(folder, cases=22, slices=1, seed=2, policy=policy, checkpoints=checkpoints)
     joins = _whose_joining_moves_no_other(site)
     aside = folder / "aside"
     aside.mkdir()
     for kind in (site.images, site.images.parent / "labels"):
         (aside / kind.name).mkdir()
         shutil.move(kind / joins, aside / kind.name)
-    before = _metrics(_evaluate(site, recipe, "before"))["dice"]
+    before = _metrics(_evaluate(site, recipe, checkpoints, "before"))["dice"]
     for kind in (site.images, site.images.parent / "labels"):
         shutil.move(aside / kind.name / joins, kind)
-    after = _metrics(_evaluate(site, recipe, "after"))["dice"]
+    after = _metrics(_evaluate(site, recipe, checkpoints, "after"))["dice"]
     said = f"{before.mean} of {before.cases}, then {after.mean} of {after.cases}"
     name = "two evaluations, one patient more"
     if before.mean is None or after.mean is None or after.cases != before.cases + 1:
@@ -89,19 +106,39 @@ def one_patient_more(recipe: Recipe, policy: Mapping[str, Any], folder: Path) ->
     return Recovered(name, said, abs(after.cases * after.mean - before.cases * before.mean - truth))
 
 
-def one_training_patient(recipe: Recipe, policy: Mapping[str, Any], folder: Path) -> Recovered:
+def one_training_patient(
+    recipe: Recipe, policy: Mapping[str, Any], folder: Path, checkpoints: Path | None = None
+) -> Recovered:
     """A difference that is of one patient alone."""
-    site = AttackedSite(folder, cases=2, slices=8, seed=3, policy=policy)
     name = "the difference of one training patient"
+    sites = [
+        AttackedSite(
+            folder / f"site-{n}",
+            cases=2,
+            slices=8,
+            seed=3 + n,
+            policy=policy,
+            checkpoints=checkpoints,
+            name=f"site-{n}",
+        )
+        for n in range(LEAST_SITES if recipe.sums_only else 1)
+    ]
     try:
-        outcome = site.ask(recipe, 0, first_model(recipe))
-    except DoorClosed as error:
-        return Recovered(name, f"refused: {error.problem} ({error.code})", None)
-    return Recovered(name, f"{len(outcome.tensors)} tensors", 0.0)
+        seen = Attacked(sites).ask(recipe, 0, first_model(recipe, checkpoints))
+    except FedfmsError as error:
+        why = Refusal.of(error, size_is_given=True)
+        told = f"refused: {why.by_policy}" if why.by_policy else ""
+        return Recovered(name, told, None, why.not_attacked)
+    if recipe.sums_only:
+        said = f"{len(seen.tensors)} tensors, the sum of {len(sites)} sites of one patient each"
+        return Recovered(name, said, None)
+    return Recovered(name, f"{len(seen.tensors)} tensors", 0.0)
 
 
-def _evaluate(site: AttackedSite, recipe: Recipe, job: str = "job") -> Outcome:
-    model = first_model(recipe)
+def _evaluate(
+    site: AttackedSite, recipe: Recipe, checkpoints: Path | None, job: str = "job"
+) -> Outcome:
+    model = first_model(recipe, checkpoints)
     return site.ask(recipe, recipe.rounds, model, job=job, kind="evaluate", which="final")
 
 

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from fedfms.cli.common import AsJson, Job, Overrides, out, progress
+from fedfms.cli.common import (
+    AsJson,
+    Checkpoints,
+    Job,
+    Overrides,
+    RecipeFile,
+    out,
+    progress,
+)
 from fedfms_lab.cli import PANEL
 
 if TYPE_CHECKING:
@@ -29,7 +37,9 @@ def audit_privacy(
         Path | None,
         typer.Option(help="A site's policy folder. Otherwise a policy of nothing but defaults."),
     ] = None,
+    recipe_file: RecipeFile = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
+    checkpoints: Checkpoints = None,
     rounds: Annotated[int, typer.Option(min=1, help="Of each attack on pictures.")] = 12,
     others: Annotated[
         int, typer.Option(min=1, help="Other sites, by whose answers chance is known.")
@@ -44,35 +54,45 @@ def audit_privacy(
     Pictures are looked for by gradient inversion: of fedsam out of SAM's patch embedding, of other
     methods by matching gradients, with their outlines; ask for small ones (--set image_size=64).
     Scores of single patients are looked for in what is told of several, and who was there in the
-    loss of the job's final model. Exit code 1 if an attack under the policy shows anything.
+    loss of the job's final model. Of a recipe with secure_sum the sum of three sites is attacked.
+    Exit code 1 if an attack under the policy shows anything, or one could not be made.
     """
+    from fedfms.contracts.machine import Machine
     from fedfms.contracts.policy import Policy
     from fedfms.contracts.recipe import read_job_recipe
+    from fedfms.models.sam import find_checkpoint
     from fedfms_lab.attacks.inversion import attack, settings
     from fedfms_lab.attacks.membership import attack_members
     from fedfms_lab.attacks.single_cases import all_single_cases
     from fedfms_lab.attacks.sites import OPEN
 
-    recipe = read_job_recipe(job, None, overrides)
+    recipe = read_job_recipe(job, recipe_file, overrides)
+    checkpoints = checkpoints or Machine.from_environment().checkpoints
+    find_checkpoint(recipe, checkpoints)  # before anything is made
     values: dict[str, Any] = {}
     if policy is not None:
         values = dataclasses.asdict(Policy.from_folder(policy))
     found: list[Finding] = []
     with tempfile.TemporaryDirectory() as name, progress(as_json) as on_progress:
-        chosen = [one for n, one in enumerate(settings(values, rounds), 1) if not only or n in only]
+        chosen = [
+            one
+            for n, one in enumerate(settings(recipe, values, rounds), 1)
+            if not only or n in only
+        ]
         for number, setting in enumerate(chosen):
             on_progress("attack", number, len(chosen) + 3)
-            found.append(attack(recipe, setting, Path(name) / str(number), others=others))
+            folder = Path(name) / str(number)
+            found.append(attack(recipe, setting, folder, others=others, checkpoints=checkpoints))
         cases = {}
         for number, (whose, rules) in enumerate((("no bounds", OPEN), ("the policy", values))):
             on_progress("attack", len(chosen) + number, len(chosen) + 3)
-            cases[whose] = all_single_cases(recipe, rules, Path(name) / whose)
+            cases[whose] = all_single_cases(recipe, rules, Path(name) / whose, checkpoints)
         on_progress("attack", len(chosen) + 2, len(chosen) + 3)
-        told = attack_members(recipe, values, Path(name) / "members")
-    failed = any(
-        one.shows_something for one, setting in zip(found, chosen, strict=True) if setting.remembers
-    )
-    failed |= told.shows_something or any(one.shows_something for one in cases["the policy"])
+        told = attack_members(recipe, values, Path(name) / "members", checkpoints)
+    under = [one for one, setting in zip(found, chosen, strict=True) if setting.remembers]
+    failed = bool(told.shows_something or told.not_attacked)
+    failed |= any(one.shows_something or one.not_attacked for one in under)
+    failed |= any(one.shows_something or one.not_attacked for one in cases["the policy"])
     if as_json:
         out.print_json(
             json.dumps(
@@ -104,21 +124,33 @@ def _show(found: list[Finding], cases: dict[str, list[Recovered]], told: Told) -
             one.setting,
             str(one.rounds),
             *("–" if value != value else f"{value:.2f}" for value in figures),
-            f"refused: {one.refused}" if one.refused else "",
+            _why(one.refused, one.not_attacked),
         )
     out.print(table)
+    if any(one.sums_of > 1 for one in found):
+        out.print(f"secure_sum: each figure is of the sum of {found[0].sums_of} sites")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for heading in ("single patients", "under", "what left", "error of the Dice that follows"):
         table.add_column(heading)
     for whose, attacks in cases.items():
         for attempt in attacks:
             error = "none follows" if attempt.error is None else f"{attempt.error:.4f}"
-            table.add_row(attempt.attack, whose, attempt.told, error)
+            if attempt.not_attacked:
+                error = "–"
+            told_of_it = attempt.told or _why("", attempt.not_attacked)
+            table.add_row(attempt.attack, whose, told_of_it, error)
     out.print(table)
-    if told.refused:
-        out.print(f"who was there: refused: {told.refused}")
+    if told.refused or told.not_attacked:
+        out.print(f"who was there: {_why(told.refused, told.not_attacked)}")
     else:
         out.print(
             f"who was there: AUC {told.auc:.2f} ± {told.half_width:.2f} (0.5 is guessing) after "
             f"{told.rounds} rounds; {told.members} members, {told.others} others"
         )
+
+
+def _why(refused: str, not_attacked: str) -> str:
+    """Why there is no figure, or none of more rounds: the policy's doing, or the bench's."""
+    if not_attacked:
+        return f"not attacked: {not_attacked}"
+    return f"refused: {refused}" if refused else ""

@@ -8,13 +8,12 @@ are not used.
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from fedfms.bounded import read_json_object
 from fedfms.errors import ConfigError, SiteDataError
 from fedfms_lab.prepare.plan import (
     Made,
@@ -144,7 +143,7 @@ def read_task(source: Source) -> Task:
         )
     file = found[0]
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = read_json_object(file)
         labels = {int(value): str(name) for value, name in content["labels"].items()}
         modalities = tuple(
             str(content["modality"][key]) for key in sorted(content["modality"], key=int)

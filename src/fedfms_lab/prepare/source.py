@@ -7,24 +7,22 @@ file system's; hidden files and what macOS adds to archives (`._x`, `__MACOSX`) 
 from __future__ import annotations
 
 import contextlib
-import gzip
-import lzma
 import os
 import shutil
-import tarfile
 import tempfile
 import unicodedata
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from fedfms.bounded import open_zip, tar_members
 from fedfms.data.content import walk
-from fedfms.errors import SiteDataError
+from fedfms.errors import SiteDataError, Undecodable
 from fedfms.files import file_sha256
 
 Files = list[tuple[str, Path]]  # case, file
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+MAX_BYTES = 1 << 40  # of a download, unpacked; the largest that there is a command for has 20 GB
+MAX_FILES = 1_000_000
 
 
 class Source:
@@ -224,18 +222,17 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _unpack(path: Path, folder: Path) -> None:
+    """Everything, and nothing outside the folder."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                archive.extractall(folder)
+        if path.name.lower().endswith(".zip"):
+            with open_zip(path, "it", max_bytes=MAX_BYTES, max_entries=MAX_FILES) as archive:
+                for name in archive.members:
+                    _write(folder / name, archive.blocks(name))
         else:
-            with tarfile.open(path) as packed:
-                _extract(packed, folder)
-    except (
-        *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile),
-        *(zlib.error, lzma.LZMAError, EOFError),
-    ) as error:
-        raise truncated(path, f"{type(error).__name__}: {error}") from None
+            for member in tar_members(path, "it", max_entries=MAX_FILES, max_unpacked=MAX_BYTES):
+                _write(folder / member.name, member.blocks())
+    except Undecodable as error:
+        raise truncated(path, error.problem) from None
     except OSError as error:
         raise SiteDataError(
             f"{path} cannot be unpacked to {folder.parent}: {error.strerror}",
@@ -244,17 +241,10 @@ def _unpack(path: Path, folder: Path) -> None:
         ) from None
 
 
-def _extract(packed: tarfile.TarFile, folder: Path) -> None:
-    """Everything, and nothing outside the folder."""
-    if hasattr(tarfile, "data_filter"):
-        packed.extractall(folder, filter="data")
-        return
-    # Python before 3.10.12 and 3.11.4, as in Debian 12
-    for member in packed:
-        parts = PurePosixPath(member.name).parts
-        if not (member.isfile() or member.isdir()) or ".." in parts or "/" in parts:
-            raise tarfile.TarError(f"{member.name!r} is no file or folder below the archive's own")
-        packed.extract(member, folder, set_attrs=False)
+def _write(target: Path, blocks: Iterable[bytes]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as file:
+        file.writelines(blocks)
 
 
 def _unreadable(path: Path, error: OSError) -> SiteDataError:

@@ -24,6 +24,7 @@ from typing import Literal
 
 import numpy as np
 
+from fedfms.bounded import read_json_object
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.formats import read_image, read_label
 from fedfms.data.manifest import Case
@@ -452,7 +453,7 @@ def _policy(plan: SitePlan) -> str:
 
 def _read_record(path: Path) -> _Record | None:
     try:
-        record = _Record(**json.loads(path.read_text(encoding="utf-8")))
+        record = _Record(**read_json_object(path))
     except (OSError, ValueError, TypeError):
         return None
     keys = ("image_sha256", "label_sha256", "slices_with_foreground")

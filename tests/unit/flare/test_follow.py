@@ -136,7 +136,10 @@ def test_progress_comes_to_another_machine_as_it_was(job: Path) -> None:
     assert Event.from_dict(json.loads(json.dumps(event.to_dict()))) == event
 
 
-@pytest.mark.parametrize("values", [{}, {"phase": "train"}, {"phase": "lunch"}])
+HUGE = {"phase": "train", "now": [{"name": "s", "phase": "train", "done": 10**40, "total": 1}]}
+
+
+@pytest.mark.parametrize("values", [{}, {"phase": "train"}, {"phase": "lunch"}, HUGE])
 def test_progress_of_another_version_is_none(values: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         Event.from_dict(values)

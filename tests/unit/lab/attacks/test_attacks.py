@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from fedfms.contracts.policy import POLICY_FILE, Policy
 from fedfms.contracts.recipe import Recipe
 from fedfms.control import Control
+from fedfms.errors import CheckpointError, FedfmsError
+from fedfms.exchange.bounds import breaches, check_drawn, check_patients, check_steps
+from fedfms.files import file_sha256
 from fedfms.models.build import build_model
-from fedfms.models.sam import find_checkpoint
+from fedfms.models.sam import find_checkpoint, load_checkpoint
 from fedfms.models.travelling import write_travelling
 from fedfms.training.loop import accumulate_gradients
 from fedfms_lab.attacks.inversion import (
+    at_the_bounds,
     attack,
     best_fits,
     mixtures,
@@ -29,7 +39,16 @@ from fedfms_lab.attacks.single_cases import (
     one_patient_more,
     one_training_patient,
 )
-from fedfms_lab.attacks.sites import OPEN, AttackedSite, for_phantoms
+from fedfms_lab.attacks.sites import (
+    OPEN,
+    Attacked,
+    AttackedSite,
+    Refusal,
+    averaged,
+    first_model,
+    for_phantoms,
+)
+from fedfms_lab.cli.audit import commands
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 
@@ -66,7 +85,7 @@ def test_a_picture_follows_from_the_gradient_of_its_patch_embedding(job: Recipe)
 def test_mixtures_are_what_a_linear_adam_makes_of_its_steps(job: Recipe) -> None:
     recipe = dataclasses.replace(job, batch_size=2, local_epochs=2, warmup_steps=3, rounds=4)
     slices = 5
-    found = mixtures(recipe, slices, 2)
+    found = mixtures(recipe, [slices], 2)
     from fedfms.training.loop import ShuffledBatches, learning_rate
 
     gradients = torch.eye(slices, dtype=torch.float64) * 1e-14  # far below Adam's epsilon
@@ -88,7 +107,7 @@ def test_mixtures_are_what_a_linear_adam_makes_of_its_steps(job: Recipe) -> None
 def test_pictures_are_found_without_bounds_and_refused_by_the_default_policy(
     job: Recipe, tmp_path: Path
 ) -> None:
-    without, _, under, same, *_ = settings({}, 8)
+    without, _, under, same, *_ = settings(job, {}, 8)
     found = attack(job, without, tmp_path / "without", others=1)
     assert found.median > 0.6 > 2 * found.median_by_chance
     assert found.shows_something
@@ -155,6 +174,136 @@ def test_members_are_told_where_few_were_trained_on_often_and_not_where_the_poli
     refused = attack_members(often, {"max_local_epochs": 5}, tmp_path / "refused")
     assert (refused.rounds, refused.shows_something) == (0, False)
     assert "local_epochs" in refused.refused
+
+
+LOOSE = {
+    "min_batch_size": 1,
+    "min_clip_grad_norm": 1e-12,
+    "max_learning_rate": 100.0,
+    "min_training_patients": 1,
+    "min_steps": 1,
+}
+
+
+def audited(folder: Path, policy: Mapping[str, object], *options: str) -> tuple[int, Any]:
+    """What the command ends with, and what it says."""
+    (folder / "policy").mkdir(parents=True)
+    (folder / "policy" / POLICY_FILE).write_text(json.dumps(policy))
+    small = ["--set", "image_size=64", "--set", "rounds=1", "--set", "local_epochs=1"]
+    few = ["--rounds", "2", "--others", "1", "--policy", str(folder / "policy"), "--json"]
+    job = str(REPOSITORY / "jobs/fedsam")
+    done = CliRunner().invoke(commands, [job, *small, *few, *options])
+    assert done.exit_code in (0, 1), done.output
+    return done.exit_code, json.loads(done.stdout)
+
+
+def test_a_loose_policy_is_attacked_at_its_own_limits_and_the_command_fails(tmp_path: Path) -> None:
+    code, said = audited(tmp_path, LOOSE, "--only", "4")
+    (at_its_bounds,) = said["pictures"]
+    assert at_its_bounds["median"] > 0.6 > 2 * at_its_bounds["median_by_chance"]
+    assert code == 1
+
+
+def test_the_default_policy_refuses_the_recipe_and_single_patients_stay_hidden(
+    tmp_path: Path,
+) -> None:
+    code, said = audited(tmp_path, {}, "--only", "3")
+    (found,) = said["pictures"]
+    assert "(batch-too-small)" in found["refused"] and found["not_attacked"] == ""
+    assert [one["not_attacked"] for one in said["cases"]["the policy"]] == ["", "", ""]
+    assert said["members"]["not_attacked"] == "" and said["members"]["rounds"] == 1
+    assert code == 0
+
+
+@pytest.mark.parametrize("policy", [{}, LOOSE, {"min_training_patients": 17, "min_steps": 30}])
+def test_recipes_at_the_bounds_are_ones_that_the_policy_lets_through(
+    job: Recipe, policy: dict[str, Any]
+) -> None:
+    rules = Policy(**policy)
+    tried = [one for one in settings(job, policy, 8) if one.policy == policy]
+    for one in tried[1:]:  # the first is as it was found
+        recipe = dataclasses.replace(job, **one.recipe)
+        assert breaches(rules, recipe) == []
+        check_patients(rules, one.patients)
+        check_steps(rules, recipe, one.patients * one.slices)
+        check_drawn(rules, recipe, one.patients)
+    loosest = at_the_bounds(Policy(**OPEN))
+    assert (loosest["batch_size"], loosest["clip_grad_norm"]) == (1, 1e-12)
+    usual = at_the_bounds(Policy())
+    assert (usual["batch_size"], usual["clip_grad_norm"], usual["local_epochs"]) == (4, 0.1, 2)
+
+
+def three(folder: Path, count: int = 3) -> list[AttackedSite]:
+    return [
+        AttackedSite(
+            folder / f"site-{n}",
+            cases=2 + 2 * n,
+            slices=1,
+            seed=n,
+            policy=OPEN,
+            order_from_seed=True,
+            remembers=False,
+            name=f"site-{n}",
+        )
+        for n in range(count)
+    ]
+
+
+def test_of_a_secure_sum_the_server_has_what_the_sites_answers_sum_to(
+    job: Recipe, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(job, batch_size=1, local_epochs=1, secure_sum=True)
+    plain = dataclasses.replace(recipe, secure_sum=False)
+    sites, model = three(tmp_path), first_model(recipe)
+    seen = Attacked(sites).ask(recipe, 0, model)
+    alone = [Attacked([site]).ask(plain, 0, model) for site in sites]
+    assert seen.slices == sum(one.slices for one in alone) == 8
+    expected = averaged(model, alone)
+    for name, tensor in averaged(model, [seen]).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
+
+
+def test_a_recipe_of_secure_sums_is_attacked_by_the_sum(job: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(job, secure_sum=True)
+    without = settings(recipe, {}, 3)[0]
+    one = dataclasses.replace(without, patients=1, slices=1)
+    found = attack(recipe, one, tmp_path, others=1)
+    assert (found.refused, found.not_attacked, found.rounds) == ("", "", 3)
+    assert (found.sums_of, found.slices, found.sites) == (3, 3, 2)
+    assert np.isfinite([found.median, found.largest_by_chance]).all()
+    told = attack_members(dataclasses.replace(recipe, rounds=1), {}, tmp_path / "members")
+    assert (told.refused, told.not_attacked, told.rounds) == ("", "", 1)
+
+
+def test_what_the_policy_does_not_refuse_is_said_as_not_attacked(
+    job: Recipe, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(job, secure_sum=True)
+    with pytest.raises(FedfmsError) as two:
+        Attacked(three(tmp_path, 2)).ask(recipe, 0, first_model(recipe))
+    why = Refusal.of(two.value)
+    assert why.by_policy == "" and "(few-for-a-sum)" in why.not_attacked
+    small = dataclasses.replace(settings(job, {}, 2)[3], patients=9)
+    found = attack(job, small, tmp_path / "small", others=1)
+    assert found.refused == "" and "(too-few-training-patients)" in found.not_attacked
+    assert not found.shows_something
+
+
+def test_a_checkpoint_of_any_folder_is_attacked(job: Recipe, tmp_path: Path) -> None:
+    state = load_checkpoint(find_checkpoint(job, None))
+    state["image_encoder.patch_embed.proj.weight"] *= 1.5
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "other.safetensors"
+    save_file(state, path)
+    recipe = dataclasses.replace(job, backbone_sha256=file_sha256(path))
+    one = dataclasses.replace(settings(recipe, {}, 1)[0], patients=1, slices=1)
+    with pytest.raises(CheckpointError) as missing:
+        attack(recipe, one, tmp_path / "sites", others=1)
+    assert missing.value.code == "wrong-checkpoint"
+    found = attack(recipe, one, tmp_path / "sites", others=1, checkpoints=path.parent)
+    assert found.rounds == 1 and found.median > 0.6
+    hidden = one_training_patient(recipe, {}, tmp_path / "one", path.parent)
+    assert "(too-few-training-patients)" in hidden.told
 
 
 def test_the_area_under_the_curve_is_the_share_of_pairs_in_the_right_order() -> None:
