@@ -33,7 +33,7 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -226,6 +226,21 @@ def close_round(
         FederationError: bad-strategy; see `combine`.
     """
     verdicts = guard.judge(slices, differences)
+    return Closed(combine_judged(strategy, round_number, slices, differences, verdicts), verdicts)
+
+
+def combine_judged(
+    strategy: Strategy,
+    round_number: int,
+    slices: Mapping[str, int],
+    differences: Differences,
+    verdicts: Iterable[Verdict],
+) -> dict[str, Tensor]:
+    """What to add to the global model after a round that was judged before; see `close_round`.
+
+    Args:
+        verdicts: of each site that has a difference.
+    """
     counted = {site: count for site, count in slices.items() if not differences.get(site)}
     taken: dict[str, Mapping[str, Tensor]] = {}
     for verdict in verdicts:
@@ -234,7 +249,7 @@ def close_round(
         tensors = differences[verdict.site]
         counted[verdict.site] = verdict.counted_slices
         taken[verdict.site] = tensors if verdict.factor == 1 else Scaled(tensors, verdict.factor)
-    return Closed(combine(strategy, round_number, counted, taken), verdicts)
+    return combine(strategy, round_number, counted, taken)
 
 
 def _against(

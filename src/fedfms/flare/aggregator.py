@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 
 from nvflare.apis.dxo import DataKind
 from nvflare.apis.event_type import EventType
@@ -25,12 +26,15 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from torch import Tensor
 
+from fedfms.contracts.recipe import Recipe
 from fedfms.errors import FedfmsError
 from fedfms.exchange.round_guard import RoundGuard, close_round
 from fedfms.exchange.strategies import Strategy, find_strategy
 from fedfms.exchange.waiting import WaitingRoom
 from fedfms.flare.internals.job import put_sums
 from fedfms.flare.job import read_recipe
+from fedfms.flare.kept_answers import answers_of, are_kept, keep_answers
+from fedfms.flare.room import patiently
 from fedfms.flare.run_state import JUDGED, KEEP_STATE, kept_folder, restored, to_keep
 from fedfms.flare.secure_sums import SecureSums
 from fedfms.records.schema import Judged
@@ -83,7 +87,7 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
             self._waiting = WaitingRoom(kept_folder(fl_ctx) / _WAITING)
         except OSError as error:
             self._in_memory(fl_ctx, error)
-        close = functools.partial(self._close, self._guard, self._strategy)
+        close = functools.partial(self._close, fl_ctx, recipe, self._guard, self._strategy)
         put_sums(self, close, functools.partial(self._keep, fl_ctx))
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
@@ -141,6 +145,8 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
 
     def _close(
         self,
+        fl_ctx: FLContext,
+        recipe: Recipe,
         guard: RoundGuard,
         strategy: Strategy,
         number: int,
@@ -150,6 +156,8 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         """What to add to the global model; nothing where no training site answered.
 
         Args:
+            fl_ctx: of the start of the run.
+            recipe: of the job.
             guard, strategy: of the recipe.
             number: of the round.
             weights: a site's number of training slices, which the guard wrote into the answer.
@@ -157,7 +165,35 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         """
         slices = {site: round(weight) for site, weight in weights.items()}
         closed = close_round(guard, strategy, number, slices, differences)
+        folder = answers_of(fl_ctx)
+        if are_kept(folder):
+            self._keep_answers(fl_ctx, folder, number, differences, recipe)
         if self._waiting is not None:
             self._waiting.clear()
         self._judged = Judged(round=number, acts=guard.acts, sites=closed.verdicts)
         return closed.change
+
+    def _keep_answers(
+        self,
+        fl_ctx: FLContext,
+        folder: Path,
+        number: int,
+        differences: Mapping[str, Mapping[str, Tensor]],
+        recipe: Recipe,
+    ) -> None:
+        """Keep a round's answers; waits where the disk is full."""
+        precision = recipe.transfer_precision
+        try:
+            patiently(
+                self,
+                fl_ctx,
+                folder,
+                lambda: keep_answers(folder, number, differences, precision),
+            )
+        except OSError as error:
+            self.log_error(
+                fl_ctx,
+                f"answers of round {number} could not be kept ({error.strerror}): the run's "
+                "averages cannot be checked from there on",
+                fire_event=False,
+            )
