@@ -134,7 +134,8 @@ def digest_settings(images: Iterable[Image]) -> dict[str, str]:
     FEDFMS_IMAGE_DIGEST is of the one for processors, FEDFMS_GPU_IMAGE_DIGEST of the one with CUDA;
     nothing of several that could be meant, since nobody can know which one a participant starts.
     """
-    plain, cuda = set(), set()
+    plain: set[str] = set()
+    cuda: set[str] = set()
     for image in images:
         if image.digests:
             (cuda if image.name.endswith(GPU_ENDING) else plain).add(image.digests[0])
