@@ -20,7 +20,10 @@ from fedfms.contracts.contribution import Contribution, Metric
 from fedfms.contracts.messages import Task
 from fedfms.contracts.receipt import SignedReceipt
 from fedfms.contracts.recipe import BACKBONES, Recipe
+from fedfms.exchange.round_guard import RoundGuard, close_round
+from fedfms.exchange.strategies import find_strategy
 from fedfms.exchange.tensors import payload_bytes, save_tensors, update_norm
+from fedfms.flare.kept_answers import begin_to_keep_answers, keep_answers
 from fedfms.flare.receipts import KitSigner, countersign, receipt_of, result_files
 from fedfms.flare.simulate import SERVER, provision
 from fedfms.records.schema import (
@@ -28,6 +31,7 @@ from fedfms.records.schema import (
     EvaluationRecord,
     JobDone,
     JobRecord,
+    Judged,
     RoundDone,
     RoundStarted,
 )
@@ -37,6 +41,7 @@ from fedfms.trainer.receipts import Began, Receipts
 
 JOB = "0b1f3b9e-7a52-4a7d-9d34-7c2f4f1f9a10"
 SITES = ("site-1", "site-2")
+SLICES = 7  # of each
 RECIPE = Recipe(
     method="fedmsa",
     backbone="vit_demo",
@@ -125,7 +130,7 @@ def report_of(task: Task, tensors: Mapping[str, Tensor]) -> Contribution:
         recipe_sha256=task.recipe.sha256,
         backbone_sha256=task.recipe.backbone_sha256,
         package_version=__version__,
-        training_slices=7 if trains else 0,
+        training_slices=SLICES if trains else 0,
         training_cases=3 if trains else 0,
         evaluated_cases=4,
         metrics=(
@@ -146,18 +151,29 @@ def difference(seed: int) -> dict[str, Tensor]:
     }
 
 
-def write_run(folder: Path, kits: Path, sites_folder: Path) -> Path:
-    """A results folder of two rounds at two sites, as a server leaves it."""
+def write_run(folder: Path, kits: Path, sites_folder: Path, answers: Path | None = None) -> Path:
+    """A results folder of two rounds at two sites, as a server leaves it.
+
+    Args:
+        answers: where the server keeps them, too. Its guard closes the rounds then, and scales a
+            difference of the second site down, which is far too long in the second round.
+    """
     folder.mkdir(parents=True)
     sites = [Site(name, sites_folder, kits) for name in SITES]
     writer = RecordWriter(folder / "records.jsonl")
     writer.write(JobRecord(job_id=JOB, name="fedmsa", recipe_sha256=RECIPE.sha256, sites=SITES))
     model = {name: torch.zeros_like(tensor) for name, tensor in difference(0).items()}
+    guard, strategy = RoundGuard(RECIPE), find_strategy(RECIPE)
+    if answers is not None:
+        begin_to_keep_answers(answers, model)
     for number in range(RECIPE.rounds):
         writer.write(RoundStarted(round=number))
         differences = {}
         for seed, site in enumerate(sites):
-            tensors = differences[site.name] = difference(10 * number + seed)
+            tensors = difference(10 * number + seed)
+            if answers is not None and (number, site.name) == (1, SITES[1]):
+                tensors = {name: 20 * tensor for name, tensor in tensors.items()}
+            differences[site.name] = tensors
             message, report = site.answer(task_of(site.name, "train", number), model, tensors)
             writer.write(
                 ContributionRecord(
@@ -170,10 +186,18 @@ def write_run(folder: Path, kits: Path, sites_folder: Path) -> Path:
                     receipt=receipt_of(message),
                 )
             )
-        model = {
-            name: tensor + sum(one[name] for one in differences.values()) / len(differences)
-            for name, tensor in model.items()
-        }
+        if answers is not None:
+            keep_answers(answers, number, differences, RECIPE.transfer_precision)
+            slices = dict.fromkeys(SITES, SLICES)
+            closed = close_round(guard, strategy, number, slices, differences)
+            writer.write(Judged(round=number, acts=guard.acts, sites=closed.verdicts))
+            change = closed.change
+        else:
+            change = {
+                name: sum(one[name] for one in differences.values()) / len(differences)
+                for name in model
+            }
+        model = {name: tensor + change[name] for name, tensor in model.items()}
         writer.write(RoundDone(round=number, sites=SITES))
     (folder / "recipe.json").write_text(RECIPE.to_json())
     save_tensors(folder / "global_model.safetensors", model, "fp32")

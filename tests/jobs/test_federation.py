@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from strace import traced, traced_processes
 from fedfms.contracts.recipe import Recipe
 from fedfms.flare.progress import JobProgress
 from fedfms.flare.session import prepare_job
-from fedfms.flare.simulate import ADMIN, Federation, simulate
+from fedfms.flare.simulate import ADMIN, SERVER, Federation, simulate
 from fedfms.local.sites import Site, find_sites
 from fedfms.report.verify import verify_run
 from fedfms.trainer.egress import read_egress
@@ -181,10 +182,17 @@ def fedsam(sites: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides += ["paper_compat=true", "evaluate_every=2"]
     job = prepare_job(JOBS / "fedsam", folder / "fedsam", overrides)
     federation = WithRogue(folder / "run", find_sites(sites, None), job.recipe, None, print)
-    with federation.running() as coordinator:
-        job_id = federation.submit(coordinator, job.folder)
-        federation.wait_for_end(coordinator, job_id)
-        return coordinator.download(job_id, folder / "download")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDFMS_KEEP_ANSWERS", "1")
+        with federation.running() as coordinator:
+            job_id = federation.submit(coordinator, job.folder)
+            federation.wait_for_end(coordinator, job_id)
+            results = coordinator.download(job_id, folder / "download")
+            kept = federation.kit(SERVER) / "answers" / job_id
+            shutil.copytree(kept, folder / "answers")
+            coordinator.forget(job_id)
+            assert not kept.exists()
+            return results
 
 
 def test_contributions_that_cannot_be_used_are_refused_with_site_and_reason(fedsam: Path) -> None:
@@ -197,7 +205,16 @@ def test_contributions_that_cannot_be_used_are_refused_with_site_and_reason(feds
         assert done["sites"] == ["site-1", "site-2"]
         assert list(done["missed"]) == ["site-3"]
     assert of_kind(records, "job_done")[0]["status"] == "completed"
-    assert [problem for check in verify_run(fedsam) for problem in check.problems] == []
+    (answers,) = [folder / "answers" for folder in fedsam.parents if (folder / "answers").is_dir()]
+    checks = verify_run(fedsam, None, answers)
+    assert [problem for check in checks for problem in check.problems] == []
+    assert "8 answers of 4 rounds" in [check.note for check in checks]
+    round_2 = answers / "round-0002" / "site-2.safetensors"
+    shutil.copyfile(answers / "round-0001" / "site-2.safetensors", round_2)
+    problems = [
+        problem for check in verify_run(fedsam, None, answers) for problem in check.problems
+    ]
+    assert problems[0] == "round 2, site-2: what was kept is not the answer of its receipt"
 
 
 def test_fedsam_equals_plain_averaging_of_those_who_were_not_refused(

@@ -27,6 +27,7 @@ from memory_peak import forget_peak, peak
 
 Run = Callable[..., Provisioned]
 ID = "sha256:" + 32 * "3f"
+OTHER = "sha256:" + 32 * "4a"
 WHEEL = Path(fedfms.__file__).with_name("sbom.cdx.json")
 
 
@@ -61,6 +62,31 @@ def test_a_kit_names_the_images_and_its_authority_signs_them(run: Run, made: Mad
     (kit / "bills/images.txt").write_text(f"{ID.replace('3', '4')}  fedfms:0.2.0\n")
     with pytest.raises(ConfigError, match=r"bills/images\.txt is not as the coordinator"):
         check_sums(kit)
+
+
+@pytest.mark.parametrize(
+    ("images", "plain", "cuda"),
+    [
+        ([], "", ""),
+        ([f"fedfms:0.1.0={ID}"], ID, ""),
+        ([f"fedfms:0.1.0={ID}", f"r.example/fedfms:0.1.0-cuda={OTHER}"], ID, OTHER),
+        ([f"fedfms:0.1.0={ID}", f"fedfms:0.1.1={OTHER}"], "", ""),  # whichever it starts
+    ],
+)
+def test_a_kit_sets_the_digest_that_receipts_and_records_name(
+    run: Run, made: Made, images: list[str], plain: str, cuda: str
+) -> None:
+    run(images=images)
+    for name, expected in (
+        ("site-1", {"FEDFMS_IMAGE_DIGEST": plain, "FEDFMS_GPU_IMAGE_DIGEST": cuda}),
+        (SERVER, {"FEDFMS_IMAGE_DIGEST": plain}),
+    ):
+        text = (made.kit(name).parent / ".env").read_text()
+        lines = [line for line in text.splitlines() if "IMAGE_DIGEST=" in line]
+        assert lines == [
+            f"{key}={digest}" if digest else f"# {key}=" for key, digest in expected.items()
+        ]
+        assert "__" not in text
 
 
 def test_a_servers_kit_comes_back_from_a_backup_as_it_was_signed(

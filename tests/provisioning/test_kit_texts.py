@@ -241,6 +241,37 @@ def test_check_site_says_whether_an_image_is_one_that_the_coordinator_named(
     assert "image:" not in check_site(**values).err  # nobody named one
 
 
+@pytest.mark.parametrize(
+    ("digest", "listed", "said"),
+    [
+        ("3f", "3f", ""),
+        ("4a", "3f", "WARN FEDFMS_IMAGE_DIGEST: the digest in .env is none of those"),
+        ("4a", "", "WARN FEDFMS_IMAGE_DIGEST: the digest in .env is of no image that runs here"),
+        ("", "3f", ""),
+    ],
+)
+def test_check_site_compares_the_digest_of_receipts_with_the_signed_list(
+    check_site: Callable[..., Checked],
+    provisioned: Made,
+    tmp_path: Path,
+    digest: str,
+    listed: str,
+    said: str,
+) -> None:
+    site = tmp_path / "site-1"
+    shutil.copytree(provisioned.home / "kits" / "site-1", site)
+    if listed:
+        images = f"sha256:{32 * listed}  fedfms:0.1.0\n"
+        (site / "kit/bills/images.txt").write_text(images)
+    if digest:
+        with (site / ".env").open("a") as env:
+            env.write(f"FEDFMS_IMAGE_DIGEST=sha256:{32 * digest}\n")
+    done = check_site(kit=site, IMAGES="fedfms:0.1.0", ID=32 * "3f", IN_REGISTRY=32 * "00")
+    assert done.code == 0 and len(done.calls) == 2
+    assert ("IMAGE_DIGEST" in done.err) == bool(said)
+    assert said in done.err
+
+
 def test_check_site_stops_at_root(check_site: Callable[..., Checked]) -> None:
     says = "error: this container runs as root (user 0)\n  fix: set FEDFMS_UID"
     done = check_site(fails=TRAINER, says=says)

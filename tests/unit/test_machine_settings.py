@@ -23,6 +23,14 @@ BAD = [
 ]
 
 
+def test_answers_are_kept_only_where_somebody_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEDFMS_KEEP_ANSWERS", raising=False)
+    assert not Machine.from_environment().keep_answers
+    for text, is_so in (("1", True), ("0", False), ("", False)):
+        monkeypatch.setenv("FEDFMS_KEEP_ANSWERS", text)
+        assert Machine.from_environment().keep_answers is is_so
+
+
 @pytest.mark.parametrize(("name", "text", "field", "value"), GOOD)
 def test_a_number_is_read(
     monkeypatch: pytest.MonkeyPatch, name: str, text: str, field: str, value: float

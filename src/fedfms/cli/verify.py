@@ -35,6 +35,14 @@ def verify(
             "Without it, compare the fingerprint that is printed.",
         ),
     ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            help="What the server kept of the run's answers, where it was told to (KEEP_ANSWERS): "
+            "each round is closed again and compared with the models. Without it, answers/ in the "
+            "run's folder."
+        ),
+    ] = None,
     sites: Annotated[
         Path | None,
         typer.Option(help="Folder with one folder for each site.", rich_help_panel=_STUDY),
@@ -57,13 +65,15 @@ def verify(
 ) -> None:
     """Check a finished run: every line of its records, its seal, receipts, models and tables.
 
-    Of a study's run: its files, its images, and its scores computed again from the model. Exit code
-    1 if a line says FAIL.
+    Where the server kept the sites' answers, each round is closed again from them. Of a study's
+    run: its files, its images, and its scores computed again from the model. Exit code 1 if a line
+    says FAIL.
     """
     with progress(as_json) as on_progress:
         checks = _checks(
             run,
             kit,
+            answers,
             {
                 "sites": sites,
                 "data": data,
@@ -81,7 +91,9 @@ def verify(
         raise typer.Exit(1)
 
 
-def _checks(run: Path, kit: Path | None, options: dict[str, Any]) -> list[Check]:
+def _checks(
+    run: Path, kit: Path | None, answers: Path | None, options: dict[str, Any]
+) -> list[Check]:
     from fedfms.contracts.machine import Machine
     from fedfms.errors import ConfigError
     from fedfms.kits.kit import read_kit
@@ -101,11 +113,13 @@ def _checks(run: Path, kit: Path | None, options: dict[str, Any]) -> list[Check]
             "(in containers: the image's target lab)",
             code="no-laboratory",
         )
-    return verify_run(run, read_kit(kit) if kit is not None else None)
+    return verify_run(run, read_kit(kit) if kit is not None else None, answers)
 
 
 def _show(check: Check) -> None:
     verdict = ("FAIL", "bold red") if check.problems else ("PASS", "bold green")
+    if not check.looked:
+        verdict = ("SKIP", "bold yellow")
     out.print(styled(verdict, " ", check.what))
     if check.note:
         out.print(styled("     ", (check.note, "dim")))

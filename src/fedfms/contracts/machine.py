@@ -44,6 +44,8 @@ class Machine:
     notify: str | None = None  # FEDFMS_NOTIFY: command that a server tells what befalls runs
     # FEDFMS_KEEP_DAYS: after so many days old jobs are removed here; 0: never
     keep_days: float = 90.0
+    # FEDFMS_KEEP_ANSWERS: a server keeps each round's accepted answers, for fedfms verify
+    keep_answers: bool = False
 
     @classmethod
     def from_environment(cls) -> Machine:
@@ -82,6 +84,7 @@ class Machine:
             ),
             notify=os.environ.get("FEDFMS_NOTIFY") or None,
             keep_days=90.0 if days is None else days,
+            keep_answers=os.environ.get("FEDFMS_KEEP_ANSWERS", "") not in ("", "0"),
         )
 
 

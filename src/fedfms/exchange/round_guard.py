@@ -18,12 +18,12 @@ Where all of a round are below, nobody is scaled: nobody can tell who is wrong.
 
 *weight*. The number of slices is what a site says of itself. A site that says more than
 `WEIGHT_FACTOR` times the median of the sites counts for the median, unless the recipe confirms it
-by name.
+by name. Of two sites the one that says more than so many times the other's counts for so many.
 
 *replay*. A difference that is, bit for bit, one of an earlier round is left out.
 
-Medians need a majority of honest sites. Of two sites the shorter difference is the measure, and
-there is no median of weights. The bounds follow norm clipping (Sun et al. 2019, arXiv 1911.07963)
+Medians need a majority of honest sites. Of two sites the shorter difference is the measure, and the
+smaller number of slices. The bounds follow norm clipping (Sun et al. 2019, arXiv 1911.07963)
 and the cosine to the others as in FLTrust (Cao et al. 2021, arXiv 2012.13995), with the others in
 the place of a trusted data set.
 """
@@ -33,7 +33,7 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +80,11 @@ class Closed:
     verdicts: tuple[Verdict, ...]  # of each training site, by name
 
 
+def acts(recipe: Recipe) -> bool:
+    """Whether an average follows what the guard finds; else it is only recorded."""
+    return recipe.guard == "scale" and not recipe.paper_compat
+
+
 class RoundGuard:
     """Judges the rounds of one job, in their order.
 
@@ -90,7 +95,7 @@ class RoundGuard:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self.acts = recipe.guard == "scale" and not recipe.paper_compat
+        self.acts = acts(recipe)
         self._memory = Memory()
 
     def judge(self, slices: Mapping[str, int], differences: Differences) -> tuple[Verdict, ...]:
@@ -170,15 +175,7 @@ class RoundGuard:
     def _counted(self, slices: Mapping[str, int]) -> dict[str, int]:
         """Slices that each site counts for."""
         known = {**self._memory.slices, **slices}
-        if len(known) < 3:
-            return dict(slices)
-        middle = statistics.median(known.values())
-        return {
-            site: count
-            if count <= WEIGHT_FACTOR * middle or site in self._recipe.confirmed_weights
-            else max(1, round(middle))
-            for site, count in slices.items()
-        }
+        return counted_slices(slices, known, self._recipe.confirmed_weights)
 
     def _usual(self, norms: Mapping[str, float], counted: Mapping[str, int]) -> dict[str, float]:
         """The norm that is usual for each site; see above."""
@@ -206,6 +203,51 @@ class RoundGuard:
         self._memory.seen |= seen
 
 
+def counted_slices(
+    slices: Mapping[str, int], known: Mapping[str, int], confirmed: Collection[str]
+) -> dict[str, int]:
+    """Slices that each site of a round counts for; see *weight* above.
+
+    Args:
+        slices: that each training site says it trained on.
+        known: the same, with those of sites that are known from earlier rounds.
+        confirmed: sites whose number the recipe confirms.
+    """
+    if len(known) < 2:
+        return dict(slices)
+    middle = min(known.values()) if len(known) == 2 else statistics.median(known.values())
+    instead = WEIGHT_FACTOR * middle if len(known) == 2 else max(1, round(middle))
+    return {
+        site: count if count <= WEIGHT_FACTOR * middle or site in confirmed else int(instead)
+        for site, count in slices.items()
+    }
+
+
+def weigh(slices: Mapping[str, int], confirmed: Collection[str], *, acts: bool) -> list[Verdict]:
+    """The sites of a secure sum that say they have far too many slices; of no other figure is any.
+
+    Args:
+        slices: of each training site in the sum.
+        confirmed: sites whose number the recipe confirms.
+        acts: whether they are left out.
+    """
+    counted = counted_slices(slices, slices, confirmed)
+    return [
+        Verdict(
+            site=site,
+            norm=0.0,
+            usual_norm=0.0,
+            cosine=None,
+            slices=count,
+            counted_slices=0 if acts else count,
+            factor=0.0 if acts else 1.0,
+            findings=("weight",),
+        )
+        for site, count in sorted(slices.items())
+        if counted[site] < count
+    ]
+
+
 def close_round(
     guard: RoundGuard,
     strategy: Strategy,
@@ -226,6 +268,21 @@ def close_round(
         FederationError: bad-strategy; see `combine`.
     """
     verdicts = guard.judge(slices, differences)
+    return Closed(combine_judged(strategy, round_number, slices, differences, verdicts), verdicts)
+
+
+def combine_judged(
+    strategy: Strategy,
+    round_number: int,
+    slices: Mapping[str, int],
+    differences: Differences,
+    verdicts: Iterable[Verdict],
+) -> dict[str, Tensor]:
+    """What to add to the global model after a round that was judged before; see `close_round`.
+
+    Args:
+        verdicts: of each site that has a difference.
+    """
     counted = {site: count for site, count in slices.items() if not differences.get(site)}
     taken: dict[str, Mapping[str, Tensor]] = {}
     for verdict in verdicts:
@@ -234,7 +291,7 @@ def close_round(
         tensors = differences[verdict.site]
         counted[verdict.site] = verdict.counted_slices
         taken[verdict.site] = tensors if verdict.factor == 1 else Scaled(tensors, verdict.factor)
-    return Closed(combine(strategy, round_number, counted, taken), verdicts)
+    return combine(strategy, round_number, counted, taken)
 
 
 def _against(

@@ -434,6 +434,14 @@ class ServerRound:
             for name, one in tensors.items():
                 self._sum[name].add_(one)
 
+    def leave_out(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take a masked answer off again that was added; for the others its site has dropped out.
+
+        Before sites are asked to unmask: they do so for one set of answers.
+        """
+        for name, one in tensors.items():
+            self._sum[name].sub_(one)
+
     def ask_unmask(self, arrived: Iterable[str]) -> SumsAsk:
         """Step 5, for all whose answers arrived.
 

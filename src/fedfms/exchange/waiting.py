@@ -1,4 +1,4 @@
-"""Differences that wait on a disk until their round closes.
+"""Differences, and masked answers, that wait on a disk until their round closes.
 
 So a server holds one difference at a time, whatever the number of sites. A tensor is read when it
 is looked up, and is not kept. The files are the server's own and live for one round.
@@ -16,27 +16,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_BYTES = 4  # of a value
+_NUMPY = {torch.float32: np.float32, torch.int32: np.int32, torch.int64: np.int64}
 _ENDING = ".values"
 
 
 class OnDisk(Mapping[str, Tensor]):
-    """Named fp32 tensors in a file that holds nothing but their values, one after the other.
+    """Named tensors of one type in a file that holds nothing but their values, one after the other.
 
     Args:
         path: of the file, which nobody else changes.
         places: of each tensor, the number of values before it and its shape.
+        dtype: of all of them: fp32, int32 or int64.
     """
 
-    def __init__(self, path: Path, places: Mapping[str, tuple[int, torch.Size]]) -> None:
-        self._path, self._places = path, places
+    def __init__(
+        self,
+        path: Path,
+        places: Mapping[str, tuple[int, torch.Size]],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._path, self._places, self._dtype = path, places, dtype
 
     def __getitem__(self, name: str) -> Tensor:
+        shape = self._places[name][1]
+        return self.part(name, 0, math.prod(shape)).reshape(shape)
+
+    def part(self, name: str, start: int, end: int) -> Tensor:
+        """See `part_of`."""
         first, shape = self._places[name]
+        end = min(end, math.prod(shape))
         with self._path.open("rb") as file:
-            file.seek(first * _BYTES)
-            values = np.fromfile(file, np.float32, math.prod(shape))
-        return torch.from_numpy(values).reshape(shape)
+            file.seek((first + start) * self._dtype.itemsize)
+            values = np.fromfile(file, _NUMPY[self._dtype], max(0, end - start))
+        return torch.from_numpy(values)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -54,11 +66,28 @@ class Scaled(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name] * self._factor
 
+    def part(self, name: str, start: int, end: int) -> Tensor:
+        """See `part_of`."""
+        return part_of(self._tensors, name, start, end) * self._factor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+def part_of(tensors: Mapping[str, Tensor], name: str, start: int, end: int) -> Tensor:
+    """Some values of a tensor, as a vector; where they lie on a disk, these alone are read.
+
+    Args:
+        tensors: of which one is looked at.
+        start: of the values in their order in memory.
+        end: the first that is not wanted; beyond the last there is none.
+    """
+    if isinstance(tensors, OnDisk | Scaled):
+        return tensors.part(name, start, end)
+    return tensors[name].reshape(-1)[start:end]
 
 
 class WaitingRoom:
@@ -80,7 +109,7 @@ class WaitingRoom:
         """Keep one difference; the same tensors, now on the disk.
 
         Args:
-            tensors: fp32 on the CPU.
+            tensors: on the CPU, all int32, all int64, or of floating point, which become fp32.
 
         Raises:
             OSError: the disk is full or cannot be written; nothing of it is left there.
@@ -89,11 +118,13 @@ class WaitingRoom:
             return {}
         self._number += 1
         path = self._folder / f"{self._number:06d}{_ENDING}"
+        dtype = next(iter(tensors.values())).dtype
+        dtype = dtype if dtype in _NUMPY else torch.float32
         places, first = {}, 0
         try:
             with path.open("xb") as file:
                 for name in sorted(tensors):
-                    values = tensors[name].detach().contiguous().to(torch.float32)
+                    values = tensors[name].detach().contiguous().to(dtype)
                     file.write(values.reshape(-1).numpy().data)
                     places[name] = (first, values.shape)
                     first += values.numel()
@@ -101,7 +132,7 @@ class WaitingRoom:
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
-        return OnDisk(path, places)
+        return OnDisk(path, places, dtype)
 
     def clear(self) -> None:
         """Remove what waited."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 
 from nvflare.apis.dxo import DataKind
 from nvflare.apis.event_type import EventType
@@ -25,12 +26,17 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from torch import Tensor
 
+from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.verdict import Verdict
 from fedfms.errors import FedfmsError
-from fedfms.exchange.round_guard import RoundGuard, close_round
+from fedfms.exchange.round_guard import RoundGuard, close_round, weigh
+from fedfms.exchange.round_guard import acts as guard_acts
 from fedfms.exchange.strategies import Strategy, find_strategy
 from fedfms.exchange.waiting import WaitingRoom
 from fedfms.flare.internals.job import put_sums
 from fedfms.flare.job import read_recipe
+from fedfms.flare.kept_answers import answers_of, are_kept, keep_answers
+from fedfms.flare.room import patiently
 from fedfms.flare.run_state import JUDGED, KEEP_STATE, kept_folder, restored, to_keep
 from fedfms.flare.secure_sums import SecureSums
 from fedfms.records.schema import Judged
@@ -75,15 +81,16 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         if before := restored(fl_ctx):
             self._strategy.load_state_dict(before.strategy())
             self._guard.go_on(before.state.guard)
-        if recipe.sums_only:
-            self._sums = SecureSums(kept_folder(fl_ctx), recipe.holdout)
-            put_sums(self, functools.partial(self._unmask, fl_ctx, self._sums), self._add)
-            return
         try:
             self._waiting = WaitingRoom(kept_folder(fl_ctx) / _WAITING)
         except OSError as error:
             self._in_memory(fl_ctx, error)
-        close = functools.partial(self._close, self._guard, self._strategy)
+        if recipe.sums_only:
+            self._sums = SecureSums(kept_folder(fl_ctx), recipe.holdout)
+            unmask = functools.partial(self._unmask, fl_ctx, recipe, self._sums)
+            put_sums(self, unmask, functools.partial(self._add, fl_ctx))
+            return
+        close = functools.partial(self._close, fl_ctx, recipe, self._guard, self._strategy)
         put_sums(self, close, functools.partial(self._keep, fl_ctx))
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
@@ -112,27 +119,46 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
             self._in_memory(fl_ctx, error)
             return tensors
 
-    def _add(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Add an accepted answer to the round's sum; nothing else is kept of it."""
+    def _add(self, fl_ctx: FLContext, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Add an accepted answer to the round's sum; masked as it is, it waits until that closes.
+
+        It is needed once more where it does not count after all, for what its site says it weighs.
+        """
         if tensors and self._sums is not None:
             self._sums.add(tensors)
-        return {}
+        return self._keep(fl_ctx, tensors)
 
     def _unmask(
         self,
         fl_ctx: FLContext,
+        recipe: Recipe,
         sums: SecureSums,
         number: int,
         weights: Mapping[str, float],
         differences: Mapping[str, Mapping[str, Tensor]],
     ) -> dict[str, Tensor]:
-        """What to add to the global model, where the server sees the sum alone."""
+        """What to add to the global model, where the server sees the sum alone.
+
+        The numbers of slices are in clear. A site that says far more than the others is left out:
+        its answer holds its weight, and cannot be made to count for less.
+        """
         slices = {site: round(weight) for site, weight in weights.items() if weight > 0}
+        acts = guard_acts(recipe)
+        heavy: list[Verdict] = []
+        if not sums.is_asked:
+            heavy = weigh(slices, recipe.confirmed_weights, acts=acts)
+        left_out = [one.site for one in heavy] if acts else []
+        counted = {site: count for site, count in slices.items() if site not in left_out}
         try:
-            return sums.change(slices, fl_ctx)
+            return sums.change(counted, fl_ctx, [differences[site] for site in left_out])
         except FedfmsError as error:
             self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
             return {}
+        finally:
+            if self._waiting is not None:
+                self._waiting.clear()
+            if heavy:
+                self._judged = Judged(round=number, acts=acts, sites=tuple(heavy))
 
     def _in_memory(self, fl_ctx: FLContext, error: OSError) -> None:
         self.log_warning(
@@ -141,6 +167,8 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
 
     def _close(
         self,
+        fl_ctx: FLContext,
+        recipe: Recipe,
         guard: RoundGuard,
         strategy: Strategy,
         number: int,
@@ -150,6 +178,8 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         """What to add to the global model; nothing where no training site answered.
 
         Args:
+            fl_ctx: of the start of the run.
+            recipe: of the job.
             guard, strategy: of the recipe.
             number: of the round.
             weights: a site's number of training slices, which the guard wrote into the answer.
@@ -157,7 +187,35 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         """
         slices = {site: round(weight) for site, weight in weights.items()}
         closed = close_round(guard, strategy, number, slices, differences)
+        folder = answers_of(fl_ctx)
+        if are_kept(folder):
+            self._keep_answers(fl_ctx, folder, number, differences, recipe)
         if self._waiting is not None:
             self._waiting.clear()
         self._judged = Judged(round=number, acts=guard.acts, sites=closed.verdicts)
         return closed.change
+
+    def _keep_answers(
+        self,
+        fl_ctx: FLContext,
+        folder: Path,
+        number: int,
+        differences: Mapping[str, Mapping[str, Tensor]],
+        recipe: Recipe,
+    ) -> None:
+        """Keep a round's answers; waits where the disk is full."""
+        precision = recipe.transfer_precision
+        try:
+            patiently(
+                self,
+                fl_ctx,
+                folder,
+                lambda: keep_answers(folder, number, differences, precision),
+            )
+        except OSError as error:
+            self.log_error(
+                fl_ctx,
+                f"answers of round {number} could not be kept ({error.strerror}): the run's "
+                "averages cannot be checked from there on",
+                fire_event=False,
+            )

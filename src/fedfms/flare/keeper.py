@@ -58,6 +58,7 @@ from fedfms.flare.internals.server import (
 )
 from fedfms.flare.internals.streams import forget_in_one_thread
 from fedfms.flare.internals.version import FlareChanged, broken_assumptions, changed
+from fedfms.flare.kept_answers import answers_folder
 from fedfms.flare.notes import NoteWriter
 from fedfms.flare.pausing import PROPERTY as PAUSE
 from fedfms.flare.room import LOOK_SECONDS, MARGIN_BYTES, full_disk
@@ -65,7 +66,7 @@ from fedfms.flare.run_about import About, end_of
 from fedfms.flare.run_state import RUNS, rounds_kept, runs_folder
 from fedfms.flare.runs import RunCommands
 from fedfms.notify import Notifier
-from fedfms.records.layout import RECIPE
+from fedfms.records.layout import ANSWERS, RECIPE
 from fedfms.records.schema import NoteKind
 
 log = logging.getLogger(__name__)
@@ -626,12 +627,16 @@ class JobKeeper(FLComponent):  # type: ignore[misc]
                     log.info("job %s is old and was never fetched: it stays", job_id)
                     continue
                 manager.delete(job_id, fl_ctx)
-                shutil.rmtree(self._folder(job_id), ignore_errors=True)
+                for kept in (self._folder(job_id), answers_folder(self._workspace, job_id)):
+                    shutil.rmtree(kept, ignore_errors=True)
                 log.info("job %s ended long ago: removed", job_id)
             clean_folders(self._workspace, age, jobs.keys() - over)
             runs = self._workspace / RUNS
             if runs.is_dir():
                 clean_folders(runs, age, jobs.keys() - over)
+            answers = self._workspace / ANSWERS
+            if answers.is_dir():  # they stay as long as their job's result
+                clean_folders(answers, age, jobs.keys())
         transfer = self._workspace / TRANSFER
         if transfer.is_dir():  # what a download that was broken off left, under a number of its own
             clean_folders(transfer, min(age, DOWNLOAD_SECONDS), ())

@@ -48,6 +48,12 @@ from fedfms.flare.job import (
     read_recipe,
     result_folder,
 )
+from fedfms.flare.kept_answers import (
+    answers_of,
+    are_kept,
+    begin_to_keep_answers,
+    keeps_answers,
+)
 from fedfms.flare.room import (
     MARGIN_BYTES,
     ROUND_COPIES,
@@ -109,6 +115,8 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
         """A round begins when its model can be kept; the first one when the run's models can."""
         model = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
         copies = ROUND_COPIES if self._final is not None else RUN_COPIES
+        if are_kept(answers_of(fl_ctx)):
+            copies += len(fl_ctx.get_engine().get_clients())
         needed = copies * payload_bytes(model) + MARGIN_BYTES
         wait_for_room(self, fl_ctx, result_folder(fl_ctx), needed)
 
@@ -152,10 +160,26 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
             weights = dict(self.start_model(fl_ctx))
             if self._final is not None:
                 weights = _fitting(self._final, weights)
+            elif keeps_answers(read_recipe(fl_ctx)):
+                self._keep_start(weights, fl_ctx)
         except FedfmsError as error:
             self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
             return ModelLearnable()
         return make_model_learnable(weights, {})
+
+    def _keep_start(self, weights: dict[str, Tensor], fl_ctx: FLContext) -> None:
+        """Keep the first model of a run whose answers are kept, too; waits where it has no room."""
+        folder = answers_of(fl_ctx)
+        try:
+            patiently(
+                self, fl_ctx, folder.parents[1], lambda: begin_to_keep_answers(folder, weights)
+            )
+        except OSError as error:
+            self.log_error(
+                fl_ctx,
+                f"the run's answers cannot be kept: {error.strerror or error}",
+                fire_event=False,
+            )
 
     def save_model(self, model: ModelLearnable, fl_ctx: FLContext) -> None:
         """Write the global model, whole or not at all; called after each round."""

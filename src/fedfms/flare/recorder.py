@@ -40,6 +40,7 @@ from fedfms.flare.job import (
     reason_of,
     result_folder,
 )
+from fedfms.flare.kept_answers import keeps_answers
 from fedfms.flare.live import Live
 from fedfms.flare.progress import JobProgress
 from fedfms.flare.receipts import KitSigner, receipt_of, result_files
@@ -175,6 +176,7 @@ class Recorder(Widget):  # type: ignore[misc]
                 nvflare_version=nvflare.__version__,
                 recipe_sha256=recipe.sha256,
                 sites=self._sites,
+                answers_kept=keeps_answers(recipe),
             )
         )
 

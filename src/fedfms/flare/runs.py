@@ -33,6 +33,7 @@ from fedfms.files import file_sha256, write_whole
 from fedfms.flare.internals import commands, rejoin
 from fedfms.flare.internals.commands import Asked, Command
 from fedfms.flare.job import RESULT_FOLDER
+from fedfms.flare.kept_answers import answers_folder
 from fedfms.flare.notes import write_note
 from fedfms.flare.run_about import About, end_of
 from fedfms.flare.run_state import kept_recipe, rounds_kept, runs_folder
@@ -309,7 +310,11 @@ class RunCommands:
         stays["sites_asked"] = told
         with contextlib.suppress(OSError):
             write_whole(place, json.dumps(stays, indent=2))
-        for folder in (runs_folder(self._workspace, asked.job_id), self._workspace / asked.job_id):
+        for folder in (
+            runs_folder(self._workspace, asked.job_id),
+            answers_folder(self._workspace, asked.job_id),
+            self._workspace / asked.job_id,
+        ):
             shutil.rmtree(folder, ignore_errors=True)
         with self._engine.new_context() as ctx:
             self._manager().delete(asked.job_id, ctx)

@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -109,14 +109,25 @@ class SecureSums:
         self._round.add(tensors)
         self._added += 1
 
-    def change(self, slices: Mapping[str, int], fl_ctx: FLContext) -> dict[str, Tensor]:
+    @property
+    def is_asked(self) -> bool:
+        """Whether a process of before asked sites to unmask the open round: they do for one set."""
+        return self._round is not None and bool(self._round.arrived)
+
+    def change(
+        self,
+        slices: Mapping[str, int],
+        fl_ctx: FLContext,
+        left_out: Sequence[Mapping[str, Tensor]] = (),
+    ) -> dict[str, Tensor]:
         """What to add to the global model, fp32 by name; empty where no training site answered.
 
         A round whose masks stay on ends the job: each site would refuse the next one, which would
         ask it for the same model again. It can be tried again, with the answers that it has.
 
         Args:
-            slices: of each training site whose answer was added.
+            slices: of each training site whose answer was added, and counts.
+            left_out: answers that were added and do not count, as they came.
 
         Raises:
             FederationError: code few-for-a-sum, bad-shares or sums-slices.
@@ -124,8 +135,10 @@ class SecureSums:
         now, self._round = self._round, None
         if now is None or not slices:
             return {}
-        if len(slices) != self._added:
+        if len(slices) + len(left_out) != self._added:
             raise RuntimeError("other answers were added than FLARE has accepted")
+        for tensors in left_out:
+            now.leave_out(tensors)
         total = sum(slices.values())
         if total > LARGEST_TOTAL:
             raise FederationError(

@@ -21,6 +21,7 @@ BILL_IN_IMAGE = "/opt/fedfms/sbom.cdx.json"
 WHEEL_BILL = Path(__file__).parents[1] / "sbom.cdx.json"  # of the wheel; tools/lock.sh makes it
 BILLS, IMAGES_FILE = "bills", "images.txt"  # a folder in a kit and in an archive, and a file in it
 MAX_BILL_BYTES = 16 << 20  # ours has 2 MB
+GPU_ENDING = "-cuda"  # of the name of an image with CUDA, as FEDFMS_GPU_IMAGE has it
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -144,6 +145,21 @@ def _copied(path: str) -> bytes | None:
             process.kill()
             return data
     return data if process.returncode == 0 else None
+
+
+def digest_settings(images: Iterable[Image]) -> dict[str, str]:
+    """What a kit's `.env` says of the image that runs, by name: its id.
+
+    FEDFMS_IMAGE_DIGEST is of the one for processors, FEDFMS_GPU_IMAGE_DIGEST of the one with CUDA;
+    nothing of several that could be meant, since nobody can know which one a participant starts.
+    """
+    plain: set[str] = set()
+    cuda: set[str] = set()
+    for image in images:
+        if image.digests:
+            (cuda if image.name.endswith(GPU_ENDING) else plain).add(image.digests[0])
+    found = {"FEDFMS_IMAGE_DIGEST": plain, "FEDFMS_GPU_IMAGE_DIGEST": cuda}
+    return {name: next(iter(ids)) for name, ids in found.items() if len(ids) == 1}
 
 
 def write_bills(folder: Path, images: Iterable[Image]) -> None:

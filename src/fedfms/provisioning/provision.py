@@ -39,7 +39,7 @@ from fedfms.kits.about import ABOUT_FILE
 from fedfms.kits.certificates import RENEW_DAYS, fingerprint, kit_certificate, now, subject_of
 from fedfms.kits.checksums import SIGNATURE_FILE, SUMS_FILE, list_sums, write_sums
 from fedfms.kits.zips import write_zip
-from fedfms.provisioning.images import BILLS, Image, named_image, write_bills
+from fedfms.provisioning.images import BILLS, Image, digest_settings, named_image, write_bills
 from fedfms.provisioning.project import ZIPS, Participant, Project, read_project
 from fedfms.provisioning.render import write_templates
 
@@ -282,7 +282,8 @@ def make_kits(
             write_bills(made / participant.name, named)
             write_sums(made / participant.name, authority)
         fresh = {
-            p.name: _assemble(p, project, made / p.name, scratch) for p in project.participants
+            p.name: _assemble(p, project, made / p.name, scratch, named)
+            for p in project.participants
         }
         # the state first: a kit whose certificate nobody remembers could not be made again
         folder.state.parent.mkdir(exist_ok=True)
@@ -461,7 +462,9 @@ def _another_certificate(name: str, before: str, after: str) -> ConfigError:
 # ------------------------------------------------------------------------------------- the kits
 
 
-def _assemble(participant: Participant, project: Project, made: Path, scratch: Path) -> Path:
+def _assemble(
+    participant: Participant, project: Project, made: Path, scratch: Path, images: Sequence[Image]
+) -> Path:
     """A kit as it is sent: FLARE's files in kit/, and around it what its owner edits and reads."""
     folder = scratch / "kits" / participant.name
     (folder / "kit").mkdir(parents=True)
@@ -471,6 +474,7 @@ def _assemble(participant: Participant, project: Project, made: Path, scratch: P
     write_templates(
         "site" if participant.type == "client" else participant.type,
         folder,
+        settings=digest_settings(images),
         site=participant.name,
         server_host=project.server_host,
         server_port=project.server_port,

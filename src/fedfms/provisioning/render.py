@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,7 @@ def write_templates(
     kind: Literal["site", "server", "admin", "archive"],
     folder: Path,
     only: tuple[str, ...] | None = None,
+    settings: Mapping[str, str] | None = None,
     **values: object,
 ) -> None:
     """Write the templates of a kind of kit into a folder; a script can be run.
@@ -31,6 +33,7 @@ def write_templates(
         kind: a folder of templates.
         folder: gets them.
         only: of these templates; None: of all.
+        settings: names of `.env` that are set in it, with their values; the others are comments.
         values: what stands for a placeholder, such as site for `__SITE__`.
     """
     root = TEMPLATES / kind
@@ -42,6 +45,8 @@ def write_templates(
         text = source.read_text(encoding="utf-8")
         for placeholder, value in values.items():
             text = text.replace(f"__{placeholder.upper()}__", str(value))
+        for setting, value in (settings or {}).items() if name == "env" else ():
+            text = text.replace(f"# {setting}=\n", f"{setting}={value}\n")
         # a file that begins with a dot is easily lost on its way into a package
         target = folder / (".env" if name == "env" else name)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -17,4 +17,17 @@ GUARD = "guard.csv"  # records.rows.GuardRow
 SUMMARY = "summary.json"  # report.summary.Summary
 REPORT_HTML, REPORT_MD = "report.html", "report.md"
 
+# What a server keeps beside its results where it is told to: a folder for each run.
+ANSWERS = "answers"  # of the server's workspace; of a results folder: a copy of a run's
+START_MODEL = "start_model.safetensors"  # in it: what the first round began with, fp32
+
 MODEL = "model.safetensors"  # of a run of a study; in a job's app/config: what it starts from
+
+
+def kept_answer(number: int, site: str) -> str:
+    """Where a site's answer to a round lies in the folder of a run's answers.
+
+    Args:
+        number: of the round, from 0.
+    """
+    return f"round-{number:04d}/{site}.safetensors"

@@ -81,6 +81,7 @@ class JobRecord(_Record):
     nvflare_version: str | None = None  # None: without FLARE
     recipe_sha256: str | None = None
     sites: tuple[str, ...] = ()
+    answers_kept: StrictBool = False  # whether the server keeps answers, for fedfms verify
 
 
 class RoundStarted(_Record):

@@ -18,6 +18,8 @@ def sentence(verdict: Verdict, *, acts: bool) -> str:
         done = "this is only recorded"
     elif verdict.factor == 0:
         done = "it was left out of the average"
+        if verdict.findings == ("weight",):  # of a secure sum: nothing else can be done about it
+            done += f", unless the recipe's confirmed_weights names {verdict.site}"
     else:
         parts = []
         if verdict.factor != 1:

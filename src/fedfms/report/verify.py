@@ -42,6 +42,7 @@ from fedfms.records.layout import (
 )
 from fedfms.records.schema import RECORDS as RECORD
 from fedfms.records.schema import ContributionRecord, EvaluationRecord, JobRecord, Record
+from fedfms.report.averages import check_averages
 from fedfms.report.collect import collect, find_records, load_result
 
 GROUP = "fedfms.verify"  # entry points: checks of other packages for folders of their own
@@ -55,6 +56,7 @@ class Check:
     what: str
     problems: tuple[str, ...]  # none if it holds
     note: str = ""  # what else a person wants to know of it
+    looked: bool = True  # False: it was not looked at, for the reason in the note
 
 
 class OtherRuns:
@@ -71,13 +73,14 @@ class OtherRuns:
         raise NotImplementedError
 
 
-def verify_run(folder: Path, kit: Kit | None = None) -> list[Check]:
+def verify_run(folder: Path, kit: Kit | None = None, answers: Path | None = None) -> list[Check]:
     """Look at everything that a run's folder claims.
 
     Args:
         folder: a results folder, or a job's result as it was fetched.
         kit: any of the project's; None: whose signatures these are is left to who reads the
             authority's fingerprint in the answer.
+        answers: what the server kept of the run's answers; None: looked for beside the records.
 
     Returns:
         one entry for each kind of check.
@@ -105,6 +108,7 @@ def verify_run(folder: Path, kit: Kit | None = None) -> list[Check]:
         Check("the recipe as it ran", recipe_problems),
         receipts,
         _found("the models, by what the sites scored", _models, source, known, recipe),
+        _averages(source, known, recipe, answers),
         _found("the tables, from the records", _tables, source),
     ]
 
@@ -119,6 +123,18 @@ def _found(what: str, look: Callable[..., Iterable[str]], *about: object) -> Che
         return Check(
             what, (unexpected(error, "what it reads cannot be used", ConfigError).problem,)
         )
+
+
+def _averages(
+    source: Path, records: Sequence[Record], recipe: Recipe | None, answers: Path | None
+) -> Check:
+    what = "the averages, from the answers"
+    try:
+        found = check_averages(source, records, recipe, answers)
+    except Exception as error:  # files that were changed are anything
+        problem = unexpected(error, "what it reads cannot be used", ConfigError).problem
+        return Check(what, (problem,))
+    return Check(what, found.problems, found.note, found.looked)
 
 
 def _chain(data: bytes, lines: Sequence[bytes]) -> Iterator[str]:

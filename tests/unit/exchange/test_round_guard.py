@@ -19,8 +19,10 @@ from fedfms.exchange.round_guard import (
     Closed,
     RoundGuard,
     close_round,
+    weigh,
 )
 from fedfms.exchange.strategies import find_strategy
+from fedfms.records.verdicts import sentence
 
 RECIPE = Recipe(
     method="fedmsa",
@@ -194,6 +196,50 @@ def test_an_absurd_weight_counts_for_the_median_and_a_confirmed_one_for_itself()
     given = honest(3, slices=slices)
     _, verdicts = closed(given, slices, confirmed)
     assert verdicts["site-1"].counted_slices == 400 and verdicts["site-1"].findings == ()
+
+
+def test_of_two_sites_neither_counts_for_more_than_three_times_the_other_unconfirmed() -> None:
+    given = honest(2)
+    for slices, heavy, counted in (
+        ({"site-1": 20, "site-2": 10**9}, "site-2", {"site-1": 20, "site-2": 60}),
+        ({"site-1": 21, "site-2": 1}, "site-1", {"site-1": 3, "site-2": 1}),
+        ({"site-1": 20, "site-2": 60}, None, {"site-1": 20, "site-2": 60}),
+    ):
+        result, verdicts = closed(given, slices)
+        found = {site for site, one in verdicts.items() if "weight" in one.findings}
+        assert found == ({heavy} if heavy else set())
+        assert {site: one.counted_slices for site, one in verdicts.items()} == counted
+        factors = {site: verdicts[site].factor for site in given}
+        scaled = {site: turned(given[site], factors[site]) for site in given}
+        expected = average(scaled, counted)
+        assert all(torch.equal(result.change[name], expected[name]) for name in "ab")
+    slices = {"site-1": 20, "site-2": 400}
+    confirmed = dataclasses.replace(RECIPE, confirmed_weights=("site-2",))
+    assert closed(given, slices, confirmed)[1]["site-2"].counted_slices == 400
+    for recorded in ({"guard": "record"}, {"paper_compat": True}):
+        recipe = dataclasses.replace(RECIPE, **recorded)
+        one = closed(given, slices, recipe)[1]["site-2"]
+        assert (one.counted_slices, one.factor, "weight" in one.findings) == (400, 1.0, True)
+
+
+def test_of_two_sites_one_that_missed_a_round_is_still_the_measure_of_the_other() -> None:
+    guard = RoundGuard(RECIPE)
+    closed(honest(2), counts(2), guard=guard)
+    _, verdicts = closed({"site-2": honest(2, 1)["site-2"]}, {"site-2": 10**6}, guard=guard)
+    assert verdicts["site-2"].counted_slices == 60
+
+
+def test_in_a_secure_sum_who_says_far_too_much_is_named_and_left_out_unless_confirmed() -> None:
+    slices = {"site-1": 20, "site-2": 24, "site-3": 73}
+    (one,) = weigh(slices, (), acts=True)
+    assert (one.site, one.factor, one.counted_slices) == ("site-3", 0.0, 0)
+    text = sentence(one, acts=True)
+    assert "site-3's answer is of 73 slices" in text and "left out" in text
+    assert "confirmed_weights names site-3" in text
+    assert weigh(slices, ("site-3",), acts=True) == []
+    assert weigh({**slices, "site-3": 72}, (), acts=True) == []
+    (one,) = weigh(slices, (), acts=False)
+    assert (one.factor, one.counted_slices) == (1.0, 73)
 
 
 def test_a_difference_of_an_earlier_round_is_left_out_whoever_sends_it() -> None:

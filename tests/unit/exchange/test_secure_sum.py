@@ -122,6 +122,26 @@ def test_the_sum_has_the_bits_of_the_plain_one_whoever_drops_out(
         assert torch.equal(found[name], expected[name])
 
 
+@pytest.mark.parametrize(("number", "bits"), [(4, 64), (3, 64), (5, 32)])
+def test_an_answer_that_was_added_can_be_left_out_before_anything_is_unmasked(
+    number: int, bits: int
+) -> None:
+    sites, server = some_sites(number), ServerRound(JOB, 3)
+    settle(sites, server)
+    answers = {name: site.masked(bits) for name, site in sites.items()}
+    for answer in answers.values():
+        server.add(answer)
+    out = sorted(sites)[1]
+    server.leave_out(answers[out])
+    rest = {name: site for name, site in sites.items() if name != out}
+    ask = server.ask_unmask(rest)
+    given = {name: site.answer(ask) for name, site in rest.items()}
+    total = sum(site.weight for site in rest.values())
+    found = server.unmask(rest, total, given).mean()
+    expected = mean_of(rest, bits)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize("number", [3, 10, 100])
 def test_a_sum_in_32_bits_is_as_large_as_can_be_and_never_wraps(number: int) -> None:
     """Every site at its limit, and one unit more is refused."""

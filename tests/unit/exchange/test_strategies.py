@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +150,45 @@ def test_one_of_five_cannot_carry_a_robust_mean_beyond_the_others(name: str) -> 
         got = combine(find_strategy(asked(name)), 0, dict.fromkeys(given, 9), given)["a"]
         values = torch.stack([of["a"] for of in others.values()])
         assert bool(((values.amin(dim=0) <= got) & (got <= values.amax(dim=0))).all())
+
+
+_MEMORY = """
+import sys, tempfile, torch
+from pathlib import Path
+from fedfms.contracts.recipe import Recipe
+from fedfms.exchange.strategies import combine, find_strategy
+from fedfms.exchange.waiting import WaitingRoom
+from memory_peak import forget_peak, peak
+sites, values = int(sys.argv[1]), int(sys.argv[2])
+recipe = Recipe(method="fedmsa", backbone="vit_demo", backbone_sha256="a" * 64,
+                classes=("disc",), rounds=1, strategy="median")
+torch.set_num_threads(1)
+with tempfile.TemporaryDirectory() as folder:
+    room = WaitingRoom(Path(folder) / "waiting")
+    given = {f"site-{number:02d}": room.put({"a": torch.full((values,), float(number))})
+             for number in range(1, sites + 1)}
+    before = forget_peak()
+    result = combine(find_strategy(recipe), 0, dict.fromkeys(given, 1), given)
+    assert float(result["a"][-1]) == (sites + 1) / 2
+    print(peak() - before)
+"""
+
+
+def test_a_median_of_forty_contributions_takes_the_memory_of_one_of_two() -> None:
+    """Beside the result, blocks of a bounded size; forty differences would be 20 times two."""
+    values = 6_000_000
+    taken = []
+    for sites in (2, 40):
+        done = subprocess.run(
+            [sys.executable, "-c", _MEMORY, str(sites), str(values)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        taken.append(int(done.stdout))
+    two, forty = taken
+    model = 4 * values
+    assert two > model  # the result alone
+    assert forty < 1.2 * two + model / 4, taken
+    assert forty < 40 * model / 5

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedfms.exchange.waiting import Scaled, WaitingRoom
+from fedfms.exchange.waiting import Scaled, WaitingRoom, part_of
 
 
 def some(seed: int) -> dict[str, torch.Tensor]:
@@ -30,6 +30,23 @@ def test_what_waits_comes_back_bit_for_bit_as_often_as_it_is_asked_for(tmp_path:
     double = Scaled(kept[0], 2.0)
     assert all(torch.equal(double[name], given[0][name] * 2) for name in double)
     assert len(double) == 4
+
+
+def test_parts_are_those_of_the_tensor_and_masked_integers_keep_their_type(tmp_path: Path) -> None:
+    room = WaitingRoom(tmp_path / "waiting")
+    given = some(4)
+    kept = room.put(given)
+    for tensors in (kept, Scaled(kept, 0.5), given):
+        for name in given:
+            flat = tensors[name].reshape(-1)
+            for start, end in ((0, 3), (2, 40), (990, 5000), (0, 0)):
+                assert torch.equal(part_of(tensors, name, start, end), flat[start:end])
+    for kind in (torch.int32, torch.int64):
+        limits = torch.iinfo(kind)
+        whole = torch.tensor([[limits.min, -1, 0], [1, 2, limits.max]], dtype=kind)
+        back = room.put({"a": whole, "b": whole.reshape(-1)})
+        assert torch.equal(back["a"], whole) and back["a"].dtype == kind
+        assert torch.equal(part_of(back, "b", 4, 6), whole.reshape(-1)[4:6])
 
 
 def test_only_this_user_may_look_and_nothing_is_left_when_a_round_closes(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from job_writer import Job
 
 import sealed_run
@@ -54,9 +55,9 @@ def test_a_run_that_nobody_touched_holds_with_and_without_a_kit(
 ) -> None:
     checks = verify_run(run_folder)
     assert problems(checks) == []
-    assert len({check.what for check in checks}) == 7
+    assert len({check.what for check in checks}) == 8
     assert problems(verify_run(run_folder, read_kit(kits / "site-1"))) == []
-    (note,) = [check.note for check in checks if check.note]
+    (note,) = [check.note for check in checks if check.note and check.looked]
     assert note.startswith(f"by {SERVER} on 20") and "certificate authority SHA256:" in note
 
 
@@ -223,6 +224,164 @@ def test_a_site_cannot_seal_and_another_project_is_not_yours(
     assert any("its certificate is not site-1's" in one for one in named)
 
 
+# --------------------------------------------------------------------------------- the averages
+
+AVERAGES = "the averages, from the answers"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A run whose answers were kept."""
+
+    run: Path
+    answers: Path
+    server: KitSigner
+
+    def named(self) -> list[str]:
+        """What the check of averages finds."""
+        (check,) = [one for one in verify_run(self.run, None, self.answers) if one.what == AVERAGES]
+        assert check.looked
+        return list(check.problems)
+
+    def answer(self, number: int, site: str) -> Path:
+        return self.answers / f"round-{number:04d}" / f"{site}.safetensors"
+
+
+@pytest.fixture(scope="module")
+def finished_and_kept(kits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kept")
+    write_run(folder / "run", kits, folder / "sites", folder / "answers")
+    return folder
+
+
+@pytest.fixture
+def kept(finished_and_kept: Path, kits: Path, tmp_path: Path) -> Kept:
+    """A copy to be changed."""
+    run = shutil.copytree(finished_and_kept / "run", tmp_path / "run")
+    answers = shutil.copytree(finished_and_kept / "answers", tmp_path / "answers")
+    return Kept(Path(run), Path(answers), KitSigner(kits / SERVER, "server"))
+
+
+def test_rounds_closed_again_come_to_the_models_of_the_run(kept: Kept) -> None:
+    checks = verify_run(kept.run, None, kept.answers)
+    assert problems(checks) == []
+    assert [one.note for one in checks if one.what == AVERAGES] == ["4 answers of 2 rounds"]
+    judged = [one for one in without_seal(kept.run) if one["record"] == "judged"]
+    assert judged[1]["sites"][1]["findings"] == ["norm"]  # so a factor is part of the average
+    shutil.copytree(kept.answers, kept.run / "answers")
+    assert problems(verify_run(kept.run)) == []  # found there
+
+
+@pytest.mark.parametrize(("number", "site"), [(0, "site-1"), (1, "site-2")])
+def test_every_changed_byte_of_an_answer_is_named_by_round_and_site(
+    kept: Kept, number: int, site: str
+) -> None:
+    path = kept.answer(number, site)
+    whole = path.read_bytes()
+    drawn = random.Random(f"{number} {site}")
+    for place in drawn.sample(range(len(whole)), 40):
+        path.write_bytes(whole)
+        flip(path, place, drawn.randrange(8))
+        assert any(one.startswith(f"round {number}, {site}: ") for one in kept.named()), place
+    path.unlink()
+    assert kept.named()[0] == f"round {number}, {site}: its answer was not kept"
+
+
+def test_another_answer_in_the_place_of_one_is_named_though_its_file_is_whole(kept: Kept) -> None:
+    path = kept.answer(1, "site-1")
+    before = load_tensors(path)
+    for other in (
+        load_tensors(kept.answer(0, "site-1")),
+        {name: tensor * (1 + 2**-20) for name, tensor in before.items()},
+    ):
+        save_tensors(path, other, None)
+        assert kept.named() == [
+            "round 1, site-1: what was kept is not the answer of its receipt",
+            "the rounds after that, and the models, could not be computed again",
+        ]
+    save_tensors(path, before, None)
+    save_tensors(kept.answer(1, "site-3"), before, None)
+    assert kept.named() == ["round 1: site-3.safetensors is no answer that was accepted"]
+
+
+def test_every_changed_byte_of_the_start_model_is_named_and_so_is_another_one(kept: Kept) -> None:
+    path = kept.answers / "start_model.safetensors"
+    whole = path.read_bytes()
+    drawn = random.Random(3)
+    for place in drawn.sample(range(len(whole)), 40):
+        path.write_bytes(whole)
+        flip(path, place, drawn.randrange(8))
+        assert any("start_model.safetensors" in one for one in kept.named()), place
+    path.write_bytes(whole)
+    model = load_tensors(path)
+    save_tensors(path, {name: tensor + 1e-6 for name, tensor in model.items()}, "fp32")
+    assert kept.named() == [
+        "round 0: site-1, site-2 began with another model than start_model.safetensors",
+        "round 1: site-1, site-2 began with another model than what the answers of round 0 come to",
+        "global_model.safetensors is not what the answers of 2 rounds come to",
+    ]
+
+
+def test_a_weight_a_verdict_or_a_model_that_the_server_changed_is_named(kept: Kept) -> None:
+    """It holds the key of the seal, and chains and seals all of it anew."""
+    untouched = without_seal(kept.run)
+
+    changed = json.loads(json.dumps(untouched))
+    for one in changed:
+        if (one["record"], one.get("site"), one.get("round")) == ("contribution", "site-1", 1):
+            one["contribution"]["training_slices"] = 6
+    reseal(kept.run, changed, kept.server)
+    named = problems(verify_run(kept.run, None, kept.answers))
+    assert any("of site-1, round 1): its receipt differs from it in report" in one for one in named)
+    assert any(one.startswith("round 1, site-1: the guard finds another ") for one in named)
+
+    for field, value in (("factor", 0.25), ("counted_slices", 70), ("findings", []), ("norm", 9.0)):
+        changed = json.loads(json.dumps(untouched))
+        for one in changed:
+            if (one["record"], one.get("round")) == ("judged", 1):
+                one["sites"][1][field] = value
+        reseal(kept.run, changed, kept.server)
+        named = kept.named()
+        assert named[0] == f"round 1, site-2: the guard finds another {field}"
+        if field in ("factor", "counted_slices"):
+            assert "global_model.safetensors is not what the answers of 2 rounds come to" in named
+
+    changed = [one for one in untouched if (one["record"], one.get("round")) != ("judged", 0)]
+    reseal(kept.run, changed, kept.server)
+    assert kept.named()[0] == "round 0: no record says what the guard found"
+
+    model = load_tensors(kept.run / "global_model.safetensors")
+    name = sorted(model)[0]
+    model[name] = model[name].clone()
+    model[name].view(-1).view(torch.int32)[0] ^= 1  # the last bit of one value
+    save_tensors(kept.run / "global_model.safetensors", model, "fp32")
+    reseal(kept.run, untouched, kept.server)
+    assert kept.named() == ["global_model.safetensors is not what the answers of 2 rounds come to"]
+
+
+def test_averages_that_cannot_be_checked_are_said_not_to_be(
+    kept: Kept, kits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def why(run: Path, answers: Path | None = None) -> str:
+        (check,) = [one for one in verify_run(run, None, answers) if one.what == AVERAGES]
+        assert (check.problems, check.looked) == ((), False)
+        return check.note
+
+    assert why(kept.run) == "not kept, averages not checked"
+    changed = without_seal(kept.run)
+    changed[0]["answers_kept"] = True
+    reseal(kept.run, changed, kept.server)
+    assert f"in answers/{JOB}; name a copy of that folder with --answers" in why(kept.run)
+    (check,) = [one for one in verify_run(kept.run, None, tmp_path / "no") if one.what == AVERAGES]
+    assert "there is no folder" in check.problems[0]
+
+    recipe = dataclasses.replace(sealed_run.RECIPE, secure_sum=True)
+    monkeypatch.setattr(sealed_run, "RECIPE", recipe)
+    monkeypatch.setattr(sealed_run.task_of, "__defaults__", (recipe,))
+    sums = write_run(tmp_path / "sums", kits, tmp_path / "sites")
+    assert "secure sums: the server had no answer of a single site" in why(sums, kept.answers)
+
+
 # ------------------------------------------------------------------------------------- tables, cli
 
 
@@ -304,6 +463,7 @@ def test_the_command_says_what_holds_and_ends_with_1_where_something_does_not(
 ) -> None:
     code, out, _ = run("verify", run_folder, "--kit", kits / "site-1")
     assert (code, out.count("PASS"), out.count("FAIL")) == (0, 7, 0)
+    assert "SKIP the averages, from the answers\n     not kept, averages not checked" in out
     assert "certificate authority SHA256:" in out
     flip(run_folder / "global_model.safetensors", 200, 3)
     code, out, _ = run("verify", run_folder)

@@ -7,6 +7,7 @@ sites on they differ from the plain mean of all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.exchange.strategies.strategy import Strategy
+from fedfms.exchange.waiting import part_of
 
-_BLOCK_BYTES = 64 * 2**20  # of the values of all sites that are sorted at once
+_BLOCK_BYTES = 8 * 2**20  # of the values of all sites that are sorted at once
 
 
 class _Sorted(Strategy):
@@ -39,18 +41,23 @@ class _Sorted(Strategy):
         self._differences[site] = tensors
 
     def finish(self) -> dict[str, Tensor]:
-        """The mean of the middle of each value, in fp64, rounded to fp32 once."""
+        """The mean of the middle of each value, in fp64, rounded to fp32 once.
+
+        Of each site as many values are read at a time as fit into a block with those of the others:
+        memory holds the result and a few blocks, whatever the number of sites.
+        """
         given, self._differences = list(self._differences.values()), {}
         block = max(1, _BLOCK_BYTES // (4 * len(given)))
         cut, result = self.cut(len(given)), {}
         for name in sorted(given[0]):
-            of_sites = [tensors[name].reshape(-1) for tensors in given]
-            flat = torch.empty(of_sites[0].numel(), dtype=torch.float32)
+            shape = given[0][name].shape
+            flat = torch.empty(math.prod(shape), dtype=torch.float32)
             for start in range(0, flat.numel(), block):
-                values = torch.stack([one[start : start + block].float() for one in of_sites])
-                middle = values.sort(dim=0).values[cut : len(given) - cut]
-                flat[start : start + block] = middle.double().mean(dim=0)
-            result[name] = flat.reshape(given[0][name].shape)
+                end = start + block
+                parts = [part_of(tensors, name, start, end).float() for tensors in given]
+                middle = torch.stack(parts).sort(dim=0).values[cut : len(given) - cut]
+                flat[start:end] = middle.double().mean(dim=0)
+            result[name] = flat.reshape(shape)
         return result
 
 
