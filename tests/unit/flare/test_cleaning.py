@@ -44,7 +44,11 @@ def job(keeper: JobKeeper, status: RunStatus, days: float, *, fetched: bool = Fa
                 job_id, str(target), WORKSPACE, WORKSPACE, fl_ctx
             )
     store = Path(engine.manager.job_uri(job_id))
-    for folder in (keeper._workspace / job_id, keeper._workspace / "runs" / job_id):
+    for folder in (
+        keeper._workspace / job_id,
+        keeper._workspace / "runs" / job_id,
+        keeper._workspace / "answers" / job_id,
+    ):
         folder.mkdir(parents=True)
         (folder / "file").write_text("x")
         written_before(folder, days)
@@ -77,6 +81,7 @@ def test_old_jobs_go_but_not_those_that_nobody_fetched_or_that_are_not_over(
         return {what for what, job_id in old.items() if (folder / job_id).exists()}
 
     assert left(store) == {"not fetched", "runs", "waits", "young"}
+    assert left(workspace / "answers") == left(store)  # as long as the result that they are of
     assert left(workspace / "runs") == left(workspace) == {"runs", "waits", "young"}
 
 
