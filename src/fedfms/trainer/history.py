@@ -21,7 +21,7 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -48,10 +48,11 @@ SKETCH = 64  # numbers; the relative standard deviation of a squared distance is
 # average of a hundred sites whose differences have nothing in common a tenth of it is left
 SAME_MODEL = 1e-3
 
-Scored = Literal["scores", "loss"]
-# of each patient the history's own name and, behind it, what was there of it then
+# of whom anything is told at all, whose scores of a class are in a mean, whose loss is
+Scored = Literal["cases", "class", "loss"]
+# of each patient the history's own name, what was there of it then and, of a class, the mask's name
 Patients = frozenset[str]
-_NAME = 16  # hexadecimal digits of a name
+_NAME = 16  # hexadecimal digits of each
 _CHUNK = 2**20  # values that are sketched at once; a multiple of SKETCH
 
 
@@ -80,7 +81,10 @@ class _Seen:
 @dataclass(slots=True)
 class _State:
     requests: dict[str, _Seen] = field(default_factory=dict)
-    sets: dict[Scored, list[Patients]] = field(default_factory=lambda: {"scores": [], "loss": []})
+    sets: dict[Scored, list[Patients]] = field(
+        default_factory=lambda: {"cases": [], "class": [], "loss": []}
+    )
+    unclassed: list[Patients] = field(default_factory=list)  # told before classes were written down
     mark: str | None = None  # of the secret that it was made with
 
 
@@ -207,16 +211,26 @@ class History:
 
     # ------------------------------------------------------------------------------ sets
 
-    def may_tell(self, what: Scored, now: Patients, smallest: int) -> Patients | None:
+    def may_tell(
+        self,
+        what: Scored,
+        now: Patients,
+        smallest: int,
+        scored: Patients = frozenset(),
+        beside: Sequence[Patients] = (),
+    ) -> Patients | None:
         """Of which patients a mean may leave: two sets differ in none or in at least `smallest`.
 
         A patient of whom there is something else than before, another scan or another label, is one
-        in whom two sets differ.
+        in whom two sets differ. Sets of classes are held against those of all classes: of patients
+        who have the very same mask in two of them, the scores may be the same.
 
         Args:
-            what: mean scores, or the mean loss.
+            what: anything, mean scores of a class, or the mean loss.
             now: of whom there are scores.
             smallest: the policy's min_cases.
+            scored: for a class, of whom anything is told, whether they show it or not.
+            beside: what is told of other classes at the same time.
 
         Returns:
             All of them; where they are too close to an earlier set, that set if it is part of them,
@@ -225,8 +239,12 @@ class History:
         """
         if len(now) < smallest:
             return None
-        earlier = self._now().sets[what]
-        if now in earlier or all(_apart(now, one) >= smallest for one in earlier):
+        earlier = [*self._now().sets[what], *beside]
+        older = self._now().unclassed if what == "class" else []
+        if now in earlier or (
+            all(_apart(now, one) >= smallest for one in earlier)
+            and all(_surely_apart(now, scored, one, smallest) for one in older)
+        ):
             return now
         parts = (one for one in reversed(earlier) if one < now and len(one) >= smallest)
         return next(parts, None)
@@ -236,14 +254,16 @@ class History:
         if patients and patients not in self._now().sets[what]:
             self._add({"event": "told", "what": what, "patients": sorted(patients)})
 
-    def name(self, patient: str, there: str = "") -> str:
+    def name(self, patient: str, there: str = "", mask: str | None = None) -> str:
         """The history's name of a patient, with what is there of it: of each 16 digits of HMAC.
 
         Args:
             patient: the site's own name.
             there: equal where the same images and labels are.
+            mask: equal where, of these, the same is foreground of a class.
         """
-        return self._digits(patient) + self._digits(f"{patient}\0{there}")
+        name = self._digits(patient) + self._digits(f"{patient}\0{there}")
+        return name if mask is None else name + self._digits(f"{patient}\0{there}\0{mask}")
 
     def _digits(self, text: str) -> str:
         data = text.encode(errors="surrogateescape")
@@ -342,6 +362,17 @@ def _apart(one: Patients, other: Patients) -> int:
     return len({patient[:_NAME] for patient in one ^ other})
 
 
+def _surely_apart(now: Patients, scored: Patients, told: Patients, smallest: int) -> bool:
+    """Whether the patients of a class are those of an earlier mean, or `smallest` apart from it.
+
+    Of that mean it is known only which patients were scored, and not who of them showed the class.
+    Who is there as then is no difference; who is not there any more may be one.
+    """
+    new = {one[:_NAME] for one in now if one[: 2 * _NAME] not in told}
+    gone = told - {one[: 2 * _NAME] for one in scored}
+    return len(new) >= smallest or not (new or gone)
+
+
 def _text_of(sketched: NDArray[np.float64]) -> str:
     return base64.b64encode(sketched.tobytes()).decode()
 
@@ -361,7 +392,12 @@ def _take(state: _State, line: Mapping[str, Any]) -> None:
     elif line.get("event") == "made":
         state.mark = line["mark"]
     elif line.get("event") == "told":
-        state.sets[line["what"]].append(frozenset(line["patients"]))
+        patients = frozenset(line["patients"])
+        if line["what"] == "scores":  # of a version that did not look at classes
+            state.sets["cases"].append(patients)
+            state.unclassed.append(patients)
+        else:
+            state.sets[line["what"]].append(patients)
 
 
 def _used_up(what: str, most: int, limit: str, done: str, so_far: int | None = None) -> DoorClosed:

@@ -256,7 +256,7 @@ class TaskRunner:
                     _keep_learnt(job, task)
         control.check()
         smallest = max(policy.min_cases, site.min_cases)
-        telling = Telling.of(history, scored, training, smallest)
+        telling = Telling.of(history, site, scored, scores, training, smallest)
         contribution = Contribution(
             site=self.folders.name,
             kind=task.kind,
