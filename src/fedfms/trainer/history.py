@@ -4,10 +4,10 @@
                           left, and for each set of patients of which a mean left
 
 It outlives restarts, runs and `fedfms forget`; that one request came twice, from whichever job,
-counts once. Of a model that was asked to be trained on there is a sketch of 64 numbers, from which
-the distance between two models follows; of a patient a name that only this site can make, and a
-word for what is there of it. Both follow from the site's secret, so a history is of one secret. A
-site that removes the file begins anew.
+counts once, unless the site's data have changed between. Of a model that was asked to be trained on
+there is a sketch of 64 numbers, from which the distance between two models follows; of a patient a
+name that only this site can make, and a word for what is there of it. Both follow from the site's
+secret, so a history is of one secret. A site that removes the file begins anew.
 
 On a full disk the lines wait in memory, and are written with the next one.
 """
@@ -60,17 +60,24 @@ _CHUNK = 2**20  # values that are sketched at once; a multiple of SKETCH
 class Request:
     """What a task asks for, whichever job asks."""
 
-    key: str  # equal for two that ask for the same
+    question: str  # equal for two that ask for the same
     recipe: str  # its SHA-256
     round: int
     sketch: NDArray[np.float64] | None  # of the model, of a task that trains on it
     evaluates: bool
+    state: str = ""  # of the site, on which the answer depends; empty: not known yet
+
+    @property
+    def key(self) -> str:
+        """Equal for two that have the same answer."""
+        return hashlib.sha256(f"{self.question} {self.state}".encode()).hexdigest()
 
 
 @dataclass(slots=True)
 class _Seen:
     """A request that came."""
 
+    question: str
     recipe: str
     round: int
     sketch: NDArray[np.float64] | None
@@ -118,7 +125,7 @@ class History:
         """
         what = f"{task.kind} {task.round} {task.model} {task.recipe.sha256} {fingerprint(received)}"
         return Request(
-            key=hashlib.sha256(what.encode()).hexdigest(),
+            question=hashlib.sha256(what.encode()).hexdigest(),
             recipe=task.recipe.sha256,
             round=task.round,
             sketch=sketch(received, self._signs) if trains else None,
@@ -126,21 +133,27 @@ class History:
         )
 
     def was_answered(self, request: Request) -> bool:
-        """Whether a difference left in answer to the same request, of whichever job."""
-        seen = self._now().requests.get(request.key)
-        return seen is not None and seen.norm is not None
+        """Whether a difference left in answer to the same question, of whichever job and data."""
+        seen = self._now().requests.values()
+        return any(one.question == request.question and one.norm is not None for one in seen)
 
     def check(self, policy: Policy, request: Request) -> None:
         """Whether the policy lets this request be answered after all that came before.
+
+        Asked again of a site where nothing has changed, it has the same answer, and was counted and
+        judged when it came first. Of a site with other data it is another request. Without the
+        site's state a question that came before passes: judge it again with the state.
 
         Raises:
             DoorClosed: rounds-used-up, evaluations-used-up, same-model, asked-too-often, or history
                 where it cannot be read.
         """
         state = self._now()
-        if request.key in state.requests:
-            return  # counted, and judged, when it came first
         others = state.requests.values()
+        if request.key in state.requests:
+            return
+        if not request.state and any(one.question == request.question for one in others):
+            return
         if request.evaluates:
             evaluations = sum(one.evaluates for one in others)
             if evaluations >= policy.max_total_evaluations:
@@ -154,7 +167,7 @@ class History:
             raise _used_up("rounds", policy.max_total_rounds, "max_total_rounds", "trained")
         same = [one for one in trained if _is_same_model(one, request.sketch)]
         for one in same:
-            if one.recipe == request.recipe:
+            if one.recipe == request.recipe and one.question != request.question:
                 raise DoorClosed(
                     f"the model of round {request.round} is that of round {one.round}, on which "
                     "this site has trained by the same recipe",
@@ -164,9 +177,9 @@ class History:
                 )
         if len(same) >= policy.max_asks_of_a_model:
             raise DoorClosed(
-                "the site's policy allows training on one model by at most "
-                f"{policy.max_asks_of_a_model} recipes (max_asks_of_a_model), and {len(same)} "
-                "asked",
+                "the site's policy allows training on one model at most "
+                f"{policy.max_asks_of_a_model} times (max_asks_of_a_model), by other recipes or on "
+                f"other data, and it was {len(same)} times",
                 "start from another model, or raise max_asks_of_a_model in privacy.json if the "
                 "site agrees",
                 code="asked-too-often",
@@ -197,6 +210,7 @@ class History:
             {
                 "event": "asked",
                 "key": request.key,
+                "question": request.question,
                 "recipe": request.recipe,
                 "round": request.round,
                 "evaluates": request.evaluates,
@@ -206,7 +220,8 @@ class History:
 
     def left(self, request: Request, norm: float | None) -> None:
         """A difference of this L2 norm is about to leave; None: no difference."""
-        if norm is not None and not self.was_answered(request):
+        seen = self._now().requests.get(request.key)
+        if norm is not None and (seen is None or seen.norm is None):
             self._add({"event": "left", "key": request.key, "norm": norm})
 
     # ------------------------------------------------------------------------------ sets
@@ -382,6 +397,7 @@ def _take(state: _State, line: Mapping[str, Any]) -> None:
     if line.get("event") == "asked":
         raw = line["sketch"]
         state.requests[line["key"]] = _Seen(
+            line.get("question", line["key"]),  # of a version that did not look at the data
             line["recipe"],
             line["round"],
             None if raw is None else np.frombuffer(base64.b64decode(raw), np.float64),

@@ -135,6 +135,59 @@ def test_one_model_is_trained_on_by_so_many_recipes(
     assert ask(trainer, recipes[2], 0, moved(global_model, 0.01), job="third").tensors
 
 
+def real_files(place: Place) -> None:
+    """Of its own, in the place of links to those of all."""
+    for name in ("images", "labels"):
+        shared = (place.data / name).resolve()
+        (place.data / name).unlink()
+        shutil.copytree(shared, place.data / name)
+
+
+def test_the_same_question_on_other_data_is_another(
+    place: Place, quick: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    """Else a patient who joins would show in as many differences as one asks for."""
+    real_files(place)
+    label = place.data / "labels" / "phantom-001.nii.gz"
+    other = place.data / "labels" / "phantom-002.nii.gz"
+    before, after = label.read_bytes(), other.read_bytes()
+    place.set_policy(min_cases=1, max_asks_of_a_model=2)
+    first = ask(task_runner(place), quick, 0, global_model, job="a").tensors
+    label.write_bytes(after)
+    second = ask(task_runner(place), quick, 0, global_model, job="b").tensors
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert History(place.work, site_secret(place.work)).counts == (2, 0)
+    for job, content, answer in (("c", before, first), ("d", after, second)):  # as they came
+        label.write_bytes(content)
+        again = ask(task_runner(place), quick, 0, global_model, job=job).tensors
+        assert all(torch.equal(answer[name], again[name]) for name in answer)
+    other.write_bytes(before)
+    refused("asked-too-often", task_runner(place), quick, 0, global_model, job="e")
+    place.set_policy(min_cases=1, max_total_rounds=2)
+    refused("rounds-used-up", task_runner(place), quick, 0, global_model, job="e")
+    place.set_policy(min_cases=1, max_asks_of_a_model=2)  # as it was when that answer was kept
+    kept = ask(task_runner(place), quick, 0, global_model, job="d").tensors
+    assert all(torch.equal(second[name], kept[name]) for name in second)
+
+
+def test_the_same_question_with_other_moments_is_another(
+    place: Place, quick: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    """A round may be asked for without the one before it: its optimizer then begins anew."""
+    place.set_policy(min_cases=1, max_total_rounds=3)
+    keeps = dataclasses.replace(quick, optimizer_state="keep")
+    later = moved(global_model, 0.01)
+    trainer = task_runner(place)
+    ask(trainer, keeps, 0, global_model, job="a")
+    first = ask(trainer, keeps, 1, later, job="a").tensors
+    for number, model in enumerate((global_model, later)):  # a run that is submitted again
+        again = ask(task_runner(place), keeps, number, model, job="b").tensors
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    other = ask(task_runner(place), keeps, 1, later, job="c").tensors
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    refused("rounds-used-up", task_runner(place), keeps, 2, moved(global_model, 0.02), job="d")
+
+
 def test_evaluations_are_counted_wherever_they_come_from(
     place: Place, recipe: Recipe, global_model: dict[str, Tensor]
 ) -> None:
