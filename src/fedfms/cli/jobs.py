@@ -40,7 +40,8 @@ from fedfms.cli.telling import Notify, notifier_of, tell_end, telling
 from fedfms.errors import ConfigError, FederationError, FedfmsError
 
 if TYPE_CHECKING:
-    from fedfms.contracts.announcement import Announcement
+    from fedfms.contracts.announcement import Announcement, PrivacySpent
+    from fedfms.contracts.recipe import Recipe
     from fedfms.flare.follow import JobEnd, OnEvent
     from fedfms.flare.progress import Event
     from fedfms.flare.session import Coordinator, JobState
@@ -173,7 +174,7 @@ def submit(
         warnings = [*slicing_warnings(taking_part), *pausing(taking_part)]
         for text in warnings:
             say(f"warning: {text}")
-        for text in _privacy_lines(taking_part):
+        for text in _privacy_lines(taking_part, prepared.recipe if prepared.trains else None):
             say(text)
         found = None
         if canary or canary_only:
@@ -554,15 +555,26 @@ def _about_sites(told: Sequence[Announcement]) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def _privacy_lines(told: Sequence[Announcement]) -> list[str]:
-    """What training has cost the sites that limit it, before the job that is asked for."""
+def _privacy_lines(told: Sequence[Announcement], recipe: Recipe | None = None) -> list[str]:
+    """What training has cost the sites that limit it or add noise, and after a job's rounds."""
     return [
         f"{one.site}: epsilon {'is infinite' if cost.epsilon is None else f'{cost.epsilon:.2f}'} "
-        f"of {cost.limit:g} so far for {'a patient' if cost.unit == 'patient' else 'the site'} "
+        f"{'without a limit' if cost.limit is None else f'of {cost.limit:g}'} so far"
+        f"{_after(cost, one, recipe)} for {'a patient' if cost.unit == 'patient' else 'the site'} "
         f"(differential privacy, delta {cost.delta:g})"
         for one in told
         for cost in one.privacy
     ]
+
+
+def _after(cost: PrivacySpent, site: Announcement, recipe: Recipe | None) -> str:
+    """What it would be after the rounds of a job that trains there."""
+    if recipe is None or site.site in recipe.holdout:
+        return ""
+    from fedfms.trainer.budget import after, epsilon_text  # scipy takes a while to import
+
+    then = after(cost, recipe)
+    return "" if then is None else f", {epsilon_text(then)} after {recipe.rounds} rounds more"
 
 
 def _jobs_table(jobs: Sequence[JobState]) -> Table:

@@ -53,14 +53,30 @@ class Slicing:
         )
 
 
+Noise = Annotated[float, Field(ge=0, le=1e9)]
+
+
+@dataclass(frozen=True, slots=True)
+class NoisedSums:
+    """Sums with noise that left, alike; the fields of `fedfms.exchange.account.Noised`."""
+
+    noise: Noise
+    rate: Annotated[float, Field(gt=0, le=1)]
+    steps: Annotated[int, Field(ge=0, lt=2**53)]
+
+
 @dataclass(frozen=True, slots=True)
 class PrivacySpent:
-    """What a site's training has cost, where its policy sets a limit (trainer/budget.py)."""
+    """What a site's training has cost, where noise left or is demanded (trainer/budget.py)."""
 
     unit: Literal["patient", "site"]
     epsilon: Annotated[float, Field(ge=0, le=1e3)] | None  # None: infinite
-    limit: Annotated[float, Field(gt=0, le=1e6)]
+    limit: Annotated[float, Field(gt=0, le=1e6)] | None  # None: the policy sets none
     delta: Annotated[float, Field(gt=0, lt=1)]
+    # what it is the epsilon of, so that who asks for a run sees what it would be after it; None:
+    # of too many kinds, or not told
+    let_out: Annotated[tuple[NoisedSums, ...], Field(max_length=50)] | None = None
+    round_noise: Noise = 0.0  # of a round by a recipe that has none itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +103,10 @@ class Announcement:
     # about how many slices it trains on, in one digit; 0: not known, or too few cases to tell
     about_slices: Count = 0
     few_patients: bool = False  # too few to train on by its policy; it may score all the same
-    # where its policy limits what training may cost its patients; empty: it does not, or not told
+    # where its policy limits what training may cost its patients, or noise left; empty: neither, or
+    # not told
     privacy: Annotated[tuple[PrivacySpent, ...], Field(max_length=2)] = ()
+    require_secure_sum: bool = False  # its policy lets nothing be trained without
     trainer_key: TrainerKey | None = None  # public, of the key that signs its receipts
 
     @property

@@ -62,8 +62,8 @@ CODES: dict[str, str] = {
     # of the door and the guard
     "answered-before": "it answered this with noise or drawn patients before, and nothing is drawn "
     "twice",
-    "asked-too-often": "it was asked to train on one model by more recipes than its policy allows "
-    "(max_asks_of_a_model)",
+    "asked-too-often": "it was asked to train on one model more often, by other recipes or on "
+    "other data, than its policy allows (max_asks_of_a_model)",
     "bad-shares": "shares of a secure sum do not fit",
     "batch-too-small": "its policy does not allow so small a batch_size",
     "clip-too-small": "its policy does not allow so small a clip_grad_norm",
@@ -71,7 +71,8 @@ CODES: dict[str, str] = {
     "few-for-a-sum": "a secure sum of so few sites would show what single ones sent",
     "fp16-overflow": "a value is too large for half precision",
     "image-size-not-allowed": "its policy does not allow this image_size",
-    "learning-rate-not-allowed": "its policy does not allow this learning_rate",
+    "learning-rate-not-allowed": "its policy does not allow this learning_rate, or what a schedule "
+    "leaves of it",
     "malformed-report": "the report beside the tensors cannot be read",
     "method-not-allowed": "its policy does not allow this method",
     "metric-range": "it reports a score that no prediction can have",

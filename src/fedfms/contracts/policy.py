@@ -46,7 +46,7 @@ class Bounds:
     # over the site's whole history with this project, whichever run or job asked
     max_total_rounds: _AtLeastOne = 2000  # trained
     max_total_evaluations: _AtLeastOne = 4000  # of a model that was not scored so before
-    max_asks_of_a_model: _AtLeastOne = 20  # to train the same model, each time by another recipe
+    max_asks_of_a_model: _AtLeastOne = 20  # to train it by another recipe, or on other data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

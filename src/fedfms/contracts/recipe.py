@@ -285,6 +285,10 @@ class Recipe:
             return 0
         return max(1, round(self.local_epochs / self.patient_rate))
 
+    def falls_to(self, share: float) -> float:
+        """What of `learning_rate` the schedule leaves after this share of all rounds, in [0, 1]."""
+        return 0.5 * (1.0 + math.cos(math.pi * share)) if self.schedule == "cosine" else 1.0
+
     @property
     def patch_size(self) -> int:
         """Side of one encoder token in pixels; 4 where there is none, for masks of image_size."""

@@ -73,7 +73,30 @@ def breaches(bounds: Bounds, recipe: Recipe, *, trains: bool = True) -> list[Bre
         if most is not None and value > getattr(bounds, most):
             allowed = f"at most {_text(getattr(bounds, most))}{unit} ({most})"
             found.append(Breach(code, has, f"{field} of {allowed}", field, most, "lower"))
+    if trains and (breach := _falls_too_low(bounds, recipe)):
+        found.append(breach)
     return found
+
+
+def _falls_too_low(bounds: Bounds, recipe: Recipe) -> Breach | None:
+    """The breach of a schedule whose last round has no step of at least min_learning_rate.
+
+    A round's first step has its highest rate. Only in the first round a warm-up rises to it, within
+    the round at every site (training/loop.py), so that no round can be asked for below.
+    """
+    highest = recipe.learning_rate * recipe.falls_to((recipe.rounds - 1) / recipe.rounds)
+    if highest >= min(bounds.min_learning_rate, recipe.learning_rate):
+        return None  # or the rate itself is too low
+    least = _text(bounds.min_learning_rate)
+    return Breach(
+        "learning-rate-not-allowed",
+        f"learning_rate {_text(recipe.learning_rate)} falls to {highest:.1g} at the beginning of "
+        f"the last of {recipe.rounds} rounds (schedule cosine)",
+        f"rounds with a learning rate of at least {least} (min_learning_rate)",
+        "learning_rate",
+        "min_learning_rate",
+        "set schedule to constant, ask for fewer rounds, or raise",
+    )
 
 
 def check_recipe(policy: Policy, recipe: Recipe, *, trains: bool = True) -> None:

@@ -110,8 +110,9 @@ def pass_door(
         L2 norm of the difference as sent. Means leave in three decimals, a spread over at least
         `min_cases_for_spread` cases, and a count below `min_cases` as 0. The noise is drawn from
         the operating system's random source, so that nobody who knows the recipe can subtract it.
-        This is no accounting of differential privacy. Of a canary, whose difference has passed all
-        of this: zeros of the same names, shapes and types, and a report of pace alone.
+        What it costs is counted by who lets it out (trainer/budget.py). Of a canary, whose
+        difference has passed all of this: zeros of the same names, shapes and types, and a report
+        of pace alone.
 
     Raises:
         DoorClosed: anything that is not exactly right; the codes of `check_job` and `find_fault`,
@@ -248,10 +249,9 @@ def _of_many_cases(report: Contribution, metric: Metric, smallest: int, for_spre
     cases = metric.cases if not by_slice else whole.cases if whole is not None else 0
     if report.evaluated_cases < smallest:  # then even the number of empty ones is about a case
         return dataclasses.replace(metric, mean=None, std=None, cases=0, empty=0)
-    # those without a value and those that are empty: of fewer than `smallest` nothing is told
-    total = metric.cases + metric.empty
-    if not by_slice and whole is not None:
-        total = max(total, whole.cases + whole.empty)
+    # those without a value, those that are empty, those whose score stays: of fewer than `smallest`
+    # nothing is told
+    total = metric.cases + metric.empty if by_slice else report.evaluated_cases
     empty = _coarse(metric.empty, smallest)
     counted = _coarse(metric.cases, smallest)
     if 0 < total - metric.cases < smallest:

@@ -23,6 +23,7 @@ from fedfms.errors import ConfigError, Undecodable
 from fedfms.exchange.bounds import Breach, breaches, too_few_steps
 from fedfms.flare.internals.job import participants_of
 from fedfms.models.methods import installed_methods
+from fedfms.trainer.budget import after, epsilon_text
 
 EVERYBODY, SERVER = "@ALL", "server"  # FLARE's names in a deploy_map
 MOST_SPACING = 2.0  # times by which voxels of sites may differ without a word
@@ -296,8 +297,17 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
             f"submit with --set rounds={site.max_rounds}",
             "too-many-rounds",
         )
+    will_train = trains and site.site not in recipe.holdout
+    if will_train and site.require_secure_sum and not recipe.secure_sum:
+        yield (
+            "trains only where the server sees sums (require_secure_sum)",
+            "submit with --set secure_sum=true, or let it score only with --set "
+            f"holdout={site.site}",
+            "sum-required",
+        )
+    if will_train:
+        yield from _budget_passed(recipe, site)
     if site.bounds is not None:
-        will_train = trains and site.site not in recipe.holdout
         for breach in breaches(site.bounds, recipe, trains=will_train):
             yield f"allows {breach.allowed}, and {breach.has}", breach.fix, breach.code
         if will_train and site.few_patients:
@@ -339,6 +349,22 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
             "has no GPU, and the job requires one",
             "start its trainer with the GPU overlay, submit without --gpu",
             "no-gpu",
+        )
+
+
+def _budget_passed(recipe: Recipe, site: Announcement) -> Iterable[tuple[str, str, str]]:
+    """For each unit whose epsilon the rounds of the recipe would bring past the site's limit."""
+    for cost in site.privacy:
+        then = after(cost, recipe)
+        if then is None or cost.limit is None or then <= cost.limit:
+            continue
+        whom = "a patient" if cost.unit == "patient" else "the site"
+        yield (
+            f"allows epsilon {cost.limit:g} for {whom} (delta {cost.delta:g}), and after the "
+            f"{recipe.rounds} rounds {epsilon_text(then)}",
+            "ask for fewer rounds or more noise, or let it score only with --set "
+            f"holdout={site.site}",
+            "privacy-budget",
         )
 
 

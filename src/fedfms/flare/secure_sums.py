@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from nvflare.apis.fl_constant import ReturnCode
@@ -42,6 +43,7 @@ KEYS_SECONDS = 90.0  # for the keys of all sites in the first round: a site may 
 LATER_SECONDS = 20.0  # in a later one: who is gone takes part in the next round
 UNMASK_TRIES, AGAIN_SECONDS = 3, 2.0  # where too few sites answer to take the masks off
 PARALLEL = 16
+LOOK_SECONDS = 0.5  # between two looks at the job's abort signal
 _LARGEST = 2**26  # bytes of what is kept of a round
 
 Asks = Mapping[str, SumsAsk]
@@ -149,7 +151,8 @@ class SecureSums:
         ask, answers = now.ask_unmask(slices), Answers()
         self._keep(now)
         for number in range(UNMASK_TRIES):
-            time.sleep(AGAIN_SECONDS if number else 0.0)
+            if number and _waits(AGAIN_SECONDS, fl_ctx):
+                break
             silent = [site for site in slices if site not in answers]
             answers |= self._ask(dict.fromkeys(silent, ask), fl_ctx)
             if len(answers) >= now.threshold:
@@ -164,19 +167,37 @@ class SecureSums:
             sites = {str(client.name) for client in fl_ctx.get_engine().get_clients()}
             missing = sites - self._holdout - set(found)
             found |= self._ask(dict.fromkeys(missing, now.ask_keys()), fl_ctx)
-            signal = fl_ctx.get_run_abort_signal()
-            stopped = signal is not None and signal.triggered
             self._has_begun |= bool(found)
-            if set(found) >= missing or stopped or time.monotonic() > deadline:
+            if set(found) >= missing or time.monotonic() > deadline or _waits(1.0, fl_ctx):
                 return found
-            time.sleep(1.0)
 
     def _ask(self, asks: Asks, fl_ctx: FLContext) -> Answers:
-        """Ask some sites at once; those that answered."""
+        """Ask some sites at once; those that answered, of a job that is aborted by then.
+
+        FLARE waits for an answer as long as it was told to and looks at no signal: who aborts has
+        not to wait for it, and what comes afterwards is for nobody.
+        """
         ask = _asker(fl_ctx.get_engine())
+        came: SimpleQueue[tuple[str, SumsAnswer | None]] = SimpleQueue()
+        places = threading.Semaphore(PARALLEL)
+
+        def ask_one(site: str, question: SumsAsk) -> None:
+            answer = None
+            try:
+                with places:
+                    if not _is_stopped(fl_ctx):
+                        answer = ask(site, question)
+            finally:
+                came.put((site, answer))
+
+        for one in asks.items():  # of daemons, which keep no process from ending
+            threading.Thread(target=ask_one, args=one, name="sums", daemon=True).start()
         answers = Answers()
-        with ThreadPoolExecutor(min(PARALLEL, max(1, len(asks)))) as pool:
-            for site, answer in zip(asks, pool.map(ask, asks, asks.values()), strict=True):
+        left = len(asks)
+        while left and not _is_stopped(fl_ctx):
+            with contextlib.suppress(Empty):
+                site, answer = came.get(timeout=LOOK_SECONDS)
+                left -= 1
                 if answer is not None:
                     answers[site] = answer
         return answers
@@ -191,6 +212,21 @@ class SecureSums:
         with contextlib.suppress(OSError):  # the round goes on; it does not outlive this process
             self._kept.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._kept, json.dumps(now.to_keep()), mode=0o600)
+
+
+def _is_stopped(fl_ctx: FLContext) -> bool:
+    signal = fl_ctx.get_run_abort_signal()
+    return signal is not None and bool(signal.triggered)
+
+
+def _waits(seconds: float, fl_ctx: FLContext) -> bool:
+    """Wait so long; true, and at once, where the job is aborted."""
+    until = time.monotonic() + seconds
+    while not _is_stopped(fl_ctx):
+        if (left := until - time.monotonic()) <= 0:
+            return False
+        time.sleep(min(left, LOOK_SECONDS))
+    return True
 
 
 def _asker(engine: Any) -> Callable[[str, SumsAsk], SumsAnswer | None]:

@@ -429,9 +429,12 @@ def _account(places: TrainerPlaces) -> str:
             f"nothing is left to spend: {'; '.join(map(str, over))}",
             "this site trains no more until its people raise the limit in privacy.json",
         )
-    told = [one for one in spent if one.budget is not None]
+    told = [one for one in spent if one.is_told]
     if not told:
-        return "no limit of differential privacy is set (patient_epsilon, site_epsilon)"
+        return (
+            "no limit of differential privacy is set (patient_epsilon, site_epsilon), and nothing "
+            "left with noise"
+        )
     return "; ".join(map(str, told))
 
 

@@ -18,7 +18,13 @@ from dataclasses import dataclass
 from statistics import median
 
 from fedfms import __version__
-from fedfms.contracts.announcement import Announcement, Device, PrivacySpent, Slicing
+from fedfms.contracts.announcement import (
+    Announcement,
+    Device,
+    NoisedSums,
+    PrivacySpent,
+    Slicing,
+)
 from fedfms.contracts.machine import Machine
 from fedfms.contracts.messages import public_code
 from fedfms.contracts.now import GpuState
@@ -30,7 +36,7 @@ from fedfms.data.formats import read_image
 from fedfms.data.manifest import find_cases, training_patients
 from fedfms.errors import FedfmsError, SiteDataError
 from fedfms.exchange.door import read_policy
-from fedfms.trainer.budget import Budget
+from fedfms.trainer.budget import Budget, costs_of_policy
 from fedfms.trainer.own_key import public_key
 from fedfms.trainer.tasks import SiteFolders
 from fedfms.training.device import torch_device
@@ -38,6 +44,7 @@ from fedfms.training.gpu_there import why_lost
 
 log = logging.getLogger(__name__)
 
+MOST_KINDS = 50  # of noise that left: more are not told
 READ_SECONDS = 0.7  # for both files; who asks waits a second or more
 SLOW_FILES = "site-files-slow"  # code: they cannot be read in that time, as on a dead share
 NO_GPU = "no-gpu"  # code: the site asks for a GPU and there is none
@@ -67,7 +74,7 @@ def describe(
     Args:
         folders: the site's.
         measured: gives what its images say, see `measure`.
-        privacy_of: gives what training has cost, where the policy limits it.
+        privacy_of: gives what training has cost, where that is told.
     """
     try:
         site = SiteConfig.from_yaml(folders.config, folders.data_root)
@@ -97,6 +104,7 @@ def describe(
         about_slices=images.about_slices,
         few_patients=images.few_patients,
         privacy=privacy_of(policy),
+        require_secure_sum=policy.require_secure_sum,
         overlapping=tuple(
             (one, other)
             for one, other in itertools.combinations(site.classes, 2)
@@ -223,9 +231,9 @@ class Announcer:
 
     def _privacy(self, policy: Policy) -> tuple[PrivacySpent, ...]:
         """What training has cost; to compute it takes seconds, and until then nothing is told."""
-        if not policy.limits_epsilon:
-            return ()
         budget = Budget(self._folders.work)
+        if not policy.limits_epsilon and budget.state() == (0, 0):
+            return ()
         key = (policy, budget.state())
         known = self._account
         if known is not None and known[0] == key:
@@ -263,9 +271,13 @@ def _spent(budget: Budget, policy: Policy) -> tuple[PrivacySpent, ...]:
             None if math.isinf(one.epsilon) else math.ceil(one.epsilon * 100) / 100,
             one.budget,
             one.delta,
+            tuple(NoisedSums(part.noise, part.rate, part.steps) for part in one.let_out)
+            if len(one.let_out) <= MOST_KINDS
+            else None,
+            costs_of_policy(policy)[one.unit].noise,
         )
         for one in budget.spent(policy)
-        if one.budget is not None
+        if one.is_told
     )
 
 

@@ -20,6 +20,7 @@ import functools
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedfms.contracts.announcement import PrivacySpent
 from fedfms.contracts.policy import Policy
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import DoorClosed
@@ -63,6 +65,12 @@ class Spent:
     epsilon: float  # infinite where a round had no noise
     budget: float | None
     delta: float
+    let_out: tuple[Noised, ...] = ()  # what it is the epsilon of, alike together
+
+    @property
+    def is_told(self) -> bool:
+        """Whether anybody asks for it: there is a limit, or something left with noise."""
+        return self.budget is not None or any(one.noise > 0 for one in self.let_out)
 
     def __str__(self) -> str:
         of = "without a limit" if self.budget is None else f"of {self.budget:g}"
@@ -76,13 +84,33 @@ def epsilon_text(value: float) -> str:
     return f"epsilon {math.ceil(value * 100 - 1e-9) / 100:.2f}"
 
 
+def costs_of_policy(policy: Policy) -> dict[Unit, Noised]:
+    """What a round counts for by the policy's noise alone, where the recipe has none."""
+    return {"patient": Noised(policy.noise_std / 2), "site": Noised(policy.noise_std)}
+
+
 def costs(policy: Policy, recipe: Recipe) -> dict[Unit, Noised]:
     """What a round of this recipe counts for under this policy."""
-    whole = Noised(policy.noise_std)
-    patient = Noised(policy.noise_std / 2)
+    found = costs_of_policy(policy)
     if recipe.patient_rate is not None:
-        patient = Noised(recipe.patient_noise, recipe.patient_rate, recipe.steps_of_patients)
-    return {"patient": patient, "site": whole}
+        rate, steps = recipe.patient_rate, recipe.steps_of_patients
+        found["patient"] = Noised(recipe.patient_noise, rate, steps)
+    return found
+
+
+def after(spent: PrivacySpent, recipe: Recipe) -> float | None:
+    """The epsilon of a site after all rounds of a recipe more; None where it does not tell enough.
+
+    By what the site announced: as `Budget.check` will judge the first of them.
+    """
+    if spent.let_out is None:
+        return None
+    cost = Noised(spent.round_noise)
+    if spent.unit == "patient" and recipe.patient_rate is not None:
+        cost = Noised(recipe.patient_noise, recipe.patient_rate, recipe.steps_of_patients)
+    planned = dataclasses.replace(cost, steps=cost.steps * recipe.rounds)
+    before = (Noised(one.noise, one.rate, one.steps) for one in spent.let_out)
+    return _epsilon((*before, planned), spent.delta)
 
 
 class Budget:
@@ -156,7 +184,11 @@ class Budget:
     def _spent(self, policy: Policy, unit: Unit, more: tuple[Noised, ...] = ()) -> Spent:
         let_out = [getattr(one, unit) for one in self._entries(policy)]
         total = _epsilon((*let_out, *more), policy.delta)
-        return Spent(unit, total, getattr(policy, _FIELDS[unit]), policy.delta)
+        steps: Counter[tuple[float, float]] = Counter()
+        for one in let_out:
+            steps[one.noise, one.rate] += one.steps
+        alike = tuple(Noised(*kind, count) for kind, count in sorted(steps.items()))
+        return Spent(unit, total, getattr(policy, _FIELDS[unit]), policy.delta, alike)
 
     def _entries(self, policy: Policy) -> Sequence[Entry]:
         since = _counted_from(policy)

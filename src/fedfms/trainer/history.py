@@ -4,10 +4,10 @@
                           left, and for each set of patients of which a mean left
 
 It outlives restarts, runs and `fedfms forget`; that one request came twice, from whichever job,
-counts once. Of a model that was asked to be trained on there is a sketch of 64 numbers, from which
-the distance between two models follows; of a patient a name that only this site can make, and a
-word for what is there of it. Both follow from the site's secret, so a history is of one secret. A
-site that removes the file begins anew.
+counts once, unless the site's data have changed between. Of a model that was asked to be trained on
+there is a sketch of 64 numbers, from which the distance between two models follows; of a patient a
+name that only this site can make, and a word for what is there of it. Both follow from the site's
+secret, so a history is of one secret. A site that removes the file begins anew.
 
 On a full disk the lines wait in memory, and are written with the next one.
 """
@@ -21,7 +21,7 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -48,10 +48,11 @@ SKETCH = 64  # numbers; the relative standard deviation of a squared distance is
 # average of a hundred sites whose differences have nothing in common a tenth of it is left
 SAME_MODEL = 1e-3
 
-Scored = Literal["scores", "loss"]
-# of each patient the history's own name and, behind it, what was there of it then
+# of whom anything is told at all, whose scores of a class are in a mean, whose loss is
+Scored = Literal["cases", "class", "loss"]
+# of each patient the history's own name, what was there of it then and, of a class, the mask's name
 Patients = frozenset[str]
-_NAME = 16  # hexadecimal digits of a name
+_NAME = 16  # hexadecimal digits of each
 _CHUNK = 2**20  # values that are sketched at once; a multiple of SKETCH
 
 
@@ -59,17 +60,24 @@ _CHUNK = 2**20  # values that are sketched at once; a multiple of SKETCH
 class Request:
     """What a task asks for, whichever job asks."""
 
-    key: str  # equal for two that ask for the same
+    question: str  # equal for two that ask for the same
     recipe: str  # its SHA-256
     round: int
     sketch: NDArray[np.float64] | None  # of the model, of a task that trains on it
     evaluates: bool
+    state: str = ""  # of the site, on which the answer depends; empty: not known yet
+
+    @property
+    def key(self) -> str:
+        """Equal for two that have the same answer."""
+        return hashlib.sha256(f"{self.question} {self.state}".encode()).hexdigest()
 
 
 @dataclass(slots=True)
 class _Seen:
     """A request that came."""
 
+    question: str
     recipe: str
     round: int
     sketch: NDArray[np.float64] | None
@@ -80,7 +88,10 @@ class _Seen:
 @dataclass(slots=True)
 class _State:
     requests: dict[str, _Seen] = field(default_factory=dict)
-    sets: dict[Scored, list[Patients]] = field(default_factory=lambda: {"scores": [], "loss": []})
+    sets: dict[Scored, list[Patients]] = field(
+        default_factory=lambda: {"cases": [], "class": [], "loss": []}
+    )
+    unclassed: list[Patients] = field(default_factory=list)  # told before classes were written down
     mark: str | None = None  # of the secret that it was made with
 
 
@@ -114,7 +125,7 @@ class History:
         """
         what = f"{task.kind} {task.round} {task.model} {task.recipe.sha256} {fingerprint(received)}"
         return Request(
-            key=hashlib.sha256(what.encode()).hexdigest(),
+            question=hashlib.sha256(what.encode()).hexdigest(),
             recipe=task.recipe.sha256,
             round=task.round,
             sketch=sketch(received, self._signs) if trains else None,
@@ -122,21 +133,27 @@ class History:
         )
 
     def was_answered(self, request: Request) -> bool:
-        """Whether a difference left in answer to the same request, of whichever job."""
-        seen = self._now().requests.get(request.key)
-        return seen is not None and seen.norm is not None
+        """Whether a difference left in answer to the same question, of whichever job and data."""
+        seen = self._now().requests.values()
+        return any(one.question == request.question and one.norm is not None for one in seen)
 
     def check(self, policy: Policy, request: Request) -> None:
         """Whether the policy lets this request be answered after all that came before.
+
+        Asked again of a site where nothing has changed, it has the same answer, and was counted and
+        judged when it came first. Of a site with other data it is another request. Without the
+        site's state a question that came before passes: judge it again with the state.
 
         Raises:
             DoorClosed: rounds-used-up, evaluations-used-up, same-model, asked-too-often, or history
                 where it cannot be read.
         """
         state = self._now()
-        if request.key in state.requests:
-            return  # counted, and judged, when it came first
         others = state.requests.values()
+        if request.key in state.requests:
+            return
+        if not request.state and any(one.question == request.question for one in others):
+            return
         if request.evaluates:
             evaluations = sum(one.evaluates for one in others)
             if evaluations >= policy.max_total_evaluations:
@@ -150,7 +167,7 @@ class History:
             raise _used_up("rounds", policy.max_total_rounds, "max_total_rounds", "trained")
         same = [one for one in trained if _is_same_model(one, request.sketch)]
         for one in same:
-            if one.recipe == request.recipe:
+            if one.recipe == request.recipe and one.question != request.question:
                 raise DoorClosed(
                     f"the model of round {request.round} is that of round {one.round}, on which "
                     "this site has trained by the same recipe",
@@ -160,9 +177,9 @@ class History:
                 )
         if len(same) >= policy.max_asks_of_a_model:
             raise DoorClosed(
-                "the site's policy allows training on one model by at most "
-                f"{policy.max_asks_of_a_model} recipes (max_asks_of_a_model), and {len(same)} "
-                "asked",
+                "the site's policy allows training on one model at most "
+                f"{policy.max_asks_of_a_model} times (max_asks_of_a_model), by other recipes or on "
+                f"other data, and it was {len(same)} times",
                 "start from another model, or raise max_asks_of_a_model in privacy.json if the "
                 "site agrees",
                 code="asked-too-often",
@@ -193,6 +210,7 @@ class History:
             {
                 "event": "asked",
                 "key": request.key,
+                "question": request.question,
                 "recipe": request.recipe,
                 "round": request.round,
                 "evaluates": request.evaluates,
@@ -202,21 +220,32 @@ class History:
 
     def left(self, request: Request, norm: float | None) -> None:
         """A difference of this L2 norm is about to leave; None: no difference."""
-        if norm is not None and not self.was_answered(request):
+        seen = self._now().requests.get(request.key)
+        if norm is not None and (seen is None or seen.norm is None):
             self._add({"event": "left", "key": request.key, "norm": norm})
 
     # ------------------------------------------------------------------------------ sets
 
-    def may_tell(self, what: Scored, now: Patients, smallest: int) -> Patients | None:
+    def may_tell(
+        self,
+        what: Scored,
+        now: Patients,
+        smallest: int,
+        scored: Patients = frozenset(),
+        beside: Sequence[Patients] = (),
+    ) -> Patients | None:
         """Of which patients a mean may leave: two sets differ in none or in at least `smallest`.
 
         A patient of whom there is something else than before, another scan or another label, is one
-        in whom two sets differ.
+        in whom two sets differ. Sets of classes are held against those of all classes: of patients
+        who have the very same mask in two of them, the scores may be the same.
 
         Args:
-            what: mean scores, or the mean loss.
+            what: anything, mean scores of a class, or the mean loss.
             now: of whom there are scores.
             smallest: the policy's min_cases.
+            scored: for a class, of whom anything is told, whether they show it or not.
+            beside: what is told of other classes at the same time.
 
         Returns:
             All of them; where they are too close to an earlier set, that set if it is part of them,
@@ -225,8 +254,12 @@ class History:
         """
         if len(now) < smallest:
             return None
-        earlier = self._now().sets[what]
-        if now in earlier or all(_apart(now, one) >= smallest for one in earlier):
+        earlier = [*self._now().sets[what], *beside]
+        older = self._now().unclassed if what == "class" else []
+        if now in earlier or (
+            all(_apart(now, one) >= smallest for one in earlier)
+            and all(_surely_apart(now, scored, one, smallest) for one in older)
+        ):
             return now
         parts = (one for one in reversed(earlier) if one < now and len(one) >= smallest)
         return next(parts, None)
@@ -236,14 +269,16 @@ class History:
         if patients and patients not in self._now().sets[what]:
             self._add({"event": "told", "what": what, "patients": sorted(patients)})
 
-    def name(self, patient: str, there: str = "") -> str:
+    def name(self, patient: str, there: str = "", mask: str | None = None) -> str:
         """The history's name of a patient, with what is there of it: of each 16 digits of HMAC.
 
         Args:
             patient: the site's own name.
             there: equal where the same images and labels are.
+            mask: equal where, of these, the same is foreground of a class.
         """
-        return self._digits(patient) + self._digits(f"{patient}\0{there}")
+        name = self._digits(patient) + self._digits(f"{patient}\0{there}")
+        return name if mask is None else name + self._digits(f"{patient}\0{there}\0{mask}")
 
     def _digits(self, text: str) -> str:
         data = text.encode(errors="surrogateescape")
@@ -342,6 +377,17 @@ def _apart(one: Patients, other: Patients) -> int:
     return len({patient[:_NAME] for patient in one ^ other})
 
 
+def _surely_apart(now: Patients, scored: Patients, told: Patients, smallest: int) -> bool:
+    """Whether the patients of a class are those of an earlier mean, or `smallest` apart from it.
+
+    Of that mean it is known only which patients were scored, and not who of them showed the class.
+    Who is there as then is no difference; who is not there any more may be one.
+    """
+    new = {one[:_NAME] for one in now if one[: 2 * _NAME] not in told}
+    gone = told - {one[: 2 * _NAME] for one in scored}
+    return len(new) >= smallest or not (new or gone)
+
+
 def _text_of(sketched: NDArray[np.float64]) -> str:
     return base64.b64encode(sketched.tobytes()).decode()
 
@@ -351,6 +397,7 @@ def _take(state: _State, line: Mapping[str, Any]) -> None:
     if line.get("event") == "asked":
         raw = line["sketch"]
         state.requests[line["key"]] = _Seen(
+            line.get("question", line["key"]),  # of a version that did not look at the data
             line["recipe"],
             line["round"],
             None if raw is None else np.frombuffer(base64.b64decode(raw), np.float64),
@@ -361,7 +408,12 @@ def _take(state: _State, line: Mapping[str, Any]) -> None:
     elif line.get("event") == "made":
         state.mark = line["mark"]
     elif line.get("event") == "told":
-        state.sets[line["what"]].append(frozenset(line["patients"]))
+        patients = frozenset(line["patients"])
+        if line["what"] == "scores":  # of a version that did not look at classes
+            state.sets["cases"].append(patients)
+            state.unclassed.append(patients)
+        else:
+            state.sets[line["what"]].append(patients)
 
 
 def _used_up(what: str, most: int, limit: str, done: str, so_far: int | None = None) -> DoorClosed:

@@ -44,7 +44,7 @@ KEPT_ROUNDS = 2
 KEPT_RUNS = 4  # of this site; older ones are removed when a run is new here
 
 _KEY, _CONTRIBUTION, _TENSORS = "key", "contribution.json", "tensors.safetensors"
-_STAYING, _OPTIMIZER = "staying.safetensors", "optimizer.pt"
+_STAYING, _OPTIMIZER, _REQUEST = "staying.safetensors", "optimizer.pt", "request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ class Learnt:
     round: int
     staying: dict[str, Tensor]
     optimizer: dict[str, Any] | None  # its state_dict; None where it does not outlive the round
+    request: str = ""  # which request it is of: trainer/history.py
 
 
 def request_key(task: Task, received: Mapping[str, Tensor], *files: Path) -> str:
@@ -147,12 +148,14 @@ class KeptRun:
                         code="damaged-model",
                     )
                 staying, optimizer = folder / _STAYING, folder / _OPTIMIZER
+                request = folder / _REQUEST
                 return Learnt(
                     number,
                     load_tensors(staying) if staying.exists() else {},
                     torch.load(optimizer, map_location="cpu", weights_only=True)
                     if optimizer.exists()
                     else None,
+                    request.read_text() if request.exists() else "unknown",
                 )
         return None
 
@@ -168,6 +171,7 @@ class KeptRun:
                 data = io.BytesIO()  # torch calls a full disk a RuntimeError
                 torch.save(learnt.optimizer, data)
                 (folder / _OPTIMIZER).write_bytes(data.getbuffer())
+            (folder / _REQUEST).write_text(learnt.request)
             seal(folder)
         # later rounds are of a run that was put back to an earlier one, from the server's archive
         later = [path for path in self._learnt() if int(path.name[7:]) > learnt.round]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import hashlib
 import io
 import logging
 import sys
@@ -43,7 +45,7 @@ from fedfms.models.travelling import (
 from fedfms.trainer.budget import Budget
 from fedfms.trainer.canary import FewCases, few_cases, few_steps, memory_refused, rehearsal
 from fedfms.trainer.errors import ERRORS, forget_errors
-from fedfms.trainer.history import HISTORY_FILE, History
+from fedfms.trainer.history import HISTORY_FILE, History, Request
 from fedfms.trainer.kept import KeptRun, Learnt, Outcome, request_key
 from fedfms.trainer.listed import Listing, forget_withdrawn, list_prepared
 from fedfms.trainer.secret import part_of, site_secret
@@ -99,6 +101,7 @@ class _Job:
     dataset: SliceDataset | None = None  # of the training cases
     trained: int | None = None  # the last round that the model and this object learnt in
     optimizer: torch.optim.Optimizer | None = None  # with `optimizer_state: keep`
+    learnt: str = ""  # the request of which they and what stays are; empty: of none
     micro_batch: int | None = None  # what fitted into memory in the last round
 
 
@@ -220,6 +223,9 @@ class TaskRunner:
                 job.dataset = SliceDataset(training, site, recipe)
             _judge(policy, recipe, job.dataset)
         if history is not None and request is not None:
+            state = _state_of(history, cases, policy, job, trains=trains)
+            request = dataclasses.replace(request, state=state)
+            history.check(policy, request)
             history.asked(request)
         # with a promise to those who train, their scores, which have no noise, stay
         all_score = is_holdout and (is_canary or not policy.limits_epsilon)
@@ -252,11 +258,11 @@ class TaskRunner:
                     slices, result = _train(job, task, control, secret)
             with meter("exchange"):
                 tensors = difference(read_travelling(job.model), before)
-                if not is_canary:
-                    _keep_learnt(job, task)
+                if request is not None:
+                    _keep_learnt(job, task, request)
         control.check()
         smallest = max(policy.min_cases, site.min_cases)
-        telling = Telling.of(history, scored, training, smallest)
+        telling = Telling.of(history, site, scored, scores, training, smallest)
         contribution = Contribution(
             site=self.folders.name,
             kind=task.kind,
@@ -457,23 +463,45 @@ def _check_device(recipe: Recipe, site: Compute) -> None:
 
 def _go_on(job: _Job, task: Task) -> None:
     """Put back what the last round before this task left, if there was one here."""
-    job.optimizer = None
+    job.optimizer, job.learnt = None, ""
     # evaluated is with what stayed here last, whichever round the model is of
     learnt = job.kept.learnt_before(task.round if task.kind == "train" else sys.maxsize)
     if learnt is None:
         return
     if staying_names(job.model):
         write_staying(job.model, learnt.staying)
+        job.learnt = learnt.request
     if learnt.optimizer is not None and job.recipe.optimizer_state == "keep":
+        job.learnt = learnt.request
         job.optimizer = adam(job.model, job.recipe)
         job.optimizer.load_state_dict(learnt.optimizer)
 
 
-def _keep_learnt(job: _Job, task: Task) -> None:
+def _keep_learnt(job: _Job, task: Task, request: Request) -> None:
     """What learns here and never leaves, for a round that is asked for again."""
     optimizer = None if job.optimizer is None else job.optimizer.state_dict()
-    job.kept.keep_learnt(Learnt(task.round, read_staying(job.model), optimizer))
+    staying = read_staying(job.model)
+    job.learnt = "" if optimizer is None and not staying else request.key
+    job.kept.keep_learnt(Learnt(task.round, staying, optimizer, request.key))
     job.trained = task.round
+
+
+def _state_of(
+    history: History, cases: Sequence[StoredCase], policy: Policy, job: _Job, *, trains: bool
+) -> str:
+    """A name of all at this site on which an answer depends, beside what was asked.
+
+    What learnt here in earlier rounds and did not travel follows from the request that it is of.
+    """
+    site = job.site
+    there = sorted(
+        f"{one.case.split} {one.record.digest} {one.record.crc} {history.name(one.case.patient)}"
+        for one in cases
+    )
+    classes = sorted((name, sorted(values)) for name, values in site.classes.items())
+    settings = f"{classes} {site.keep_empty_every} {policy.clip_norm} {policy.limits_epsilon}"
+    learnt = job.learnt if trains or staying_names(job.model) else ""
+    return hashlib.sha256("\n".join([settings, learnt, *there]).encode()).hexdigest()
 
 
 def _no_new_noise(task: Task) -> DoorClosed:

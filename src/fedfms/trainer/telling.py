@@ -1,4 +1,11 @@
-"""Over which of a site's cases a mean may leave, by the sets of patients of earlier means."""
+"""Over which of a site's cases a mean may leave, by the sets of patients of earlier means.
+
+A mean of a class is over the cases that show it and over those without it in which something was
+found: that depends on the model, which a server chooses. So a class is judged by what a model
+cannot change: its patients who show it and its patients who do not are two groups, each of which
+counts whole, as told before or by at least `min_cases` patients apart from all that was, or not at
+all.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +14,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedfms.contracts.contribution import Contribution, Metric
+from fedfms.contracts.site import SiteConfig
 from fedfms.data.cache import StoredCase
 from fedfms.trainer.history import History, Patients
 from fedfms.training.evaluate import CaseScore, summarize
+
+Names = dict[str, str]  # of each patient the history's name, by the site's own
+
+
+@dataclass(frozen=True, slots=True)
+class _OfClass:
+    """Whose scores of one class may leave."""
+
+    patients: frozenset[str]  # the site's own names
+    groups: tuple[Patients, ...]  # the same patients, as the history has them
 
 
 @dataclass(frozen=True, slots=True)
 class Telling:
     """What may be told of one task's scores and loss."""
 
-    cases: frozenset[str]  # keys of those whose scores enter the means; of all where none leave
-    scores: bool  # whether means of scores may leave
+    cases: frozenset[str]  # keys of those of whom anything is told; of all where none leave
+    classes: Mapping[str, _OfClass] | None  # whose scores may leave; None: of all, of a canary
     loss: bool  # whether the mean loss may
     smallest: int  # cases of a mean
     scored_patients: Patients
@@ -28,7 +46,9 @@ class Telling:
     def of(
         cls,
         history: History | None,
+        site: SiteConfig,
         scored: Sequence[StoredCase],
+        scores: Sequence[CaseScore],
         training: Sequence[StoredCase],
         smallest: int,
     ) -> Telling:
@@ -36,14 +56,13 @@ class Telling:
         patient_of = {one.case.key: one.case.patient for one in scored}
         everybody = frozenset(patient_of)
         if history is None:
-            return cls(everybody, True, True, smallest, frozenset(), frozenset(), patient_of)
+            return cls(everybody, None, True, smallest, frozenset(), frozenset(), patient_of)
         now, trained = _names(history, scored), frozenset(_names(history, training).values())
-        told = history.may_tell("scores", frozenset(now.values()), smallest)
+        told = history.may_tell("cases", frozenset(now.values()), smallest)
+        of_whom = [] if told is None else [one for one in scored if now[one.case.patient] in told]
         return cls(
-            everybody
-            if told is None
-            else frozenset(key for key, patient in patient_of.items() if now[patient] in told),
-            told is not None,
+            everybody if told is None else frozenset(one.case.key for one in of_whom),
+            _by_class(history, site, of_whom, scores, smallest),
             history.may_tell("loss", trained, smallest) == trained,
             smallest,
             told or frozenset(),
@@ -52,29 +71,106 @@ class Telling:
         )
 
     def metrics(self, scores: Sequence[CaseScore]) -> tuple[Metric, ...]:
-        """Means over the cases that may be told of; names alone where none may."""
-        counted = [one for one in scores if one.key in self.cases]
-        found = summarize(counted, self.smallest, self.patient_of)
-        if self.scores:
-            return found
+        """Means over the patients who may be told of; names alone where none may."""
+        if self.classes is None:
+            return summarize(scores, self.smallest, self.patient_of)
+        counted = [
+            one
+            for one in scores
+            if one.key in self.cases and self.patient_of[one.key] in self._of(one.class_name)
+        ]
+        found = {
+            (one.class_name, one.metric): one
+            for one in summarize(counted, self.smallest, self.patient_of)
+        }
         return tuple(
-            dataclasses.replace(one, mean=None, std=None, cases=0, empty=0) for one in found
+            found.get(
+                (one.class_name, one.metric),
+                dataclasses.replace(one, mean=None, std=None, cases=0, empty=0),
+            )
+            for one in summarize(scores, self.smallest, self.patient_of)
         )
+
+    def _of(self, class_name: str) -> frozenset[str]:
+        told = (self.classes or {}).get(class_name)
+        return frozenset() if told is None else told.patients
 
     def is_told(self, history: History, report: Contribution) -> None:
         """Write down of whom a report that is about to leave tells."""
-        if self.scores and any(metric.mean is not None for metric in report.metrics):
-            history.told("scores", self.scored_patients)
+        told = {one.class_name for one in report.metrics if one.mean is not None}
+        if told:
+            history.told("cases", self.scored_patients)
+        for name in sorted(told):
+            for group in self.classes[name].groups if self.classes else ():
+                history.told("class", group)
         if report.loss is not None:
             history.told("loss", self.trained_patients)
 
 
-def _names(history: History, cases: Sequence[StoredCase]) -> dict[str, str]:
-    """Of each patient of these cases the history's name, by the site's own."""
+def _by_class(
+    history: History,
+    site: SiteConfig,
+    cases: Sequence[StoredCase],
+    scores: Sequence[CaseScore],
+    smallest: int,
+) -> dict[str, _OfClass]:
+    """Whose scores of each class may leave; a class of which nobody's may is not in it.
+
+    A patient of a group is named with what is there and with the label values that make the class:
+    two classes of which a patient has the very same mask are one, since their scores may be.
+    """
+    values = {
+        one.case.key: frozenset(value for values in one.slice_values() for value in values)
+        for one in cases
+    }
+    # under `paper_compat` slices without any class are left out, and have no score whatever is
+    # found in them
+    in_slices = {one.key for one in scores if one.slices}
+    scored, beside = frozenset(_names(history, cases).values()), list[Patients]()
+    found: dict[str, _OfClass] = {}
+    for name in dict.fromkeys(one.class_name for one in scores):
+        shown = {key: values[key] & frozenset(site.classes[name]) for key in values}
+        names = _names(history, cases, shown)
+        show = {one.case.patient for one in cases if shown[one.case.key]}
+        sliced = {one.case.patient for one in cases if one.case.key in in_slices}
+        groups = [show, (names.keys() - show) & sliced, names.keys() - show - sliced]
+        allowed = [
+            history.may_tell(
+                "class", frozenset(names[one] for one in group), smallest, scored, beside
+            )
+            for group in groups
+        ]
+        if show and allowed[0] is None:
+            continue  # a mean of few, or of a set that is too close to another
+        told = tuple(one for one in allowed if one is not None)
+        beside += told
+        found[name] = _OfClass(
+            frozenset(own for own, name in names.items() if any(name in one for one in told)),
+            told,
+        )
+    return found
+
+
+def _names(
+    history: History,
+    cases: Sequence[StoredCase],
+    shown: Mapping[str, frozenset[int]] | None = None,
+) -> Names:
+    """See `Names`; with the values that show a class in each case, by its key, of that class."""
     there: dict[str, list[str]] = {}
+    of_class: dict[str, list[str]] = {}
     for one in cases:
         record = one.record  # of the grey levels, and of both arrays
-        there.setdefault(one.case.patient, []).append(f"{record.digest}{record.crc}")
+        text = f"{record.digest}{record.crc}"
+        there.setdefault(one.case.patient, []).append(text)
+        if shown is not None:
+            values = sorted(shown[one.case.key])
+            of_class.setdefault(one.case.patient, []).append(f"{text}{values}")
     return {
-        patient: history.name(patient, " ".join(sorted(found))) for patient, found in there.items()
+        patient: history.name(
+            patient,
+            " ".join(sorted(texts)),
+            *(() if shown is None else (" ".join(sorted(of_class[patient])),)),
+        )
+        for patient, texts in there.items()
     }

@@ -241,11 +241,8 @@ def learning_rate(recipe: Recipe, step: int, steps_per_round: int) -> float:
     """
     warmup_steps = min(recipe.warmup_steps, steps_per_round)
     rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-    fall = 1.0
-    if recipe.schedule == "cosine":
-        share = min(1.0, step / (recipe.rounds * steps_per_round))
-        fall = 0.5 * (1.0 + math.cos(math.pi * share))
-    return recipe.learning_rate * rise * fall
+    share = min(1.0, step / (recipe.rounds * steps_per_round))
+    return recipe.learning_rate * rise * recipe.falls_to(share)
 
 
 def round_seed(recipe: Recipe, round_number: int, secret: bytes | None = None) -> int:

@@ -111,7 +111,8 @@ def diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
 
 def _border(mask: Mask, spacing: Sequence[float]) -> NDArray[np.float64]:
     """(N, 2) or (N, 3) places of the border pixels, in the unit of the spacing."""
-    return np.argwhere(mask & ~binary_erosion(mask)) * np.asarray(spacing, dtype=np.float64)
+    places = np.argwhere(mask & ~binary_erosion(mask)).astype(np.float64)
+    return places * np.asarray(spacing)
 
 
 def _box(mask: Mask) -> tuple[slice, ...]:

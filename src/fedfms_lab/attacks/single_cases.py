@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import shutil
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from scipy.optimize import least_squares
 
@@ -45,7 +47,7 @@ def all_single_cases(
 ) -> list[Recovered]:
     """The attacks on scores, under a policy."""
     recipe = for_phantoms(job)
-    attacks = (mean_and_spread, one_patient_more, one_training_patient)
+    attacks = (mean_and_spread, one_patient_more, one_more_of_a_class, one_training_patient)
     found = []
     for one in attacks:
         try:
@@ -103,6 +105,41 @@ def one_patient_more(
     if before.mean is None or after.mean is None or after.cases != before.cases + 1:
         return Recovered(name, said, None)
     truth = _dice_of(site, joins.split(".")[0])
+    return Recovered(name, said, abs(after.cases * after.mean - before.cases * before.mean - truth))
+
+
+def one_more_of_a_class(
+    recipe: Recipe, policy: Mapping[str, Any], folder: Path, checkpoints: Path | None = None
+) -> Recovered:
+    """Three patients join a site that is held out, enough for it, and one of them shows a class.
+
+    Four of ten show it before.
+    """
+    site = AttackedSite(folder, cases=13, slices=1, seed=4, policy=policy, checkpoints=checkpoints)
+    held_out = dataclasses.replace(recipe, holdout=("site",))
+    labels = site.images.parent / "labels"
+    names = sorted(path.name for path in labels.iterdir())
+    shows = {*names[:4], names[10]}
+    for name in set(names) - shows:
+        label = nibabel.load(labels / name)
+        nibabel.save(
+            nibabel.Nifti1Image(0 * np.asarray(label.dataobj), label.affine), labels / name
+        )
+    aside = folder / "aside"
+    for kind in (site.images, labels):
+        (aside / kind.name).mkdir(parents=True)
+        for name in names[10:]:
+            shutil.move(kind / name, aside / kind.name)
+    before = _metrics(_evaluate(site, held_out, checkpoints, "before"))["dice"]
+    for kind in (site.images, labels):
+        for name in names[10:]:
+            shutil.move(aside / kind.name / name, kind)
+    after = _metrics(_evaluate(site, held_out, checkpoints, "after"))["dice"]
+    said = f"{before.mean} of {before.cases}, then {after.mean} of {after.cases}"
+    name = "two evaluations, one patient more who shows a class"
+    if before.mean is None or after.mean is None or after.cases <= before.cases:
+        return Recovered(name, said, None)
+    truth = _dice_of(site, names[10].split(".")[0])
     return Recovered(name, said, abs(after.cases * after.mean - before.cases * before.mean - truth))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError, DoorClosed
 from fedfms.exchange.bounds import check_patients, check_steps
 from fedfms.exchange.door import check_job
+from fedfms.training.loop import learning_rate
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 RECIPE = Recipe.from_json(REPOSITORY / "jobs/fedmsa/app/config/recipe.json")
@@ -28,7 +30,7 @@ RECIPE = Recipe.from_json(REPOSITORY / "jobs/fedmsa/app/config/recipe.json")
             *("clip_grad_norm is 1e-12", "at least 0.1 (min_clip_grad_norm)"),
         ),
         (
-            *({"learning_rate": 1e-9}, "learning-rate-not-allowed"),
+            *({"learning_rate": 1e-9, "schedule": "constant"}, "learning-rate-not-allowed"),
             *("learning_rate is 1e-09", "at least 1e-06 (min_learning_rate)"),
         ),
         (
@@ -55,7 +57,10 @@ RECIPE = Recipe.from_json(REPOSITORY / "jobs/fedmsa/app/config/recipe.json")
             *({"image_size": 1000000}, "image-size-not-allowed"),
             *("image_size is 1000000", "at most 2048 pixels (max_image_size)"),
         ),
-        ({"rounds": 1001}, "too-many-rounds", "rounds is 1001", "at most 1000 rounds (max_rounds)"),
+        (
+            *({"rounds": 1001, "schedule": "constant"}, "too-many-rounds"),
+            *("rounds is 1001", "at most 1000 rounds (max_rounds)"),
+        ),
     ],
 )
 def test_a_refusal_names_the_field_its_value_and_the_limit(values, code, field, limit) -> None:
@@ -116,3 +121,43 @@ def test_a_bound_that_means_nothing_is_no_policy(tmp_path: Path, values, problem
 def test_a_policy_of_before_has_the_default_bounds(tmp_path: Path) -> None:
     (tmp_path / "privacy.json").write_text('{"min_cases": 3, "pictures": true}')
     assert Policy.from_folder(tmp_path).bounds == Bounds()
+
+
+def test_no_round_that_a_server_asks_for_has_a_lower_rate_than_the_policy_allows() -> None:
+    """Also the last one, asked for at once: of each recipe that passes, by the loop's own rate."""
+    least = Policy().min_learning_rate
+    passed = []
+    for schedule, rate, rounds, warmup, steps in itertools.product(
+        ("constant", "cosine"), (1e-6, 1e-4, 3e-3), (1, 2, 15, 16, 86, 87), (0, 20), (4, 50)
+    ):
+        recipe = dataclasses.replace(
+            RECIPE, schedule=schedule, learning_rate=rate, rounds=rounds, warmup_steps=warmup
+        )
+        lowest = min(
+            max(learning_rate(recipe, number * steps + step, steps) for step in range(steps))
+            for number in range(rounds)
+        )
+        try:
+            check_job(Policy(), recipe)
+        except DoorClosed:
+            assert lowest < least
+        else:
+            passed.append((schedule, rate, rounds))
+            assert lowest >= least * (0.4 if rounds == 1 else 1)  # warm-up and fall in one round
+    assert {("cosine", 1e-4, 15), ("cosine", 3e-3, 86), ("constant", 1e-6, 87)} <= {*passed}
+    assert not {("cosine", 1e-4, 16), ("cosine", 3e-3, 87)} & {*passed}
+    with pytest.raises(DoorClosed) as caught:
+        check_job(Policy(), dataclasses.replace(RECIPE, rounds=1000))
+    assert caught.value.code == "learning-rate-not-allowed"
+    assert "0.003 falls to 7e-09 at the beginning of the last of 1000" in caught.value.problem
+    assert "set schedule to constant" in caught.value.fix
+
+
+def test_shipped_recipes_fall_no_lower() -> None:
+    recipes = [
+        *REPOSITORY.glob("jobs/*/app/config/recipe.json"),
+        *REPOSITORY.glob("jobs/recipes/*"),
+    ]
+    assert len(recipes) > 4
+    for path in recipes:
+        check_job(Policy(methods=("fedsam", "fedmsa", "evaluate")), Recipe.from_json(path))

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from fedfms import __version__
-from fedfms.contracts.announcement import Announcement, Slicing
+from fedfms.contracts.announcement import Announcement, NoisedSums, PrivacySpent, Slicing
 from fedfms.contracts.policy import Bounds
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ConfigError, FederationError
+from fedfms.exchange.account import Noised, epsilon
 from fedfms.flare.lint import PreparedJob, check_announcements, pausing, slicing_warnings
 from fedfms.flare.session import (
     Admin,
@@ -351,6 +352,41 @@ def test_a_site_whose_classes_overlap_does_not_take_part_where_they_exclude_each
     for changes in ({"exclusive_classes": False}, {"classes": ("disc", "rim")}):
         fits = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, **changes))
         assert check_announcements(fits, told) == ["site-1", "site-2"]
+
+
+def test_a_site_that_trains_in_sums_only_says_so_before_the_run(prepare) -> None:
+    told = [site("site-1", require_secure_sum=True), *THREE[1:]]
+    refused = refusal(prepare(), told)
+    assert refused.code == "sum-required"
+    assert "site-1 trains only where the server sees sums (require_secure_sum)" in refused.problem
+    assert "--set secure_sum=true" in refused.fix
+    for allowed in ("secure_sum=true", "holdout=site-1"):
+        check_announcements(prepare(allowed), told)
+
+
+def test_rounds_that_would_pass_a_sites_budget_are_refused_with_the_figure(prepare) -> None:
+    """Ten rounds at noise 4 left: epsilon 3.35 at delta 1e-5, 4.99 after ten more."""
+    from fedfms.cli.jobs import _privacy_lines
+
+    spent = PrivacySpent("site", 3.35, 7.0, 1e-5, (NoisedSums(4.0, 1.0, 10),), 4.0)
+    told = [site("site-1", privacy=(spent,)), *THREE[1:]]
+    refused = refusal(prepare("rounds=30"), told)
+    assert refused.code == "privacy-budget"
+    assert "site-1 allows epsilon 7 for the site (delta 1e-05), and after the 30" in refused.problem
+    then = epsilon([Noised(4.0, 1.0, 40)], 1e-5)
+    assert f"epsilon {then:.1f}" in refused.problem and then > 7
+    assert check_announcements(prepare("rounds=10"), told)
+    assert check_announcements(prepare("rounds=30", "holdout=site-1"), told)
+    (line,) = _privacy_lines(told, prepare("rounds=10").recipe)
+    assert line.startswith("site-1: epsilon 3.35 of 7 so far, epsilon 4.99 ")
+    assert "after 10 rounds more for the site" in line
+    unlimited = dataclasses.replace(spent, limit=None)
+    told = [site("site-1", privacy=(unlimited,)), *THREE[1:]]
+    assert check_announcements(prepare("rounds=30"), told)
+    assert "3.35 without a limit so far" in _privacy_lines(told)[0]
+    of_patients = PrivacySpent("patient", 0.0, 8.0, 1e-5, (), 0.0)
+    told = [site("site-1", privacy=(of_patients,)), *THREE[1:]]
+    assert "infinite" in refusal(prepare(), told).problem  # the recipe has no noise
 
 
 # ------------------------------------------------------------------------------- fedfms status

@@ -9,6 +9,7 @@ import stat
 import statistics
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -18,8 +19,11 @@ from trainer_process import SITE, Place, ask, task_runner
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import DoorClosed
 from fedfms.local.synthetic import write_phantom_site
+from fedfms.models.build import build_model
+from fedfms.models.travelling import read_travelling
 from fedfms.trainer.history import HISTORY_FILE, SKETCH, History, sketch
 from fedfms.trainer.secret import SECRET_FILE, site_secret
+from fedfms.trainer.tasks import TaskRunner
 
 SECRET = b"s" * 32
 
@@ -131,6 +135,59 @@ def test_one_model_is_trained_on_by_so_many_recipes(
     assert ask(trainer, recipes[2], 0, moved(global_model, 0.01), job="third").tensors
 
 
+def real_files(place: Place) -> None:
+    """Of its own, in the place of links to those of all."""
+    for name in ("images", "labels"):
+        shared = (place.data / name).resolve()
+        (place.data / name).unlink()
+        shutil.copytree(shared, place.data / name)
+
+
+def test_the_same_question_on_other_data_is_another(
+    place: Place, quick: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    """Else a patient who joins would show in as many differences as one asks for."""
+    real_files(place)
+    label = place.data / "labels" / "phantom-001.nii.gz"
+    other = place.data / "labels" / "phantom-002.nii.gz"
+    before, after = label.read_bytes(), other.read_bytes()
+    place.set_policy(min_cases=1, max_asks_of_a_model=2)
+    first = ask(task_runner(place), quick, 0, global_model, job="a").tensors
+    label.write_bytes(after)
+    second = ask(task_runner(place), quick, 0, global_model, job="b").tensors
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert History(place.work, site_secret(place.work)).counts == (2, 0)
+    for job, content, answer in (("c", before, first), ("d", after, second)):  # as they came
+        label.write_bytes(content)
+        again = ask(task_runner(place), quick, 0, global_model, job=job).tensors
+        assert all(torch.equal(answer[name], again[name]) for name in answer)
+    other.write_bytes(before)
+    refused("asked-too-often", task_runner(place), quick, 0, global_model, job="e")
+    place.set_policy(min_cases=1, max_total_rounds=2)
+    refused("rounds-used-up", task_runner(place), quick, 0, global_model, job="e")
+    place.set_policy(min_cases=1, max_asks_of_a_model=2)  # as it was when that answer was kept
+    kept = ask(task_runner(place), quick, 0, global_model, job="d").tensors
+    assert all(torch.equal(second[name], kept[name]) for name in second)
+
+
+def test_the_same_question_with_other_moments_is_another(
+    place: Place, quick: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    """A round may be asked for without the one before it: its optimizer then begins anew."""
+    place.set_policy(min_cases=1, max_total_rounds=3)
+    keeps = dataclasses.replace(quick, optimizer_state="keep")
+    later = moved(global_model, 0.01)
+    trainer = task_runner(place)
+    ask(trainer, keeps, 0, global_model, job="a")
+    first = ask(trainer, keeps, 1, later, job="a").tensors
+    for number, model in enumerate((global_model, later)):  # a run that is submitted again
+        again = ask(task_runner(place), keeps, number, model, job="b").tensors
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    other = ask(task_runner(place), keeps, 1, later, job="c").tensors
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    refused("rounds-used-up", task_runner(place), keeps, 2, moved(global_model, 0.02), job="d")
+
+
 def test_evaluations_are_counted_wherever_they_come_from(
     place: Place, recipe: Recipe, global_model: dict[str, Tensor]
 ) -> None:
@@ -219,10 +276,10 @@ def test_the_order_of_slices_follows_from_the_secret(
 def told(history: History, patients: str, smallest: int = 3) -> str | None:
     """Of which patients a mean leaves; a letter each, a large one where there is another scan."""
     names = {history.name(one.lower(), one): one for one in patients}
-    found = history.may_tell("scores", frozenset(names), smallest)
+    found = history.may_tell("cases", frozenset(names), smallest)
     if found is None:
         return None
-    history.told("scores", found)
+    history.told("cases", found)
     return "".join(sorted(one for name, one in names.items() if name in found))
 
 
@@ -291,3 +348,150 @@ def test_a_patient_who_comes_or_goes_is_in_no_mean_that_leaves(
         new = place.root / "new" / folder / "phantom-001.nii.gz"
         new.rename(place.data / folder / "phantom-009.nii.gz")
     assert mean(2) == first  # over the eight of before
+
+
+@pytest.fixture
+def held_out(place: Place, recipe: Recipe) -> Recipe:
+    """All patients are scored, of two slices each; they come from `arrive`."""
+    for name in ("images", "labels"):
+        (place.data / name).unlink()
+        (place.data / name).mkdir()
+    place.set_policy(min_cases=3)
+    return dataclasses.replace(recipe, holdout=(SITE,), optimizer_state="reset")
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many") / "site"
+    write_phantom_site(folder, "bright", cases=14, slices=2, seed=5)
+    return folder
+
+
+def arrive(place: Place, many: Path, numbers: range, values: dict[int, tuple[int, ...]]) -> None:
+    """Patients come; of the lesion's slices each is drawn with one of these values (0: not)."""
+    for number in numbers:
+        name = f"phantom-{number:03d}.nii.gz"
+        shutil.copy(many / "images" / name, place.data / "images")
+        label = nibabel.load(many / "labels" / name)
+        array = np.asarray(label.dataobj).copy()
+        drawn = values.get(number, (0,))
+        where = np.argwhere(array > 0)
+        for index, one in enumerate(drawn):  # the lesion in as many parts
+            part = where[index :: len(drawn)]
+            array[tuple(part.T)] = one
+        nibabel.save(nibabel.Nifti1Image(array, label.affine), place.data / "labels" / name)
+
+
+def leave(place: Place, number: int) -> None:
+    for kind in ("images", "labels"):
+        (place.data / kind / f"phantom-{number:03d}.nii.gz").unlink()
+
+
+def means(
+    trainer: TaskRunner, recipe: Recipe, model: dict[str, Tensor], job: str = "job"
+) -> dict[str, tuple[float | None, int]]:
+    """Of each class its mean Dice and over how many cases it is, as they leave."""
+    said = ask(trainer, recipe, recipe.rounds, model, job=job, kind="evaluate", which="final")
+    return {
+        m.class_name: (m.mean, m.cases) for m in said.contribution.metrics if m.metric == "dice"
+    }
+
+
+def in_full(place: Place, job: str) -> dict[str, list[float]]:
+    """Of each class the Dice of those who have one, from the site's own table."""
+    found: dict[str, list[float]] = {}
+    for line in (place.work / "scores" / f"{job}.csv").read_text().splitlines()[1:]:
+        _, _, _, name, dice, *_ = line.split(",")
+        if dice != "nan":
+            found.setdefault(name, []).append(float(dice))
+    return found
+
+
+def test_one_who_shows_a_class_is_in_no_difference_of_two_means_of_it(
+    place: Place, held_out: Recipe, global_model: dict[str, Tensor], many: Path
+) -> None:
+    """Three join, and are enough for the site, and one of them shows the lesion."""
+    trainer = task_runner(place)
+    arrive(place, many, range(1, 11), dict.fromkeys(range(1, 5), (1,)))
+    first = means(trainer, held_out, global_model, "one")["lesion"]
+    assert first[0] is not None
+    arrive(place, many, range(11, 14), {11: (1,)})
+    second = means(trainer, held_out, global_model, "two")["lesion"]
+    assert len(in_full(place, "two")["lesion"]) > len(in_full(place, "one")["lesion"])
+    assert second[0] == first[0]  # over those of before; counts of few leave as no difference
+    leave(place, 1)  # shows it; three others are not scored any more, who do not
+    for number in (8, 9, 10):
+        leave(place, number)
+    assert means(trainer, held_out, global_model, "three")["lesion"] == (None, 0)
+
+
+def test_what_a_model_finds_in_few_who_do_not_show_a_class_does_not_leave(
+    place: Place, held_out: Recipe, global_model: dict[str, Tensor], many: Path
+) -> None:
+    """A model chooses in whom something is found: two sets of patients that the server makes."""
+    trainer = task_runner(place)
+    arrive(place, many, range(1, 7), dict.fromkeys(range(1, 6), (1,)))  # all but one show it
+    all_found = dataclasses.replace(held_out, probability_threshold=1e-9)
+    none_found = dataclasses.replace(held_out, probability_threshold=1 - 1e-9)
+    mean, cases = means(trainer, all_found, global_model, "all")["lesion"]
+    by_case = in_full(place, "all")["lesion"]
+    assert len(by_case) == 6 and 0.0 in by_case
+    assert mean == round(statistics.mean(sorted(by_case)[1:]), 3)
+    assert means(trainer, none_found, global_model, "none")["lesion"] == (0.0, cases)
+    for number in range(7, 10):  # three who do not are told of
+        arrive(place, many, range(number, number + 1), {})
+    mean, cases = means(trainer, all_found, global_model, "more")["lesion"]
+    by_case = in_full(place, "more")["lesion"]
+    assert (mean, cases) == (round(statistics.mean(by_case), 3), 9)
+
+
+def test_two_classes_of_which_a_patient_has_one_mask_are_held_against_each_other(
+    place: Place, held_out: Recipe, global_model: dict[str, Tensor], many: Path
+) -> None:
+    """A network may give both the same; then the mean of one beside the other's tells a patient."""
+    classes = {"lesion": [1], "either": [1, 2], "both": [2, 3]}
+    place.set_site(classes=classes, not_annotated=[])
+    arrive(
+        place,
+        many,
+        range(1, 9),
+        {**dict.fromkeys(range(1, 5), (1,)), 5: (2,), 6: (1, 3), 7: (1, 3), 8: (1, 3)},
+    )
+    two = dataclasses.replace(held_out, classes=("lesion", "either"))
+    model = _model_of(two, place)
+    found = means(task_runner(place), two, model)
+    assert found["lesion"][0] is not None
+    assert found["either"][1] == found["lesion"][1]  # not over the fifth, who is in one of them
+    apart = dataclasses.replace(held_out, classes=("lesion", "both"))
+    found = means(task_runner(place), apart, _model_of(apart, place), "apart")
+    assert found["both"][0] is not None  # four show it, and none with the lesion's mask
+
+
+def _model_of(recipe: Recipe, place: Place) -> dict[str, Tensor]:
+    return read_travelling(build_model(recipe, place.checkpoints / "random.safetensors"))
+
+
+def test_means_of_a_version_that_did_not_look_at_classes_count(tmp_path: Path) -> None:
+    """Nobody wrote down who of them showed a class: as many may have as were there."""
+    names = History(tmp_path, SECRET)
+
+    def of_all(patients: str) -> frozenset[str]:
+        return frozenset(names.name(one, "there") for one in patients)
+
+    def of_class(patients: str) -> frozenset[str]:
+        return frozenset(names.name(one, "there", "1") for one in patients)
+
+    line = {"event": "told", "what": "scores", "patients": sorted(of_all("abcdefgh"))}
+    (tmp_path / HISTORY_FILE).write_text(json.dumps(line) + "\n")
+
+    def may(show: str, scored: str) -> bool:
+        history = History(tmp_path, SECRET)
+        return history.may_tell("class", of_class(show), 3, of_all(scored)) == of_class(show)
+
+    assert History(tmp_path, SECRET).may_tell("cases", of_all("abcdefg"), 3) is None
+    assert may("abcd", "abcdefgh")  # the very set of before, whoever shows the class
+    assert may("abcd", "abcdefghijk")  # three more, none of whom shows it
+    assert not may("abcdi", "abcdefghijk")  # one of whom does
+    assert may("abcdijk", "abcdefghijk")
+    assert not may("abcd", "abcdefgijk")  # one is gone, who may have
+    assert may("abcijk", "abcdefgijk")

@@ -36,6 +36,7 @@ from fedfms_lab.attacks.matching import Matcher, Prior
 from fedfms_lab.attacks.membership import attack_members, membership
 from fedfms_lab.attacks.single_cases import (
     mean_and_spread,
+    one_more_of_a_class,
     one_patient_more,
     one_training_patient,
 )
@@ -118,7 +119,9 @@ def test_pictures_are_found_without_bounds_and_refused_by_the_default_policy(
     assert twice.rounds == 1 and "(same-model)" in twice.refused
 
 
-@pytest.mark.parametrize("attempt", [mean_and_spread, one_patient_more, one_training_patient])
+@pytest.mark.parametrize(
+    "attempt", [mean_and_spread, one_patient_more, one_more_of_a_class, one_training_patient]
+)
 def test_single_patients_follow_without_bounds_and_not_by_the_default_policy(
     job: Recipe, tmp_path: Path, attempt
 ) -> None:
