@@ -111,8 +111,9 @@ def diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
 
 def _border(mask: Mask, spacing: Sequence[float]) -> NDArray[np.float64]:
     """(N, 2) or (N, 3) places of the border pixels, in the unit of the spacing."""
-    places = np.argwhere(mask & ~binary_erosion(mask)).astype(np.float64)
-    return places * np.asarray(spacing)
+    places: NDArray[np.float64] = np.argwhere(mask & ~binary_erosion(mask)).astype(np.float64)
+    places *= np.asarray(spacing)
+    return places
 
 
 def _box(mask: Mask) -> tuple[slice, ...]:
