@@ -47,7 +47,9 @@ THREE = [site("site-1"), site("site-2"), site("site-3")]
 @pytest.fixture
 def prepare(tmp_path: Path):
     def one(*overrides: str, **meta: object) -> PreparedJob:
-        job = prepare_job(JOBS / "fedmsa", tmp_path / "job", overrides)
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))  # of this one
+        folder.mkdir()
+        job = prepare_job(JOBS / "fedmsa", folder / "job", overrides)
         path = job.folder / "meta.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **meta}))
         return job
