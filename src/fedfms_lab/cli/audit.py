@@ -79,15 +79,20 @@ def audit_privacy(
             for n, one in enumerate(settings(recipe, values, rounds), 1)
             if not only or n in only
         ]
+
+        def tell(number: int) -> None:
+            if on_progress is not None:
+                on_progress("attack", number, len(chosen) + 3)
+
         for number, setting in enumerate(chosen):
-            on_progress("attack", number, len(chosen) + 3)
+            tell(number)
             folder = Path(name) / str(number)
             found.append(attack(recipe, setting, folder, others=others, checkpoints=checkpoints))
         cases = {}
         for number, (whose, rules) in enumerate((("no bounds", OPEN), ("the policy", values))):
-            on_progress("attack", len(chosen) + number, len(chosen) + 3)
+            tell(len(chosen) + number)
             cases[whose] = all_single_cases(recipe, rules, Path(name) / whose, checkpoints)
-        on_progress("attack", len(chosen) + 2, len(chosen) + 3)
+        tell(len(chosen) + 2)
         told = attack_members(recipe, values, Path(name) / "members", checkpoints)
     under = [one for one, setting in zip(found, chosen, strict=True) if setting.remembers]
     failed = bool(told.shows_something or told.not_attacked)
