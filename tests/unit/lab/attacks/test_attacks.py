@@ -213,7 +213,7 @@ def test_the_default_policy_refuses_the_recipe_and_single_patients_stay_hidden(
     code, said = audited(tmp_path, {}, "--only", "3")
     (found,) = said["pictures"]
     assert "(batch-too-small)" in found["refused"] and found["not_attacked"] == ""
-    assert [one["not_attacked"] for one in said["cases"]["the policy"]] == ["", "", ""]
+    assert [one["not_attacked"] for one in said["cases"]["the policy"]] == [""] * 4
     assert said["members"]["not_attacked"] == "" and said["members"]["rounds"] == 1
     assert code == 0
 
