@@ -26,6 +26,8 @@ from fedfms.errors import ConfigError
 Backbone = Literal["vit_demo", "vit_b", "vit_l", "vit_h", "none"]
 NO_BACKBONE = "none"  # of a method that has a network of its own and needs no checkpoint
 
+_LEAST_OF_COSINE = 0.01  # of learning_rate; reached in the last 6 % of all steps
+
 
 @dataclass(frozen=True, slots=True)
 class BackboneFile:
@@ -286,8 +288,13 @@ class Recipe:
         return max(1, round(self.local_epochs / self.patient_rate))
 
     def falls_to(self, share: float) -> float:
-        """What of `learning_rate` the schedule leaves after this share of all rounds, in [0, 1]."""
-        return 0.5 * (1.0 + math.cos(math.pi * share)) if self.schedule == "cosine" else 1.0
+        """What of `learning_rate` the schedule leaves after this share of all rounds, [0.01, 1].
+
+        Half a cosine does not fall to nothing: a policy's `min_learning_rate` holds in each round.
+        """
+        if self.schedule == "constant":
+            return 1.0
+        return max(_LEAST_OF_COSINE, 0.5 * (1.0 + math.cos(math.pi * share)))
 
     @property
     def patch_size(self) -> int:

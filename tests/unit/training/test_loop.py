@@ -275,7 +275,8 @@ def test_learning_rate_rises_in_the_first_round_and_falls_over_all():
     cosine = little_recipe(learning_rate=2.0, rounds=5, schedule="cosine")
     assert learning_rate(cosine, 0, 10) == 2.0
     assert learning_rate(cosine, 25, 10) == pytest.approx(1.0)
-    assert learning_rate(cosine, 49, 10) == pytest.approx(1 + math.cos(math.pi * 0.98))
+    assert learning_rate(cosine, 46, 10) == pytest.approx(1 + math.cos(math.pi * 0.92))
+    assert learning_rate(cosine, 49, 10) == pytest.approx(2.0 * 0.01)  # and not to nothing
     both = little_recipe(learning_rate=1.0, rounds=5, schedule="cosine", warmup_steps=4)
     assert learning_rate(both, 1, 10) == pytest.approx(0.5 * (1 + math.cos(math.pi / 50)) / 2)
 
