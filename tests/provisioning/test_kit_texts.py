@@ -220,22 +220,25 @@ def test_check_site_with_a_gpu_asks_for_the_driver_first(
     assert "NVIDIA Container Toolkit" in done.err and "nvidia-ctk" in done.err
 
 
+@pytest.fixture
+def own_kit(provisioned: Made, tmp_path: Path) -> Path:
+    """A site's unpacked kit that a test may change."""
+    return shutil.copytree(provisioned.home / "kits" / "site-1", tmp_path / "site-1")
+
+
 @pytest.mark.parametrize(
     ("built", "pulled", "word"), [("3f", "00", "PASS"), ("00", "3f", "PASS"), ("00", "00", "WARN")]
 )
 def test_check_site_says_whether_an_image_is_one_that_the_coordinator_named(
     check_site: Callable[..., Checked],
-    provisioned: Made,
-    tmp_path: Path,
+    own_kit: Path,
     built: str,
     pulled: str,
     word: str,
 ) -> None:
-    site = tmp_path / "site-1"
-    shutil.copytree(provisioned.home / "kits" / "site-1", site)
-    (site / "kit/bills/images.txt").write_text(f"sha256:{32 * '3f'}  fedfms:0.1.0\n")
+    (own_kit / "kit/bills/images.txt").write_text(f"sha256:{32 * '3f'}  fedfms:0.1.0\n")
     values = {"IMAGES": "fedfms:0.1.0", "ID": 32 * built, "IN_REGISTRY": 32 * pulled}
-    done = check_site(kit=site, **values)
+    done = check_site(kit=own_kit, **values)
     assert done.code == 0 and len(done.calls) == 2  # it may take part with an image of its own
     assert f"{word} image: fedfms:0.1.0" in done.err
     assert "image:" not in check_site(**values).err  # nobody named one
@@ -252,21 +255,18 @@ def test_check_site_says_whether_an_image_is_one_that_the_coordinator_named(
 )
 def test_check_site_compares_the_digest_of_receipts_with_the_signed_list(
     check_site: Callable[..., Checked],
-    provisioned: Made,
-    tmp_path: Path,
+    own_kit: Path,
     digest: str,
     listed: str,
     said: str,
 ) -> None:
-    site = tmp_path / "site-1"
-    shutil.copytree(provisioned.home / "kits" / "site-1", site)
     if listed:
         images = f"sha256:{32 * listed}  fedfms:0.1.0\n"
-        (site / "kit/bills/images.txt").write_text(images)
+        (own_kit / "kit/bills/images.txt").write_text(images)
     if digest:
-        with (site / ".env").open("a") as env:
+        with (own_kit / ".env").open("a") as env:
             env.write(f"FEDFMS_IMAGE_DIGEST=sha256:{32 * digest}\n")
-    done = check_site(kit=site, IMAGES="fedfms:0.1.0", ID=32 * "3f", IN_REGISTRY=32 * "00")
+    done = check_site(kit=own_kit, IMAGES="fedfms:0.1.0", ID=32 * "3f", IN_REGISTRY=32 * "00")
     assert done.code == 0 and len(done.calls) == 2
     assert ("IMAGE_DIGEST" in done.err) == bool(said)
     assert said in done.err

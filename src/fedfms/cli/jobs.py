@@ -571,7 +571,7 @@ def _after(cost: PrivacySpent, site: Announcement, recipe: Recipe | None) -> str
     """What it would be after the rounds of a job that trains there."""
     if recipe is None or site.site in recipe.holdout:
         return ""
-    from fedfms.trainer.budget import after, epsilon_text  # scipy takes a while to import
+    from fedfms.trainer.budget import after, epsilon_text
 
     then = after(cost, recipe)
     return "" if then is None else f", {epsilon_text(then)} after {recipe.rounds} rounds more"

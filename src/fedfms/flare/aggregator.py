@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 
 from nvflare.apis.dxo import DataKind
 from nvflare.apis.event_type import EventType
@@ -35,8 +34,7 @@ from fedfms.exchange.strategies import Strategy, find_strategy
 from fedfms.exchange.waiting import WaitingRoom
 from fedfms.flare.internals.job import put_sums
 from fedfms.flare.job import read_recipe
-from fedfms.flare.kept_answers import answers_of, are_kept, keep_answers
-from fedfms.flare.room import patiently
+from fedfms.flare.kept_answers import answers_of, are_kept, keep_answers, keep_patiently
 from fedfms.flare.run_state import JUDGED, KEEP_STATE, kept_folder, restored, to_keep
 from fedfms.flare.secure_sums import SecureSums
 from fedfms.records.schema import Judged
@@ -189,33 +187,14 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         closed = close_round(guard, strategy, number, slices, differences)
         folder = answers_of(fl_ctx)
         if are_kept(folder):
-            self._keep_answers(fl_ctx, folder, number, differences, recipe)
+            keep_patiently(
+                self,
+                fl_ctx,
+                folder,
+                lambda: keep_answers(folder, number, differences, recipe.transfer_precision),
+                f"the averages cannot be checked from round {number} on",
+            )
         if self._waiting is not None:
             self._waiting.clear()
         self._judged = Judged(round=number, acts=guard.acts, sites=closed.verdicts)
         return closed.change
-
-    def _keep_answers(
-        self,
-        fl_ctx: FLContext,
-        folder: Path,
-        number: int,
-        differences: Mapping[str, Mapping[str, Tensor]],
-        recipe: Recipe,
-    ) -> None:
-        """Keep a round's answers; waits where the disk is full."""
-        precision = recipe.transfer_precision
-        try:
-            patiently(
-                self,
-                fl_ctx,
-                folder,
-                lambda: keep_answers(folder, number, differences, precision),
-            )
-        except OSError as error:
-            self.log_error(
-                fl_ctx,
-                f"answers of round {number} could not be kept ({error.strerror}): the run's "
-                "averages cannot be checked from there on",
-                fire_event=False,
-            )

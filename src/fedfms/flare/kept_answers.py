@@ -12,9 +12,10 @@ into its store and sends to whoever fetches it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_context import FLContext
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from fedfms.contracts.machine import Machine
 from fedfms.contracts.recipe import Recipe
 from fedfms.exchange.tensors import Precision, save_tensors
 from fedfms.files import whole_folder
+from fedfms.flare.room import patiently
 from fedfms.records.layout import ANSWERS, START_MODEL, kept_answer
 
 
@@ -44,6 +46,29 @@ def answers_of(fl_ctx: FLContext) -> Path:
 def are_kept(folder: Path) -> bool:
     """Whether the run keeps its answers: it goes on as it began, whatever is set now."""
     return (folder / START_MODEL).is_file()
+
+
+def keep_patiently(
+    component: FLComponent,
+    fl_ctx: FLContext,
+    folder: Path,
+    keep: Callable[[], None],
+    lost: str,
+) -> None:
+    """Keep something of a run's answers; waits where the disk is full.
+
+    Where the disk fails otherwise the run goes on without, since it needs none of it.
+
+    Args:
+        component: that says so in the run's records and in the server's log.
+        folder: that is on the disk.
+        keep: leaves nothing behind where it raises.
+        lost: what cannot be done without it.
+    """
+    try:
+        patiently(component, fl_ctx, folder, keep)
+    except OSError as error:
+        component.log_error(fl_ctx, f"{lost}: {error.strerror or error}", fire_event=False)
 
 
 def begin_to_keep_answers(folder: Path, model: Mapping[str, Tensor]) -> None:

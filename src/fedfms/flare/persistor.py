@@ -52,6 +52,7 @@ from fedfms.flare.kept_answers import (
     answers_of,
     are_kept,
     begin_to_keep_answers,
+    keep_patiently,
     keeps_answers,
 )
 from fedfms.flare.room import (
@@ -168,18 +169,15 @@ class SafeTensorsPersistor(ModelPersistor):  # type: ignore[misc]
         return make_model_learnable(weights, {})
 
     def _keep_start(self, weights: dict[str, Tensor], fl_ctx: FLContext) -> None:
-        """Keep the first model of a run whose answers are kept, too; waits where it has no room."""
+        """Keep the first model of a run whose answers are kept, too."""
         folder = answers_of(fl_ctx)
-        try:
-            patiently(
-                self, fl_ctx, folder.parents[1], lambda: begin_to_keep_answers(folder, weights)
-            )
-        except OSError as error:
-            self.log_error(
-                fl_ctx,
-                f"the run's answers cannot be kept: {error.strerror or error}",
-                fire_event=False,
-            )
+        keep_patiently(
+            self,
+            fl_ctx,
+            folder.parents[1],
+            lambda: begin_to_keep_answers(folder, weights),
+            "the run's answers are not kept",
+        )
 
     def save_model(self, model: ModelLearnable, fl_ctx: FLContext) -> None:
         """Write the global model, whole or not at all; called after each round."""

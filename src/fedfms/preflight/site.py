@@ -421,7 +421,7 @@ def _patients(site: SiteConfig, policy: Path) -> str:
 
 def _account(places: TrainerPlaces) -> str:
     """What training has cost so far, for patients and for the site."""
-    from fedfms.trainer.budget import Budget  # scipy takes a while to import
+    from fedfms.trainer.budget import Budget
 
     spent = Budget(places.work).spent(Policy.from_folder(places.policy))
     if over := [one for one in spent if one.budget is not None and one.epsilon >= one.budget]:

@@ -232,7 +232,7 @@ def draw_curves(
             axes.set_ylim(*dice_range(values))
         else:
             axes.set_ylim(bottom=min(0.0, *values), top=max(values) * 1.06 or 1)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=whole, min_n_ticks=2))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=whole, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)

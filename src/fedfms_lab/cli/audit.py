@@ -45,7 +45,8 @@ def audit_privacy(
         int, typer.Option(min=1, help="Other sites, by whose answers chance is known.")
     ] = 8,
     only: Annotated[
-        list[int], typer.Option(min=1, help="Numbers of attacks on pictures; may be repeated.")
+        list[int],
+        typer.Option(min=1, metavar="N", help="Number of an attack on pictures; may be repeated."),
     ] = [],  # noqa: B006 - typer reads it and does not change it
     as_json: AsJson = False,
 ) -> None:

@@ -216,6 +216,14 @@ def test_a_curve_goes_on_over_rounds_in_which_nobody_evaluates(tmp_path):
     assert "Sites evaluate before training and every 3 rounds." in page.text
 
 
+def test_rounds_are_whole_also_where_there_was_one(tmp_path):
+    html = (build(tmp_path, Job(rounds=1, missed={})) / "report.html").read_text()
+    figure = html[html.index("Training loss by round") :]
+    figure = figure[: figure.index("</svg>")]
+    ticks = re.findall(r"<text[^>]*text-anchor: middle[^>]*>([^<]*)</text>", figure)
+    assert [tick for tick in ticks if re.fullmatch(r"[\d.\u2212-]+", tick)] == ["0"]
+
+
 def test_two_classes_have_a_row_each(tmp_path):
     recipe = dataclasses.replace(RECIPE, classes=("anterior", "posterior"))
     results = build(tmp_path, Job(recipe=recipe))

@@ -150,7 +150,7 @@ def _draw(
         if x_label == _BYTES_MOVED:
             _bytes_axis(axes, [value for _, x, _ in lines for value in x])
         else:
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=2))
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
         axes.set_xlabel(x_label)
         axes.set_ylabel("Dice")
         plain_axes(axes, "y")
