@@ -1,7 +1,7 @@
 """Every parser of what another party wrote, a minute in all: its own error, and soon.
 
 Where atheris is installed, coverage guides each parser for two seconds of processor time; elsewhere
-so many changed seeds are tried. What is left out says which it was.
+so many changed seeds are tried.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def check(tally: Mapping[str, Any]) -> None:
 def guided(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tallies:
     """What came of the parsers of this session's tests, by name, from the runner of make fuzz."""
     asked = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    chosen = sorted({one["guided_name"] for one in asked if "guided_name" in one})
+    chosen = sorted({one["parser"] for one in asked if "parser" in one})
     output = tmp_path_factory.mktemp("fuzzing")
     runner = Path(__file__).with_name("run.py")
     done = subprocess.run(
@@ -54,30 +54,30 @@ def guided(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return {name: json.loads(file.read_text()) for name, file in files.items()}
 
 
-@pytest.mark.timeout(1800)  # the first waits for all
-@pytest.mark.skipif(not GUIDES, reason="atheris is not installed: changed seeds instead")
-@pytest.mark.parametrize("guided_name", names())
-def test_a_parser_that_coverage_guides_ends_with_its_own_error_or_a_value(
-    guided: Tallies, guided_name: str
-) -> None:
-    tally = guided[guided_name]
-    check(tally)
-    assert tally["cpu"] > 0 and len(tally["coverage"]) > 1  # places reached, as they grew
-    first, *_, last = tally["coverage"]
-    assert last[1] >= first[1] > 0
-
-
-@pytest.mark.skipif(GUIDES, reason="atheris is installed: guided by coverage instead")
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, of the tensors that nobody sends
-@pytest.mark.parametrize("name", names())
-def test_a_parser_ends_with_its_own_error_or_a_value(name: str) -> None:
-    with opened(name) as target:
+def tally_of_changed_seeds(parser: str) -> Mapping[str, Any]:
+    with opened(parser) as target:
         feeder = Feeder(target)
         feeder.read_seeds()
         for data in changed_seeds(target, INPUTS):
             feeder.test(data)
-        check(feeder.tally.to_dict())
         assert feeder.tally.inputs == len(target.seeds) + INPUTS
+        return feeder.tally.to_dict()
+
+
+@pytest.mark.timeout(1800)  # the first waits for all
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, of the tensors that nobody sends
+@pytest.mark.parametrize("parser", names())
+def test_a_parser_ends_with_its_own_error_or_a_value(
+    request: pytest.FixtureRequest, parser: str
+) -> None:
+    if not GUIDES:
+        check(tally_of_changed_seeds(parser))
+        return
+    tally = request.getfixturevalue("guided")[parser]
+    check(tally)
+    assert tally["cpu"] > 0 and len(tally["coverage"]) > 1  # places reached, as they grew
+    first, *_, last = tally["coverage"]
+    assert last[1] >= first[1] > 0
 
 
 def test_another_exception_than_a_parsers_own_is_told_with_its_place() -> None:

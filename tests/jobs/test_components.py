@@ -12,6 +12,7 @@ import weakref
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -46,9 +47,10 @@ from fedfms.flare.persistor import SafeTensorsPersistor
 from fedfms.flare.progress import JobProgress
 from fedfms.flare.recorder import Recorder
 from fedfms.flare.result_guard import ResultGuard, is_for_too_few_usable
-from fedfms.flare.run_state import JUDGED, KEEP_STATE, start_keeping
+from fedfms.flare.run_state import JUDGED, KEEP_STATE, NOTED, start_keeping
 from fedfms.flare.selector import BestModelSelector
-from fedfms.records.schema import Judged, RoundStarted
+from fedfms.flare.sentences import GONE, PAUSED, SILENT
+from fedfms.records.schema import Judged, Note, RoundStarted
 
 FEDMSA = Recipe.from_json(JOBS / "fedmsa/app/config/recipe.json")
 
@@ -154,6 +156,42 @@ def test_a_site_that_trains_on_other_cases_than_before_is_noted(tmp_path: Path) 
     notes = of_kind(read_records(folder), "note")
     assert [(note["kind"], note["site"], note["text"]) for note in notes] == [
         ("data_changed", "site-2", "site-2 trains on 27 cases now, and on 28 before")
+    ]
+
+
+def test_a_site_that_is_back_before_the_round_ends_missed_it_because_it_had_left(
+    tmp_path: Path,
+) -> None:
+    engine = Engine(tmp_path, "server", {"recorder": Recorder()})
+    (engine.config_folder() / "recipe.json").write_text(FEDMSA.to_json())
+
+    def tell(fl_ctx: FLContext, event: str, **props: Any) -> None:
+        for name, value in props.items():
+            fl_ctx.set_prop(name, value, private=True, sticky=False)
+        engine.fire_event(event, fl_ctx)
+
+    def site_note(fl_ctx: FLContext, kind: str) -> None:
+        note = Note(kind=kind, site="site-1", text=f"site-1: {kind}")
+        tell(fl_ctx, NOTED, **{FLContextKey.EVENT_DATA: note})
+
+    site_2 = {"gone": EventType.CLIENT_DISCONNECTED, "back": EventType.CLIENT_RECONNECTED}
+    name_of = {
+        "gone": FLContextKey.DISCONNECTED_CLIENT_NAME,
+        "back": FLContextKey.RECONNECTED_CLIENT_NAME,
+    }
+    with engine.new_context() as fl_ctx:
+        engine.fire_event(EventType.START_RUN, fl_ctx)
+        for number in range(3):
+            tell(fl_ctx, AppEventType.ROUND_STARTED, **{AppConstants.CURRENT_ROUND: number})
+            if number < 2:
+                what = ("gone", "paused") if number == 0 else ("back", "back")
+                tell(fl_ctx, site_2[what[0]], **{name_of[what[0]]: "site-2"})
+                site_note(fl_ctx, f"site_{what[1]}")
+            engine.fire_event(AppEventType.ROUND_DONE, fl_ctx)
+        folder = result_folder(fl_ctx)
+    missed = [one["missed"] for one in of_kind(read_records(folder), "round_done")]
+    assert missed == [{"site-1": PAUSED, "site-2": GONE}] * 2 + [
+        {"site-1": SILENT, "site-2": SILENT}
     ]
 
 

@@ -15,7 +15,8 @@ from federations import JOBS
 from flare_context import JOB_ID, Engine
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.event_type import EventType
-from nvflare.apis.fl_constant import ReservedKey, ReturnCode
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_common.app_constant import AppConstants
@@ -32,6 +33,8 @@ from fedfms.exchange.secure_sum import is_for_few_in_a_sum
 from fedfms.exchange.tensors import shapes_of
 from fedfms.flare import secure_sums
 from fedfms.flare.aggregator import OrderedAggregator
+from fedfms.flare.run_state import JUDGED
+from fedfms.records.schema import Judged
 from fedfms.trainer.own_key import own_key
 from fedfms.trainer.sums import Sums
 
@@ -74,6 +77,18 @@ class Federation(Engine):
         return {site: reply}
 
 
+class Witness(FLComponent):  # type: ignore[misc]
+    """Hears what the guard of a round found."""
+
+    def __init__(self, judged: list[Judged]) -> None:
+        super().__init__()
+        self._judged = judged
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        if event_type == JUDGED:
+            self._judged.append(fl_ctx.get_prop(FLContextKey.EVENT_DATA))
+
+
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secure_sums, "KEYS_SECONDS", 0.0)
@@ -107,7 +122,7 @@ def difference(site: str) -> dict[str, torch.Tensor]:
     return {"w": torch.randn(9973, generator=numbers) * 0.01}
 
 
-WEIGHTS = {"site-1": 20, "site-2": 4000, "site-3": 7, "site-4": 2000}
+WEIGHTS = {"site-1": 701, "site-2": 2900, "site-3": 997, "site-4": 2000}  # none far above the rest
 
 
 @pytest.mark.parametrize("lost", ["nobody", "keys", "shares", "take", "answer", "unmask"])
@@ -152,6 +167,43 @@ def test_a_round_in_32_bits_is_the_mean_of_what_was_rounded_to_them(tmp_path: Pa
         result = from_shareable(aggregator.aggregate(fl_ctx)).data
     total = sum(WEIGHTS[site] for site in SITES[:3])
     assert torch.equal(result["w"], (units / (2**17 * total)).float())
+
+
+@pytest.mark.parametrize(
+    ("asked", "counts"),
+    [
+        ({}, False),
+        ({"guard": "record"}, True),
+        ({"confirmed_weights": ("site-2",)}, True),
+    ],
+)
+def test_a_site_that_says_far_more_slices_than_the_others_is_not_in_the_mean(
+    tmp_path: Path, asked: dict[str, Any], counts: bool
+) -> None:
+    recipe = dataclasses.replace(RECIPE, **asked)
+    engine = Federation(tmp_path)
+    (engine.config_folder() / "recipe.json").write_text(recipe.to_json())
+    judged: list[Judged] = []
+    engine.components["witness"] = Witness(judged)
+    weights = WEIGHTS | {"site-2": 10**6}
+    with engine.new_context() as fl_ctx:
+        engine.fire_event(EventType.START_RUN, fl_ctx)
+        aggregator = begin(engine, fl_ctx, 0)
+        for site in SITES:
+            masked = engine.sums[site].masked(JOB_ID, 0, difference(site), weights[site])
+            accept(aggregator, fl_ctx, site, weights[site], masked)
+        result = from_shareable(aggregator.aggregate(fl_ctx)).data
+    counted = {site: weights[site] for site in SITES if counts or site != "site-2"}
+    expected = average({site: difference(site) for site in counted}, counted)
+    assert torch.equal(result["w"], expected["w"])
+    named = [one for round_ in judged for one in round_.sites]
+    if "confirmed_weights" in asked:
+        assert named == []
+        return
+    (one,) = named
+    assert (one.site, one.slices, one.findings) == ("site-2", 10**6, ("weight",))
+    assert (one.counted_slices, one.factor) == ((10**6, 1.0) if counts else (0, 0.0))
+    assert [*tmp_path.rglob("*.values")] == []
 
 
 def test_a_round_whose_masks_stay_on_is_tried_again_with_the_answers_that_it_has(

@@ -96,6 +96,7 @@ class Recorder(Widget):  # type: ignore[misc]
         self._sites: tuple[str, ...] = ()
         self._gone: set[str] = set()
         self._paused: set[str] = set()
+        self._left: dict[str, str] = {}  # sites that went away in this round, with why
         self._round: int | None = None
         self._answers: dict[
             str, str | None
@@ -197,6 +198,7 @@ class Recorder(Widget):  # type: ignore[misc]
     def _round_started(self, fl_ctx: FLContext) -> None:
         number = self._round = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
         self._answers = {}
+        self._left = dict.fromkeys(self._gone, GONE) | dict.fromkeys(self._paused, PAUSED)
         self._write(RoundStarted(round=number))
 
     def _task_sent(self, fl_ctx: FLContext) -> None:
@@ -204,6 +206,8 @@ class Recorder(Widget):  # type: ignore[misc]
         self._bytes_down[site] = _payload(fl_ctx.get_prop(FLContextKey.TASK_DATA))
         trains = fl_ctx.get_prop(FLContextKey.TASK_NAME) == TRAIN_TASK
         kind, number = ("train", self._round or 0) if trains else ("evaluate", 0)
+        if trains:
+            self._left.pop(site, None)
         self.live.task_sent(site, kind, number, time.time())
 
     def _site_told(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
@@ -266,9 +270,8 @@ class Recorder(Widget):  # type: ignore[misc]
         )
 
     def _why_silent(self, site: str) -> str:
-        if site in self._paused:
-            return PAUSED
-        return GONE if site in self._gone else SILENT
+        """Also of a site that is back before the round ends, but has no task of it."""
+        return self._left.get(site, SILENT)
 
     def _compare_cases(self, site: str, said: Contribution | None) -> None:
         """Note that a site trains on another number of cases than before."""
@@ -313,6 +316,7 @@ class Recorder(Widget):  # type: ignore[misc]
             self._failure = note.text
         if note.kind == "site_paused" and note.site:
             self._paused.add(note.site)
+            self._left[note.site] = PAUSED
         elif note.kind == "site_back" and note.site:
             self._paused.discard(note.site)
         self._write(note)
@@ -364,6 +368,7 @@ class Recorder(Widget):  # type: ignore[misc]
     def _site_gone(self, fl_ctx: FLContext) -> None:
         site = fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)
         self._gone.add(site)
+        self._left.setdefault(site, GONE)
         self.live.is_gone(site, True)
 
     def _site_back(self, fl_ctx: FLContext) -> None:
@@ -426,7 +431,7 @@ class Recorder(Widget):  # type: ignore[misc]
 
     def _why_again(self) -> str:
         why = [
-            f"{site}: {self._answers.get(site) or (GONE if site in self._gone else SILENT)}"
+            f"{site}: {self._answers.get(site) or self._why_silent(site)}"
             for site in self._sites
             if self._answers.get(site, "") is not None
         ]

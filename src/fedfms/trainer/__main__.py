@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,12 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FedfmsError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    if any(thread.daemon and thread.is_alive() for thread in threading.enumerate()):
-        # one that reads files for an announcement: Python's own end would stop it in the middle of
-        # a library in C++, which takes that for an error and aborts the process
-        logging.shutdown()
-        os._exit(0)
-    return 0
+    # Threads of libraries, and one that reads files for an announcement, may still be in the middle
+    # of C++, which takes Python's own end for an error and aborts. Nothing is left to do here.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
