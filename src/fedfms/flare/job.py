@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nvflare.apis.dxo import DXO, DataKind, MetaKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
-from torch import Tensor
 
 from fedfms.contracts.contribution import Contribution, ModelName
 from fedfms.contracts.recipe import Recipe
 from fedfms.records.layout import MODEL, RECIPE
 from fedfms.records.scores import over_classes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 START_MODEL_FILE = MODEL  # beside the recipe: the model to start from, or to evaluate
 RESULT_FOLDER = "fedfms"  # in the server's run folder: what becomes the result of the job

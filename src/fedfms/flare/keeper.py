@@ -58,7 +58,6 @@ from fedfms.flare.internals.server import (
 )
 from fedfms.flare.internals.streams import forget_in_one_thread
 from fedfms.flare.internals.version import FlareChanged, broken_assumptions, changed
-from fedfms.flare.kept_answers import answers_folder
 from fedfms.flare.notes import NoteWriter
 from fedfms.flare.pausing import PROPERTY as PAUSE
 from fedfms.flare.room import LOOK_SECONDS, MARGIN_BYTES, full_disk
@@ -66,7 +65,7 @@ from fedfms.flare.run_about import About, end_of
 from fedfms.flare.run_state import RUNS, rounds_kept, runs_folder
 from fedfms.flare.runs import RunCommands
 from fedfms.notify import Notifier
-from fedfms.records.layout import ANSWERS, RECIPE
+from fedfms.records.layout import ANSWERS, RECIPE, answers_folder
 from fedfms.records.schema import NoteKind
 
 log = logging.getLogger(__name__)

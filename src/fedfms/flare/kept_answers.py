@@ -24,17 +24,12 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.exchange.tensors import Precision, save_tensors
 from fedfms.files import whole_folder
 from fedfms.flare.room import patiently
-from fedfms.records.layout import ANSWERS, START_MODEL, kept_answer
+from fedfms.records.layout import START_MODEL, answers_folder, kept_answer
 
 
 def keeps_answers(recipe: Recipe) -> bool:
     """Whether a run that begins here keeps its answers: of sums and of a canary there are none."""
     return Machine.from_environment().keep_answers and not (recipe.canary or recipe.sums_only)
-
-
-def answers_folder(workspace: Path, job_id: str) -> Path:
-    """Where the answers of a run are kept."""
-    return workspace / ANSWERS / job_id
 
 
 def answers_of(fl_ctx: FLContext) -> Path:

@@ -26,18 +26,19 @@ import logging
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nvflare.apis.fl_context import FLContext
 from pydantic import TypeAdapter
-from torch import Tensor
 
 from fedfms.bounded import read_json
 from fedfms.errors import FederationError
-from fedfms.exchange.tensors import load_tensors, save_tensors
 from fedfms.files import file_sha256, link_whole, whole_folder
 from fedfms.flare.job import read_recipe, result_folder
 from fedfms.records import layout
+
+if TYPE_CHECKING:
+    from torch import Tensor  # the server's main process reads this module, and needs no torch
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,8 @@ def keep(kept: Path, results: Path, keeping: Keeping) -> None:
             ):
                 link_whole(results / name, folder / name)
         if keeping.strategy:
+            from fedfms.exchange.tensors import save_tensors
+
             save_tensors(folder / _STRATEGY, keeping.strategy, None)
         state.sha256 = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
         values = dataclasses.asdict(state)
@@ -167,7 +170,11 @@ class Restored:
     def tensors(self, name: str) -> dict[str, Tensor]:
         """One of the files beside the state; none where there is no such file."""
         path = self.folder / name
-        return load_tensors(path) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        from fedfms.exchange.tensors import load_tensors
+
+        return load_tensors(path)
 
     def strategy(self) -> dict[str, Tensor]:
         """What the strategy had kept."""

@@ -33,11 +33,10 @@ from fedfms.files import file_sha256, write_whole
 from fedfms.flare.internals import commands, rejoin
 from fedfms.flare.internals.commands import Asked, Command
 from fedfms.flare.job import RESULT_FOLDER
-from fedfms.flare.kept_answers import answers_folder
 from fedfms.flare.notes import write_note
 from fedfms.flare.run_about import About, end_of
 from fedfms.flare.run_state import kept_recipe, rounds_kept, runs_folder
-from fedfms.records.layout import PICTURES, RECIPE, RECORDS
+from fedfms.records.layout import PICTURES, RECIPE, RECORDS, answers_folder
 from fedfms.records.read import RecordReader
 from fedfms.records.schema import JobDone, JobRecord, Note, Resumed, RoundDone
 from fedfms.records.write import RecordWriter

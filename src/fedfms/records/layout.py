@@ -6,6 +6,8 @@ folder holds these, the tables, the summary and the report; a run of a study hol
 
 from __future__ import annotations
 
+from pathlib import Path
+
 RECORDS = "records.jsonl"  # what happened, while it happens (records.schema)
 RECIPE = "recipe.json"  # as it ran; also in a job's app/config and beside a model
 GLOBAL_MODEL = "global_model.safetensors"  # travelling tensors after the last round, fp32
@@ -22,6 +24,11 @@ ANSWERS = "answers"  # of the server's workspace; of a results folder: a copy of
 START_MODEL = "start_model.safetensors"  # in it: what the first round began with, fp32
 
 MODEL = "model.safetensors"  # of a run of a study; in a job's app/config: what it starts from
+
+
+def answers_folder(workspace: Path, job_id: str) -> Path:
+    """Where a server keeps the answers of a run, if it does."""
+    return workspace / ANSWERS / job_id
 
 
 def kept_answer(number: int, site: str) -> str:

@@ -336,6 +336,9 @@ def test_a_training_trainer_has_no_network_socket(
             "nibabel PIL segment_anything scipy tifffile nvflare fedfms.models fedfms.data",
         ),
         ("fedfms.trainer.server", "nvflare grpc fedfms.flare monai scipy.stats matplotlib"),
+        # of processes that live as long as the containers and see no tensor
+        ("fedfms.flare.keeper", "torch numpy fedfms.models fedfms.data.cache"),
+        ("fedfms.flare.start", "torch numpy fedfms.models fedfms.data.cache"),
     ],
 )
 def test_what_each_side_does_not_import(module: str, strangers: str) -> None:
