@@ -557,7 +557,7 @@ def _line(
         seen=words.NONE if silent is None else _ago(silent),
         late=at_work and silent is not None and silent > SILENT_SECONDS,
         dice=words.score(dice),
-        loss=words.NONE if loss is None else f"{loss:.3g}",
+        loss=words.NONE if loss is None else f"{loss:#.3g}".rstrip("."),
         pace=words.NONE if whole is None else _span(whole),
         pace_parts=", ".join(
             f"{phase} {_span(seconds)}" for phase, seconds in pace.items() if seconds >= 0.5
