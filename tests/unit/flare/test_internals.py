@@ -10,6 +10,8 @@ import json
 import logging
 import pkgutil
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -336,6 +338,28 @@ def test_log_settings_of_ours_go_before_flares(kits: Path, tmp_path: Path) -> No
     loggers = json.loads(found.read_text())["loggers"]
     assert loggers["root"]["level"] == "INFO"
     assert loggers["nvflare.fuel.f3"] == {"level": "WARNING"}
+
+
+def test_a_message_with_a_whole_model_is_short_in_each_log(kits: Path, tmp_path: Path) -> None:
+    default = (kits / "site-1" / "local" / "log_config.json.default").read_text()
+    (tmp_path / "log_config.json.default").write_text(default)
+    process.set_log_level(tmp_path, "DEBUG")
+    code = (
+        "import json, logging, logging.config\n"
+        "logging.config.dictConfig(json.load(open('log_config.json')))\n"
+        "log = logging.getLogger('nvflare.fuel.f3.cellnet.cell')\n"
+        "log.debug(f'incoming data={bytes(2**20)}')\n"
+        "log.error('%s of %s', 'x' * 5000, 'y')\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True, text=True
+    )
+    assert "(4194321 characters)" in ran.stdout and ran.stderr == ""
+    files = {path.name: path.read_text() for path in tmp_path.glob("*log*") if path.is_file()}
+    for name in ("log.txt", "log.json", "error_log.txt"):
+        assert "(5005 characters)" in files[name]
+        assert len(files[name]) < 8000
+    assert len(ran.stdout) < 8000
 
 
 # -------------------------------------------------------------------------------------- server

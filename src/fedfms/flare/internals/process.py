@@ -46,6 +46,7 @@ Told = Literal["shutdown", "restart"] | None
 _SHUT_DOWN, _RESTART = "shutdown.fl", "restart.fl"  # notes of how FLARE was told to end
 _LOG_BYTES, _LOG_PARTS = 10 * 2**20, 3  # of each of FLARE's four logs; it has 20 MiB and 10
 _LOG_SETTINGS_OF_FLARE, _LOG_SETTINGS = "log_config.json.default", "log_config.json"
+_SHORT = "fedfms_short"  # name of our filter in them
 _WORDY = {  # loggers of FLARE -> what they may say at least
     "nvflare.fuel.f3": "WARNING",  # connections by number, callbacks
     # that a sign of life was not taken, each 5 s; start.py says it once a minute
@@ -286,7 +287,9 @@ def set_log_level(local: Path, level: str) -> None:
     """
     settings = read_json_object(local / _LOG_SETTINGS_OF_FLARE)
     settings["loggers"]["root"]["level"] = level
+    settings.setdefault("filters", {})[_SHORT] = {"()": "fedfms.flare.log_lines.ShortMessages"}
     for handler in settings["handlers"].values():
+        handler["filters"] = [_SHORT, *handler.get("filters", ())]
         if "maxBytes" in handler:
             handler |= {"maxBytes": _LOG_BYTES, "backupCount": _LOG_PARTS}
     if level == "INFO":
