@@ -103,7 +103,9 @@ class Recipe:
     positive_weight: float = 2.0  # of foreground pixels in BCE
     precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder's arithmetic
     optimizer_state: Literal["keep", "reset"] = "reset"  # Adam's moments between rounds
-    transfer_precision: Literal["fp32", "fp16"] = "fp32"  # on the wire; averaging is always fp32
+    # on the wire, both ways; averaging is always fp32. int8: a row of a tensor has a scale
+    # (exchange/coding.py), and what rounding takes from a difference a site adds to its next one
+    transfer_precision: Literal["fp32", "fp16", "int8"] = "fp32"
     holdout: tuple[str, ...] = ()  # sites that evaluate and never train
     max_update_norm: float | None = None  # the server refuses a difference with a larger L2 norm
     probability_threshold: float = 0.5  # from which a pixel is foreground
@@ -260,7 +262,12 @@ class Recipe:
                 f"secure_sum is true, and {key} is {str(value).lower()}",
                 f"leave {key} out: of a sum nobody can see what it asks for",
             )
-
+        require(
+            not self.secure_sum or self.transfer_precision != "int8",
+            "secure_sum is true, and transfer_precision is int8",
+            "set transfer_precision to fp16 (a masked value has secure_sum_bits whatever it was), "
+            "or secure_sum to false",
+        )
         require(
             self.secure_sum_bits in (64, 32),
             f"secure_sum_bits is {self.secure_sum_bits}",
@@ -276,6 +283,11 @@ class Recipe:
     def sums_only(self) -> bool:
         """Whether the server may see sums only: of a canary it sees zeros."""
         return self.secure_sum and not self.canary
+
+    @property
+    def scored_precision(self) -> Literal["fp32", "fp16"]:
+        """In which a finished model travels to be scored; once, so never in eight bits."""
+        return "fp16" if self.transfer_precision == "int8" else self.transfer_precision
 
     @property
     def steps_of_patients(self) -> int:
