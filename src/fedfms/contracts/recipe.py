@@ -77,7 +77,9 @@ _LATER: dict[str, Any] = {
     "confirmed_weights": [],
     "secure_sum": False,
     "secure_sum_bits": 64,
+    "lora_rank": 8,
 }
+_MOST_RANK = 64  # of a low-rank update; beyond, it is none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,7 @@ class Recipe:
     secure_sum: bool = False
     # of each value of such a sum on the wire; 32: a value times its slices is rounded to 1 / 2^17
     secure_sum_bits: int = 64
+    lora_rank: int = 8  # of the updates of queries and values (models/lora.py); of no other method
     # differential privacy of patients (training/private.py): each patient is in a step with this
     # probability, drawn anew for each; a pass has 1 / patient_rate steps. null: batches of slices
     patient_rate: float | None = None
@@ -187,6 +190,11 @@ class Recipe:
             "set a number between 0 and 1, such as 0.5",
         )
         require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}", "set 0 or more")
+        require(
+            1 <= self.lora_rank <= _MOST_RANK,
+            f"lora_rank is {self.lora_rank}",
+            f"set 1 to {_MOST_RANK}",
+        )
         require(self.seed >= 0, f"seed is {self.seed}", "set 0 or more")
         require(
             self.evaluate_first >= 0,

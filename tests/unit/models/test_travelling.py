@@ -63,7 +63,7 @@ def test_a_round_on_vit_b_moves_no_more_megabytes_than_we_promise(
     assert 0.97 * most < bytes_moved / 1e6 <= most
 
 
-@pytest.mark.parametrize("method", ["fedsam", "fedmsa"])
+@pytest.mark.parametrize("method", ["fedsam", "fedmsa", "lora"])
 @pytest.mark.parametrize("classes", [("one",), ("one", "two")])
 def test_requires_grad_is_exactly_on_what_travels(make_recipe, method, classes):
     model = build_model(make_recipe(method=method, classes=classes), None)
@@ -71,7 +71,7 @@ def test_requires_grad_is_exactly_on_what_travels(make_recipe, method, classes):
     assert learns == travelling_names(model)
 
 
-@pytest.mark.parametrize("method", ["fedsam", "fedmsa"])
+@pytest.mark.parametrize("method", ["fedsam", "fedmsa", "lora"])
 @pytest.mark.parametrize("classes", [("one",), ("one", "two")])
 @pytest.mark.parametrize(("backbone", "image_size"), [("vit_demo", 128), ("vit_b", 64)])
 def test_two_steps_move_what_travels_and_nothing_else(
