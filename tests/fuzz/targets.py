@@ -52,7 +52,14 @@ from fedfms.exchange.guard import check_contribution
 from fedfms.exchange.pictures import is_plain_png
 from fedfms.exchange.secure_sum import ServerRound, SiteRound
 from fedfms.exchange.signatures import TrainerSigner, new_key
-from fedfms.exchange.tensors import load_tensors, read_metadata, save_tensors, shapes_of
+from fedfms.exchange.tensors import (
+    from_wire,
+    load_tensors,
+    read_metadata,
+    save_tensors,
+    shapes_of,
+    to_precision,
+)
 from fedfms.flare.announce import read_announcement
 from fedfms.flare.feed import RemoteRecords, decode_piece, read_piece
 from fedfms.flare.lint import read_json as read_meta
@@ -234,6 +241,37 @@ def _guard(folder: Path) -> tuple[tuple[bytes, ...], Parse]:
     return (b"\0" * 16, *seeds), parse
 
 
+@_target("guard of eight bits", "site -> server", of_bytes, ContributionRefused)
+def _guard_of_eight_bits(folder: Path) -> tuple[tuple[bytes, ...], Parse]:
+    recipe = dataclasses.replace(RECIPE, transfer_precision="int8")
+    whole = {"a": torch.ones(3, 64), "b": torch.zeros(2), "c": torch.full((4, 2, 40), 0.25)}
+    right = to_precision(whole, "int8")
+    report = dataclasses.replace(
+        Job().contribution("site-1", 0),
+        recipe_sha256=recipe.sha256,
+        backbone_sha256=recipe.backbone_sha256,
+        package_version=fedfms.__version__,
+    )
+    seeds = tuple(bytes(np.random.default_rng(n).integers(0, 256, 64, np.uint8)) for n in range(8))
+
+    def parse(data: bytes) -> object:
+        tensors, said = _bent(right, report, data)
+        if not isinstance(said, Contribution):
+            return None
+        for name, one in right.items():  # values that the bytes choose
+            if len(data) > 8 and data[8] & 1 and tensors and name in tensors:
+                value = torch.frombuffer(bytearray(data[4:8]), dtype=one.dtype)[0]
+                tensors[name] = one.flatten().clone()
+                tensors[name][data[9 % len(data)] % one.numel()] = value
+                tensors[name] = tensors[name].reshape(one.shape)
+        taken = check_contribution(shapes_of(whole), recipe, fedfms.__version__, tensors, said)
+        for name, tensor in taken.items():
+            assert tensor.shape == whole[name].shape and bool(tensor.isfinite().all())
+        return taken
+
+    return (b"\0" * 16, *seeds), parse
+
+
 @_target("safetensors", "site -> server, coordinator -> site", of_safetensors, FedfmsError)
 def _safetensors(folder: Path) -> tuple[tuple[bytes, ...], Parse]:
     place, seeds = folder / "x.safetensors", []
@@ -242,7 +280,7 @@ def _safetensors(folder: Path) -> tuple[tuple[bytes, ...], Parse]:
         "bias": torch.arange(5.0),
         "none": torch.ones(0),
     }
-    for precision in ("fp32", "fp16"):
+    for precision in ("fp32", "fp16", "int8"):
         for checksum in (True, False):
             save_tensors(place, tensors, precision, checksum=checksum)
             seeds.append(place.read_bytes())
@@ -252,7 +290,7 @@ def _safetensors(folder: Path) -> tuple[tuple[bytes, ...], Parse]:
     def parse(data: bytes) -> object:
         place.write_bytes(data)
         tensors = load_tensors(place, max_bytes=1 << 22)
-        return tensors, read_metadata(place)
+        return from_wire(tensors), read_metadata(place)
 
     return tuple(seeds), parse
 

@@ -38,7 +38,8 @@ def federated_average(
 
     Args:
         gone: of a round the site whose answer does not arrive.
-        changes: is filled with each site's difference of each round, tensors in the order of names.
+        changes: is filled with each site's difference of each round, as it travelled, tensors in
+            the order of names.
     """
     torch.set_num_threads(1)  # as the phantoms' site.yml says
     model = build_model(recipe, find_checkpoint(recipe, None))
@@ -56,12 +57,14 @@ def federated_average(
         weights = {name: round(slices[name] / sum(slices.values()) * 100) for name in others}
         weights[last] = 100 - sum(weights.values())
     average = {key: p.detach().numpy().copy() for key, p in learning.items()}
+    unsent: dict[str, dict[str, np.ndarray]] = {}
     for number in range(recipe.rounds):
         total = {key: np.zeros(value.shape, np.int64) for key, value in average.items()}
         arrived = [name for name in sorted(names) if name != (gone or {}).get(number)]
+        received = {key: travelled(average[key], recipe) for key in average}
         for name in sorted(names):
             for key, parameter in learning.items():
-                parameter.data.copy_(torch.from_numpy(average[key]))
+                parameter.data.copy_(torch.from_numpy(received[key]))
             dataset, site = datasets[name]
             train_round(
                 model,
@@ -72,7 +75,11 @@ def federated_average(
                 optimizer=None,
                 control=Control(),
             )
-            change = {key: p.detach().numpy() - average[key] for key, p in learning.items()}
+            wanted = {key: p.detach().numpy() - received[key] for key, p in learning.items()}
+            if recipe.transfer_precision == "int8" and name in unsent:
+                wanted = {key: wanted[key] + unsent[name][key] for key in wanted}
+            change = {key: travelled(wanted[key], recipe) for key in wanted}
+            unsent[name] = {key: wanted[key] - change[key] for key in wanted}
             if changes is not None:
                 parts = [change[key].reshape(-1) for key in sorted(change)]
                 changes[name, number] = np.concatenate(parts)
@@ -84,6 +91,22 @@ def federated_average(
             mean = total[key] / (UNITS * sum(weights[name] for name in arrived))
             average[key] = average[key] + mean.astype(np.float32)
     return average, slices
+
+
+def travelled(values: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """What arrives of a tensor in the recipe's transfer precision, in fp32; new values."""
+    if recipe.transfer_precision == "fp32":
+        return values.copy()
+    lengths = np.cumprod(values.shape[::-1]) if values.ndim > 1 else []
+    length = next((int(n) for n in lengths if n >= 64), None)
+    if recipe.transfer_precision == "fp16" or length is None:
+        return values.astype(np.float16).astype(np.float32)
+    rows = values.reshape(-1, length)
+    steps = np.abs(rows).max(1, keepdims=True) / np.float32(127)
+    mantissa, exponent = np.frexp(steps.astype(np.float64))
+    steps = np.ldexp(np.ceil(mantissa * 2**16) / 2**16, exponent).astype(np.float32)
+    divisors = np.where(steps > 0, steps, np.float32(1))
+    return (np.rint(rows / divisors) * steps).reshape(values.shape)
 
 
 def largest_difference(path: Path, expected: dict[str, np.ndarray]) -> float:

@@ -88,8 +88,8 @@ def test_records_count_the_bytes_of_the_tensors(fedmsa: dict[str, Path]) -> None
 
     values = sum(a.size for a in load_file(fedmsa["results"] / "global_model.safetensors").values())
     for record in of_kind(read_records(fedmsa["results"]), "contribution"):
-        assert record["bytes_down"] == 4 * values
-        assert record["bytes_up"] == (0 if record["site"] == "site-3" else 4 * values)
+        assert record["bytes_down"] == 2 * values  # the job travels as fp16
+        assert record["bytes_up"] == (0 if record["site"] == "site-3" else 2 * values)
 
 
 def test_the_result_is_a_report_with_pictures(fedmsa: dict[str, Path]) -> None:
@@ -175,11 +175,11 @@ class WithRogue(Federation):
 def fedsam(sites: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four rounds of FedSAM, to which site-3 contributes nothing that can be used.
 
-    With the paper's averaging weights, and scores of every second model only.
+    With the paper's averaging weights, scores of every second model only, and in eight bits.
     """
     folder = tmp_path_factory.mktemp("fedsam")
     overrides = ["rounds=4", "batch_size=4", "local_epochs=1"]
-    overrides += ["paper_compat=true", "evaluate_every=2"]
+    overrides += ["paper_compat=true", "evaluate_every=2", "transfer_precision=int8"]
     job = prepare_job(JOBS / "fedsam", folder / "fedsam", overrides)
     federation = WithRogue(folder / "run", find_sites(sites, None), job.recipe, None, print)
     with pytest.MonkeyPatch.context() as patch:

@@ -18,8 +18,8 @@ from fedfms.flare.kit import CLASSES
 from fedfms.flare.lint import check_sites
 from fedfms.flare.session import deploy, prepare_job
 
-ALL = ("fedsam", "fedmsa", "evaluate")
-TRAINING = ("fedsam", "fedmsa")
+ALL = ("fedsam", "fedmsa", "lora", "evaluate")
+TRAINING = ("fedsam", "fedmsa", "lora")
 SAG = "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather"
 
 

@@ -30,10 +30,11 @@ from fedfms.local.sites import find_sites
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-# what a round leaves has to reach the next one: moments, schedule, warm-up, best model
+# what a round leaves has to reach the next one: moments, schedule, warm-up, best model, and what
+# eight bits took from a site's difference
 SETTINGS = (
     *("rounds=6", "image_size=64", "local_epochs=12", "optimizer_state=keep"),
-    *("schedule=cosine", "warmup_steps=5"),
+    *("schedule=cosine", "warmup_steps=5", "transfer_precision=int8"),
 )
 
 

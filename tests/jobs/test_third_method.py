@@ -63,7 +63,10 @@ def test_a_third_method_trains_in_kits_that_were_made_before_it_where_sites_agre
     assert all(told[name].methods == ("fedsam", "fedmsa", "decoder") for name in AGREED)
     with pytest.raises(ConfigError) as caught:
         check_announcements(job, sorted(told.values(), key=lambda s: s.site))
-    assert caught.value.problem == "site-3 does not allow decoder: its policy says fedsam, fedmsa"
+    assert (
+        caught.value.problem
+        == "site-3 does not allow decoder: its policy says fedsam, fedmsa, lora"
+    )
 
     # whoever submits all the same: the site itself refuses, in each round, by its own sentence
     records = read_records(results)
@@ -71,7 +74,7 @@ def test_a_third_method_trains_in_kits_that_were_made_before_it_where_sites_agre
     assert [record["sites"] for record in rounds] == [[*AGREED]] * 2
     assert all("DoorClosed (method-not-allowed)" in r["missed"]["site-3"] for r in rounds)
     said = (federation.run / "sites" / "site-3" / "errors.log").read_text()
-    assert "the site's policy allows fedsam and fedmsa, not decoder" in said
+    assert "the site's policy allows fedsam and fedmsa and lora, not decoder" in said
     assert "add decoder to methods in privacy.json, if the site agrees to such jobs" in said
 
     # exactly the decoder's tensors that a loss reaches, by SAM's own names; and what they are worth

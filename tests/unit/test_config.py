@@ -91,7 +91,7 @@ def random_recipe(generator: random.Random) -> Recipe:
         positive_weight=generator.uniform(0.1, 9),
         precision=pick(["fp32", "bf16"]),
         optimizer_state=pick(["keep", "reset"]),
-        transfer_precision=pick(["fp32", "fp16"]),
+        transfer_precision=pick(["fp32", "fp16", "int8"]),
         holdout=tuple(generator.sample(["site-1", "site-2", "site-3"], generator.randint(0, 3))),
         max_update_norm=pick([None, generator.uniform(1e-3, 99)]),
         probability_threshold=generator.uniform(0.01, 0.99),
@@ -833,7 +833,13 @@ def test_the_recipes_of_the_jobs_keep_their_hashes():
         "fedmsa": "9f05a2a6e2d16772a9d09c3cfd8113250d2b702be47f6e17903095d2eb760852",
         "fedsam": "97f0827e12a1166605b3bcbfc659f068709136f787f4ae7183adc59907abac4e",
     }
-    assert {name: Recipe.from_json(jobs / name / JOB_RECIPE).sha256 for name in hashes} == hashes
+    recipes = {name: Recipe.from_json(jobs / name / JOB_RECIPE) for name in hashes}
+    assert {one.transfer_precision for one in recipes.values()} == {"fp16"}
+    # as they were before they said fp16: what a recipe.json that says nothing means is fp32
+    before = {
+        name: dataclasses.replace(r, transfer_precision="fp32") for name, r in recipes.items()
+    }
+    assert {name: recipe.sha256 for name, recipe in before.items()} == hashes
 
 
 # --------------------------------------------------------------------------------- a site in parts
@@ -872,6 +878,14 @@ def test_a_folder_whose_name_is_no_text_is_read_as_it_is(tmp_path):
     written = SiteConfig.from_yaml(write_site(odd, cache="prepared"))
     assert written.cache == odd / "prepared"
     assert changed(written, {"threads": 2}, OPTIONS).cache == odd / "prepared"
+
+
+def test_a_secure_sum_has_no_eight_bits():
+    assert recipe(secure_sum=True, transfer_precision="fp16").sums_only
+    with pytest.raises(ConfigError, match="transfer_precision is int8") as caught:
+        recipe(secure_sum=True, transfer_precision="int8")
+    assert "fp16" in caught.value.fix
+    assert recipe(transfer_precision="int8").scored_precision == "fp16"
 
 
 def test_a_sum_in_32_bits_is_one_of_a_secure_sum():

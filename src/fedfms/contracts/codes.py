@@ -115,6 +115,7 @@ CODES: dict[str, str] = {
     "unknown-tensor": "it holds a tensor that this method does not send",
     "upload-too-large": "it sent more than the model has",
     "value-too-large": "it holds a value that no training comes to",
+    "wrong-coding": "its eight bits a value are not what encoding gives",
     "wrong-role": "it trained where it should not, or the other way round",
     "wrong-shape": "a tensor has the wrong shape",
     "wrong-type": "a tensor is of the wrong type",

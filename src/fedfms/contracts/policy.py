@@ -54,7 +54,7 @@ class Policy(Bounds):
     """What may leave a site; `policy/privacy.json`, owned by the site. The last word."""
 
     # the jobs that may run here; a name may be of a method that this version does not know
-    methods: tuple[str, ...] = ("fedsam", "fedmsa")
+    methods: tuple[str, ...] = ("fedsam", "fedmsa", "lora")
     max_rounds: int = 1000  # of one recipe
     clip_norm: float | None = None  # largest L2 norm of a whole difference; longer ones are scaled
     noise_std: float = 0.0  # Gaussian noise on each value, as a share of clip_norm
@@ -72,7 +72,11 @@ class Policy(Bounds):
     counted_since: str | None = None  # YYYY-MM-DD: what left before that day is not counted
 
     def __post_init__(self) -> None:
-        require(len(self.methods) > 0, "methods is empty", "list fedsam, fedmsa or both")
+        require(
+            len(self.methods) > 0,
+            "methods is empty",
+            "list those that the site agrees to, such as fedmsa",
+        )
         for name in self.methods:
             require_name(name, "method")
         for key in ("max_rounds", "min_cases", "min_cases_for_spread"):

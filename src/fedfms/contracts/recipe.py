@@ -77,7 +77,9 @@ _LATER: dict[str, Any] = {
     "confirmed_weights": [],
     "secure_sum": False,
     "secure_sum_bits": 64,
+    "lora_rank": 8,
 }
+_MOST_RANK = 64  # of a low-rank update; beyond, it is none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +105,9 @@ class Recipe:
     positive_weight: float = 2.0  # of foreground pixels in BCE
     precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder's arithmetic
     optimizer_state: Literal["keep", "reset"] = "reset"  # Adam's moments between rounds
-    transfer_precision: Literal["fp32", "fp16"] = "fp32"  # on the wire; averaging is always fp32
+    # on the wire, both ways; averaging is always fp32. int8: a row of a tensor has a scale
+    # (exchange/coding.py), and what rounding takes from a difference a site adds to its next one
+    transfer_precision: Literal["fp32", "fp16", "int8"] = "fp32"
     holdout: tuple[str, ...] = ()  # sites that evaluate and never train
     max_update_norm: float | None = None  # the server refuses a difference with a larger L2 norm
     probability_threshold: float = 0.5  # from which a pixel is foreground
@@ -132,6 +136,7 @@ class Recipe:
     secure_sum: bool = False
     # of each value of such a sum on the wire; 32: a value times its slices is rounded to 1 / 2^17
     secure_sum_bits: int = 64
+    lora_rank: int = 8  # of the updates of queries and values (models/lora.py); of no other method
     # differential privacy of patients (training/private.py): each patient is in a step with this
     # probability, drawn anew for each; a pass has 1 / patient_rate steps. null: batches of slices
     patient_rate: float | None = None
@@ -185,6 +190,11 @@ class Recipe:
             "set a number between 0 and 1, such as 0.5",
         )
         require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}", "set 0 or more")
+        require(
+            1 <= self.lora_rank <= _MOST_RANK,
+            f"lora_rank is {self.lora_rank}",
+            f"set 1 to {_MOST_RANK}",
+        )
         require(self.seed >= 0, f"seed is {self.seed}", "set 0 or more")
         require(
             self.evaluate_first >= 0,
@@ -260,7 +270,12 @@ class Recipe:
                 f"secure_sum is true, and {key} is {str(value).lower()}",
                 f"leave {key} out: of a sum nobody can see what it asks for",
             )
-
+        require(
+            not self.secure_sum or self.transfer_precision != "int8",
+            "secure_sum is true, and transfer_precision is int8",
+            "set transfer_precision to fp16 (a masked value has secure_sum_bits whatever it was), "
+            "or secure_sum to false",
+        )
         require(
             self.secure_sum_bits in (64, 32),
             f"secure_sum_bits is {self.secure_sum_bits}",
@@ -276,6 +291,11 @@ class Recipe:
     def sums_only(self) -> bool:
         """Whether the server may see sums only: of a canary it sees zeros."""
         return self.secure_sum and not self.canary
+
+    @property
+    def scored_precision(self) -> Literal["fp32", "fp16"]:
+        """In which a finished model travels to be scored; once, so never in eight bits."""
+        return "fp16" if self.transfer_precision == "int8" else self.transfer_precision
 
     @property
     def steps_of_patients(self) -> int:

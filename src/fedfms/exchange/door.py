@@ -26,7 +26,15 @@ from fedfms.errors import ConfigError, ContributionRefused, DoorClosed
 from fedfms.exchange.bounds import check_recipe
 from fedfms.exchange.noise import random_normal
 from fedfms.exchange.pictures import is_plain_png
-from fedfms.exchange.tensors import Shapes, find_fault, to_precision, update_norm
+from fedfms.exchange.tensors import (
+    Shapes,
+    difference,
+    find_coded_fault,
+    find_fault,
+    from_wire,
+    to_precision,
+    update_norm,
+)
 
 DECIMALS = 3  # of scores and losses that leave; the site's own table has them in full
 _SLICE_METRICS = {"dice_slice", "iou_slice"}
@@ -93,6 +101,7 @@ def pass_door(
     expected: Shapes,
     tensors: Mapping[str, Tensor],
     contribution: Contribution,
+    unsent: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], Contribution]:
     """What leaves the site of one task, exactly as it leaves.
 
@@ -103,6 +112,11 @@ def pass_door(
         expected: the travelling tensors and their shapes.
         tensors: the round's difference, fp32 on the CPU; empty for an evaluation or a holdout.
         contribution: the report about it.
+        unsent: what eight bits took from this site's differences until now, fp32 by name, or empty
+            (error feedback, Seide et al. 2014, Interspeech; Karimireddy et al. 2019, arXiv
+            1901.09847). It is added to the difference before that is clipped, and is replaced,
+            in place, by what is taken from what leaves now: after clipping and noise, so that
+            nothing that a policy takes away comes back. None: nothing is added or noted.
 
     Returns:
         The difference, scaled to `policy.clip_norm` and with noise where the policy says so, in the
@@ -131,11 +145,11 @@ def pass_door(
         _check_tensors(expected, tensors)
         try:
             bound = recipe.max_update_norm if recipe.sums_only else None
-            leaving = _clipped_and_noised(policy, _clipped(tensors, bound))
-            leaving = to_precision(leaving, recipe.transfer_precision)
+            leaving = _clipped_and_noised(policy, _clipped(_with_unsent(tensors, unsent), bound))
+            leaving = _coded(recipe, leaving, unsent)
         except ConfigError as error:
             raise DoorClosed(error.problem, error.fix, code=error.code) from None
-        _check_tensors(expected, leaving)
+        _check_tensors(expected, leaving, coded=recipe.transfer_precision == "int8")
     if recipe.canary:
         return {name: torch.zeros_like(t) for name, t in leaving.items()}, _of_a_canary(report)
     smallest = max(policy.min_cases, site.min_cases)
@@ -150,7 +164,9 @@ def pass_door(
         evaluated_cases=_coarse(report.evaluated_cases, smallest),
         loss=_rounded(report.loss) if may_say_loss else None,
         # of a sum nobody sees a part, nor how long it is
-        update_norm=update_norm(leaving) if gives_tensors and not recipe.sums_only else None,
+        update_norm=update_norm(from_wire(leaving))
+        if gives_tensors and not recipe.sums_only
+        else None,
     )
 
 
@@ -206,8 +222,27 @@ def _checked_report(recipe: Recipe, contribution: Contribution) -> Contribution:
     return report
 
 
-def _check_tensors(expected: Shapes, tensors: Mapping[str, Tensor]) -> None:
-    if fault := find_fault(expected, tensors):
+def _with_unsent(
+    tensors: Mapping[str, Tensor], unsent: Mapping[str, Tensor] | None
+) -> Mapping[str, Tensor]:
+    if not unsent:
+        return tensors
+    return {name: tensor.float() + unsent[name] for name, tensor in tensors.items()}
+
+
+def _coded(
+    recipe: Recipe, leaving: Mapping[str, Tensor], unsent: dict[str, Tensor] | None
+) -> dict[str, Tensor]:
+    coded = to_precision(leaving, recipe.transfer_precision)
+    if unsent is not None and recipe.transfer_precision == "int8":
+        lost = difference(leaving, from_wire(coded))
+        unsent.clear()
+        unsent.update(lost)
+    return coded
+
+
+def _check_tensors(expected: Shapes, tensors: Mapping[str, Tensor], *, coded: bool = False) -> None:
+    if fault := (find_coded_fault if coded else find_fault)(expected, tensors):
         code, problem = fault
         raise DoorClosed(
             f"the round's result may not leave: {problem}",

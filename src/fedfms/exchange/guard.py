@@ -16,13 +16,16 @@ from fedfms.errors import ContributionRefused
 from fedfms.exchange.averaging import LARGEST_VALUE
 from fedfms.exchange.tensors import (
     Shapes,
+    find_coded_fault,
     find_fault,
     find_masked_fault,
+    from_wire,
     largest_value,
     update_norm,
 )
 
-NORM_TOLERANCE = 1e-3  # relative; what half precision may add to a difference clipped at the bound
+# relative; what half precision may add to a difference clipped at the bound, and eight bits
+NORM_TOLERANCE, NORM_TOLERANCE_INT8 = 1e-3, 1e-2
 METRIC_TOLERANCE = 1e-6  # of a mean of values in [0, 1], by rounding
 
 
@@ -41,14 +44,14 @@ def check_contribution(
         expected: names and shapes of the travelling tensors, of the server's own model.
         recipe: the job's recipe as the server has it.
         package_version: the server's own.
-        tensors: as they came, fp32 or fp16; none from a holdout site.
+        tensors: as they came, fp32, fp16, or in the recipe's eight bits; none from a holdout site.
         contribution: the site's report. That `contribution.site` is who sent it, the caller checks:
             only FLARE knows whose certificate it was.
 
     Raises:
         ContributionRefused: code other-version, other-recipe, other-backbone, wrong-role,
             no-training-slices, metric-range, unknown-tensor, missing-tensor, wrong-type,
-            wrong-shape, non-finite, value-too-large or too-large.
+            wrong-shape, wrong-coding, non-finite, value-too-large or too-large.
     """
     site = contribution.site
     if contribution.package_version != package_version:
@@ -87,6 +90,8 @@ def check_contribution(
     shapes = expected if expected_role == "train" else {}
     if recipe.sums_only:
         fault = find_masked_fault(shapes, tensors, recipe.secure_sum_bits)
+    elif recipe.transfer_precision == "int8":
+        fault = find_coded_fault(shapes, tensors)
     else:
         fault = find_fault(shapes, tensors)
     if fault:
@@ -98,7 +103,8 @@ def check_contribution(
         )
     if recipe.sums_only:
         return {name: tensors[name] for name in sorted(tensors)}
-    accepted = {name: tensors[name].float() for name in sorted(tensors)}
+    decoded = from_wire(tensors)
+    accepted = {name: decoded[name].float() for name in sorted(decoded)}
     for name, tensor in accepted.items():
         if largest_value(tensor) > LARGEST_VALUE:
             raise _refused(
@@ -107,7 +113,9 @@ def check_contribution(
                 "value-too-large",
             )
     norm, bound = update_norm(accepted), recipe.max_update_norm
-    if bound is not None and norm > bound * (1 + NORM_TOLERANCE):
+    is_int8 = recipe.transfer_precision == "int8"
+    tolerance = NORM_TOLERANCE_INT8 if is_int8 else NORM_TOLERANCE
+    if bound is not None and norm > bound * (1 + tolerance):
         raise _refused(
             f"{site} sent a difference with L2 norm {norm:.4g}, the recipe allows {bound:.4g}",
             "look at the site's loss; raise max_update_norm in the recipe if the norm is sound",

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from fedfms.bounded import header_end, safetensors_header
 from fedfms.errors import CheckpointError, ConfigError, Undecodable
+from fedfms.exchange import coding
 from fedfms.files import read_whole, write_whole
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 MASKED = {64: torch.int64, 32: torch.int32}  # by the bits of a secure sum
 Shapes = Mapping[str, torch.Size]
@@ -110,6 +111,35 @@ def find_fault(expected: Shapes, tensors: Mapping[str, Tensor]) -> tuple[str, st
     return None
 
 
+def find_coded_fault(expected: Shapes, tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """The first way in which tensors are not the expected ones in eight bits, finite and canonical.
+
+    Args:
+        expected: names and shapes of what was encoded.
+
+    Returns:
+        (code, sentence) or None. Codes: those of `find_fault`, and wrong-coding.
+    """
+    if not isinstance(tensors, Mapping):
+        return "missing-tensor", "there are no named tensors"
+    coded = coding.coded_shapes(expected)
+    shapes = {name: shape for name, (shape, _) in coded.items()}
+    for dtype in (torch.int8, torch.float16, torch.float32):
+        own = {name: shape for name, shape in shapes.items() if coded[name][1] == dtype}
+        there = {name: one for name, one in tensors.items() if name in own or name not in shapes}
+        if fault := _misfit(own, there, (dtype,), f"no {dtype}, as int8 asks for"):
+            return fault
+    if not tensors:
+        return None
+    decoded = coding.decode(tensors)
+    for name, tensor in decoded.items():
+        if not math.isfinite(largest_value(tensor)):
+            return "non-finite", f"{name} holds NaN or infinity"
+    if not coding.is_canonical(tensors, decoded):
+        return "wrong-coding", "its eight bits are not those that encoding gives"
+    return None
+
+
 def _misfit(
     expected: Shapes, tensors: Mapping[str, Tensor], types: Collection[torch.dtype], otherwise: str
 ) -> tuple[str, str] | None:
@@ -132,21 +162,47 @@ def _misfit(
 
 
 def to_precision(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
-    """The tensors in the precision of the wire.
+    """The tensors in the precision of the wire; `from_wire` is the way back.
+
+    What came from the wire is made into the very same bytes again.
 
     Raises:
-        ConfigError: code fp16-overflow; a value beyond 65504 does not exist in fp16.
+        ConfigError: code fp16-overflow; a value beyond 65504 does not exist in fp16, and in eight
+            bits neither among the few that travel as fp16.
     """
-    converted = {name: tensor.to(DTYPES[precision]) for name, tensor in tensors.items()}
-    if precision == "fp16":
+    if precision == "int8":
+        converted = coding.encode(tensors)
+    else:
+        converted = {name: tensor.to(DTYPES[precision]) for name, tensor in tensors.items()}
+    if precision != "fp32":
         for name, tensor in converted.items():
-            if bool(torch.isinf(tensor).any()):
+            if tensor.is_floating_point() and bool(torch.isinf(tensor).any()):
                 raise ConfigError(
                     f"{name} holds a value that is too large for half precision",
                     "set transfer_precision to fp32 in the job's recipe.json",
                     code="fp16-overflow",
                 )
     return converted
+
+
+def from_wire(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `to_precision` made: fp32 and fp16 as they are, eight bits a value as fp32.
+
+    Four bytes are made of each byte that came, and no more, whatever it says.
+
+    Raises:
+        CheckpointError: code wrong-coding; eight bits whose types or scales do not fit each other.
+    """
+    if coding.SCALES not in tensors:
+        return dict(tensors)
+    try:
+        return coding.decode(tensors)
+    except ValueError as error:
+        raise CheckpointError(
+            f"what came in eight bits a value cannot be decoded: {error}",
+            "use the same version of fedfms at the server and every site",
+            code="wrong-coding",
+        ) from None
 
 
 def save_tensors(

@@ -26,7 +26,8 @@ def write_sam(trained: Trained, site: Reading | None, file: Path) -> tuple[tuple
     segments worse than what was evaluated, without a word.
 
     Returns:
-        sentences for the person who exports, and no difference: the tensors are the same.
+        sentences for the person who exports, and no difference: the tensors are the same, or
+        what a method added is part of them.
 
     Raises:
         ConfigError: "no-sam-checkpoint"; a class head, which SAM does not have. What else SAM does
@@ -40,6 +41,7 @@ def write_sam(trained: Trained, site: Reading | None, file: Path) -> tuple[tuple
             "export it with --as fedfms, --as onnx or --as bundle; or train one class for --as sam",
             code="no-sam-checkpoint",
         )
+    trained.model.method.merge(trained.model)
     torch.save(whole_network(trained.model), file)
     notes = _notes(recipe)
     mean, std = pixel_statistics(recipe)

@@ -234,10 +234,10 @@ class SafeTensorsLocator(ModelLocator):  # type: ignore[misc]
         return persistor_of(fl_ctx, self.persistor_id).models()
 
     def locate_model(self, model_name: str, fl_ctx: FLContext) -> DXO | None:
-        """A model in the recipe's transfer precision; ends the job where there is none."""
+        """A model in the recipe's `scored_precision`; ends the job where there is none."""
         try:
             weights, rounds = persistor_of(fl_ctx, self.persistor_id).model(model_name, fl_ctx)
-            sent = to_precision(weights, read_recipe(fl_ctx).transfer_precision)
+            sent = to_precision(weights, read_recipe(fl_ctx).scored_precision)
         except FedfmsError as error:
             self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
             return None

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from fedfms.contracts.machine import UNTOLD_MEGABYTES_PER_SECOND
 
 # values that travel, of SAM ViT-B with one class; a class more adds less than a hundredth
-VALUES = {"fedmsa": 10_607_232, "fedsam": 93_177_216}
-WIDTHS = {"fp32": 4, "fp16": 2}  # bytes a value
+VALUES = {"fedmsa": 10_607_232, "lora": 3_801_216, "fedsam": 93_177_216}
+WIDTHS = {"fp32": 4, "fp16": 2, "int8": 1.01}  # bytes a value, with a scale for each row
 OVERHEAD = 1.03  # times the tensors, of what crosses the line
 
 

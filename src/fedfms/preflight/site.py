@@ -272,10 +272,10 @@ def _measured(line: Line, told: float | None) -> str:
 
 
 def _round_times(line: Line) -> str:
-    """The transfers of a round of FedMSA as it comes and of FedSAM in half precision."""
+    """The transfers of a round of FedMSA and of FedSAM as they come, in half precision."""
     found = {(one.method, one.precision): one for one in round_times(line)}
     parts = []
-    for method, precision in (("fedmsa", "fp32"), ("fedsam", "fp16")):
+    for method, precision in (("fedmsa", "fp16"), ("fedsam", "fp16")):
         one = found[method, precision]
         parts.append(f"{as_time(one.seconds)} for {method} ({precision}, {one.megabytes:.0f} MB)")
     return f"a round's transfers on ViT-B take {' and '.join(parts)}"

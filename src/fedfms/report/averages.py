@@ -24,7 +24,14 @@ from fedfms.contracts.verdict import Verdict
 from fedfms.errors import FedfmsError
 from fedfms.exchange.round_guard import RoundGuard, combine_judged
 from fedfms.exchange.strategies import Strategy, find_strategy
-from fedfms.exchange.tensors import find_fault, fingerprint, load_tensors, shapes_of, to_precision
+from fedfms.exchange.tensors import (
+    find_fault,
+    fingerprint,
+    from_wire,
+    load_tensors,
+    shapes_of,
+    to_precision,
+)
 from fedfms.exchange.waiting import WaitingRoom
 from fedfms.records.history import History
 from fedfms.records.layout import (
@@ -160,10 +167,11 @@ class _Again:
             raise _NotThatError("its answer has no receipt to compare it with")
         if fingerprint(tensors) != named:
             raise _NotThatError("what was kept is not the answer of its receipt")
-        if self._model is not None and (fault := find_fault(shapes_of(self._model), tensors)):
+        decoded = from_wire(tensors)
+        if self._model is not None and (fault := find_fault(shapes_of(self._model), decoded)):
             raise _NotThatError(f"its answer does not fit the model: {fault[1]}")
         self.read += 1
-        return {name: tensor.float() for name, tensor in tensors.items()}
+        return {name: tensor.float() for name, tensor in decoded.items()}
 
     def _began(self, number: int, answers: Mapping[str, ContributionRecord]) -> Iterator[str]:
         """Whether the sites began with the model that the rounds before come to."""

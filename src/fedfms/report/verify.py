@@ -305,7 +305,7 @@ def _models(source: Path, records: Sequence[Record], recipe: Recipe | None) -> I
         if not path.is_file():
             yield f"the {model} model is missing"
             continue
-        travelled = fingerprint(to_precision(load_tensors(path), recipe.transfer_precision))
+        travelled = fingerprint(to_precision(load_tensors(path), recipe.scored_precision))
         for site, sha256 in sorted(by_site.items()):
             if sha256 != travelled:
                 yield f"{path.name} is not the {model} model that {site} scored"

@@ -23,7 +23,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ KEPT_RUNS = 4  # of this site; older ones are removed when a run is new here
 
 _KEY, _CONTRIBUTION, _TENSORS = "key", "contribution.json", "tensors.safetensors"
 _STAYING, _OPTIMIZER, _REQUEST = "staying.safetensors", "optimizer.pt", "request"
+_UNSENT = "unsent.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Learnt:
     staying: dict[str, Tensor]
     optimizer: dict[str, Any] | None  # its state_dict; None where it does not outlive the round
     request: str = ""  # which request it is of: trainer/history.py
+    unsent: dict[str, Tensor] = field(default_factory=dict)  # what eight bits took; see `pass_door`
 
 
 def request_key(task: Task, received: Mapping[str, Tensor], *files: Path) -> str:
@@ -148,7 +150,7 @@ class KeptRun:
                         code="damaged-model",
                     )
                 staying, optimizer = folder / _STAYING, folder / _OPTIMIZER
-                request = folder / _REQUEST
+                request, unsent = folder / _REQUEST, folder / _UNSENT
                 return Learnt(
                     number,
                     load_tensors(staying) if staying.exists() else {},
@@ -156,17 +158,20 @@ class KeptRun:
                     if optimizer.exists()
                     else None,
                     request.read_text() if request.exists() else "unknown",
+                    load_tensors(unsent) if unsent.exists() else {},
                 )
         return None
 
     def keep_learnt(self, learnt: Learnt) -> None:
         """Keep what a round left, and of earlier ones the last."""
-        if not learnt.staying and learnt.optimizer is None:
+        if not learnt.staying and learnt.optimizer is None and not learnt.unsent:
             return
         place = self._folder / f"learnt-{learnt.round:04d}"
         with self._telling(), whole_folder(place, replace=True) as folder:
             if learnt.staying:
                 save_tensors(folder / _STAYING, learnt.staying, "fp32")
+            if learnt.unsent:
+                save_tensors(folder / _UNSENT, learnt.unsent, "fp32")
             if learnt.optimizer is not None:
                 data = io.BytesIO()  # torch calls a full disk a RuntimeError
                 torch.save(learnt.optimizer, data)

@@ -9,7 +9,7 @@ import io
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ from fedfms.data.slices import SliceDataset
 from fedfms.errors import DoorClosed, TrainerError, TrainingError
 from fedfms.exchange.bounds import check_drawn, check_patients, check_showing, check_steps
 from fedfms.exchange.door import check_job, pass_door, pass_pictures, read_policy
-from fedfms.exchange.tensors import difference, shapes_of, update_norm
+from fedfms.exchange.tensors import difference, from_wire, shapes_of, update_norm
 from fedfms.files import NO_ROOM, append_whole
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
@@ -101,7 +101,9 @@ class _Job:
     dataset: SliceDataset | None = None  # of the training cases
     trained: int | None = None  # the last round that the model and this object learnt in
     optimizer: torch.optim.Optimizer | None = None  # with `optimizer_state: keep`
-    learnt: str = ""  # the request of which they and what stays are; empty: of none
+    # what eight bits took from its differences until now; it is added to the next one
+    unsent: dict[str, Tensor] = field(default_factory=dict)
+    learnt: str = ""  # the request of which these and what stays are; empty: of none
     micro_batch: int | None = None  # what fitted into memory in the last round
 
 
@@ -187,7 +189,7 @@ class TaskRunner:
         _check_device(recipe, site)
         meter = Meter(ready_device(site))
 
-        sent = received()
+        sent = from_wire(received())
         kept = KeptRun(self.folders.work, task.job)
         key = request_key(task, sent, self.folders.config, self.folders.policy / POLICY_FILE)
         is_canary = recipe.canary
@@ -258,8 +260,6 @@ class TaskRunner:
                     slices, result = _train(job, task, control, secret)
             with meter("exchange"):
                 tensors = difference(read_travelling(job.model), before)
-                if request is not None:
-                    _keep_learnt(job, task, request)
         control.check()
         smallest = max(policy.min_cases, site.min_cases)
         telling = Telling.of(history, site, scored, scores, training, smallest)
@@ -283,8 +283,14 @@ class TaskRunner:
             micro_batch=result.micro_batch if result else 0,
             rehearsal=rehearsal(job.few, recipe, meter, a_step, steps) if job.few else None,
         )
-        leaving, report = pass_door(policy, site, recipe, shapes_of(before), tensors, contribution)
-        norm = update_norm(leaving) if leaving else None  # the site knows it, whoever else does
+        leaving, report = pass_door(
+            policy, site, recipe, shapes_of(before), tensors, contribution, job.unsent
+        )
+        if trains and request is not None:
+            _keep_learnt(job, task, request)
+        norm = report.update_norm
+        if leaving and norm is None:  # the site knows it, whoever else does
+            norm = update_norm(leaving)
         if leaving and recipe.sums_only:
             with meter("exchange"):
                 leaving = self.sums.masked(
@@ -463,7 +469,7 @@ def _check_device(recipe: Recipe, site: Compute) -> None:
 
 def _go_on(job: _Job, task: Task) -> None:
     """Put back what the last round before this task left, if there was one here."""
-    job.optimizer, job.learnt = None, ""
+    job.optimizer, job.learnt, job.unsent = None, "", {}
     # evaluated is with what stayed here last, whichever round the model is of
     learnt = job.kept.learnt_before(task.round if task.kind == "train" else sys.maxsize)
     if learnt is None:
@@ -471,6 +477,9 @@ def _go_on(job: _Job, task: Task) -> None:
     if staying_names(job.model):
         write_staying(job.model, learnt.staying)
         job.learnt = learnt.request
+    job.trained = learnt.round
+    if learnt.unsent:
+        job.learnt, job.unsent = learnt.request, learnt.unsent
     if learnt.optimizer is not None and job.recipe.optimizer_state == "keep":
         job.learnt = learnt.request
         job.optimizer = adam(job.model, job.recipe)
@@ -481,8 +490,9 @@ def _keep_learnt(job: _Job, task: Task, request: Request) -> None:
     """What learns here and never leaves, for a round that is asked for again."""
     optimizer = None if job.optimizer is None else job.optimizer.state_dict()
     staying = read_staying(job.model)
-    job.learnt = "" if optimizer is None and not staying else request.key
-    job.kept.keep_learnt(Learnt(task.round, staying, optimizer, request.key))
+    has_more = optimizer is not None or staying or job.unsent
+    job.learnt = request.key if has_more else ""
+    job.kept.keep_learnt(Learnt(task.round, staying, optimizer, request.key, job.unsent))
     job.trained = task.round
 
 

@@ -185,7 +185,7 @@ def federate(
             records.write(RoundDone(round=number, sites=names))
             on_round(number)
         save_tensors(folder / GLOBAL_MODEL, weights, "fp32")
-        sent = to_precision(weights, recipe.transfer_precision)
+        sent = to_precision(weights, recipe.scored_precision)
         for name, answer in ask("evaluate", recipe.rounds, "final", sent).items():
             records.write(
                 EvaluationRecord(

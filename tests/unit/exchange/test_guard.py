@@ -12,7 +12,7 @@ from fedfms.contracts.contribution import Contribution, Metric
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import ContributionRefused
 from fedfms.exchange.guard import check_contribution
-from fedfms.exchange.tensors import shapes_of
+from fedfms.exchange.tensors import from_wire, shapes_of, to_precision
 
 RECIPE = Recipe(
     method="fedmsa",
@@ -156,3 +156,45 @@ def test_a_value_that_no_sum_can_hold_is_refused(tensors, value: float) -> None:
     with pytest.raises(ContributionRefused, match="a value beyond 64 in b") as caught:
         check(tensors | {"b": torch.tensor([0.0, value])})
     assert caught.value.code == "value-too-large"
+
+
+@pytest.fixture
+def eight() -> tuple[Recipe, Contribution]:
+    recipe = dataclasses.replace(RECIPE, transfer_precision="int8", max_update_norm=1.0)
+    return recipe, dataclasses.replace(REPORT, recipe_sha256=recipe.sha256)
+
+
+def test_eight_bits_come_back_decoded_and_are_bounded_as_what_they_mean(eight) -> None:
+    recipe, report = eight
+    whole = {"w": torch.randn(3, 64) / 20, "b": torch.zeros(2)}
+    coded = to_precision(whole, "int8")
+    got = check(coded, report=report, recipe=recipe, expected=shapes_of(whole))
+    assert set(got) == set(whole)
+    assert all(torch.equal(got[name], one) for name, one in from_wire(coded).items())
+    for factor, code in ((100.0, "too-large"), (1e6, "value-too-large")):
+        long = to_precision({name: factor * one for name, one in whole.items()}, "int8")
+        with pytest.raises(ContributionRefused) as caught:
+            check(long, report=report, recipe=recipe, expected=shapes_of(whole))
+        assert caught.value.code == code
+
+
+def test_eight_bits_are_taken_where_the_recipe_says_so_and_nothing_else_there(eight) -> None:
+    recipe, report = eight
+    whole = {"w": torch.randn(3, 64) / 20, "b": torch.zeros(2)}
+    for tensors, of, said in (
+        (whole, recipe, report),
+        (to_precision(whole, "fp16"), recipe, report),
+        (to_precision(whole, "int8"), RECIPE, REPORT),
+    ):
+        with pytest.raises(ContributionRefused, match="site-1"):
+            check(tensors, report=said, recipe=of, expected=shapes_of(whole))
+
+
+def test_a_holdout_sends_nothing_in_eight_bits_either(eight) -> None:
+    recipe, report = eight
+    holdout = dataclasses.replace(report, site="site-9", role="holdout", training_slices=0)
+    assert check({}, report=holdout, recipe=recipe, expected={"w": torch.Size([2, 64])}) == {}
+    with pytest.raises(ContributionRefused) as caught:
+        coded = to_precision({"w": torch.zeros(2, 64)}, "int8")
+        check(coded, report=holdout, recipe=recipe, expected={"w": torch.Size([2, 64])})
+    assert caught.value.code == "unknown-tensor"

@@ -44,12 +44,13 @@ def run_as_the_note_says(folder: Path, name: str, monkeypatch) -> tuple[Any, str
     "values",
     [
         {},
+        {"method": "lora", "image_size": 80},
         {"image_size": 128, "normalize": False, "probability_threshold": 0.7},
         {"image_size": 80, "paper_compat": True},  # border windows are padded
     ],
 )
 def test_upstream_gives_our_embeddings_and_logits(tmp_path, results, monkeypatch, values):
-    source = results(method="fedsam", **values)
+    source = results(**{"method": "fedsam", **values})
     export_model(source, tmp_path / "sam.pth", "sam")
     sam, segment = run_as_the_note_says(tmp_path, "sam.pth", monkeypatch)
 

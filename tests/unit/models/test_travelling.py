@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from fedfms.errors import CheckpointError
-from fedfms.exchange.tensors import update_norm
+from fedfms.exchange.tensors import payload_bytes, to_precision, update_norm
 from fedfms.models.build import build_model
 from fedfms.models.segmenter import Segmenter
 from fedfms.models.travelling import read_travelling, travelling_names, write_travelling
@@ -37,7 +37,33 @@ def test_fedsam_on_vit_b_travels_sam_without_what_never_learns(make_recipe):
     assert all(name.startswith(unused) for name in stays)
 
 
-@pytest.mark.parametrize("method", ["fedsam", "fedmsa"])
+# MB a round and direction; without secure sums, whose bytes are 4 or 8 a value
+MOST = [
+    ("fedmsa", "fp32", 42.5),
+    ("fedmsa", "fp16", 21.5),
+    ("fedmsa", "int8", 10.8),
+    ("fedsam", "fp16", 187.0),
+    ("fedsam", "int8", 95.0),
+]
+
+
+@pytest.mark.parametrize(("method", "precision", "most"), MOST)
+def test_a_round_on_vit_b_moves_no_more_megabytes_than_we_promise(
+    make_recipe, method, precision, most
+):
+    recipe = make_recipe("vit_b", image_size=1024, method=method)
+    with torch.device("meta"):  # shapes alone
+        model = build_model(recipe, None)
+    zeros = {
+        name: torch.zeros(()).expand(tensor.shape)  # one value in memory
+        for name, tensor in model.named_parameters()
+        if name in travelling_names(model)
+    }
+    bytes_moved = payload_bytes(to_precision(zeros, precision))
+    assert 0.97 * most < bytes_moved / 1e6 <= most
+
+
+@pytest.mark.parametrize("method", ["fedsam", "fedmsa", "lora"])
 @pytest.mark.parametrize("classes", [("one",), ("one", "two")])
 def test_requires_grad_is_exactly_on_what_travels(make_recipe, method, classes):
     model = build_model(make_recipe(method=method, classes=classes), None)
@@ -45,7 +71,7 @@ def test_requires_grad_is_exactly_on_what_travels(make_recipe, method, classes):
     assert learns == travelling_names(model)
 
 
-@pytest.mark.parametrize("method", ["fedsam", "fedmsa"])
+@pytest.mark.parametrize("method", ["fedsam", "fedmsa", "lora"])
 @pytest.mark.parametrize("classes", [("one",), ("one", "two")])
 @pytest.mark.parametrize(("backbone", "image_size"), [("vit_demo", 128), ("vit_b", 64)])
 def test_two_steps_move_what_travels_and_nothing_else(

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from fedfms.models.methods.fedmsa import FedMSA
 from fedfms.models.methods.fedsam import FedSAM
+from fedfms.models.methods.lora import LoRA
 from fedfms.models.methods.method import Gradients, Method, Step, learns_in_decoder, plain_step
 from fedfms.plugins import find_part, installed
 
 GROUP = "fedfms.methods"  # of entry points
-_OWN: dict[str, type[Method]] = {method.name: method for method in (FedSAM, FedMSA)}
+_OWN: dict[str, type[Method]] = {method.name: method for method in (FedSAM, FedMSA, LoRA)}
 
 __all__ = [
     "GROUP",

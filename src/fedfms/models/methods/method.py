@@ -60,6 +60,12 @@ class Method:
         """
         return False
 
+    def merge(self, model: Segmenter) -> None:
+        """Let SAM's own tensors compute all that was added to them, in place, and take it away.
+
+        Asked before a model is exported as "sam", of a method whose `exports` name that.
+        """
+
     def start_round(self, model: nn.Module, recipe: Recipe) -> Step:
         """How each step of a local round is made; called once a round, at its start.
 

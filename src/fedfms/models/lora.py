@@ -1,0 +1,70 @@
+"""Low-rank updates (LoRA, Hu et al. 2021, arXiv 2106.09685) of q and v in SAM's image encoder.
+
+As SAMed has them (Zhang and Liu 2023, arXiv 2304.13785): the projection that makes q, k and v of a
+token stays, and q and v get an update of small rank beside it, which starts as nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fedfms.models.encoder import EncoderBlock, ImageEncoder
+
+
+class LowRankQkv(nn.Linear):
+    """SAM's projection of tokens to q, k and v, with updates `x A B` of q and of v.
+
+    Always in fp32, also inside a bf16 encoder, as `adapters.Adapter`. Both factors of an update
+    have `rank` rows of C values, so that a row of either has a scale of its own in eight bits.
+
+    Args:
+        qkv: upstream's, C to 3 C; its parameters become ours under their own names.
+        rank: of an update.
+    """
+
+    def __init__(self, qkv: nn.Linear, rank: int) -> None:
+        width = qkv.in_features
+        super().__init__(width, 3 * width, qkv.bias is not None, device="meta")
+        self.weight, self.bias = qkv.weight, qkv.bias
+        self.q_down = nn.Linear(width, rank, bias=False)  # drawn as any linear layer
+        self.v_down = nn.Linear(width, rank, bias=False)
+        self.q_up = nn.Parameter(torch.zeros(rank, width))
+        self.v_up = nn.Parameter(torch.zeros(rank, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., C) to (..., 3 C), in the type of the frozen projection's result."""
+        projected = super().forward(tokens)
+        with torch.autocast(tokens.device.type, enabled=False):
+            exact = tokens.float()
+            to_q = (self.q_down(exact) @ self.q_up).to(projected.dtype)
+            to_v = (self.v_down(exact) @ self.v_up).to(projected.dtype)
+        q, k, v = projected.chunk(3, dim=-1)
+        return torch.cat([q + to_q, k, v + to_v], dim=-1)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The same projection as one plain layer."""
+        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        to_q, to_v = self.q_up.T @ self.q_down.weight, self.v_up.T @ self.v_down.weight
+        update = torch.cat([to_q, torch.zeros_like(to_q), to_v])
+        plain.weight = nn.Parameter(self.weight + update, requires_grad=False)
+        plain.bias = self.bias
+        return plain
+
+
+def add_low_rank(encoder: nn.Module, rank: int) -> None:
+    """Give every block of an ImageEncoder its updates, drawn from torch's global generator."""
+    assert isinstance(encoder, ImageEncoder)
+    for block in encoder.blocks:
+        assert isinstance(block, EncoderBlock)  # one that is not would lose its place
+        block.attn.qkv = LowRankQkv(block.attn.qkv, rank)
+
+
+def merge_low_rank(encoder: nn.Module) -> None:
+    """Put plain projections into the places of those with updates, which compute the same."""
+    assert isinstance(encoder, ImageEncoder)
+    for block in encoder.blocks:
+        assert isinstance(block, EncoderBlock)
+        if isinstance(block.attn.qkv, LowRankQkv):
+            block.attn.qkv = block.attn.qkv.merged()
