@@ -22,9 +22,13 @@ from fedfms.data.cache import StoredCase, temporary_folder
 from fedfms.data.classes import annotated, masks_of_labels
 from fedfms.data.prepared import Prepared
 from fedfms.errors import SiteDataError
-from fedfms.geometry import Frame, mask_target, normalised, resized_slice
+from fedfms.geometry import Frame, mask_target, native_slice, normalised, resized_slice
 
 SLICES_ON_DISK = 2 * 1024**3  # bytes; a set whose resized slices need less is resized once
+
+
+# picture, rows and columns that it covers, target, annotated: see `SliceDataset.levels`
+Levels = tuple[Tensor, tuple[int, int], Tensor, Tensor]
 
 
 class SliceDataset(Dataset[dict[str, Tensor]]):
@@ -78,6 +82,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         folder = first.folder if isinstance(first, StoredCase) else temporary_folder()
         channels = 1 if site.channels == "gray" else 3
         self._kept = KeptSlices.of(len(self.slices), channels, recipe, folder)
+        self._kept_targets = KeptSlices.of(len(self.slices), 0, recipe, folder)
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -87,25 +92,48 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         """Whose slices these are; of a patient without any there is nothing to train on."""
         return {self.prepared[number].case.patient for number, _ in self.slices}
 
+    @property
+    def classes_drawn(self) -> float:
+        """How many of the recipe's classes this site annotates, in each of its slices."""
+        return float(self._annotated.sum())
+
     def __getitem__(self, item: int) -> dict[str, Tensor]:
-        number, index = self.slices[item]
-        case = self.prepared[number]
-        frame = Frame.of(case)
-        kept = self._kept.get(item, frame) if self._kept is not None else None
-        if kept is None:
-            masks = masks_of_labels(case.labels[index], self.site, self.recipe)
-            kept = (
-                resized_slice(case, index, self.site, self.recipe),
-                mask_target(masks, frame, self.recipe),
-            )
-            if self._kept is not None:
-                self._kept.put(item, *kept)
-        picture, target = kept
+        picture, _, target, annotated = self.levels(item)
         return {
             "image": normalised(picture, self.recipe),
             "target": target.float(),
-            "annotated": self._annotated.clone(),
+            "annotated": annotated.clone(),
         }
+
+    def levels(self, item: int, *, native: bool = False) -> Levels:
+        """A slice before it is a network's input: 8-bit levels.
+
+        Args:
+            item: as of the dataset.
+            native: at the size that the picture has; else resized, as it is kept.
+
+        Returns:
+            the picture (1 or 3, h, w) uint8; rows and columns of the input that it covers; the
+            target (K, M, M) bool; annotated (K,) float32 of 0 and 1.
+        """
+        number, index = self.slices[item]
+        case = self.prepared[number]
+        frame = Frame.of(case)
+        store = self._kept_targets if native else self._kept
+        kept = store.get(item, frame) if store is not None else None
+        if kept is None:
+            masks = masks_of_labels(case.labels[index], self.site, self.recipe)
+            target = mask_target(masks, frame, self.recipe)
+            picture = torch.empty(0, dtype=torch.uint8)
+            if not native:
+                picture = resized_slice(case, index, self.site, self.recipe)
+            kept = picture, target
+            if store is not None:
+                store.put(item, *kept)
+        picture, target = kept
+        if native:
+            picture = native_slice(case, index, self.site)
+        return picture, frame.input_size(self.recipe), target, self._annotated
 
 
 class KeptSlices:
