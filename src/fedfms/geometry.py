@@ -24,8 +24,6 @@ from fedfms.contracts.site import Reading
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
-_CACHED_PIXELS = 64 * 1024  # 256 KiB of float32
-
 Triple = tuple[float, float, float]
 
 
@@ -181,6 +179,7 @@ def input_of(
     covered: Sequence[tuple[int, int]],
     recipe: Recipe,
     device: torch.device,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Slices of any sizes to a network's input, (B, 3, S, S) float32 on the device.
 
@@ -190,23 +189,20 @@ def input_of(
     Args:
         pictures: (1 or 3, h, w) uint8 each, on the device; of any size.
         covered: rows and columns of the input that each covers, from the upper left.
+        out: (B or more, 3, S, S) float32 there, whose first B are overwritten and returned: new
+            memory of that size costs a processor more than all that is written to it.
     """
     size = recipe.image_size
-    mean, std = (torch.tensor(one).to(device) for one in pixel_statistics(recipe))
-    canvas = torch.empty(len(pictures), 3, size, size, device=device)
+    mean, std = (torch.tensor(one).to(device)[:, None, None] for one in pixel_statistics(recipe))
+    if out is None or out.shape[0] < len(pictures):
+        out = torch.empty(len(pictures), 3, size, size, device=device)
+    canvas = out[: len(pictures)]
     for image, picture, (rows, columns) in zip(canvas, pictures, covered, strict=True):
         if picture.shape[1:] != (rows, columns):
             picture = resized_anywhere(picture, rows, columns, not recipe.paper_compat)
         image[:, rows:].zero_()
         image[:, :rows, columns:].zero_()
-        # some rows at a time, which stay in a processor's cache between the two operations
-        step = rows if device.type != "cpu" else max(1, _CACHED_PIXELS // columns)
-        for channel, part in enumerate(image[:, :rows, :columns]):
-            levels = picture[channel % len(picture)]
-            for first in range(0, rows, step):
-                out = part[first : first + step]
-                torch.sub(levels[first : first + step], mean[channel], out=out)
-                out.div_(std[channel])
+        image[:, :rows, :columns].copy_(picture).sub_(mean).div_(std)
     return canvas
 
 

@@ -12,6 +12,7 @@ import bisect
 import logging
 import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,10 @@ from fedfms.geometry import input_of
 from fedfms.user import end_with
 
 log = logging.getLogger(__name__)
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2, as a container sees its own
+_SHARED_MEMORY = Path("/dev/shm")
+_WORKER_BYTES = 128 * 1024**2  # of shared memory: two batches on their way, at native size
 
 Slices = SliceDataset | ConcatDataset[dict[str, Tensor]] | Subset[dict[str, Tensor]]
 
@@ -50,6 +55,7 @@ class Loader:
         self, dataset: Slices, recipe: Recipe, compute: Compute, device: torch.device
     ) -> None:
         self._recipe, self._device = recipe, device
+        self._canvas: Tensor | None = None  # that batches are made in, one after the other
         self._order = _Order()
         native = device.type != "cpu"
         workers = workers_here(device) if compute.workers is None else compute.workers
@@ -71,6 +77,7 @@ class Loader:
             order: which slices make each batch; of an empty one comes None.
 
         Yields:
+            the values of which hold until the next is asked for:
             image (B, 3, S, S) float32 normalised, target (B, K, M, M) float32 of 0 and 1,
             annotated (B, K) float32 of 0 and 1.
         """
@@ -82,8 +89,12 @@ class Loader:
         levels = batch.levels.to(self._device, non_blocking=True)
         parts = torch.split(levels, [math.prod(shape) for shape in batch.shapes])
         pictures = [part.view(shape) for part, shape in zip(parts, batch.shapes, strict=True)]
+        canvas = self._canvas if self._device.type == "cpu" else None  # a GPU may still read it
+        image = input_of(pictures, batch.covered, self._recipe, self._device, canvas)
+        if canvas is None or len(image) > len(canvas):
+            self._canvas = image
         return {
-            "image": input_of(pictures, batch.covered, self._recipe, self._device),
+            "image": image,
             "target": batch.target.to(self._device, non_blocking=True).float(),
             "annotated": batch.annotated,
         }
@@ -93,21 +104,32 @@ def workers_here(device: torch.device) -> int:
     """How many processes prepare slices where the site does not say.
 
     None where a processor computes, whose every core has something better to do. For a GPU as many
-    as this container has CPUs beside the one that feeds the GPU, and no more than 4.
+    as this container has CPUs beside the one that feeds the GPU, and no more than 4 or than have
+    room in shared memory, through which slices are passed on.
     """
-    return 0 if device.type == "cpu" else max(0, min(4, cpus_here() - 1))
+    if device.type == "cpu":
+        return 0
+    return max(0, min(4, cpus_here() - 1, _shared_memory() // _WORKER_BYTES))
 
 
 def cpus_here() -> int:
     """CPUs that this container, or this process, may use; at least 1."""
     allowed = float(len(psutil.Process().cpu_affinity() or [0]))
-    try:  # cgroup v2, as a container sees its own
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    try:
+        quota, period = _QUOTA.read_text().split()
         if quota != "max":
             allowed = min(allowed, int(quota) / int(period))
     except (OSError, ValueError):
         pass
     return max(1, math.floor(allowed))
+
+
+def _shared_memory() -> int:
+    """Bytes."""
+    try:
+        return shutil.disk_usage(_SHARED_MEMORY).total
+    except OSError:
+        return 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+import time
+from itertools import chain
 
+import psutil
 import pytest
 import torch
 from torch import nn
+from trainer_process import Place, TrainerProcess
 
+from fedfms.contracts.messages import Task
 from fedfms.contracts.recipe import Recipe
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import Compute, SiteConfig
 from fedfms.control import Control
 from fedfms.data.manifest import find_cases
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
+from fedfms.errors import ConfigError, TaskAborted, TrainerError, TrainingError
 from fedfms.models.build import build_model
+from fedfms.trainer.client import run_task
 from fedfms.trainer.ranks import Ranks
+from fedfms.trainer.server import EXIT_STALLED
 from fedfms.training.loop import RoundResult, train_round
+from fedfms.training.ranks import rank_devices, share
 
 CPU = torch.device("cpu")
 
@@ -69,7 +79,7 @@ def largest(one: nn.Module, other: nn.Module) -> float:
     """
     values = dict(other.named_parameters())
     return max(
-        float((tensor - values[name]).abs().max())
+        float((tensor - values[name]).detach().abs().max())
         for name, tensor in one.named_parameters()
         if not name.endswith("k_proj.bias")
     )
@@ -103,3 +113,136 @@ def test_two_ranks_equal_one_process_with_the_same_batch(
     assert result.steps == steps
     assert result.loss == pytest.approx(expected.loss, 1e-6)
     assert largest(both, alone) < 1e-6
+
+
+def test_shares_differ_by_one_slice_at_most_and_the_first_is_never_empty():
+    for slices in range(1, 10):
+        for size in range(1, 5):
+            shares = [share(list(range(slices)), rank, size) for rank in range(size)]
+            assert list(chain(*shares)) == list(range(slices))
+            assert shares[0]
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_what_a_rank_raises_is_raised_here_and_the_next_round_has_new_ranks(recipe, place, two):
+    dataset = slices_of(two, recipe, place)
+    model = build_model(recipe, None)
+    with torch.no_grad():  # in the shares of all ranks
+        next(model.parameters()).fill_(torch.nan)
+    with (
+        pytest.raises(TrainingError, match="became nan") as caught,
+        two.round(model, dataset, recipe, 0, None, Control()) as beside,
+    ):
+        beside.gradient_of(0, 2)(model, _of_rank_0(dataset), recipe, 2, Control())
+    assert caught.value.code == "non-finite-loss"
+    both, _ = trained(recipe, dataset, two, 4)
+    alone, _ = trained(recipe, dataset, None, 4)
+    assert largest(both, alone) < 1e-5
+
+
+def _of_rank_0(dataset: SliceDataset) -> dict[str, torch.Tensor]:
+    """A share in which nothing is annotated, so that its loss is finite whatever the network."""
+    batch = torch.utils.data.default_collate([dataset[0]])
+    return {**batch, "annotated": torch.zeros_like(batch["annotated"])}
+
+
+@pytest.mark.parametrize(
+    ("device", "ranks", "gpus", "expected"),
+    [
+        ("cpu", None, 0, ["cpu"]),
+        ("cpu", 3, 0, ["cpu"] * 3),
+        ("cpu", 9, 0, ["cpu"] * 4),  # never more than slices in a batch
+        ("auto", None, 2, ["cuda:0", "cuda:1"]),
+        ("auto", 1, 2, ["cuda:0"]),
+        ("cuda", None, 2, ["cuda:0"]),
+        ("cuda:1", 2, 3, ["cuda:1", "cuda:2"]),
+    ],
+)
+def test_a_rank_has_a_gpu_of_its_own(recipe, monkeypatch, device, ranks, gpus, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    compute = Compute(device=device, ranks=ranks)
+    assert [str(one) for one in rank_devices(compute, recipe)] == expected
+
+
+def test_more_ranks_than_gpus_are_refused(recipe, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="set ranks: 2 in"):
+        rank_devices(Compute(ranks=3), recipe)
+
+
+# ---------------------------------------------------------------------- a trainer and its ranks
+
+
+def ranks_of(trainer: TrainerProcess) -> list[psutil.Process]:
+    """The other ranks of a trainer and the loader processes of all."""
+    return psutil.Process(trainer.pid).children(recursive=True)
+
+
+def other_rank(trainer: TrainerProcess) -> psutil.Process:
+    children = psutil.Process(trainer.pid).children()  # and not its loader processes
+    (found,) = [one for one in children if "trainer.rank" in " ".join(one.cmdline())]
+    return found
+
+
+def none_is_left(processes: list[psutil.Process], seconds: float = 3) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    return not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_trainer_with_ranks_lives_on_when_they_die_and_takes_them_along(
+    place: Place, start, begin, train_task: Task, long_task: Task, global_model
+) -> None:
+    place.set_site(ranks=2, threads=1, workers=1, device="cpu")
+    trainer = start()
+    result = run_task(place.exchange, train_task, global_model)
+    place.set_site(ranks=1)
+    alone = run_task(
+        place.exchange, dataclasses.replace(train_task, job="alone"), global_model
+    ).tensors
+    compared = [name for name in alone if not name.endswith("k_proj.bias")]  # see `largest`
+    assert max(float((result.tensors[n] - alone[n]).abs().max()) for n in compared) < 1e-5
+    place.set_site(ranks=2)
+
+    # a rank is killed: the task has one clear error
+    thread = begin(place, long_task, global_model)
+    thread.wait_for_step()
+    processes = ranks_of(trainer)
+    assert len(processes) >= 3  # a rank, and a loader process of each of the two
+    other_rank(trainer).kill()
+    thread.wait()
+    assert isinstance(thread.error, TrainerError | TrainingError)
+    assert thread.error.code == "rank-died"
+    assert none_is_left(processes)
+
+    # the next is stopped by its client
+    thread = begin(place, long_task, global_model)
+    thread.wait_for_step()
+    processes, at = ranks_of(trainer), time.monotonic()
+    thread.abort.set()
+    thread.wait()
+    assert isinstance(thread.error, TaskAborted)
+    assert thread.ended_at - at < 5
+    assert none_is_left(processes)
+
+    # and then the trainer is killed
+    thread = begin(place, long_task, global_model, connect_seconds=1)
+    thread.wait_for_step()
+    processes = ranks_of(trainer)
+    assert len(processes) >= 3
+    trainer.kill(signal.SIGKILL)
+    assert none_is_left(processes)
+
+
+def test_a_rank_that_stands_still_is_seen_by_the_watch_of_the_trainer(
+    place: Place, start, begin, long_task: Task, global_model
+) -> None:
+    place.set_site(ranks=2, threads=1, device="cpu", stall_seconds=3)
+    trainer = start()
+    thread = begin(place, long_task, global_model, connect_seconds=1)
+    thread.wait_for_step()
+    processes = ranks_of(trainer)
+    other_rank(trainer).suspend()
+    assert trainer.process.wait(20) == EXIT_STALLED
+    assert none_is_left(processes)
