@@ -10,6 +10,7 @@ import weakref
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -93,6 +94,25 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         return {self.prepared[number].case.patient for number, _ in self.slices}
 
     @property
+    def kept_files(self) -> list[int]:
+        """Numbers of the open files that `share_kept` of a copy takes; none, or two."""
+        if self._kept is None or self._kept_targets is None:
+            return []
+        return [self._kept.fileno(), self._kept_targets.fileno()]
+
+    def share_kept(self, files: Sequence[int]) -> None:
+        """Read and write the slices that another process keeps of this same dataset.
+
+        Args:
+            files: what `kept_files` is there, as numbers of this process, which are taken over.
+        """
+        channels = 1 if self.site.channels == "gray" else 3
+        self._kept, self._kept_targets = (
+            KeptSlices(len(self.slices), count, self.recipe, os.fdopen(file, "r+b", 0))
+            for count, file in zip((channels, 0), files, strict=True)
+        )
+
+    @property
     def classes_drawn(self) -> float:
         """How many of the recipe's classes this site annotates, in each of its slices."""
         return float(self._annotated.sum())
@@ -143,13 +163,13 @@ class KeptSlices:
     not be written, on a full disk say, is resized again.
     """
 
-    def __init__(self, slices: int, channels: int, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, slices: int, channels: int, recipe: Recipe, file: BinaryIO) -> None:
         self._recipe = recipe
         self._channels = channels
         self._pictures, self._masks = bytes_of_slice(
             channels, len(recipe.classes), recipe.image_size, recipe.mask_size
         )
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it stays open
+        self._file = file
         weakref.finalize(self, self._file.close)
         os.truncate(self._file.fileno(), slices * self._slot)  # a hole: no room is taken yet
 
@@ -162,18 +182,22 @@ class KeptSlices:
         try:
             has_room = 4 * slices * size <= shutil.disk_usage(folder).free
             if are_kept(slices, size) and has_room:
-                return cls(slices, channels, recipe, folder)
+                return cls(slices, channels, recipe, tempfile.TemporaryFile(dir=folder))
         except OSError:  # the folder cannot be written
             pass
         return None
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """A worker that is started and not forked has no such file."""
+        """A process that is started and not forked has no such file, unless it is given it."""
         return type(None), ()
 
     @property
     def _slot(self) -> int:
         return self._pictures + self._masks + 1  # a last byte of 1 says that the slice is there
+
+    def fileno(self) -> int:
+        """Of its file."""
+        return self._file.fileno()
 
     def get(self, item: int, frame: Frame) -> tuple[Tensor, Tensor] | None:
         """The picture (C, h, w) uint8 and the target (K, M, M) bool, if they are there."""

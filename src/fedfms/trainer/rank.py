@@ -15,6 +15,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ class Round:
     number: int
     secret: bytes | None
     dataset: SliceDataset | None  # None: that of the round before
+    kept_files: int  # with it as many open files follow, of slices as they were resized once
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,10 @@ class _Helper:
             self._model = build_model(recipe, None).to(start.device)  # rank 0 fills it
             self._micro_batch = sys.maxsize
         if asked.dataset is not None:
+            files = [recv_handle(self._connection) for _ in range(asked.kept_files)]
             self._dataset, self._loader = asked.dataset, None
+            if files:
+                self._dataset.share_kept(files)
         assert self._dataset is not None
         if self._loader is None:
             self._loader = Loader(self._dataset, recipe, asked.site, start.device)

@@ -17,10 +17,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,10 @@ class Ranks:
                 self._start(control)
             if self._threads is not None and self._threads != threads:
                 torch.set_num_threads(self._threads)
-            had = self._dataset is dataset
-            self._dataset = dataset
-            self._send(Round(recipe, self.site, number, secret, None if had else dataset))
+            had, self._dataset = self._dataset is dataset, dataset
+            files = [] if had else dataset.kept_files
+            about = None if had else dataset
+            self._send(Round(recipe, self.site, number, secret, about, len(files)), files)
             spread(frozen(model), self._waits(control))
             yield _RoundOfRanks(self, dataset)
         except BaseException:
@@ -182,10 +184,12 @@ class Ranks:
             shutil.rmtree(folder, ignore_errors=True)
         log.info("%d ranks train together (%s)", size, backend)
 
-    def _send(self, request: Any) -> None:
+    def _send(self, request: Any, files: Sequence[int] = ()) -> None:
         for other in self._others:
             try:
                 say(other.connection, request)
+                for file in files:
+                    send_handle(other.connection, file, other.process.pid)
             except OSError:
                 raise self._what_befell(other) from None
 

@@ -81,7 +81,6 @@ def test_what_a_gpu_makes_of_native_levels_is_one_level_away_at_most(
     floats = resized_in_floats(native, rows, columns, not paper_compat)
     apart = (levels.int() - floats.int()).abs()
     assert apart.max() <= 1
-    assert abs(float((levels.int() - floats.int()).float().mean())) < 0.03  # and not to one side
     got = input_of([floats], [(rows, columns)], recipe, CPU)[0]
     expected = network_input(case, 1, site, recipe)
     level = 1 / torch.tensor(pixel_statistics(recipe)[1])[:, None, None]
