@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 from torch import nn
-from trainer_process import Place, TrainerProcess
+from trainer_process import Place, TrainerProcess, ask, task_runner
 
 from fedfms.contracts.messages import Task
 from fedfms.contracts.recipe import Recipe
@@ -85,16 +85,20 @@ def largest(one: nn.Module, other: nn.Module) -> float:
     )
 
 
-def test_two_ranks_equal_one_process_that_computes_the_shares_in_turn(recipe, place, two):
+def test_two_ranks_equal_one_process_that_computes_the_shares_in_turn(
+    recipe, place, two, monkeypatch
+):
     recipe = dataclasses.replace(recipe, batch_size=4, clip_grad_norm=1.0, schedule="cosine")
     dataset = slices_of(two, recipe, place)
     assert len(dataset) == 16
     both, results = trained(recipe, dataset, two, 4, rounds=2)
-    alone, expected = trained(recipe, dataset, None, 2, rounds=2)
+    alone, expected = trained(recipe, slices_of(two, recipe, place), None, 2, rounds=2)
     for got, want in zip(both.parameters(), alone.parameters(), strict=True):
         assert torch.equal(got, want)  # to the last bit, after 8 steps
     assert [one.loss for one in results] == pytest.approx([one.loss for one in expected], 1e-6)
     assert [one.steps for one in results] == [4, 4]
+    monkeypatch.setattr("fedfms.data.slices.resized_slice", None)
+    assert [dataset[item] for item in range(16)]  # what either rank resized is kept for both
 
 
 @pytest.mark.parametrize(
@@ -246,3 +250,31 @@ def test_a_rank_that_stands_still_is_seen_by_the_watch_of_the_trainer(
     other_rank(trainer).suspend()
     assert trainer.process.wait(20) == EXIT_STALLED
     assert none_is_left(processes)
+
+
+def test_a_trainer_that_is_told_to_stop_takes_its_ranks_along(
+    place: Place, start, begin, long_task: Task, global_model
+) -> None:
+    place.set_site(ranks=2, threads=1, device="cpu")
+    trainer = start()
+    thread = begin(place, long_task, global_model, connect_seconds=1)
+    thread.wait_for_step()
+    processes = ranks_of(trainer)
+    assert processes
+    trainer.kill(signal.SIGTERM)
+    assert trainer.process.wait(15) == 0
+    assert none_is_left(processes)
+
+
+def test_steps_of_patients_are_computed_in_one_process(place: Place, recipe, global_model) -> None:
+    drawn = dataclasses.replace(
+        recipe, patient_rate=1.0, patient_clip_norm=0.5, optimizer_state="reset", local_epochs=2
+    )
+    tensors = {}
+    for ranks in (1, 2):
+        place.set_site(ranks=ranks, threads=1, device="cpu")
+        runner = task_runner(place, place.root / f"work-{ranks}")
+        before = psutil.Process().children()
+        tensors[ranks] = ask(runner, drawn, 0, global_model).tensors
+        assert psutil.Process().children() == before
+    assert all(torch.equal(tensors[1][name], tensors[2][name]) for name in tensors[1])
