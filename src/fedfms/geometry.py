@@ -8,6 +8,7 @@ everywhere.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -154,8 +155,8 @@ def network_input(prepared: Pictured, index: int, site: Reading, recipe: Recipe)
     return normalised(resized_slice(prepared, index, site, recipe), recipe)
 
 
-def resized_slice(prepared: Pictured, index: int, site: Reading, recipe: Recipe) -> Tensor:
-    """(1 or 3, h, w) uint8: the slice over the part of the input that it covers."""
+def native_slice(prepared: Pictured, index: int, site: Reading) -> Tensor:
+    """(1 or 3, H, W) uint8: the slice at its own size, a copy."""
     if prepared.images.ndim == 4:
         picture = prepared.images[index].transpose(2, 0, 1)
     elif site.channels == "neighbours":  # 2.5-D: the slice between its neighbours
@@ -163,9 +164,61 @@ def resized_slice(prepared: Pictured, index: int, site: Reading, recipe: Recipe)
         picture = prepared.images[[max(index - 1, 0), index, min(index + 1, last)]]
     else:
         picture = prepared.images[index : index + 1]
+    return torch.from_numpy(np.array(picture, order="C"))  # a copy: a map is read-only
+
+
+def resized_slice(prepared: Pictured, index: int, site: Reading, recipe: Recipe) -> Tensor:
+    """(1 or 3, h, w) uint8: the slice over the part of the input that it covers."""
     rows, columns = Frame.of(prepared).input_size(recipe)
-    levels = torch.from_numpy(np.array(picture, order="C"))  # a copy: a map is read-only
+    levels = native_slice(prepared, index, site)
     return resized(levels[None], rows, columns, not recipe.paper_compat)[0]
+
+
+def input_of(
+    pictures: Sequence[Tensor],
+    covered: Sequence[tuple[int, int]],
+    recipe: Recipe,
+    device: torch.device,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Slices of any sizes to a network's input, (B, 3, S, S) float32 on the device.
+
+    On a processor the same as `network_input` to the last bit. Elsewhere, where torch resizes no
+    8-bit levels, they are resized as fp32 and rounded: at most one level from the processor's.
+
+    Args:
+        pictures: (1 or 3, h, w) uint8 each, on the device; of any size.
+        covered: rows and columns of the input that each covers, from the upper left.
+        out: (B or more, 3, S, S) float32 there, whose first B are overwritten and returned: new
+            memory of that size costs a processor more than all that is written to it.
+    """
+    size = recipe.image_size
+    mean, std = (torch.tensor(one).to(device)[:, None, None] for one in pixel_statistics(recipe))
+    if out is None or out.shape[0] < len(pictures):
+        out = torch.empty(len(pictures), 3, size, size, device=device)
+    canvas = out[: len(pictures)]
+    for image, picture, (rows, columns) in zip(canvas, pictures, covered, strict=True):
+        if picture.shape[1:] != (rows, columns):
+            picture = resized_anywhere(picture, rows, columns, not recipe.paper_compat)
+        image[:, rows:].zero_()
+        image[:, :rows, columns:].zero_()
+        image[:, :rows, :columns].copy_(picture).sub_(mean).div_(std)
+    return canvas
+
+
+def resized_anywhere(picture: Tensor, rows: int, columns: int, antialias: bool) -> Tensor:
+    """(C, H, W) uint8 to (C, rows, columns) uint8, on any device; see `input_of`."""
+    if picture.device.type == "cpu":
+        return resized(picture[None], rows, columns, antialias)[0]
+    return resized_in_floats(picture, rows, columns, antialias)
+
+
+def resized_in_floats(picture: Tensor, rows: int, columns: int, antialias: bool) -> Tensor:
+    """As `resized` of one picture, by torch's arithmetic of floats and one rounding."""
+    exact = F.interpolate(
+        picture[None].float(), size=[rows, columns], mode="bilinear", antialias=antialias
+    )
+    return exact[0].round_().clamp_(0, 255).to(torch.uint8)
 
 
 def normalised(picture: Tensor, recipe: Recipe) -> Tensor:

@@ -1,11 +1,18 @@
-"""Who this process is on its machine: never root in a container, able to read what it is given."""
+"""Who this process is on its machine: never root in a container, able to read what it is given.
+
+And whose child it is: a process that another one started to help it ends with that one.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 from pathlib import Path
 
 from fedfms.errors import ConfigError, FedfmsError
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class UserError(FedfmsError):
@@ -30,6 +37,19 @@ def refuse_root() -> None:
             "user own the folder: sudo chown -R 1000 . for user 1000",
             code="root",
         )
+
+
+def end_with(parent: int) -> None:
+    """From now on the kernel kills this process when the one that started it ends, in any way.
+
+    More exactly when the thread ends that started it.
+
+    Args:
+        parent: process id of the one that started this one; if it is gone already, this ends now.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def how_to_read(path: Path) -> str:

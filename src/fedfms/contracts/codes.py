@@ -47,6 +47,10 @@ CODES: dict[str, str] = {
     "other-protocol": "its two containers run different versions of fedfms",
     "other-site": "the site's name is not the one that was expected",
     "out-of-memory": "it ran out of memory",
+    "rank-died": "one of the processes that train together there was ended, most likely because it "
+    "ran out of memory",
+    "rank-failed": "one of the processes that train together there failed; its trainer's log says "
+    "why",
     "recipe": "the job's recipe cannot be used there",
     "round": "the round is beyond those of the recipe",
     "site-files-slow": "its site.yml or policy cannot be read",

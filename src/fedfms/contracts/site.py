@@ -315,14 +315,16 @@ class Compute:
     cache: AnyPath | None = None  # folder for prepared slices; none: prepared anew at each start
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     threads: int | None = None  # CPU threads of torch; none: torch decides
-    workers: int = 0  # data loader processes
+    workers: int | None = None  # data loader processes; none: by device and CPUs
+    # processes that train together, each on a GPU of its own; none: every GPU with device auto
+    ranks: int | None = None
     # largest number of slices in memory at once; none: batch_size, but 1 above 512 pixels on a CPU
     micro_batch: int | None = None
     stall_seconds: float = 3600.0  # without progress for so long, the trainer ends itself
 
     def __post_init__(self) -> None:
         _require_at_least(self, 0, ("workers",))
-        _require_at_least(self, 1, ("threads", "micro_batch"))
+        _require_at_least(self, 1, ("threads", "ranks", "micro_batch"))
         require(
             self.stall_seconds > 0, f"stall_seconds is {self.stall_seconds}", "set seconds above 0"
         )

@@ -181,13 +181,15 @@ class _Shelf:
             SiteDataError: "cache-gone".
         """
         key = f"{name} {record.start}"
-        if key not in self._maps:
+        found = self._maps.get(key)
+        if found is None:
             with self.opened(name) as file:
-                self._maps[key] = _mapped(file, record)
+                found = self._maps[key] = _mapped(file, record)
+        with contextlib.suppress(KeyError):  # a thread that scores may take one away meanwhile
             if len(self._maps) > _MAPPED:
                 self._maps.popitem(last=False)
-        self._maps.move_to_end(key)
-        return self._maps[key]
+            self._maps.move_to_end(key)
+        return found
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[BinaryIO]:

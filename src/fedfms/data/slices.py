@@ -10,6 +10,7 @@ import weakref
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -22,9 +23,13 @@ from fedfms.data.cache import StoredCase, temporary_folder
 from fedfms.data.classes import annotated, masks_of_labels
 from fedfms.data.prepared import Prepared
 from fedfms.errors import SiteDataError
-from fedfms.geometry import Frame, mask_target, normalised, resized_slice
+from fedfms.geometry import Frame, mask_target, native_slice, normalised, resized_slice
 
 SLICES_ON_DISK = 2 * 1024**3  # bytes; a set whose resized slices need less is resized once
+
+
+# picture, rows and columns that it covers, target, annotated: see `SliceDataset.levels`
+Levels = tuple[Tensor, tuple[int, int], Tensor, Tensor]
 
 
 class SliceDataset(Dataset[dict[str, Tensor]]):
@@ -78,6 +83,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         folder = first.folder if isinstance(first, StoredCase) else temporary_folder()
         channels = 1 if site.channels == "gray" else 3
         self._kept = KeptSlices.of(len(self.slices), channels, recipe, folder)
+        self._kept_targets = KeptSlices.of(len(self.slices), 0, recipe, folder)
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -87,25 +93,67 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         """Whose slices these are; of a patient without any there is nothing to train on."""
         return {self.prepared[number].case.patient for number, _ in self.slices}
 
+    @property
+    def kept_files(self) -> list[int]:
+        """Numbers of the open files that `share_kept` of a copy takes; none, or two."""
+        if self._kept is None or self._kept_targets is None:
+            return []
+        return [self._kept.fileno(), self._kept_targets.fileno()]
+
+    def share_kept(self, files: Sequence[int]) -> None:
+        """Read and write the slices that another process keeps of this same dataset.
+
+        Args:
+            files: what `kept_files` is there, as numbers of this process, which are taken over.
+        """
+        channels = 1 if self.site.channels == "gray" else 3
+        self._kept, self._kept_targets = (
+            KeptSlices(len(self.slices), count, self.recipe, os.fdopen(file, "r+b", 0))
+            for count, file in zip((channels, 0), files, strict=True)
+        )
+
+    @property
+    def classes_drawn(self) -> float:
+        """How many of the recipe's classes this site annotates, in each of its slices."""
+        return float(self._annotated.sum())
+
     def __getitem__(self, item: int) -> dict[str, Tensor]:
-        number, index = self.slices[item]
-        case = self.prepared[number]
-        frame = Frame.of(case)
-        kept = self._kept.get(item, frame) if self._kept is not None else None
-        if kept is None:
-            masks = masks_of_labels(case.labels[index], self.site, self.recipe)
-            kept = (
-                resized_slice(case, index, self.site, self.recipe),
-                mask_target(masks, frame, self.recipe),
-            )
-            if self._kept is not None:
-                self._kept.put(item, *kept)
-        picture, target = kept
+        picture, _, target, annotated = self.levels(item)
         return {
             "image": normalised(picture, self.recipe),
             "target": target.float(),
-            "annotated": self._annotated.clone(),
+            "annotated": annotated.clone(),
         }
+
+    def levels(self, item: int, *, native: bool = False) -> Levels:
+        """A slice before it is a network's input: 8-bit levels.
+
+        Args:
+            item: as of the dataset.
+            native: at the size that the picture has; else resized, as it is kept.
+
+        Returns:
+            the picture (1 or 3, h, w) uint8; rows and columns of the input that it covers; the
+            target (K, M, M) bool; annotated (K,) float32 of 0 and 1.
+        """
+        number, index = self.slices[item]
+        case = self.prepared[number]
+        frame = Frame.of(case)
+        store = self._kept_targets if native else self._kept
+        kept = store.get(item, frame) if store is not None else None
+        if kept is None:
+            masks = masks_of_labels(case.labels[index], self.site, self.recipe)
+            target = mask_target(masks, frame, self.recipe)
+            picture = torch.empty(0, dtype=torch.uint8)
+            if not native:
+                picture = resized_slice(case, index, self.site, self.recipe)
+            kept = picture, target
+            if store is not None:
+                store.put(item, *kept)
+        picture, target = kept
+        if native:
+            picture = native_slice(case, index, self.site)
+        return picture, frame.input_size(self.recipe), target, self._annotated
 
 
 class KeptSlices:
@@ -115,13 +163,13 @@ class KeptSlices:
     not be written, on a full disk say, is resized again.
     """
 
-    def __init__(self, slices: int, channels: int, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, slices: int, channels: int, recipe: Recipe, file: BinaryIO) -> None:
         self._recipe = recipe
         self._channels = channels
         self._pictures, self._masks = bytes_of_slice(
             channels, len(recipe.classes), recipe.image_size, recipe.mask_size
         )
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it stays open
+        self._file = file
         weakref.finalize(self, self._file.close)
         os.truncate(self._file.fileno(), slices * self._slot)  # a hole: no room is taken yet
 
@@ -134,18 +182,22 @@ class KeptSlices:
         try:
             has_room = 4 * slices * size <= shutil.disk_usage(folder).free
             if are_kept(slices, size) and has_room:
-                return cls(slices, channels, recipe, folder)
+                return cls(slices, channels, recipe, tempfile.TemporaryFile(dir=folder))
         except OSError:  # the folder cannot be written
             pass
         return None
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """A worker that is started and not forked has no such file."""
+        """A process that is started and not forked has no such file, unless it is given it."""
         return type(None), ()
 
     @property
     def _slot(self) -> int:
         return self._pictures + self._masks + 1  # a last byte of 1 says that the slice is there
+
+    def fileno(self) -> int:
+        """Of its file."""
+        return self._file.fileno()
 
     def get(self, item: int, frame: Frame) -> tuple[Tensor, Tensor] | None:
         """The picture (C, h, w) uint8 and the target (K, M, M) bool, if they are there."""

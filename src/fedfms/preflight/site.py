@@ -180,7 +180,9 @@ def check_trainer_side(places: TrainerPlaces, on_item: OnItem | None = None) -> 
     on_gpu = must_have_gpu or (bool(found) and found["site"].device.startswith("cuda"))
     checks.check("memory", memory)
     checks.check(
-        "shared-memory", lambda: machine.check_shared_memory(found["site"].workers), ["site-yml"]
+        "shared-memory",
+        lambda: machine.check_shared_memory(found["site"].workers or 0),
+        ["site-yml"],
     )
     checks.check("work", lambda: machine.check_writable(places.work))
     checks.check("work-disk", disk, ["work"])

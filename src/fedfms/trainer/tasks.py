@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
 import io
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,7 @@ from fedfms.trainer.errors import ERRORS, forget_errors
 from fedfms.trainer.history import HISTORY_FILE, History, Request
 from fedfms.trainer.kept import KeptRun, Learnt, Outcome, request_key
 from fedfms.trainer.listed import Listing, forget_withdrawn, list_prepared
+from fedfms.trainer.ranks import Ranks
 from fedfms.trainer.secret import part_of, site_secret
 from fedfms.trainer.sums import PEERS, Sums
 from fedfms.trainer.telling import Telling
@@ -58,9 +60,11 @@ from fedfms.training.device import (
     torch_device,
 )
 from fedfms.training.evaluate import CaseScore, evaluate
+from fedfms.training.loader import Loader
 from fedfms.training.loop import RoundResult, adam, train_round
 from fedfms.training.meter import Meter
 from fedfms.training.overlay import site_pictures
+from fedfms.training.ranks import RoundOfRanks, rank_devices
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +103,7 @@ class _Job:
     listing: Listing | None = None  # that they are of
     few: FewCases | None = None  # of a canary, which has no others
     dataset: SliceDataset | None = None  # of the training cases
+    loader: tuple[SliceDataset, Loader] | None = None  # its processes stay for all rounds
     trained: int | None = None  # the last round that the model and this object learnt in
     optimizer: torch.optim.Optimizer | None = None  # with `optimizer_state: keep`
     # what eight bits took from its differences until now; it is added to the next one
@@ -115,6 +120,7 @@ class TaskRunner:
         self.stall_seconds = 3600.0  # the site's own, from the moment its site.yml was read
         self.policy: Policy | None = None  # as the last task read it
         self._job: _Job | None = None
+        self._ranks: Ranks | None = None  # processes that train beside this one
         self._unwritten: list[tuple[Path, str]] = []  # rows of scores, and the table's file
         self._secret: bytes | None = None  # the site's, and its history, from the first task on
         self._history: History | None = None
@@ -141,8 +147,7 @@ class TaskRunner:
                     return self._canary(task, received, control)
                 return self._run(task, received, control)
         except BaseException:
-            self._job = None  # half a round is no state to go on from
-            free_unused_memory()
+            self.release()  # half a round is no state to go on from
             raise
 
     def _canary(self, task: Task, received: Received, control: Control) -> Outcome:
@@ -159,6 +164,9 @@ class TaskRunner:
     def release(self) -> None:
         """Give back what is held in memory between rounds; the next task begins from the disk."""
         self._job = None
+        if self._ranks is not None:
+            self._ranks.close()
+            self._ranks = None
         free_unused_memory()
 
     def forget(self, job: str) -> None:
@@ -257,7 +265,8 @@ class TaskRunner:
                     result, a_step, steps = few_steps(job.model, job.few, site, recipe, control)
                 else:
                     secret = None if self.folders.order_from_seed else self._secret
-                    slices, result = _train(job, task, control, secret)
+                    with self._round_of_ranks(job, task, control, secret) as ranks:
+                        slices, result = _train(job, task, control, secret, ranks)
             with meter("exchange"):
                 tensors = difference(read_travelling(job.model), before)
         control.check()
@@ -336,6 +345,31 @@ class TaskRunner:
             _go_on(job, task)
         self._job = job
         return job
+
+    @contextlib.contextmanager
+    def _round_of_ranks(
+        self, job: _Job, task: Task, control: Control, secret: bytes | None
+    ) -> Iterator[RoundOfRanks | None]:
+        """The processes that train beside this one, for one round; None where it is alone."""
+        recipe, site = task.recipe, job.site
+        devices = rank_devices(site, recipe)
+        if len(devices) > 1 and recipe.patient_rate is not None:
+            log.info("steps of patients are computed in one process: ranks does nothing here")
+            devices = devices[:1]
+        if self._ranks is not None and (self._ranks.devices, self._ranks.site) != (devices, site):
+            self._ranks.close()
+            self._ranks = None
+        if len(devices) < 2:
+            yield None
+            return
+        if self._ranks is None:
+            self._ranks = Ranks(devices, site)
+        assert job.dataset is not None
+        job.model.to(devices[0])
+        with self._ranks.round(
+            job.model, job.dataset, recipe, task.round, secret, control
+        ) as ranks:
+            yield ranks
 
     def _of_this_site(self) -> History:
         """What was asked of it before; its secret is read, or made, with it."""
@@ -533,10 +567,13 @@ def _no_second_sum(task: Task) -> DoorClosed:
 
 
 def _train(
-    job: _Job, task: Task, control: Control, secret: bytes | None
+    job: _Job, task: Task, control: Control, secret: bytes | None, ranks: RoundOfRanks | None
 ) -> tuple[int, RoundResult]:
     """One local round on the job's model, in place; the number of slices and how it went."""
     assert job.dataset is not None
+    if job.loader is None or job.loader[0] is not job.dataset:
+        loader = Loader(job.dataset, task.recipe, job.site, torch_device(job.site))
+        job.loader = job.dataset, loader
     result = train_round(
         job.model,
         job.dataset,
@@ -547,6 +584,8 @@ def _train(
         control=control,
         micro_batch=job.micro_batch,
         secret=secret,
+        loader=job.loader[1],
+        ranks=ranks,
     )
     job.optimizer = result.optimizer if task.recipe.optimizer_state == "keep" else None
     job.micro_batch = result.micro_batch

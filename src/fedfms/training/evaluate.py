@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
@@ -21,7 +21,7 @@ from fedfms.data.classes import annotated, class_masks
 from fedfms.data.prepared import Prepared
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import TrainingError
-from fedfms.geometry import Frame, Pictured, network_input, to_native
+from fedfms.geometry import Frame, Pictured, input_of, native_slice, resized_slice, to_native
 from fedfms.training.device import (
     failures_explained,
     halved,
@@ -29,7 +29,7 @@ from fedfms.training.device import (
     ready_device,
     slices_at_once,
 )
-from fedfms.training.interrupt import in_background, interruptible
+from fedfms.training.interrupt import in_turn, interruptible
 from fedfms.training.metrics import PAPER_THRESHOLDS, Mask, count, dice, hd95, iou, paper_scores
 
 log = logging.getLogger(__name__)
@@ -93,16 +93,26 @@ def evaluate(
     scores: list[CaseScore] = []
     slices = [(case, index) for case in cases for index in range(len(case.images))]
     stream = predict(model, slices, recipe, site, control)
-    for number, case in enumerate(cases):
-        logits = torch.stack(list(islice(stream, len(case.images))))  # (D, K, M, M)
+
+    def scores_of(number: int, case: Prepared, logits: Tensor) -> list[CaseScore]:
         predicted = foreground(logits, case, recipe)
         truth = class_masks(case, site, recipe).numpy()
         by_paper = _paper_slices(logits, paper, number) if paper is not None else None
-        for index, name in enumerate(recipe.classes):
-            if drawn[index]:
-                known = by_paper[index] if by_paper is not None else None
-                score = partial(score_case, case, name, predicted[index], truth[index], known)
-                scores.append(in_background(score, control))  # seconds for HD95 of a large volume
+        return [
+            score_case(case, name, predicted[i], truth[i], by_paper[i] if by_paper else None)
+            for i, name in enumerate(recipe.classes)
+            if drawn[i]
+        ]
+
+    def work() -> Iterator[Callable[[], list[CaseScore]]]:
+        for number, case in enumerate(cases):
+            logits = torch.stack(list(islice(stream, len(case.images))))  # (D, K, M, M)
+            yield partial(scores_of, number, case, logits)
+
+    # beside a GPU's next forward pass; a processor has nothing to spare
+    beside = ready_device(site).type == "cuda"
+    for of_a_case in in_turn(work(), control, beside=beside):
+        scores += of_a_case
     values = [score.dice for score in scores if not score.empty]
     log.info(
         "scored %d cases: mean Dice %.3f, %d empty",
@@ -163,12 +173,12 @@ def predict(
     control.report("evaluate", done, len(slices))
     while done < len(slices):
         _, some = next(groupby(slices[done : done + limit], key=lambda one: id(one[0])))
-        images = torch.stack([network_input(case, i, site, recipe) for case, i in some])
-        logits = _forward(model, images, device, control)
+        batch = list(some)
+        logits = _forward(model, partial(_inputs, batch, site, recipe, device), control)
         if logits is None:
             limit = halved(limit, "while scoring a single slice", "scoring")
             continue
-        done += len(images)
+        done += len(batch)
         control.report("evaluate", done, len(slices))
         yield from logits
 
@@ -247,13 +257,24 @@ def summarize(
     return tuple(metrics)
 
 
-def _forward(
-    model: nn.Module, images: Tensor, device: torch.device, control: Control
-) -> Tensor | None:
+def _inputs(
+    slices: Sequence[tuple[Pictured, int]], site: Setup, recipe: Recipe, device: torch.device
+) -> Tensor:
+    """(B, 3, S, S) of slices of one case, on the device; to a GPU they go at native size."""
+    case = slices[0][0]
+    if device.type == "cpu":
+        levels = torch.stack([resized_slice(case, i, site, recipe) for _, i in slices])
+    else:
+        levels = torch.stack([native_slice(case, i, site) for _, i in slices]).to(device)
+    covered = Frame.of(case).input_size(recipe)
+    return input_of(list(levels), [covered] * len(slices), recipe, device)
+
+
+def _forward(model: nn.Module, images: Callable[[], Tensor], control: Control) -> Tensor | None:
     """Logits in fp32 on the processor; None where memory ran out."""
     try:
         with torch.inference_mode(), interruptible(model, control):
-            logits: Tensor = model(images.to(device)).float().cpu()
+            logits: Tensor = model(images()).float().cpu()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             with failures_explained():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -49,14 +49,34 @@ def interruptible(model: nn.Module, control: Control) -> Iterator[None]:
             handle.remove()
 
 
-def in_background(function: Callable[[], T], control: Control) -> T:
-    """Call a long function that never looks up, and ask `control` twice a second meanwhile.
+def in_turn(work: Iterable[Callable[[], T]], control: Control, *, beside: bool) -> Iterator[T]:
+    """Call long functions that never look up, one at a time, and ask `control` meanwhile.
 
-    After an abort the function is left to end by itself, in a thread that keeps no process alive.
+    Each runs in a thread that keeps no process alive; after an abort it is left to end by itself.
+
+    Args:
+        work: the functions; what makes the next one is called in this thread.
+        beside: it is made while the one before it runs, and not after.
+
+    Yields:
+        what each gives, in their order.
 
     Raises:
-        TaskAborted: after `control.abort()`; and whatever the function raises.
+        TaskAborted: after `control.abort()`; and whatever a function raises.
     """
+    running: Future[T] | None = None
+    for function in work:
+        if running is not None:
+            yield _result(running, control)
+        running = _started(function)
+        if not beside:
+            yield _result(running, control)
+            running = None
+    if running is not None:
+        yield _result(running, control)
+
+
+def _started(function: Callable[[], T]) -> Future[T]:
     future: Future[T] = Future()
 
     def call() -> None:
@@ -66,6 +86,10 @@ def in_background(function: Callable[[], T], control: Control) -> T:
             future.set_exception(error)
 
     threading.Thread(target=call, daemon=True).start()
+    return future
+
+
+def _result(future: Future[T], control: Control) -> T:
     while not wait([future], timeout=0.5).done:
         control.check()
     return future.result()

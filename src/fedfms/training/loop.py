@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import ConcatDataset, Dataset, Sampler, Subset
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
@@ -31,7 +31,9 @@ from fedfms.training.device import (
 )
 from fedfms.training.gradients import accumulate_gradients, finite
 from fedfms.training.interrupt import interruptible
+from fedfms.training.loader import Loader
 from fedfms.training.private import PatientSteps
+from fedfms.training.ranks import Gradient, RoundOfRanks, ShareOfBatches
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,8 @@ def train_round(
     control: Control,
     micro_batch: int | None = None,
     secret: bytes | None = None,
+    loader: Loader | None = None,
+    ranks: RoundOfRanks | None = None,
 ) -> RoundResult:
     """Train the model's parameters that require a gradient, in place, for one round.
 
@@ -79,6 +83,9 @@ def train_round(
             site's own setting to fit.
         secret: of the site, without which nobody knows the order of its slices; None: whoever knows
             the recipe does.
+        loader: of this dataset, from the round before; None for one of this round.
+        ranks: that compute shares of each gradient beside this process, which is rank 0; None: it
+            is alone. Steps of patients are always its own.
 
     Raises:
         TrainingError: "non-finite-loss", "out-of-memory" with a single slice in memory, or what
@@ -98,26 +105,27 @@ def train_round(
     seed = round_seed(recipe, round_number, secret)
     batches = ShuffledBatches(len(dataset), recipe, round_number, secret)
     steps_per_round = len(batches)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=site.workers,
-        pin_memory=device.type == "cuda",
-    )
+    loader = loader or Loader(dataset, recipe, site, device)
+    order = batches if ranks is None else ShareOfBatches(batches, 0, ranks.size)
     loss_sum, trained = 0.0, 0
     try:
         with _seeded(seed, device), interruptible(model, control):
             control.report("train", 0, steps_per_round)
             make_step = find_method(recipe.method).start_round(model, recipe)
-            for step, batch in enumerate(loader):
+            for step, batch in enumerate(loader.batches(order)):
+                assert batch is not None  # no step is without slices, and rank 0 never is
+                slices = batches.slices_of(step)
+                gradient: Gradient = accumulate_gradients
+                if ranks is not None:
+                    gradient = ranks.gradient_of(step, slices)
                 global_step = round_number * steps_per_round + step
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, global_step, steps_per_round)
                 loss, micro_batch = train_step(
-                    model, optimizer, batch, recipe, micro_batch, control, make_step
+                    model, optimizer, batch, recipe, micro_batch, control, make_step, gradient
                 )
-                loss_sum += loss * len(batch["image"])
-                trained += len(batch["image"])
+                loss_sum += loss * slices
+                trained += slices
                 control.report("train", step + 1, steps_per_round)
     finally:
         optimizer.zero_grad(set_to_none=True)  # the gradients' memory, as large as what travels
@@ -193,11 +201,13 @@ def train_step(
     micro_batch: int,
     control: Control,
     make_step: Step = plain_step,
+    gradient: Gradient = accumulate_gradients,
 ) -> tuple[float, int]:
     """One optimizer step over the whole batch, in as many micro-batches as memory asks for.
 
     Args:
         make_step: the method's own way from a gradient to a step.
+        gradient: of the batch, in this process or in several.
 
     Returns:
         the batch's loss before the step, and the micro-batch that fitted.
@@ -205,7 +215,7 @@ def train_step(
 
     def gradients() -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = accumulate_gradients(model, batch, recipe, micro_batch, control)
+        loss = gradient(model, batch, recipe, micro_batch, control)
         _clip(optimizer, recipe)
         return loss
 
@@ -284,6 +294,11 @@ class ShuffledBatches(Sampler[list[int]]):
         for order in self._orders():
             for first in range(0, self._slices, size):
                 yield order[first : first + size]
+
+    def slices_of(self, step: int) -> int:
+        """How many slices a step of the round has, from 0."""
+        in_epoch = step % math.ceil(self._slices / self._recipe.batch_size)
+        return min(self._recipe.batch_size, self._slices - in_epoch * self._recipe.batch_size)
 
     def _orders(self) -> Iterator[list[int]]:
         """Of each epoch the order of all slices."""

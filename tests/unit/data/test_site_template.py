@@ -37,7 +37,6 @@ def test_every_variable_is_explained_and_no_other():
         "validation_fraction",
         "validation_seed",
         "device",
-        "workers",
         "min_cases",
         "stall_seconds",
     ],

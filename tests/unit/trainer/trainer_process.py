@@ -169,6 +169,7 @@ class TaskThread(threading.Thread):
         super().__init__(daemon=True)
         self.place, self.task, self.tensors, self.options = place, task, tensors, options
         self.phases: list[str] = []
+        self.steps = 0  # of training, that are done
         self.result: TaskResult | None = None
         self.error: Exception | None = None
         self.ended_at = 0.0
@@ -178,6 +179,7 @@ class TaskThread(threading.Thread):
     def run(self) -> None:
         def note(phase: str, done: int, total: int) -> None:
             self.phases.append(phase)
+            self.steps = done if phase == "train" else 0
 
         try:
             self.result = run_task(
@@ -197,6 +199,14 @@ class TaskThread(threading.Thread):
         while phase not in self.phases:
             assert self.is_alive(), f"the task ended before {phase}: {self.error}"
             assert time.monotonic() < deadline, f"no {phase} yet, but {self.phases[-1:]}"
+            time.sleep(0.02)
+
+    def wait_for_step(self, seconds: float = 60) -> None:
+        """Until a step of training is done."""
+        deadline = time.monotonic() + seconds
+        while not self.steps:
+            assert self.is_alive(), f"the task ended before a step: {self.error}"
+            assert time.monotonic() < deadline, "no step yet"
             time.sleep(0.02)
 
     def wait(self, seconds: float = 60) -> None:

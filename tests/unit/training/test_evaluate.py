@@ -16,6 +16,7 @@ from fedfms.errors import TaskAborted, TrainingError
 from fedfms.geometry import Frame, network_input, to_native
 from fedfms.models.build import build_model
 from fedfms.training.evaluate import CaseScore, SliceScore, evaluate, predict, summarize
+from fedfms.training.interrupt import in_turn
 
 
 class Reader(nn.Module):
@@ -121,6 +122,17 @@ def test_three_cases_worked_out_by_hand(three_cases):
     by_slice = metrics["disc", "dice_slice"]  # 0.9 0.9 - | 1 1 - | 0
     assert by_slice.mean == pytest.approx(3.8 / 5)
     assert (by_slice.cases, by_slice.empty) == (5, 2)
+
+
+@pytest.mark.parametrize("paper_compat", [False, True])
+def test_scores_beside_the_next_forward_pass_are_the_same(three_cases, monkeypatch, paper_compat):
+    recipe = little_recipe(normalize=False, paper_compat=paper_compat)
+    expected = evaluate(Reader(), three_cases, recipe, SITE, Control())
+    monkeypatch.setattr(
+        "fedfms.training.evaluate.in_turn",
+        lambda work, control, beside: in_turn(work, control, beside=True),  # as with a GPU
+    )
+    assert repr(evaluate(Reader(), three_cases, recipe, SITE, Control())) == repr(expected)
 
 
 def test_too_few_cases_stay_at_the_site_however_many_slices_they_have(three_cases):

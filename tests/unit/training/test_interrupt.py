@@ -20,7 +20,7 @@ from fedfms.control import Control
 from fedfms.errors import TaskAborted
 from fedfms.models.build import build_model
 from fedfms.training.evaluate import evaluate
-from fedfms.training.interrupt import in_background, interruptible
+from fedfms.training.interrupt import in_turn, interruptible
 from fedfms.training.loop import train_round
 
 PAUSE = 0.4  # seconds that one slow block takes; a pass through all of them takes 16
@@ -167,14 +167,32 @@ def test_hooks_end_with_an_abort_too():
     assert largest_difference(values_of(model), before) == 0.0
 
 
-def test_a_function_in_the_background_returns_raises_or_is_left_behind():
-    assert in_background(lambda: 3, Control()) == 3
+@pytest.mark.parametrize("beside", [False, True])
+def test_functions_in_turn_give_raise_or_are_left_behind(beside):
+    def numbers(count: int, control: Control):
+        return in_turn((lambda n=n: n for n in range(count)), control, beside=beside)
+
+    for count in range(4):
+        assert list(numbers(count, Control())) == list(range(count))
     with pytest.raises(ZeroDivisionError):
-        in_background(lambda: 1 // 0, Control())
+        list(in_turn([lambda: 1 // 0], Control(), beside=beside))
     control = Control()
     release = threading.Event()
     seconds = seconds_until_aborted(
-        lambda: in_background(lambda: release.wait(30), control), control, after=0.1
+        lambda: list(in_turn([lambda: release.wait(30)], control, beside=beside)),
+        control,
+        after=0.1,
     )
     release.set()
     assert seconds < 2
+
+
+def test_the_next_function_is_made_beside_the_one_before_it():
+    made = threading.Event()
+
+    def work():
+        yield lambda: made.wait(10)
+        made.set()
+        yield lambda: "second"
+
+    assert list(in_turn(work(), Control(), beside=True)) == [True, "second"]
