@@ -7,10 +7,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedfms.contracts.policy import Bounds, Policy
 from fedfms.contracts.recipe import Recipe
-from fedfms.errors import DoorClosed
+from fedfms.errors import ConfigError, DoorClosed
+
+
+def read_policy(folder: Path) -> Policy:
+    """The site's `privacy.json`.
+
+    Raises:
+        DoorClosed: code no-policy; there is none, it cannot be read, or says something unknown.
+    """
+    fix = "put a correct privacy.json into the site's policy folder; until then nothing leaves"
+    try:
+        return Policy.from_folder(folder)
+    except ConfigError as error:
+        raise DoorClosed(
+            f"the site's policy cannot be used: {error.problem}",
+            f"{error.fix}; {fix}",
+            code="no-policy",
+        ) from None
+    except Exception as error:  # whatever it is: without a policy that was read, nothing leaves
+        raise DoorClosed(
+            f"the site's policy cannot be used: {type(error).__name__}", fix, code="no-policy"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

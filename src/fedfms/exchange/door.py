@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -38,27 +37,6 @@ from fedfms.exchange.tensors import (
 
 DECIMALS = 3  # of scores and losses that leave; the site's own table has them in full
 _SLICE_METRICS = {"dice_slice", "iou_slice"}
-
-
-def read_policy(folder: Path) -> Policy:
-    """The site's `privacy.json`.
-
-    Raises:
-        DoorClosed: code no-policy; there is none, it cannot be read, or says something unknown.
-    """
-    fix = "put a correct privacy.json into the site's policy folder; until then nothing leaves"
-    try:
-        return Policy.from_folder(folder)
-    except ConfigError as error:
-        raise DoorClosed(
-            f"the site's policy cannot be used: {error.problem}",
-            f"{error.fix}; {fix}",
-            code="no-policy",
-        ) from None
-    except Exception as error:  # whatever it is: without a policy that was read, nothing leaves
-        raise DoorClosed(
-            f"the site's policy cannot be used: {type(error).__name__}", fix, code="no-policy"
-        ) from error
 
 
 def check_job(policy: Policy, recipe: Recipe, *, trains: bool = True) -> None:

@@ -81,6 +81,7 @@ def follow(
     news: News,
     tell: OnEvent,
     poll_seconds: float = NEWS_SECONDS,
+    state_seconds: float = STATE_SECONDS,
 ) -> JobState:
     """Tell how far a job is until FLARE calls it finished; FLARE's last word.
 
@@ -90,6 +91,7 @@ def follow(
         news: see `News`.
         tell: gets the news.
         poll_seconds: between two looks.
+        state_seconds: between two questions to FLARE.
     """
     next_state = 0.0
     last_answer = time.monotonic()
@@ -101,7 +103,7 @@ def follow(
                 state = coordinator.state(job_id)
                 if state.is_finished:
                     return state
-                next_state = last_answer = time.monotonic() + STATE_SECONDS
+                next_state = last_answer = time.monotonic() + state_seconds
         except FederationError as error:
             is_lost = error.code in ("no-server", "not-let-in")  # a new server knows no old session
             if not is_lost or time.monotonic() > last_answer + LOST_SECONDS:

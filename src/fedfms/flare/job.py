@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 START_MODEL_FILE = MODEL  # beside the recipe: the model to start from, or to evaluate
+PROGRESS_GROUP = "fedfms"  # of FLARE's statistics, where a coordinator asks how far a job is
 RESULT_FOLDER = "fedfms"  # in the server's run folder: what becomes the result of the job
 
 TRAIN_TASK, EVALUATE_TASK = "train", "validate"  # FLARE's own names

@@ -35,17 +35,15 @@ from nvflare.fuel.flare_api.flare_api import Session
 from fedfms.contracts.announcement import Announcement
 from fedfms.contracts.recipe import JOB_RECIPE, read_job_recipe
 from fedfms.errors import ConfigError, FederationError, FedfmsError
-from fedfms.exchange.tensors import load_tensors
 from fedfms.files import write_whole
 from fedfms.flare import feed, runs
 from fedfms.flare.announce import FORGOTTEN, read_announcement
 from fedfms.flare.internals import commands, console
 from fedfms.flare.internals.settings import set_stream_settings
-from fedfms.flare.job import RESULT_FOLDER, START_MODEL_FILE
+from fedfms.flare.job import PROGRESS_GROUP, RESULT_FOLDER, START_MODEL_FILE
 from fedfms.flare.kit import AUTHORIZATION
 from fedfms.flare.lint import SERVER, PreparedJob, read_json
 from fedfms.flare.progress import Event
-from fedfms.flare.recorder import PROGRESS_GROUP
 from fedfms.flare.runs import RunInfo
 from fedfms.kits.certificates import read_certificate
 from fedfms.kits.kit import read_kit
@@ -133,6 +131,8 @@ def prepare_job(
             raise ConfigError(
                 f"there is no {model}", "name a .safetensors file of a results folder"
             )
+        from fedfms.exchange.tensors import load_tensors  # torch: a second of its own
+
         load_tensors(model)  # a damaged one is said here, and not after all sites came together
         shutil.copyfile(model, destination / _CONFIG / START_MODEL_FILE)
         if recipe is None and (model.parent / RECIPE).is_file():

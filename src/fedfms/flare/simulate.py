@@ -27,8 +27,7 @@ from fedfms.contracts.machine import Machine
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.errors import FederationError
-from fedfms.exchange.door import read_policy
-from fedfms.exchange.strategies import find_strategy
+from fedfms.exchange.bounds import read_policy
 from fedfms.files import write_whole
 from fedfms.flare.canary import Findings, refusal, rehearse
 from fedfms.flare.coordinator import Patience, connect_patiently
@@ -58,8 +57,7 @@ from fedfms.records.layout import RECORDS
 from fedfms.records.schema import ContributionRecord, EvaluationRecord, JobDone, Record
 from fedfms.report.write import check_results_folder, write_results
 from fedfms.trainer.own_key import KEY as TRAINER_KEY
-from fedfms.trainer.own_key import own_key
-from fedfms.trainer.sums import SUMS
+from fedfms.trainer.own_key import SUMS, own_key
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +125,10 @@ def simulate(
     run = workspace / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     prepared = prepare_job(job, run / job.name, overrides, model, recipe)
     find_method(prepared.recipe.method)  # all of it runs here: said before anything starts
-    find_strategy(prepared.recipe)
+    if prepared.recipe.strategy != "mean":  # always there; to look costs an import of torch
+        from fedfms.exchange.strategies import find_strategy
+
+        find_strategy(prepared.recipe)
     names = [site.name for site in sites]
     check_sites(prepared, names)
     for text in _different_slices(sites):
@@ -296,6 +297,7 @@ class Federation:
             news=news,
             tell=self._tell,
             poll_seconds=POLL_SECONDS,
+            state_seconds=2 * POLL_SECONDS,
         )
         if not reader.records and not state.is_completed:
             raise self._failure(f"FLARE ended the job as {state.status}", state.detail)

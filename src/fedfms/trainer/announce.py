@@ -35,7 +35,7 @@ from fedfms.data.content import read_bytes
 from fedfms.data.formats import read_image
 from fedfms.data.manifest import find_cases, training_patients
 from fedfms.errors import FedfmsError, SiteDataError
-from fedfms.exchange.door import read_policy
+from fedfms.exchange.bounds import read_policy
 from fedfms.trainer.budget import Budget, costs_of_policy
 from fedfms.trainer.own_key import public_key
 from fedfms.trainer.tasks import SiteFolders

@@ -17,6 +17,7 @@ from fedfms.files import read_whole, write_whole
 log = logging.getLogger(__name__)
 
 KEY = "trainer.key"  # in the private folder: Ed25519, PKCS 8 in PEM, mode 0600
+SUMS = "sums"  # folder beside it: what was done of secure sums
 _LARGEST = 4096  # bytes
 
 

@@ -32,9 +32,8 @@ from fedfms.errors import ConfigError, DoorClosed, Undecodable
 from fedfms.exchange.averaging import LARGEST_TOTAL
 from fedfms.exchange.secure_sum import SiteRound, no_sum
 from fedfms.files import write_whole
-from fedfms.trainer.own_key import own_key
+from fedfms.trainer.own_key import SUMS, own_key
 
-SUMS = "sums"  # folder of the site's private one
 PEERS = "peers.json"  # in its policy folder
 KEPT_ROUNDS = 2
 KEPT_RUNS = 4

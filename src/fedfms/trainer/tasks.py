@@ -29,8 +29,14 @@ from fedfms.data.memory import CACHE_FOLDER
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import DoorClosed, TrainerError, TrainingError
-from fedfms.exchange.bounds import check_drawn, check_patients, check_showing, check_steps
-from fedfms.exchange.door import check_job, pass_door, pass_pictures, read_policy
+from fedfms.exchange.bounds import (
+    check_drawn,
+    check_patients,
+    check_showing,
+    check_steps,
+    read_policy,
+)
+from fedfms.exchange.door import check_job, pass_door, pass_pictures
 from fedfms.exchange.tensors import difference, from_wire, shapes_of, update_norm
 from fedfms.files import NO_ROOM, append_whole
 from fedfms.models.build import build_model

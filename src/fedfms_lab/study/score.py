@@ -23,7 +23,7 @@ from fedfms.data.cache import StoredCase
 from fedfms.data.manifest import find_cases
 from fedfms.data.prepare import prepare_cases
 from fedfms.errors import DoorClosed, FedfmsError, unexpected
-from fedfms.exchange.door import read_policy
+from fedfms.exchange.bounds import read_policy
 from fedfms.local.sites import Site
 from fedfms.models.trained import load_trained
 from fedfms.records.rows import write_rows

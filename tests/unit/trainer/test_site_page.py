@@ -15,7 +15,7 @@ from trainer_process import SITE, Place, TrainerProcess, task_runner
 from fedfms.contracts.messages import Task
 from fedfms.control import Control
 from fedfms.errors import DoorClosed, FedfmsError, TaskAborted, TrainingError
-from fedfms.exchange.door import read_policy
+from fedfms.exchange.bounds import read_policy
 from fedfms.trainer.client import run_task
 from fedfms.trainer.ledger import LEDGER, MAX_BYTES, PAGE, Ledger, read_ledger
 from fedfms.trainer.site_page import render, runs_of

@@ -339,6 +339,10 @@ def test_a_training_trainer_has_no_network_socket(
         # of processes that live as long as the containers and see no tensor
         ("fedfms.flare.keeper", "torch numpy fedfms.models fedfms.data.cache"),
         ("fedfms.flare.start", "torch numpy fedfms.models fedfms.data.cache"),
+        ("fedfms.flare.metrics", "torch fedfms.models fedfms.data.cache"),
+        # of commands that wait for a run
+        ("fedfms.flare.session", "torch fedfms.data.cache"),
+        ("fedfms.flare.simulate", "torch fedfms.data.cache"),
     ],
 )
 def test_what_each_side_does_not_import(module: str, strangers: str) -> None:
