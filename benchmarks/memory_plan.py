@@ -43,6 +43,7 @@ class Configuration:
     checkpointing: bool | None = None
 
     def overrides(self) -> list[str]:
+        """Of the method's job."""
         keys = ("backbone", "image_size", "batch_size", "precision")
         return [f"{key}={getattr(self, key)}" for key in keys]
 
@@ -169,7 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     numbers = given.only or range(1, len(CONFIGURATIONS) + 1)
     rows = []
     if not given.json:
-        print("| # | configuration | way | predicted MB | peak MB | predicted / peak | CPU s a step |")
+        print(
+            "| # | configuration | way | predicted MB | peak MB | predicted / peak | CPU s a step |"
+        )
         print("|---|---|---|---|---|---|---|")
     for number in numbers:
         configuration = CONFIGURATIONS[number - 1]

@@ -32,6 +32,10 @@ from fedfms.models.encoder import checkpoint_blocks
 from fedfms.models.methods import find_method
 from fedfms.models.travelling import travelling_names
 
+# from so many bytes on the C library asks the kernel for a tensor alone, and gives it back when it
+# is freed; smaller ones lie on the heap (mallopt(3), M_MMAP_THRESHOLD: it rises to this by itself)
+LARGE = 32 * 1024**2
+
 
 @dataclass(frozen=True, slots=True)
 class StepMemory:
@@ -41,6 +45,7 @@ class StepMemory:
     moments: Adam's two, of what learns.
     batch: the slices of the batch with their masks, as the loader hands them over.
     work: the most that gradients and activations hold together.
+    small, large: the most that those of them below and from LARGE hold, at whatever time.
     travelling: of what leaves the site, as the trainer keeps a copy to take the difference.
     """
 
@@ -48,6 +53,8 @@ class StepMemory:
     moments: int
     batch: int
     work: int
+    small: int
+    large: int
     travelling: int
 
     @property
@@ -87,18 +94,22 @@ def count_step(
         moments = count.now - weights
         batch = _batch(recipe, slices)
         given = count.now - weights - moments
+        count.begin()
         make_step = find_method(recipe.method).start_round(model, recipe)
         train_step(model, optimizer, batch, recipe, micro_batch, Control(), make_step)
-        work = count.peak - weights - moments - given
+        work, small, large = count.most
         parameters = dict(model.named_parameters())
         travelling = sum(4 * parameters[name].numel() for name in travelling_names(model))
     if recipe.patient_rate is not None:
-        work += moments // 2  # the sum over the patients of a step
+        work, small = work + moments // 2, small + moments // 2  # the sum over a step's patients
+    inside = workspace_bytes(recipe, device) * micro_batch
     return StepMemory(
         weights=weights,
         moments=moments,
         batch=given // slices * recipe.batch_size,
-        work=work + workspace_bytes(recipe, device) * micro_batch,
+        work=work + inside,
+        small=small,
+        large=large + inside,
         travelling=travelling,
     )
 
@@ -125,16 +136,25 @@ def _batch(recipe: Recipe, slices: int) -> dict[str, Tensor]:
 
 
 class _Count(TorchDispatchMode):
-    """Counts the bytes of all storages that torch makes inside, until they are freed.
-
-    now: bytes that are held.
-    peak: the most that were held at one time.
-    """
+    """Counts the bytes of all storages that torch makes inside, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.now = 0
+        self._new = [0, 0]  # since `begin`: below LARGE, and from it on
+        self._most = [0, 0, 0]  # of both together, and of each
         self._held: dict[int, weakref.ref[Any]] = {}
+        self._begun = False
+
+    def begin(self) -> None:
+        """What is held now counts no more in `most`."""
+        self._begun = True
+
+    @property
+    def most(self) -> tuple[int, int, int]:
+        """What was made since `begin`: bytes at the peak; at most in small and in large tensors."""
+        both, small, large = self._most
+        return both, small, large
 
     def __torch_dispatch__(
         self,
@@ -149,18 +169,22 @@ class _Count(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._see(leaf.untyped_storage())
-        self.peak = max(self.peak, self.now)
+        held = (sum(self._new), *self._new)
+        self._most = [max(pair) for pair in zip(self._most, held, strict=True)]
         return result
 
     def _see(self, storage: torch.UntypedStorage) -> None:
         key = id(storage)
         if key in self._held:
             return
-        size = storage.nbytes()
+        size, new = storage.nbytes(), self._begun
+        kind = int(size >= LARGE)
 
         def freed(_: weakref.ref[Any]) -> None:
             self.now -= size
+            self._new[kind] -= size if new else 0
             del self._held[key]
 
         self._held[key] = weakref.ref(storage, freed)
         self.now += size
+        self._new[kind] += size if new else 0
