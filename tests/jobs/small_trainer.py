@@ -33,8 +33,9 @@ def kill_beyond(limit: int) -> None:
 
 if __name__ == "__main__":
     most = taken() + MORE_BYTES
-    said = Path(f"memory.max.{os.getpid()}").resolve()
+    said = Path(f"memory.{os.getpid()}", "memory.max").resolve()
+    said.parent.mkdir()
     said.write_text(str(most))
-    fedfms.data.memory._V2_LIMIT = said
+    fedfms.data.memory._V2 = said.parent
     threading.Thread(target=kill_beyond, args=(most,), daemon=True).start()
     sys.exit(main())

@@ -17,17 +17,20 @@ from fedfms.cli.common import (
     Classes,
     Data,
     Job,
+    Overrides,
+    RecipeFile,
     names_in,
     out,
     progress,
     styled,
 )
 from fedfms.contracts.machine import Machine
-from fedfms.shipped import JOBS
+from fedfms.shipped import JOBS, find_shipped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fedfms.contracts.recipe import Recipe
     from fedfms.preflight.items import Item
     from fedfms.preflight.link import Advice, Line, RoundTime
 
@@ -121,14 +124,35 @@ def check_site(
     classes: Classes = None,
     checkpoints: Checkpoints = None,
     work: Annotated[Path, typer.Option(help="The trainer's private folder.")] = WORK,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Only say how much memory training would take here, and how."),
+    ] = False,
+    job: Annotated[
+        Path | None,
+        typer.Option(
+            "--job",
+            metavar="JOB",
+            parser=find_shipped,
+            help="With --plan: fedmsa, fedsam, or a job folder; all that come with the package.",
+        ),
+    ] = None,
+    recipe: RecipeFile = None,
+    overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
     as_json: AsJson = False,
 ) -> None:
     """Check all that this container sees of a site; one line each, with the fix. Changes nothing.
+
+    With --plan: of the jobs that come with the package, or of --job, --recipe and --set, how many
+    slices would be in memory at once, whether with checkpointing, and the peak of memory.
 
     Exit code 1 if a line says FAIL.
     """
     from fedfms.preflight import site as checks
 
+    if plan or job or recipe or overrides:
+        _show_plans(_recipes(job, recipe, overrides), config, data, as_json)
+        return
     here = Machine.from_environment()
     folder = exchange or here.exchange or EXCHANGE
     show = None if as_json else _show_item
@@ -162,6 +186,36 @@ def check_site(
         out.print_json(json.dumps([dataclasses.asdict(item) for item in items]))
     else:
         _show_end(role, items)
+    raise typer.Exit(1 if any(item.status == "FAIL" for item in items) else 0)
+
+
+def _recipes(
+    job: Path | None, instead: Path | None, overrides: Sequence[str]
+) -> list[tuple[str, Recipe]]:
+    """What a person names, with a name; else all jobs and recipes of the package that train."""
+    from fedfms.contracts.recipe import JOB_RECIPE, Recipe, read_job_recipe
+
+    if job is not None:
+        return [(job.name, read_job_recipe(job, instead, overrides))]
+    files = [(one, JOBS / one / JOB_RECIPE) for one in ("fedmsa", "fedsam")]
+    files += [(path.stem, path) for path in sorted((JOBS / "recipes").glob("*.json"))]
+    if instead is not None:
+        files = [(instead.stem, instead)]
+    return [(name, Recipe.from_json(path).with_overrides(overrides)) for name, path in files]
+
+
+def _show_plans(
+    recipes: Sequence[tuple[str, Recipe]], config: Path, data: Path | None, as_json: bool
+) -> None:
+    from fedfms.contracts.site import Compute, SiteConfig
+    from fedfms.preflight.plan import check_plans
+
+    site: Compute = Compute()
+    if config.exists():
+        site = SiteConfig.from_yaml(config, data or Machine.from_environment().site_data)
+    items = check_plans(recipes, site, None if as_json else _show_item)
+    if as_json:
+        out.print_json(json.dumps([dataclasses.asdict(item) for item in items]))
     raise typer.Exit(1 if any(item.status == "FAIL" for item in items) else 0)
 
 

@@ -19,8 +19,11 @@ READING_BYTES_OF_COLOURS = 54
 CACHE_FOLDER = "prepared"  # below a trainer's private folder, where site.yml names no cache
 RECORD_ENDING = ".case"  # of a prepared case in the cache
 
-_V2_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_V1_LIMIT = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+# control groups: version 2, or the memory controller of version 1
+_V2, _V1 = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
+_V1_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+_OF_PROCESS = Path("/proc/self/cgroup")
+_NO_LIMIT = 2**60  # version 1 has no word for it, and says the largest number of pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +84,94 @@ class DiskNeed:
 
 def allowed_bytes() -> int:
     """The machine's memory, or this container's limit where that is less."""
-    total = psutil.virtual_memory().total
-    for path in (_V2_LIMIT, _V1_LIMIT):
-        try:
-            return min(total, int(path.read_text()))
-        except (OSError, ValueError):  # another version, or "max"
-            continue
-    return total
+    limits = [group.limit for group in _groups() if group.limit is not None]
+    return min([psutil.virtual_memory().total, *limits])
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What this process may hold at the most, of what is used and free now.
+
+    bytes: resident, what it holds already included.
+    by: what sets the limit, in words.
+    """
+
+    bytes: int
+    by: str
+
+
+def room() -> Room:
+    """How large this process may become before the kernel ends one.
+
+    Of each limit (control groups of version 1 and 2 from this process' own upwards, and the memory
+    of the machine) what others use now is taken away; files that the kernel keeps in memory are not
+    counted, since it gives them up.
+    """
+    used = psutil.Process().memory_info()
+    own = used.rss - used.shared
+    rooms = [Room(psutil.virtual_memory().available + own, "the machine's free memory")]
+    for group in _groups():
+        if group.limit is not None:
+            others = max(0, group.used - own)
+            bytes_ = max(0, group.limit - others) + used.shared  # files of ours are not counted
+            rooms.append(Room(bytes_, "the container's limit"))
+    return min(rooms, key=lambda one: one.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    limit: int | None  # bytes; None: no limit
+    used: int  # by all its processes, without the files that the kernel can give up
+
+
+def _groups() -> list[_Group]:
+    """The memory control groups in which this process is, its own first, and what limits them."""
+    found = []
+    for mount, limit, usage in ((_V2, "memory.max", "memory.current"), (_V1, *_V1_FILES)):
+        for folder in _folders(mount):
+            bound = _number(folder / limit)
+            current = _number(folder / usage)
+            if bound is None and current is None:
+                continue
+            files = _files_kept(folder)
+            huge = bound is not None and bound >= _NO_LIMIT
+            found.append(_Group(None if huge else bound, max(0, (current or 0) - files)))
+    return found
+
+
+def _folders(mount: Path) -> list[Path]:
+    """Below a mount the folders of this process' groups, its own first and the mount last.
+
+    In a container the mount itself is the container's group, and what /proc names may not be there.
+    """
+    own = ""
+    with contextlib.suppress(OSError):
+        for line in _OF_PROCESS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if (controllers == "") == (mount == _V2) and controllers in ("", "memory"):
+                own = path.strip("/")
+    folder = mount / own
+    if not folder.is_dir():
+        return [mount]
+    return [folder, *(one for one in folder.parents if one.is_relative_to(mount))]
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None of "max", and where there is none."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _files_kept(folder: Path) -> int:
+    """Bytes of files in memory, of a group and those below it."""
+    try:
+        rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    names = ("inactive_file", "active_file")
+    return sum(int(rows.get(f"total_{name}", rows.get(name, 0))) for name in names)
 
 
 def free_bytes(folder: Path) -> int:

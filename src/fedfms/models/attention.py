@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedfms.contracts.recipe import Recipe
 from fedfms.models.upstream import get_rel_pos
 
 
@@ -57,3 +58,16 @@ def _places(height: int, width: int, like: Tensor) -> Tensor:
     row = like.new_ones(height).diag().repeat_interleave(width, dim=0)
     column = like.new_ones(width).diag().repeat(height, 1)
     return torch.cat([row, column], dim=-1).expand(*like.shape[:2], -1, -1)
+
+
+def workspace_bytes(recipe: Recipe, device: torch.device) -> int:
+    """What the kernels of `attend` take beside the tensors that pass through torch, at most.
+
+    The memory plan (training/step_memory.py) sees every tensor that torch makes, and nothing that a
+    kernel allocates inside: whoever changes the kernel says so here. The fused ones of torch keep a
+    few tiles of queries and keys a thread, which is less than what the plan cannot resolve.
+
+    Returns:
+        bytes for one slice in training; those of several slices are as many times as many.
+    """
+    return 0

@@ -7,22 +7,28 @@ A process that is killed for want of memory says nothing: the kernel ends it wit
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from fedfms.contracts.messages import Task
 from fedfms.files import read_whole, write_whole
+from fedfms.training.plan import Plan, Way
 
 log = logging.getLogger(__name__)
 
 KILLED = (
     "the trainer before this one was killed in the middle of its work (%s), most likely because it "
     "ran out of memory; fix: give it more (TRAINER_MEMORY in .env, or a machine with more), or set "
-    "a smaller micro_batch or fewer workers in site.yml. The same round is tried again"
+    "a smaller micro_batch or fewer workers in site.yml. The same round is tried again, and "
+    "training with a smaller memory plan"
 )
 
 _FILE = ".at-work"
-_LONGEST = 200  # bytes
+_KILLED_PLAN = ".killed-plan"
+_LONGEST = 1000  # bytes
 
 
 class AtWork:
@@ -34,12 +40,24 @@ class AtWork:
 
     def __init__(self, work: Path) -> None:
         self._file = work / _FILE
+        self._killed_plan = work / _KILLED_PLAN
 
     def begin(self, task: Task) -> None:
         """A task begins. Where this cannot be written nothing will be said of it."""
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._file, f"{task.kind} of round {task.round} of job {task.job}")
+
+    @contextlib.contextmanager
+    def training(self, task: Task, plan: Plan | None) -> Iterator[None]:
+        """Training itself, by this plan of memory; of who is killed inside it was too large."""
+        said = f"{task.kind} of round {task.round} of job {task.job}"
+        if plan is not None:
+            values = {"job": task.job, **dataclasses.asdict(plan)}
+            with contextlib.suppress(OSError):
+                write_whole(self._file, f"{said}\n{json.dumps(values)}")
+        yield
+        self.begin(task)
 
     def end(self) -> None:
         """It ended, or this process ends by itself."""
@@ -53,5 +71,20 @@ class AtWork:
         except OSError:
             return False
         self.end()
-        log.error(KILLED, text)
+        said, _, plan = text.partition("\n")
+        log.error(KILLED, said)
+        if plan:
+            with contextlib.suppress(OSError):
+                write_whole(self._killed_plan, plan)
         return True
+
+    def killed_plan(self, job: str) -> Plan | None:
+        """The plan with which a trainer of before was killed while it trained in this job."""
+        try:
+            values = json.loads(read_whole(self._killed_plan, _LONGEST))
+            if values.pop("job") != job:
+                return None
+            way = Way(**values.pop("way"))
+            return Plan(way, **values)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None

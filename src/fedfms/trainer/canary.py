@@ -126,9 +126,17 @@ def few_cases(
 
 
 def few_steps(
-    model: Segmenter, few: FewCases, site: SiteConfig, recipe: Recipe, control: Control
+    model: Segmenter,
+    few: FewCases,
+    site: SiteConfig,
+    recipe: Recipe,
+    control: Control,
+    micro_batch: int | None = None,
 ) -> tuple[RoundResult, float, int]:
     """Train on full batches of the case's slices, over and over; the model is to be thrown away.
+
+    Args:
+        micro_batch: as the run will begin with; None: the site's own.
 
     Returns:
         how the last steps went, seconds a step, and the optimizer steps of a round of the run.
@@ -158,12 +166,12 @@ def few_steps(
             round_number=0,
             optimizer=before.optimizer if before else None,
             control=control,
-            micro_batch=before.micro_batch if before else None,
+            micro_batch=before.micro_batch if before else micro_batch,
         )
 
     result = steps(TIMED_STEPS, steps(1, None))
     device = torch_device(site)
-    wanted = min(batch, slices_at_once(recipe, site, device))
+    wanted = min(batch, micro_batch or slices_at_once(recipe, site, device))
     if device.type == "cpu" and result.micro_batch < wanted:
         raise TrainingError(
             f"memory is enough for {result.micro_batch} of {wanted} slices at once",

@@ -49,6 +49,7 @@ from fedfms.models.travelling import (
     write_staying,
     write_travelling,
 )
+from fedfms.trainer.at_work import AtWork
 from fedfms.trainer.budget import Budget
 from fedfms.trainer.canary import FewCases, few_cases, few_steps, memory_refused, rehearsal
 from fedfms.trainer.errors import ERRORS, forget_errors
@@ -70,6 +71,7 @@ from fedfms.training.loader import Loader
 from fedfms.training.loop import RoundResult, adam, train_round
 from fedfms.training.meter import Meter
 from fedfms.training.overlay import site_pictures
+from fedfms.training.plan import Plan, planned
 from fedfms.training.ranks import RoundOfRanks, rank_devices
 
 log = logging.getLogger(__name__)
@@ -115,7 +117,8 @@ class _Job:
     # what eight bits took from its differences until now; it is added to the next one
     unsent: dict[str, Tensor] = field(default_factory=dict)
     learnt: str = ""  # the request of which these and what stays are; empty: of none
-    micro_batch: int | None = None  # what fitted into memory in the last round
+    plan: Plan | None = None  # of memory, where it trains here
+    micro_batch: int | None = None  # of the plan, and then what fitted in the last round
 
 
 class TaskRunner:
@@ -130,6 +133,7 @@ class TaskRunner:
         self._unwritten: list[tuple[Path, str]] = []  # rows of scores, and the table's file
         self._secret: bytes | None = None  # the site's, and its history, from the first task on
         self._history: History | None = None
+        self._at_work = AtWork(folders.work)
         self.sums = Sums(folders.name, folders.work, folders.peers or folders.policy / PEERS)
         if folders.order_from_seed:
             log.info("the order of slices follows from the recipe's seed: no secret, a simulation")
@@ -238,6 +242,12 @@ class TaskRunner:
             if job.dataset is None:
                 job.dataset = SliceDataset(training, site, recipe)
             _judge(policy, recipe, job.dataset)
+        if trains and job.plan is None:
+            killed = self._at_work.killed_plan(task.job)
+            job.plan = planned(job.model, recipe, site, torch_device(site), killed=killed)
+            job.micro_batch = job.plan.way.micro_batch
+        # what fits in training fits in scoring
+        scoring = dataclasses.replace(site, micro_batch=job.micro_batch or site.micro_batch)
         if history is not None and request is not None:
             state = _state_of(history, cases, policy, job, trains=trains)
             request = dataclasses.replace(request, state=state)
@@ -253,22 +263,24 @@ class TaskRunner:
         scores: list[CaseScore] = []
         if is_due:
             with meter("evaluate"):
-                scores = evaluate(job.model, scored, recipe, site, control)
+                scores = evaluate(job.model, scored, recipe, scoring, control)
                 if not is_canary:
                     self._keep_scores(task, scores)
         pictures: list[bytes] = []
         if task.model == "final" and policy.pictures:  # of one model only: fewer leave the site
             with meter("evaluate"):
-                pictures = site_pictures(job.model, scored, scores, recipe, site, control)
+                pictures = site_pictures(job.model, scored, scores, recipe, scoring, control)
 
         result: RoundResult | None = None
         tensors: dict[str, Tensor] = {}
         slices = 0
         a_step, steps = None, 0  # of a canary: seconds, and how many a round has
         if trains:
-            with meter("train"):
+            with meter("train"), self._at_work.training(task, job.plan):
                 if job.few is not None:
-                    result, a_step, steps = few_steps(job.model, job.few, site, recipe, control)
+                    result, a_step, steps = few_steps(
+                        job.model, job.few, site, recipe, control, job.micro_batch
+                    )
                 else:
                     secret = None if self.folders.order_from_seed else self._secret
                     with self._round_of_ranks(job, task, control, secret) as ranks:
@@ -346,7 +358,7 @@ class TaskRunner:
             log.info("a job that is new here: %s on %s", task.recipe.method, task.recipe.backbone)
         elif job.site != site:
             job.site, job.cases, job.listing, job.dataset = site, None, None, None
-            job.micro_batch = None  # perhaps on another device
+            job.plan = job.micro_batch = None  # perhaps on another device
             job.model.to(torch_device(site))
             _go_on(job, task)
         self._job = job

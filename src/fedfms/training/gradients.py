@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 
@@ -11,7 +12,11 @@ from torch import Tensor, nn
 from fedfms.contracts.recipe import Recipe
 from fedfms.control import Control
 from fedfms.errors import TrainingError
+from fedfms.models.encoder import checkpoint_blocks, is_checkpointed
+from fedfms.training.device import free_unused_memory, halved
 from fedfms.training.losses import loss_per_class, masked_sum
+
+log = logging.getLogger(__name__)
 
 
 def accumulate_gradients(
@@ -45,6 +50,26 @@ def accumulate_gradients(
         loss += finite(part_loss.item())
         torch.autograd.backward(part_loss)
     return loss
+
+
+def smaller_step(model: nn.Module, micro_batch: int) -> int:
+    """What to try after memory ran out: half the micro-batch, and at last checkpointing.
+
+    Args:
+        model: whose blocks are checkpointed where a single slice did not fit.
+        micro_batch: that did not fit.
+
+    Returns:
+        the micro-batch to go on with.
+
+    Raises:
+        TrainingError: code out-of-memory; nothing smaller is left.
+    """
+    if micro_batch == 1 and not is_checkpointed(model) and checkpoint_blocks(model, True):
+        free_unused_memory()
+        log.warning("memory ran out with a single slice in memory; going on with checkpointing")
+        return 1
+    return halved(micro_batch, "with a single slice in memory", "with")
 
 
 def finite(value: float) -> float:

@@ -25,12 +25,11 @@ from fedfms.models.methods import Step, find_method, plain_step
 from fedfms.training.adam import Adam
 from fedfms.training.device import (
     failures_explained,
-    halved,
     is_out_of_memory,
     ready_device,
     slices_at_once,
 )
-from fedfms.training.gradients import accumulate_gradients, finite
+from fedfms.training.gradients import accumulate_gradients, finite, smaller_step
 from fedfms.training.interrupt import interruptible
 from fedfms.training.loader import Loader
 from fedfms.training.private import PatientSteps
@@ -228,7 +227,7 @@ def train_step(
                 raise
         # Only here is the error gone, and with it the frames that held the batch's activations.
         optimizer.zero_grad(set_to_none=True)
-        micro_batch = halved(micro_batch, "with a single slice in memory", "with")
+        micro_batch = smaller_step(model, micro_batch)
 
 
 def adam(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

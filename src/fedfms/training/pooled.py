@@ -28,6 +28,7 @@ from fedfms.training.device import failures_explained, ready_device
 from fedfms.training.evaluate import evaluate, summarize
 from fedfms.training.loop import RoundResult, train_round
 from fedfms.training.meter import Meter
+from fedfms.training.plan import planned
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ def train_pooled(
             training = [case for case in cases if case.case.split == "train"]
             datasets[name] = SliceDataset(training, site, recipe)
             validation[name] = [case for case in cases if case.case.split == "validation"]
+    micro_batch = planned(model, recipe, machine, device).way.micro_batch
     slices = {name: len(dataset) for name, dataset in datasets.items()}
     pool: ConcatDataset[dict[str, Tensor]] = ConcatDataset(datasets.values())
     result: RoundResult | None = None
@@ -99,7 +101,7 @@ def train_pooled(
                     round_number=rounds_trained - 1,
                     optimizer=result.optimizer if result is not None and keeps else None,
                     control=control,
-                    micro_batch=result.micro_batch if result is not None else None,
+                    micro_batch=result.micro_batch if result is not None else micro_batch,
                 )
         is_due = recipe.evaluates(rounds_trained) or rounds_trained == recipe.rounds
         with meter("evaluate"):

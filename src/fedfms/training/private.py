@@ -23,8 +23,8 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.control import Control
 from fedfms.data.slices import SliceDataset
 from fedfms.exchange.noise import random_normal
-from fedfms.training.device import halved, is_out_of_memory
-from fedfms.training.gradients import accumulate_gradients, finite
+from fedfms.training.device import is_out_of_memory
+from fedfms.training.gradients import accumulate_gradients, finite, smaller_step
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class PatientSteps:
                 if not is_out_of_memory(error):
                     raise
             self._empty()
-            self.micro_batch = halved(self.micro_batch, "with a single slice in memory", "with")
+            self.micro_batch = smaller_step(self._model, self.micro_batch)
 
     def _summed(self, items: Sequence[int]) -> tuple[float, float]:
         loss = pairs = 0.0

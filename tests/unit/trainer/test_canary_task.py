@@ -206,7 +206,8 @@ import fedfms.data.memory
 from fedfms.trainer.canary import memory_refused
 from fedfms.training.device import is_out_of_memory
 
-limit = fedfms.data.memory._V2_LIMIT = Path(sys.argv[1])  # as a container's
+fedfms.data.memory._V2 = Path(sys.argv[1])  # as a container's
+limit = Path(sys.argv[1], "memory.max")
 used = psutil.Process().memory_info()
 limit.write_text(str(used.rss - used.shared + 300 * 1024**2))
 before = resource.getrlimit(resource.RLIMIT_DATA)
@@ -232,7 +233,7 @@ assert torch.ones(150 * 1024**2).numel()
 
 def test_memory_that_is_not_there_is_refused_and_afterwards_as_before(tmp_path: Path) -> None:
     """In a process of its own: one that other tests filled has free memory of its own to give."""
-    command = [sys.executable, "-c", IN_300_MIB, str(tmp_path / "memory.max")]
+    command = [sys.executable, "-c", IN_300_MIB, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
