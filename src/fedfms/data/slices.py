@@ -87,6 +87,19 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         """Whose slices these are; of a patient without any there is nothing to train on."""
         return {self.prepared[number].case.patient for number, _ in self.slices}
 
+    def drawn(self, item: int) -> dict[str, Tensor]:
+        """The item without its "image", which is not made."""
+        number, index = self.slices[item]
+        case = self.prepared[number]
+        frame = Frame.of(case)
+        kept = self._kept.get(item, frame) if self._kept is not None else None
+        if kept is None:
+            masks = masks_of_labels(case.labels[index], self.site, self.recipe)
+            target = mask_target(masks, frame, self.recipe)
+        else:
+            target = kept[1]
+        return {"target": target.float(), "annotated": self._annotated.clone()}
+
     def __getitem__(self, item: int) -> dict[str, Tensor]:
         number, index = self.slices[item]
         case = self.prepared[number]

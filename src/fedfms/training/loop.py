@@ -19,6 +19,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
+from fedfms.data.features import FeatureFolder
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import TrainingError
 from fedfms.models.methods import Step, find_method, plain_step
@@ -29,13 +30,15 @@ from fedfms.training.device import (
     ready_device,
     slices_at_once,
 )
+from fedfms.training.frozen import Frozen, FrozenSlices, together
 from fedfms.training.gradients import accumulate_gradients, finite
 from fedfms.training.interrupt import interruptible
 from fedfms.training.private import PatientSteps
 
 log = logging.getLogger(__name__)
 
-Batch = dict[str, Tensor]  # image (B, 3, S, S), target (B, K, M, M), annotated (B, K)
+# image (B, 3, S, S) or features (B, …), target (B, K, M, M), annotated (B, K)
+Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ def train_round(
     control: Control,
     micro_batch: int | None = None,
     secret: bytes | None = None,
+    features: FeatureFolder | None = None,
 ) -> RoundResult:
     """Train the model's parameters that require a gradient, in place, for one round.
 
@@ -79,6 +83,8 @@ def train_round(
             site's own setting to fit.
         secret: of the site, without which nobody knows the order of its slices; None: whoever knows
             the recipe does.
+        features: of the model's frozen part, if it has one; None: computed anew each time. The
+            result is the same.
 
     Raises:
         TrainingError: "non-finite-loss", "out-of-memory" with a single slice in memory, or what
@@ -91,16 +97,19 @@ def train_round(
     optimizer = adam(model, recipe) if optimizer is None else _of_this_model(optimizer, model)
     micro_batch = min(micro_batch or recipe.batch_size, slices_at_once(recipe, site, device))
 
+    frozen = Frozen.of(model, features)
+
     if recipe.patient_rate is not None:
         return _round_of_patients(
-            model, dataset, recipe, round_number, optimizer, control, micro_batch, started
+            model, dataset, recipe, round_number, optimizer, control, micro_batch, started, frozen
         )
     seed = round_seed(recipe, round_number, secret)
     batches = ShuffledBatches(len(dataset), recipe, round_number, secret)
     steps_per_round = len(batches)
     loader = DataLoader(
-        dataset,
+        dataset if frozen is None else FrozenSlices(dataset, features),
         batch_sampler=batches,
+        collate_fn=None if frozen is None else together,
         num_workers=site.workers,
         pin_memory=device.type == "cuda",
     )
@@ -109,15 +118,16 @@ def train_round(
         with _seeded(seed, device), interruptible(model, control):
             control.report("train", 0, steps_per_round)
             make_step = find_method(recipe.method).start_round(model, recipe)
-            for step, batch in enumerate(loader):
+            for step, given in enumerate(loader):
+                batch: Batch = given if frozen is None else frozen.completed(given)
                 global_step = round_number * steps_per_round + step
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, global_step, steps_per_round)
                 loss, micro_batch = train_step(
                     model, optimizer, batch, recipe, micro_batch, control, make_step
                 )
-                loss_sum += loss * len(batch["image"])
-                trained += len(batch["image"])
+                loss_sum += loss * len(batch["target"])
+                trained += len(batch["target"])
                 control.report("train", step + 1, steps_per_round)
     finally:
         optimizer.zero_grad(set_to_none=True)  # the gradients' memory, as large as what travels
@@ -148,6 +158,7 @@ def _round_of_patients(
     control: Control,
     micro_batch: int,
     started: float,
+    frozen: Frozen | None,
 ) -> RoundResult:
     """As `train_round`, with steps of patients that are drawn (training/private.py)."""
     make_step = find_method(recipe.method).start_round(model, recipe)
@@ -164,7 +175,7 @@ def _round_of_patients(
             code="steps-of-patients",
         )
     count = recipe.steps_of_patients
-    steps = PatientSteps(model, dataset, recipe, control, micro_batch)
+    steps = PatientSteps(model, dataset, recipe, control, micro_batch, frozen)
     device = next(model.parameters()).device
     try:
         with _seeded(round_seed(recipe, round_number), device), interruptible(model, control):
