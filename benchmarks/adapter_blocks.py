@@ -11,8 +11,8 @@ features read from the disk. The ratio is the median over the pairs of the full 
 those of the other; 1 is returned where one is below its limit in LIMITS.
 
 `dice`: sites train together in this process, by the product's own trainer, door and average, with
-vit_demo and the recipe of jobs/fedmsa. FOLDER holds a folder a site with images/ and labels/; all of
-them train, and the validation cases of all are scored. A line of JSON a row, and a table.
+vit_demo and the recipe of jobs/fedmsa. FOLDER holds a folder a site with images/ and labels/. All
+train, and the validation cases of all are scored. A line of JSON a row, and a table.
 """
 
 from __future__ import annotations

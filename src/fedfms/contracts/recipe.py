@@ -426,6 +426,16 @@ class Recipe:
         return Recipe.from_dict({**self.to_dict(), **implied, **values}, source)
 
 
+def adapters_in_words(adapter_blocks: str) -> str:
+    """What `adapter_blocks` changes, for people; nothing where all blocks have adapters."""
+    if not adapter_blocks.startswith("last:"):  # a record of before has none
+        return ""
+    count = adapter_blocks.removeprefix("last:")
+    if count == "0":
+        return "here without adapters: the mask decoder alone"
+    return f"here with adapters in the last {'block' if count == '1' else f'{count} blocks'} alone"
+
+
 def read_job_recipe(
     job: Path,
     instead: Path | None = None,

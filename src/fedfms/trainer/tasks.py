@@ -256,7 +256,14 @@ class TaskRunner:
         if trains:
             with meter("train"):
                 if job.few is not None:
-                    result, a_step, steps = few_steps(job.model, job.few, site, recipe, control)
+                    result, a_step, steps = few_steps(
+                        job.model,
+                        job.few,
+                        site,
+                        recipe,
+                        control,
+                        folder=self.folders.work / FEATURES_FOLDER,
+                    )
                 else:
                     secret = None if self.folders.order_from_seed else self._secret
                     slices, result = _train(job, task, control, secret, features)

@@ -14,6 +14,7 @@ from fedfms.errors import CheckpointError, ConfigError
 from fedfms.models.build import build_model
 from fedfms.models.segmenter import Segmenter
 from fedfms.models.travelling import read_travelling, travelling_names, write_travelling
+from fedfms.report.words import method as words_of
 
 Make = Callable[..., Recipe]
 
@@ -116,3 +117,14 @@ def test_a_model_with_other_adapters_is_refused(make_recipe: Make):
     with pytest.raises(CheckpointError) as e:
         write_travelling(build_model(make_recipe(), None), two)
     assert e.value.code == "missing-tensor"
+
+
+def test_reports_say_where_the_adapters_are():
+    assert words_of("fedmsa") == words_of("fedmsa", "all") == words_of("fedmsa", None)
+    ends = {
+        "last:0": "; here without adapters: the mask decoder alone",
+        "last:1": "; here with adapters in the last block alone",
+        "last:3": "; here with adapters in the last 3 blocks alone",
+    }
+    for blocks, end in ends.items():
+        assert words_of("fedmsa", blocks)[1] == words_of("fedmsa")[1] + end

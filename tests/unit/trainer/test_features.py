@@ -332,4 +332,4 @@ def test_a_canary_keeps_no_features(place: Place, few: Recipe, checkpoints: Path
     canary = dataclasses.replace(few, canary=True, local_epochs=2)
     outcome = train(task_runner(place), canary, 0, start_of(canary, checkpoints))
     assert outcome.contribution.rehearsal is not None
-    assert not files(place.work)
+    assert not list((place.work / FEATURES_FOLDER).iterdir())
