@@ -38,6 +38,7 @@ def test_every_variable_is_explained_and_no_other():
         "validation_seed",
         "device",
         "workers",
+        "features_gib",
         "min_cases",
         "stall_seconds",
     ],
