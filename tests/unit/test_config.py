@@ -183,6 +183,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "patient_rate": 0.1,
         "patient_clip_norm": 1.0,
         "patient_noise": 0.5,
+        "adapter_blocks": "last:2",
     }
     assert set(others) == {f.name for f in dataclasses.fields(Recipe)}
     of_patients = {
@@ -200,7 +201,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
 
 def test_a_recipe_that_says_nothing_of_what_came_later_has_the_hash_it_always_had():
     later = {"strategy", "canary", "guard", "confirmed_weights", "secure_sum", "secure_sum_bits"}
-    later |= {"patient_rate", "patient_clip_norm", "patient_noise"}
+    later |= {"patient_rate", "patient_clip_norm", "patient_noise", "adapter_blocks"}
     before = {key: value for key, value in recipe().to_dict().items() if key not in later}
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":")).encode()
     assert (
@@ -282,7 +283,7 @@ def test_the_order_of_classes_counts():
     [
         ({"learing_rate": 1e-3}, "learing_rate", "did you mean learning_rate?"),
         ({"batchsize": 2}, "batchsize", "did you mean batch_size?"),
-        ({"qqqq": 1}, "qqqq", "known keys: backbone, "),
+        ({"qqqq": 1}, "qqqq", "known keys: adapter_blocks, backbone, "),
         ({"rounds": 0}, "rounds is 0", "1 or more"),
         ({"rounds": 2.5}, "rounds is 2.5", "a whole number"),
         ({"rounds": True}, "rounds is True", "a whole number"),
@@ -307,6 +308,11 @@ def test_the_order_of_classes_counts():
         ({"image_size": 0}, "image_size is 0", "multiple"),
         ({"seed": -1}, "seed is -1", "0 or more"),
         ({"warmup_steps": -1}, "warmup_steps is -1", "0 or more"),
+        ({"adapter_blocks": "last"}, "adapter_blocks is 'last'", "last:K with K from 0 to 12"),
+        ({"adapter_blocks": "last:13"}, "'last:13'", "the blocks of vit_b"),
+        ({"adapter_blocks": "last:-1"}, "'last:-1'", "K from 0"),
+        ({"adapter_blocks": "last:2", "paper_compat": True}, "paper_compat", "leave adapter_bl"),
+        ({"adapter_blocks": "last:2", "backbone": "none"}, "there is no backbone", "leave adapter"),
     ],
 )
 def test_a_recipe_that_cannot_be_meant_is_refused_with_a_fix(values, problem, fix):

@@ -208,6 +208,7 @@ CODES: dict[str, str] = {
     "damaged-archive": "an archive of the server is damaged",
     "damaged-checkpoint": "a checkpoint cannot be read",
     "damaged-model": "a model file is not what was written",
+    "method-and-adapters": "the method has no adapters, for which the recipe names blocks",
     "method-and-backbone": "the method does not go with the recipe's backbone",
     "missing-checkpoint": "the SAM checkpoint is not there",
     "no-recipe": "a model has no recipe beside it",

@@ -31,9 +31,10 @@ _LEAST_OF_COSINE = 0.01  # of learning_rate; reached in the last 6 % of all step
 
 @dataclass(frozen=True, slots=True)
 class BackboneFile:
-    """A SAM backbone: its token size and the checkpoint that is meant by its name."""
+    """A SAM backbone: its sizes that recipes need, and the checkpoint that is meant by its name."""
 
     patch_size: int  # pixels a side of one encoder token
+    depth: int  # encoder blocks
     file_name: str
     sha256: str
 
@@ -42,22 +43,26 @@ BACKBONES: dict[str, BackboneFile] = {
     # shipped with the package (fedfms/models/vit_demo.safetensors); tools/train_demo_backbone.py
     "vit_demo": BackboneFile(
         8,
+        4,
         "vit_demo.safetensors",
         "eb24a2e61749714e43c8b8c2a2bef9ab5b9873d04ff69ff9c737165194d41ea0",
     ),
     # Meta's own files, as linked from the README of facebookresearch/segment-anything
     "vit_b": BackboneFile(
         16,
+        12,
         "sam_vit_b_01ec64.pth",
         "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
     ),
     "vit_l": BackboneFile(
         16,
+        24,
         "sam_vit_l_0b3195.pth",
         "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
     ),
     "vit_h": BackboneFile(
         16,
+        32,
         "sam_vit_h_4b8939.pth",
         "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
     ),
@@ -78,6 +83,7 @@ _LATER: dict[str, Any] = {
     "secure_sum": False,
     "secure_sum_bits": 64,
     "lora_rank": 8,
+    "adapter_blocks": "all",
 }
 _MOST_RANK = 64  # of a low-rank update; beyond, it is none
 
@@ -144,6 +150,9 @@ class Recipe:
     patient_clip_norm: float | None = None
     # standard deviation of the noise on each value of a step's sum, as a share of that norm
     patient_noise: float = 0.0
+    # encoder blocks that get adapters: all, or last:2 for the last two; what lies before them is
+    # frozen, computed once a slice and kept on the site's disk. last:0: the mask decoder alone
+    adapter_blocks: str = "all"
 
     def __post_init__(self) -> None:
         require_name(self.method, "method")
@@ -229,8 +238,30 @@ class Recipe:
             require_name(name, "holdout site")
         for name in self.confirmed_weights:
             require_name(name, "site")
+        self._check_adapters()
         self._check_patients()
         self._check_sums()
+
+    def _check_adapters(self) -> None:
+        if self.adapter_blocks == "all":
+            return
+        require(
+            self.backbone != NO_BACKBONE,
+            f"adapter_blocks is {self.adapter_blocks}, and there is no backbone",
+            "leave adapter_blocks out",
+        )
+        require(
+            not self.paper_compat,
+            f"adapter_blocks is {self.adapter_blocks}, and paper_compat is true",
+            "leave adapter_blocks out: FedFMS has adapters in all blocks",
+        )
+        found = re.fullmatch(r"last:(0|[1-9][0-9]{0,2})", self.adapter_blocks)
+        depth = BACKBONES[self.backbone].depth
+        require(
+            found is not None and int(found[1]) <= depth,
+            f"adapter_blocks is {self.adapter_blocks!r}",
+            f"write all, or last:K with K from 0 to {depth}, the blocks of {self.backbone}",
+        )
 
     def _check_patients(self) -> None:
         rate, norm, noise = self.patient_rate, self.patient_clip_norm, self.patient_noise
@@ -315,6 +346,17 @@ class Recipe:
         if self.schedule == "constant":
             return 1.0
         return max(_LEAST_OF_COSINE, 0.5 * (1.0 + math.cos(math.pi * share)))
+
+    @property
+    def frozen_blocks(self) -> int | None:
+        """Encoder blocks before the first one with an adapter; None with adapters in all.
+
+        All of them where none has one: then the whole encoder is frozen.
+        """
+        if self.adapter_blocks == "all":
+            return None
+        depth = BACKBONES[self.backbone].depth
+        return depth - int(self.adapter_blocks.removeprefix("last:"))
 
     @property
     def patch_size(self) -> int:
@@ -402,6 +444,16 @@ class Recipe:
         if values.get("backbone") == NO_BACKBONE:
             implied = {"backbone_sha256": "0" * 64}
         return Recipe.from_dict({**self.to_dict(), **implied, **values}, source)
+
+
+def adapters_in_words(adapter_blocks: str) -> str:
+    """What `adapter_blocks` changes, for people; nothing where all blocks have adapters."""
+    if not adapter_blocks.startswith("last:"):  # a record of before has none
+        return ""
+    count = adapter_blocks.removeprefix("last:")
+    if count == "0":
+        return "here without adapters: the mask decoder alone"
+    return f"here with adapters in the last {'block' if count == '1' else f'{count} blocks'} alone"
 
 
 def read_job_recipe(

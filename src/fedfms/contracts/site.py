@@ -320,10 +320,12 @@ class Compute:
     ranks: int | None = None
     # largest number of slices in memory at once; none: batch_size, but 1 above 512 pixels on a CPU
     micro_batch: int | None = None
+    # GiB of the private folder for what an encoder's frozen part made of slices; 0: none is kept
+    features_gib: int = 20
     stall_seconds: float = 3600.0  # without progress for so long, the trainer ends itself
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 0, ("workers",))
+        _require_at_least(self, 0, ("workers", "features_gib"))
         _require_at_least(self, 1, ("threads", "ranks", "micro_batch"))
         require(
             self.stall_seconds > 0, f"stall_seconds is {self.stall_seconds}", "set seconds above 0"

@@ -17,6 +17,7 @@ READING_BYTES = 23
 READING_BYTES_OF_COLOURS = 54
 
 CACHE_FOLDER = "prepared"  # below a trainer's private folder, where site.yml names no cache
+FEATURES_FOLDER = "features"  # there, too: what the frozen part of an encoder made of slices
 RECORD_ENDING = ".case"  # of a prepared case in the cache
 
 # control groups: version 2, or the memory controller of version 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import os
 import shutil
@@ -10,12 +11,12 @@ import weakref
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
@@ -117,6 +118,19 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         """How many of the recipe's classes this site annotates, in each of its slices."""
         return float(self._annotated.sum())
 
+    def drawn(self, item: int) -> dict[str, Tensor]:
+        """The item without its "image", which is not made."""
+        number, index = self.slices[item]
+        case = self.prepared[number]
+        frame = Frame.of(case)
+        kept = self._kept_targets.get(item, frame) if self._kept_targets is not None else None
+        if kept is None:
+            masks = masks_of_labels(case.labels[index], self.site, self.recipe)
+            kept = torch.empty(0, dtype=torch.uint8), mask_target(masks, frame, self.recipe)
+            if self._kept_targets is not None:
+                self._kept_targets.put(item, *kept)
+        return {"target": kept[1].float(), "annotated": self._annotated.clone()}
+
     def __getitem__(self, item: int) -> dict[str, Tensor]:
         picture, _, target, annotated = self.levels(item)
         return {
@@ -154,6 +168,22 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         if native:
             picture = native_slice(case, index, self.site)
         return picture, frame.input_size(self.recipe), target, self._annotated
+
+
+Slices = SliceDataset | ConcatDataset[dict[str, Tensor]] | Subset[dict[str, Tensor]]
+
+
+def located(dataset: Any, item: int) -> tuple[SliceDataset, int]:
+    """The `SliceDataset` that an item of this one comes from, and its number there."""
+    while not isinstance(dataset, SliceDataset):
+        if isinstance(dataset, Subset):
+            dataset, item = dataset.dataset, dataset.indices[item]
+        else:
+            assert isinstance(dataset, ConcatDataset)
+            part = bisect.bisect_right(dataset.cumulative_sizes, item)
+            item -= dataset.cumulative_sizes[part - 1] if part else 0
+            dataset = dataset.datasets[part]
+    return dataset, item
 
 
 class KeptSlices:

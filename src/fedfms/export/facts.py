@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedfms import __version__
-from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.recipe import Recipe, adapters_in_words
 from fedfms.contracts.site import Reading
 from fedfms.geometry import pixel_statistics
 from fedfms.models.methods import find_method
@@ -89,6 +89,8 @@ def about(recipe: Recipe) -> str:
     """One line: what was trained, with what."""
     method = find_method(recipe.method)
     network = f" on SAM's {recipe.backbone}" if method.uses_sam else ""
+    where = adapters_in_words(recipe.adapter_blocks)
+    network += f", {where}," if where else ""
     return (
         f"{method.title}{network} at {recipe.image_size} pixels, classes "
         f"{', '.join(recipe.classes)}; fedfms {__version__}, recipe {recipe.sha256[:12]}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Reading, SiteConfig
 from fedfms.errors import ConfigError
 from fedfms.export import bundle, onnx
@@ -87,7 +88,7 @@ def export_model(
     config = None if site is None else SiteConfig.from_yaml(site, data_root=site.parent)
     trained = load_trained(model, checkpoints)
     recipe = trained.recipe
-    _check_method(trained.model.method, format)
+    _check_method(trained.model.method, recipe, format)
     network_bytes = sum(tensor.nbytes for tensor in trained.model.state_dict().values())
     require_room(output, 2 * network_bytes + 2**20)  # TorchScript is written twice
     is_bundle = format == "bundle"
@@ -122,8 +123,10 @@ def export_model(
     return Exported(format, recipe.backbone, recipe.image_size, files, notes, difference)
 
 
-def _check_method(method: Method, format: str) -> None:
+def _check_method(method: Method, recipe: Recipe, format: str) -> None:
     if format in method.exports:
+        return
+    if format == "sam" and recipe.adapter_blocks == "last:0":  # nothing was added to SAM
         return
     others = ", ".join(f"--as {one}" for one in FORMATS if one in method.exports)
     if format == "sam" and method.adds:

@@ -54,6 +54,7 @@ def write_sam(trained: Trained, site: Reading | None, file: Path) -> tuple[tuple
         notes=notes,
         registry_loads=recipe.backbone != "vit_demo" and recipe.image_size == UPSTREAM_IMAGE_SIZE,
         size=GEOMETRY[recipe.backbone],
+        depth=BACKBONES[recipe.backbone].depth,
         grid=recipe.image_size // recipe.patch_size,
         mean=mean[0],
         std=std[0],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedfms.data.content import JUNK, may_enter, unreadable_folder
-from fedfms.data.memory import CACHE_FOLDER
+from fedfms.data.memory import CACHE_FOLDER, FEATURES_FOLDER
 from fedfms.errors import ConfigError
 from fedfms.local.processes import Processes, Supervised
 
@@ -122,7 +122,9 @@ def start_trainer(
 
 @contextlib.contextmanager
 def images_forgotten(folder: Path) -> Iterator[None]:
-    """At the end, the trainers' prepared cases below a folder go: a run on one machine keeps none.
+    """At the end, the trainers' prepared cases and kept features below a folder go.
+
+    A run on one machine keeps none.
 
     Args:
         folder: with each site's private folder.
@@ -130,8 +132,9 @@ def images_forgotten(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for cache in folder.glob(f"*/{CACHE_FOLDER}"):
-            shutil.rmtree(cache, ignore_errors=True)
+        for name in (CACHE_FOLDER, FEATURES_FOLDER):
+            for cache in folder.glob(f"*/{name}"):
+                shutil.rmtree(cache, ignore_errors=True)
 
 
 def threads_of_a_trainer(training_sites: int) -> int:

@@ -68,13 +68,19 @@ class AdaptedBlock(EncoderBlock):
         )
 
 
-def add_adapters(encoder: nn.Module, *, starts_as_zero: bool, norm_padding: bool) -> None:
-    """Give every block of an ImageEncoder its adapters, drawn from torch's global generator."""
+def add_adapters(
+    encoder: nn.Module, *, starts_as_zero: bool, norm_padding: bool, first: int = 0
+) -> None:
+    """Give blocks of an ImageEncoder their adapters, drawn from torch's global generator.
+
+    Args:
+        first: number of the first block that gets them, from 0; as many as there are: none does.
+    """
     assert isinstance(encoder, ImageEncoder)
-    adapted = []
-    for block in encoder.blocks:
+    adapted: list[EncoderBlock] = []
+    for number, block in enumerate(encoder.blocks):
         assert isinstance(block, EncoderBlock)  # one that is not would lose its place
-        adapted.append(
-            AdaptedBlock(block, starts_as_zero=starts_as_zero, norm_padding=norm_padding)
-        )
+        if number >= first:
+            block = AdaptedBlock(block, starts_as_zero=starts_as_zero, norm_padding=norm_padding)
+        adapted.append(block)
     encoder.blocks = nn.ModuleList(adapted)

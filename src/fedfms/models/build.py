@@ -42,24 +42,42 @@ class SamSegmenter(Segmenter):
         self.register_buffer("image_position", _positions(self.prompt_encoder), persistent=False)
         self.register_load_state_dict_post_hook(_locate)  # type: ignore[no-untyped-call]
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *, from_prefix: bool = False) -> Tensor:
         """Logits of every class, before the sigmoid.
 
         Args:
             images: (B, 3, S, S) float, already normalized; S is the recipe's image_size.
+            from_prefix: `images` is what `prefix` made of them.
 
         Returns:
             (B, K, M, M) float32; M is the recipe's mask_size.
         """
-        with torch.autocast(
-            images.device.type, torch.bfloat16, enabled=self.encoder_dtype == torch.bfloat16
-        ):
-            embeddings = self.image_encoder(images)
+        if self.frozen_blocks is None:
+            with self._autocast(images):
+                embeddings = self.image_encoder(images)
+        else:
+            tokens = images if from_prefix else self.prefix(images)
+            with self._autocast(images):
+                embeddings = self.image_encoder.after(tokens.float(), self.frozen_blocks)
         embeddings = embeddings.float()
         if self.class_head is None:
             return self.mask_decoder(embeddings, self.image_position, 1)  # type: ignore[no-any-return]
         masks = self.mask_decoder(embeddings, self.image_position, MASK_TOKENS)
         return self.class_head(masks)  # type: ignore[no-any-return]
+
+    def prefix(self, images: Tensor) -> Tensor:
+        """What goes into the first block that learns, (B, H, W, C), or the embeddings if none does.
+
+        In bf16 where the encoder computes in bf16, for training, scores and predict alike; in fp32,
+        and exact, where it does not.
+        """
+        assert self.frozen_blocks is not None
+        with self._autocast(images):
+            return self.image_encoder.before(images, self.frozen_blocks).to(self.encoder_dtype)
+
+    def _autocast(self, like: Tensor) -> torch.autocast:
+        is_bf16 = self.encoder_dtype == torch.bfloat16
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=is_bf16)
 
 
 def build_model(recipe: Recipe, checkpoint: Path | None) -> Segmenter:
@@ -74,18 +92,22 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Segmenter:
     recipe's seed and therefore the same on every machine; with `start_draws` it is a mean of draws.
 
     Raises:
-        ConfigError: unknown-part, ambiguous-part, broken-part, nothing-travels, or
-            method-and-backbone: the method does not go with the recipe's backbone.
+        ConfigError: unknown-part, ambiguous-part, broken-part, nothing-travels,
+            method-and-backbone: the method does not go with the recipe's backbone, or
+            method-and-adapters: nor with its adapter_blocks.
         CheckpointError: the file cannot be read or does not fit the backbone.
     """
     method = find_method(recipe.method)
     _check_backbone(method, recipe)
+    _check_adapters(method, recipe)
     with torch.random.fork_rng(devices=[]):
         # not torch.manual_seed, which would leave every GPU with a seed that everybody knows
         torch.default_generator.manual_seed(recipe.seed)
         model = _on_sam(recipe, method, checkpoint) if method.uses_sam else method.network(recipe)
     for name, tensor in model.named_parameters():
         tensor.requires_grad_(method.learns(name, recipe))
+    if isinstance(model, SamSegmenter):
+        model.frozen_blocks = _frozen_blocks(model)
     if not travelling_names(model):
         raise ConfigError(
             f"the method {method.name} lets nothing travel",
@@ -149,6 +171,32 @@ def _check_backbone(method: Method, recipe: Recipe) -> None:
         "set backbone to a SAM, such as vit_b" if method.uses_sam else "set backbone to none",
         code="method-and-backbone",
     )
+
+
+def _check_adapters(method: Method, recipe: Recipe) -> None:
+    if method.places_adapters or recipe.frozen_blocks is None:
+        return
+    raise ConfigError(
+        f"adapter_blocks is {recipe.adapter_blocks}, and the method {method.name} has no adapters",
+        "leave adapter_blocks out, or train fedmsa",
+        code="method-and-adapters",
+    )
+
+
+def _frozen_blocks(model: SamSegmenter) -> int | None:
+    """Encoder blocks before the first that learns; None where that is the first of all."""
+
+    def learns(part: nn.Module) -> bool:
+        return any(parameter.requires_grad for parameter in part.parameters())
+
+    encoder = model.image_encoder
+    if not learns(encoder):
+        return len(encoder.blocks)
+    in_blocks = [number for number, block in enumerate(encoder.blocks) if learns(block)]
+    outside = [p for name, p in encoder.named_parameters() if not name.startswith("blocks.")]
+    if not in_blocks or any(parameter.requires_grad for parameter in outside):
+        return None
+    return in_blocks[0] or None
 
 
 def _positions(prompt_encoder: Any) -> Tensor:

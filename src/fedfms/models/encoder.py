@@ -95,6 +95,33 @@ class ImageEncoder(ImageEncoderViT):  # type: ignore[misc]
         upstream_blocks = self.blocks
         self.blocks: nn.ModuleList = nn.ModuleList(map(EncoderBlock, upstream_blocks))
 
+    def forward(self, images: Tensor) -> Tensor:
+        """As upstream's."""
+        return self.after(self.before(images, 0), 0)
+
+    def before(self, images: Tensor, block: int) -> Tensor:
+        """What goes into block number `block`, from 0: tokens (B, H, W, C).
+
+        Of a number as large as there are blocks it is the encoder's output.
+        """
+        tokens = self.patch_embed(images)
+        if self.pos_embed is not None:
+            tokens = tokens + self.pos_embed
+        for one in self.blocks[:block]:
+            tokens = one(tokens)
+        return self._neck(tokens) if block == len(self.blocks) else tokens
+
+    def after(self, tokens: Tensor, block: int) -> Tensor:
+        """The encoder's output, from what `before` gave for the same block."""
+        if block == len(self.blocks):
+            return tokens
+        for one in self.blocks[block:]:
+            tokens = one(tokens)
+        return self._neck(tokens)
+
+    def _neck(self, tokens: Tensor) -> Tensor:
+        return self.neck(tokens.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+
 
 def _pad_to_windows(values: Tensor, padding: Tensor, window: int) -> Tensor:
     """Fill (B, H, W, C) at the bottom and right with `padding` (C,) to whole windows."""

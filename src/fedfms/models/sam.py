@@ -37,7 +37,6 @@ class Geometry:
     """Sizes of one SAM; those of vit_b, vit_l and vit_h are upstream's `build_sam.py`."""
 
     width: int  # channels of an encoder token
-    depth: int  # encoder blocks
     heads: int
     global_blocks: tuple[int, ...]  # blocks whose attention spans the image
     window: int = 14  # tokens a side in the other blocks
@@ -47,10 +46,10 @@ class Geometry:
 
 
 GEOMETRY = {
-    "vit_demo": Geometry(96, 4, 3, (1, 3), 8, 64, 256, 4),
-    "vit_b": Geometry(768, 12, 12, (2, 5, 8, 11)),
-    "vit_l": Geometry(1024, 24, 16, (5, 11, 17, 23)),
-    "vit_h": Geometry(1280, 32, 16, (7, 15, 23, 31)),
+    "vit_demo": Geometry(96, 3, (1, 3), 8, 64, 256, 4),
+    "vit_b": Geometry(768, 12, (2, 5, 8, 11)),
+    "vit_l": Geometry(1024, 16, (5, 11, 17, 23)),
+    "vit_h": Geometry(1280, 16, (7, 15, 23, 31)),
 }
 
 
@@ -65,7 +64,7 @@ class Sam(nn.Module):
             img_size=recipe.image_size,
             patch_size=recipe.patch_size,
             embed_dim=size.width,
-            depth=size.depth,
+            depth=BACKBONES[recipe.backbone].depth,
             num_heads=size.heads,
             mlp_ratio=4,
             out_chans=size.decoder_width,

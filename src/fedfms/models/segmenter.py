@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.models.methods import Method
@@ -20,6 +20,17 @@ class Segmenter(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.method = method
+        # encoder blocks before everything that learns; None where what they make of a slice is not
+        # worth keeping: `prefix` then is not asked for
+        self.frozen_blocks: int | None = None
+
+    def prefix(self, images: Tensor) -> Tensor:
+        """What the frozen part makes of pictures, which stays the same however long one trains.
+
+        The network itself takes it, too: `model(model.prefix(images), from_prefix=True)` is
+        `model(images)`, to the bit. It is in the precision in which it is kept.
+        """
+        raise NotImplementedError("this network has no frozen part before all that learns")
 
     def train(self, mode: bool = True) -> Segmenter:
         """Training mode for the modules that hold a learning tensor; the others stay as they are.

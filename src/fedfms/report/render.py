@@ -103,7 +103,7 @@ def _page(result: Result) -> dict[str, Any]:
     summary, recipe = result.summary, result.recipe
     job = summary.job
     method = str(recipe.get("method", ""))
-    name, explained = words.method(method)
+    name, explained = words.method(method, recipe.get("adapter_blocks"))
     backbone = words.BACKBONES.get(str(recipe.get("backbone")), str(recipe.get("backbone", "")))
     on_sam = "" if recipe.get("backbone") == NO_BACKBONE else f" on SAM {backbone}".rstrip()
     classes = words.class_names(recipe.get("classes", ()))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from fedfms import errors
 from fedfms.contracts.codes import CODES
+from fedfms.contracts.recipe import adapters_in_words
 from fedfms.models.methods import find_method
 from fedfms.pages.numbers import NONE as NONE
 from fedfms.pages.numbers import count as count
@@ -35,13 +36,18 @@ _BEGINNINGS = {  # by class of the error
 _CODED = re.compile(r"\b([A-Z]\w+) \(([a-z0-9-]+)[,)]")
 
 
-def method(name: str) -> tuple[str, str]:
-    """A method's title and what it does; of one that is not installed here its name alone."""
+def method(name: str, adapter_blocks: object = "all") -> tuple[str, str]:
+    """A method's title and what it does; of one that is not installed here its name alone.
+
+    Args:
+        adapter_blocks: of the recipe.
+    """
     try:
         known = find_method(name)
     except errors.ConfigError:
         return name or "Federated training", ""
-    return known.title, known.sentence
+    where = adapters_in_words(str(adapter_blocks))
+    return known.title, "; ".join(filter(None, (known.sentence, where)))
 
 
 def plain_reason(reason: str | None) -> str:

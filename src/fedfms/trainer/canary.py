@@ -14,6 +14,8 @@ import logging
 import math
 import re
 import resource
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +30,16 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.cache import StoredCase
+from fedfms.data.features import FeatureFolder
 from fedfms.data.manifest import Case, training_patients
-from fedfms.data.memory import allowed_bytes, size_text
+from fedfms.data.memory import GIB, allowed_bytes, size_text
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import SiteDataError, TrainingError
 from fedfms.exchange.bounds import too_few_steps
 from fedfms.models.segmenter import Segmenter
 from fedfms.training.device import slices_at_once, torch_device
+from fedfms.training.frozen import space_of
 from fedfms.training.loop import RoundResult, train_round
 from fedfms.training.meter import Meter
 
@@ -132,11 +136,16 @@ def few_steps(
     recipe: Recipe,
     control: Control,
     micro_batch: int | None = None,
+    *,
+    folder: Path,
 ) -> tuple[RoundResult, float, int]:
     """Train on full batches of the case's slices, over and over; the model is to be thrown away.
 
     Args:
         micro_batch: as the run will begin with; None: the site's own.
+        folder: of the site for features; what the frozen part of the model makes is kept there
+            meanwhile, so that the steps that are timed are as those of a run from its second pass
+            over the slices on.
 
     Returns:
         how the last steps went, seconds a step, and the optimizer steps of a round of the run.
@@ -157,7 +166,9 @@ def few_steps(
         patient_noise=0.0,
     )
 
-    def steps(count: int, before: RoundResult | None) -> RoundResult:
+    def steps(
+        count: int, before: RoundResult | None, features: FeatureFolder | None
+    ) -> RoundResult:
         return train_round(
             model,
             Subset(dataset, [i % len(dataset) for i in range(count * batch)]),
@@ -167,10 +178,13 @@ def few_steps(
             optimizer=before.optimizer if before else None,
             control=control,
             micro_batch=before.micro_batch if before else micro_batch,
+            features=features,
         )
 
-    result = steps(TIMED_STEPS, steps(1, None))
     device = torch_device(site)
+    with _features_meanwhile(model, site, device, folder) as features:
+        first = steps(1 if features is None else TIMED_STEPS, None, features)
+        result = steps(TIMED_STEPS, first, features)
     wanted = min(batch, micro_batch or slices_at_once(recipe, site, device))
     if device.type == "cpu" and result.micro_batch < wanted:
         raise TrainingError(
@@ -180,6 +194,26 @@ def few_steps(
         )
     rounds_steps = recipe.local_epochs * math.ceil(slices / recipe.batch_size)
     return result, result.seconds / TIMED_STEPS, rounds_steps
+
+
+@contextlib.contextmanager
+def _features_meanwhile(
+    model: Segmenter, site: SiteConfig, device: torch.device, folder: Path
+) -> Iterator[FeatureFolder | None]:
+    """A place for features that is gone afterwards; None where a run would keep none."""
+    if model.frozen_blocks is None or site.features_gib == 0:
+        yield None
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        place = Path(tempfile.mkdtemp(prefix="canary-", dir=folder))
+    except OSError:  # the run will say it
+        yield None
+        return
+    try:
+        yield FeatureFolder(place, space_of(model, device), "canary", site.features_gib * GIB)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def rehearsal(

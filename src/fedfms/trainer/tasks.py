@@ -24,8 +24,9 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Compute, SiteConfig
 from fedfms.control import Control
 from fedfms.data.cache import StoredCase
+from fedfms.data.features import FeatureFolder, case_name, forget_job, forget_others
 from fedfms.data.manifest import find_cases, training_patients
-from fedfms.data.memory import CACHE_FOLDER
+from fedfms.data.memory import CACHE_FOLDER, FEATURES_FOLDER, GIB
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import DoorClosed, TrainerError, TrainingError
@@ -67,6 +68,7 @@ from fedfms.training.device import (
     torch_device,
 )
 from fedfms.training.evaluate import CaseScore, evaluate
+from fedfms.training.frozen import space_of
 from fedfms.training.loader import Loader
 from fedfms.training.loop import RoundResult, adam, train_round
 from fedfms.training.meter import Meter
@@ -180,7 +182,7 @@ class TaskRunner:
         free_unused_memory()
 
     def forget(self, job: str) -> None:
-        """Remove what is kept of a job: answers, optimizer, scores by case, errors.
+        """Remove what is kept of a job: answers, optimizer, features, scores by case, errors.
 
         Prepared images are the site's, not a job's, and stay.
 
@@ -190,6 +192,7 @@ class TaskRunner:
         if self._job is not None and self._job.name == job:
             self.release()
         KeptRun(self.folders.work, job).forget()
+        forget_job(self.folders.work / FEATURES_FOLDER, job)
         self.sums.forget(job)
         (self.folders.work / "scores" / f"{job}.csv").unlink(missing_ok=True)
         forget_errors(self.folders.work / ERRORS, job)
@@ -261,15 +264,18 @@ class TaskRunner:
             del sent
             before = read_travelling(job.model)
         scores: list[CaseScore] = []
+        features = self._features(job, site)
         if is_due:
             with meter("evaluate"):
-                scores = evaluate(job.model, scored, recipe, scoring, control)
+                scores = evaluate(job.model, scored, recipe, scoring, control, features)
                 if not is_canary:
                     self._keep_scores(task, scores)
         pictures: list[bytes] = []
         if task.model == "final" and policy.pictures:  # of one model only: fewer leave the site
             with meter("evaluate"):
-                pictures = site_pictures(job.model, scored, scores, recipe, scoring, control)
+                pictures = site_pictures(
+                    job.model, scored, scores, recipe, scoring, control, features
+                )
 
         result: RoundResult | None = None
         tensors: dict[str, Tensor] = {}
@@ -279,12 +285,18 @@ class TaskRunner:
             with meter("train"), self._at_work.training(task, job.plan):
                 if job.few is not None:
                     result, a_step, steps = few_steps(
-                        job.model, job.few, site, recipe, control, job.micro_batch
+                        job.model,
+                        job.few,
+                        site,
+                        recipe,
+                        control,
+                        job.micro_batch,
+                        folder=self.folders.work / FEATURES_FOLDER,
                     )
                 else:
                     secret = None if self.folders.order_from_seed else self._secret
                     with self._round_of_ranks(job, task, control, secret) as ranks:
-                        slices, result = _train(job, task, control, secret, ranks)
+                        slices, result = _train(job, task, control, secret, ranks, features)
             with meter("exchange"):
                 tensors = difference(read_travelling(job.model), before)
         control.check()
@@ -374,6 +386,9 @@ class TaskRunner:
         if len(devices) > 1 and recipe.patient_rate is not None:
             log.info("steps of patients are computed in one process: ranks does nothing here")
             devices = devices[:1]
+        elif len(devices) > 1 and getattr(job.model, "frozen_blocks", None) is not None:
+            log.info("what is kept of a frozen part has one reader: ranks does nothing here")
+            devices = devices[:1]
         if self._ranks is not None and (self._ranks.devices, self._ranks.site) != (devices, site):
             self._ranks.close()
             self._ranks = None
@@ -413,8 +428,21 @@ class TaskRunner:
             job.dataset = None
             job.cases = prepare_cases(listing.cases, job.site, control, folder=folder)
             forget_withdrawn(self.folders.work, job.cases)
+            there = {case_name(case, job.site) for case in job.cases}
+            forget_others(self.folders.work / FEATURES_FOLDER, there)
         job.listing = listing
         return job.cases
+
+    def _features(self, job: _Job, site: SiteConfig) -> FeatureFolder | None:
+        """What is kept of the model's frozen part; None where it has none, or nothing is kept."""
+        if job.model.frozen_blocks is None or job.recipe.canary or site.features_gib == 0:
+            return None
+        return FeatureFolder(
+            self.folders.work / FEATURES_FOLDER,
+            space_of(job.model, torch_device(site)),
+            job.name,
+            site.features_gib * GIB,
+        )
 
     def _few(self, job: _Job, control: Control, policy: Policy | None) -> list[StoredCase]:
         """The cases of a canary."""
@@ -585,7 +613,12 @@ def _no_second_sum(task: Task) -> DoorClosed:
 
 
 def _train(
-    job: _Job, task: Task, control: Control, secret: bytes | None, ranks: RoundOfRanks | None
+    job: _Job,
+    task: Task,
+    control: Control,
+    secret: bytes | None,
+    ranks: RoundOfRanks | None,
+    features: FeatureFolder | None,
 ) -> tuple[int, RoundResult]:
     """One local round on the job's model, in place; the number of slices and how it went."""
     assert job.dataset is not None
@@ -604,6 +637,7 @@ def _train(
         secret=secret,
         loader=job.loader[1],
         ranks=ranks,
+        features=features,
     )
     job.optimizer = result.optimizer if task.recipe.optimizer_state == "keep" else None
     job.micro_batch = result.micro_batch

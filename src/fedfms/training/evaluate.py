@@ -18,6 +18,7 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Setup, SiteConfig
 from fedfms.control import Control
 from fedfms.data.classes import annotated, class_masks
+from fedfms.data.features import FeatureFolder
 from fedfms.data.prepared import Prepared
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import TrainingError
@@ -29,6 +30,7 @@ from fedfms.training.device import (
     ready_device,
     slices_at_once,
 )
+from fedfms.training.frozen import Frozen
 from fedfms.training.interrupt import in_turn, interruptible
 from fedfms.training.metrics import PAPER_THRESHOLDS, Mask, count, dice, hd95, iou, paper_scores
 
@@ -68,6 +70,7 @@ def evaluate(
     recipe: Recipe,
     site: SiteConfig,
     control: Control,
+    features: FeatureFolder | None = None,
 ) -> list[CaseScore]:
     """Score the model on each case and each class that this site annotates.
 
@@ -79,6 +82,7 @@ def evaluate(
     Args:
         model: images (B, 3, S, S) to logits (B, K, M, M); left in evaluation mode, on the device.
         control: asked inside every batch; told ("evaluate", slices done, slices).
+        features: as in `train_round`.
 
     Returns:
         case by case, classes in the recipe's order.
@@ -92,7 +96,7 @@ def evaluate(
     paper = SliceDataset(cases, site, recipe) if recipe.paper_compat and cases else None
     scores: list[CaseScore] = []
     slices = [(case, index) for case in cases for index in range(len(case.images))]
-    stream = predict(model, slices, recipe, site, control)
+    stream = predict(model, slices, recipe, site, control, features)
 
     def scores_of(number: int, case: Prepared, logits: Tensor) -> list[CaseScore]:
         predicted = foreground(logits, case, recipe)
@@ -155,12 +159,14 @@ def predict(
     recipe: Recipe,
     site: Setup,
     control: Control,
+    features: FeatureFolder | None = None,
 ) -> Iterator[Tensor]:
     """Logits of each slice (case, index) in turn, (K, M, M) fp32 on the processor.
 
     A case begins a batch of its own. What else is in a batch moves the last digits of a logit (in
     bf16 the third), and with them pixels at the threshold: so the masks of a case are the same
-    among a site's cases, where they are scored, and alone, where they are written.
+    among a site's cases, where they are scored, and alone, where they are written. A frozen part of
+    the network sees one slice at a time for the same reason, whether or not `features` are kept.
 
     Raises:
         as `evaluate`.
@@ -168,13 +174,19 @@ def predict(
     device = ready_device(site)
     with failures_explained():
         model.to(device).eval()
+    frozen = Frozen.of(model, features)
     limit = slices_at_once(recipe, site, device)
     done = 0
     control.report("evaluate", done, len(slices))
     while done < len(slices):
         _, some = next(groupby(slices[done : done + limit], key=lambda one: id(one[0])))
         batch = list(some)
-        logits = _forward(model, partial(_inputs, batch, site, recipe, device), control)
+        if frozen is None:
+            logits = _forward(model, partial(_inputs, batch, site, recipe, device), control)
+        else:
+            with failures_explained(), interruptible(model, control):
+                given = torch.stack([frozen.of_case(case, i, site, recipe) for case, i in batch])
+            logits = _forward(model, partial(given.to, device), control, from_prefix=True)
         if logits is None:
             limit = halved(limit, "while scoring a single slice", "scoring")
             continue
@@ -270,11 +282,18 @@ def _inputs(
     return input_of(list(levels), [covered] * len(slices), recipe, device)
 
 
-def _forward(model: nn.Module, images: Callable[[], Tensor], control: Control) -> Tensor | None:
+def _forward(
+    model: nn.Module,
+    given: Callable[[], Tensor],
+    control: Control,
+    *,
+    from_prefix: bool = False,
+) -> Tensor | None:
     """Logits in fp32 on the processor; None where memory ran out."""
+    also = {"from_prefix": True} if from_prefix else {}
     try:
         with torch.inference_mode(), interruptible(model, control):
-            logits: Tensor = model(images()).float().cpu()
+            logits: Tensor = model(given(), **also).float().cpu()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             with failures_explained():

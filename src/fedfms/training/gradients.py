@@ -30,6 +30,8 @@ def accumulate_gradients(
     """Add the gradient of the batch's loss to the parameters; the micro-batch changes nothing.
 
     Args:
+        batch: "target", "annotated", and "image" or, of a network that has a frozen part, what that
+            made of the pictures: "features".
         over: what the sum of the losses is divided by; None: their number, for the mean.
 
     Returns:
@@ -39,13 +41,15 @@ def accumulate_gradients(
     device = next(model.parameters()).device
     pairs = batch["annotated"].sum().clamp(min=1) if over is None else torch.tensor(over)
     divisor = pairs.to(device)
-    keys = ("image", "target", "annotated")
+    kept = "features" in batch
+    keys = ("features" if kept else "image", "target", "annotated")
     parts = zip(*(torch.split(batch[key], micro_batch) for key in keys), strict=True)
     loss = 0.0
     for part in parts:
         control.check()
-        image, target, annotated = (tensor.to(device, non_blocking=True) for tensor in part)
-        losses = loss_per_class(model(image), target, recipe)
+        given, target, annotated = (tensor.to(device, non_blocking=True) for tensor in part)
+        logits = model(given, from_prefix=True) if kept else model(given)
+        losses = loss_per_class(logits, target, recipe)
         part_loss = masked_sum(losses, annotated) / divisor
         loss += finite(part_loss.item())
         torch.autograd.backward(part_loss)

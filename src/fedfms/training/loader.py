@@ -8,7 +8,6 @@ makes of the resized levels is at most one of 255 levels from the processor's.
 
 from __future__ import annotations
 
-import bisect
 import logging
 import math
 import os
@@ -22,11 +21,11 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Compute
-from fedfms.data.slices import SliceDataset
+from fedfms.data.slices import Slices, located
 from fedfms.geometry import input_of
 from fedfms.user import end_with
 
@@ -35,8 +34,6 @@ log = logging.getLogger(__name__)
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2, as a container sees its own
 _SHARED_MEMORY = Path("/dev/shm")
 _WORKER_BYTES = 128 * 1024**2  # of shared memory: two batches on their way, at native size
-
-Slices = SliceDataset | ConcatDataset[dict[str, Tensor]] | Subset[dict[str, Tensor]]
 
 
 class Loader:
@@ -65,7 +62,7 @@ class Loader:
             num_workers=workers,
             persistent_workers=workers > 0,
             collate_fn=_together,
-            worker_init_fn=partial(_as_worker, os.getpid()),
+            worker_init_fn=partial(as_worker, os.getpid()),
             generator=torch.Generator(),  # or a round would draw of the process's own for workers
             pin_memory=device.type == "cuda",
         )
@@ -160,20 +157,8 @@ class _Pictures(Dataset[Any]):
         self._dataset, self._native = dataset, native
 
     def __getitem__(self, item: int) -> Any:
-        dataset, number = _found(self._dataset, item)
+        dataset, number = located(self._dataset, item)
         return dataset.levels(number, native=self._native)
-
-
-def _found(dataset: Any, item: int) -> tuple[SliceDataset, int]:
-    """Which item of which site's slices."""
-    if isinstance(dataset, Subset):
-        return _found(dataset.dataset, dataset.indices[item])
-    if isinstance(dataset, ConcatDataset):
-        part = bisect.bisect_right(dataset.cumulative_sizes, item)
-        before = dataset.cumulative_sizes[part - 1] if part else 0
-        return _found(dataset.datasets[part], item - before)
-    assert isinstance(dataset, SliceDataset)
-    return dataset, item
 
 
 class _Order(Sampler[list[int]]):
@@ -199,5 +184,6 @@ def _together(slices: Sequence[Any]) -> _Batch | None:
     )
 
 
-def _as_worker(parent: int, number: int) -> None:
+def as_worker(parent: int, number: int) -> None:
+    """Of a process that a loader has forked: it ends with its parent, if that is killed too."""
     end_with(parent)

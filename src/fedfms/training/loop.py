@@ -19,6 +19,7 @@ from torch.utils.data import ConcatDataset, Dataset, Sampler, Subset
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
+from fedfms.data.features import FeatureFolder
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import TrainingError
 from fedfms.models.methods import Step, find_method, plain_step
@@ -29,6 +30,7 @@ from fedfms.training.device import (
     ready_device,
     slices_at_once,
 )
+from fedfms.training.frozen import Frozen
 from fedfms.training.gradients import accumulate_gradients, finite, smaller_step
 from fedfms.training.interrupt import interruptible
 from fedfms.training.loader import Loader
@@ -37,7 +39,8 @@ from fedfms.training.ranks import Gradient, RoundOfRanks, ShareOfBatches
 
 log = logging.getLogger(__name__)
 
-Batch = dict[str, Tensor]  # image (B, 3, S, S), target (B, K, M, M), annotated (B, K)
+# image (B, 3, S, S) or features (B, …), target (B, K, M, M), annotated (B, K)
+Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ def train_round(
     secret: bytes | None = None,
     loader: Loader | None = None,
     ranks: RoundOfRanks | None = None,
+    features: FeatureFolder | None = None,
 ) -> RoundResult:
     """Train the model's parameters that require a gradient, in place, for one round.
 
@@ -83,9 +87,12 @@ def train_round(
             site's own setting to fit.
         secret: of the site, without which nobody knows the order of its slices; None: whoever knows
             the recipe does.
-        loader: of this dataset, from the round before; None for one of this round.
+        loader: of this dataset, from the round before; None for one of this round. A model with a
+            frozen part reads its features instead.
         ranks: that compute shares of each gradient beside this process, which is rank 0; None: it
-            is alone. Steps of patients are always its own.
+            is alone. Steps of patients and of a model with a frozen part are always its own.
+        features: of the model's frozen part, if it has one; None: computed anew each time. The
+            result is the same.
 
     Raises:
         TrainingError: "non-finite-loss", "out-of-memory" with a single slice in memory, or what
@@ -98,21 +105,27 @@ def train_round(
     optimizer = adam(model, recipe) if optimizer is None else _of_this_model(optimizer, model)
     micro_batch = min(micro_batch or recipe.batch_size, slices_at_once(recipe, site, device))
 
+    frozen = Frozen.of(model, features)
+
     if recipe.patient_rate is not None:
         return _round_of_patients(
-            model, dataset, recipe, round_number, optimizer, control, micro_batch, started
+            model, dataset, recipe, round_number, optimizer, control, micro_batch, started, frozen
         )
     seed = round_seed(recipe, round_number, secret)
     batches = ShuffledBatches(len(dataset), recipe, round_number, secret)
     steps_per_round = len(batches)
-    loader = loader or Loader(dataset, recipe, site, device)
-    order = batches if ranks is None else ShareOfBatches(batches, 0, ranks.size)
+    given: Iterator[Batch | None]
+    if frozen is not None:
+        given = frozen.batches(dataset, batches, site)
+    else:
+        loader = loader or Loader(dataset, recipe, site, device)
+        given = loader.batches(batches if ranks is None else ShareOfBatches(batches, 0, ranks.size))
     loss_sum, trained = 0.0, 0
     try:
         with _seeded(seed, device), interruptible(model, control):
             control.report("train", 0, steps_per_round)
             make_step = find_method(recipe.method).start_round(model, recipe)
-            for step, batch in enumerate(loader.batches(order)):
+            for step, batch in enumerate(given):
                 assert batch is not None  # no step is without slices, and rank 0 never is
                 slices = batches.slices_of(step)
                 gradient: Gradient = accumulate_gradients
@@ -156,6 +169,7 @@ def _round_of_patients(
     control: Control,
     micro_batch: int,
     started: float,
+    frozen: Frozen | None,
 ) -> RoundResult:
     """As `train_round`, with steps of patients that are drawn (training/private.py)."""
     make_step = find_method(recipe.method).start_round(model, recipe)
@@ -172,7 +186,7 @@ def _round_of_patients(
             code="steps-of-patients",
         )
     count = recipe.steps_of_patients
-    steps = PatientSteps(model, dataset, recipe, control, micro_batch)
+    steps = PatientSteps(model, dataset, recipe, control, micro_batch, frozen)
     device = next(model.parameters()).device
     try:
         with _seeded(round_seed(recipe, round_number), device), interruptible(model, control):

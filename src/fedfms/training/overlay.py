@@ -16,6 +16,7 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.classes import class_masks
+from fedfms.data.features import FeatureFolder
 from fedfms.data.prepared import Prepared
 from fedfms.pages import parts as pages
 from fedfms.training.evaluate import CaseScore, foreground, predict
@@ -55,6 +56,7 @@ def site_pictures(
     recipe: Recipe,
     site: SiteConfig,
     control: Control,
+    features: FeatureFolder | None = None,
 ) -> list[bytes]:
     """The best, the median and the worst case, each in the slice with most truth, as PNG files.
 
@@ -73,7 +75,7 @@ def site_pictures(
         for choice, truth in zip(choices, truths, strict=True)
     ]
     pictures = []
-    stream = predict(model, slices, recipe, site, control)
+    stream = predict(model, slices, recipe, site, control, features)
     for choice, truth, (case, index), logits in zip(choices, truths, slices, stream, strict=True):
         caption = (
             f"case {choice.rank} of {ranked} ({choice.word}), slice {index + 1} of "

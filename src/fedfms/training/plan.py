@@ -24,13 +24,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fedfms.contracts.recipe import NO_BACKBONE, Recipe
+from fedfms.contracts.recipe import BACKBONES, NO_BACKBONE, Recipe
 from fedfms.contracts.site import Compute
 from fedfms.data.memory import GIB, Room, allowed_bytes, room, size_text
 from fedfms.errors import TrainingError
 from fedfms.models.encoder import checkpoint_blocks
 from fedfms.models.sam import GEOMETRY
 from fedfms.training.device import slices_at_once
+from fedfms.training.loader import workers_here
 from fedfms.training.step_memory import StepMemory, count_step
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,8 @@ def room_on(device: torch.device, recipe: Recipe, site: Compute) -> Room:
         return Room(int((1 - KEPT_FREE) * there), "the GPU's free memory")
     found = room()
     batch = recipe.batch_size * 3 * 4 * recipe.image_size**2
-    beside = site.workers * (WORKER + READY_BATCHES * batch)
+    workers = workers_here(device) if site.workers is None else site.workers
+    beside = workers * (WORKER + READY_BATCHES * batch)
     return Room(max(0, int((1 - KEPT_FREE) * found.bytes) - beside), found.by)
 
 
@@ -155,10 +157,10 @@ def bound_of_peak(recipe: Recipe, micro_batch: int) -> int | None:
     """
     if recipe.backbone == NO_BACKBONE:
         return None
-    size = GEOMETRY[recipe.backbone]
+    size, depth = GEOMETRY[recipe.backbone], BACKBONES[recipe.backbone].depth
     tokens = (recipe.image_size // recipe.patch_size) ** 2
-    weights = 4 * (14 * size.width**2 * size.depth + 3 * tokens * size.width + 10**7)
-    activations = 4 * tokens * size.width * size.depth * MOST_COPIES
+    weights = 4 * (14 * size.width**2 * depth + 3 * tokens * size.width + 10**7)
+    activations = 4 * tokens * size.width * depth * MOST_COPIES
     pictures = 16 * recipe.image_size**2 * recipe.batch_size
     return LIBRARIES + 6 * weights + micro_batch * activations + pictures
 

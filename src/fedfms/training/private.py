@@ -24,6 +24,7 @@ from fedfms.control import Control
 from fedfms.data.slices import SliceDataset
 from fedfms.exchange.noise import random_normal
 from fedfms.training.device import is_out_of_memory
+from fedfms.training.frozen import Frozen, FrozenSlices, together
 from fedfms.training.gradients import accumulate_gradients, finite, smaller_step
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class PatientSteps:
         recipe: Recipe,
         control: Control,
         micro_batch: int,
+        frozen: Frozen | None = None,
     ) -> None:
         assert recipe.patient_rate is not None and recipe.patient_clip_norm is not None
         self.micro_batch = micro_batch  # slices in memory at once, after out-of-memory halvings
@@ -54,6 +56,8 @@ class PatientSteps:
         self.pairs = 0.0
         self._model, self._dataset, self._recipe = model, dataset, recipe
         self._control = control
+        self._frozen = frozen
+        self._slices = None if frozen is None else FrozenSlices(dataset, frozen.kept)
         self._patients = items_by_patient(dataset)
         self._rate: float = recipe.patient_rate
         self._norm: float = recipe.patient_clip_norm
@@ -106,12 +110,18 @@ class PatientSteps:
         loss = pairs = 0.0
         for start in range(0, len(items), self.micro_batch):
             part = items[start : start + self.micro_batch]
-            batch: Mapping[str, Tensor] = default_collate([self._dataset[item] for item in part])
+            batch = self._batch(part)
             loss += accumulate_gradients(
                 self._model, batch, self._recipe, self.micro_batch, self._control, over=1.0
             )
             pairs += float(batch["annotated"].sum())
         return loss, pairs
+
+    def _batch(self, items: Sequence[int]) -> Mapping[str, Tensor]:
+        if self._frozen is None or self._slices is None:
+            batch: Mapping[str, Tensor] = default_collate([self._dataset[item] for item in items])
+            return batch
+        return self._frozen.completed(together([self._slices[item] for item in items]))
 
     def _empty(self) -> None:
         for parameter in self._trained:

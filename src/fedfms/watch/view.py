@@ -244,7 +244,7 @@ def view_run(run: RunNow, known: Known, now: float) -> RunView:
     recipe = run.recipe
     method = str(recipe.get("method", ""))
     classes = words.class_names(recipe.get("classes", ()))
-    name, explained = words.method(method) if method else ("", "")
+    name, explained = words.method(method, recipe.get("adapter_blocks")) if method else ("", "")
     if event is not None and event.waits and run.state.status == "RUNNING":
         state, tone = "waits", "warn"
     return RunView(

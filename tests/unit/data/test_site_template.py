@@ -37,6 +37,7 @@ def test_every_variable_is_explained_and_no_other():
         "validation_fraction",
         "validation_seed",
         "device",
+        "features_gib",
         "min_cases",
         "stall_seconds",
     ],

@@ -32,6 +32,24 @@ def test_one_file_gives_exactly_the_network_of_the_results(
     assert 4 * numbers < file.size_bytes < 4 * numbers + 50_000  # fp32, and a header
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_with_few_adapters_is_the_same_in_every_format(
+    tmp_path, results, pictures, precision
+):
+    source = results(adapter_blocks="last:1", precision=precision)
+    before = load_trained(source, None)
+    export_model(source, tmp_path / "model.safetensors", "fedfms")
+    after = load_trained(tmp_path / "model.safetensors", None)
+    images = pictures(2)
+    with torch.inference_mode():
+        expected = before.model(images)
+        assert torch.equal(after.model(images), expected)
+        assert torch.equal(after.model(after.model.prefix(images), from_prefix=True), expected)
+    # and the graphs, which are compared with the network before they are handed over
+    export_model(source, tmp_path / "model.onnx", "onnx")
+    export_model(source, tmp_path / "bundle", "bundle")
+
+
 def test_other_readers_find_the_recipe_in_the_metadata(tmp_path, results):
     export_model(results(classes=("disc", "cup")), tmp_path / "model.safetensors", "fedfms")
     with safetensors.safe_open(tmp_path / "model.safetensors", "np") as file:

@@ -98,10 +98,22 @@ def test_every_tensor_is_there_as_trained_and_what_never_trained_as_in_the_check
         assert torch.equal(state[name], official[name]), name
 
 
+def test_a_model_without_adapters_is_sam(tmp_path, results):
+    source = results(adapter_blocks="last:0", image_size=128)
+    export_model(source, tmp_path / "sam.pth", "sam")
+    state = torch.load(tmp_path / "sam.pth", weights_only=True)
+    ours = load_trained(source, None).model.state_dict()
+    assert (
+        state.keys() == load_file(Path(upstream.__file__).with_name("vit_demo.safetensors")).keys()
+    )
+    assert all(torch.equal(state[name], ours[name]) for name in ours)
+
+
 @pytest.mark.parametrize(
     ("values", "fix"),
     [
         ({"method": "fedmsa"}, "--as fedfms"),
+        ({"method": "fedmsa", "adapter_blocks": "last:1"}, "--as fedfms"),
         ({"method": "fedsam", "classes": ("disc", "cup")}, "train one class"),
     ],
 )

@@ -21,13 +21,17 @@ class FedMSA(Method):
         "and travel"
     )
     adds: ClassVar[str] = "adapters in the image encoder"
+    places_adapters: ClassVar[bool] = True
 
     def add(self, encoder: nn.Module, recipe: Recipe) -> None:
-        """Two adapters in every block."""
+        """Two adapters in every block, or in the last ones that the recipe asks for."""
         from fedfms.models.adapters import add_adapters  # here: the words are asked without torch
 
         add_adapters(
-            encoder, starts_as_zero=not recipe.paper_compat, norm_padding=recipe.paper_compat
+            encoder,
+            starts_as_zero=not recipe.paper_compat,
+            norm_padding=recipe.paper_compat,
+            first=recipe.frozen_blocks or 0,
         )
 
     def learns(self, tensor: str, recipe: Recipe) -> bool:

@@ -31,6 +31,7 @@ class Method:
     title: ClassVar[str]  # for people, such as FedMSA
     sentence: ClassVar[str]  # for a report: what trains and what travels
     adds: ClassVar[str] = ""  # to SAM, in words, such as "adapters in the image encoder"
+    places_adapters: ClassVar[bool] = False  # where the recipe's adapter_blocks says
     uses_sam: ClassVar[bool] = True  # False: `network` gives another, and backbone is "none"
     exports: ClassVar[tuple[str, ...]] = ("fedfms", "onnx", "bundle")  # formats of fedfms export
 
