@@ -62,6 +62,14 @@ class ImageEncoder(ImageEncoderViT):  # type: ignore[misc]
         upstream_blocks = self.blocks
         self.blocks: nn.ModuleList = nn.ModuleList(map(EncoderBlock, upstream_blocks))
 
+    def forward(self, images: Tensor) -> Tensor:
+        """All but the neck in the precision of the images, the neck in that of its weights."""
+        tokens = self.patch_embed(images) + self.pos_embed
+        for block in self.blocks:
+            tokens = block(tokens)
+        grid = tokens.permute(0, 3, 1, 2).to(self.neck[0].weight.dtype)
+        return self.neck(grid)  # type: ignore[no-any-return]
+
 
 def _pad_to_windows(values: Tensor, padding: Tensor, window: int) -> Tensor:
     """Fill (B, H, W, C) at the bottom and right with `padding` (C,) to whole windows."""

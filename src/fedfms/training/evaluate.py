@@ -22,6 +22,7 @@ from fedfms.data.prepared import Prepared
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import TrainingError
 from fedfms.geometry import Frame, Pictured, network_input, to_native
+from fedfms.models.build import hold_frozen
 from fedfms.training.device import (
     failures_explained,
     halved,
@@ -158,6 +159,7 @@ def predict(
     device = ready_device(site)
     with failures_explained():
         model.to(device).eval()
+        hold_frozen(model)
     limit = slices_at_once(recipe, site, device)
     done = 0
     control.report("evaluate", done, len(slices))

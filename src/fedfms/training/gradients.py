@@ -33,7 +33,7 @@ def accumulate_gradients(
     """
     device = next(model.parameters()).device
     pairs = batch["annotated"].sum().clamp(min=1) if over is None else torch.tensor(over)
-    divisor = pairs.to(device)
+    divisor = pairs.to(device, non_blocking=True)
     keys = ("image", "target", "annotated")
     parts = zip(*(torch.split(batch[key], micro_batch) for key in keys), strict=True)
     loss = 0.0
@@ -42,8 +42,8 @@ def accumulate_gradients(
         image, target, annotated = (tensor.to(device, non_blocking=True) for tensor in part)
         losses = loss_per_class(model(image), target, recipe)
         part_loss = masked_sum(losses, annotated) / divisor
-        loss += finite(part_loss.item())
         torch.autograd.backward(part_loss)
+        loss += finite(part_loss.item())  # a GPU has the whole step to do before it is asked
     return loss
 
 

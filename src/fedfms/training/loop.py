@@ -21,6 +21,7 @@ from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import TrainingError
+from fedfms.models.build import hold_frozen
 from fedfms.models.methods import Step, find_method, plain_step
 from fedfms.training.device import (
     failures_explained,
@@ -88,6 +89,7 @@ def train_round(
     started = time.monotonic()
     device = ready_device(site)
     model.to(device).train()
+    hold_frozen(model)
     optimizer = adam(model, recipe) if optimizer is None else _of_this_model(optimizer, model)
     micro_batch = min(micro_batch or recipe.batch_size, slices_at_once(recipe, site, device))
 
