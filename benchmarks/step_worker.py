@@ -25,6 +25,7 @@ from baseline import Baseline, BaselineStep
 from fedfms.contracts.recipe import Recipe
 from fedfms.control import Control
 from fedfms.models.build import build_model, hold_frozen
+from fedfms.training.device import set_products
 from fedfms.training.interrupt import interruptible
 from fedfms.training.loop import adam, train_step
 from fedfms.training.meter import Meter
@@ -81,6 +82,7 @@ def step_of(side: str, recipe: Recipe, device: torch.device) -> Callable[[], flo
     del state
     model.to(device).train()
     hold_frozen(model)
+    set_products(recipe, device)
     optimizer, control = adam(model, recipe), Control()
     batch = {"image": images, "target": target, "annotated": torch.ones(len(images), 1)}
 

@@ -101,7 +101,9 @@ class Recipe:
     clip_grad_norm: float | None = None  # largest L2 norm of the gradient of one step
     loss: Literal["bce", "dice_bce"] = "bce"
     positive_weight: float = 2.0  # of foreground pixels in BCE
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder's arithmetic
+    # of arithmetic: tf32 rounds the factors of products on a GPU, bf16 all of the encoder but its
+    # neck; what learns is fp32 in each
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     optimizer_state: Literal["keep", "reset"] = "reset"  # Adam's moments between rounds
     transfer_precision: Literal["fp32", "fp16"] = "fp32"  # on the wire; averaging is always fp32
     holdout: tuple[str, ...] = ()  # sites that evaluate and never train

@@ -167,7 +167,7 @@ def _places(height: int, width: int, like: Tensor) -> Tensor:
 class _Tiled(torch.autograd.Function):
     """(3, Z, H W, D) queries, keys, values; (H, H, D), (W, W, D); scale: to (Z, H W, D).
 
-    In bf16 the logits and what is added up over tiles are fp32; the products' factors are bf16.
+    In bf16 a tile's logits are bf16, as where attention is written out; sums over tiles are fp32.
     """
 
     @staticmethod

@@ -28,6 +28,7 @@ from fedfms.training.device import (
     halved,
     is_out_of_memory,
     ready_device,
+    set_products,
     slices_at_once,
 )
 from fedfms.training.interrupt import in_background, interruptible
@@ -160,6 +161,7 @@ def predict(
     with failures_explained():
         model.to(device).eval()
         hold_frozen(model)
+        set_products(recipe, device)
     limit = slices_at_once(recipe, site, device)
     done = 0
     control.report("evaluate", done, len(slices))

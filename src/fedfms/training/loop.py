@@ -28,6 +28,7 @@ from fedfms.training.device import (
     halved,
     is_out_of_memory,
     ready_device,
+    set_products,
     slices_at_once,
 )
 from fedfms.training.gradients import accumulate_gradients, finite
@@ -90,6 +91,7 @@ def train_round(
     device = ready_device(site)
     model.to(device).train()
     hold_frozen(model)
+    set_products(recipe, device)
     optimizer = adam(model, recipe) if optimizer is None else _of_this_model(optimizer, model)
     micro_batch = min(micro_batch or recipe.batch_size, slices_at_once(recipe, site, device))
 
