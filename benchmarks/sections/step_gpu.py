@@ -19,7 +19,7 @@ KIND = "gpu"
 WORKER = str(Path(__file__).parents[1] / "step_worker.py")
 TITLES = {"fedmsa": "FedMSA", "fedsam": "FedSAM"}
 LIMIT_S = 7.5 * 60  # what does not fit is left out, and said
-# method, pictures, precision: least speed, the speed to aim at, most memory; what matters most first
+# method, pictures, precision: least speed, one to aim at, most memory; what matters most first
 PLAN: tuple[tuple[str, int, dict[str, tuple[float | None, float | None, float | None]]], ...] = (
     ("fedmsa", 4, {"fp32": (1.0, None, 0.6), "tf32": (None,) * 3, "bf16": (3.5, 4.4, 0.3)}),
     ("fedmsa", 1, {"fp32": (1.0, None, 0.6), "bf16": (3.5, 4.4, None)}),
