@@ -3,6 +3,8 @@
 # make test-all   every test that needs no Docker, those of tests/slow.txt too
 # make test-docker   the same with real containers; where no Docker engine is, it installs one (Debian)
 # make test-gpu   what this machine's GPU does with fedfms, as a table; at most six minutes
+# make bench   ratios of two things measured in turns, into results/benchmarks.md: BENCH="step_cpu --pairs 5"
+# make bench-gpu   the same for what a GPU does; at most eight minutes
 # make chaos   faults while a federation trains: SEEDS=fixed, or "1 2 3", five minutes and more for each
 # make fuzz   every parser of what others wrote, two minutes each (SECONDS=120); FUZZ="a parser …"
 # make lint   ruff, mypy, shellcheck
@@ -20,10 +22,10 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find src jobs -type f -not -name '*.pyc' -not -path '*.egg-info*' -not -path '*/build/*') \
 	pyproject.toml setup.py
 
-.PHONY: help demo test test-all test-docker test-gpu chaos fuzz lint vulnerabilities format clean
+.PHONY: help demo test test-all test-docker test-gpu bench bench-gpu chaos fuzz lint vulnerabilities format clean
 
 help:
-	@sed -n '1,9s/^# //p' Makefile
+	@sed -n '1,11s/^# //p' Makefile
 
 # Each step leaves a stamp, so that a second call installs nothing.
 $(VENV)/torch.stamp:
@@ -84,6 +86,21 @@ test-gpu:
 		$(MAKE) $(VENV)/fedfms.stamp && $(BIN)/python tests/gpu/run.py $(GPU_TESTS); \
 	else \
 		echo "test-gpu: there is no NVIDIA GPU here, so nothing was tested"; exit 3; \
+	fi
+
+# Sections of benchmarks/sections, all by default; where a limit is not kept, the exit code is 1.
+BENCH ?=
+
+bench: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+bench-gpu:
+	@if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
+		PYTHONPATH=src:$$PYTHONPATH $(PYTHON) benchmarks/bench.py --gpu $(BENCH); \
+	elif ls /dev/nvidia[0-9]* /dev/dxg >/dev/null 2>&1; then \
+		$(MAKE) $(VENV)/fedfms.stamp && $(BIN)/python benchmarks/bench.py --gpu $(BENCH); \
+	else \
+		echo "bench-gpu: there is no NVIDIA GPU here, so nothing was measured"; exit 3; \
 	fi
 
 lint: $(VENV)/fedfms.stamp $(VENV)/dev.stamp

@@ -89,7 +89,7 @@ def random_recipe(generator: random.Random) -> Recipe:
         clip_grad_norm=pick([None, 1.0, generator.uniform(1e-3, 9)]),
         loss=pick(["bce", "dice_bce"]),
         positive_weight=generator.uniform(0.1, 9),
-        precision=pick(["fp32", "bf16"]),
+        precision=pick(["fp32", "tf32", "bf16"]),
         optimizer_state=pick(["keep", "reset"]),
         transfer_precision=pick(["fp32", "fp16", "int8"]),
         holdout=tuple(generator.sample(["site-1", "site-2", "site-3"], generator.randint(0, 3))),

@@ -109,7 +109,9 @@ class Recipe:
     clip_grad_norm: float | None = None  # largest L2 norm of the gradient of one step
     loss: Literal["bce", "dice_bce"] = "bce"
     positive_weight: float = 2.0  # of foreground pixels in BCE
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder's arithmetic
+    # of arithmetic: tf32 rounds the factors of products on a GPU, bf16 all of the encoder but its
+    # neck; what learns is fp32 in each
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     optimizer_state: Literal["keep", "reset"] = "reset"  # Adam's moments between rounds
     # on the wire, both ways; averaging is always fp32. int8: a row of a tensor has a scale
     # (exchange/coding.py), and what rounding takes from a difference a site adds to its next one

@@ -19,9 +19,6 @@ MLP_ADAPTER_SCALE = 0.5
 class Adapter(nn.Module):
     """Bottleneck of two linear layers with GELU between.
 
-    Always in fp32, also inside a bf16 encoder: what it adds is small beside its token, and so is
-    its gradient.
-
     Args:
         width: C.
         starts_as_zero: the second layer starts with zeros, so that the adapter first adds nothing.
@@ -38,9 +35,8 @@ class Adapter(nn.Module):
             nn.init.zeros_(self.up.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(..., C) of any precision to (..., C) float32."""
-        with torch.autocast(tokens.device.type, enabled=False):
-            return self.up(self.act(self.down(tokens.float())))  # type: ignore[no-any-return]
+        """(..., C) to (..., C)."""
+        return self.up(self.act(self.down(tokens)))  # type: ignore[no-any-return]
 
 
 class AdaptedBlock(EncoderBlock):
@@ -61,10 +57,11 @@ class AdaptedBlock(EncoderBlock):
         gives what Medical-SAM-Adapter has before.
         """
         attended = self.attention(tokens)
-        tokens = tokens + attended + self.space_adapter(attended)
+        # what is added is added up before it meets its token, beside which it is small
+        tokens = tokens + (attended + self.space_adapter(attended))
         normed = self.norm2(tokens)
         return (  # type: ignore[no-any-return]
-            tokens + self.mlp(normed) + MLP_ADAPTER_SCALE * self.mlp_adapter(normed)
+            tokens + torch.add(self.mlp(normed), self.mlp_adapter(normed), alpha=MLP_ADAPTER_SCALE)
         )
 
 

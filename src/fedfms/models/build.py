@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fedfms.contracts.recipe import NO_BACKBONE, Recipe
 from fedfms.errors import ConfigError
@@ -52,14 +53,7 @@ class SamSegmenter(Segmenter):
         Returns:
             (B, K, M, M) float32; M is the recipe's mask_size.
         """
-        if self.frozen_blocks is None:
-            with self._autocast(images):
-                embeddings = self.image_encoder(images)
-        else:
-            tokens = images if from_prefix else self.prefix(images)
-            with self._autocast(images):
-                embeddings = self.image_encoder.after(tokens.float(), self.frozen_blocks)
-        embeddings = embeddings.float()
+        embeddings = self._embeddings(images, from_prefix)
         if self.class_head is None:
             return self.mask_decoder(embeddings, self.image_position, 1)  # type: ignore[no-any-return]
         masks = self.mask_decoder(embeddings, self.image_position, MASK_TOKENS)
@@ -72,12 +66,49 @@ class SamSegmenter(Segmenter):
         and exact, where it does not.
         """
         assert self.frozen_blocks is not None
-        with self._autocast(images):
-            return self.image_encoder.before(images, self.frozen_blocks).to(self.encoder_dtype)
+        return self._encoded(images, before=self.frozen_blocks).to(self.encoder_dtype)
 
-    def _autocast(self, like: Tensor) -> torch.autocast:
-        is_bf16 = self.encoder_dtype == torch.bfloat16
-        return torch.autocast(like.device.type, torch.bfloat16, enabled=is_bf16)
+    def hold_frozen(self) -> None:
+        """Keep what of the encoder is frozen in the recipe's precision, for good: half the memory.
+
+        Nothing of it travels. A network that is written down whole is built anew, and not held so.
+        """
+        for name, parameter in self.image_encoder.named_parameters():
+            if not parameter.requires_grad and _is_rounded(name):
+                parameter.data = parameter.data.to(self.encoder_dtype)
+
+    def _embeddings(self, given: Tensor, from_prefix: bool) -> Tensor:
+        """(B, C, h, w) float32, of images or of what `prefix` made of them."""
+        if self.frozen_blocks is None:
+            return self._encoded(given)
+        tokens = given if from_prefix else self.prefix(given)
+        return self._encoded(tokens, after=self.frozen_blocks).float()
+
+    def _encoded(self, given: Tensor, **part: int) -> Tensor:
+        """A part of the encoder. In bf16 the stream of tokens is bf16 too, and so its gradient.
+
+        What learns stays fp32; its gradient goes through the rounding as if that were not there.
+        """
+        encoder = self.image_encoder
+        if self.encoder_dtype == torch.float32:
+            return encoder(given, **part)  # type: ignore[no-any-return]
+        rounded = {
+            name: parameter.to(self.encoder_dtype)
+            for name, parameter in encoder.named_parameters()
+            if _is_rounded(name)
+        }
+        return functional_call(encoder, rounded, (given.to(self.encoder_dtype),), part)  # type: ignore[no-any-return]
+
+
+def _is_rounded(name: str) -> bool:
+    """Whether a tensor of the encoder is used in bf16: all but its neck, next to no work."""
+    return not name.startswith("neck.")
+
+
+def hold_frozen(model: nn.Module) -> None:
+    """`SamSegmenter.hold_frozen`, of a network that has it."""
+    if isinstance(model, SamSegmenter):
+        model.hold_frozen()
 
 
 def build_model(recipe: Recipe, checkpoint: Path | None) -> Segmenter:

@@ -95,32 +95,33 @@ class ImageEncoder(ImageEncoderViT):  # type: ignore[misc]
         upstream_blocks = self.blocks
         self.blocks: nn.ModuleList = nn.ModuleList(map(EncoderBlock, upstream_blocks))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """As upstream's."""
-        return self.after(self.before(images, 0), 0)
+    def forward(
+        self, given: Tensor, *, before: int | None = None, after: int | None = None
+    ) -> Tensor:
+        """The whole encoder, or one of the two parts that a block's number cuts it into.
 
-    def before(self, images: Tensor, block: int) -> Tensor:
-        """What goes into block number `block`, from 0: tokens (B, H, W, C).
+        All but the neck is in the precision of what is given, the neck in that of its weights.
 
-        Of a number as large as there are blocks it is the encoder's output.
+        Args:
+            given: images, or with `after` what the same number as `before` gave.
+            before: gives what goes into the block of this number, from 0: tokens (B, H, W, C). Of a
+                number as large as there are blocks that is the encoder's output.
+            after: gives the encoder's output.
         """
-        tokens = self.patch_embed(images)
-        if self.pos_embed is not None:
-            tokens = tokens + self.pos_embed
-        for one in self.blocks[:block]:
-            tokens = one(tokens)
-        return self._neck(tokens) if block == len(self.blocks) else tokens
-
-    def after(self, tokens: Tensor, block: int) -> Tensor:
-        """The encoder's output, from what `before` gave for the same block."""
-        if block == len(self.blocks):
+        last = len(self.blocks) if before is None else before
+        if after == len(self.blocks):
+            return given
+        tokens = given
+        if after is None:
+            tokens = self.patch_embed(given)
+            if self.pos_embed is not None:
+                tokens = tokens + self.pos_embed
+        for block in self.blocks[after or 0 : last]:
+            tokens = block(tokens)
+        if last < len(self.blocks):
             return tokens
-        for one in self.blocks[block:]:
-            tokens = one(tokens)
-        return self._neck(tokens)
-
-    def _neck(self, tokens: Tensor) -> Tensor:
-        return self.neck(tokens.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+        grid = tokens.permute(0, 3, 1, 2).to(self.neck[0].weight.dtype)
+        return self.neck(grid)  # type: ignore[no-any-return]
 
 
 def _pad_to_windows(values: Tensor, padding: Tensor, window: int) -> Tensor:

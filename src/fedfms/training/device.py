@@ -111,6 +111,15 @@ def make_ready(device: torch.device) -> None:
             _proved.add(device)
 
 
+def set_products(recipe: Recipe, device: torch.device) -> None:
+    """Let a GPU round the factors of fp32 products to TF32, or not, as the recipe's precision says.
+
+    In bf16 they are what is left to fp32 beside the encoder. A processor has no such thing.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = recipe.precision != "fp32"
+
+
 def why_no_gpu() -> str:
     """In torch's words, why it finds no CUDA device: no driver, an old one, no build for CUDA."""
     try:

@@ -23,11 +23,13 @@ from fedfms.data.prepared import Prepared
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import TrainingError
 from fedfms.geometry import Frame, Pictured, input_of, native_slice, resized_slice, to_native
+from fedfms.models.build import hold_frozen
 from fedfms.training.device import (
     failures_explained,
     halved,
     is_out_of_memory,
     ready_device,
+    set_products,
     slices_at_once,
 )
 from fedfms.training.frozen import Frozen
@@ -174,6 +176,8 @@ def predict(
     device = ready_device(site)
     with failures_explained():
         model.to(device).eval()
+        hold_frozen(model)
+        set_products(recipe, device)
     frozen = Frozen.of(model, features)
     limit = slices_at_once(recipe, site, device)
     done = 0

@@ -40,7 +40,7 @@ def accumulate_gradients(
     """
     device = next(model.parameters()).device
     pairs = batch["annotated"].sum().clamp(min=1) if over is None else torch.tensor(over)
-    divisor = pairs.to(device)
+    divisor = pairs.to(device, non_blocking=True)
     kept = "features" in batch
     keys = ("features" if kept else "image", "target", "annotated")
     parts = zip(*(torch.split(batch[key], micro_batch) for key in keys), strict=True)
@@ -51,8 +51,8 @@ def accumulate_gradients(
         logits = model(given, from_prefix=True) if kept else model(given)
         losses = loss_per_class(logits, target, recipe)
         part_loss = masked_sum(losses, annotated) / divisor
-        loss += finite(part_loss.item())
         torch.autograd.backward(part_loss)
+        loss += finite(part_loss.item())  # a GPU has the whole step to do before it is asked
     return loss
 
 

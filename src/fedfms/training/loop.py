@@ -22,12 +22,14 @@ from fedfms.control import Control
 from fedfms.data.features import FeatureFolder
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import TrainingError
+from fedfms.models.build import hold_frozen
 from fedfms.models.methods import Step, find_method, plain_step
 from fedfms.training.adam import Adam
 from fedfms.training.device import (
     failures_explained,
     is_out_of_memory,
     ready_device,
+    set_products,
     slices_at_once,
 )
 from fedfms.training.frozen import Frozen
@@ -102,6 +104,8 @@ def train_round(
     started = time.monotonic()
     device = ready_device(site)
     model.to(device).train()
+    hold_frozen(model)
+    set_products(recipe, device)
     optimizer = adam(model, recipe) if optimizer is None else _of_this_model(optimizer, model)
     micro_batch = min(micro_batch or recipe.batch_size, slices_at_once(recipe, site, device))
 

@@ -25,7 +25,8 @@ def loss_per_class(logits: Tensor, target: Tensor, recipe: Recipe) -> Tensor:
         (B, K) fp32, 0 or more.
     """
     logits, target = logits.float(), target.float()
-    positive_weight = logits.new_tensor(recipe.positive_weight)
+    # made on the device: a copy to a GPU would wait for all that it has to do
+    positive_weight = logits.new_full((), recipe.positive_weight)
     loss = nn.functional.binary_cross_entropy_with_logits(
         logits, target, pos_weight=positive_weight, reduction="none"
     ).mean(dim=(-2, -1))
