@@ -8,9 +8,11 @@ round gives the same numbers with all of them on the disk, some or none.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, default_collate
 
 from fedfms.contracts.recipe import Recipe
-from fedfms.contracts.site import Reading
-from fedfms.data.features import FeatureFolder, slice_name
+from fedfms.contracts.site import Compute, Reading
+from fedfms.data.features import FeatureFolder, features_meanwhile, slice_name
+from fedfms.data.memory import GIB
 from fedfms.data.slices import SliceDataset
 from fedfms.geometry import Pictured, network_input
 from fedfms.models.segmenter import Segmenter
@@ -154,3 +157,16 @@ def space_of(model: Segmenter, device: torch.device) -> str:
         "precision": recipe.precision,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def kept_meanwhile(
+    model: nn.Module, compute: Compute, device: torch.device, folder: Path
+) -> contextlib.AbstractContextManager[FeatureFolder | None]:
+    """A place for a network's features that is gone afterwards; None where none are to be kept.
+
+    Args:
+        folder: in which it lies.
+    """
+    if not isinstance(model, Segmenter) or model.frozen_blocks is None or not compute.features_gib:
+        return contextlib.nullcontext()
+    return features_meanwhile(folder, space_of(model, device), compute.features_gib * GIB)
