@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import zlib
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,27 @@ class FeatureFolder:
 
     def _path(self, name: str) -> Path:
         return self._own / f"{name}{_ENDING}"
+
+
+@contextlib.contextmanager
+def features_meanwhile(folder: Path, space: str, limit: int) -> Iterator[FeatureFolder | None]:
+    """A `FeatureFolder` that is gone afterwards; None where there can be none.
+
+    Args:
+        folder: on a disk; is made if it is not there.
+        space, limit: of the `FeatureFolder`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        place = Path(tempfile.mkdtemp(prefix="meanwhile-", dir=folder))
+    except OSError as error:
+        log.warning("no features are kept: %s", error.strerror)
+        yield None
+        return
+    try:
+        yield FeatureFolder(place, space, "meanwhile", limit)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def forget_job(folder: Path, job: str) -> None:

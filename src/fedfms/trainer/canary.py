@@ -14,8 +14,6 @@ import logging
 import math
 import re
 import resource
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +30,14 @@ from fedfms.control import Control
 from fedfms.data.cache import StoredCase
 from fedfms.data.features import FeatureFolder
 from fedfms.data.manifest import Case, training_patients
-from fedfms.data.memory import GIB, allowed_bytes, size_text
+from fedfms.data.memory import allowed_bytes, size_text
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import SiteDataError, TrainingError
 from fedfms.exchange.bounds import too_few_steps
 from fedfms.models.segmenter import Segmenter
 from fedfms.training.device import slices_at_once, torch_device
-from fedfms.training.frozen import space_of
+from fedfms.training.frozen import kept_meanwhile
 from fedfms.training.loop import RoundResult, train_round
 from fedfms.training.meter import Meter
 
@@ -182,7 +180,7 @@ def few_steps(
         )
 
     device = torch_device(site)
-    with _features_meanwhile(model, site, device, folder) as features:
+    with kept_meanwhile(model, site, device, folder) as features:
         first = steps(1 if features is None else TIMED_STEPS, None, features)
         result = steps(TIMED_STEPS, first, features)
     wanted = min(batch, micro_batch or slices_at_once(recipe, site, device))
@@ -194,26 +192,6 @@ def few_steps(
         )
     rounds_steps = recipe.local_epochs * math.ceil(slices / recipe.batch_size)
     return result, result.seconds / TIMED_STEPS, rounds_steps
-
-
-@contextlib.contextmanager
-def _features_meanwhile(
-    model: Segmenter, site: SiteConfig, device: torch.device, folder: Path
-) -> Iterator[FeatureFolder | None]:
-    """A place for features that is gone afterwards; None where a run would keep none."""
-    if model.frozen_blocks is None or site.features_gib == 0:
-        yield None
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        place = Path(tempfile.mkdtemp(prefix="canary-", dir=folder))
-    except OSError:  # the run will say it
-        yield None
-        return
-    try:
-        yield FeatureFolder(place, space_of(model, device), "canary", site.features_gib * GIB)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def rehearsal(

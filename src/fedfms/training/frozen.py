@@ -7,11 +7,13 @@ round gives the same numbers with all of them on the disk, some or none.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Compute, Reading
-from fedfms.data.features import FeatureFolder, slice_name
+from fedfms.data.features import FeatureFolder, features_meanwhile, slice_name
+from fedfms.data.memory import GIB
 from fedfms.data.slices import Slices, located
 from fedfms.geometry import Pictured, network_input
 from fedfms.models.segmenter import Segmenter
@@ -160,3 +163,16 @@ def space_of(model: Segmenter, device: torch.device) -> str:
         "precision": recipe.precision,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def kept_meanwhile(
+    model: nn.Module, compute: Compute, device: torch.device, folder: Path
+) -> contextlib.AbstractContextManager[FeatureFolder | None]:
+    """A place for a network's features that is gone afterwards; None where none are to be kept.
+
+    Args:
+        folder: in which it lies.
+    """
+    if not isinstance(model, Segmenter) or model.frozen_blocks is None or not compute.features_gib:
+        return contextlib.nullcontext()
+    return features_meanwhile(folder, space_of(model, device), compute.features_gib * GIB)

@@ -18,7 +18,9 @@ from fedfms.contracts.contribution import Metric
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
+from fedfms.data.cache import temporary_folder
 from fedfms.data.manifest import find_cases
+from fedfms.data.memory import FEATURES_FOLDER
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.models.build import build_model
@@ -26,6 +28,7 @@ from fedfms.models.sam import find_checkpoint
 from fedfms.models.travelling import read_travelling
 from fedfms.training.device import failures_explained, ready_device
 from fedfms.training.evaluate import evaluate, summarize
+from fedfms.training.frozen import kept_meanwhile
 from fedfms.training.loop import RoundResult, train_round
 from fedfms.training.meter import Meter
 from fedfms.training.plan import planned
@@ -65,7 +68,8 @@ def train_pooled(
         checkpoints: folder of SAM checkpoints; not needed for vit_demo.
         control: progress and abort.
         on_round: called before training and after each round, with scores where they are due.
-        folder: for prepared cases, where a site.yml names no cache, see `prepare_cases`.
+        folder: for prepared cases, where a site.yml names no cache, see `prepare_cases`. What the
+            frozen part of the network makes of slices lies beside it meanwhile.
 
     Returns:
         the trained tensors, fp32 on the processor: those that would travel.
@@ -85,40 +89,46 @@ def train_pooled(
             datasets[name] = SliceDataset(training, site, recipe)
             validation[name] = [case for case in cases if case.case.split == "validation"]
     micro_batch = planned(model, recipe, machine, device).way.micro_batch
-    slices = {name: len(dataset) for name, dataset in datasets.items()}
-    pool: ConcatDataset[dict[str, Tensor]] = ConcatDataset(datasets.values())
-    result: RoundResult | None = None
-    for rounds_trained in range(recipe.rounds + 1):
-        if rounds_trained > 0:
-            meter = Meter(device)
-            keeps = result is not None and recipe.optimizer_state == "keep"
-            with meter("train"):
-                result = train_round(
-                    model,
-                    pool,
-                    recipe,
-                    machine,
-                    round_number=rounds_trained - 1,
-                    optimizer=result.optimizer if result is not None and keeps else None,
-                    control=control,
-                    micro_batch=result.micro_batch if result is not None else micro_batch,
+    place = temporary_folder() if folder is None else folder.parent / FEATURES_FOLDER
+    with kept_meanwhile(model, machine, device, place) as features:
+        slices = {name: len(dataset) for name, dataset in datasets.items()}
+        pool: ConcatDataset[dict[str, Tensor]] = ConcatDataset(datasets.values())
+        result: RoundResult | None = None
+        for rounds_trained in range(recipe.rounds + 1):
+            if rounds_trained > 0:
+                meter = Meter(device)
+                keeps = result is not None and recipe.optimizer_state == "keep"
+                with meter("train"):
+                    result = train_round(
+                        model,
+                        pool,
+                        recipe,
+                        machine,
+                        round_number=rounds_trained - 1,
+                        optimizer=result.optimizer if result is not None and keeps else None,
+                        control=control,
+                        micro_batch=result.micro_batch if result is not None else micro_batch,
+                        features=features,
+                    )
+            is_due = recipe.evaluates(rounds_trained) or rounds_trained == recipe.rounds
+            with meter("evaluate"):
+                metrics = {
+                    name: summarize(
+                        evaluate(model, validation[name], recipe, site, control, features)
+                        if is_due
+                        else [],
+                        1,
+                    )
+                    for name, site in sites.items()
+                }
+            on_round(
+                PooledRound(
+                    rounds_trained,
+                    result.loss if result is not None else None,
+                    metrics,
+                    meter.seconds,
+                    slices,
+                    meter.peak_memory_bytes,
                 )
-        is_due = recipe.evaluates(rounds_trained) or rounds_trained == recipe.rounds
-        with meter("evaluate"):
-            metrics = {
-                name: summarize(
-                    evaluate(model, validation[name], recipe, site, control) if is_due else [], 1
-                )
-                for name, site in sites.items()
-            }
-        on_round(
-            PooledRound(
-                rounds_trained,
-                result.loss if result is not None else None,
-                metrics,
-                meter.seconds,
-                slices,
-                meter.peak_memory_bytes,
             )
-        )
     return read_travelling(model)

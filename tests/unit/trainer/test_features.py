@@ -30,6 +30,7 @@ from fedfms.trainer.kept import Outcome
 from fedfms.trainer.tasks import TaskRunner
 from fedfms.training.frozen import space_of
 from fedfms.training.loop import train_round
+from fedfms.training.pooled import train_pooled
 from small_disk import small_disk
 
 
@@ -333,3 +334,35 @@ def test_a_canary_keeps_no_features(place: Place, few: Recipe, checkpoints: Path
     outcome = train(task_runner(place), canary, 0, start_of(canary, checkpoints))
     assert outcome.contribution.rehearsal is not None
     assert not list((place.work / FEATURES_FOLDER).iterdir())
+
+
+def test_training_alone_computes_the_frozen_part_once_and_leaves_nothing(
+    place: Place, few: Recipe, checkpoints: Path, tmp_path: Path
+) -> None:
+    """At one site and on two together: the same model as where nothing is kept."""
+    recipe = dataclasses.replace(few, rounds=2)
+    trained = []
+    for gib in (0, 1):
+        place.set_site(min_cases=1, threads=1, features_gib=gib)
+        site = SiteConfig.from_yaml(place.data / "site.yml")
+        beside = dataclasses.replace(site, channels="neighbours")
+        seen: list[int] = []
+
+        def look(_: object, seen: list[int] = seen) -> None:
+            seen.append(len(files(tmp_path)))
+
+        trained.append(
+            train_pooled(
+                recipe,
+                {"one": site, "two": beside},
+                checkpoints=checkpoints,
+                control=Control(),
+                on_round=look,
+                folder=tmp_path / "prepared",
+            )
+        )
+        # what is scored before training, and then all slices of both, whatever the rounds
+        assert seen == ([0, 0, 0] if gib == 0 else [seen[0], 32, 32]) and seen[0] < 32
+        assert not files(tmp_path)
+    for name, tensor in trained[0].items():
+        assert torch.equal(tensor, trained[1][name]), name
