@@ -114,17 +114,15 @@ def test_a_checkpointed_step_gives_the_same_gradients(precision: str) -> None:
 
 
 def test_the_fastest_way_that_fits_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = little_recipe(method="fedmsa", image_size=256, batch_size=4)
+    recipe = little_recipe(method="fedmsa", image_size=256, batch_size=2)
     site = little_site()
-    assert ways(recipe, site, CPU) == (
-        *(Way(4, False), Way(2, False), Way(1, False)),
-        *(Way(4, True), Way(2, True), Way(1, True)),
-    )
+    possible = (Way(2, False), Way(1, False), Way(2, True), Way(1, True))
+    assert ways(recipe, site, CPU) == possible
     peaks = {
         way: predict_peak(count_step(recipe, way.micro_batch, way.checkpointing, CPU), CPU)
-        for way in ways(recipe, site, CPU)
+        for way in possible
     }
-    for way in (Way(4, False), Way(2, False), Way(1, False)):
+    for way in (Way(2, False), Way(1, False), Way(1, True)):
         with_room(monkeypatch, int(peaks[way] / 0.9) + 10)
         found = plan_memory(recipe, site, CPU)
         assert (found.way, found.predicted, found.fits) == (way, peaks[way], True)
