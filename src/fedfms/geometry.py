@@ -7,6 +7,7 @@ everywhere.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -193,7 +194,7 @@ def input_of(
             memory of that size costs a processor more than all that is written to it.
     """
     size = recipe.image_size
-    mean, std = (torch.tensor(one).to(device)[:, None, None] for one in pixel_statistics(recipe))
+    mean, std = _statistics_on(device, *pixel_statistics(recipe))
     if out is None or out.shape[0] < len(pictures):
         out = torch.empty(len(pictures), 3, size, size, device=device)
     canvas = out[: len(pictures)]
@@ -204,6 +205,14 @@ def input_of(
         image[:, :rows, columns:].zero_()
         image[:, :rows, :columns].copy_(picture).sub_(mean).div_(std)
     return canvas
+
+
+@functools.cache  # a copy to a GPU waits for it
+def _statistics_on(device: torch.device, mean: Triple, std: Triple) -> tuple[Tensor, Tensor]:
+    """(3, 1, 1) float32 each."""
+    with torch.inference_mode(False):
+        on_device = [torch.tensor(one).to(device)[:, None, None] for one in (mean, std)]
+    return on_device[0], on_device[1]
 
 
 def resized_anywhere(picture: Tensor, rows: int, columns: int, antialias: bool) -> Tensor:

@@ -231,6 +231,41 @@ def training(folder: Path, method: str) -> str:
     return "; ".join(found)
 
 
+def loader(folder: Path) -> str:
+    """Batches on the device against those of the processor, and how many slices a second come."""
+    from fedfms.data.slices import SliceDataset
+    from fedfms.geometry import pixel_statistics
+    from fedfms.training.device import ready_device
+    from fedfms.training.loader import Loader
+    from fedfms.training.loop import ShuffledBatches
+
+    chosen, site = recipe(batch_size=4), phantom_site(folder / "site")
+    training, _ = prepared(site)
+    dataset = SliceDataset(training, site, chosen)
+    device = ready_device(site)
+    on_device = Loader(dataset, chosen, site, device)
+    on_processor = Loader(dataset, chosen, site, torch.device("cpu"))
+    level = 1 / torch.tensor(pixel_statistics(chosen)[1])[:, None, None]
+    most, order = 0.0, ShuffledBatches(len(dataset), chosen, 0)
+    pairs = zip(on_device.batches(order), on_processor.batches(order), strict=True)
+    for got, expected in pairs:
+        assert got is not None and expected is not None
+        assert torch.equal(got["target"].cpu(), expected["target"])
+        assert torch.equal(got["annotated"], expected["annotated"])
+        levels = (got["image"].cpu() - expected["image"]).abs() / level
+        most = max(most, float(levels.max()))
+    assert most < 1.01, f"{most} levels apart"
+    started, slices = time.perf_counter(), 0
+    for number in range(1, 6):
+        for batch in on_device.batches(ShuffledBatches(len(dataset), chosen, number)):
+            assert batch is not None
+            slices += len(batch["image"])
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    speed = slices / (time.perf_counter() - started)
+    return f"{most:.2f} levels from the processor's at most, {speed:.0f} slices/s"
+
+
 def memory(folder: Path) -> str:
     """Cap this process's share of the GPU between one slice's need and a batch's."""
     from fedfms.control import Control
@@ -564,6 +599,7 @@ CHECKS: dict[str, Callable[[Path], str]] = {
     "model-fedsam": lambda folder: model_against_cpu("fedsam"),
     "train-fedmsa": lambda folder: training(folder, "fedmsa"),
     "train-fedsam": lambda folder: training(folder, "fedsam"),
+    "loader": loader,
     "memory": memory,
     "predict": predict,
     "restart": restart,

@@ -38,6 +38,7 @@ CHECKS: dict[str, tuple[str, tuple[str, ...], int, bool]] = {
     "model-fedsam": ("GPU against CPU, forward and gradient, FedSAM", MODEL, 90, False),
     "train-fedmsa": ("a round twice with one seed, fp32 and bf16, FedMSA", TRAINING, 90, False),
     "train-fedsam": ("a round twice with one seed, fp32 and bf16, FedSAM", TRAINING, 90, False),
+    "loader": ("levels to input on the GPU, against the processor", TRAINING, 60, False),
     "memory": ("memory runs out: smaller steps, then one sentence", TRAINING, 90, True),
     "predict": ("evaluate and predict give the same masks", TRAINING, 60, False),
     "restart": ("trainer: phases, and killed between two rounds", TRAINING, 90, False),

@@ -144,7 +144,11 @@ class Ranks:
         others, self._others, self._dataset = self._others, [], None
         for other in others:
             other.end()
-        if others and dist.is_initialized():
+        if not others or not dist.is_initialized():
+            return
+        if dist.get_backend() == "nccl":  # which would wait for those that are gone
+            dist.distributed_c10d._abort_process_group()
+        else:
             dist.destroy_process_group()
 
     def _of_this_rank(

@@ -86,9 +86,9 @@ class Loader:
         levels = batch.levels.to(self._device, non_blocking=True)
         parts = torch.split(levels, [math.prod(shape) for shape in batch.shapes])
         pictures = [part.view(shape) for part, shape in zip(parts, batch.shapes, strict=True)]
-        canvas = self._canvas if self._device.type == "cpu" else None  # a GPU may still read it
-        image = input_of(pictures, batch.covered, self._recipe, self._device, canvas)
-        if canvas is None or len(image) > len(canvas):
+        image = input_of(pictures, batch.covered, self._recipe, self._device, self._canvas)
+        on_processor = self._device.type == "cpu"  # a GPU may still read the batch before
+        if on_processor and (self._canvas is None or len(image) > len(self._canvas)):
             self._canvas = image
         return {
             "image": image,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
+from inspect import signature
 from itertools import chain
 
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from trainer_process import Place, TrainerProcess, ask, task_runner
 
@@ -278,3 +280,8 @@ def test_steps_of_patients_are_computed_in_one_process(place: Place, recipe, glo
         tensors[ranks] = ask(runner, drawn, 0, global_model).tensors
         assert psutil.Process().children() == before
     assert all(torch.equal(tensors[1][name], tensors[2][name]) for name in tensors[1])
+
+
+def test_torch_can_end_a_group_of_gpus_without_waiting_for_its_members():
+    # a name of torch's own, which only ranks on GPUs use
+    assert list(signature(dist.distributed_c10d._abort_process_group).parameters) == ["group"]
