@@ -320,6 +320,8 @@ class FederationBehindLines(Federation):
         lines: the others are those of `Federation`.
     """
 
+    untold_line = None  # as at a server and a site of which nobody said anything
+
     def __init__(self, *args: Any, lines: Lines, **named: Any) -> None:
         super().__init__(*args, **named)
         self.lines = lines

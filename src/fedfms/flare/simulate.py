@@ -175,6 +175,8 @@ def _different_slices(sites: Sequence[Site]) -> list[str]:
 class Federation:
     """Server, FLARE clients and trainers of one run."""
 
+    untold_line: float | None = 100.0  # MB/s at the least: all lines are of this machine
+
     def __init__(
         self,
         run: Path,
@@ -339,8 +341,8 @@ class Federation:
     # ------------------------------------------------------------------------------ processes
 
     def _start_server(self, kit: Path) -> Supervised:
-        write_connection_settings(kit / "local", _link())
-        settings: dict[str, str] = {**server_settings(), "OMP_NUM_THREADS": "1"}
+        write_connection_settings(kit / "local", self._line)
+        settings: dict[str, str] = {**server_settings(self._line), "OMP_NUM_THREADS": "1"}
         if self.checkpoints is not None:
             settings["FEDFMS_CHECKPOINTS"] = str(self.checkpoints)
         server = self._processes.start(
@@ -365,7 +367,7 @@ class Federation:
             log_file=self.logs / f"{site.name}.trainer.log",
             settings={"OMP_NUM_THREADS": str(threads), **self._settings(site)},
         )
-        write_connection_settings(kit / "local", _link())
+        write_connection_settings(kit / "local", self._line)
         client = self._processes.start(
             f"{site.name}'s FLARE client",
             _flare_command(
@@ -379,7 +381,7 @@ class Federation:
             log_file=self.logs / f"{site.name}.flare.log",
             environment=child_environment(
                 {
-                    **stream_settings(_link()),
+                    **stream_settings(self._line),
                     "FEDFMS_EXCHANGE": str(exchange),
                     "OMP_NUM_THREADS": "1",
                 }
@@ -391,6 +393,11 @@ class Federation:
         """How a site's trainer is started."""
         command = trainer_command(site, exchange, self._work(site), self.checkpoints)
         return [*command, "--peers", str(self._peers)] if self.recipe.sums_only else command
+
+    @property
+    def _line(self) -> float | None:
+        """Megabytes a second that each line is said to carry."""
+        return Machine.from_environment().link_megabytes_per_second or self.untold_line
 
     @property
     def _peers(self) -> Path:
@@ -495,15 +502,14 @@ def _last_error(log_file: Path) -> tuple[str, str] | None:
     return (problem.strip(), fix.strip()) if found else None
 
 
-def server_settings() -> Mapping[str, str]:
-    """Variables for the server's process: how soon it goes on without a site that is gone."""
+def server_settings(megabytes_per_second: float | None = None) -> Mapping[str, str]:
+    """Variables for the server's process: how soon it goes on without a site that is gone.
+
+    Args:
+        megabytes_per_second: that its line carries.
+    """
     gone = gone_site_settings(grace=GRACE_SECONDS, lead=LEAD_SECONDS, outcome=OUTCOME_SECONDS)
-    return {**gone, **stream_settings(_link())}
-
-
-def _link() -> float | None:
-    """Megabytes a second that a line is said to carry."""
-    return Machine.from_environment().link_megabytes_per_second
+    return {**gone, **stream_settings(megabytes_per_second)}
 
 
 def free_port() -> int:
