@@ -122,7 +122,10 @@ def _positions(size: int, table: Tensor, recorded: bool) -> Tensor:
     """Of a table (2 size - 1, D) the row of each distance of two tokens: (size, size, D)."""
     if recorded or table.shape[0] != 2 * size - 1:
         return get_rel_pos(size, size, table)  # type: ignore[no-any-return]
-    return table[_distances(size, table.device)]
+    # a tensor without values, of which a memory plan counts the bytes, has distances of its own
+    is_plain = type(table) in (Tensor, torch.nn.Parameter)
+    distances = _distances if is_plain else _distances.__wrapped__
+    return table[distances(size, table.device)]
 
 
 @functools.lru_cache(maxsize=64)

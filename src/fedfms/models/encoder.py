@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from fedfms.models.attention import attend
@@ -35,10 +36,14 @@ class EncoderBlock(nn.Module):
         """As of any module; where the block is checkpointed, it keeps its input alone."""
         if not (self.checkpointed and self.training and torch.is_grad_enabled()):
             return super().__call__(tokens)  # type: ignore[no-any-return]
+        # what its parameters are now, rounded ones in bf16 (build.py), they are the second time too
+        now = dict(self.named_parameters())
+
+        def compute(given: Tensor) -> Any:
+            return functional_call(_Plain(self), {f"block.{k}": v for k, v in now.items()}, given)
+
         # nothing in a block is drawn, so that no generator has to be put back
-        return checkpoint(  # type: ignore[no-any-return]
-            super().__call__, tokens, use_reentrant=False, preserve_rng_state=False
-        )
+        return checkpoint(compute, tokens, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
@@ -64,6 +69,17 @@ class EncoderBlock(nn.Module):
         return self.attn.proj(  # type: ignore[no-any-return]
             window_unpartition(attended, self.window_size, padded, grid)
         )
+
+
+class _Plain(nn.Module):
+    """A block whose call is that of any module, whether it is checkpointed or not."""
+
+    def __init__(self, block: EncoderBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, tokens: Tensor) -> Any:
+        return nn.Module.__call__(self.block, tokens)
 
 
 def checkpoint_blocks(model: nn.Module, on: bool) -> int:

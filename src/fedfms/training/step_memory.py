@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from fedfms.contracts.recipe import Recipe
 from fedfms.control import Control
 from fedfms.models.attention import workspace_bytes
-from fedfms.models.build import build_model
+from fedfms.models.build import build_model, hold_frozen
 from fedfms.models.encoder import checkpoint_blocks
 from fedfms.models.methods import find_method
 from fedfms.models.travelling import travelling_names
@@ -87,6 +87,7 @@ def count_step(
     slices = min(recipe.batch_size, 2 * micro_batch)
     with FakeTensorMode(), _Count() as count:
         model = build_model(recipe, None).train()
+        hold_frozen(model)
         checkpoint_blocks(model, checkpointing)
         weights = count.now
         optimizer = adam(model, recipe)
