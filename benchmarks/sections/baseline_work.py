@@ -11,8 +11,8 @@ from torch.utils.flop_counter import flop_registry
 
 TITLE = "The baseline's operations"
 ABOUT = (
-    "Twice the multiply-adds of a step with one picture of 1024 pixels, counted and not timed, over "
-    "those counted in the paper's own code."
+    "Twice the multiply-adds of a step with one picture of 1024 pixels, counted and not timed, "
+    "over those counted in the paper's own code."
 )
 KIND = "cpu"
 
