@@ -40,7 +40,7 @@ Job = Annotated[
     typer.Argument(
         metavar="JOB",
         parser=find_shipped,
-        help="fedmsa, fedsam, evaluate, or a job folder of your own.",
+        help="fedmsa, fedsam, lora, evaluate, or a job folder of your own.",
     ),
 ]
 Overrides = Annotated[
