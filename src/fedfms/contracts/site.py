@@ -316,7 +316,8 @@ class Compute:
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     threads: int | None = None  # CPU threads of torch; none: torch decides
     workers: int = 0  # data loader processes
-    # largest number of slices in memory at once; none: batch_size, but 1 above 512 pixels on a CPU
+    # largest number of slices in memory at once; none: batch_size, but 1 above 512 pixels on a CPU.
+    # The memory plan takes fewer where they do not fit
     micro_batch: int | None = None
     stall_seconds: float = 3600.0  # without progress for so long, the trainer ends itself
 
