@@ -200,7 +200,8 @@ def test_a_step_goes_on_with_checkpointing_and_gives_the_same() -> None:
     same, _ = train_step(plain, adam(plain, recipe), batch_of(recipe), recipe, 2, Control())
     assert micro_batch == 1 and loss == pytest.approx(same, rel=1e-6)
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        if other.grad is not None:  # not the values: Adam's first step makes noise as large as all
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
 # --------------------------------------------------------------------------- of a real process
