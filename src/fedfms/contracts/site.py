@@ -318,7 +318,8 @@ class Compute:
     workers: int | None = None  # data loader processes; none: by device and CPUs
     # processes that train together, each on a GPU of its own; none: every GPU with device auto
     ranks: int | None = None
-    # largest number of slices in memory at once; none: batch_size, but 1 above 512 pixels on a CPU
+    # largest number of slices in memory at once; none: batch_size, but 1 above 512 pixels on a CPU.
+    # The memory plan takes fewer where they do not fit
     micro_batch: int | None = None
     # GiB of the private folder for what an encoder's frozen part made of slices; 0: none is kept
     features_gib: int = 20

@@ -47,7 +47,7 @@ MAPPED = 1.05
 CACHED = 1.1
 # of the room that there is, what is left to others and to what is not foreseen
 KEPT_FREE = 0.1
-# after a kill: what is tried next is predicted to take at most this share of what was
+# after a kill: what is tried next is predicted to take at most this share of its tensors
 CLEARLY_SMALLER = 0.8
 MOST_TOO_HIGH = 1.25  # that a prediction is over the peak
 MOST_COPIES = 60  # of a token's numbers in a block, see `bound_of_peak`
@@ -187,6 +187,10 @@ def plan_memory(
         exact: count also where a bound shows that the first way fits twice over.
     """
     there = room_on(device, recipe, site)
+    most = there.bytes
+    if killed is not None:
+        tensors = CLEARLY_SMALLER * max(0, killed.predicted - LIBRARIES)
+        most = min(most, int(LIBRARIES + tensors))
     possible = (only,) if only else ways(recipe, site, device)
     if not exact and killed is None and device.type == "cpu":
         bound = bound_of_peak(recipe, possible[0].micro_batch)
@@ -197,7 +201,7 @@ def plan_memory(
         peak = predict_peak(_counted(recipe, way, device), device, in_trainer=in_trainer)
         plan = Plan(way, peak, there.bytes, there.by)
         plans.append(plan)
-        if plan.fits and (killed is None or peak <= CLEARLY_SMALLER * killed.predicted):
+        if peak <= most:
             return plan
     return min(plans, key=lambda one: one.predicted)
 
