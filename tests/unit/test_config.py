@@ -184,6 +184,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "patient_clip_norm": 1.0,
         "patient_noise": 0.5,
         "adapter_blocks": "last:2",
+        "lora_rank": 4,
     }
     assert set(others) == {f.name for f in dataclasses.fields(Recipe)}
     of_patients = {
@@ -201,7 +202,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
 
 def test_a_recipe_that_says_nothing_of_what_came_later_has_the_hash_it_always_had():
     later = {"strategy", "canary", "guard", "confirmed_weights", "secure_sum", "secure_sum_bits"}
-    later |= {"patient_rate", "patient_clip_norm", "patient_noise", "adapter_blocks"}
+    later |= {"patient_rate", "patient_clip_norm", "patient_noise", "adapter_blocks", "lora_rank"}
     before = {key: value for key, value in recipe().to_dict().items() if key not in later}
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":")).encode()
     assert (

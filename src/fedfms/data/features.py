@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedfms.bounded import decode_json
 from fedfms.contracts.site import Reading
 from fedfms.data.cache import StoredCase
 from fedfms.data.memory import size_text
@@ -239,7 +240,7 @@ def _decoded(file: bytearray) -> Tensor:
     length, crc = (int.from_bytes(file[i : i + 4], "big") for i in (start - 8, start - 4))
     if not file.startswith(_MAGIC) or zlib.crc32(memoryview(file)[start:]) != crc:
         raise ValueError("no whole features")
-    header = json.loads(bytes(file[start : start + length]))
+    header = decode_json(bytes(file[start : start + length]), "features")
     kind, shape = _TYPES[header["type"]], tuple(header["shape"])
     found = torch.frombuffer(file, dtype=kind, count=math.prod(shape), offset=start + length)
     return found.reshape(shape)

@@ -13,7 +13,9 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedfms.bounded import read_json_object
 from fedfms.contracts.messages import Task
+from fedfms.errors import Undecodable
 from fedfms.files import read_whole, write_whole
 from fedfms.training.plan import Plan, Way
 
@@ -81,10 +83,10 @@ class AtWork:
     def killed_plan(self, job: str) -> Plan | None:
         """The plan with which a trainer of before was killed while it trained in this job."""
         try:
-            values = json.loads(read_whole(self._killed_plan, _LONGEST))
+            values = read_json_object(self._killed_plan, _LONGEST)
             if values.pop("job") != job:
                 return None
             way = Way(**values.pop("way"))
             return Plan(way, **values)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, Undecodable, KeyError, TypeError):
             return None
