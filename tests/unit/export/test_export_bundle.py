@@ -153,7 +153,7 @@ def test_masks_are_voxel_for_voxel_those_of_our_evaluation(tmp_path, results, na
     source = results(**recipe)
     bundle = tmp_path / "bundle"
     done = export_model(source, bundle, "bundle", site=site_file(tmp_path, site))
-    assert done.largest_difference == 0.0
+    assert done.largest_difference < 2e-5  # of logits: attention is recorded in its folded form
     monai.bundle.run(
         **arguments(bundle, dataset_dir=tmp_path / "site/images", output_dir=tmp_path / "masks")
     )

@@ -111,7 +111,7 @@ def test_the_files_in_studies_can_be_used() -> None:
     for path in files:
         study = Study.from_yaml(path)
         for key in study.runs(SITES):
-            assert study.recipe_of(key).method in ("fedmsa", "fedsam")
+            assert study.recipe_of(key).method in ("fedmsa", "fedsam", "lora")
 
 
 def test_names_of_runs_differ_where_the_runs_differ() -> None:
