@@ -54,12 +54,18 @@ class AtWork:
     def training(self, task: Task, plan: Plan | None) -> Iterator[None]:
         """Training itself, by this plan of memory; of who is killed inside it was too large."""
         said = f"{task.kind} of round {task.round} of job {task.job}"
+        has_begun = self._file.is_file()
         if plan is not None:
             values = {"job": task.job, **dataclasses.asdict(plan)}
             with contextlib.suppress(OSError):
                 write_whole(self._file, f"{said}\n{json.dumps(values)}")
-        yield
-        self.begin(task)
+        try:
+            yield
+        finally:
+            if has_begun:
+                self.begin(task)
+            else:
+                self.end()
 
     def end(self) -> None:
         """It ended, or this process ends by itself."""

@@ -331,7 +331,7 @@ def test_the_check_before_it_is_handed_over_sees_another_network(tmp_path, resul
     export_model(source, tmp_path / "bundle", "bundle")
     trained = load_trained(source, None)
     file, site = tmp_path / "bundle/models/model.ts", Setup(format="nifti")
-    assert _difference(file, trained, site) == 0.0
+    assert _difference(file, trained, site) < 2e-5
     with torch.no_grad():
         trained.model.mask_decoder.mask_tokens.weight[0] += 0.01
     assert _difference(file, trained, site) > LARGEST_DIFFERENCE
