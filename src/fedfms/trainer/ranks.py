@@ -184,6 +184,8 @@ class Ranks:
             for other in self._others:
                 self._answer(other, control)
             join(backend, folder / "store", 0, size, timeout)
+            for other in self._others:  # which may still read there when this rank has met all
+                self._answer(other, control)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         log.info("%d ranks train together (%s)", size, backend)
