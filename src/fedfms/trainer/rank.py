@@ -147,6 +147,7 @@ def _serve(connection: Connection) -> None:
     make_ready(start.device)
     say(connection, None)  # imported and ready to meet
     join(start.backend, start.store, start.rank, start.size, start.timeout_seconds)
+    say(connection, None)  # and needs the file where they met no more
     helper = _Helper(connection, start)
     while True:
         helper.do(heard(connection))

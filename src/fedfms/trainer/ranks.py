@@ -8,6 +8,7 @@ are given everything again.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import logging
 import multiprocessing.connection
@@ -37,6 +38,7 @@ from fedfms.errors import TrainingError
 from fedfms.trainer.rank import Done, Failed, Gradient, Round, Start, heard, say
 from fedfms.training.device import halved, is_out_of_memory
 from fedfms.training.gradients import accumulate_gradients
+from fedfms.training.interrupt import started
 from fedfms.training.loader import cpus_here
 from fedfms.training.ranks import (
     frozen,
@@ -183,7 +185,12 @@ class Ranks:
                 say(other.connection, begin)
             for other in self._others:
                 self._answer(other, control)
-            join(backend, folder / "store", 0, size, timeout)
+            met = started(partial(join, backend, folder / "store", 0, size, timeout))
+            while not concurrent.futures.wait([met], timeout=0.05).done:
+                self._look(control)
+            met.result()
+            for other in self._others:  # which may still read there when this rank has met all
+                self._answer(other, control)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         log.info("%d ranks train together (%s)", size, backend)
@@ -215,15 +222,9 @@ class Ranks:
         return answer
 
     def _waits(self, control: Control) -> Any:
-        def look() -> None:
-            _stop_if_asked(control)
-            for other in self._others:
-                if other.process.poll() is not None:
-                    raise self._what_befell(other)
-
         def wait(work: dist.Work) -> None:
             try:
-                wait_for(work, look)
+                wait_for(work, partial(self._look, control))
             except RuntimeError:  # of torch; a rank that failed says why, or its connection ends
                 by_connection = {other.connection: other for other in self._others}
                 if told := multiprocessing.connection.wait(by_connection, ENDING_SECONDS):
@@ -231,6 +232,13 @@ class Ranks:
                 raise
 
         return wait
+
+    def _look(self, control: Control) -> None:
+        """Raise what ends the wait for others: an abort, or the end of one of them."""
+        _stop_if_asked(control)
+        for other in self._others:
+            if other.process.poll() is not None:
+                raise self._what_befell(other)
 
     def _what_befell(self, other: _Other) -> TrainingError:
         """What a rank said last, or that it died without a word."""

@@ -68,7 +68,7 @@ def in_turn(work: Iterable[Callable[[], T]], control: Control, *, beside: bool) 
     for function in work:
         if running is not None:
             yield _result(running, control)
-        running = _started(function)
+        running = started(function)
         if not beside:
             yield _result(running, control)
             running = None
@@ -76,7 +76,8 @@ def in_turn(work: Iterable[Callable[[], T]], control: Control, *, beside: bool) 
         yield _result(running, control)
 
 
-def _started(function: Callable[[], T]) -> Future[T]:
+def started(function: Callable[[], T]) -> Future[T]:
+    """Begin a function in a thread of its own, which keeps no process alive."""
     future: Future[T] = Future()
 
     def call() -> None:

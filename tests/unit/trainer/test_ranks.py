@@ -244,13 +244,13 @@ def test_a_trainer_with_ranks_lives_on_when_they_die_and_takes_them_along(
 def test_a_rank_that_stands_still_is_seen_by_the_watch_of_the_trainer(
     place: Place, start, begin, long_task: Task, global_model
 ) -> None:
-    place.set_site(ranks=2, threads=1, device="cpu", stall_seconds=3)
+    place.set_site(ranks=2, threads=1, device="cpu", stall_seconds=12)
     trainer = start()
     thread = begin(place, long_task, global_model, connect_seconds=1)
     thread.wait_for_step()
     processes = ranks_of(trainer)
     other_rank(trainer).suspend()
-    assert trainer.process.wait(20) == EXIT_STALLED
+    assert trainer.process.wait(60) == EXIT_STALLED
     assert none_is_left(processes)
 
 
