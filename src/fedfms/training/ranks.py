@@ -76,7 +76,7 @@ def share(batch: list[int], rank: int, size: int) -> list[int]:
 def rank_devices(compute: Compute, recipe: Recipe) -> list[torch.device]:
     """The device of each rank; one rank alone where nothing else is asked for.
 
-    `device: auto` takes every GPU that is visible. A device that is named is one rank's, and those
+    `device: auto` takes every GPU that is visible, if this torch has NCCL, by which they talk. A device that is named is one rank's, and those
     after it are the others'. There are never more ranks than slices in a batch.
 
     Raises:
@@ -86,7 +86,8 @@ def rank_devices(compute: Compute, recipe: Recipe) -> list[torch.device]:
     if first.type != "cuda":
         return [first] * min(compute.ranks or 1, recipe.batch_size)
     count = torch.cuda.device_count() - first.index
-    wanted = compute.ranks or (count if compute.device == "auto" else 1)
+    every = compute.device == "auto" and dist.is_nccl_available()
+    wanted = compute.ranks or (count if every else 1)
     if wanted > count:
         raise ConfigError(
             f"ranks is {wanted}, and torch finds {count} CUDA device(s) here from {first} on",

@@ -80,6 +80,10 @@ def install(torch: ModuleType) -> None:
     def reset(device: int) -> None:
         note("reset", check(device))
 
+    def room(device: int) -> tuple[int, int]:
+        check(device)
+        return 7 * 2**30, 8 * 2**30
+
     def nothing(*_: Any) -> None:
         if state["failed"] is not None:
             raise torch.AcceleratorError(state["failed"])
@@ -101,7 +105,7 @@ def install(torch: ModuleType) -> None:
         "_cuda_getArchFlags": lambda: "sm_75 sm_90",
     }.items():
         setattr(torch._C, name, function)
-    torch.cuda._cudart = SimpleNamespace()
+    torch.cuda._cudart = SimpleNamespace(cudaMemGetInfo=room)
     torch.cuda._device_count_nvml = lambda: -1  # which would count real ones
     torch.cuda._is_in_bad_fork = torch._C._cuda_isInBadFork
     torch.cuda._get_device_properties = lambda device: SimpleNamespace(
@@ -133,6 +137,23 @@ def install(torch: ModuleType) -> None:
         )
 
     torch.Tensor.to = to
+
+    def made_by(function: Any) -> Any:
+        """A function that makes tensors, with the CPU in the place of a CUDA device."""
+
+        def make(*args: Any, **kwargs: Any) -> Any:
+            value = kwargs.get("device")
+            if isinstance(value, str | torch.device) and torch.device(value).type == "cuda":
+                torch.cuda.init()
+                index = torch.device(value).index
+                check(current() if index is None else index)
+                kwargs["device"] = torch.device("cpu")
+            return function(*args, **kwargs)
+
+        return make
+
+    for name in ("arange", "empty", "full", "tensor", "zeros"):
+        setattr(torch, name, made_by(getattr(torch, name)))
 
 
 def fake_device() -> None:
