@@ -153,7 +153,7 @@ def test_a_site_announces_what_it_can_do_and_a_member_sees_it(running: Running) 
         site="site-1",
         version=told[0].version,
         classes=("lesion",),
-        methods=("fedsam", "fedmsa"),
+        methods=("fedsam", "fedmsa", "lora"),
         max_rounds=1000,
         device=told[0].device,
         slicing=told[0].slicing,

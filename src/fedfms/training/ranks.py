@@ -76,8 +76,9 @@ def share(batch: list[int], rank: int, size: int) -> list[int]:
 def rank_devices(compute: Compute, recipe: Recipe) -> list[torch.device]:
     """The device of each rank; one rank alone where nothing else is asked for.
 
-    `device: auto` takes every GPU that is visible, if this torch has NCCL, by which they talk. A device that is named is one rank's, and those
-    after it are the others'. There are never more ranks than slices in a batch.
+    `device: auto` takes every GPU that is visible, if this torch has NCCL, by which they talk. A
+    device that is named is one rank's, and those after it are the others'. There are never more
+    ranks than slices in a batch.
 
     Raises:
         ConfigError: code no-gpu.
