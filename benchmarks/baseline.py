@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.models.sam import GEOMETRY, Sam
 from fedfms.models.upstream import (
     ImageEncoderViT,
@@ -110,7 +110,7 @@ class Baseline(nn.Module):
             img_size=recipe.image_size,
             patch_size=recipe.patch_size,
             embed_dim=size.width,
-            depth=size.depth,
+            depth=BACKBONES[recipe.backbone].depth,
             num_heads=size.heads,
             norm_layer=lambda width: nn.LayerNorm(width, eps=1e-6),
             out_chans=size.decoder_width,

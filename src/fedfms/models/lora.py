@@ -15,8 +15,8 @@ from fedfms.models.encoder import EncoderBlock, ImageEncoder
 class LowRankQkv(nn.Linear):
     """SAM's projection of tokens to q, k and v, with updates `x A B` of q and of v.
 
-    Always in fp32, also inside a bf16 encoder, as `adapters.Adapter`. Both factors of an update
-    have `rank` rows of C values, so that a row of either has a scale of its own in eight bits.
+    Both factors of an update have `rank` rows of C values, so that a row of either has a scale of
+    its own in eight bits.
 
     Args:
         qkv: upstream's, C to 3 C; its parameters become ours under their own names.
@@ -33,12 +33,9 @@ class LowRankQkv(nn.Linear):
         self.v_up = nn.Parameter(torch.zeros(rank, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(..., C) to (..., 3 C), in the type of the frozen projection's result."""
+        """(..., C) to (..., 3 C), in the type of the tokens and of all its parameters."""
         projected = super().forward(tokens)
-        with torch.autocast(tokens.device.type, enabled=False):
-            exact = tokens.float()
-            to_q = (self.q_down(exact) @ self.q_up).to(projected.dtype)
-            to_v = (self.v_down(exact) @ self.v_up).to(projected.dtype)
+        to_q, to_v = self.q_down(tokens) @ self.q_up, self.v_down(tokens) @ self.v_up
         q, k, v = projected.chunk(3, dim=-1)
         return torch.cat([q + to_q, k, v + to_v], dim=-1)
 
