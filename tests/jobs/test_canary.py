@@ -97,7 +97,7 @@ def test_three_sites_faults_are_found_in_one_go_before_the_run(faulty: tuple[Pla
     began = time.monotonic()
     said = place.fedfms(
         *("submit", str(JOBS / "fedmsa"), "--canary", "--set", f"backbone_sha256={sha256}"),
-        *("--wait-for", "3", "--set", "image_size=192", "--set", "batch_size=8"),
+        *("--wait-for", "3", "--set", "image_size=512", "--set", "batch_size=8"),
     )
     seconds = time.monotonic() - began
     print(said.stdout, said.stderr, f"{seconds:.0f} s")

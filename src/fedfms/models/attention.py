@@ -122,10 +122,13 @@ def _positions(size: int, table: Tensor, recorded: bool) -> Tensor:
     """Of a table (2 size - 1, D) the row of each distance of two tokens: (size, size, D)."""
     if recorded or table.shape[0] != 2 * size - 1:
         return get_rel_pos(size, size, table)  # type: ignore[no-any-return]
-    # a tensor without values, of which a memory plan counts the bytes, has distances of its own
-    is_plain = type(table) in (Tensor, torch.nn.Parameter)
-    distances = _distances if is_plain else _distances.__wrapped__
+    distances = _distances if _has_values(table) else _distances.__wrapped__
     return table[distances(size, table.device)]
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether it is a tensor proper, and not one of shapes, whose bytes a memory plan counts."""
+    return type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 @functools.lru_cache(maxsize=64)
@@ -259,7 +262,8 @@ class _Tiles:
     """Which queries of which heads are computed together, and their softmax, in one buffer.
 
     Iterated, it gives slices of heads and of queries: several heads with all their queries where
-    these fit into a tile, else some rows of the grid of one head, from the first to the last.
+    these fit into a tile, else some rows of the grid of one head, from the first to the last. Of
+    tensors without values it gives the first ones alone: the others take the same memory again.
     """
 
     def __init__(self, split: Tensor, to_rows: Tensor, to_columns: Tensor, scale: float) -> None:
@@ -272,6 +276,7 @@ class _Tiles:
         self.whole = self._queries == self._tokens  # all queries of a head at once
         self.largest = self._heads_at_once * self._queries * self._tokens  # logits in a tile
         self._logits = self._query.new_empty(self.largest)
+        self._has_values = _has_values(split)
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
         for head in range(0, self._heads, self._heads_at_once):
@@ -280,6 +285,8 @@ class _Tiles:
                     slice(head, min(head + self._heads_at_once, self._heads)),
                     slice(first, min(first + self._queries, self._tokens)),
                 )
+                if not self._has_values:
+                    return
 
     def attention(self, some: slice, these: slice) -> Tensor:
         """Softmax over all keys, (z, t, H W); good until the next call."""
