@@ -18,11 +18,11 @@ from fedfms.contracts.policy import Policy
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.errors import DoorClosed
+from fedfms.exchange.bounds import read_policy
 from fedfms.exchange.door import (
     check_job,
     pass_door,
     pass_pictures,
-    read_policy,
 )
 from fedfms.exchange.noise import random_normal
 from fedfms.exchange.tensors import shapes_of, update_norm
