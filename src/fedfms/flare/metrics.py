@@ -24,9 +24,8 @@ from nvflare.apis.fl_context import FLContext
 from fedfms.contracts.machine import Machine
 from fedfms.flare.internals import rejoin
 from fedfms.flare.internals.server import job_statistics
-from fedfms.flare.job import RESULT_FOLDER
+from fedfms.flare.job import PROGRESS_GROUP, RESULT_FOLDER
 from fedfms.flare.progress import Event
-from fedfms.flare.recorder import PROGRESS_GROUP
 from fedfms.records.history import History
 from fedfms.records.layout import RECORDS
 from fedfms.records.read import RecordReader

@@ -34,6 +34,7 @@ from fedfms.flare.internals.job import is_for_too_few_answers
 from fedfms.flare.job import (
     CONTRIBUTION,
     PICTURES,
+    PROGRESS_GROUP,
     SERVER_MODELS,
     TRAIN_TASK,
     read_recipe,
@@ -77,8 +78,6 @@ from fedfms.records.verdicts import findings
 from fedfms.records.write import RecordWriter, clock
 
 LAST_RECORDS_SECONDS = 10.0  # for a full disk to take the last records of an aborted run
-
-PROGRESS_GROUP = "fedfms"  # of FLARE's statistics, where a coordinator asks how far a job is
 
 _SENDER, _SAID = "fedfms_sender", "fedfms_said"  # of one answer, kept while FLARE handles it
 

@@ -41,11 +41,10 @@ from fedfms.flare import feed, runs
 from fedfms.flare.announce import FORGOTTEN, read_announcement
 from fedfms.flare.internals import commands, console
 from fedfms.flare.internals.settings import set_stream_settings
-from fedfms.flare.job import RESULT_FOLDER, START_MODEL_FILE
+from fedfms.flare.job import PROGRESS_GROUP, RESULT_FOLDER, START_MODEL_FILE
 from fedfms.flare.kit import AUTHORIZATION
 from fedfms.flare.lint import SERVER, PreparedJob, read_json
 from fedfms.flare.progress import Event
-from fedfms.flare.recorder import PROGRESS_GROUP
 from fedfms.flare.runs import RunInfo
 from fedfms.kits.certificates import read_certificate
 from fedfms.kits.kit import read_kit
