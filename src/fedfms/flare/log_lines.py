@@ -11,7 +11,7 @@ class ShortMessages(logging.Filter):
     """Shortens each message to `LARGEST` characters; of a handler, before it formats anything.
 
     At level debug FLARE 2.9 formats what it sends and receives into its messages, of any length
-    (`fuel/f3/cellnet/cell.py`); its formatters search each by a regular expression for each handler.
+    (`fuel/f3/cellnet/cell.py`); its formatters search each by a regular expression, once a handler.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
