@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 START_MODEL_FILE = MODEL  # beside the recipe: the model to start from, or to evaluate
 PROGRESS_GROUP = "fedfms"  # of FLARE's statistics, where a coordinator asks how far a job is
 RESULT_FOLDER = "fedfms"  # in the server's run folder: what becomes the result of the job
+PROGRESS_GROUP = "fedfms"  # of FLARE's statistics, where a coordinator asks how far a job is
 
 TRAIN_TASK, EVALUATE_TASK = "train", "validate"  # FLARE's own names
 SERVER_MODELS: dict[str, ModelName] = {"SRV_final": "final", "SRV_best": "best"}  # FLARE's prefix

@@ -10,8 +10,8 @@ LARGEST = 2000  # characters of a message
 class ShortMessages(logging.Filter):
     """Shortens each message to `LARGEST` characters; of a handler, before it formats anything.
 
-    At level debug FLARE 2.9 logs each message that it receives whole, tensors too: 48 million
-    characters for 16 MiB, which its formatters then search and each of its files writes.
+    At level debug FLARE 2.9 formats what it sends and receives into its messages, of any length
+    (`fuel/f3/cellnet/cell.py`); its formatters search each by a regular expression, once a handler.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -337,7 +337,9 @@ def test_a_training_trainer_has_no_network_socket(
         ),
         ("fedfms.trainer.server", "nvflare grpc fedfms.flare monai scipy.stats matplotlib"),
         # of processes that live as long as the containers and see no tensor
+        ("fedfms.flare.greeting", "torch numpy fedfms.models fedfms.data.cache"),
         ("fedfms.flare.keeper", "torch numpy fedfms.models fedfms.data.cache"),
+        ("fedfms.flare.metrics", "torch numpy fedfms.models fedfms.data.cache"),
         ("fedfms.flare.start", "torch numpy fedfms.models fedfms.data.cache"),
         ("fedfms.flare.metrics", "torch fedfms.models fedfms.data.cache"),
         # of commands that wait for a run
