@@ -16,6 +16,11 @@ scaled down to `AGAINST_FACTOR` of its usual norm at most, and the others are co
 it, as long as a minority was found.
 Where all of a round are below, nobody is scaled: nobody can tell who is wrong.
 
+*rest*. A model that has learnt all that a site has moves by next to nothing there, and how it does
+so is chance: a site that missed a round is then many times as long as the others. What is below
+`AT_REST` of the largest usual norm that a round had is left alone by the two rules above, since it
+moves the model by no more than that.
+
 *weight*. The number of slices is what a site says of itself. A site that says more than
 `WEIGHT_FACTOR` times the median of the sites counts for the median, unless the recipe confirms it
 by name. Of two sites the one that says more than so many times the other's counts for so many.
@@ -52,6 +57,7 @@ STEPS_POWER = 0.75  # by which a norm may grow with the steps; see above
 LONG_FACTOR = 0.5  # of the usual norm, that is left of a difference that is too long
 AGAINST = -0.45  # cosine to the mean of the others, below which a difference is against them
 AGAINST_FACTOR = 0.1  # of the usual norm, that is left of a difference against the others
+AT_REST = 0.1  # of the largest usual norm of a round, below which a difference harms nobody
 WEIGHT_FACTOR = 3  # times the median of the sites' slices, that an unconfirmed site counts for
 
 _DIGITS = 24  # of a mark: enough that no two differences share them by chance
@@ -65,6 +71,7 @@ class Memory:
 
     slices: dict[str, int] = field(default_factory=dict)  # of each training site, when last heard
     norms: dict[str, float] = field(default_factory=dict)  # the same, at most the usual one
+    largest: float = 0.0  # of the norms that are in the middle of a round
     cosines: dict[str, tuple[float, int]] = field(default_factory=dict)  # sum and number of each
     seen: dict[str, str] = field(default_factory=dict)  # mark of a difference: whose
 
@@ -115,12 +122,13 @@ class RoundGuard:
         fresh = [site for site in sites if site not in old]
         counted = self._counted({site: slices[site] for site in fresh})
         usual = self._usual({site: norms[site] for site in fresh}, counted)
-        long = {site for site in fresh if norms[site] > NORM_FACTOR * usual[site] > 0}
+        moving = self._moving({site: norms[site] for site in fresh})
+        long = {site for site in moving if norms[site] > NORM_FACTOR * usual[site] > 0}
         bounded = {site: min(norms[site], usual[site]) for site in fresh}
         factors = {site: _ratio(bounded[site], norms[site]) for site in fresh}
         given = {site: differences[site] for site in fresh}
         cosines = _cosines(given, factors, norms)
-        against = _against(given, factors, norms, cosines, self._means(cosines))
+        against = _against(given, factors, norms, cosines, self._means(cosines)) & moving
         self._remember(counted, bounded, {marks[site]: site for site in fresh if norms[site] > 0})
 
         verdicts = []
@@ -171,6 +179,13 @@ class RoundGuard:
             self._memory.cosines[site] = (total + cosine, number + 1)
             means[site] = (total + cosine) / (number + 1)
         return means
+
+    def _moving(self, norms: Mapping[str, float]) -> set[str]:
+        """The sites whose differences are no longer at rest; see above."""
+        there = [norm for norm in norms.values() if norm > 0]
+        middle = statistics.median_low(there) if there else 0.0
+        self._memory.largest = max(self._memory.largest, middle)
+        return {site for site, norm in norms.items() if norm > AT_REST * self._memory.largest}
 
     def _counted(self, slices: Mapping[str, int]) -> dict[str, int]:
         """Slices that each site counts for."""

@@ -296,6 +296,45 @@ def test_a_round_that_an_honest_site_missed_is_judged_by_what_is_known_of_it() -
     assert verdicts["site-2"].findings == ()
 
 
+def at_rest(seed: int) -> dict[str, dict[str, torch.Tensor]]:
+    """A hundredth of an honest round, in which site-1 is five times as long, and turned round."""
+    given = {site: turned(tensors, 0.01) for site, tensors in honest(3, seed).items()}
+    given["site-1"] = turned(given["site-1"], -5.0)
+    return given
+
+
+def test_once_the_model_is_at_rest_nobody_is_scaled_for_what_moves_it_by_nothing() -> None:
+    guard = RoundGuard(RECIPE)
+    closed(honest(3), counts(3), guard=guard)
+    after = RoundGuard(RECIPE)
+    after.go_on(guard.to_keep())
+    for one in (guard, after):
+        _, verdicts = closed(at_rest(1), counts(3), guard=one)
+        assert not any(one.findings or one.factor != 1.0 for one in verdicts.values())
+        assert (
+            verdicts["site-1"].times > NORM_FACTOR and verdicts["site-1"].cosine < AGAINST
+        )  # told
+        given = honest(3, 2)
+        given["site-1"] = turned(given["site-1"], -0.2)  # is not at rest
+        assert closed(given, counts(3), guard=one)[1]["site-1"].findings == ("direction",)
+
+
+def test_a_round_of_a_model_that_never_moved_much_is_judged_as_any_other() -> None:
+    _, verdicts = closed(at_rest(1), counts(3))
+    assert verdicts["site-1"].findings == ("norm", "direction")
+
+
+def test_a_long_difference_does_not_make_later_ones_look_at_rest() -> None:
+    guard = RoundGuard(RECIPE)
+    given = honest(3)
+    given["site-1"] = turned(given["site-1"], 1e5)
+    closed(given, counts(3), guard=guard)
+    given = honest(3, 1)
+    given["site-1"] = turned(given["site-1"], -5.0)
+    _, verdicts = closed(given, counts(3), guard=guard)
+    assert verdicts["site-1"].findings == ("norm", "direction")
+
+
 def test_a_guard_goes_on_from_what_it_kept_as_if_it_had_not_ended() -> None:
     rounds = [honest(3, seed) for seed in range(3)]
     rounds[2]["site-2"] = rounds[0]["site-2"]
