@@ -134,7 +134,7 @@ def check_site(
             "--job",
             metavar="JOB",
             parser=find_shipped,
-            help="With --plan: fedmsa, fedsam, or a job folder; all that come with the package.",
+            help="With --plan: fedmsa, lora, fedsam, or a job folder; else all of the package.",
         ),
     ] = None,
     recipe: RecipeFile = None,
@@ -143,8 +143,9 @@ def check_site(
 ) -> None:
     """Check all that this container sees of a site; one line each, with the fix. Changes nothing.
 
-    With --plan: of the jobs that come with the package, or of --job, --recipe and --set, how many
-    slices would be in memory at once, whether with checkpointing, and the peak of memory.
+    With --plan only this: the peak of memory in training, how many slices are in
+    it at once, and whether with checkpointing; of --job, --recipe and --set, or
+    of each job of the package.
 
     Exit code 1 if a line says FAIL.
     """
@@ -197,7 +198,7 @@ def _recipes(
 
     if job is not None:
         return [(job.name, read_job_recipe(job, instead, overrides))]
-    files = [(one, JOBS / one / JOB_RECIPE) for one in ("fedmsa", "fedsam")]
+    files = [(one, JOBS / one / JOB_RECIPE) for one in ("fedmsa", "lora", "fedsam")]
     files += [(path.stem, path) for path in sorted((JOBS / "recipes").glob("*.json"))]
     if instead is not None:
         files = [(instead.stem, instead)]

@@ -13,11 +13,13 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from fedfms.bounded import read_json_object
 from fedfms.contracts.messages import Task
 from fedfms.errors import Undecodable
 from fedfms.files import read_whole, write_whole
-from fedfms.training.plan import Plan, Way
+from fedfms.training.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ KILLED = (
 _FILE = ".at-work"
 _KILLED_PLAN = ".killed-plan"
 _LONGEST = 1000  # bytes
+_DECODE = TypeAdapter(Plan)
 
 
 class AtWork:
@@ -90,9 +93,8 @@ class AtWork:
         """The plan with which a trainer of before was killed while it trained in this job."""
         try:
             values = read_json_object(self._killed_plan, _LONGEST)
-            if values.pop("job") != job:
+            if values.pop("job", None) != job:
                 return None
-            way = Way(**values.pop("way"))
-            return Plan(way, **values)
-        except (OSError, Undecodable, KeyError, TypeError):
+            return _DECODE.validate_python(values)
+        except (OSError, Undecodable, ValidationError):
             return None

@@ -315,8 +315,36 @@ def test_once_the_model_is_at_rest_nobody_is_scaled_for_what_moves_it_by_nothing
             verdicts["site-1"].times > NORM_FACTOR and verdicts["site-1"].cosine < AGAINST
         )  # told
         given = honest(3, 2)
-        given["site-1"] = turned(given["site-1"], -0.2)  # is not at rest
-        assert closed(given, counts(3), guard=one)[1]["site-1"].findings == ("direction",)
+        given["site-1"] = turned(given["site-1"], 4.0)  # is not at rest
+        assert closed(given, counts(3), guard=one)[1]["site-1"].findings == ("norm",)
+
+
+def parted(seed: int, length: float) -> dict[str, dict[str, torch.Tensor]]:
+    """Two honest sites that pull a model to and fro between them, and a third; so many times."""
+    given = honest(3, seed, alike=0.7)
+    third = honest(3, seed + 1)["site-3"]
+    to = {"site-1": given["site-1"], "site-2": turned(given["site-2"], -1.0), "site-3": third}
+    return {site: turned(tensors, length) for site, tensors in to.items()}
+
+
+def test_honest_sites_that_part_at_the_end_of_a_long_run_are_not_scaled() -> None:
+    guard = RoundGuard(RECIPE)
+    for seed in range(6):
+        closed(honest(3, seed), counts(3), guard=guard)
+    for seed in range(6, 15):  # is not at rest
+        _, verdicts = closed(parted(seed, 0.4), counts(3), guard=guard)
+        assert verdicts["site-1"].cosine < AGAINST
+        assert not any(one.findings or one.factor != 1.0 for one in verdicts.values())
+
+
+def test_a_site_that_turns_after_an_honest_round_is_found_when_it_turns() -> None:
+    guard = RoundGuard(RECIPE)
+    closed(honest(3), counts(3), guard=guard)
+    for seed in (1, 2):
+        given = honest(3, seed, alike=0.6)
+        given["site-1"] = turned(given["site-1"], -1.0)
+        _, verdicts = closed(given, counts(3), guard=guard)
+        assert verdicts["site-1"].findings == ("direction",)
 
 
 def test_a_round_of_a_model_that_never_moved_much_is_judged_as_any_other() -> None:
@@ -330,9 +358,9 @@ def test_a_long_difference_does_not_make_later_ones_look_at_rest() -> None:
     given["site-1"] = turned(given["site-1"], 1e5)
     closed(given, counts(3), guard=guard)
     given = honest(3, 1)
-    given["site-1"] = turned(given["site-1"], -5.0)
+    given["site-1"] = turned(given["site-1"], 5.0)
     _, verdicts = closed(given, counts(3), guard=guard)
-    assert verdicts["site-1"].findings == ("norm", "direction")
+    assert verdicts["site-1"].findings == ("norm",)
 
 
 def test_a_guard_goes_on_from_what_it_kept_as_if_it_had_not_ended() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from trainer_process import Place
 
 from fedfms.contracts.messages import Task
 from fedfms.errors import TrainerError
+from fedfms.trainer.at_work import AtWork
+from fedfms.training.plan import Plan, Way
 
 GROUPS = Path("/sys/fs/cgroup/memory")  # of version 1
 
@@ -55,3 +58,50 @@ def test_a_trainer_without_memory_is_killed_said_so_and_its_successor_answers(
     log = (place.root / "trainer.log").read_text()
     assert "was killed in the middle of its work (train of round" in log
     assert "TRAINER_MEMORY" in log
+
+
+def killed(work: Path, task: Task, plan: Plan) -> None:
+    """A process that ends without a word while it trains."""
+    child = os.fork()
+    if child == 0:
+        with AtWork(work).training(task, plan):
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def test_the_plan_of_who_was_killed_in_training_is_known_in_that_job_alone(
+    tmp_path: Path, train_task: Task, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = Plan(Way(4, False), 3 * 10**9, 4 * 10**9, "the container's limit")
+    killed(tmp_path, train_task, plan)
+    after = AtWork(tmp_path)
+    assert after.say_what_was_killed() and not after.say_what_was_killed()
+    assert "(train of round 0 of job job-1)" in caplog.text
+    assert "smaller memory plan" in caplog.text
+    assert after.killed_plan("job-1") == plan
+    assert after.killed_plan("job-2") is None
+
+
+def test_training_that_ended_by_itself_leaves_no_plan(tmp_path: Path, train_task: Task) -> None:
+    plan = Plan(Way(4, False), 3 * 10**9, 4 * 10**9, "the container's limit")
+    with pytest.raises(ZeroDivisionError), AtWork(tmp_path).training(train_task, plan):
+        raise ZeroDivisionError
+    assert not AtWork(tmp_path).say_what_was_killed()
+    assert AtWork(tmp_path).killed_plan("job-1") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"job": "job-1"}',
+        '{"job": "job-1", "way": 3, "predicted": 1, "limit": 2, "by": ""}',
+    ],
+)
+def test_a_plan_that_cannot_be_read_is_none(tmp_path: Path, train_task: Task, text: str) -> None:
+    killed(tmp_path, train_task, Plan(Way(1, True), 1, 2, "x"))
+    after = AtWork(tmp_path)
+    after.say_what_was_killed()
+    (tmp_path / ".killed-plan").write_text(text)
+    assert after.killed_plan("job-1") is None
