@@ -119,6 +119,11 @@ def noise(sent: Sent) -> Answer:
     return dataclasses.replace(sent.honest, tensors={n: v * scale for n, v in drawn.items()})
 
 
+def turned_after_a_round(sent: Sent) -> Answer:
+    """An honest first round, and the sign turned from then on."""
+    return sent.honest if sent.honest.contribution.round == 0 else times(-1)(sent)
+
+
 def replay(sent: Sent) -> Answer:
     """What this site sent first, as if it were of this round."""
     said = sent.honest.contribution
@@ -132,6 +137,7 @@ ATTACKS: dict[str, Callable[[Sent], Answer]] = {
     "weight 1e9": heavy(1),
     "weight 1e9, sign turned": heavy(-1),
     "sign turned": times(-1),
+    "sign turned after one round": turned_after_a_round,
     "sign turned x 5": times(-5),
     "-3 x the model": against_the_model,
     "3e38 everywhere": filled,
@@ -337,6 +343,10 @@ def honest_federations(folder: Path, data: Path) -> Iterator[tuple[str, Callable
     yield phantoms("1 : 1 : 20", demo_recipe(confirmed_weights=confirmed), (2, 2, 28))
     yield phantoms("20 : 20 : 1", demo_recipe(), (28, 28, 2))
     yield phantoms("two sites", demo_recipe(), (12, 6))
+    long = {"rounds": 40, "evaluate_every": 40}
+    yield phantoms("demo, 40 rounds", demo_recipe(**long), (18, 18, 18))
+    hard = demo_recipe(**long, local_epochs=4, batch_size=4)
+    yield phantoms("40 rounds of 4 epochs in batches of 4", hard, (16, 16, 16))
     kept = demo_recipe(optimizer_state="keep", local_epochs=6)
     yield phantoms("optimizer kept, 6 epochs", kept, (16, 16, 16))
     fedsam = Recipe.from_json(REPOSITORY / "jobs/fedsam/app/config/recipe.json")
