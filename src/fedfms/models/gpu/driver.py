@@ -21,6 +21,7 @@ from fedfms.models.gpu.kernels import Code, Kernel, code_of
 
 LIBRARY = "libcuda.so.1"
 WARP = 32  # threads
+LEAST_SHARED = 48 * 1024  # bytes that a tile's threads may share on every GPU
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
@@ -110,11 +111,12 @@ def load(kernel: Kernel, device: int) -> Loaded:
     Raises:
         RuntimeError: the driver refuses it; or as `code_of`.
     """
-    facts: Any = torch.cuda.get_device_properties(device)
+    facts = torch.cuda.get_device_properties(device)
+    shared_limit = getattr(facts, "shared_memory_per_block_optin", LEAST_SHARED)
     code = code_of(kernel, 10 * facts.major + facts.minor)
     with torch.cuda.device(device):
         torch.cuda.current_stream(device)  # torch's context is this thread's own
-        return Loaded(kernel, code, facts.shared_memory_per_block_optin)
+        return Loaded(kernel, code, shared_limit)
 
 
 @functools.cache

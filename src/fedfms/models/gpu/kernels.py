@@ -1,11 +1,12 @@
 """Which kernels there are, and their machine code: shipped with the image, or compiled here.
 
-python -m fedfms.models.gpu.kernels [FOLDER]   compile all that an image ships
+python -m fedfms.models.gpu.kernels FOLDER   compile all that an image ships
 
-Compiling needs Triton (torch's CUDA builds bring it, with NVIDIA's assembler) and no GPU, no C
-compiler. Launching needs neither: driver.py hands the machine code to NVIDIA's driver. So in a
+Compiling needs Triton (torch's CUDA builds bring it, with NVIDIA's assembler), and no GPU and no C
+compiler. Launching needs none of them: driver.py hands machine code to NVIDIA's driver. So in a
 container with a read-only root and no compiler kernels are read from the folder in which the
-image's build left them.
+image's build left them (the stage `kernels` of docker/Dockerfile, which has this file and source.py
+alone). For a GPU that is not in CAPABILITIES Triton compiles them when they are first used.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-
-from fedfms.files import write_whole
 
 FOLDER = Path(__file__).with_name("built")
 # compute capabilities that an image is built for: A100, RTX A6000, L4, H100, B200, RTX 5090
@@ -213,12 +212,12 @@ def build(folder: Path, capabilities: tuple[int, ...] = CAPABILITIES) -> int:
         for kernel in shipped_kernels():
             code = compiled(kernel, capability)
             target = folder / kernel.file(capability)
-            write_whole(target.with_suffix(".cubin"), code.cubin)
+            target.with_suffix(".cubin").write_bytes(code.cubin)
             facts = {key: value for key, value in code._asdict().items() if key != "cubin"}
-            write_whole(target.with_suffix(".json"), json.dumps(facts).encode())
+            target.with_suffix(".json").write_text(json.dumps(facts))
             count += 1
     return count
 
 
 if __name__ == "__main__":
-    print(f"{build(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)} kernels")  # noqa: T201
+    print(f"{build(Path(sys.argv[1]))} kernels")  # noqa: T201
