@@ -155,6 +155,15 @@ def test_shipped_code_goes_before_compiling(tmp_path, monkeypatch):
     assert code_of(kernel, 90) == Code(b"code", "of_keys", 4, 51712)
 
 
+@pytest.fixture
+def products():
+    """torch's settings of products, put back afterwards."""
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_tf32
+    yield settings
+    settings.allow_tf32 = before
+
+
 @pytest.mark.parametrize(
     ("facts", "tf32", "why"),
     [
@@ -165,8 +174,8 @@ def test_shipped_code_goes_before_compiling(tmp_path, monkeypatch):
         ((torch.float32, 64, 64, 64), True, "no GPU"),
     ],
 )
-def test_a_refusal_has_a_reason(monkeypatch, facts, tf32, why):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
+def test_a_refusal_has_a_reason(monkeypatch, products, facts, tf32, why):
+    products.allow_tf32 = tf32
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert why in attention.refusal(*facts, _folded_split)
 
