@@ -34,6 +34,7 @@ from fedfms.training.device import (
 )
 from fedfms.training.frozen import Frozen
 from fedfms.training.gradients import accumulate_gradients, finite, smaller_step
+from fedfms.training.graphed import GraphedGradient, graphed
 from fedfms.training.interrupt import interruptible
 from fedfms.training.loader import Loader
 from fedfms.training.private import PatientSteps
@@ -125,14 +126,18 @@ def train_round(
         loader = loader or Loader(dataset, recipe, site, device)
         given = loader.batches(batches if ranks is None else ShareOfBatches(batches, 0, ranks.size))
     loss_sum, trained = 0.0, 0
+    graphs: GraphedGradient | None = None
     try:
         with _seeded(seed, device), interruptible(model, control):
             control.report("train", 0, steps_per_round)
             make_step = find_method(recipe.method).start_round(model, recipe)
+            # a method with steps of its own may keep a gradient while it asks for the next
+            if ranks is None and make_step is plain_step:
+                graphs = graphed(model, device)
             for step, batch in enumerate(given):
                 assert batch is not None  # no step is without slices, and rank 0 never is
                 slices = batches.slices_of(step)
-                gradient: Gradient = accumulate_gradients
+                gradient: Gradient = accumulate_gradients if graphs is None else graphs
                 if ranks is not None:
                     gradient = ranks.gradient_of(step, slices)
                 global_step = round_number * steps_per_round + step
@@ -146,6 +151,8 @@ def train_round(
                 control.report("train", step + 1, steps_per_round)
     finally:
         optimizer.zero_grad(set_to_none=True)  # the gradients' memory, as large as what travels
+        if graphs is not None:
+            graphs.end()
 
     result = RoundResult(
         loss=loss_sum / trained,
