@@ -203,7 +203,8 @@ def slicing_words(slicing: Slicing | None) -> str:
     if slicing is None:
         return "not told"
     spacing = spacing_words(slicing.spacing_mm) if slicing.spacing_mm else None
-    return ", ".join(filter(None, (slicing.plane, slicing.channels, slicing.intensity, spacing)))
+    channels = f"contrasts {' '.join(slicing.contrasts)}" if slicing.contrasts else slicing.channels
+    return ", ".join(filter(None, (slicing.plane, channels, slicing.intensity, spacing)))
 
 
 def slicing_problems(told: Sequence[Announcement]) -> list[ConfigError]:

@@ -225,3 +225,114 @@ def train_val_test(root: Path) -> Pairs:
             if part != "test":
                 pairs[f"{part}/images/tile_{n}.png"] = f"{part}/masks/tile_{n}.png"
     return pairs
+
+
+# ------------------------------------------------ layouts that no line of the code was written for
+
+
+def lits(root: Path) -> Pairs:
+    """competitions.codalab.org/competitions/17094: volume-0.nii beside segmentation-0.nii."""
+    pairs = {}
+    for n in range(4):
+        image, label = (f"Training Batch 1/{what}-{n}.nii" for what in ("volume", "segmentation"))
+        volume(root / image, n, low=-1000, high=1000)
+        mask(root / label, n, (1, 2))
+        pairs[image] = label
+    return pairs
+
+
+def acdc(root: Path) -> Pairs:
+    """creatis.insa-lyon.fr/Challenge/acdc: patient001_frame01.nii.gz, _frame01_gt.nii.gz, _4d."""
+    pairs = {}
+    for n in range(1, 5):
+        name = f"patient{n:03d}"
+        folder = root / "training" / name
+        volume(folder / f"{name}_4d.nii.gz", n)
+        (folder / "Info.cfg").write_text("ED: 1\n")
+        for frame in (1, 8 + n):
+            stem = f"{name}_frame{frame:02d}"
+            volume(folder / f"{stem}.nii.gz", 10 * n + frame)
+            mask(folder / f"{stem}_gt.nii.gz", n, (1, 2, 3))
+            pairs[f"training/{name}/{stem}.nii.gz"] = f"training/{name}/{stem}_gt.nii.gz"
+    return pairs
+
+
+def kits(root: Path) -> Pairs:
+    """github.com/neheller/kits21: imaging.nii.gz, segmentation.nii.gz, and instances of raters."""
+    pairs = {}
+    for n in range(4):
+        folder = f"case_{n:05d}"
+        volume(root / folder / "imaging.nii.gz", n, low=-1000, high=1000)
+        mask(root / folder / "segmentation.nii.gz", n, (1, 2))
+        for rater in (1, 2):
+            name = f"kidney_instance-1_annotation-{rater}.nii.gz"
+            mask(root / folder / "instances" / name, n)
+        pairs[f"{folder}/imaging.nii.gz"] = f"{folder}/segmentation.nii.gz"
+    return pairs
+
+
+def drive(root: Path) -> Pairs:
+    """drive.grand-challenge.org: images, 1st_manual, and mask, which is the camera's field."""
+    pairs = {}
+    base = root / "training"
+    for n in range(21, 27):
+        picture(base / "images" / f"{n}_training.tif", n)
+        drawn(base / "1st_manual" / f"{n}_manual1.png", n)
+        drawn(base / "mask" / f"{n}_training_mask.png", n + 3)
+        pairs[f"training/images/{n}_training.tif"] = f"training/1st_manual/{n}_manual1.png"
+    return pairs
+
+
+def same_names(root: Path) -> Pairs:
+    """x.jpg and x.png in one folder, as labelme and PASCAL VOC tools leave them."""
+    pairs = {}
+    for n in range(5):
+        name = f"{chr(97 + n)}nna"
+        picture(root / f"{name}.jpg", n)
+        drawn(root / f"{name}.png", n)
+        pairs[f"{name}.jpg"] = f"{name}.png"
+    return pairs
+
+
+def no_words(root: Path) -> Pairs:
+    """Two folders whose names say nothing."""
+    pairs = {}
+    for n in range(5):
+        volume(root / "a" / f"k{n}.nii.gz", n)
+        mask(root / "b" / f"k{n}.nii.gz", n)
+        pairs[f"a/k{n}.nii.gz"] = f"b/k{n}.nii.gz"
+    return pairs
+
+
+def visits(root: Path) -> Pairs:
+    """A folder a patient, and in it a folder a visit."""
+    pairs = {}
+    for n in range(3):
+        for visit in (1, 2):
+            folder = f"Müller {n}/Visite {visit}"
+            volume(root / folder / "Serie 3.nii.gz", 10 * n + visit)
+            mask(root / folder / "Läsion Maske.nii.gz", n)
+            pairs[f"{folder}/Serie 3.nii.gz"] = f"{folder}/Läsion Maske.nii.gz"
+    return pairs
+
+
+def folder_a_contrast(root: Path) -> Pairs:
+    """A folder a patient, and in it one for each contrast and one for the label."""
+    pairs = {}
+    for n in range(4):
+        for number, name in enumerate(("T1", "FLAIR")):
+            volume(root / f"P{n}" / name / "vol.nii.gz", 10 * n + number)
+        mask(root / f"P{n}" / "SEG" / "vol.nii.gz", n)
+        pairs[f"P{n}/T1/vol.nii.gz"] = f"P{n}/SEG/vol.nii.gz"
+    return pairs
+
+
+def some_unlabelled(root: Path) -> Pairs:
+    """Images of which only some were drawn on."""
+    pairs = {}
+    for n in range(6):
+        volume(root / "Bilder" / f"p{n}.nii.gz", n)
+        if n < 4:
+            mask(root / "Masken" / f"p{n}_tumour.nii.gz", n)
+            pairs[f"Bilder/p{n}.nii.gz"] = f"Masken/p{n}_tumour.nii.gz"
+    return pairs

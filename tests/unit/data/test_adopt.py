@@ -7,7 +7,16 @@ from pathlib import Path
 
 import layouts
 import pytest
-from dicom_files import series, stored_values, uid, write, write_series
+from dicom_files import (
+    box,
+    series,
+    stored_values,
+    structure_set,
+    uid,
+    write,
+    write_case,
+    write_series,
+)
 from test_dicom_pairs import G, drawn
 
 from fedfms.contracts.site import SiteConfig
@@ -15,6 +24,7 @@ from fedfms.data.adopt.propose import propose
 from fedfms.data.adopt.write import site_yml, write_site
 from fedfms.data.check import check_data
 from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import prepare_cases
 from fedfms.errors import ConfigError, SiteDataError
 
 
@@ -183,3 +193,76 @@ def test_dicom_as_it_is_exported(tmp_path, build, kind):
     assert pairs_of(site) == expected
     assert set(site.classes) == {"prostate", "lesion"}
     assert [f for f in check_data(site) if f.severity == "error"] == []
+
+
+def with_nifti_labels(root: Path) -> dict[str, str]:
+    for n in range(3):
+        write_case(root, f"p{n}", G, seed=n, label="nifti")
+    return {f"images/p{n}": f"labels/p{n}.nii.gz" for n in range(3)}
+
+
+def test_dicom_with_labels_in_nifti(tmp_path):
+    expected = with_nifti_labels(tmp_path / "d")
+    site = adopted(tmp_path / "d", tmp_path / "site.yml")
+    assert pairs_of(site) == expected
+    assert [f for f in check_data(site) if f.severity == "error"] == []
+
+
+def test_structures_that_lie_in_each_other_and_the_outline_of_the_body(tmp_path):
+    for n in range(3):
+        name = f"pat{n}"
+        slices = series(name, G, stored_values(n, G.shape))
+        outlines = {
+            (1, "BODY"): [(k, box((0, 14), (0, 12))) for k in range(7)],
+            (2, "GTV1" if n else "GTV"): [(k, box((5, 8), (5, 8))) for k in range(2, 4)],
+            (3, "PTV"): [(k, box((3, 10), (3, 10))) for k in range(1, 5)],
+        }
+        label = structure_set(G, slices, outlines)
+        write_series(tmp_path / "d" / name, slices)
+        write(tmp_path / "d" / name / "RS.1.dcm", label)
+    site = adopted(tmp_path / "d", tmp_path / "site.yml")
+    assert site.classes == {"ptv": (1, 2), "gtv": (2,)}
+    assert site.overlap == "highest"
+    assert site.label_names == {1: ("PTV",), 2: ("GTV", "GTV1"), 0: ("BODY",)}
+    assert [f for f in check_data(site) if f.severity == "error"] == []
+    prepared = prepare_cases(find_cases(site), site)[0]
+    assert {v: int((prepared.labels == v).sum()) for v in (1, 2)} == {1: 4 * 49 - 18, 2: 18}
+
+
+OTHERS = {
+    "LiTS": layouts.lits,
+    "ACDC": layouts.acdc,
+    "KiTS": layouts.kits,
+    "DRIVE": layouts.drive,
+    "same names": layouts.same_names,
+    "no words": layouts.no_words,
+    "visits": layouts.visits,
+    "a folder a contrast": layouts.folder_a_contrast,
+    "some unlabelled": layouts.some_unlabelled,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_layouts_that_are_in_no_list(tmp_path, name):
+    root = tmp_path / "Daten äöü"
+    root.mkdir()
+    expected = OTHERS[name](root)
+    layouts.junk(root)
+    site = adopted(root, tmp_path / "site.yml")
+    assert pairs_of(site) == expected
+    assert [f for f in check_data(site) if f.severity == "error"] == []
+
+
+def test_volumes_of_several_channels_say_what_they_need(tmp_path):
+    layouts.decathlon(tmp_path)
+    for path in (tmp_path / "imagesTr").glob("hippo*"):
+        layouts.volume(path, 1, (*layouts.SHAPE, 4), (1.0, 1.0, 3.0))
+    (need,) = propose(tmp_path).needs
+    assert need.code == "not-3d" and "fedfms prepare decathlon --channel" in need.fix
+
+
+def test_names_of_classes_may_be_given_in_the_order_of_their_values(tmp_path):
+    layouts.lits(tmp_path)
+    found = propose(tmp_path, ["liver", "tumour"])
+    assert found.site.classes == {"liver": (1,), "tumour": (2,)}
+    assert not any("names of classes" in one for one in found.unsure)

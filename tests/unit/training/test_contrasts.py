@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import nibabel
@@ -17,6 +16,7 @@ from fedfms.control import Control
 from fedfms.data.prepared import PreparedImage
 from fedfms.errors import ConfigError
 from fedfms.exchange.tensors import save_tensors
+from fedfms.export.facts import input_facts
 from fedfms.export.run import export_model
 from fedfms.geometry import network_input, pixel_statistics
 from fedfms.models.build import build_model
@@ -169,4 +169,5 @@ def test_exports_know_of_contrasts_or_say_that_they_cannot(trained, tmp_path):
     picture = torch.randn(1, 4, 64, 64)
     with torch.inference_mode():
         assert torch.equal(again.model(picture), load_trained(file, None).model(picture))
-    assert json.loads(json.dumps(again.pictures))["contrasts"] == list(CONTRASTS)
+    assert again.recipe.contrasts == CONTRASTS
+    assert input_facts(again.recipe)["contrasts"] == list(CONTRASTS)  # what --as onnx writes down

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
 from pydicom import Dataset
 from pydicom.uid import RTStructureSetStorage
 
@@ -30,6 +29,7 @@ from fedfms.data.dicom.segmentation import read_segmentation
 from fedfms.data.dicom.series import is_beside_images, parsed_dicom, read_header
 from fedfms.data.dicom.structures import read_structures
 from fedfms.data.formats import Stored, read_image
+from fedfms.data.grid import Array
 from fedfms.data.manifest import Case, scan
 from fedfms.data.numbers import count_of
 from fedfms.errors import FedfmsError, SiteDataError
@@ -301,7 +301,7 @@ def _add_contents(proposal: Proposal, found: _Archive) -> None:
     _let_overlap(proposal, size, met)
 
 
-def _masks(case: Case, image: Stored, site: SiteConfig) -> dict[int, np.ndarray]:
+def _masks(case: Case, image: Stored, site: SiteConfig) -> dict[int, Array]:
     """Each structure of a case's label by itself."""
     data = read_bytes(case.label, site)
     assert image.series is not None
@@ -359,8 +359,8 @@ def _with_nifti(tree: Tree, found: _Archive, control: Control) -> Proposal | Non
     folders = tuple(sorted(found.series))
     matches = [
         match
-        for label in groups_of(tree.nifti, tree.root)
-        for image in groups_of(folders, tree.root)
+        for label in groups_of(tree.nifti)
+        for image in groups_of(folders)
         if (match := best_match(image, label, "dicom")) is not None and not match.orphans
     ]
     if not matches:

@@ -141,7 +141,7 @@ def nnunet(tree: Tree, said: DatasetJson | None) -> Found | None:
         {name if several else "": match.image for name, match in found.items()},
         {"": first.label},
         "wildcards",
-        first.pairs,
+        max((match.pairs for match in found.values()), key=len),
         max(match.alone for match in found.values()),
         lacking if several else 0,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from typing import Literal
 
@@ -25,6 +26,8 @@ IMAGE_WORDS = _words(
     "inputs original originals orig raw photo photos picture pictures slide slides tissue bild "
     "bilder aufnahme aufnahmen imagen imagenes"
 )
+# of the words for labels those that may mean something else, too: where the brain or the retina is
+VAGUE_WORDS = _words("mask masks msk roi rois target targets contour contours outline outlines")
 # word -> the contrast that it is a word for
 CONTRASTS = {
     word: contrast
@@ -134,5 +137,7 @@ def collapsed(pattern: str) -> str:
 
 def class_name(text: str) -> str:
     """A text as a class may be called."""
-    name = re.sub(r"[^a-z0-9]+", "_", text.strip().lower()).strip("_")
+    plain = unicodedata.normalize("NFKD", text.strip().lower().replace("ß", "ss"))
+    plain = "".join(sign for sign in plain if not unicodedata.combining(sign))
+    name = re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:63]
     return name if name and name[0].isalpha() else f"class_{name}" if name else "foreground"

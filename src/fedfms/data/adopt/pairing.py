@@ -8,20 +8,31 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import nibabel
 import numpy as np
 
 from fedfms.contracts.site import ImageFormat, Reading, SiteConfig
-from fedfms.data.adopt.names import Role, class_name, known_words, part_of
+from fedfms.data.adopt.names import (
+    LABEL_WORDS,
+    VAGUE_WORDS,
+    Role,
+    class_name,
+    known_words,
+    part_of,
+    words_of,
+)
 from fedfms.data.adopt.tree import Group, Tree, folder_keys_of, folder_wildcards, groups_of, keys_of
 from fedfms.data.content import read_bytes
 from fedfms.data.formats import Stored, read_image, read_label
-from fedfms.data.grid import same_grid
+from fedfms.data.grid import Cut
 from fedfms.data.manifest import name_wildcards
 from fedfms.errors import FedfmsError
 
 _LOOKED_AT = 3  # files of a group, or pairs, that are opened
+_MAY_LACK = 4  # one of so many cases may lack a contrast
+_FEW_FOLDERS = 8
 _FEW_VALUES = 64  # a label has no more; images have hundreds
 
 
@@ -64,7 +75,16 @@ class Found:
 
 def find_pairs(tree: Tree, format: ImageFormat) -> Found | None:
     """The best reading of a folder's files of one format; None where nothing pairs."""
-    groups = groups_of(tree.of(format), tree.root)
+    found = _pairs_of(groups_of(tree.of(format)), tree, format)
+    if found is not None:
+        return found
+    folders = {file.rpartition("/")[0] for file in tree.of(format)}
+    if 1 < len(folders) <= _FEW_FOLDERS:
+        return _pairs_of(groups_of(tree.of(format), by_folder=True), tree, format)
+    return None
+
+
+def _pairs_of(groups: Sequence[Group], tree: Tree, format: ImageFormat) -> Found | None:
     groups, parts = _without_parts(groups)
     labels = [group for group in groups if group.role == "label"]
     images = [group for group in groups if group.role != "label"]
@@ -158,7 +178,8 @@ def _choose(
     """Of all that pairs what is meant: one image or several contrasts, one label or one a class."""
     best = max(matches, key=lambda match: match.rank)
     enough = [match for match in matches if 2 * len(match.pairs) >= len(best.pairs)]
-    enough = [match for match in enough if match.orphans <= best.orphans]
+    # a contrast may be missing here and there
+    enough = [m for m in enough if m.orphans <= max(best.orphans, len(best.pairs) // _MAY_LACK)]
     fitting = [match for match in enough if _fit(match.pairs, tree, format)]
     if not fitting:
         fitting = [best]
@@ -188,7 +209,7 @@ def _choose(
         named = {"": first.image}
         others = [match for match in of_main if match is not first]
     else:
-        first = contrasts[next(iter(named.values()))]
+        first = max((contrasts[glob] for glob in named.values()), key=lambda one: len(one.pairs))
     if others:
         unsure.append(
             "other images pair with the labels too, and are not taken: "
@@ -210,9 +231,11 @@ def _choose(
     )
 
 
-def _order(pattern: str, matches: Sequence[Match]) -> tuple[int, int, str]:
+def _order(pattern: str, matches: Sequence[Match]) -> tuple[int, bool, int, str]:
+    """The labels with most pairs first, and of these those that are no mere masks."""
     pairs = max(len(match.pairs) for match in matches if match.label == pattern)
-    return (-pairs, len(pattern), pattern)
+    said = set(words_of(pattern)) & LABEL_WORDS
+    return (-pairs, said <= VAGUE_WORDS, len(pattern), pattern)
 
 
 def _contrast_names(groups: Sequence[Group], globs: Sequence[str]) -> dict[str, str]:
@@ -319,21 +342,41 @@ def fits(found: Found, tree: Tree) -> bool:
 
 def _fit(pairs: Sequence[tuple[str, str]], tree: Tree, format: ImageFormat) -> bool:
     for image_file, label_file in pairs[:_LOOKED_AT]:
-        image = image_at(tree.root / image_file, format)
-        if image is None:
-            continue
-        label = label_at(tree.root / label_file, format, image)
-        if label is None:
-            if values_in(tree.root / label_file, format) is None and format == "image":
-                return False  # a JPEG, or colours
-            continue
-        if image.values.shape[:3] != label.values.shape:
-            return False
-        if image.cut is None or label.cut is None:
-            continue
-        if not same_grid(label.cut.affine, image.cut.affine, image.cut.shape):
+        image, label = tree.root / image_file, tree.root / label_file
+        one_grid = (
+            _by_headers(image, label) if format == "nifti" else _by_size(image, label, format)
+        )
+        if one_grid is False:
             return False
     return True
+
+
+def _by_headers(image: Path, label: Path) -> bool | None:
+    """Whether two NIfTI files lie on one grid, from their headers; None where that cannot be
+    told."""
+    grids = []
+    for path in (image, label):
+        try:
+            header: Any = nibabel.load(path)
+            shape = tuple(header.shape) + (1,) * (3 - len(header.shape))
+            if any(size != 1 for size in shape[3:]):
+                return None
+            grids.append((np.asarray(header.affine, np.float64), shape[:3]))
+        except Exception:  # a damaged file makes a decoder raise nearly anything
+            return None
+    (affine, shape), other = grids
+    try:
+        return Cut.onto(*other, Cut.of(affine, shape, "axial")) is not None
+    except (ValueError, np.linalg.LinAlgError):
+        return None
+
+
+def _by_size(image: Path, label: Path, format: ImageFormat) -> bool | None:
+    """Whether a picture and its label have one size; False of what is no label, as a JPEG is."""
+    one, other = image_at(image, format), label_at(label, format)
+    if other is None:
+        return False if format == "image" else None
+    return None if one is None else one.values.shape[:3] == other.values.shape
 
 
 # ------------------------------------------------------------------------------------------ parts

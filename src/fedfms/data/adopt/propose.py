@@ -18,8 +18,8 @@ from fedfms.data.adopt import known
 from fedfms.data.adopt.names import class_name, contrast_of, known_words
 from fedfms.data.adopt.pairing import Found, find_pairs, fits, image_at, label_at, values_in
 from fedfms.data.adopt.tree import Tree, endings, folder_wildcards, look, stem_and_ending
-from fedfms.data.content import another_kind
-from fedfms.data.formats import Stored
+from fedfms.data.content import another_kind, read_bytes
+from fedfms.data.formats import Stored, read_image
 from fedfms.data.manifest import Scan, scan, several_files_a_patient
 from fedfms.data.numbers import count_of
 from fedfms.errors import SiteDataError
@@ -303,10 +303,27 @@ def _add_reading(
     images = [image_at(tree.root / file, found.format) for file, _ in found.pairs[::step][:_SOME]]
     some = [image for image in images if image is not None]
     if not some:
-        proposal.unsure.append("no image could be read; fedfms check-data says why")
+        proposal.needs.append(_unread(proposal, tree.root / found.pairs[0][0]))
         return
     says_ct = said is not None and any("CT" in name.upper() for name in said.channels.values())
     add_reading(proposal, some, is_ct=says_ct, several=len(found.images) > 1)
+
+
+def _unread(proposal: Proposal, path: Path) -> SiteDataError:
+    """Why the first image cannot be read; for the Decathlon's volumes of several channels, the way
+    out."""
+    try:
+        read_image(path, read_bytes(path, proposal.site), proposal.site)
+    except SiteDataError as error:
+        if error.code != "not-3d":
+            return error
+        return SiteDataError(
+            error.problem,
+            "of a task of the Decathlon, fedfms prepare decathlon --channel N cuts one channel "
+            "out; else save each channel as a file of its own, and adopt the folder with these",
+            code=error.code,
+        )
+    return SiteDataError(f"{path} cannot be read", "look at it with fedfms check-data")
 
 
 def add_reading(proposal: Proposal, some: Sequence[Stored], *, is_ct: bool, several: bool) -> None:

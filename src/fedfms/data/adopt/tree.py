@@ -120,22 +120,27 @@ class Group:
         return stem_and_ending(self.pattern)[0].rpartition("/")[2]
 
 
-def groups_of(files: Sequence[str], root: Path) -> list[Group]:
-    """The groups of files, the largest first."""
+def groups_of(files: Sequence[str], *, by_folder: bool = False) -> list[Group]:
+    """The groups of files, the largest first.
+
+    Args:
+        files: relative to the root.
+        by_folder: the files of each folder are groups of their own, whatever folders are called.
+    """
     common = _common_folders(files)
     by_place: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for file in files:
         *folders, name = file.split("/")
         _, ending = stem_and_ending(name)
         parts = tuple(
-            glob_literal(part) if depth < common else _folder_signature(part)
+            glob_literal(part) if by_folder or depth < common else _folder_signature(part)
             for depth, part in enumerate(folders)
         )
         by_place[(*parts, _ending_glob(ending))].append(file)
     groups = []
     for place, together in by_place.items():
         for pattern, taken in _by_name(together, place[:-1]).items():
-            groups.append(_group(place, pattern, taken, common, root))
+            groups.append(_group(place, pattern, taken, common))
     return sorted(groups, key=lambda group: (-len(group.files), group.pattern))
 
 
@@ -252,9 +257,7 @@ def _with_numbers(kind: str, files: Sequence[str], place: Sequence[str]) -> str:
     return collapsed(kind)
 
 
-def _group(
-    place: tuple[str, ...], pattern: str, files: Sequence[str], common: int, root: Path
-) -> Group:
+def _group(place: tuple[str, ...], pattern: str, files: Sequence[str], common: int) -> Group:
     *folders, ending = place
     names = [file.split("/")[:-1] for file in files]
     parts = []
@@ -263,7 +266,9 @@ def _group(
         parts.append(glob_literal(next(iter(there))) if len(there) == 1 else sign)
     own = folders[common:]
     said = [role for role in map(role_of, own) if role]
-    role = role_of(pattern.replace("*", " ")) or (said[-1] if said else None)
+    role = role_of(pattern.replace("*", " "))
+    if role != "label" and said:  # labels/img001 is a label
+        role = said[-1]
     contrast = contrast_of(pattern.replace("*", " "))
     if contrast is None:
         contrast = next((c for c in map(contrast_of, reversed(own)) if c), None)
