@@ -185,6 +185,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "patient_noise": 0.5,
         "adapter_blocks": "last:2",
         "lora_rank": 4,
+        "contrasts": ["t1", "flair"],
     }
     assert set(others) == {f.name for f in dataclasses.fields(Recipe)}
     of_patients = {
@@ -203,6 +204,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
 def test_a_recipe_that_says_nothing_of_what_came_later_has_the_hash_it_always_had():
     later = {"strategy", "canary", "guard", "confirmed_weights", "secure_sum", "secure_sum_bits"}
     later |= {"patient_rate", "patient_clip_norm", "patient_noise", "adapter_blocks", "lora_rank"}
+    later |= {"contrasts"}
     before = {key: value for key, value in recipe().to_dict().items() if key not in later}
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":")).encode()
     assert (
@@ -309,6 +311,8 @@ def test_the_order_of_classes_counts():
         ({"image_size": 0}, "image_size is 0", "multiple"),
         ({"seed": -1}, "seed is -1", "0 or more"),
         ({"warmup_steps": -1}, "warmup_steps is -1", "0 or more"),
+        ({"contrasts": ["t1", "t1"]}, "contrasts names 2: t1, t1", "name each once"),
+        ({"contrasts": ["t1"], "paper_compat": True}, "sees three channels", "leave contrasts out"),
         ({"adapter_blocks": "last"}, "adapter_blocks is 'last'", "last:K with K from 0 to 12"),
         ({"adapter_blocks": "last:13"}, "'last:13'", "the blocks of vit_b"),
         ({"adapter_blocks": "last:-1"}, "'last:-1'", "K from 0"),

@@ -93,7 +93,14 @@ def predict(
         intensity=Intensity.from_text(intensity) if intensity else None,
         device=device,
     )
-    items = find_items(source, output, recipe, probabilities=probabilities, separate=separate)
+    items = find_items(
+        source,
+        output,
+        recipe,
+        probabilities=probabilities,
+        separate=separate,
+        contrasts=config.contrasts,
+    )
     others = passed_over(source, output, items)
     origin = origin_of(trained, config)
     used = {

@@ -84,7 +84,9 @@ _LATER: dict[str, Any] = {
     "secure_sum_bits": 64,
     "lora_rank": 8,
     "adapter_blocks": "all",
+    "contrasts": [],
 }
+MOST_CONTRASTS = 16  # of a case
 _MOST_RANK = 64  # of a low-rank update; beyond, it is none
 
 
@@ -155,6 +157,9 @@ class Recipe:
     # encoder blocks that get adapters: all, or last:2 for the last two; what lies before them is
     # frozen, computed once a slice and kept on the site's disk. last:0: the mask decoder alone
     adapter_blocks: str = "all"
+    # images of one case that a network sees together, a channel each, in this order: names of
+    # `contrasts` in every site.yml. None: the one image of a case
+    contrasts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_name(self.method, "method")
@@ -240,9 +245,25 @@ class Recipe:
             require_name(name, "holdout site")
         for name in self.confirmed_weights:
             require_name(name, "site")
+        self._check_contrasts()
         self._check_adapters()
         self._check_patients()
         self._check_sums()
+
+    def _check_contrasts(self) -> None:
+        for name in self.contrasts:
+            require_name(name, "contrast")
+        require(
+            len(set(self.contrasts)) == len(self.contrasts) <= MOST_CONTRASTS,
+            f"contrasts names {len(self.contrasts)}: {', '.join(self.contrasts)}",
+            f"name each once, at most {MOST_CONTRASTS}",
+        )
+        require(
+            not self.contrasts or (self.backbone != NO_BACKBONE and not self.paper_compat),
+            "contrasts are named, and the network sees three channels (backbone none, or "
+            "paper_compat)",
+            "leave contrasts out",
+        )
 
     def _check_adapters(self) -> None:
         if self.adapter_blocks == "all":

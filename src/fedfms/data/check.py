@@ -18,9 +18,9 @@ import numpy as np
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
-from fedfms.data.classes import shared_values, unknown_classes
-from fedfms.data.content import Content, read_bytes
-from fedfms.data.formats import Notice, Stored, read_image, read_label
+from fedfms.data.classes import shared_values, unknown_classes, unknown_contrasts
+from fedfms.data.content import read_bytes
+from fedfms.data.formats import Notice, Stored
 from fedfms.data.manifest import Case, below, ending_of, scan, several_files_a_patient, untaken
 from fedfms.data.numbers import (
     CaseNumbers,
@@ -32,6 +32,7 @@ from fedfms.data.numbers import (
     summarize_numbers,
 )
 from fedfms.data.prepared import combine
+from fedfms.data.several import read_case_image, read_case_label
 from fedfms.data.together import Summary, problems_together, summarize
 from fedfms.data.unlikely import Finding, unlikely, warning
 from fedfms.errors import FedfmsError, SiteDataError, unexpected
@@ -79,6 +80,8 @@ def examine(
     errors = [*found.problems, *unknown_classes(site, classes or ())]
     if recipe is not None and recipe.exclusive_classes:
         errors += shared_values(site, classes or ())
+    if recipe is not None:
+        errors += unknown_contrasts(site, recipe)
     reading = _Reading(site, grid)
     control = control or Control()
     for number, case in enumerate(found.cases):
@@ -96,6 +99,8 @@ def examine(
         Counter(ending_of(path, site) for path in left),
         below(site, found),
         disk,
+        unlabelled=found.unlabelled,
+        left_for_test=found.left_for_test,
     )
     findings = [
         *(Finding(error.code, error.problem, error.fix, "error") for error in errors),
@@ -138,10 +143,10 @@ class _Reading:
 
     def _add(self, case: Case) -> None:
         site = self._site
-        image = self._read(case.image, lambda path, data: read_image(path, data, site))
+        image = self._read(case.image, lambda: self._image(case))
         if image is None and site.format == "dicom":  # its label says nothing without it
             return
-        label = self._read(case.label, lambda path, data: read_label(path, data, site, image))
+        label = self._read(case.label, lambda: self._label(case, image))
         if image is None or label is None:
             return
         try:
@@ -158,9 +163,18 @@ class _Reading:
             if np.mean((image.values < low) | (image.values > high)) > 0.5:
                 self.clipped.append(case.image)
 
-    def _read(self, path: Path, reader: Callable[[Path, Content], Stored]) -> Stored | None:
+    def _image(self, case: Case) -> Stored:
+        paths = case.contrasts or (case.image,)
+        contents = tuple(None if path is None else read_bytes(path, self._site) for path in paths)
+        return read_case_image(case, contents, self._site)
+
+    def _label(self, case: Case, image: Stored | None) -> Stored:
+        contents = [read_bytes(path, self._site) for path in case.labels]
+        return read_case_label(case, contents, self._site, image)
+
+    def _read(self, path: Path, reader: Callable[[], Stored]) -> Stored | None:
         try:
-            return reader(path, read_bytes(path, self._site))
+            return reader()
         except SiteDataError as error:
             self.bad.append((path, error))
             return None

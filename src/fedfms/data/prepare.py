@@ -9,10 +9,9 @@ from pathlib import Path
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.cache import Shelves, StoredCase, cache_key
-from fedfms.data.content import read_bytes
-from fedfms.data.formats import read_image, read_label
 from fedfms.data.manifest import Case
 from fedfms.data.prepared import combine
+from fedfms.data.several import read_case_image, read_case_label, read_contents
 from fedfms.data.together import problems_together
 from fedfms.errors import FedfmsError, SiteDataError, unexpected
 
@@ -73,14 +72,12 @@ def _guarded(case: Case, site: SiteConfig, shelves: Shelves) -> StoredCase:
 
 
 def _prepare(case: Case, site: SiteConfig, shelves: Shelves) -> StoredCase:
-    image, label = read_bytes(case.image, site), read_bytes(case.label, site)
+    images, labels = read_contents(case, site)
     key = None
     if shelves.cache is not None:
-        key = cache_key(case, image, label, site)
+        key = cache_key(case, images, labels, site)
         found = shelves.cache.get(case, key)
         if found is not None:
             return found
-    stored = read_image(case.image, image, site)
-    return shelves.put(
-        combine(case, stored, read_label(case.label, label, site, stored), site), key
-    )
+    image = read_case_image(case, images, site)
+    return shelves.put(combine(case, image, read_case_label(case, labels, site, image), site), key)

@@ -24,7 +24,14 @@ from fedfms.data.cache import StoredCase, temporary_folder
 from fedfms.data.classes import annotated, masks_of_labels
 from fedfms.data.prepared import Prepared
 from fedfms.errors import SiteDataError
-from fedfms.geometry import Frame, mask_target, native_slice, normalised, resized_slice
+from fedfms.geometry import (
+    Frame,
+    channels_of,
+    mask_target,
+    native_slice,
+    normalised,
+    resized_slice,
+)
 
 SLICES_ON_DISK = 2 * 1024**3  # bytes; a set whose resized slices need less is resized once
 
@@ -38,8 +45,8 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
 
     Of slices without foreground of any of the recipe's classes every `keep_empty_every`-th is
     kept, counted over the whole site, or with `patient_rate` over each patient. An item is a dict
-    of float32 tensors: "image" (3, S, S) normalised, "target" (K, M, M) of 0 and 1, "annotated"
-    (K,) of 0 and 1.
+    of float32 tensors: "image" (3, S, S) or (contrasts, S, S) normalised, "target" (K, M, M) of 0
+    and 1, "annotated" (K,) of 0 and 1.
 
     Args:
         prepared: the cases to train on; the caller chooses them by `case.split`.
@@ -82,7 +89,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
             )
         first = self.prepared[0]
         folder = first.folder if isinstance(first, StoredCase) else temporary_folder()
-        channels = 1 if site.channels == "gray" else 3
+        channels = channels_of(site, recipe)
         self._kept = KeptSlices.of(len(self.slices), channels, recipe, folder)
         self._kept_targets = KeptSlices.of(len(self.slices), 0, recipe, folder)
 
@@ -107,7 +114,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         Args:
             files: what `kept_files` is there, as numbers of this process, which are taken over.
         """
-        channels = 1 if self.site.channels == "gray" else 3
+        channels = channels_of(self.site, self.recipe)
         self._kept, self._kept_targets = (
             KeptSlices(len(self.slices), count, self.recipe, os.fdopen(file, "r+b", 0))
             for count, file in zip((channels, 0), files, strict=True)
@@ -147,8 +154,8 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
             native: at the size that the picture has; else resized, as it is kept.
 
         Returns:
-            the picture (1 or 3, h, w) uint8; rows and columns of the input that it covers; the
-            target (K, M, M) bool; annotated (K,) float32 of 0 and 1.
+            the picture (1, 3 or contrasts, h, w) uint8; rows and columns of the input that it
+            covers; the target (K, M, M) bool; annotated (K,) float32 of 0 and 1.
         """
         number, index = self.slices[item]
         case = self.prepared[number]
@@ -166,7 +173,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
                 store.put(item, *kept)
         picture, target = kept
         if native:
-            picture = native_slice(case, index, self.site)
+            picture = native_slice(case, index, self.site, self.recipe)
         return picture, frame.input_size(self.recipe), target, self._annotated
 
 

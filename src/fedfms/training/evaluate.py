@@ -281,7 +281,8 @@ def _inputs(
     if device.type == "cpu":
         levels = torch.stack([resized_slice(case, i, site, recipe) for _, i in slices])
     else:
-        levels = torch.stack([native_slice(case, i, site) for _, i in slices]).to(device)
+        levels = torch.stack([native_slice(case, i, site, recipe) for _, i in slices])
+        levels = levels.to(device)
     covered = Frame.of(case).input_size(recipe)
     return input_of(list(levels), [covered] * len(slices), recipe, device)
 

@@ -130,7 +130,9 @@ def _batch(recipe: Recipe, slices: int) -> dict[str, Tensor]:
     """A batch as the loader makes it, without values."""
     classes = len(recipe.classes)
     return {
-        "image": torch.empty(slices, 3, recipe.image_size, recipe.image_size),
+        "image": torch.empty(
+            slices, len(recipe.contrasts) or 3, recipe.image_size, recipe.image_size
+        ),
         "target": torch.empty(slices, classes, recipe.mask_size, recipe.mask_size),
         "annotated": torch.empty(slices, classes),
     }

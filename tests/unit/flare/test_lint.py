@@ -430,3 +430,26 @@ def test_who_may_not_submit_is_told_that_first(role: str, may: bool) -> None:
     if not may:
         assert "which does not allow it" in refused.value.problem
         assert "project_admin, lead" in refused.value.fix
+
+
+# -------------------------------------------------------------------------------------- contrasts
+
+
+def test_a_recipe_names_contrasts_that_every_site_has_or_fills_in(prepare) -> None:
+    four = dataclasses.replace(AXIAL, contrasts=("t1", "t1ce", "t2", "flair"))
+    three = dataclasses.replace(four, contrasts=("t1", "t2", "flair"))
+    filled = dataclasses.replace(three, fills_contrasts=True)
+    asked = prepare("contrasts=t1,t1ce,t2,flair")
+    assert len(check_announcements(asked, with_slices(four, filled, four))) == 3
+    error = refusal(asked, with_slices(four, three, four))
+    assert error.code == "unknown-contrast"
+    assert "site-2 does not have t1ce; its contrasts are t1, t2, flair" in error.problem
+    error = refusal(asked, with_slices(four, AXIAL, four))
+    assert error.problem.endswith("its contrasts are unnamed")
+    error = refusal(prepare(), with_slices(four, four, four))
+    assert error.code == "job-not-runnable"
+    assert "site-1 has the contrasts t1, t1ce, t2, flair, and the recipe names none" in str(
+        error
+    )
+    assert len(check_announcements(prepare("contrasts=t1"), with_slices(four, three))) == 2
+    assert check_announcements(prepare(), with_slices(AXIAL, AXIAL)) == ["site-1", "site-2"]

@@ -85,14 +85,16 @@ def plain_step(optimizer: Optimizer, gradients: Gradients) -> float:
 
 
 def learns_in_decoder(tensor: str, recipe: Recipe) -> bool:
-    """Whether a tensor of SAM's mask decoder, or the head of several classes, gets a gradient.
+    """Whether a tensor of SAM's mask decoder gets a gradient, or one of what stands around SAM.
+
+    That is the head of several classes, and the mixture of several contrasts.
 
     The decoder's `k_proj.bias` are among them, though softmax cancels what they add: their gradient
     is rounding noise (1e-12), and Adam moves them by some 1e-7 a step. They are SAM's, and leaving
     them out would save 0.01 % of the bytes.
     """
     part, _, rest = tensor.partition(".")
-    if part == "class_head":
+    if part in ("class_head", "contrast_mix"):
         return True
     if part != "mask_decoder" or rest.startswith("iou_prediction_head."):
         return False  # no loss asks for mask quality
