@@ -113,7 +113,7 @@ def pass_door(
     check_job(policy, recipe, trains=False)
     report = _checked_report(recipe, contribution)
     gives_tensors = report.kind == "train" and report.role == "train"
-    check_job(policy, recipe, trains=gives_tensors)
+    check_job(policy, recipe.at(report.site), trains=gives_tensors)
     if not gives_tensors and tensors:
         raise _ours(
             "an evaluation or a holdout site gives no tensors", code="tensors-not-asked-for"

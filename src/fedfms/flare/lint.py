@@ -308,7 +308,7 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
     if will_train:
         yield from _budget_passed(recipe, site)
     if site.bounds is not None:
-        for breach in breaches(site.bounds, recipe, trains=will_train):
+        for breach in breaches(site.bounds, recipe.at(site.site), trains=will_train):
             yield f"allows {breach.allowed}, and {breach.has}", breach.fix, breach.code
         if will_train and site.few_patients:
             least = site.bounds.min_training_patients

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from fedfms.errors import CheckpointError
 from fedfms.exchange.tensors import find_fault, shapes_of
 from fedfms.models.segmenter import Segmenter
+from fedfms.models.upstream import LayerNorm2d
+
+# layers of normalization, whose parameters follow a site's contrast (FedBN, Li et al. 2021, arXiv
+# 2102.07623)
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, LayerNorm2d, _NormBase)
 
 
 def travelling_names(model: Segmenter) -> tuple[str, ...]:
@@ -56,7 +62,13 @@ def _learning(model: Segmenter) -> list[str]:
 
 
 def _stays(model: Segmenter, name: str) -> bool:
-    return model.method.stays(name, model.recipe)
+    if model.method.stays(name, model.recipe):
+        return True
+    if model.recipe.personal == "adapters":
+        return model.method.is_added(name, model.recipe)
+    if model.recipe.personal == "norms":
+        return isinstance(model.get_submodule(name.rpartition(".")[0]), _NORMS)
+    return False
 
 
 def _copies(model: Segmenter, names: tuple[str, ...]) -> dict[str, Tensor]:

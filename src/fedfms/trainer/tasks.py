@@ -30,6 +30,7 @@ from fedfms.data.memory import CACHE_FOLDER, FEATURES_FOLDER, GIB
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import DoorClosed, TrainerError, TrainingError
+from fedfms.exchange.averaging import weight_of
 from fedfms.exchange.bounds import (
     check_drawn,
     check_patients,
@@ -205,7 +206,8 @@ class TaskRunner:
         self.policy = policy = read_policy(self.folders.policy)
         is_holdout = self.folders.name in recipe.holdout
         trains = task.kind == "train" and not is_holdout
-        check_job(policy, recipe, trains=trains)
+        own = recipe.at(self.folders.name)  # by which it trains
+        check_job(policy, own, trains=trains)
         _check_task(task, self.folders.name)
         _check_device(recipe, site)
         meter = Meter(ready_device(site))
@@ -288,7 +290,7 @@ class TaskRunner:
                         job.model,
                         job.few,
                         site,
-                        recipe,
+                        own,
                         control,
                         job.micro_batch,
                         folder=self.folders.work / FEATURES_FOLDER,
@@ -296,7 +298,7 @@ class TaskRunner:
                 else:
                     secret = None if self.folders.order_from_seed else self._secret
                     with self._round_of_ranks(job, task, control, secret) as ranks:
-                        slices, result = _train(job, task, control, secret, ranks, features)
+                        slices, result = _train(job, task, own, control, secret, ranks, features)
             with meter("exchange"):
                 tensors = difference(read_travelling(job.model), before)
         control.check()
@@ -336,7 +338,7 @@ class TaskRunner:
                     task.job,
                     task.round,
                     leaving,
-                    report.training_slices,
+                    weight_of(recipe, report),
                     recipe.secure_sum_bits,
                 )
         outcome = Outcome(report, leaving, pass_pictures(policy, recipe, pictures))
@@ -615,6 +617,7 @@ def _no_second_sum(task: Task) -> DoorClosed:
 def _train(
     job: _Job,
     task: Task,
+    own: Recipe,
     control: Control,
     secret: bytes | None,
     ranks: RoundOfRanks | None,
@@ -628,7 +631,7 @@ def _train(
     result = train_round(
         job.model,
         job.dataset,
-        task.recipe,
+        own,
         job.site,
         round_number=task.round,
         optimizer=job.optimizer,

@@ -62,7 +62,7 @@ def train_pooled(
     in a federation of these sites.
 
     Args:
-        recipe: as in the federation; its holdout has no meaning here.
+        recipe: as in the federation, but `Recipe.alone`; its holdout has no meaning here.
         sites: whose images to use, by name. Device, threads, workers and micro-batch are the first
             one's.
         checkpoints: folder of SAM checkpoints; not needed for vit_demo.
