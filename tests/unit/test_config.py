@@ -187,6 +187,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "lora_rank": 4,
         "proximal_weight": 0.1,
         "personal": "norms",
+        "personal_after": 2,
         "site_learning_rates": ["site-2:3e-5"],
         "weigh_by": "equal",
         "server_learning_rate": 0.5,
@@ -202,6 +203,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "patient_clip_norm": 2.0,
     }  # one is nothing without the other
     together = {key: of_patients for key in others if key.startswith("patient")}
+    together["personal_after"] = {"personal": "adapters"}
     together["secure_sum_bits"] = {"secure_sum": True}
     hashes = {
         base.with_values({**together.get(key, {}), key: value}, "test").sha256
@@ -214,7 +216,7 @@ def test_a_recipe_that_says_nothing_of_what_came_later_has_the_hash_it_always_ha
     later = {"strategy", "canary", "guard", "confirmed_weights", "secure_sum", "secure_sum_bits"}
     later |= {"proximal_weight", "personal", "site_learning_rates", "weigh_by", "patience"}
     later |= {"server_learning_rate", "server_momentum", "server_second_momentum"}
-    later |= {"server_epsilon", "best_by"}
+    later |= {"server_epsilon", "best_by", "personal_after"}
     later |= {"patient_rate", "patient_clip_norm", "patient_noise", "adapter_blocks", "lora_rank"}
     before = {key: value for key, value in recipe().to_dict().items() if key not in later}
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":")).encode()
@@ -338,6 +340,8 @@ def test_the_order_of_classes_counts():
         ({"adapter_blocks": "last:2", "paper_compat": True}, "paper_compat", "leave adapter_bl"),
         ({"proximal_weight": -0.1}, "proximal_weight is -0.1", "0 for none"),
         ({"personal": "head"}, "personal is 'head'", "none, norms, adapters"),
+        ({"personal_after": 2}, "personal_after is 2, and personal is none", "set personal to"),
+        ({"personal_after": -2, "personal": "norms"}, "personal_after is -2", "set 0"),
         ({"site_learning_rates": ["site-2"]}, "has 'site-2'", "SITE:RATE"),
         ({"site_learning_rates": ["site-2:0"]}, "has 'site-2:0'", "positive rate"),
         ({"site_learning_rates": ["a:1e-3", "a:1e-4"]}, "one site twice", "once"),

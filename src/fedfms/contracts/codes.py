@@ -134,6 +134,8 @@ CODES: dict[str, str] = {
     "damaged-file": "a file is damaged or cut off",
     "duplicate-slices": "a series has several slices in one place",
     "empty-file": "a file is empty",
+    "empty-label": "a label of it is empty, and its site.yml says that none is",
+    "too-many-left-out": "more of its cases cannot be used than it leaves out",
     "empty-masks": "no label file holds any of the classes",
     "foreground-is-1": "label files call the foreground 1, which its site.yml does not know",
     "foreground-is-255": "label files call the foreground 255, which its site.yml does not know",

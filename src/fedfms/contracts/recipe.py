@@ -87,6 +87,7 @@ _LATER: dict[str, Any] = {
     "adapter_blocks": "all",
     "proximal_weight": 0.0,
     "personal": "none",
+    "personal_after": 0,
     "site_learning_rates": [],
     "weigh_by": "slices",
     "server_learning_rate": None,
@@ -174,6 +175,10 @@ class Recipe:
     # what learns and stays at its site (models/travelling.py): norms, layers of normalization;
     # adapters, what the method adds to the encoder
     personal: Literal["none", "norms", "adapters"] = "none"
+    # rounds in which these are averaged as all else, before each site goes on with its own. A site
+    # that never trained, predict and export use them as they were shared last; with 0, as the
+    # network began
+    personal_after: int = 0
     # learning_rate of single sites, such as site-2:3e-5
     site_learning_rates: tuple[str, ...] = ()
     # what a site counts for in the average: its training slices, its training cases, or as any
@@ -367,6 +372,16 @@ class Recipe:
             f"server_epsilon is {self.server_epsilon}",
             "set a positive number, such as 0.001",
         )
+        require(
+            self.personal_after >= 0,
+            f"personal_after is {self.personal_after}",
+            "set 0, or the rounds in which what is personal later is shared",
+        )
+        require(
+            self.personal_after == 0 or self.personal != "none",
+            f"personal_after is {self.personal_after}, and personal is none",
+            "set personal to norms or adapters, or leave personal_after out",
+        )
         require(self.patience >= 0, f"patience is {self.patience}", "set 0 for all rounds, or more")
         for key in ("proximal_weight", "personal", "site_learning_rates", "weigh_by", "patience"):
             value = getattr(self, key)
@@ -418,7 +433,12 @@ class Recipe:
         Nothing is received that a proximal term could hold to, and nothing stays elsewhere.
         """
         return dataclasses.replace(
-            self, proximal_weight=0.0, personal="none", site_learning_rates=(), weigh_by="slices"
+            self,
+            proximal_weight=0.0,
+            personal="none",
+            personal_after=0,
+            site_learning_rates=(),
+            weigh_by="slices",
         )
 
     @property

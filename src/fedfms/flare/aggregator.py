@@ -55,7 +55,8 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         self._sums: SecureSums | None = None  # of a recipe that asks for them
         self._judged: Judged | None = None  # of the round that was summed up last
         self._recipe: Recipe | None = None
-        self._weights: dict[str, int] = {}  # of each answer that was accepted in the open round
+        # of each answer of the open round what it counts for, where that is no number of slices
+        self._weights: dict[str, int] = {}
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Put this project's sums into the aggregator that FLARE makes at the start of a job."""
@@ -103,7 +104,7 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
             return False
         if not super().accept(shareable, fl_ctx):
             return False
-        if self._recipe is not None:
+        if self._recipe is not None and self._recipe.weigh_by != "slices":
             said = Contribution.from_dict(from_shareable(shareable).get_meta_prop(CONTRIBUTION))
             self._weights[said.site] = weight_of(self._recipe, said)
         return True
@@ -151,7 +152,11 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         What sites count for is in clear. A site that says far more than the others is left out: its
         answer holds its weight, and cannot be made to count for less.
         """
-        slices = {site: self._weights[site] for site, weight in weights.items() if weight > 0}
+        slices = {
+            site: self._weights.get(site, round(weight))
+            for site, weight in weights.items()
+            if weight > 0
+        }
         acts = guard_acts(recipe)
         heavy: list[Verdict] = []
         if not sums.is_asked:

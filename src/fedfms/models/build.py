@@ -14,7 +14,7 @@ from fedfms.errors import ConfigError
 from fedfms.models.methods import Method, find_method
 from fedfms.models.sam import Sam, load_backbone, load_checkpoint
 from fedfms.models.segmenter import Segmenter
-from fedfms.models.travelling import staying_names, travelling_names
+from fedfms.models.travelling import shared_at_first, staying_names, travelling_names
 
 MASK_TOKENS = 4  # of SAM's decoder; several classes are a mixture of their masks
 
@@ -145,7 +145,7 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Segmenter:
             "report this to whoever wrote the method: nothing could be learnt together",
             code="nothing-travels",
         )
-    if recipe.personal != "none" and not staying_names(model):
+    if recipe.personal != "none" and not (staying_names(model) or shared_at_first(model)):
         raise ConfigError(
             f"personal is {recipe.personal}, and of what {method.name} trains nothing is such",
             "leave personal out, or train a method that has them, such as fedmsa",

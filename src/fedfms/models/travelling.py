@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,16 @@ def staying_names(model: Segmenter) -> tuple[str, ...]:
     return tuple(sorted(name for name in _learning(model) if _stays(model, name)))
 
 
+def shared_at_first(model: Segmenter) -> tuple[str, ...]:
+    """Names of those that travel until the recipe's `personal_after` and are a site's own then.
+
+    They are in the global model, which no site moves in them from that round on; sorted.
+    """
+    if model.recipe.personal_after == 0:
+        return ()
+    return tuple(name for name in travelling_names(model) if _is_personal(model, name))
+
+
 def read_travelling(model: Segmenter) -> dict[str, Tensor]:
     """Copies of the model's travelling tensors, fp32 on the CPU, by sorted name."""
     return _copies(model, travelling_names(model))
@@ -51,6 +61,20 @@ def write_travelling(model: Segmenter, tensors: Mapping[str, Tensor]) -> None:
     _write(model, travelling_names(model), tensors, "the received model")
 
 
+def read_named(model: Segmenter, names: Iterable[str]) -> dict[str, Tensor]:
+    """Copies of some of the model's parameters, fp32 on the CPU."""
+    return _copies(model, tuple(names))
+
+
+def write_named(model: Segmenter, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Put values of these names into the model; as `write_travelling`.
+
+    Args:
+        what: they are, in words.
+    """
+    _write(model, tuple(sorted(tensors)), tensors, what)
+
+
 def write_staying(model: Segmenter, tensors: Mapping[str, Tensor]) -> None:
     """Put what stayed at the site back into the model; as `write_travelling`."""
     _write(model, staying_names(model), tensors, "what the site kept")
@@ -64,6 +88,10 @@ def _learning(model: Segmenter) -> list[str]:
 def _stays(model: Segmenter, name: str) -> bool:
     if model.method.stays(name, model.recipe):
         return True
+    return model.recipe.personal_after == 0 and _is_personal(model, name)
+
+
+def _is_personal(model: Segmenter, name: str) -> bool:
     if model.recipe.personal == "adapters":
         return model.method.is_added(name, model.recipe)
     if model.recipe.personal == "norms":
