@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -61,18 +61,25 @@ def write_travelling(model: Segmenter, tensors: Mapping[str, Tensor]) -> None:
     _write(model, travelling_names(model), tensors, "the received model")
 
 
-def read_named(model: Segmenter, names: Iterable[str]) -> dict[str, Tensor]:
-    """Copies of some of the model's parameters, fp32 on the CPU."""
-    return _copies(model, tuple(names))
+def read_shared_at_first(model: Segmenter) -> dict[str, Tensor]:
+    """Copies of `shared_at_first`, fp32 on the CPU, by sorted name."""
+    return _copies(model, shared_at_first(model))
 
 
-def write_named(model: Segmenter, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Put values of these names into the model; as `write_travelling`.
+def write_shared_at_first(model: Segmenter, tensors: Mapping[str, Tensor]) -> None:
+    """Put a site's own values of `shared_at_first` into the model; as `write_travelling`."""
+    _write(model, shared_at_first(model), tensors, "what the site kept")
 
-    Args:
-        what: they are, in words.
-    """
-    _write(model, tuple(sorted(tensors)), tensors, what)
+
+def read_own(model: Segmenter) -> dict[str, Tensor]:
+    """Copies of all that is a site's own when a run is over: what stayed, and what did at last."""
+    return {**read_staying(model), **read_shared_at_first(model)}
+
+
+def write_own(model: Segmenter, tensors: Mapping[str, Tensor]) -> None:
+    """Make the model that of a site; as `write_travelling`, of the names of `read_own`."""
+    names = tuple(sorted({*staying_names(model), *shared_at_first(model)}))
+    _write(model, names, tensors, "what the site kept")
 
 
 def write_staying(model: Segmenter, tensors: Mapping[str, Tensor]) -> None:

@@ -46,12 +46,12 @@ from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.models.segmenter import Segmenter
 from fedfms.models.travelling import (
-    read_named,
+    read_shared_at_first,
     read_staying,
     read_travelling,
     shared_at_first,
     staying_names,
-    write_named,
+    write_shared_at_first,
     write_staying,
     write_travelling,
 )
@@ -272,7 +272,7 @@ class TaskRunner:
             write_travelling(job.model, sent)
             del sent
             if job.own and task.round >= recipe.personal_after:
-                write_named(job.model, job.own, "what the site kept")
+                write_shared_at_first(job.model, job.own)
             before = read_travelling(job.model)
         scores: list[CaseScore] = []
         features = self._features(job, site)
@@ -604,7 +604,7 @@ def _keep_learnt(job: _Job, task: Task, request: Request) -> None:
     """What learns here and never leaves, for a round that is asked for again."""
     optimizer = None if job.optimizer is None else job.optimizer.state_dict()
     if task.round >= job.recipe.personal_after:
-        job.own = read_named(job.model, shared_at_first(job.model))
+        job.own = read_shared_at_first(job.model)
     staying = {**read_staying(job.model), **job.own}
     has_more = optimizer is not None or staying or job.unsent
     job.learnt = request.key if has_more else ""

@@ -65,6 +65,7 @@ def site(place: Place, whole: Path) -> Place:
         (place.data / name).unlink()
         shutil.copytree(whole / name, place.data / name)
     settings = {"classes": {"blob": [1]}, "images": "images/*.nii", "labels": "labels/*.nii"}
+    settings["patient"] = r"(mueller-\d+)"
     place.set_site(**settings, min_cases=3, may_be_empty=False, leave_out="5 %")
     place.set_policy(min_cases=3)
     return place
