@@ -349,7 +349,7 @@ class Recipe:
                 f"site_learning_rates has {text!r}",
                 "write SITE:RATE with a positive rate, such as site-2:3e-5",
             )
-        named = [text.partition(":")[0] for text in self.site_learning_rates]
+        named = self.sites_with_a_rate
         require(
             len(set(named)) == len(named),
             f"site_learning_rates names one site twice: {', '.join(named)}",
@@ -425,6 +425,11 @@ class Recipe:
                     self, learning_rate=_rate(rate) or self.learning_rate, site_learning_rates=()
                 )
         return self
+
+    @property
+    def sites_with_a_rate(self) -> tuple[str, ...]:
+        """Sites that `site_learning_rates` names."""
+        return tuple(text.partition(":")[0] for text in self.site_learning_rates)
 
     @property
     def alone(self) -> Recipe:

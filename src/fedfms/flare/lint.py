@@ -133,9 +133,15 @@ def _by_name(
             f"connect it, or take {name} out of mandatory_clients in meta.json",
             code="mandatory-site-missing",
         )
-    for name in sorted(set(job.recipe.holdout) - set(connected) - set(without)):
+    of_sites = (
+        *(("holdout", name) for name in sorted(job.recipe.holdout)),
+        *(("site_learning_rates", name) for name in sorted(job.recipe.sites_with_a_rate)),
+    )
+    for field, name in of_sites:
+        if name in connected or name in without:
+            continue
         yield ConfigError(
-            f"the recipe's holdout names {name}, which is not connected",
+            f"the recipe's {field} names {name}, which is not connected",
             f"name connected sites: {_list(connected)}",
             code="unknown-site",
         )

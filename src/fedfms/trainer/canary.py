@@ -107,11 +107,11 @@ def few_cases(
     middle = (len(pool) - 1) / 2
     in_turn = [pool[i] for i in sorted(range(len(pool)), key=lambda i: abs(i - middle))]
     wanted = {value for name in recipe.classes for value in site.classes.get(name, ())}
-    count, largest = 1, len(to_score) - 1
+    count, largest, unpaired = 1, len(to_score) - 1, [*left_out.found]
     while True:
         is_last = count >= len(in_turn)
         chosen = list(dict.fromkeys([*in_turn[:count], to_score[largest]]))
-        left_out.found = []
+        left_out.found = [*unpaired]
         try:
             prepared = prepare_cases(chosen, site, control, folder=folder, left_out=left_out)
         except SiteDataError as error:
@@ -134,7 +134,7 @@ def few_cases(
                 all_show=len(showing) == len(tried),
             )
         if is_last:  # not one of them can be used
-            raise left_out.found[0].error
+            raise left_out.found[-1].error
         count = min(2 * count, len(in_turn))
 
 

@@ -227,6 +227,18 @@ def test_a_mandatory_site_must_take_part(prepare) -> None:
     assert "mandatory_clients names site-1, which is left out" in error.problem
 
 
+def test_a_rate_of_a_site_is_of_one_that_is_there_and_is_held_against_its_own_policy(
+    prepare,
+) -> None:
+    error = refusal(prepare("site_learning_rates=site-9:1e-3"), THREE)
+    assert "site_learning_rates names site-9, which is not connected" in error.problem
+    told = [dataclasses.replace(one, bounds=Bounds(max_learning_rate=0.01)) for one in THREE]
+    job = prepare("site_learning_rates=site-2:0.05")
+    error = refusal(job, told)
+    assert "site-2" in error.problem and "learning_rate is 0.05" in error.problem
+    assert "site-1" not in error.problem and "site-3" not in error.problem
+
+
 def test_several_problems_come_in_one_error_a_line_each(prepare) -> None:
     error = refusal(
         prepare("holdout=site-9", "min_clients=4"), [THREE[0], site("site-2", max_rounds=1)]

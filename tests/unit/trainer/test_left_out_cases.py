@@ -111,7 +111,7 @@ def test_reasons_of_enough_cases_are_told_and_none_from_which_one_of_few_follows
     damage(site.data, 8, 4)
     said = trained(site, recipe).contribution
     # of nine, four and four would leave one: with four alone, five are of any kind
-    assert (said.left_out, said.left_out_by_reason) == (9, {"unlabelled": 4})
+    assert (said.left_out, said.left_out_by_reason) == (9, {"unreadable": 4})
 
 
 def test_with_twenty_damaged_it_stops_before_training_with_the_table(
