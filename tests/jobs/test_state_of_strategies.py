@@ -224,7 +224,13 @@ def test_training_that_stopped_stays_stopped_when_the_server_starts_again(
 ) -> None:
     """A rate at which nothing is learnt: no model is better than the first that was trained."""
     still = dataclasses.replace(
-        RECIPE, patience=1, learning_rate=1e-6, site_learning_rates=(), strategy="mean", rounds=8
+        RECIPE,
+        patience=1,
+        learning_rate=1e-6,
+        schedule="constant",
+        site_learning_rates=(),
+        strategy="mean",
+        rounds=8,
     )
     run = Run(tmp_path, sites, still)
     while run.round < run.training._num_rounds:
