@@ -72,6 +72,14 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write over masks that are there.")
     ] = False,
+    own: Annotated[
+        Path | None,
+        typer.Option(
+            "--own",
+            help="What your trainer kept of a run with personal parts: the last "
+            "runs/JOB/learnt-*/staying.safetensors in its private folder.",
+        ),
+    ] = None,
     checkpoints: Checkpoints = None,
     as_json: AsJson = False,
 ) -> None:
@@ -82,7 +90,8 @@ def predict(
     from fedfms.predict.run import origin_of, predict_items, site_for_prediction
     from fedfms.training.device import torch_device
 
-    trained = load_trained(model, checkpoints or Machine.from_environment().checkpoints)
+    folder = checkpoints or Machine.from_environment().checkpoints
+    trained = load_trained(model, folder, own)
     recipe = trained.recipe
     config = site_for_prediction(
         trained,

@@ -40,6 +40,8 @@ class Bounds:
     min_positive_weight: _Positive = 0.01
     max_positive_weight: _Positive = 1000.0
     max_local_epochs: _AtLeastOne = 50
+    # of FedProx; a much larger one undoes each step, so that a round is its first one
+    max_proximal_weight: _Positive = 1.0
     min_image_size: _AtLeastOne = 64  # pixels
     max_image_size: _AtLeastOne = 2048
     min_training_patients: _AtLeastOne = 10  # with fewer nothing is trained here

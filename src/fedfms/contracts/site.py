@@ -28,6 +28,7 @@ P = typing.TypeVar("P", "Folder", "Reading", "Labels", "Compute", "Setup")
 ImageFormat = Literal["nifti", "dicom", "image", "npy"]
 
 MOST_KEPT = 12  # classes that may overlap, each in files of its own
+LEAVE_OUT = 0.05  # share of its cases without which a job goes on, where site.yml says nothing
 _CONTROLS = ("Cc", "Zl", "Zp")  # categories of characters that no glob or expression means
 
 
@@ -214,6 +215,9 @@ class Folder:
     split: OwnSplit | None = None  # None: by validation_fraction and validation_seed
     validation_fraction: float = 0.2  # of the patients
     validation_seed: int = 0
+    # share of the cases that may be left out since they cannot be used; None: nothing for
+    # check-data, LEAVE_OUT for a job
+    leave_out: float | None = None
     # who said where data_root is, for errors; no key of the file
     data_root_named_by: str = field(default="data_root in site.yml", metadata={"in_file": False})
 
@@ -243,6 +247,11 @@ class Folder:
             f"validation_fraction is {self.validation_fraction}",
             "set a number between 0 and 1, such as 0.2",
         )
+        require(
+            self.leave_out is None or 0.0 <= self.leave_out <= 0.5,
+            f"leave_out is {self.leave_out}",
+            "set a share of the cases from 0 to 0.5, such as 0.05, or 5 %",
+        )
         _require_at_least(self, 0, ("validation_seed",))
         if self.patient is not None:
             try:
@@ -257,6 +266,11 @@ class Folder:
                 f"patient has {groups} groups",
                 "put exactly one pair of parentheses around the patient's part of the file name",
             )
+
+    @property
+    def leaves_out(self) -> float:
+        """Share of the cases that a job may go on without."""
+        return LEAVE_OUT if self.leave_out is None else self.leave_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,6 +354,10 @@ class Labels:
     # DICOM, label_files: what happens where segments of two label values, or two classes, meet;
     # highest: the larger value stands, of files the later one; keep (files): the pixel has both
     overlap: Literal["refuse", "highest", "keep"] = "refuse"
+    void: tuple[int, ...] = ()  # label values whose pixels teach nothing and are not scored
+    # class -> globs on the names of cases (what the wildcards match) in which nobody drew it
+    not_annotated_in: dict[str, tuple[str, ...]] | None = None
+    may_be_empty: bool = True  # a label file without any class is a case without a finding
     not_annotated: tuple[str, ...] = ()  # classes this site never drew: their loss is masked here
     keep_empty_every: int = 1  # training: every n-th slice without foreground; 1 all, 0 none
 
@@ -370,6 +388,24 @@ class Labels:
                 f"label value {value} is background and class at once",
                 "list each label value under classes or under background, not both",
             )
+        for value in self.void:
+            require(
+                value not in of_classes and value not in self.background,
+                f"label value {value} is void, and class or background at once",
+                "list each label value in one of the three places",
+            )
+        for name, globs in (self.not_annotated_in or {}).items():
+            require(
+                name in self.classes,
+                f"not_annotated_in names {name}, which is no class here",
+                "list cases under a class that has label values; a class that nobody ever drew "
+                "belongs under not_annotated",
+            )
+            require(
+                len(globs) > 0,
+                f"not_annotated_in names no case for {name}",
+                "write names of cases or globs, such as ['p017*']",
+            )
         for name in self.not_annotated:
             require(
                 name not in self.classes,
@@ -380,7 +416,7 @@ class Labels:
         owner: dict[str, int] = {}  # of names of segments, which only DICOM has
         for value, names in (self.label_names or {}).items():
             require(
-                value in of_classes or value in self.background,
+                value in of_classes or value in self.background or value in self.void,
                 f"label_names gives the value {value}, which has no class",
                 "list the value under its class, or under background",
             )
@@ -556,8 +592,10 @@ class SiteConfig(Setup, Labels, Folder):
                 name: _label_values(given, f"{path}: classes, {name}")
                 for name, given in values["classes"].items()
             }
-        if "background" in values:
-            values["background"] = _label_values(values["background"], f"{path}: background")
+        for key in ("background", "void"):
+            if key in values:
+                values[key] = _label_values(values[key], f"{path}: {key}")
+        values["leave_out"] = _share(values.get("leave_out"))
         site = from_dict(cls, values, str(path))
         if data_root is None:
             return site
@@ -587,6 +625,16 @@ def _written_folder(given: Any, file: Path, key: str) -> Path:
         return _folder(given, file.parent)
     except ValueError:  # what has no bytes in any name
         raise ConfigError(f"{where} is {given!r}, which no folder is called", fix) from None
+
+
+def _share(given: Any) -> Any:
+    """`5 %` as the share that it is; all else as it is."""
+    if isinstance(given, str) and given.strip().endswith("%"):
+        try:
+            return number(given.strip().removesuffix("%").strip(), "leave_out") / 100
+        except Undecodable:
+            return given
+    return given
 
 
 def _label_values(given: Any, where: str) -> Any:

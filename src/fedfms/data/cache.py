@@ -92,7 +92,7 @@ def cache_key(
     if site.format == "dicom":  # segments become label values by these, and names mean nothing
         values = {value for values in site.classes.values() for value in values}
         settings["names"] = []
-        settings["values"] = [sorted(values), sorted(site.background)]
+        settings["values"] = [sorted(values), sorted({*site.background, *site.void})]
         settings["label_names"] = sorted((site.label_names or {}).items())
         settings["overlap"], settings["series"] = site.overlap, site.series
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -21,7 +21,16 @@ from fedfms.control import Control
 from fedfms.data.classes import shared_values, unknown_classes, unknown_contrasts
 from fedfms.data.content import read_bytes
 from fedfms.data.formats import Notice, Stored
-from fedfms.data.manifest import Case, below, ending_of, scan, several_files_a_patient, untaken
+from fedfms.data.left_out import Bad, LeftOut, too_many
+from fedfms.data.manifest import (
+    Case,
+    Scan,
+    below,
+    ending_of,
+    scan,
+    several_files_a_patient,
+    untaken,
+)
 from fedfms.data.numbers import (
     CaseNumbers,
     DataSummary,
@@ -31,9 +40,10 @@ from fedfms.data.numbers import (
     numbers_of,
     summarize_numbers,
 )
-from fedfms.data.prepared import combine
+from fedfms.data.pairs import UNPAIRED
+from fedfms.data.prepared import combine, values_of
 from fedfms.data.several import read_case_image, read_case_label
-from fedfms.data.together import Summary, problems_together, summarize
+from fedfms.data.together import Summary, check_not_empty, problems_together, summarize
 from fedfms.data.unlikely import Finding, unlikely, warning
 from fedfms.errors import FedfmsError, SiteDataError, unexpected
 
@@ -102,12 +112,25 @@ def examine(
         unlabelled=found.unlabelled,
         left_for_test=found.left_for_test,
     )
+    of_cases: list[Finding] = []  # of cases that the site leaves out
+    left_out = _left_out(found, reading, site)
+    if 0 < len(left_out.found) <= left_out.most:
+        unpaired = [error for error in errors if error.code == UNPAIRED]
+        errors = [error for error in errors if error.code != UNPAIRED]
+        of_cases = [
+            *(Finding(one.code, one.problem, one.fix, "warning") for one in unpaired),
+            *_grouped(reading.bad, site, "warning"),
+            _are_left_out(left_out),
+        ]
+    elif left_out.found and left_out.most:
+        errors.append(too_many(left_out.found, left_out.total, left_out.most))
     findings = [
         *(Finding(error.code, error.problem, error.fix, "error") for error in errors),
-        *_grouped(reading.bad, site, "error"),
+        *([] if of_cases else _grouped(reading.bad, site, "error")),
     ]
     if not findings:  # first things first
         findings = [
+            *of_cases,
             *_grouped(reading.doubtful, site, "warning"),
             *_warnings(reading.summaries, reading.clipped, site),
             *unlikely(summary, reading.numbers, site, grid, recipe),
@@ -126,6 +149,7 @@ class _Reading:
         self._site = site
         self._grid = grid
         self.bad: list[tuple[Path, SiteDataError]] = []
+        self.bad_cases: dict[str, tuple[Case, SiteDataError]] = {}  # by key, with the first problem
         self.doubtful: list[tuple[Path, Notice]] = []
         self.summaries: list[Summary] = []
         self.numbers: list[CaseNumbers] = []
@@ -133,6 +157,12 @@ class _Reading:
 
     def add(self, case: Case) -> None:
         """Read a case; whatever a library raises at it is this case's problem."""
+        before = len(self.bad)
+        self._try(case)
+        if len(self.bad) > before:
+            self.bad_cases[case.key] = (case, self.bad[before][1])
+
+    def _try(self, case: Case) -> None:
         try:
             self._add(case)
         except FedfmsError:
@@ -151,6 +181,8 @@ class _Reading:
             return
         try:
             prepared = combine(case, image, label, site)
+            if not site.may_be_empty:
+                check_not_empty(case, values_of(prepared.labels), site)
         except SiteDataError as error:
             self.bad.append((case.image, error))
             return
@@ -178,6 +210,30 @@ class _Reading:
         except SiteDataError as error:
             self.bad.append((path, error))
             return None
+
+
+def _left_out(found: Scan, reading: _Reading, site: SiteConfig) -> LeftOut:
+    """All cases that cannot be used; the site's own limit counts, and none where it has none."""
+    unpaired = [problem for problem in found.problems if problem.code == UNPAIRED]
+    total = len(found.cases) + sum(len(problem.files) for problem in unpaired)
+    left_out = LeftOut(site, total, site.leave_out or 0.0)
+    left_out.found = [
+        *(Bad(_name(path, site), problem) for problem in unpaired for path in problem.files),
+        *(Bad(_name(case.image, site), error) for case, error in reading.bad_cases.values()),
+    ]
+    return left_out
+
+
+def _are_left_out(left_out: LeftOut) -> Finding:
+    return warning(
+        "left-out",
+        f"{left_out}; leave_out in site.yml allows {left_out.most}",
+        "mend them if they are worth it; a job goes on without them, and tells how many there are",
+    )
+
+
+def _name(path: Path, site: SiteConfig) -> str:
+    return path.relative_to(site.data_root).as_posix()
 
 
 def _grouped(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedfms.contracts.recipe import Recipe
@@ -98,6 +100,37 @@ def annotated(site: SiteConfig, recipe: Recipe) -> Tensor:
     if problems:
         raise problems[0]
     return torch.tensor([name in site.classes for name in recipe.classes])
+
+
+def annotated_in(key: str, site: SiteConfig, recipe: Recipe) -> Tensor:
+    """(K,) bool: `annotated`, without the classes that nobody drew in this case.
+
+    Args:
+        key: of the case.
+    """
+    drawn = annotated(site, recipe)
+    for name, globs in (site.not_annotated_in or {}).items():
+        if name in recipe.classes and any(fnmatch.fnmatchcase(key, glob) for glob in globs):
+            drawn[recipe.classes.index(name)] = False
+    return drawn
+
+
+def void_of_labels(labels: Labels, site: SiteConfig) -> NDArray[np.bool_]:
+    """Of label values of any shape, which are void."""
+    return np.isin(labels, site.void)
+
+
+def planes_of_labels(
+    labels: Labels, site: SiteConfig, recipe: Recipe, *, with_void: bool
+) -> Tensor:
+    """Label values of any shape to (K, that shape) bool: `masks_of_labels`; or K + 1, void last.
+
+    Under void pixels no class is.
+    """
+    masks = masks_of_labels(labels, site, recipe)
+    if not with_void:
+        return masks
+    return torch.cat([masks, torch.from_numpy(void_of_labels(labels, site))[None]])
 
 
 def class_masks(prepared: Prepared, site: SiteConfig, recipe: Recipe) -> Tensor:

@@ -24,7 +24,8 @@ from typing import Literal
 
 from fedfms.contracts.site import ImageFormat, SiteConfig
 from fedfms.data.content import EXTENSIONS, JUNK, is_plain_file, may_enter, unreadable_folder
-from fedfms.data.pairs import WILDCARD, some, unpaired
+from fedfms.data.left_out import LeftOut
+from fedfms.data.pairs import UNPAIRED, WILDCARD, some, unpaired
 from fedfms.errors import SiteDataError
 
 Split = Literal["train", "validation"]
@@ -130,6 +131,24 @@ def find_cases(site: SiteConfig) -> list[Case]:
     return found.cases
 
 
+def find_whole_cases(site: SiteConfig) -> tuple[list[Case], LeftOut]:
+    """As `find_cases`, without files that have no counterpart, as far as a job may go on without.
+
+    Returns:
+        the cases, and what is left out, to which `prepare_cases` adds.
+
+    Raises:
+        SiteDataError: as `find_cases`.
+    """
+    found = scan(site)
+    left_out = LeftOut(site, len(found.cases) + sum(len(one.files) for one in found.problems))
+    for problem in found.problems:
+        if problem.code != UNPAIRED or not found.cases:
+            raise problem
+        left_out.add_unpaired(problem)
+    return found.cases, left_out
+
+
 def training_patients(cases: Iterable[Case]) -> int:
     """How many patients there are to train on."""
     return len({case.patient for case in cases if case.split == "train"})
@@ -205,7 +224,7 @@ def scan(site: SiteConfig) -> Scan:
     try:
         validation, test = sides(site, {key: patients[key] for key in keys})
     except SiteDataError as error:
-        if not problems:  # otherwise it follows from them
+        if all(one.code == UNPAIRED for one in problems):  # otherwise it follows from them
             problems.append(error)
     names = {patients[key] for key in keys}
     if site.patient is not None or is_dicom:

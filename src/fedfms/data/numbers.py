@@ -477,7 +477,9 @@ def _kept_slices(
         filled = int(np.any(drawn, axis=0).sum()) if drawn else 0
         before, empty = empty, empty + numbers.shape[0] - filled
         slices += filled + (-(-empty // every) + -before // every if every else 0)
-    size = sum(bytes_of_slice(channels, len(classes), grid.image_size, grid.mask_size))
+    size = sum(
+        bytes_of_slice(channels, len(classes) + bool(site.void), grid.image_size, grid.mask_size)
+    )
     return slices * size if are_kept(slices, size) else 0
 
 

@@ -133,9 +133,15 @@ def _by_name(
             f"connect it, or take {name} out of mandatory_clients in meta.json",
             code="mandatory-site-missing",
         )
-    for name in sorted(set(job.recipe.holdout) - set(connected) - set(without)):
+    of_sites = (
+        *(("holdout", name) for name in sorted(job.recipe.holdout)),
+        *(("site_learning_rates", name) for name in sorted(job.recipe.sites_with_a_rate)),
+    )
+    for field, name in of_sites:
+        if name in connected or name in without:
+            continue
         yield ConfigError(
-            f"the recipe's holdout names {name}, which is not connected",
+            f"the recipe's {field} names {name}, which is not connected",
             f"name connected sites: {_list(connected)}",
             code="unknown-site",
         )
@@ -333,7 +339,7 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
     if will_train:
         yield from _budget_passed(recipe, site)
     if site.bounds is not None:
-        for breach in breaches(site.bounds, recipe, trains=will_train):
+        for breach in breaches(site.bounds, recipe.at(site.site), trains=will_train):
             yield f"allows {breach.allowed}, and {breach.has}", breach.fix, breach.code
         if will_train and site.few_patients:
             least = site.bounds.min_training_patients

@@ -14,7 +14,7 @@ from fedfms.errors import ConfigError
 from fedfms.models.methods import Method, find_method
 from fedfms.models.sam import Sam, load_backbone, load_checkpoint
 from fedfms.models.segmenter import Segmenter
-from fedfms.models.travelling import travelling_names
+from fedfms.models.travelling import shared_at_first, staying_names, travelling_names
 
 MASK_TOKENS = 4  # of SAM's decoder; several classes are a mixture of their masks
 
@@ -154,7 +154,7 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Segmenter:
     recipe's seed and therefore the same on every machine; with `start_draws` it is a mean of draws.
 
     Raises:
-        ConfigError: unknown-part, ambiguous-part, broken-part, nothing-travels,
+        ConfigError: unknown-part, ambiguous-part, broken-part, nothing-travels, nothing-personal,
             method-and-backbone: the method does not go with the recipe's backbone, or
             method-and-adapters: nor with its adapter_blocks.
         CheckpointError: the file cannot be read or does not fit the backbone.
@@ -175,6 +175,12 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Segmenter:
             f"the method {method.name} lets nothing travel",
             "report this to whoever wrote the method: nothing could be learnt together",
             code="nothing-travels",
+        )
+    if recipe.personal != "none" and not (staying_names(model) or shared_at_first(model)):
+        raise ConfigError(
+            f"personal is {recipe.personal}, and of what {method.name} trains nothing is such",
+            "leave personal out, or train a method that has them, such as fedmsa",
+            code="nothing-personal",
         )
     return model
 

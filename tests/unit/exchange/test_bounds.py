@@ -58,6 +58,10 @@ RECIPE = Recipe.from_json(REPOSITORY / "jobs/fedmsa/app/config/recipe.json")
             *("image_size is 1000000", "at most 2048 pixels (max_image_size)"),
         ),
         (
+            *({"proximal_weight": 2.0}, "proximal-weight-not-allowed"),
+            *("proximal_weight is 2", "at most 1 (max_proximal_weight)"),
+        ),
+        (
             *({"rounds": 1001, "schedule": "constant"}, "too-many-rounds"),
             *("rounds is 1001", "at most 1000 rounds (max_rounds)"),
         ),

@@ -227,6 +227,18 @@ def test_a_mandatory_site_must_take_part(prepare) -> None:
     assert "mandatory_clients names site-1, which is left out" in error.problem
 
 
+def test_a_rate_of_a_site_is_of_one_that_is_there_and_is_held_against_its_own_policy(
+    prepare,
+) -> None:
+    error = refusal(prepare("site_learning_rates=site-9:1e-3"), THREE)
+    assert "site_learning_rates names site-9, which is not connected" in error.problem
+    told = [dataclasses.replace(one, bounds=Bounds(max_learning_rate=0.01)) for one in THREE]
+    job = prepare("site_learning_rates=site-2:0.05")
+    error = refusal(job, told)
+    assert "site-2" in error.problem and "learning_rate is 0.05" in error.problem
+    assert "site-1" not in error.problem and "site-3" not in error.problem
+
+
 def test_several_problems_come_in_one_error_a_line_each(prepare) -> None:
     error = refusal(
         prepare("holdout=site-9", "min_clients=4"), [THREE[0], site("site-2", max_rounds=1)]
@@ -448,8 +460,6 @@ def test_a_recipe_names_contrasts_that_every_site_has_or_fills_in(prepare) -> No
     assert error.problem.endswith("its contrasts are unnamed")
     error = refusal(prepare(), with_slices(four, four, four))
     assert error.code == "job-not-runnable"
-    assert "site-1 has the contrasts t1, t1ce, t2, flair, and the recipe names none" in str(
-        error
-    )
+    assert "site-1 has the contrasts t1, t1ce, t2, flair, and the recipe names none" in str(error)
     assert len(check_announcements(prepare("contrasts=t1"), with_slices(four, three))) == 2
     assert check_announcements(prepare(), with_slices(AXIAL, AXIAL)) == ["site-1", "site-2"]

@@ -61,6 +61,13 @@ class Method:
         """
         return False
 
+    def is_added(self, tensor: str, recipe: Recipe) -> bool:
+        """Whether a parameter is what `add` added: it stays at its site with `personal: adapters`.
+
+        At the server, and at a site that never trained, it is as it was drawn.
+        """
+        return False
+
     def merge(self, model: Segmenter) -> None:
         """Let SAM's own tensors compute all that was added to them, in place, and take it away.
 
