@@ -354,7 +354,8 @@ class Labels:
     # DICOM, label_files: what happens where segments of two label values, or two classes, meet;
     # highest: the larger value stands, of files the later one; keep (files): the pixel has both
     overlap: Literal["refuse", "highest", "keep"] = "refuse"
-    void: tuple[int, ...] = ()  # label values whose pixels teach nothing and are not scored
+    # label values whose pixels teach nothing and are not scored; of label_files those in any file
+    void: tuple[int, ...] = ()
     # class -> globs on the names of cases (what the wildcards match) in which nobody drew it
     not_annotated_in: dict[str, tuple[str, ...]] | None = None
     may_be_empty: bool = True  # a label file without any class is a case without a finding
@@ -388,9 +389,11 @@ class Labels:
                 f"label value {value} is background and class at once",
                 "list each label value under classes or under background, not both",
             )
+        # under label_files the values of `void` are those of the files, and those of classes none
+        taken = {*self.background} if self.label_files else {*self.background, *of_classes}
         for value in self.void:
             require(
-                value not in of_classes and value not in self.background,
+                value not in taken,
                 f"label value {value} is void, and class or background at once",
                 "list each label value in one of the three places",
             )
@@ -427,6 +430,13 @@ class Labels:
                     f"label_names gives {name!r} the values {other} and {value}",
                     "list each name once; capitals and small letters are alike",
                 )
+
+    @property
+    def void_values(self) -> frozenset[int]:
+        """`void` as it is in prepared labels: of label_files one value, beyond those of classes."""
+        if not self.void or not self.label_files:
+            return frozenset(self.void)
+        return frozenset({1 + max(value for values in self.classes.values() for value in values)})
 
     def _check_files(self) -> None:
         for name, pattern in self.label_files.items():

@@ -89,6 +89,8 @@ def cache_key(
         settings["missing"] = site.missing_contrast
     if case.label_files:
         settings["label_files"], settings["overlap"] = of_labels, site.overlap
+        if site.void:  # of other labels the values stay as they are
+            settings["void"] = sorted(site.void)
     if site.format == "dicom":  # segments become label values by these, and names mean nothing
         values = {value for values in site.classes.values() for value in values}
         settings["names"] = []

@@ -27,6 +27,7 @@ from fedfms.data.manifest import (
     Scan,
     below,
     ending_of,
+    not_whole,
     scan,
     several_files_a_patient,
     untaken,
@@ -40,7 +41,6 @@ from fedfms.data.numbers import (
     numbers_of,
     summarize_numbers,
 )
-from fedfms.data.pairs import UNPAIRED
 from fedfms.data.prepared import combine, values_of
 from fedfms.data.several import read_case_image, read_case_label
 from fedfms.data.together import Summary, check_not_empty, problems_together, summarize
@@ -115,10 +115,10 @@ def examine(
     of_cases: list[Finding] = []  # of cases that the site leaves out
     left_out = _left_out(found, reading, site)
     if 0 < len(left_out.found) <= left_out.most:
-        unpaired = [error for error in errors if error.code == UNPAIRED]
-        errors = [error for error in errors if error.code != UNPAIRED]
+        lacking = [error for error in errors if error.files]
+        errors = [error for error in errors if not error.files]
         of_cases = [
-            *(Finding(one.code, one.problem, one.fix, "warning") for one in unpaired),
+            *(Finding(one.code, one.problem, one.fix, "warning") for one in lacking),
             *_grouped(reading.bad, site, "warning"),
             _are_left_out(left_out),
         ]
@@ -214,11 +214,10 @@ class _Reading:
 
 def _left_out(found: Scan, reading: _Reading, site: SiteConfig) -> LeftOut:
     """All cases that cannot be used; the site's own limit counts, and none where it has none."""
-    unpaired = [problem for problem in found.problems if problem.code == UNPAIRED]
-    total = len(found.cases) + sum(len(problem.files) for problem in unpaired)
-    left_out = LeftOut(site, total, site.leave_out or 0.0)
+    lacking = not_whole(found)
+    left_out = LeftOut(site, len(found.cases) + len(lacking), site.leave_out or 0.0)
     left_out.found = [
-        *(Bad(_name(path, site), problem) for problem in unpaired for path in problem.files),
+        *(Bad(_name(path, site), problem) for path, problem in lacking.items()),
         *(Bad(_name(case.image, site), error) for case, error in reading.bad_cases.values()),
     ]
     return left_out

@@ -117,7 +117,7 @@ def annotated_in(key: str, site: SiteConfig, recipe: Recipe) -> Tensor:
 
 def void_of_labels(labels: Labels, site: SiteConfig) -> NDArray[np.bool_]:
     """Of label values of any shape, which are void."""
-    return np.isin(labels, site.void)
+    return np.isin(labels, sorted(site.void_values))
 
 
 def planes_of_labels(

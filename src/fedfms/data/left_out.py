@@ -1,6 +1,7 @@
 """Cases that cannot be used and are left out, as far as the site's own limit allows.
 
-A case is left out where it has no label (or a label no image), where a file of it cannot be read,
+A case is left out where it has no label (or a label no image), where a contrast or the file of a
+class is missing, where a file of it cannot be read,
 where image and label do not fit each other, or where it is empty and may not be. A problem of the
 whole site (a wrong glob, unknown label values, a full disk) is none of a case. The table with names
 stays at the site; numbers by reason are all that is told of it, and small ones are not.
@@ -27,6 +28,7 @@ SHOWN = 40  # lines of the table in an error
 _REASONS: Mapping[str, str] = {
     "unpaired-files": "unlabelled",
     "no-labels": "unlabelled",
+    "missing-label-file": "unlabelled",
     "empty-label": "empty",
     "empty-file": "empty",
     "constant-image": "empty",
@@ -91,21 +93,11 @@ class LeftOut:
         """Of the files, for the person at the site."""
         return [one.name for one in self.found]
 
-    def add_unpaired(self, error: SiteDataError) -> None:
-        """The files without a counterpart that an error names.
-
-        Raises:
-            SiteDataError: it, where nothing may be left out.
-        """
-        if self.most == 0:
-            raise error
-        self.found += [Bad(self._name(path), error) for path in error.files]
-
     def add(self, path: Path, error: SiteDataError) -> None:
         """A case that cannot be used.
 
         Args:
-            path: of its image.
+            path: of its image; where it has none, its label.
 
         Raises:
             SiteDataError: it, where nothing may be left out, or where it is no problem of a case.

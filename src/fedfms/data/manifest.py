@@ -25,7 +25,7 @@ from typing import Literal
 from fedfms.contracts.site import ImageFormat, SiteConfig
 from fedfms.data.content import EXTENSIONS, JUNK, is_plain_file, may_enter, unreadable_folder
 from fedfms.data.left_out import LeftOut
-from fedfms.data.pairs import UNPAIRED, WILDCARD, some, unpaired
+from fedfms.data.pairs import WILDCARD, some, unpaired
 from fedfms.errors import SiteDataError
 
 Split = Literal["train", "validation"]
@@ -132,7 +132,7 @@ def find_cases(site: SiteConfig) -> list[Case]:
 
 
 def find_whole_cases(site: SiteConfig) -> tuple[list[Case], LeftOut]:
-    """As `find_cases`, without files that have no counterpart, as far as a job may go on without.
+    """As `find_cases`, without cases that lack a file, as far as a job may go on without.
 
     Returns:
         the cases, and what is left out, to which `prepare_cases` adds.
@@ -141,12 +141,22 @@ def find_whole_cases(site: SiteConfig) -> tuple[list[Case], LeftOut]:
         SiteDataError: as `find_cases`.
     """
     found = scan(site)
-    left_out = LeftOut(site, len(found.cases) + sum(len(one.files) for one in found.problems))
+    left_out = LeftOut(site, len(found.cases) + len(not_whole(found)))
     for problem in found.problems:
-        if problem.code != UNPAIRED or not found.cases:
+        if not problem.files or not found.cases:
             raise problem
-        left_out.add_unpaired(problem)
+    for path, problem in not_whole(found).items():
+        left_out.add(path, problem)
     return found.cases, left_out
+
+
+def not_whole(found: Scan) -> dict[Path, SiteDataError]:
+    """Of cases without their label, their image, a contrast or a class's file: a file, and why."""
+    lacking: dict[Path, SiteDataError] = {}
+    for problem in found.problems:
+        for path in problem.files:
+            lacking.setdefault(path, problem)
+    return lacking
 
 
 def training_patients(cases: Iterable[Case]) -> int:
@@ -213,7 +223,7 @@ def scan(site: SiteConfig) -> Scan:
         for pattern in [pattern for pattern, column in columns.items() if not column]:
             others = untaken(site, Scan(looked_into=frozenset(look.into), taken=taken))
             return Scan([], [_nothing_matches(site, what, pattern, others)], taken, into)
-    pairs, problems, unlabelled = _paired(images, labels, site, how)
+    pairs, lacking, problems, unlabelled = _paired(images, labels, site, how)
     images_by_key = {key: one.image for key, one in pairs.items()}
     patients, unnamed = _patients(images_by_key, site)
     if unnamed:
@@ -222,9 +232,10 @@ def scan(site: SiteConfig) -> Scan:
     test: set[str] = set()
     validation: set[str] = set()
     try:
-        validation, test = sides(site, {key: patients[key] for key in keys})
+        known = {key: patients[key] for key in keys}
+        validation, test = sides(site, known, _patients(lacking, site)[0] if site.split else {})
     except SiteDataError as error:
-        if all(one.code == UNPAIRED for one in problems):  # otherwise it follows from them
+        if all(one.files for one in problems):  # otherwise it follows from them
             problems.append(error)
     names = {patients[key] for key in keys}
     if site.patient is not None or is_dicom:
@@ -242,12 +253,15 @@ def scan(site: SiteConfig) -> Scan:
     return Scan(cases, problems, taken, into, unlabelled, len(keys) - len(cases))
 
 
-def sides(site: SiteConfig, patients: Mapping[str, str]) -> tuple[set[str], set[str]]:
+def sides(
+    site: SiteConfig, patients: Mapping[str, str], lacking: Mapping[str, str]
+) -> tuple[set[str], set[str]]:
     """The patients who validate, and those who are left for a test.
 
     Args:
         site: its own lists, else its share and seed.
         patients: of each case's key.
+        lacking: the same of what lacks a file and is no case; the site's lists may name it.
 
     Raises:
         SiteDataError: "too-few-patients"; of own lists "split-file", "case-not-in-split",
@@ -256,7 +270,7 @@ def sides(site: SiteConfig, patients: Mapping[str, str]) -> tuple[set[str], set[
     if site.split is not None:
         from fedfms.data.own_split import own_sides
 
-        return own_sides(site, patients)
+        return own_sides(site, patients, lacking)
     names = set(patients.values())
     return validation_patients(names, site.validation_fraction, site.validation_seed), set()
 
@@ -499,8 +513,8 @@ def _paired(
     labels: dict[str, list[_Found]],
     site: SiteConfig,
     how: Pairing,
-) -> tuple[dict[str, Case], list[SiteDataError], int]:
-    """Cases by key, as far as their files go; all that is wrong; images passed over."""
+) -> tuple[dict[str, Case], dict[str, Path], list[SiteDataError], int]:
+    """Cases by key; a file of each that lacks one; all that is wrong; images passed over."""
     if how == "reference":
         return _by_reference(images[site.images], labels[site.labels], site)
     problems: list[SiteDataError] = []
@@ -517,7 +531,7 @@ def _paired(
                 problems.append(_several(several, what, site))
             columns.append({key: paths[0] for key, paths in groups.items()})
     if any(problem.code in ("globs-differ", "patient-not-found") for problem in problems):
-        return {}, problems, 0
+        return {}, {}, problems, 0
     of_images, of_labels = columns[: len(images)], columns[len(images) :]
     first_image, first_label = (
         {k: p for one in part[::-1] for k, p in one.items()} for part in (of_images, of_labels)
@@ -562,7 +576,9 @@ def _paired(
         for key in complete
         if site.missing_contrast != "refuse" or all(key in column for column in of_images)
     }
-    return cases_by_key, problems, passed_over
+    there = {**first_label, **first_image}
+    incomplete = {key: path for key, path in there.items() if key not in cases_by_key}
+    return cases_by_key, incomplete, problems, passed_over
 
 
 _RULES = {
@@ -613,7 +629,7 @@ def _folder_wildcards(site: SiteConfig) -> int | None:
 
 def _by_reference(
     images: list[_Found], labels: list[_Found], site: SiteConfig
-) -> tuple[dict[str, Case], list[SiteDataError], int]:
+) -> tuple[dict[str, Case], dict[str, Path], list[SiteDataError], int]:
     from fedfms.data.dicom.references import pair  # pydicom takes a second to import
 
     keys = {found.path: "/".join(found.wildcards) for found in images}
@@ -625,7 +641,8 @@ def _by_reference(
     cases = {
         keys[image]: Case(keys[image], "", image, label, "train") for image, label in pairs.items()
     }
-    return cases, problems, passed_over
+    lacking = {key: path for path, key in keys.items() if path not in pairs}
+    return cases, lacking, problems, passed_over
 
 
 def _part_is_missing(
@@ -633,18 +650,21 @@ def _part_is_missing(
 ) -> SiteDataError:
     """The error for cases that lack one of several contrasts, or the file of a class."""
     if is_contrast:
-        return SiteDataError(
+        error = SiteDataError(
             f"{len(cases)} of {count} cases have no {name}: {some(cases, site)}",
             "add the images, or write missing_contrast: mean in site.yml, and the mean of the "
             "other contrasts takes the place of one that is missing (or black)",
             code="missing-contrast",
         )
-    return SiteDataError(
-        f"{len(cases)} of {count} cases have labels and none of {name}: {some(cases, site)}",
-        f"add a file for {name}, an empty one where there is none of it in the image; or take "
-        f"{name} out of label_files",
-        code="missing-label-file",
-    )
+    else:
+        error = SiteDataError(
+            f"{len(cases)} of {count} cases have labels and none of {name}: {some(cases, site)}",
+            f"add a file for {name}, an empty one where there is none of it in the image; or take "
+            f"{name} out of label_files",
+            code="missing-label-file",
+        )
+    error.files = tuple(cases)
+    return error
 
 
 def _several(groups: list[list[Path]], what: str, site: SiteConfig) -> SiteDataError:

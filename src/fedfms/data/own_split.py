@@ -27,12 +27,15 @@ _LIKE = (
 )
 
 
-def own_sides(site: SiteConfig, patients: Mapping[str, str]) -> tuple[set[str], set[str]]:
+def own_sides(
+    site: SiteConfig, patients: Mapping[str, str], lacking: Mapping[str, str]
+) -> tuple[set[str], set[str]]:
     """The patients who validate and those left for a test by the site's own lists.
 
     Args:
         site: its `split` is given.
         patients: of each case's key.
+        lacking: the same of what lacks a file and is no case; the lists may name it.
 
     Raises:
         SiteDataError: "split-file", "case-not-in-split", "patient-on-both-sides",
@@ -40,7 +43,11 @@ def own_sides(site: SiteConfig, patients: Mapping[str, str]) -> tuple[set[str], 
     """
     split = site.split
     assert split is not None  # who calls asks
-    side_of = _by_lists(split, patients) if split.file is None else _by_file(site, split, patients)
+    side_of = (
+        _by_lists(split, patients, lacking)
+        if split.file is None
+        else _by_file(site, split, patients)
+    )
     by_patient: dict[str, dict[str, str]] = {}
     for key, side in side_of.items():
         by_patient.setdefault(patients[key], {})[side] = key
@@ -67,14 +74,16 @@ def own_sides(site: SiteConfig, patients: Mapping[str, str]) -> tuple[set[str], 
 _SIDES = ("train", "validation", "test")
 
 
-def _by_lists(split: OwnSplit, patients: Mapping[str, str]) -> dict[str, str]:
+def _by_lists(
+    split: OwnSplit, patients: Mapping[str, str], lacking: Mapping[str, str]
+) -> dict[str, str]:
     side_of = dict.fromkeys(patients, "train")
     for side, names in (("validation", split.validation), ("test", split.test)):
         for name in names:
             plain = unicodedata.normalize("NFC", name)
             hits = [
                 key
-                for key, patient in patients.items()
+                for key, patient in {**lacking, **patients}.items()
                 if plain in (key, patient)
                 or fnmatch.fnmatchcase(key, plain)
                 or fnmatch.fnmatchcase(patient, plain)
@@ -86,7 +95,7 @@ def _by_lists(split: OwnSplit, patients: Mapping[str, str]) -> dict[str, str]:
                     f"correct the name; {_examples(patients)}",
                     code="case-not-in-split",
                 )
-            side_of.update(dict.fromkeys(hits, side))
+            side_of.update((key, side) for key in hits if key in patients)
     return side_of
 
 

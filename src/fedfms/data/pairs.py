@@ -9,7 +9,6 @@ from pathlib import Path
 from fedfms.contracts.site import SiteConfig
 from fedfms.errors import SiteDataError
 
-UNPAIRED = "unpaired-files"  # code of an error
 WILDCARD = re.compile(r"\*\*/|\*|\?|\[!?\]?[^\]]*\]")
 
 
@@ -38,7 +37,7 @@ def unpaired(
     error = SiteDataError(
         "; ".join(parts),
         f"add the missing files, move the others away, or correct site.yml: {rule}",
-        code=UNPAIRED,
+        code="unpaired-files",
     )
     error.files = (*alone, *orphans)
     return error

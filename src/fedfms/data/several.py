@@ -81,23 +81,27 @@ def read_case_label(
         return read_label(case.label, contents[0], site, image)
     first: Stored | None = None
     together: np.ndarray | None = None
+    undecided: np.ndarray | None = None
     notices: list[Notice] = []
     for number, (path, content) in enumerate(zip(case.label_files, contents, strict=True)):
         one = read_label(path, content, site, image)
         notices += one.notices
-        drawn = one.values != 0
+        is_void = np.isin(one.values, site.void)
+        drawn = (one.values != 0) & ~is_void
         if len(np.unique(one.values[drawn])) > 1:
             raise SiteDataError(
                 f"{path} holds several values, and under label_files it is to be one class: all "
-                "that is not 0",
+                "that is not 0 and not void",
                 "let labels: match it and say under classes what its values mean, or draw one "
-                "class alone in it",
+                "class alone in it; a value that nobody could decide belongs under void",
                 code="several-values-of-a-class",
             )
-        if first is None or together is None:
+        if first is None or together is None or undecided is None:
             first = one
             together = np.zeros(one.values.shape, np.int16)
+            undecided = np.zeros(one.values.shape, bool)
         _require_one_grid(case.label_files[0], first, path, one, "geometry-differs")
+        undecided |= is_void
         if site.overlap == "keep":
             together[drawn] |= 1 << number
             continue
@@ -111,7 +115,9 @@ def read_case_label(
                 code="segments-overlap",
             )
         together[drawn] = number + 1
-    assert first is not None and together is not None  # label_files is not empty
+    assert first is not None and together is not None and undecided is not None  # there are files
+    for value in site.void_values:  # one, or none; what one file calls void is void for all classes
+        together[undecided] = value
     return dataclasses.replace(first, values=together, notices=tuple(notices), palette=None)
 
 

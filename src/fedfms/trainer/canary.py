@@ -264,10 +264,11 @@ def _shows(case: StoredCase, values: set[int]) -> bool:
 
 
 def _size(case: Case) -> int:
-    """Bytes of an image's file; of a series, the number of its files."""
+    """Bytes of an image's files; of series, the number of their files."""
     try:
-        if case.image.is_dir():
-            return sum(1 for _ in case.image.iterdir())
-        return case.image.stat().st_size
+        return sum(
+            sum(1 for _ in path.iterdir()) if path.is_dir() else path.stat().st_size
+            for path in case.image_files
+        )
     except OSError:  # reading it says why
         return 0

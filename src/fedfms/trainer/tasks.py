@@ -628,6 +628,8 @@ def _state_of(
     settings = f"{classes} {site.keep_empty_every} {policy.clip_norm} {policy.limits_epsilon}"
     if site.void or site.not_annotated_in:  # a site without them is named as ever
         settings += f" {sorted(site.void)} {sorted((site.not_annotated_in or {}).items())}"
+    if site.contrasts:  # what stands for one that the recipe names and nobody took here
+        settings += f" {list(site.contrasts)} {site.missing_contrast}"
     learnt = job.learnt if trains or staying_names(job.model) or job.own else ""
     return hashlib.sha256("\n".join([settings, learnt, *there]).encode()).hexdigest()
 

@@ -133,7 +133,7 @@ def _by_class(
         there = [one for one in cases if (one.case.key, name) in rows]  # in which it was drawn
         shown = {key: values[key] & frozenset(site.classes[name]) for key in values}
         # what is void there changes a score as what is drawn does
-        made_by = {key: values[key] & {*site.classes[name], *site.void} for key in values}
+        made_by = {key: values[key] & {*site.classes[name], *site.void_values} for key in values}
         names = _names(history, there, made_by)
         show = {one.case.patient for one in there if shown[one.case.key]}
         sliced = {one.case.patient for one in there if one.case.key in in_slices}

@@ -13,7 +13,9 @@ from site_files import recipe, write_volume
 
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.check import check_data, examine
-from fedfms.data.manifest import find_cases, scan
+from fedfms.data.classes import planes_of_labels
+from fedfms.data.left_out import LeftOut
+from fedfms.data.manifest import find_cases, find_whole_cases, scan
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import ConfigError, SiteDataError
@@ -307,3 +309,147 @@ def test_images_without_a_label_are_no_cases_where_site_yml_says_so(tmp_path):
     (root / "images" / "c0.nii.gz").unlink()
     found = scan(site_of(root, **keys, unlabelled="pass_over"))
     assert "1 of 5 labels have no image: c0.nii.gz" in found.problems[0].problem
+
+
+# ---------------------------------------------------------------- left out, void, empty
+
+
+def whole(site: SiteConfig) -> tuple[list[str], LeftOut]:
+    """Cases that a job prepares, by their folder, and what it goes on without."""
+    cases, left_out = find_whole_cases(site)
+    prepared = prepare_cases(cases, site, left_out=left_out)
+    return [one.case.key.partition("/")[0] for one in prepared], left_out
+
+
+def test_a_case_that_lacks_contrasts_is_left_out_once(tmp_path):
+    root = tmp_path / "d"
+    site = fets(root, cases=10)
+    for name in ("t1", "flair"):
+        (root / "p3" / f"p3_{name}.nii.gz").unlink()
+    write_volume(root / "p4" / "p4_t2.nii.gz", values_of(2)[:7])
+    keys = {"labels": site.labels, "classes": {"tumour": [1]}, "contrasts": site.contrasts}
+    there, left_out = whole(site_of(root, **keys, leave_out="20 %"))
+    assert there == [f"p{n}" for n in (0, 1, 2, 5, 6, 7, 8, 9)]
+    assert {(one.name, one.reason, one.error.code) for one in left_out.found} == {
+        ("p3/p3_t1ce.nii.gz", "unfit", "missing-contrast"),
+        ("p4/p4_t1.nii.gz", "unfit", "contrasts-differ"),
+    }
+    assert left_out.total == 10 and len(left_out.found) == 2
+    findings = check_data(site_of(root, **keys, leave_out="20 %"))
+    assert {f.severity for f in findings} == {"warning"}
+    assert {"left-out", "missing-contrast", "contrasts-differ"} <= {f.code for f in findings}
+    with pytest.raises(SiteDataError) as refused:
+        whole(site_of(root, **keys, leave_out="10 %"))
+    assert refused.value.code == "too-many-left-out"
+    assert "2 of 10 cases cannot be used (2 unfit)" in refused.value.problem
+    with pytest.raises(SiteDataError) as refused:
+        whole(site_of(root, **keys, leave_out=0))
+    assert refused.value.code == "missing-contrast"
+
+
+def test_a_case_that_lacks_the_file_of_a_class_is_left_out_and_an_empty_one_may_be(tmp_path):
+    root = tmp_path / "d"
+    organs(root, cases=10)
+    for name in ("liver", "spleen"):
+        (root / "s1" / "segmentations" / f"{name}.nii.gz").unlink()
+    for name in FILES:
+        write_volume(root / "s2" / "segmentations" / f"{name}.nii.gz", np.zeros(SHAPE, np.uint8))
+    keys = {"images": "*/ct.nii.gz", "label_files": FILES, "leave_out": "20 %"}
+    there, left_out = whole(site_of(root, **keys))
+    assert (len(there), left_out.by_reason()) == (9, {"unlabelled": 1})
+    there, left_out = whole(site_of(root, **keys, may_be_empty=False))
+    assert (len(there), left_out.by_reason()) == (8, {"empty": 1, "unlabelled": 1})
+    empty = next(one for one in left_out.found if one.reason == "empty")
+    assert "lesion" not in str(left_out) and " and 2 beside it shows no class" in str(empty.error)
+
+
+def test_what_is_passed_over_or_left_for_a_test_is_not_counted_as_left_out(tmp_path):
+    root = tmp_path / "d"
+    plain(root, 11)
+    for name in ("c8", "c9"):
+        (root / "labels" / f"{name}.nii.gz").unlink()
+    keys = {
+        "images": "images/*.nii.gz",
+        "labels": "labels/*.nii.gz",
+        "classes": {"lesion": [1]},
+        "split": {"validation": ["c3", "c9"], "test": ["c5", "c6"]},
+        "leave_out": 0.25,
+    }
+    with pytest.raises(SiteDataError) as refused:  # a list may name what has no label, and no other
+        whole(site_of(root, **{**keys, "split": {"validation": ["c3", "c99"]}}))
+    assert refused.value.code == "case-not-in-split"
+    cases, left_out = find_whole_cases(site_of(root, **keys))
+    assert {case.key for case in cases if case.split == "validation"} == {"c3"}
+    assert (left_out.total, left_out.by_reason()) == (9, {"unlabelled": 2})
+    cases, left_out = find_whole_cases(site_of(root, **keys, unlabelled="pass_over"))
+    assert (len(cases), left_out.total, left_out.found) == (7, 7, [])
+
+
+@pytest.mark.parametrize("overlap", ["highest", "keep"])
+def test_what_one_file_of_a_class_calls_void_is_void_for_all(tmp_path, overlap):
+    root, cache = tmp_path / "d", tmp_path / "cache"
+    organs(root, meet=True)
+    path = root / "s0" / "segmentations" / "spleen.nii.gz"
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[3:5, 2:6, 1:3] = 1
+    drawn[1:4, 2:4, 1] = 2  # on the liver, the lesion and the spleen's own place
+    write_volume(path, drawn)
+    keys = {"images": "*/ct.nii.gz", "label_files": FILES, "overlap": overlap}
+    with pytest.raises(SiteDataError) as refused:
+        prepare_cases(find_cases(site_of(root, **keys)), site_of(root, **keys), folder=cache)
+    assert refused.value.code == "several-values-of-a-class"
+    site = site_of(root, **keys, void=[2])  # 2 is the spleen's own value, which no file knows of
+    assert [f for f in check_data(site) if f.severity == "error"] == []
+    wanted = recipe(classes=tuple(FILES), exclusive_classes=False)
+    labels = prepare_cases(find_cases(site), site, folder=cache)[0].labels
+    liver, spleen, lesion, void = planes_of_labels(labels, site, wanted, with_void=True).numpy()
+    stripe = drawn == 2
+    for index in range(SHAPE[2]):
+        np.testing.assert_array_equal(void[index], axial(stripe, index))
+        np.testing.assert_array_equal(spleen[index], axial(drawn == 1, index))
+    assert not (void & (liver | spleen | lesion)).any() and liver.sum() and lesion.sum()
+    with pytest.raises(ConfigError, match="void, and class or background"):
+        site_of(root, **keys, void=[0])
+
+
+def test_void_values_of_files_are_part_of_what_is_kept(tmp_path):
+    root, cache = tmp_path / "d", tmp_path / "cache"
+    organs(root)
+    keys = {"images": "*/ct.nii.gz", "label_files": FILES, "overlap": "highest"}
+    for void in ([], [255], [1]):
+        site = site_of(root, **keys, void=void)
+        values = {
+            value
+            for one in prepare_cases(find_cases(site), site, folder=cache)
+            for values in one.slice_values()
+            for value in values
+        }
+        # the liver is drawn as 1, all others as 255
+        assert values - {0} == {(): {1, 2, 3}, (255,): {1, 4}, (1,): {2, 3, 4}}[tuple(void)]
+
+
+def test_contrasts_have_void_pixels_and_classes_that_a_case_lacks(tmp_path):
+    root = tmp_path / "d"
+    site = fets(root)
+    label = np.zeros(SHAPE, np.uint8)
+    label[2:5, 3:7, 1:3], label[:2] = 1, 255
+    for n in range(4):
+        write_volume(root / f"p{n}" / f"p{n}_seg.nii.gz", label)
+    site = site_of(
+        root,
+        contrasts=site.contrasts,
+        labels=site.labels,
+        classes={"tumour": [1]},
+        void=[255],
+        not_annotated_in={"tumour": ["p1*"]},
+    )
+    prepared = prepare_cases(find_cases(site), site)
+    slices = SliceDataset(prepared, site, job(contrasts=("flair", "t1")))
+    item = slices[0]
+    assert item["image"].shape[0] == 2 and item["target"].shape[0] == 2
+    assert item["target"][1].any() and item["annotated"].tolist() == [1.0]
+    drawn = {
+        prepared[number].case.key[:2]: slices[at]["annotated"].item()
+        for at, (number, _) in enumerate(slices.slices)
+    }
+    assert drawn == {"p0": 1.0, "p1": 0.0, "p2": 1.0, "p3": 1.0}
