@@ -97,6 +97,28 @@ def test_a_round_with_graphs_learns_what_a_round_without_does(monkeypatch, plain
     assert made[0].recorded == 0 and all(one.grad is None for one in model.parameters())
 
 
+def test_a_graphs_gradient_is_held_by_fedprox_and_blind_to_void_pixels_as_a_plain_one(monkeypatch):
+    recipe = little_recipe(local_epochs=3, clip_grad_norm=1.0, proximal_weight=1.0, loss="dice_bce")
+    ends = []
+    for void, of in (((), recipe), ((), RECIPE), ((2,), recipe)):  # 2: amid a disc
+        site = little_site(void=void, classes={"disc": (1,), "cup": (3,)})
+        pair = []
+        for has_graphs in (False, True):
+            model = LittleNet()
+            _, record, _ = with_graphs(monkeypatch, model=model, has_room=lambda on=has_graphs: on)
+            train_round(
+                *(model, disc_dataset(of, site), of, site),
+                round_number=0,
+                optimizer=None,
+                control=Control(),
+            )
+            assert record.launched == (5 if has_graphs else 0)
+            pair.append(values_of(model))
+        assert largest_difference(*pair) == 0
+        ends.append(pair[1])
+    assert largest_difference(ends[0], ends[1]) > 0 and largest_difference(ends[0], ends[2]) > 0
+
+
 def test_micro_batches_are_recorded_together(monkeypatch):
     model, record, _ = with_graphs(monkeypatch)
     other = LittleNet()
