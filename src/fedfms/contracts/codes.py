@@ -69,6 +69,7 @@ CODES: dict[str, str] = {
     "asked-too-often": "it was asked to train on one model more often, by other recipes or on "
     "other data, than its policy allows (max_asks_of_a_model)",
     "bad-shares": "shares of a secure sum do not fit",
+    "augmentation-not-allowed": "its policy does not allow augmentation as strong as this",
     "batch-too-small": "its policy does not allow so small a batch_size",
     "clip-too-small": "its policy does not allow so small a clip_grad_norm",
     "evaluations-used-up": "its policy allows no further evaluation (max_total_evaluations)",

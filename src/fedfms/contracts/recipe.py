@@ -84,8 +84,33 @@ _LATER: dict[str, Any] = {
     "secure_sum_bits": 64,
     "lora_rank": 8,
     "adapter_blocks": "all",
+    "augment_flips": "none",
+    "augment_rotation": 0.0,
+    "augment_scale": 1.0,
+    "augment_elastic": 0.0,
+    "augment_inversion": 0.0,
+    "augment_gamma": 1.0,
+    "augment_contrast": 0.0,
+    "augment_bias": 0.0,
+    "augment_blur": 0.0,
+    "augment_noise": 0.0,
+    "augment_probability": 0.5,
+    "augment_variants": 4,
 }
 _MOST_RANK = 64  # of a low-rank update; beyond, it is none
+# of an augmentation: no change, and the most with which a picture still is one
+AUGMENTATIONS: dict[str, tuple[float, float]] = {
+    "augment_rotation": (0.0, 180.0),
+    "augment_scale": (1.0, 2.0),
+    "augment_elastic": (0.0, 0.05),
+    "augment_inversion": (0.0, 1.0),
+    "augment_gamma": (1.0, 4.0),
+    "augment_contrast": (0.0, 1.0),
+    "augment_bias": (0.0, 1.0),
+    "augment_blur": (0.0, 0.02),
+    "augment_noise": (0.0, 0.3),
+}
+_MOST_VARIANTS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +180,24 @@ class Recipe:
     # encoder blocks that get adapters: all, or last:2 for the last two; what lies before them is
     # frozen, computed once a slice and kept on the site's disk. last:0: the mask decoder alone
     adapter_blocks: str = "all"
+    # augmentation of training slices (training/augment.py), drawn anew for each time that a slice
+    # is trained on. Masks follow: mirrored about the vertical axis, the horizontal one, or either
+    augment_flips: Literal["none", "horizontal", "vertical", "both"] = "none"
+    augment_rotation: float = 0.0  # degrees at most, either way
+    augment_scale: float = 1.0  # larger or smaller by this factor at most
+    augment_elastic: float = 0.0  # largest displacement, as a share of the longer side
+    # the pictures alone
+    augment_inversion: float = 0.0  # probability that bright becomes dark
+    augment_gamma: float = (
+        1.0  # largest exponent of grey levels in [0, 1]; its inverse the smallest
+    )
+    augment_contrast: float = 0.0  # most of a random mapping of grey levels, 1 for nothing else
+    augment_bias: float = 0.0  # largest coefficient of a bias field's logarithm
+    augment_blur: float = 0.0  # largest standard deviation, as a share of the longer side
+    augment_noise: float = 0.0  # largest standard deviation, as a share of the grey range
+    augment_probability: float = 0.5  # of each of these but flips (0.5) and inversion
+    # where a frozen part's features are kept (adapter_blocks): so many variants of a slice, in turn
+    augment_variants: int = 4
 
     def __post_init__(self) -> None:
         require_name(self.method, "method")
@@ -241,6 +284,7 @@ class Recipe:
         for name in self.confirmed_weights:
             require_name(name, "site")
         self._check_adapters()
+        self._check_augmentation()
         self._check_patients()
         self._check_sums()
 
@@ -263,6 +307,30 @@ class Recipe:
             found is not None and int(found[1]) <= depth,
             f"adapter_blocks is {self.adapter_blocks!r}",
             f"write all, or last:K with K from 0 to {depth}, the blocks of {self.backbone}",
+        )
+
+    def _check_augmentation(self) -> None:
+        for key, (none, most) in AUGMENTATIONS.items():
+            value = getattr(self, key)
+            require(
+                none <= value <= most,
+                f"{key} is {value}",
+                f"set {none:g} (off) to {most:g}",
+            )
+        require(
+            0.0 <= self.augment_probability <= 1.0,
+            f"augment_probability is {self.augment_probability}",
+            "set a probability from 0 to 1, such as 0.5",
+        )
+        require(
+            1 <= self.augment_variants <= _MOST_VARIANTS,
+            f"augment_variants is {self.augment_variants}",
+            f"set 1 to {_MOST_VARIANTS}: the features of each are kept on the site's disk",
+        )
+        require(
+            not (self.augments and self.paper_compat),
+            "paper_compat is true, and the recipe augments",
+            "leave the augment_ fields out: FedFMS trains on the slices as they are",
         )
 
     def _check_patients(self) -> None:
@@ -359,6 +427,12 @@ class Recipe:
             return None
         depth = BACKBONES[self.backbone].depth
         return depth - int(self.adapter_blocks.removeprefix("last:"))
+
+    @property
+    def augments(self) -> bool:
+        """Whether training slices are varied; what is scored or predicted never is."""
+        some = any(getattr(self, key) != none for key, (none, _) in AUGMENTATIONS.items())
+        return some or self.augment_flips != "none"
 
     @property
     def patch_size(self) -> int:

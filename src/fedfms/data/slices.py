@@ -55,6 +55,11 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         self.prepared = list(prepared)
         self.site = site
         self.recipe = recipe
+        # of each case, the same in every process that has a copy of this
+        self.names = [
+            one.record.digest if isinstance(one, StoredCase) else one.case.key
+            for one in self.prepared
+        ]
         self._annotated = annotated(site, recipe).float()
         # where a patient's part is bounded, who else is there must not choose among its slices
         by_patient = recipe.patient_rate is not None

@@ -25,6 +25,7 @@ from fedfms.errors import TrainingError
 from fedfms.models.build import hold_frozen
 from fedfms.models.methods import Step, find_method, plain_step
 from fedfms.training.adam import Adam
+from fedfms.training.augment import Variation
 from fedfms.training.device import (
     failures_explained,
     is_out_of_memory,
@@ -74,8 +75,9 @@ def train_round(
 ) -> RoundResult:
     """Train the model's parameters that require a gradient, in place, for one round.
 
-    The same arguments give the same numbers: slices are shuffled from (secret, recipe.seed,
-    round_number) alone, and the learning rate depends on the step alone. The model stays on the
+    The same arguments give the same numbers: slices are shuffled, and where the recipe augments
+    changed, from (secret, recipe.seed, round_number) alone, and the learning rate depends on the
+    step alone. The model stays on the
     site's device. It is half trained, and to be thrown away, when an error leaves this function.
 
     Args:
@@ -113,17 +115,20 @@ def train_round(
 
     if recipe.patient_rate is not None:
         return _round_of_patients(
-            model, dataset, recipe, round_number, optimizer, control, micro_batch, started, frozen
+            *(model, dataset, recipe, round_number, optimizer, control, micro_batch, started),
+            *(frozen, secret),
         )
     seed = round_seed(recipe, round_number, secret)
     batches = ShuffledBatches(len(dataset), recipe, round_number, secret)
     steps_per_round = len(batches)
+    variation = Variation.of(dataset, recipe, round_number, secret, keeps=frozen is not None)
     given: Iterator[Batch | None]
     if frozen is not None:
-        given = frozen.batches(dataset, batches, site)
+        given = frozen.batches(dataset, batches, site, variation)
     else:
         loader = loader or Loader(dataset, recipe, site, device)
-        given = loader.batches(batches if ranks is None else ShareOfBatches(batches, 0, ranks.size))
+        own = batches if ranks is None else ShareOfBatches(batches, 0, ranks.size)
+        given = loader.batches(own, variation)
     loss_sum, trained = 0.0, 0
     try:
         with _seeded(seed, device), interruptible(model, control):
@@ -174,6 +179,7 @@ def _round_of_patients(
     micro_batch: int,
     started: float,
     frozen: Frozen | None,
+    secret: bytes | None,
 ) -> RoundResult:
     """As `train_round`, with steps of patients that are drawn (training/private.py)."""
     make_step = find_method(recipe.method).start_round(model, recipe)
@@ -190,7 +196,8 @@ def _round_of_patients(
             code="steps-of-patients",
         )
     count = recipe.steps_of_patients
-    steps = PatientSteps(model, dataset, recipe, control, micro_batch, frozen)
+    variation = Variation.of(dataset, recipe, round_number, secret, keeps=frozen is not None)
+    steps = PatientSteps(model, dataset, recipe, control, micro_batch, frozen, variation)
     device = next(model.parameters()).device
     try:
         with _seeded(round_seed(recipe, round_number), device), interruptible(model, control):
