@@ -248,6 +248,7 @@ CODES: dict[str, str] = {
     "other-method": "the recipe is of another method than the job",
     "no-egress": "it has no log of what left that can be read",
     "no-site-page": "nothing was asked of it yet",
+    "page-not-written": "a page of pictures could not be written",
     "page-address": "the page cannot be served at this address",
     "results-exist": "there are results already",
     "results-not-writable": "results cannot be written there",

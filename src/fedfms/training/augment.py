@@ -245,9 +245,10 @@ def _grid(rows: int, columns: int, change: Change, device: torch.device) -> Tens
 def _bias_field(coefficients: Floats, rows: int, columns: int, device: torch.device) -> Tensor:
     """(1, rows, columns) float32 factors: exp of a polynomial over [-1, 1] x [-1, 1].
 
-    Of Legendre polynomials, as Van Leemput et al. 1999 (IEEE TMI 18:885) and MONAI's RandBiasField.
+    Of all Legendre polynomials to the third degree, as Van Leemput et al. 1999 (IEEE TMI 18:885)
+    and MONAI's RandBiasField.
     """
-    place = (2.0 * np.arange(_FIELD) + 1.0) / _FIELD - 1.0
+    place = np.linspace(-1.0, 1.0, _FIELD)
     powers = [
         np.polynomial.legendre.legval(place, np.eye(_DEGREE + 1)[degree])
         for degree in range(_DEGREE + 1)
@@ -256,10 +257,8 @@ def _bias_field(coefficients: Floats, rows: int, columns: int, device: torch.dev
     pairs = [(i, j) for i in range(_DEGREE + 1) for j in range(_DEGREE + 1 - i)]
     for coefficient, (i, j) in zip(coefficients.tolist(), pairs, strict=True):
         total += coefficient * powers[i][:, None] * powers[j][None, :]
-    field = torch.from_numpy(np.exp(total).astype(np.float32)).to(device)
-    return F.interpolate(
-        field[None, None], size=[rows, columns], mode="bilinear", align_corners=False
-    )[0]
+    field = torch.from_numpy(np.exp(total).astype(np.float32)).to(device)[None, None]
+    return F.interpolate(field, size=[rows, columns], mode="bilinear", align_corners=True)[0]
 
 
 def gaussian_blur(values: Tensor, sigma: float) -> Tensor:
