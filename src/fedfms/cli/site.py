@@ -302,7 +302,7 @@ def show_batch(
             *(site, chosen, work), slices=slices, variants=variants, control=Control(on_progress)
         )
     if as_json:
-        out.print_json(json.dumps({"page": str(page), "augments": chosen.augments}))
+        out.print_json(json.dumps({"page": str(page), "augments": chosen.augment}))
         return
     out.print(f"the page: {page}; it shows patients, and only this user may read it")
 

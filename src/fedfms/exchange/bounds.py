@@ -88,7 +88,7 @@ def breaches(bounds: Bounds, recipe: Recipe, *, trains: bool = True) -> list[Bre
         *(
             ("augmentation-not-allowed", field, getattr(recipe, field), None, f"max_{field}", "")
             for field in AUGMENTATIONS
-            if f"max_{field}" in limits
+            if recipe.augment and f"max_{field}" in limits
         ),
     ]
     found = []

@@ -93,7 +93,7 @@ def show_batch(
     training = [case for case in find_cases(site) if case.split == "train"]
     dataset = _some_slices(training, site, recipe, slices, control or Control())
     items = _spread(len(dataset), slices)
-    rows = [_row(dataset, item, recipe, variants if recipe.augments else 0) for item in items]
+    rows = [_row(dataset, item, recipe, variants if recipe.augment else 0) for item in items]
     page = work / BATCH_PAGE
     try:
         work.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -336,7 +336,7 @@ class Variation:
             keeps: whether what a frozen part makes of slices is kept, so that there are few of
                 each.
         """
-        if not recipe.augments:
+        if not recipe.augment:
             return None
         variants = recipe.augment_variants if keeps else None
         return cls(dataset, recipe, round_number, secret, variants)

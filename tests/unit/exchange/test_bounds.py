@@ -22,10 +22,10 @@ RECIPE = Recipe.from_json(REPOSITORY / "jobs/fedmsa/app/config/recipe.json")
 # augmentations beyond a policy that allows a little of each
 STRONG = [
     ("scale", 1.5, 1.25),
-    ("elastic", 0.03, 0.01),
-    ("gamma", 3.0, 1.5),
-    ("bias", 0.5, 0.25),
-    ("blur", 0.01, 0.001),
+    ("elastic", 0.03, 0.02),
+    ("gamma", 3.0, 2.5),
+    ("bias", 0.5, 0.4),
+    ("blur", 0.01, 0.005),
     ("noise", 0.2, 0.1),
 ]
 LITTLE = Policy(**{f"max_augment_{name}": most for name, _, most in STRONG})
@@ -69,7 +69,7 @@ LITTLE = Policy(**{f"max_augment_{name}": most for name, _, most in STRONG})
         ),
         *(
             (
-                *({f"augment_{name}": value}, "augmentation-not-allowed"),
+                *({f"augment_{name}": value, "augment": True}, "augmentation-not-allowed"),
                 *(f"augment_{name} is {value}", f"at most {most} (max_augment_{name})"),
             )
             for name, value, most in STRONG

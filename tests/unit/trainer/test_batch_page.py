@@ -34,7 +34,9 @@ def pictures(page: Path) -> list[np.ndarray]:
 
 
 def test_a_page_has_each_slice_as_it_is_and_as_it_may_become(place: Place, recipe: Recipe) -> None:
-    recipe = dataclasses.replace(recipe, augment_inversion=1.0)
+    recipe = dataclasses.replace(
+        recipe, augment=True, augment_inversion=1.0, augment_probability=0.0
+    )
     site = SiteConfig.from_yaml(place.data / "site.yml")
     old = os.umask(0)
     try:

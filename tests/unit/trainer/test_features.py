@@ -127,6 +127,7 @@ def test_augmented_slices_have_so_many_variants_kept_and_are_equal_to_the_bit(
 ) -> None:
     recipe = dataclasses.replace(
         few,
+        augment=True,
         augment_flips="horizontal",
         augment_rotation=30.0,
         augment_inversion=0.5,

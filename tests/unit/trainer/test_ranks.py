@@ -89,6 +89,7 @@ def largest(one: nn.Module, other: nn.Module) -> float:
 
 # of all kinds, so that a slice's place in a batch, or who computes it, would show
 AUGMENTED = {
+    "augment": True,
     "augment_flips": "both",
     "augment_rotation": 30.0,
     "augment_elastic": 0.03,

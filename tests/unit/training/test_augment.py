@@ -13,7 +13,7 @@ from little import LittleNet, disc_case, disc_dataset, little_case, little_recip
 from little import values_of as values_of_model
 from torch.utils.data import ConcatDataset
 
-from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.recipe import AUGMENTATIONS, Recipe
 from fedfms.control import Control
 from fedfms.data.slices import SliceDataset
 from fedfms.training.augment import (
@@ -33,7 +33,9 @@ from fedfms.training.private import PatientSteps
 CPU = torch.device("cpu")
 REPOSITORY = Path(__file__).resolve().parents[3]
 
+OFF = {key: none for key, (none, _) in AUGMENTATIONS.items()}
 ALL = {
+    "augment": True,
     "augment_flips": "both",
     "augment_rotation": 30.0,
     "augment_scale": 1.3,
@@ -158,12 +160,10 @@ def disc(rows: int, columns: int, radius: float = 0.22) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(12))
 def test_masks_go_where_their_object_goes(seed):
     """Of a picture that is the mask: what is bright after a change is the mask after it."""
-    recipe = little_recipe(
-        image_size=128,
-        **{key: ALL[key] for key in ALL if key.split("_")[1] in ("flips", "rotation", "scale")},
-        augment_elastic=0.03,
-        augment_probability=1.0,
-    )
+    moving = {
+        key: ALL[key] for key in ALL if key.endswith(("flips", "rotation", "scale", "elastic"))
+    }
+    recipe = little_recipe(image_size=128, **{**OFF, **moving}, augment_probability=1.0)
     change = draw(recipe, np.random.default_rng(seed))
     assert change.moves
     rows, columns = 96, 128
@@ -207,7 +207,8 @@ def test_a_thin_vessel_stays_where_it_is_turned():
 
 
 def test_what_was_in_no_slice_is_padding_and_no_foreground():
-    recipe = little_recipe(augment_rotation=180.0, augment_scale=2.0, augment_probability=1.0)
+    turning = {"augment_rotation": 180.0, "augment_scale": 2.0, "augment_probability": 1.0}
+    recipe = little_recipe(augment=True, **{**OFF, **turning})
     site = little_site()
     white = np.full((1, 24, 24), 255)
     dataset = SliceDataset([little_case(white, np.ones((1, 24, 24)))], site, recipe)
@@ -334,13 +335,7 @@ def test_with_variants_a_slice_comes_in_so_many_forms_in_turn():
 
 def test_steps_of_patients_train_on_changed_slices_each_step_anew():
     """And a patient's own are the same whoever else is there: what bounds its part holds."""
-    recipe = little_recipe(
-        patient_rate=1.0,
-        patient_clip_norm=0.5,
-        local_epochs=2,
-        augment_inversion=0.5,
-        **{key: value for key, value in ALL.items() if key != "augment_inversion"},
-    )
+    recipe = little_recipe(patient_rate=1.0, patient_clip_norm=0.5, local_epochs=2, **ALL)
     site = little_site()
     cases = [disc_case(seed, 2, key=f"p{seed}") for seed in range(3)]
 
@@ -358,9 +353,7 @@ def test_steps_of_patients_train_on_changed_slices_each_step_anew():
     assert not torch.equal(first, second)
     again, _ = gradients(cases, 2)
     assert torch.equal(first, again)
-    still = dataclasses.replace(
-        recipe, **{f.name: f.default for f in dataclasses.fields(Recipe) if "augment" in f.name}
-    )
+    still = dataclasses.replace(recipe, augment=False)
     one, other = gradients(cases, 2, still)
     assert torch.equal(one, other) and not torch.equal(one, first)
     for gone in range(3):  # the sums differ by the part of who is gone, no more than the norm
@@ -385,18 +378,20 @@ def test_what_is_scored_is_never_changed():
 
 
 def test_it_is_off_in_the_papers_recipes_and_on_in_ours():
+    assert not little_recipe().augment
     for path in REPOSITORY.glob("jobs/recipes/*-paper.json"):
-        assert not Recipe.from_json(path).augments, path
+        assert not Recipe.from_json(path).augment, path
     for name in ("fedmsa", "fedsam", "lora"):
-        assert Recipe.from_json(REPOSITORY / f"jobs/{name}/app/config/recipe.json").augments, name
+        assert Recipe.from_json(REPOSITORY / f"jobs/{name}/app/config/recipe.json").augment, name
 
 
-@pytest.mark.parametrize("key", [key for key in ALL if key != "augment_probability"])
+@pytest.mark.parametrize("key", ["augment_flips", *OFF])
 def test_each_strength_does_something_and_moves_no_other_draw(key):
-    recipe = little_recipe(**{key: ALL[key]}, augment_probability=1.0)
-    assert recipe.augments
-    assert not little_recipe(augment_probability=0.9).augments
-    everything = little_recipe(**{**ALL, "augment_probability": 1.0})
+    certain = {"augment_probability": 1.0}
+    nothing = draw(little_recipe(**OFF, **certain), np.random.default_rng(0))
+    assert not nothing.words() and not nothing.moves
+    recipe = little_recipe(**{**OFF, key: ALL[key]}, **certain)
+    everything = little_recipe(**{**ALL, **certain})
     alone = [draw(recipe, np.random.default_rng(seed)) for seed in range(8)]
     with_all = [draw(everything, np.random.default_rng(seed)) for seed in range(8)]
     assert sum(len(change.words()) for change in alone) >= 1
