@@ -329,7 +329,7 @@ def test_the_order_of_classes_counts():
         ({"adapter_blocks": "last:2", "paper_compat": True}, "paper_compat", "leave adapter_bl"),
         ({"augment_rotation": 200}, "augment_rotation is 200", "0 (off) to 180"),
         ({"augment_scale": 0.5}, "augment_scale is 0.5", "1 (off) to 2"),
-        ({"augment_noise": "nan"}, "augment_noise is nan", "0 (off) to 0.3"),
+        ({"augment_noise": float("nan")}, "augment_noise is nan", "0 (off) to 0.3"),
         ({"augment_probability": 1.1}, "augment_probability is 1.1", "from 0 to 1"),
         ({"augment_variants": 0}, "augment_variants is 0", "kept on the site's disk"),
         ({"augment": True, "paper_compat": True}, "and augment too", "set augment to false"),
@@ -862,11 +862,19 @@ def test_the_recipes_of_the_jobs_keep_their_hashes():
     }
     recipes = {name: Recipe.from_json(jobs / name / JOB_RECIPE) for name in hashes}
     assert {one.transfer_precision for one in recipes.values()} == {"fp16"}
-    # as they were before they said fp16: what a recipe.json that says nothing means is fp32
+    # as they were before they said fp16 and augment: what a recipe.json that says nothing means is
+    # fp32, and slices as they are
     before = {
-        name: dataclasses.replace(r, transfer_precision="fp32") for name, r in recipes.items()
+        name: dataclasses.replace(r, transfer_precision="fp32", augment=False)
+        for name, r in recipes.items()
     }
     assert {name: recipe.sha256 for name, recipe in before.items()} == hashes
+    paper = {
+        "fedmsa": "bdbda81ce34cc0e79d79470fd98331869a32af8248aeaa00c9cf809a0de1274d",
+        "fedsam": "caa9f78e39184a2213a5fe90e15e1ad4c2abf5750f24e62e68c4b8315d2456c4",
+    }
+    for name, expected in paper.items():
+        assert Recipe.from_json(jobs / f"recipes/{name}-paper.json").sha256 == expected
 
 
 # --------------------------------------------------------------------------------- a site in parts

@@ -70,7 +70,7 @@ LITTLE = Policy(**{f"max_augment_{name}": most for name, _, most in STRONG})
         *(
             (
                 *({f"augment_{name}": value, "augment": True}, "augmentation-not-allowed"),
-                *(f"augment_{name} is {value}", f"at most {most} (max_augment_{name})"),
+                *(f"augment_{name} is {value:g}", f"at most {most} (max_augment_{name})"),
             )
             for name, value, most in STRONG
         ),
