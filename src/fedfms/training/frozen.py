@@ -146,13 +146,12 @@ class FrozenSlices(Dataset[dict[str, Any]]):
                 target = changed_targets(target, [covered], [change], dataset.recipe)
                 drawn["target"] = target[0].float()
             return {**drawn, "slice": OneSlice(name, None, features)}
-        found: dict[str, Any]
         if change is None:
-            found = dataset[place]
+            made = dataset[place]
         else:
-            found = changed_item(dataset.levels(place), change, dataset.recipe)
-        found["slice"] = OneSlice(name, found.pop("image"), None)
-        return found
+            made = changed_item(dataset.levels(place), change, dataset.recipe)
+        one = OneSlice(name, made.pop("image"), None)
+        return {**made, "slice": one}
 
 
 def together(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
