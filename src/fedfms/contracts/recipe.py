@@ -86,16 +86,16 @@ _LATER: dict[str, Any] = {
     "adapter_blocks": "all",
     "augment": False,
     "augment_flips": "none",
-    "augment_rotation": 15.0,
-    "augment_scale": 1.2,
-    "augment_elastic": 0.01,
+    "augment_rotation": 0.0,
+    "augment_scale": 1.0,
+    "augment_elastic": 0.0,
     "augment_inversion": 0.5,
     "augment_gamma": 2.0,
-    "augment_contrast": 0.5,
-    "augment_bias": 0.3,
-    "augment_blur": 0.004,
-    "augment_noise": 0.05,
-    "augment_probability": 0.3,
+    "augment_contrast": 0.0,
+    "augment_bias": 0.0,
+    "augment_blur": 0.0,
+    "augment_noise": 0.0,
+    "augment_probability": 0.5,
     "augment_variants": 4,
 }
 _MOST_RANK = 64  # of a low-rank update; beyond, it is none
@@ -186,21 +186,17 @@ class Recipe:
     # masks follow: mirrored about the vertical axis (horizontal), the other one, or either; none
     # where a class means a side
     augment_flips: Literal["none", "horizontal", "vertical", "both"] = "none"
-    augment_rotation: float = 15.0  # degrees at most, either way
-    augment_scale: float = 1.2  # larger or smaller by this factor at most
-    augment_elastic: float = 0.01  # largest displacement, as a share of the longer side
+    augment_rotation: float = 0.0  # degrees at most, either way
+    augment_scale: float = 1.0  # larger or smaller by this factor at most
+    augment_elastic: float = 0.0  # largest displacement, as a share of the longer side
     # the pictures alone
     augment_inversion: float = 0.5  # probability that bright becomes dark
-    augment_gamma: float = (
-        2.0  # largest exponent of grey levels in [0, 1]; its inverse the smallest
-    )
-    augment_contrast: float = (
-        0.5  # most of a random mapping of grey levels; 1: nothing else is left
-    )
-    augment_bias: float = 0.3  # largest coefficient of a bias field's logarithm
-    augment_blur: float = 0.004  # largest standard deviation, as a share of the longer side
-    augment_noise: float = 0.05  # largest standard deviation, as a share of the grey range
-    augment_probability: float = 0.3  # of each of these but flips (0.5) and inversion
+    augment_gamma: float = 2.0  # largest exponent of grey levels in [0, 1]; 1 / it the smallest
+    augment_contrast: float = 0.0  # most of a random mapping of grey levels; 1: no more
+    augment_bias: float = 0.0  # largest coefficient of a bias field's logarithm
+    augment_blur: float = 0.0  # largest standard deviation, as a share of the longer side
+    augment_noise: float = 0.0  # largest standard deviation, as a share of the grey range
+    augment_probability: float = 0.5  # of each of these but flips (0.5) and inversion
     # where a frozen part's features are kept (adapter_blocks): so many variants of a slice, in turn
     augment_variants: int = 4
 
