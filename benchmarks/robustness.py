@@ -1,6 +1,7 @@
 """What one bad site does to a federation, and what the guard of a round finds in honest ones.
 
     python benchmarks/robustness.py attacks [--sites 3] [--strategy mean ...] [--inverted]
+        [--rounds 4]
     python benchmarks/robustness.py honest [--data ../shared/data]
 
 `--only NAME ...` does these rows alone.
@@ -124,6 +125,11 @@ def turned_after_a_round(sent: Sent) -> Answer:
     return sent.honest if sent.honest.contribution.round == 0 else times(-1)(sent)
 
 
+def turned_later(sent: Sent) -> Answer:
+    """Two honest rounds; then the sign turned, as long as passes for a norm."""
+    return sent.honest if sent.honest.contribution.round < 2 else times(-2.9)(sent)
+
+
 def replay(sent: Sent) -> Answer:
     """What this site sent first, as if it were of this round."""
     said = sent.honest.contribution
@@ -138,6 +144,7 @@ ATTACKS: dict[str, Callable[[Sent], Answer]] = {
     "weight 1e9, sign turned": heavy(-1),
     "sign turned": times(-1),
     "sign turned after one round": turned_after_a_round,
+    "sign turned x 2.9 after two rounds": turned_later,
     "sign turned x 5": times(-5),
     "-3 x the model": against_the_model,
     "3e38 everywhere": filled,
@@ -267,7 +274,7 @@ def told(verdicts: list[list[Verdict]], refused: Mapping[str, str]) -> dict[str,
 
 def attacks(options: argparse.Namespace) -> bool:
     """Every attack at one federation; whether all stay within what is allowed."""
-    plain = demo_recipe(seed=options.seed)
+    plain = demo_recipe(seed=options.seed, rounds=options.rounds, evaluate_every=options.rounds)
     styles = [STYLES[number % len(STYLES)] for number in range(options.sites)]
     if options.inverted:
         styles[-1] = "inverted"
@@ -421,6 +428,7 @@ def main() -> None:
     parser.add_argument("--sites", type=int, default=3)
     parser.add_argument("--strategy", nargs="+", default=["mean"])
     parser.add_argument("--inverted", action="store_true")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+")
     parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared/data")
