@@ -259,7 +259,8 @@ def _guard_of_eight_bits(folder: Path) -> tuple[tuple[bytes, ...], Parse]:
         if not isinstance(said, Contribution):
             return None
         for name, one in right.items():  # values that the bytes choose
-            if len(data) > 8 and data[8] & 1 and tensors and name in tensors:
+            chosen = len(data) > 8 and data[8] & 1
+            if chosen and isinstance(tensors, dict) and name in tensors:
                 value = torch.frombuffer(bytearray(data[4:8]), dtype=one.dtype)[0]
                 tensors[name] = one.flatten().clone()
                 tensors[name][data[9 % len(data)] % one.numel()] = value

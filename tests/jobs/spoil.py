@@ -31,8 +31,8 @@ def spoil_in_the_trainer() -> None:
         received.update(sent)
         write(model, sent)
 
-    def pass_door(policy, site, recipe, expected, tensors, contribution, unsent=None):
-        leaving, report = door(policy, site, recipe, expected, tensors, contribution, unsent)
+    def pass_door(policy, site, recipe, expected, tensors, contribution, *others):
+        leaving, report = door(policy, site, recipe, expected, tensors, contribution, *others)
         word = word_of(report.round) if report.kind == "train" else ""
         if word == "times100":
             leaving = {name: tensor * 100.0 for name, tensor in leaving.items()}

@@ -89,7 +89,7 @@ def test_onnxruntime_gives_pytorchs_logits(tmp_path, results, pictures, method, 
     # and the check before the file is handed over does see another network
     with torch.no_grad():
         trained.model.mask_decoder.mask_tokens.weight[0] += 0.1
-    assert _difference(file, trained.model, 128) > LARGEST_DIFFERENCE
+    assert _difference(file, trained.model, trained.recipe) > LARGEST_DIFFERENCE
 
 
 def test_missing_packages_are_named_with_what_to_install(tmp_path, results, monkeypatch):

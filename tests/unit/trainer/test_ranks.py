@@ -153,18 +153,20 @@ def _of_rank_0(dataset: SliceDataset) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("device", "ranks", "gpus", "expected"),
+    ("device", "ranks", "gpus", "nccl", "expected"),
     [
-        ("cpu", None, 0, ["cpu"]),
-        ("cpu", 3, 0, ["cpu"] * 3),
-        ("cpu", 9, 0, ["cpu"] * 4),  # never more than slices in a batch
-        ("auto", None, 2, ["cuda:0", "cuda:1"]),
-        ("auto", 1, 2, ["cuda:0"]),
-        ("cuda", None, 2, ["cuda:0"]),
-        ("cuda:1", 2, 3, ["cuda:1", "cuda:2"]),
+        ("cpu", None, 0, False, ["cpu"]),
+        ("cpu", 3, 0, False, ["cpu"] * 3),
+        ("cpu", 9, 0, False, ["cpu"] * 4),  # never more than slices in a batch
+        ("auto", None, 2, True, ["cuda:0", "cuda:1"]),
+        ("auto", None, 2, False, ["cuda:0"]),
+        ("auto", 1, 2, True, ["cuda:0"]),
+        ("cuda", None, 2, True, ["cuda:0"]),
+        ("cuda:1", 2, 3, True, ["cuda:1", "cuda:2"]),
     ],
 )
-def test_a_rank_has_a_gpu_of_its_own(recipe, monkeypatch, device, ranks, gpus, expected):
+def test_a_rank_has_a_gpu_of_its_own(recipe, monkeypatch, device, ranks, gpus, nccl, expected):
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: nccl)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     compute = Compute(device=device, ranks=ranks)
