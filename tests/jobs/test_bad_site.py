@@ -7,6 +7,7 @@ be decoded.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -146,7 +147,11 @@ def test_the_others_model_loses_no_more_than_it_may(attack: Attack) -> None:
 def test_the_report_names_the_site_with_the_figure(attack: Attack) -> None:
     report = (attack.results / "report.md").read_text()
     assert "The guard found answers of site-1 that stand out" in report
-    assert "times as long as the others let expect; it was scaled by" in report
+    assert re.search(
+        r"times as long as the others let expect( \(cosine -?[01]\.\d\d to their mean\))?; "
+        r"it was scaled by",
+        report,
+    )
     assert (attack.results / "guard.csv").is_file()
 
 

@@ -152,7 +152,8 @@ def check_patients(bounds: Bounds, patients: int) -> None:
 
 def too_few_patients(bounds: Bounds, patients: int) -> Breach | None:
     """The breach of a site with so few patients to train on; None where they are enough."""
-    return _few_patients(bounds, patients, "are there to train on", "", "")
+    verb = "is" if patients == 1 else "are"
+    return _few_patients(bounds, patients, f"{verb} there to train on", "", "")
 
 
 def check_showing(bounds: Bounds, patients: int) -> None:
@@ -161,7 +162,7 @@ def check_showing(bounds: Bounds, patients: int) -> None:
     Raises:
         DoorClosed: code too-few-training-patients.
     """
-    what = "of them show a class of the recipe"
+    what = f"of them {'shows' if patients == 1 else 'show'} a class of the recipe"
     if breach := _few_patients(bounds, patients, what, "classes", "name other"):
         raise closed(breach)
 

@@ -7,16 +7,20 @@ differences are compared with one another, when it closes:
 that warms up and decays) and 1 (steps that agree). So the norm of each site lets expect one of
 every other: of a site of more steps that norm times their ratio to the power 3/4, of one of fewer
 steps that norm as it is, since such a site weighs less anyway. The median of these is the site's
-usual norm. A difference of more than `NORM_FACTOR` times that is scaled down to `LONG_FACTOR` of
-it: about what the shorter ones of honest sites have.
+usual norm. A difference of more than `NORM_FACTOR` times that, or of `LONG_AGAINST` times where it
+points against the others, is scaled down to `LONG_FACTOR` of it: about what the shorter ones of
+honest sites have.
 
 *direction*. The cosine of a difference to the mean of the others, each of which counts alike and at
-most with its usual norm. Of those below `AGAINST`, in this round and below 0 in the mean over the
-rounds so far, the one with the lowest mean is scaled down to `AGAINST_FACTOR` of its usual norm at
-most, and the others are compared anew, without it, as long as a minority was found. In the mean a
-round counts by how far it moved the model: sites that learnt together for long part in the end,
-each towards its own images (-0.7 was seen of honest ones), and have gone with the others still.
-Where all of a round are below, nobody is scaled: nobody can tell who is wrong.
+most with its usual norm. A difference below `AGAINST` points against the others. Of a site that has
+done so from the start, below `AT_FIRST` in the mean of its first `FIRST_ROUNDS` answers, it is
+scaled down to `AGAINST_FACTOR` of its usual norm at most: of the one with the lowest mean first,
+and the others are compared anew, without it, as long as a minority was found. Where all of a round
+are below, nobody is scaled: nobody can tell who is wrong. Only the start tells, when a model
+has everything to learn and what it learns is of use to all. Where it comes to rest between
+unlike sites their differences add up to nothing: then each points against the sum of the others,
+whoever is honest (-0.7 was seen, and -0.5 round after round of a site of inverted contrast, 1.5
+times as long as usual). One of three that turns later can stop the others, and not turn them.
 
 *rest*. A model that has learnt all that a site has moves by next to nothing there, and how it does
 so is chance: a site that missed a round is then many times as long as the others. What is below
@@ -57,8 +61,11 @@ from fedfms.exchange.waiting import Scaled
 
 NORM_FACTOR = 3.0  # times the usual norm, that is taken as it came
 STEPS_POWER = 0.75  # by which a norm may grow with the steps; see above
+LONG_AGAINST = 1.7  # the same of one that points against the others: more would turn two of three
 LONG_FACTOR = 0.5  # of the usual norm, that is left of a difference that is too long
 AGAINST = -0.45  # cosine to the mean of the others, below which a difference is against them
+AT_FIRST = -0.3  # the same in the mean of the first answers of a site
+FIRST_ROUNDS = 3  # so many
 AGAINST_FACTOR = 0.1  # of the usual norm, that is left of a difference against the others
 AT_REST = 0.1  # of the largest usual norm of a round, below which a difference harms nobody
 WEIGHT_FACTOR = 3  # times the median of the sites' slices, that an unconfirmed site counts for
@@ -77,8 +84,7 @@ class Memory:
     weights: dict[str, int] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)  # the same, at most the usual one
     largest: float = 0.0  # of the norms that are in the middle of a round
-    # of each site the sum of cosines times the middle norm of their round, and the sum of norms
-    cosines: dict[str, tuple[float, float]] = field(default_factory=dict)
+    cosines: dict[str, tuple[float, int]] = field(default_factory=dict)  # of first answers: sum, of
     seen: dict[str, str] = field(default_factory=dict)  # mark of a difference: whose
 
 
@@ -142,13 +148,17 @@ class RoundGuard:
         middle = statistics.median_low(there) if there else 0.0
         self._memory.largest = max(self._memory.largest, middle)
         moving = {site for site in fresh if norms[site] > AT_REST * self._memory.largest}
-        long = {site for site in moving if norms[site] > NORM_FACTOR * usual[site] > 0}
         bounded = {site: min(norms[site], usual[site]) for site in fresh}
         factors = {site: _ratio(bounded[site], norms[site]) for site in fresh}
         given = {site: differences[site] for site in fresh}
         cosines = _cosines(given, factors, norms)
-        means = self._means(cosines, middle)
-        against = _against(given, factors, norms, cosines, means) & moving
+        opposed = _opposed(cosines)
+        long = {
+            site
+            for site in moving
+            if norms[site] > (LONG_AGAINST if site in opposed else NORM_FACTOR) * usual[site] > 0
+        }
+        against = _against(given, factors, norms, cosines, self._at_first(cosines)) & moving
         self._remember(counted, bounded, {marks[site]: site for site in fresh if norms[site] > 0})
 
         verdicts = []
@@ -202,15 +212,14 @@ class RoundGuard:
         """
         self._memory = _DECODE.validate_python(dict(kept))
 
-    def _means(self, cosines: Mapping[str, float], middle: float) -> dict[str, float]:
-        """Of each site over the rounds so far, this one included, which is remembered."""
-        means = {}
+    def _at_first(self, cosines: Mapping[str, float]) -> dict[str, float]:
+        """Of each site the mean of its first answers, this one included if it is one of them."""
         for site, cosine in cosines.items():
-            total, weight = self._memory.cosines.get(site, (0.0, 0.0))
-            total, weight = total + cosine * middle, weight + middle
-            self._memory.cosines[site] = (total, weight)
-            means[site] = total / weight
-        return means
+            total, number = self._memory.cosines.get(site, (0.0, 0))
+            if number < FIRST_ROUNDS:
+                self._memory.cosines[site] = (total + cosine, number + 1)
+        known = self._memory.cosines
+        return {site: known[site][0] / known[site][1] for site in cosines}
 
     def _counted(self, slices: Mapping[str, int]) -> dict[str, int]:
         """Slices that each site counts for."""
@@ -343,6 +352,12 @@ def combine_judged(
     return combine(strategy, round_number, counted, taken)
 
 
+def _opposed(cosines: Mapping[str, float]) -> set[str]:
+    """The sites whose differences point against the others; nobody where all do, or of two."""
+    found = {site for site, cosine in cosines.items() if cosine < AGAINST}
+    return found if 2 < len(cosines) > len(found) else set()
+
+
 def _against(
     differences: Differences,
     factors: Mapping[str, float],
@@ -350,13 +365,13 @@ def _against(
     cosines: Mapping[str, float],
     means: Mapping[str, float],
 ) -> set[str]:
-    """The sites that point against the others: a minority, found one after the other."""
-    if len(differences) < 3 or all(cosine < AGAINST for cosine in cosines.values()):
+    """The sites that have pointed against the others from the start: a minority, one by one."""
+    if len(differences) < 3 or not _opposed(cosines):
         return set()
     found: set[str] = set()
     rest = dict(cosines)
     while 2 * (len(found) + 1) < len(differences) and rest:
-        below = sorted(site for site in rest if rest[site] < AGAINST and means[site] < 0)
+        below = sorted(site for site in rest if rest[site] < AGAINST and means[site] < AT_FIRST)
         if not below:
             break
         found.add(min(below, key=lambda site: means[site]))

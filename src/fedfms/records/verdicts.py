@@ -39,7 +39,10 @@ def _says(verdict: Verdict) -> int:
 
 def _found(finding: Finding, verdict: Verdict) -> str:
     if finding == "norm":
-        return f"is {verdict.times:.3g} times as long as the others let expect"
+        said = f"is {verdict.times:.3g} times as long as the others let expect"
+        if "direction" in verdict.findings or verdict.cosine is None:
+            return said
+        return f"{said} (cosine {verdict.cosine:.2f} to their mean)"
     if finding == "direction":
         return f"points against the others (cosine {verdict.cosine:.2f})"
     if finding == "weight":

@@ -68,7 +68,8 @@ def mean_and_spread(
     told = _metrics(_evaluate(site, recipe, checkpoints))
     truth = np.sort(_dice_by_case(site)[-1])
     dice, iou = told["dice"], told["iou"]
-    said = f"mean {dice.mean}, spread {dice.std}"
+    spread = "no spread" if dice.std is None else f"spread {dice.std}"
+    said = f"mean {dice.mean}, {spread}"
     if dice.mean is None or dice.std is None or iou.mean is None or iou.std is None:
         return Recovered("mean and spread of three cases", said, None)
     wanted = np.array([dice.mean, dice.std, iou.mean, iou.std])

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from fedfms.cli.common import (
     AsJson,
@@ -75,11 +74,12 @@ def audit_privacy(
         values = dataclasses.asdict(Policy.from_folder(policy))
     found: list[Finding] = []
     with tempfile.TemporaryDirectory() as name, progress(as_json) as on_progress:
-        chosen = [
-            one
+        numbered = {
+            n: one
             for n, one in enumerate(settings(recipe, values, rounds), 1)
             if not only or n in only
-        ]
+        }
+        chosen = list(numbered.values())
 
         def tell(number: int) -> None:
             if on_progress is not None:
@@ -110,42 +110,45 @@ def audit_privacy(
             )
         )
     else:
-        _show(found, cases, told)
+        _show(list(numbered), found, cases, told)
     raise typer.Exit(1 if failed else 0)
 
 
-def _show(found: list[Finding], cases: dict[str, list[Recovered]], told: Told) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    chance = "by chance"
-    for heading in (
-        *("pictures", "rounds", "median", chance, "largest", chance, "outline", chance, ""),
-    ):
-        table.add_column(heading, justify="left" if heading in ("pictures", "") else "right")
-    for one in found:
-        figures = (
-            *(one.median, one.median_by_chance, one.largest, one.largest_by_chance),
-            *(one.outline, one.outline_by_chance),
-        )
-        table.add_row(
-            one.setting,
-            str(one.rounds),
-            *("–" if value != value else f"{value:.2f}" for value in figures),
-            _why(one.refused, one.not_attacked),
-        )
-    out.print(table)
+def _show(
+    numbers: list[int], found: list[Finding], cases: dict[str, list[Recovered]], told: Told
+) -> None:
+    """In lines and not in a table, whose columns no terminal has room for."""
+    out.print(
+        "pictures out of answers: correlation with the site's slices, and by chance (95 % quantile "
+        "over other sites)"
+    )
+    for number, one in zip(numbers, found, strict=True):
+        out.print(f"{number:>3}  {one.setting}")
+        figures = [
+            f"{what} {value:.2f} (by chance {chance:.2f})"
+            for what, value, chance in (
+                ("median", one.median, one.median_by_chance),
+                ("largest", one.largest, one.largest_by_chance),
+                ("outline", one.outline, one.outline_by_chance),
+            )
+            if value == value
+        ]
+        why = _why(one.refused, one.not_attacked)
+        rounds = f"{one.rounds} round{'' if one.rounds == 1 else 's'} answered"
+        out.print(f"     {rounds}{': ' * bool(figures)}{', '.join(figures)}")
+        if why:
+            out.print(f"     {why}")
     if any(one.sums_of > 1 for one in found):
         out.print(f"secure_sum: each figure is of the sum of {found[0].sums_of} sites")
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in ("single patients", "under", "what left", "error of the Dice that follows"):
-        table.add_column(heading)
+    out.print("Dice of single patients out of what is told of several")
     for whose, attacks in cases.items():
+        out.print(f"  under {whose}")
         for attempt in attacks:
-            error = "none follows" if attempt.error is None else f"{attempt.error:.4f}"
-            if attempt.not_attacked:
-                error = "–"
-            told_of_it = attempt.told or _why("", attempt.not_attacked)
-            table.add_row(attempt.attack, whose, told_of_it, error)
-    out.print(table)
+            what_left = attempt.told or _why("", attempt.not_attacked)
+            follows = "" if attempt.not_attacked else ": none follows"
+            if attempt.error is not None and not attempt.not_attacked:
+                follows = f": it follows, {attempt.error:.4f} off"
+            out.print(f"     {attempt.attack}{follows} ({what_left})")
     if told.refused or told.not_attacked:
         out.print(f"who was there: {_why(told.refused, told.not_attacked)}")
     else:

@@ -14,6 +14,7 @@ from fedfms.exchange.averaging import average, averaging_weights
 from fedfms.exchange.round_guard import (
     AGAINST,
     AGAINST_FACTOR,
+    LONG_AGAINST,
     LONG_FACTOR,
     NORM_FACTOR,
     Closed,
@@ -337,14 +338,60 @@ def test_honest_sites_that_part_at_the_end_of_a_long_run_are_not_scaled() -> Non
         assert not any(one.findings or one.factor != 1.0 for one in verdicts.values())
 
 
-def test_a_site_that_turns_after_an_honest_round_is_found_when_it_turns() -> None:
+def along(tensors: dict[str, torch.Tensor], others: list[dict[str, torch.Tensor]]) -> float:
+    """Cosine to the mean of the others, in fp64."""
+    own = torch.cat([tensors[name].double().flatten() for name in "ab"])
+    mean = torch.stack(
+        [torch.cat([one[name].double().flatten() for name in "ab"]) for one in others]
+    ).mean(0)
+    return float(own @ mean / own.norm() / mean.norm())
+
+
+@pytest.mark.parametrize("times", [1.0, 1.9, 2.5, 2.9])
+def test_a_site_that_turns_after_an_honest_round_turns_no_round(times: float) -> None:
     guard = RoundGuard(RECIPE)
     closed(honest(3), counts(3), guard=guard)
-    for seed in (1, 2):
+    for seed in range(1, 8):
+        given = honest(3, seed, alike=0.6)
+        given["site-1"] = turned(given["site-1"], -times)
+        result, verdicts = closed(given, counts(3), guard=guard)
+        assert verdicts["site-1"].cosine < AGAINST
+        assert ("norm" in verdicts["site-1"].findings) == (verdicts["site-1"].times > LONG_AGAINST)
+        assert along(dict(result.change), [given["site-2"], given["site-3"]]) > 0.0
+
+
+def unlike(seed: int, against: float, times: float) -> dict[str, dict[str, torch.Tensor]]:
+    """Three sites, of which the third goes so much against the others, and is so many times as long
+    as the first."""
+    given = honest(3, seed, alike=0.8)
+    own = honest(1, 100 + seed)["site-1"]
+    third = {n: own[n] - against * (given["site-1"][n] + given["site-2"][n]) for n in own}
+    length, own_length = (
+        sum(float(value.norm()) ** 2 for value in of.values()) ** 0.5
+        for of in (given["site-1"], third)
+    )
+    return {**given, "site-3": turned(third, times * length / own_length)}
+
+
+def test_an_honest_site_of_other_images_is_not_scaled_where_a_model_comes_to_rest_between() -> None:
+    """As a site of inverted contrast beside two others: first at right angles, then against."""
+    guard = RoundGuard(RECIPE)
+    for seed, against in enumerate((0.0, 0.05, 0.1, *[0.6] * 8)):
+        _, verdicts = closed(unlike(seed, against, 1.0), counts(3), guard=guard)
+        assert not any(one.findings or one.factor != 1.0 for one in verdicts.values())
+    assert verdicts["site-3"].cosine < AGAINST
+    _, verdicts = closed(unlike(20, 0.6, 2.5), counts(3), guard=guard)
+    assert verdicts["site-3"].findings == ("norm",) and verdicts["site-3"].times < NORM_FACTOR
+
+
+def test_a_site_that_was_against_the_others_from_the_start_stays_bounded() -> None:
+    guard = RoundGuard(RECIPE)
+    for seed in range(6):
         given = honest(3, seed, alike=0.6)
         given["site-1"] = turned(given["site-1"], -1.0)
         _, verdicts = closed(given, counts(3), guard=guard)
         assert verdicts["site-1"].findings == ("direction",)
+        assert verdicts["site-1"].factor <= AGAINST_FACTOR * 1.001
 
 
 def test_a_round_of_a_model_that_never_moved_much_is_judged_as_any_other() -> None:

@@ -52,6 +52,17 @@ def test_a_finding_is_told_with_its_figure_and_what_was_done() -> None:
     assert only.endswith("; this is only recorded")
 
 
+def test_what_is_too_long_alone_is_told_with_its_cosine() -> None:
+    """From 1.7 times on if it points against the others, so that the reader needs both figures."""
+    values = {"site": "site-2", "norm": 1.8, "usual_norm": 1.0, "slices": 9, "counted_slices": 9}
+    long = Verdict(**values, cosine=-0.52, factor=0.278, findings=("norm",))
+    ((_, said),) = findings(judged(3, long, USUAL))
+    assert said == (
+        "site-2's answer is 1.8 times as long as the others let expect (cosine -0.52 to their "
+        "mean); it was scaled by 0.278"
+    )
+
+
 def test_a_repetition_is_told_as_left_out() -> None:
     values = {"site": "site-3", "norm": 1.0, "usual_norm": 0.0, "cosine": None, "slices": 9}
     again = Verdict(**values, counted_slices=0, factor=0.0, findings=("replay",))
