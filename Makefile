@@ -2,7 +2,7 @@
 # make test   install into .venv, then run the tests that guard a change; four minutes on two cores
 # make test-all   every test that needs no Docker, those of tests/slow.txt too
 # make test-docker   the same with real containers; where no Docker engine is, it installs one (Debian)
-# make test-gpu   what this machine's GPU does with fedfms, as a table; at most six minutes
+# make test-gpu   what this machine's GPU does with fedfms, as a table; at most seven minutes
 # make bench   ratios of two things measured in turns, into results/benchmarks.md: BENCH="step_cpu --pairs 5"
 # make bench-gpu   the same for what a GPU does; at most eight minutes
 # make chaos   faults while a federation trains: SEEDS=fixed, or "1 2 3", five minutes and more for each

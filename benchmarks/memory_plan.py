@@ -2,10 +2,12 @@
 
     python benchmarks/memory_plan.py            all of them, some minutes; a table
     python benchmarks/memory_plan.py --only 3 --only 7 --json
+    python benchmarks/memory_plan.py --device cuda    six others on a GPU
 
 Each configuration plans and trains in a process of its own, with random weights and two optimizer
 steps of random slices, as a trainer does: first the plan, then the network, then the steps. Its
-peak is VmHWM, the most resident memory that the kernel saw of it. It is held to the plan on both
+peak is VmHWM, the most resident memory that the kernel saw of it, or on a GPU the most that torch
+allocated there, with a CUDA graph recorded on the way. It is held to the plan on both
 sides: never more than 5 % above the prediction, which is at most 25 % above it. Exit code 1 if one
 is not. With --limit a process is first put into a memory control group of version 1 of so many
 bytes (as root), as a container with such a limit.
@@ -64,34 +66,53 @@ CONFIGURATIONS = (
 )
 
 
-def train(configuration: Configuration) -> dict[str, Any]:
-    """Plan and train in this process; bytes predicted and taken."""
+GPU_CONFIGURATIONS = (
+    Configuration("fedmsa", "vit_b", 1024, 1),
+    Configuration("fedmsa", "vit_b", 1024, 4, "bf16"),
+    Configuration("fedmsa", "vit_b", 1024, 8, "bf16", 8, True),
+    Configuration("fedsam", "vit_b", 1024, 2, "bf16"),
+    Configuration("fedsam", "vit_b", 512, 4, "tf32"),
+    Configuration("fedmsa", "vit_l", 512, 4, "bf16", 2),
+)
+
+
+def train(configuration: Configuration, on: str = "cpu") -> dict[str, Any]:
+    """Plan and train in this process on a device; bytes predicted and taken."""
     import torch
 
     from fedfms.contracts.recipe import read_job_recipe
     from fedfms.contracts.site import Compute
     from fedfms.control import Control
-    from fedfms.models.build import build_model
+    from fedfms.models.build import build_model, hold_frozen
     from fedfms.models.encoder import checkpoint_blocks
     from fedfms.shipped import JOBS
+    from fedfms.training.device import make_ready, set_products
+    from fedfms.training.gradients import accumulate_gradients
+    from fedfms.training.graphed import graphed
     from fedfms.training.loop import adam, train_step
     from fedfms.training.plan import Way, plan_memory
 
     torch.set_num_threads(2)
     recipe = read_job_recipe(JOBS / configuration.method, overrides=configuration.overrides())
-    site = Compute(device="cpu", micro_batch=configuration.micro_batch)
+    device = torch.device(on)
+    site = Compute(device=on, micro_batch=configuration.micro_batch)
     began = time.process_time()
     only = None
     if configuration.checkpointing is not None:
         only = Way(configuration.micro_batch or recipe.batch_size, configuration.checkpointing)
-    plan = plan_memory(recipe, site, torch.device("cpu"), only=only, in_trainer=False)
+    make_ready(device)
+    plan = plan_memory(recipe, site, device, only=only, in_trainer=False)
     planned = time.process_time() - began
-    model = build_model(recipe, None).train()
+    model = build_model(recipe, None).to(device).train()
+    hold_frozen(model)
+    set_products(recipe, device)
     checkpoint_blocks(model, plan.way.checkpointing)
+    gradient = graphed(model, device) or accumulate_gradients
     optimizer = adam(model, recipe)
     random = torch.Generator().manual_seed(7)
     began = time.process_time()
-    for _ in range(STEPS):
+    steps = STEPS + 2 * (device.type == "cuda")  # the third is recorded, the fourth launched
+    for _ in range(steps):
         masks = (recipe.batch_size, len(recipe.classes), recipe.mask_size, recipe.mask_size)
         size = (recipe.batch_size, 3, recipe.image_size, recipe.image_size)
         batch = {
@@ -99,15 +120,18 @@ def train(configuration: Configuration) -> dict[str, Any]:
             "target": (torch.rand(masks, generator=random) < 0.2).float(),
             "annotated": torch.ones(masks[:2]),
         }
-        train_step(model, optimizer, batch, recipe, plan.way.micro_batch, Control())
+        control = Control()
+        train_step(
+            *(model, optimizer, batch, recipe, plan.way.micro_batch, control), gradient=gradient
+        )
     return {
         "way": str(plan.way),
         "predicted": plan.predicted,
         "limit": plan.limit,
         "by": plan.by,
-        "peak": _peak(),
+        "peak": torch.cuda.max_memory_allocated() if device.type == "cuda" else _peak(),
         "plan_cpu_seconds": round(planned, 2),
-        "step_cpu_seconds": round((time.process_time() - began) / STEPS, 2),
+        "step_cpu_seconds": round((time.process_time() - began) / steps, 2),
     }
 
 
@@ -118,11 +142,11 @@ def _peak() -> int:
     raise OSError("this kernel says no VmHWM")
 
 
-def measure(configuration: Configuration, limit: int | None) -> dict[str, Any]:
+def measure(configuration: Configuration, limit: int | None, device: str = "cpu") -> dict[str, Any]:
     """The same in a process of its own."""
     text = json.dumps(dataclasses.asdict(configuration))
     with _group(limit) if limit else nullcontext() as group:
-        command = [sys.executable, __file__, "--child", text]
+        command = [sys.executable, __file__, "--child", text, "--device", device]
         if group is not None:
             command += ["--group", str(group)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -158,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", type=int, action="append", help="number of a configuration")
     parser.add_argument("--limit", type=int, help="bytes of a memory control group")
+    parser.add_argument("--device", default="cpu", help="cuda: the six configurations of a GPU")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--group", type=Path, help=argparse.SUPPRESS)
@@ -165,9 +190,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.child:
         if given.group:
             (given.group / "cgroup.procs").write_text(str(os.getpid()))
-        print(json.dumps(train(Configuration(**json.loads(given.child)))))
+        print(json.dumps(train(Configuration(**json.loads(given.child)), given.device)))
         return 0
-    numbers = given.only or range(1, len(CONFIGURATIONS) + 1)
+    configurations = CONFIGURATIONS if given.device == "cpu" else GPU_CONFIGURATIONS
+    numbers = given.only or range(1, len(configurations) + 1)
     rows = []
     if not given.json:
         print(
@@ -175,8 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print("|---|---|---|---|---|---|---|")
     for number in numbers:
-        configuration = CONFIGURATIONS[number - 1]
-        found = measure(configuration, given.limit)
+        configuration = configurations[number - 1]
+        found = measure(configuration, given.limit, given.device)
         rows.append({"number": number, **dataclasses.asdict(configuration), **found})
         if not given.json:
             print(_row(number, configuration, found), flush=True)

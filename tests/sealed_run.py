@@ -20,6 +20,7 @@ from fedfms.contracts.contribution import Contribution, Metric
 from fedfms.contracts.messages import Task
 from fedfms.contracts.receipt import SignedReceipt
 from fedfms.contracts.recipe import BACKBONES, Recipe
+from fedfms.exchange.averaging import weight_of
 from fedfms.exchange.round_guard import RoundGuard, close_round
 from fedfms.exchange.strategies import find_strategy
 from fedfms.exchange.tensors import payload_bytes, save_tensors, update_norm
@@ -168,12 +169,14 @@ def write_run(folder: Path, kits: Path, sites_folder: Path, answers: Path | None
         begin_to_keep_answers(answers, model)
     for number in range(RECIPE.rounds):
         writer.write(RoundStarted(round=number))
-        differences = {}
+        differences, weights = {}, {}
         for seed, site in enumerate(sites):
             tensors = difference(10 * number + seed)
             if answers is not None and (number, site.name) == (1, SITES[1]):
                 tensors = {name: 20 * tensor for name, tensor in tensors.items()}
             differences[site.name] = tensors
+            counted = report_of(task_of(site.name, "train", number), tensors)
+            weights[site.name] = weight_of(RECIPE, counted)
             message, report = site.answer(task_of(site.name, "train", number), model, tensors)
             writer.write(
                 ContributionRecord(
@@ -189,7 +192,7 @@ def write_run(folder: Path, kits: Path, sites_folder: Path, answers: Path | None
         if answers is not None:
             keep_answers(answers, number, differences, RECIPE.transfer_precision)
             slices = dict.fromkeys(SITES, SLICES)
-            closed = close_round(guard, strategy, number, slices, differences)
+            closed = close_round(guard, strategy, number, slices, differences, weights)
             writer.write(Judged(round=number, acts=guard.acts, sites=closed.verdicts))
             change = closed.change
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from pathlib import Path
 from typing import TypeVar
 
 
@@ -28,6 +29,7 @@ class FedfmsError(Exception):
         self.problem = problem
         self.fix = fix
         self.code = code or self.default_code
+        self.files: tuple[Path, ...] = ()  # that it is about, where something goes on without them
         self.details = ""  # of an exception that nobody foresaw: its traceback, for who mends it
 
     def __str__(self) -> str:

@@ -25,23 +25,33 @@ from fedfms.contracts.site import Reading
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
-Triple = tuple[float, float, float]
+Statistics = tuple[float, ...]
 
 
-def pixel_statistics(recipe: Recipe) -> tuple[Triple, Triple]:
+def pixel_statistics(recipe: Recipe) -> tuple[Statistics, Statistics]:
     """(mean, standard deviation) of each channel in grey levels, 0 to 255.
 
-    The network's input is (grey - mean) / std. Without `normalize` that is grey / 255.
+    The network's input is (grey - mean) / std. Without `normalize` that is grey / 255. A contrast
+    is one grey channel: it has the mean of SAM's three.
     """
-    if recipe.normalize:
-        return PIXEL_MEAN, PIXEL_STD
-    return (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)
+    count = len(recipe.contrasts)
+    if not recipe.normalize:
+        return (0.0,) * (count or 3), (255.0,) * (count or 3)
+    if count:
+        return (sum(PIXEL_MEAN) / 3,) * count, (sum(PIXEL_STD) / 3,) * count
+    return PIXEL_MEAN, PIXEL_STD
+
+
+def channels_of(site: Reading, recipe: Recipe) -> int:
+    """Of a slice before it is a network's input: one of each contrast, else 1 or 3."""
+    return len(recipe.contrasts) or (1 if site.channels == "gray" else 3)
 
 
 class Pictured(Protocol):
     """What the way into the network and back needs: grey levels at native size.
 
-    images: (D, H, W) uint8 grey levels, or (D, H, W, 3) with `channels: rgb`.
+    images: (D, H, W) uint8 grey levels, or (D, H, W, 3) with `channels: rgb`, or (D, H, W, N) of
+        the N `contrasts` of site.yml.
     spacing: between slices, rows and columns; millimetres for volumes, 1 for pictures and NPY.
     """
 
@@ -95,14 +105,14 @@ def resized(picture: Tensor, rows: int, columns: int, antialias: bool) -> Tensor
 
 
 def on_canvas(picture: Tensor, mean: Tensor, std: Tensor, side: int) -> Tensor:
-    """(B, 1 or 3, h, w) uint8 to (B, 3, side, side) float32: (grey - mean) / std, then zeros.
+    """(B, 1 or C, h, w) uint8 to (B, C, side, side) float32: (grey - mean) / std, then zeros.
 
     Args:
         picture: lies in the upper left corner.
-        mean, std: (3,) of each channel.
+        mean, std: (C,) of each channel.
         side: of the canvas, at least h and w.
     """
-    canvas = torch.zeros([picture.shape[0], 3, side, side], device=picture.device)
+    canvas = torch.zeros([picture.shape[0], mean.shape[0], side, side], device=picture.device)
     part = canvas[:, :, : picture.shape[2], : picture.shape[3]]
     part.copy_(picture).sub_(mean[:, None, None]).div_(std[:, None, None])
     return canvas
@@ -148,7 +158,8 @@ class Frame(NamedTuple):
 
 
 def network_input(prepared: Pictured, index: int, site: Reading, recipe: Recipe) -> Tensor:
-    """Slice `index` as (3, S, S) float32, normalised; S is `recipe.image_size`.
+    """Slice `index` as (C, S, S) float32, normalised; S is `recipe.image_size`, C the number of
+    `recipe.contrasts`, or 3.
 
     Bilinear with antialiasing (without under `paper_compat`), as SAM's own preprocessing; padding
     is right and below, with zeros, after normalisation.
@@ -156,8 +167,15 @@ def network_input(prepared: Pictured, index: int, site: Reading, recipe: Recipe)
     return normalised(resized_slice(prepared, index, site, recipe), recipe)
 
 
-def native_slice(prepared: Pictured, index: int, site: Reading) -> Tensor:
-    """(1 or 3, H, W) uint8: the slice at its own size, a copy."""
+def native_slice(
+    prepared: Pictured, index: int, site: Reading, recipe: Recipe | None = None
+) -> Tensor:
+    """(1 or 3, H, W) uint8, or (C, H, W) of a recipe's C contrasts: at its own size, a copy.
+
+    A contrast that the site never has is what its `missing_contrast` says.
+    """
+    if recipe is not None and recipe.contrasts:
+        return torch.from_numpy(_contrasts(prepared.images[index], site, recipe))
     if prepared.images.ndim == 4:
         picture = prepared.images[index].transpose(2, 0, 1)
     elif site.channels == "neighbours":  # 2.5-D: the slice between its neighbours
@@ -168,10 +186,33 @@ def native_slice(prepared: Pictured, index: int, site: Reading) -> Tensor:
     return torch.from_numpy(np.array(picture, order="C"))  # a copy: a map is read-only
 
 
+def _contrasts(levels: NDArray[np.uint8], site: Reading, recipe: Recipe) -> NDArray[np.uint8]:
+    """(H, W, N) of the site's contrasts to (C, H, W) of the recipe's."""
+    place = {name: number for number, name in enumerate(site.contrasts)}
+    chosen = np.empty((len(recipe.contrasts), *levels.shape[:2]), np.uint8)
+    for number, name in enumerate(recipe.contrasts):
+        if name in place:
+            chosen[number] = levels[..., place[name]]
+        else:
+            chosen[number] = in_place_of_missing(levels, site)
+    return chosen
+
+
+def in_place_of_missing(levels: NDArray[np.uint8], site: Reading) -> NDArray[np.uint8]:
+    """(..., N) grey levels of the contrasts that are there to (...) of one that is not.
+
+    By `missing_contrast`: black, or their mean, rounded.
+    """
+    if site.missing_contrast == "mean" and levels.shape[-1]:
+        mean: NDArray[np.uint8] = np.rint(levels.mean(axis=-1, dtype=np.float32)).astype(np.uint8)
+        return mean
+    return np.zeros(levels.shape[:-1], np.uint8)
+
+
 def resized_slice(prepared: Pictured, index: int, site: Reading, recipe: Recipe) -> Tensor:
-    """(1 or 3, h, w) uint8: the slice over the part of the input that it covers."""
+    """(1 or 3, h, w) uint8, or of each contrast: over the part of the input that it covers."""
     rows, columns = Frame.of(prepared).input_size(recipe)
-    levels = native_slice(prepared, index, site)
+    levels = native_slice(prepared, index, site, recipe)
     return resized(levels[None], rows, columns, not recipe.paper_compat)[0]
 
 
@@ -182,21 +223,22 @@ def input_of(
     device: torch.device,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Slices of any sizes to a network's input, (B, 3, S, S) float32 on the device.
+    """Slices of any sizes to a network's input, (B, C, S, S) float32 on the device; C is 3, or
+    the number of the recipe's contrasts.
 
     On a processor the same as `network_input` to the last bit. Elsewhere, where torch resizes no
     8-bit levels, they are resized as fp32 and rounded: at most one level from the processor's.
 
     Args:
-        pictures: (1 or 3, h, w) uint8 each, on the device; of any size.
+        pictures: (1 or C, h, w) uint8 each, on the device; of any size.
         covered: rows and columns of the input that each covers, from the upper left.
-        out: (B or more, 3, S, S) float32 there, whose first B are overwritten and returned: new
+        out: (B or more, C, S, S) float32 there, whose first B are overwritten and returned: new
             memory of that size costs a processor more than all that is written to it.
     """
     size = recipe.image_size
     mean, std = _statistics_on(device, *pixel_statistics(recipe))
     if out is None or out.shape[0] < len(pictures):
-        out = torch.empty(len(pictures), 3, size, size, device=device)
+        out = torch.empty(len(pictures), len(mean), size, size, device=device)
     canvas = out[: len(pictures)]
     for image, picture, (rows, columns) in zip(canvas, pictures, covered, strict=True):
         if picture.shape[1:] != (rows, columns):
@@ -208,8 +250,10 @@ def input_of(
 
 
 @functools.cache  # a copy to a GPU waits for it
-def _statistics_on(device: torch.device, mean: Triple, std: Triple) -> tuple[Tensor, Tensor]:
-    """(3, 1, 1) float32 each."""
+def _statistics_on(
+    device: torch.device, mean: Statistics, std: Statistics
+) -> tuple[Tensor, Tensor]:
+    """(C, 1, 1) float32 each."""
     with torch.inference_mode(False):
         on_device = [torch.tensor(one).to(device)[:, None, None] for one in (mean, std)]
     return on_device[0], on_device[1]
@@ -231,7 +275,7 @@ def resized_in_floats(picture: Tensor, rows: int, columns: int, antialias: bool)
 
 
 def normalised(picture: Tensor, recipe: Recipe) -> Tensor:
-    """(1 or 3, h, w) uint8 to (3, S, S) float32."""
+    """(1 or C, h, w) uint8 to (C, S, S) float32."""
     mean, std = pixel_statistics(recipe)
     return on_canvas(picture[None], torch.tensor(mean), torch.tensor(std), recipe.image_size)[0]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from containers import Project, checkout
+from containers import Project, checkout, docker
 from hospitals import fedfms
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
@@ -93,3 +94,31 @@ def test_a_trainer_that_must_have_a_gpu_does_not_start_on_a_cpu(demo: Project) -
     )
     assert done.returncode == 2
     assert "GPU" in done.stdout and "fix:" in done.stdout
+
+
+@pytest.mark.gpu
+def test_an_image_for_gpus_has_its_kernels_where_nothing_can_be_written_or_compiled(
+    engine: None,
+) -> None:
+    image = os.environ.get("FEDFMS_TEST_CUDA_IMAGE")
+    if not image:
+        pytest.skip("FEDFMS_TEST_CUDA_IMAGE names no image that was built with TORCH=cuda")
+    code = """
+import shutil, sys, torch
+sys.modules["triton"] = None  # an import of it would be an error
+assert not any(map(shutil.which, ("cc", "gcc", "clang")))
+from fedfms.models.gpu import kernels
+found = [
+    kernels.code_of(kernel, capability)
+    for kernel in kernels.shipped_kernels()
+    for capability in kernels.CAPABILITIES
+]
+assert all(code.cubin[:4] == b"\\x7fELF" for code in found)
+print(len(found))
+"""
+    done = docker(
+        *("run", "--rm", "--read-only", "--network", "none", "--cap-drop", "ALL"),
+        *("--tmpfs", "/tmp:noexec", "--tmpfs", "/home/fedfms:noexec"),
+        *("--entrypoint", "python", image, "-c", code),
+    )
+    assert done.strip() == "144"

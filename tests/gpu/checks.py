@@ -231,6 +231,113 @@ def training(folder: Path, method: str) -> str:
     return "; ".join(found)
 
 
+def own_kernels(folder: Path) -> str:
+    """Our attention against the folded form: outputs, gradients and seconds."""
+    if not ON_GPU:
+        os.environ["TRITON_INTERPRET"] = "1"
+    from fedfms.models.attention import _folded_split, choose
+    from fedfms.models.gpu.attention import TOLERANCE, OwnAttention, distance
+
+    device = torch.device(DEVICE)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    found = []
+    for dtype in (torch.bfloat16, torch.float32) if ON_GPU else (torch.float32,):
+        name = "bf16" if dtype == torch.bfloat16 else "tf32"
+        sizes = [(64, 64), (48, 48), (32, 32), (20, 27), (14, 14)] if ON_GPU else [(4, 17), (6, 6)]
+        width = 64 if ON_GPU else 32
+        aparts = [distance(dtype, width, *size, device, _folded_split) for size in sizes]
+        assert max(aparts) < (TOLERANCE[dtype] if ON_GPU else 2e-6), (name, aparts)
+        said = f"{name} up to {max(aparts):.1e} apart"
+        if ON_GPU:
+            choice = choose("cuda", dtype, 64, 64, 64, recorded=False)
+            assert choice.way == "own", choice
+            own, folded = (
+                attention_seconds(form, dtype, device)
+                for form in (OwnAttention.apply, _folded_split)
+            )
+            said += f", {1000 * own:.1f} ms against {1000 * folded:.1f}"
+        found.append(said)
+    return "; ".join(found)
+
+
+def attention_seconds(form: Any, dtype: torch.dtype, device: torch.device) -> float:
+    """Forward and backward of a global block of ViT-B with 4 pictures."""
+    shapes = [(3, 48, 4096, 64), (64, 64, 64), (64, 64, 64)]
+    given = [torch.randn(one, device=device, dtype=dtype).requires_grad_() for one in shapes]
+    weights = torch.randn(shapes[0][1:], device=device, dtype=dtype)
+    times = []
+    for _ in range(8):
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        torch.autograd.grad(form(*given, 0.125), given, weights)
+        torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[3:])
+
+
+def step_graph(folder: Path) -> str:
+    """A recorded gradient against the plain one, of other pictures and weights, and seconds."""
+    from fedfms.control import Control
+    from fedfms.models.build import hold_frozen
+    from fedfms.training.device import make_ready, set_products
+    from fedfms.training.gradients import accumulate_gradients
+    from fedfms.training.graphed import graphed
+    from fedfms.training.interrupt import interruptible
+    from fedfms.training.loop import adam, train_step
+
+    device = torch.device(DEVICE, 0)
+    make_ready(device)
+    found = []
+    for method, precision, micro_batch, most in (
+        ("fedmsa", "fp32", 2, 1e-3),
+        ("fedmsa", "bf16", 1, 1e-2),
+        ("fedsam", "bf16", 2, 1e-2),
+    ):
+        chosen = recipe(method, precision, clip_grad_norm=1.0)
+        model = random_model(chosen).to(device).train()
+        hold_frozen(model)
+        set_products(chosen, device)
+        optimizer, graph, control = adam(model, chosen), graphed(model, device), Control()
+        assert graph is not None
+        seconds: dict[str, list[float]] = {"plain": [], "graph": []}
+        with interruptible(model, control):
+            for number in range(12):
+                batch = random_batch(chosen, number)
+                use = accumulate_gradients if number % 2 and number > 6 else graph
+                began = time.perf_counter()
+                train_step(model, optimizer, batch, chosen, micro_batch, control, gradient=use)
+                torch.cuda.synchronize(device)
+                if number > 5:
+                    kind = "graph" if use is graph else "plain"
+                    seconds[kind].append(time.perf_counter() - began)
+            assert graph.recorded == 1, f"nothing was recorded of {method} {precision}"
+            batch, values = random_batch(chosen, 99), []
+            for use in (graph, accumulate_gradients):
+                optimizer.zero_grad(set_to_none=True)
+                loss = use(model, batch, chosen, micro_batch, control)
+                learning = [p.grad for p in model.parameters() if p.grad is not None]
+                values.append((loss, torch.cat([one.flatten() for one in learning]).clone()))
+        (loss, gradient), (plain_loss, plain) = values
+        apart = float((gradient - plain).norm() / plain.norm())
+        assert apart < most and abs(loss - plain_loss) < most * abs(plain_loss), (loss, apart)
+        graph.end()
+        of_graph, of_plain = (1000 * statistics.median(seconds[one]) for one in ("graph", "plain"))
+        found.append(
+            f"{method} {precision} {apart:.1e} apart, {of_graph:.0f} ms against {of_plain:.0f}"
+        )
+    return "; ".join(found)
+
+
+def random_batch(chosen: Any, seed: int) -> dict[str, torch.Tensor]:
+    numbers = torch.Generator().manual_seed(seed)
+    count, mask = chosen.batch_size, chosen.mask_size
+    return {
+        "image": torch.randn(count, 3, SIZE, SIZE, generator=numbers),
+        "target": (torch.rand(count, 1, mask, mask, generator=numbers) < 0.2).float(),
+        "annotated": torch.ones(count, 1),
+    }
+
+
 def loader(folder: Path) -> str:
     """Batches on the device against those of the processor, and how many slices a second come."""
     from fedfms.data.slices import SliceDataset
@@ -599,6 +706,8 @@ CHECKS: dict[str, Callable[[Path], str]] = {
     "model-fedsam": lambda folder: model_against_cpu("fedsam"),
     "train-fedmsa": lambda folder: training(folder, "fedmsa"),
     "train-fedsam": lambda folder: training(folder, "fedsam"),
+    "kernels": own_kernels,
+    "graph": step_graph,
     "loader": loader,
     "memory": memory,
     "predict": predict,

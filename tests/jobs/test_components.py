@@ -409,6 +409,8 @@ def best_rounds(
     components = {"persistor": SafeTensorsPersistor(), "selector": selector, "heard": heard}
     engine = Engine(folder, "server", {**components, "guard": guard})
     (engine.config_folder() / "recipe.json").write_text(recipe.to_json())
+    with engine.new_context() as fl_ctx:
+        selector.handle_event(EventType.START_RUN, fl_ctx)
     for number in range(recipe.rounds):
         with engine.new_context() as fl_ctx:
             fl_ctx.set_prop(AppConstants.CURRENT_ROUND, number, private=True)

@@ -30,10 +30,12 @@ from fedfms.errors import ContributionRefused, DoorClosed
 from fedfms.exchange.averaging import average
 from fedfms.exchange.guard import check_contribution
 from fedfms.exchange.secure_sum import is_for_few_in_a_sum
+from fedfms.exchange.strategies import find_strategy
 from fedfms.exchange.tensors import shapes_of
 from fedfms.flare import secure_sums
 from fedfms.flare.aggregator import OrderedAggregator
-from fedfms.flare.run_state import JUDGED
+from fedfms.flare.job import CONTRIBUTION
+from fedfms.flare.run_state import JUDGED, KEEP_STATE, start_keeping
 from fedfms.records.schema import Judged
 from fedfms.trainer.own_key import own_key
 from fedfms.trainer.sums import Sums
@@ -47,9 +49,11 @@ SITES = ("site-1", "site-2", "site-3", "site-4")
 class Federation(Engine):
     """The server's engine, with trainers at the other end of its messages."""
 
-    def __init__(self, folder: Path, sites: tuple[str, ...] = SITES) -> None:
+    def __init__(
+        self, folder: Path, sites: tuple[str, ...] = SITES, recipe: Recipe = RECIPE
+    ) -> None:
         super().__init__(folder / "server", "server", {"aggregator": OrderedAggregator()})
-        (self.config_folder() / "recipe.json").write_text(RECIPE.to_json())
+        (self.config_folder() / "recipe.json").write_text(recipe.to_json())
         peers = folder / "peers.json"
         peers.write_text(json.dumps({name: own_key(folder / name).public for name in sites}))
         self.sums = {name: Sums(name, folder / name, peers) for name in sites}
@@ -104,17 +108,29 @@ def begin(engine: Federation, fl_ctx: FLContext, number: int) -> OrderedAggregat
 
 
 def accepted(
-    aggregator: OrderedAggregator, fl_ctx: FLContext, site: str, slices: int, tensors: Any
+    aggregator: OrderedAggregator,
+    fl_ctx: FLContext,
+    site: str,
+    slices: int,
+    tensors: Any,
+    said: dict[str, Any] | None = None,
 ) -> bool:
-    meta = {MetaKey.NUM_STEPS_CURRENT_ROUND: float(slices)}
+    meta: dict[str, Any] = {MetaKey.NUM_STEPS_CURRENT_ROUND: float(slices), CONTRIBUTION: said}
     shareable = DXO(DataKind.WEIGHT_DIFF, data=tensors, meta=meta).to_shareable()
     shareable.set_peer_props({ReservedKey.IDENTITY_NAME: site})
     shareable.add_cookie(AppConstants.CONTRIBUTION_ROUND, fl_ctx.get_prop("current_round"))
     return aggregator.accept(shareable, fl_ctx)
 
 
-def accept(aggregator: OrderedAggregator, fl_ctx: FLContext, site: str, slices: int, tensors: Any):
-    assert accepted(aggregator, fl_ctx, site, slices, tensors)
+def accept(
+    aggregator: OrderedAggregator,
+    fl_ctx: FLContext,
+    site: str,
+    slices: int,
+    tensors: Any,
+    said: dict[str, Any] | None = None,
+) -> None:
+    assert accepted(aggregator, fl_ctx, site, slices, tensors, said)
 
 
 def difference(site: str) -> dict[str, torch.Tensor]:
@@ -150,6 +166,44 @@ def test_a_round_is_the_plain_average_of_those_who_answered(tmp_path: Path, lost
     assert engine.panics == []
     assert not any(site == "site-9" for site, _ in engine.asked)
     assert [*tmp_path.rglob("*.values")] == []
+
+
+@pytest.mark.parametrize("strategy", ["server_momentum", "server_adam"])
+def test_an_optimizer_at_the_server_goes_by_the_sum_alone(tmp_path: Path, strategy: str) -> None:
+    """Each site adds itself once, whatever it has: weights are equal."""
+    recipe = dataclasses.replace(RECIPE, strategy=strategy, weigh_by="equal")
+    engine, expected = Federation(tmp_path, recipe=recipe), find_strategy(recipe)
+    with engine.new_context() as fl_ctx:
+        engine.fire_event(EventType.START_RUN, fl_ctx)
+        for number in range(3):
+            aggregator = begin(engine, fl_ctx, number)
+            for site in SITES:
+                masked = engine.sums[site].masked(JOB_ID, number, difference(site), 1)
+                said = report(site, number, WEIGHTS[site])
+                accept(aggregator, fl_ctx, site, WEIGHTS[site], masked, said)
+            result = from_shareable(aggregator.aggregate(fl_ctx)).data
+            mean = average({site: difference(site) for site in SITES}, dict.fromkeys(SITES, 1))
+            assert torch.equal(result["w"], expected.change(mean)["w"])
+        keeping = start_keeping(fl_ctx, 3)
+        aggregator.handle_event(KEEP_STATE, fl_ctx)
+    assert {*keeping.strategy} == {*expected.state_dict()} and keeping.strategy
+    assert engine.panics == []
+
+
+def report(site: str, number: int, slices: int) -> dict[str, Any]:
+    return Contribution(
+        site=site,
+        kind="train",
+        role="train",
+        round=number,
+        model="round",
+        recipe_sha256="0" * 64,
+        backbone_sha256="0" * 64,
+        package_version=__version__,
+        training_slices=slices,
+        training_cases=9,
+        evaluated_cases=0,
+    ).to_dict()
 
 
 def test_a_round_in_32_bits_is_the_mean_of_what_was_rounded_to_them(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def site(tmp_path: Path) -> Path:
 def test_help_names_every_command_with_a_sentence(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    commands = ("synth", "simulate", "check-data", "train-local", "report", "trainer")
+    commands = ("synth", "simulate", "adopt", "check-data", "train-local", "report", "trainer")
     for command in (*commands, "prepare", "study", "verify", "predict", "export"):
         assert re.search(rf"{command} +\w.*", out), command
 
@@ -46,6 +46,26 @@ def test_a_broken_site_fails_with_the_problem_and_its_fix(run: Run, site: Path) 
     assert "1 of 10 images have no label" in out
     assert "fix:" in out
     assert "FAIL" in out
+
+
+def test_a_folder_is_adopted_with_a_table_and_what_it_is_not_sure_of(
+    run: Run, site: Path, tmp_path: Path
+) -> None:
+    (site / "site.yml").unlink()
+    new = tmp_path / "new.yml"
+    code, out, _ = run("adopt", site, "--output", new)
+    assert code == 0
+    assert re.search(r"layout +images and labels in folders of their own", out)
+    assert re.search(r"images +images/\*\.nii\.gz", out) and "not sure the names of classes" in out
+    code, out, _ = run("check-data", new)
+    assert (code, "PASS" in out) == (0, True)
+    code, _, error = run("adopt", site, "--output", new)
+    assert code == 1 and "is there already and is not written over" in error
+    code, out, _ = run(
+        "adopt", site, "--output", tmp_path / "2.yml", "--classes", "tumour", "--json"
+    )
+    assert code == 0
+    assert json.loads(out)["needs"] == [] and "tumour: [1]" in json.loads(out)["text"]
 
 
 def test_findings_as_json_for_scripts(run: Run, site: Path) -> None:

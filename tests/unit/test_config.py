@@ -198,6 +198,18 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "augment_noise": 0.1,
         "augment_probability": 0.2,
         "augment_variants": 8,
+        "contrasts": ["t1", "flair"],
+        "proximal_weight": 0.1,
+        "personal": "norms",
+        "personal_after": 2,
+        "site_learning_rates": ["site-2:3e-5"],
+        "weigh_by": "equal",
+        "server_learning_rate": 0.5,
+        "server_momentum": 0.5,
+        "server_second_momentum": 0.9,
+        "server_epsilon": 0.01,
+        "patience": 3,
+        "best_by": "worst",
     }
     assert set(others) == {f.name for f in dataclasses.fields(Recipe)}
     of_patients = {
@@ -205,6 +217,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "patient_clip_norm": 2.0,
     }  # one is nothing without the other
     together = {key: of_patients for key in others if key.startswith("patient")}
+    together["personal_after"] = {"personal": "adapters"}
     together["secure_sum_bits"] = {"secure_sum": True}
     hashes = {
         base.with_values({**together.get(key, {}), key: value}, "test").sha256
@@ -215,13 +228,27 @@ def test_the_hash_differs_as_soon_as_one_value_does():
 
 def test_a_recipe_that_says_nothing_of_what_came_later_has_the_hash_it_always_had():
     later = {"strategy", "canary", "guard", "confirmed_weights", "secure_sum", "secure_sum_bits"}
+    later |= {"proximal_weight", "personal", "site_learning_rates", "weigh_by", "patience"}
+    later |= {"server_learning_rate", "server_momentum", "server_second_momentum"}
+    later |= {"server_epsilon", "best_by", "personal_after"}
     later |= {"patient_rate", "patient_clip_norm", "patient_noise", "adapter_blocks", "lora_rank"}
     later |= {key for key in recipe().to_dict() if key.startswith("augment")}
+    later |= {"contrasts"}
     before = {key: value for key, value in recipe().to_dict().items() if key not in later}
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":")).encode()
     assert (
         recipe().sha256 == recipe(strategy="mean").sha256 == hashlib.sha256(canonical).hexdigest()
     )
+
+
+def test_a_site_trains_by_its_own_rate_and_what_is_pooled_by_no_part_of_a_federation():
+    made = recipe(
+        site_learning_rates=["site-2:3e-5"], personal="norms", proximal_weight=0.1, learning_rate=1
+    )
+    assert (made.at("site-2").learning_rate, made.at("site-1").learning_rate) == (3e-5, 1)
+    assert made.at("site-1") == made
+    assert made.alone == recipe(learning_rate=1)
+    assert recipe(strategy="server_adam", secure_sum=True).sums_only
 
 
 def test_a_method_of_another_package_is_a_name_that_recipe_and_policy_carry():
@@ -323,6 +350,8 @@ def test_the_order_of_classes_counts():
         ({"image_size": 0}, "image_size is 0", "multiple"),
         ({"seed": -1}, "seed is -1", "0 or more"),
         ({"warmup_steps": -1}, "warmup_steps is -1", "0 or more"),
+        ({"contrasts": ["t1", "t1"]}, "contrasts names 2: t1, t1", "name each once"),
+        ({"contrasts": ["t1"], "paper_compat": True}, "sees three channels", "leave contrasts out"),
         ({"adapter_blocks": "last"}, "adapter_blocks is 'last'", "last:K with K from 0 to 12"),
         ({"adapter_blocks": "last:13"}, "'last:13'", "the blocks of vit_b"),
         ({"adapter_blocks": "last:-1"}, "'last:-1'", "K from 0"),
@@ -333,6 +362,19 @@ def test_the_order_of_classes_counts():
         ({"augment_probability": 1.1}, "augment_probability is 1.1", "from 0 to 1"),
         ({"augment_variants": 0}, "augment_variants is 0", "kept on the site's disk"),
         ({"augment": True, "paper_compat": True}, "and augment too", "set augment to false"),
+        ({"proximal_weight": -0.1}, "proximal_weight is -0.1", "0 for none"),
+        ({"personal": "head"}, "personal is 'head'", "none, norms, adapters"),
+        ({"personal_after": 2}, "personal_after is 2, and personal is none", "set personal to"),
+        ({"personal_after": -2, "personal": "norms"}, "personal_after is -2", "set 0"),
+        ({"site_learning_rates": ["site-2"]}, "has 'site-2'", "SITE:RATE"),
+        ({"site_learning_rates": ["site-2:0"]}, "has 'site-2:0'", "positive rate"),
+        ({"site_learning_rates": ["a:1e-3", "a:1e-4"]}, "one site twice", "once"),
+        ({"server_learning_rate": 0.0}, "server_learning_rate is 0.0", "null"),
+        ({"server_momentum": 1.0}, "server_momentum is 1.0", "below 1"),
+        ({"server_epsilon": 0.0}, "server_epsilon is 0.0", "positive"),
+        ({"patience": -1}, "patience is -1", "0 for all rounds"),
+        ({"weigh_by": "equal", "paper_compat": True}, "paper_compat is true", "leave weigh_by"),
+        ({"secure_sum": True, "strategy": "median"}, "strategy is median", "leave strategy out"),
         ({"adapter_blocks": "last:2", "backbone": "none"}, "there is no backbone", "leave adapter"),
     ],
 )

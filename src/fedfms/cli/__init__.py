@@ -16,6 +16,7 @@ import typer
 
 from fedfms import __version__
 from fedfms.cli import (
+    adopt,
     backup,
     egress,
     export,
@@ -41,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _PANELS = {
-    "On one machine": (local,),
+    "On one machine": (local, adopt),
     "A trained model": (predict, export),
     "Kits: who takes part": (kits,),
     "A coordinator's jobs, with an admin's kit": (jobs, runs, verify),

@@ -223,7 +223,7 @@ def train_local(
     from fedfms.exchange.tensors import save_tensors
     from fedfms.training.pooled import PooledRound, train_pooled
 
-    chosen = read_job_recipe(job, recipe, overrides)
+    chosen = read_job_recipe(job, recipe, overrides).alone
     if output is not None:
         _require_place(output, chosen)  # before the hours that it holds
     every = "each round" if chosen.evaluate_every == 1 else f"every {chosen.evaluate_every} rounds"

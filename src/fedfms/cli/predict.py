@@ -72,6 +72,14 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write over masks that are there.")
     ] = False,
+    own: Annotated[
+        Path | None,
+        typer.Option(
+            "--own",
+            help="What your trainer kept of a run with personal parts: the last "
+            "runs/JOB/learnt-*/staying.safetensors in its private folder.",
+        ),
+    ] = None,
     checkpoints: Checkpoints = None,
     as_json: AsJson = False,
 ) -> None:
@@ -82,7 +90,8 @@ def predict(
     from fedfms.predict.run import origin_of, predict_items, site_for_prediction
     from fedfms.training.device import torch_device
 
-    trained = load_trained(model, checkpoints or Machine.from_environment().checkpoints)
+    folder = checkpoints or Machine.from_environment().checkpoints
+    trained = load_trained(model, folder, own)
     recipe = trained.recipe
     config = site_for_prediction(
         trained,
@@ -93,7 +102,14 @@ def predict(
         intensity=Intensity.from_text(intensity) if intensity else None,
         device=device,
     )
-    items = find_items(source, output, recipe, probabilities=probabilities, separate=separate)
+    items = find_items(
+        source,
+        output,
+        recipe,
+        probabilities=probabilities,
+        separate=separate,
+        contrasts=config.contrasts,
+    )
     others = passed_over(source, output, items)
     origin = origin_of(trained, config)
     used = {

@@ -39,6 +39,8 @@ class Slicing:
     # mm between slices, rows and columns: the median over some cases, of two digits. None: too few
     # cases to tell, not known yet, or files without a voxel size
     spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = None
+    contrasts: Names = ()  # that its cases have, a job names those that it learns from
+    fills_contrasts: bool = False  # one that is missing is filled in there (missing_contrast)
 
     @classmethod
     def of(cls, site: Reading, spacing_mm: tuple[float, float, float] | None = None) -> Slicing:
@@ -50,6 +52,8 @@ class Slicing:
             channels=site.channels,
             intensity=":".join([rule.rule, *(f"{number:g}" for number in numbers)]),
             spacing_mm=spacing_mm,
+            contrasts=tuple(site.contrasts),
+            fills_contrasts=site.missing_contrast != "refuse",
         )
 
 

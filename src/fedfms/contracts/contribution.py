@@ -14,12 +14,16 @@ from fedfms.errors import ContributionRefused
 
 METRICS = ("dice", "iou", "hd95", "dice_slice", "iou_slice")
 PHASES = ("prepare", "evaluate", "train", "exchange")
+# why a site leaves a case out: a file cannot be read; an image without a label, or the other way
+# round; nothing is in it, and something must be; image and label, or both and site.yml, do not fit
+LEFT_OUT_REASONS = ("unreadable", "unlabelled", "empty", "unfit")
 MAX_PICTURES = 32  # beside one contribution
 MAX_PICTURE_BYTES = 2 * 1024 * 1024
 
 
 ModelName = Literal["round", "final", "best"]
 MetricName = Annotated[str, StringConstraints(pattern=f"^({'|'.join(METRICS)})$")]
+Reason = Annotated[str, StringConstraints(pattern=f"^({'|'.join(LEFT_OUT_REASONS)})$")]
 Phase = Annotated[str, StringConstraints(pattern=f"^({'|'.join(PHASES)})$")]
 
 
@@ -66,6 +70,8 @@ class Contribution:
     evaluated_cases: Count
     metrics: Annotated[tuple[Metric, ...], Field(max_length=1000)] = ()
     distance_unit: Literal["mm", "px"] = "px"  # of hd95; files without a voxel size count pixels
+    left_out: Count = 0  # cases that the site leaves out, of both sides of its split
+    left_out_by_reason: dict[Reason, Count] = field(default_factory=dict)
     loss: Number | None = None  # mean over the round's steps
     seconds: dict[Phase, Seconds] = field(default_factory=dict)  # by phase
     # by phase: of the trainer process, or of its GPU where it has one

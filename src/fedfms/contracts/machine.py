@@ -24,6 +24,8 @@ class Machine:
     checkpoints: Path | None  # FEDFMS_CHECKPOINTS: folder of SAM checkpoints
     log_level: str | None = None  # FEDFMS_LOG_LEVEL: of what FLARE logs in a container; info
     require_gpu: bool = False  # FEDFMS_REQUIRE_GPU: the trainer was started with the GPU overlay
+    # FEDFMS_PLAIN_GPU: a GPU computes by torch's own kernels alone, launched one by one
+    plain_gpu: bool = False
     # FEDFMS_ORDER_FROM_SEED: the order of slices is no secret of the site; for simulations
     order_from_seed: bool = False
     revision: str | None = None  # FEDFMS_REVISION: commit that a container image was made of
@@ -65,6 +67,7 @@ class Machine:
             checkpoints=folder("FEDFMS_CHECKPOINTS"),
             log_level=os.environ.get("FEDFMS_LOG_LEVEL") or None,
             require_gpu=os.environ.get("FEDFMS_REQUIRE_GPU", "") not in ("", "0"),
+            plain_gpu=os.environ.get("FEDFMS_PLAIN_GPU", "") not in ("", "0"),
             order_from_seed=os.environ.get("FEDFMS_ORDER_FROM_SEED", "") not in ("", "0"),
             revision=os.environ.get("FEDFMS_REVISION") or None,
             image=os.environ.get("FEDFMS_IMAGE_DIGEST") or None,

@@ -49,6 +49,8 @@ class Bounds:
     max_augment_bias: _Share = 1.0
     max_augment_blur: _Share = 0.02
     max_augment_noise: _Share = 0.3
+    # of FedProx; a much larger one undoes each step, so that a round is its first one
+    max_proximal_weight: _Positive = 1.0
     min_image_size: _AtLeastOne = 64  # pixels
     max_image_size: _AtLeastOne = 2048
     min_training_patients: _AtLeastOne = 10  # with fewer nothing is trained here

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fedfms.bounded import number
 from fedfms.contracts.decode import (
     from_dict,
     parse_json,
@@ -21,7 +22,7 @@ from fedfms.contracts.decode import (
     require_key,
     require_name,
 )
-from fedfms.errors import ConfigError
+from fedfms.errors import ConfigError, Undecodable
 
 Backbone = Literal["vit_demo", "vit_b", "vit_l", "vit_h", "none"]
 NO_BACKBONE = "none"  # of a method that has a network of its own and needs no checkpoint
@@ -97,7 +98,22 @@ _LATER: dict[str, Any] = {
     "augment_noise": 0.0,
     "augment_probability": 0.5,
     "augment_variants": 4,
+    "contrasts": [],
+    "proximal_weight": 0.0,
+    "personal": "none",
+    "personal_after": 0,
+    "site_learning_rates": [],
+    "weigh_by": "slices",
+    "server_learning_rate": None,
+    "server_momentum": 0.9,
+    "server_second_momentum": 0.99,
+    "server_epsilon": 1e-3,
+    "patience": 0,
+    "best_by": "mean",
 }
+# strategies that ask for the mean of a round alone, which a secure sum gives
+OF_A_MEAN = ("mean", "server_momentum", "server_adam")
+MOST_CONTRASTS = 16  # of a case
 _MOST_RANK = 64  # of a low-rank update; beyond, it is none
 # of an augmentation: no change, and the most with which a picture still is one
 AUGMENTATIONS: dict[str, tuple[float, float]] = {
@@ -199,6 +215,34 @@ class Recipe:
     augment_probability: float = 0.5  # of each of these but flips (0.5) and inversion
     # where a frozen part's features are kept (adapter_blocks): so many variants of a slice, in turn
     augment_variants: int = 4
+    # images of one case that a network sees together, a channel each, in this order: names of
+    # `contrasts` in every site.yml. None: the one image of a case
+    contrasts: tuple[str, ...] = ()
+    # mu of FedProx (training/proximal.py): half of it times the squared distance of what travels
+    # to the model that was received is added to the local loss; 0: federated averaging
+    proximal_weight: float = 0.0
+    # what learns and stays at its site (models/travelling.py): norms, layers of normalization;
+    # adapters, what the method adds to the encoder
+    personal: Literal["none", "norms", "adapters"] = "none"
+    # rounds in which these are averaged as all else, before each site goes on with its own. A site
+    # that never trained, predict and export use them as they were shared last; with 0, as the
+    # network began
+    personal_after: int = 0
+    # learning_rate of single sites, such as site-2:3e-5
+    site_learning_rates: tuple[str, ...] = ()
+    # what a site counts for in the average: its training slices, its training cases, or as any
+    weigh_by: Literal["slices", "cases", "equal"] = "slices"
+    # of the strategies server_momentum and server_adam (exchange/strategies/adaptive.py): step on
+    # the mean difference, null for 1 and 0.001; beta 1, beta 2 and tau
+    server_learning_rate: float | None = None
+    server_momentum: float = 0.9
+    server_second_momentum: float = 0.99
+    server_epsilon: float = 1e-3
+    # training ends when so many evaluations in a row gave no better mean of the training sites'
+    # Dice; 0: all rounds are trained
+    patience: int = 0
+    # which model is the best one: by the mean over training sites of their Dice, or by the lowest
+    best_by: Literal["mean", "worst"] = "mean"
 
     def __post_init__(self) -> None:
         require_name(self.method, "method")
@@ -284,10 +328,27 @@ class Recipe:
             require_name(name, "holdout site")
         for name in self.confirmed_weights:
             require_name(name, "site")
+        self._check_contrasts()
         self._check_adapters()
         self._check_augmentation()
         self._check_patients()
         self._check_sums()
+        self._check_learning_across_sites()
+
+    def _check_contrasts(self) -> None:
+        for name in self.contrasts:
+            require_name(name, "contrast")
+        require(
+            len(set(self.contrasts)) == len(self.contrasts) <= MOST_CONTRASTS,
+            f"contrasts names {len(self.contrasts)}: {', '.join(self.contrasts)}",
+            f"name each once, at most {MOST_CONTRASTS}",
+        )
+        require(
+            not self.contrasts or (self.backbone != NO_BACKBONE and not self.paper_compat),
+            "contrasts are named, and the network sees three channels (backbone none, or "
+            "paper_compat)",
+            "leave contrasts out",
+        )
 
     def _check_adapters(self) -> None:
         if self.adapter_blocks == "all":
@@ -364,11 +425,67 @@ class Recipe:
             "set patient_rate and patient_clip_norm: the noise is a share of patient_clip_norm",
         )
 
-    def _check_sums(self) -> None:
-        for key, usual in (("strategy", "mean"), ("paper_compat", False)):
+    def _check_learning_across_sites(self) -> None:
+        require(
+            math.isfinite(self.proximal_weight) and self.proximal_weight >= 0,
+            f"proximal_weight is {self.proximal_weight}",
+            "set 0 for none, or a positive number such as 0.01",
+        )
+        for text in self.site_learning_rates:
+            site, _, of_site = text.partition(":")
+            require_name(site, "site")
+            require(
+                _rate(of_site) is not None,
+                f"site_learning_rates has {text!r}",
+                "write SITE:RATE with a positive rate, such as site-2:3e-5",
+            )
+        named = self.sites_with_a_rate
+        require(
+            len(set(named)) == len(named),
+            f"site_learning_rates names one site twice: {', '.join(named)}",
+            "name each site once",
+        )
+        rate = self.server_learning_rate
+        require(
+            rate is None or (math.isfinite(rate) and rate > 0),
+            f"server_learning_rate is {rate}",
+            "set a positive number, or null for the strategy's usual one",
+        )
+        for key in ("server_momentum", "server_second_momentum"):
+            require(
+                0 <= getattr(self, key) < 1,
+                f"{key} is {getattr(self, key)}",
+                "set a number from 0 to below 1",
+            )
+        require(
+            math.isfinite(self.server_epsilon) and self.server_epsilon > 0,
+            f"server_epsilon is {self.server_epsilon}",
+            "set a positive number, such as 0.001",
+        )
+        require(
+            self.personal_after >= 0,
+            f"personal_after is {self.personal_after}",
+            "set 0, or the rounds in which what is personal later is shared",
+        )
+        require(
+            self.personal_after == 0 or self.personal != "none",
+            f"personal_after is {self.personal_after}, and personal is none",
+            "set personal to norms or adapters, or leave personal_after out",
+        )
+        require(self.patience >= 0, f"patience is {self.patience}", "set 0 for all rounds, or more")
+        for key in ("proximal_weight", "personal", "site_learning_rates", "weigh_by", "patience"):
             value = getattr(self, key)
             require(
-                not self.secure_sum or value == usual,
+                not self.paper_compat or value in (0, "none", (), "slices"),
+                f"{key} is {value}, and paper_compat is true",
+                f"leave {key} out: FedFMS has no such thing",
+            )
+
+    def _check_sums(self) -> None:
+        for key, usual in (("strategy", OF_A_MEAN), ("paper_compat", (False,))):
+            value = getattr(self, key)
+            require(
+                not self.secure_sum or value in usual,
                 f"secure_sum is true, and {key} is {str(value).lower()}",
                 f"leave {key} out: of a sum nobody can see what it asks for",
             )
@@ -387,6 +504,36 @@ class Recipe:
             self.secure_sum or self.secure_sum_bits == 64,
             "secure_sum_bits is 32, and secure_sum is false",
             "set secure_sum to true, or leave secure_sum_bits out",
+        )
+
+    def at(self, site: str) -> Recipe:
+        """The recipe as this site trains by it: with its own learning rate, where it has one."""
+        for text in self.site_learning_rates:
+            name, _, rate = text.partition(":")
+            if name == site:
+                return dataclasses.replace(
+                    self, learning_rate=_rate(rate) or self.learning_rate, site_learning_rates=()
+                )
+        return self
+
+    @property
+    def sites_with_a_rate(self) -> tuple[str, ...]:
+        """Sites that `site_learning_rates` names."""
+        return tuple(text.partition(":")[0] for text in self.site_learning_rates)
+
+    @property
+    def alone(self) -> Recipe:
+        """The recipe where there is no federation: all that learns is trained in one place.
+
+        Nothing is received that a proximal term could hold to, and nothing stays elsewhere.
+        """
+        return dataclasses.replace(
+            self,
+            proximal_weight=0.0,
+            personal="none",
+            personal_after=0,
+            site_learning_rates=(),
+            weigh_by="slices",
         )
 
     @property
@@ -515,6 +662,15 @@ class Recipe:
         if values.get("backbone") == NO_BACKBONE:
             implied = {"backbone_sha256": "0" * 64}
         return Recipe.from_dict({**self.to_dict(), **implied, **values}, source)
+
+
+def _rate(text: str) -> float | None:
+    """A learning rate as it is written; None where it is none."""
+    try:
+        rate = number(text, "the learning rate")
+    except Undecodable:
+        return None
+    return rate if math.isfinite(rate) and rate > 0 else None
 
 
 def adapters_in_words(adapter_blocks: str) -> str:

@@ -7,7 +7,7 @@ import math
 import re
 import typing
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +21,14 @@ from fedfms.contracts.decode import (
     require_name,
     short,
 )
+from fedfms.contracts.recipe import MOST_CONTRASTS
 from fedfms.errors import ConfigError, Undecodable
 
 P = typing.TypeVar("P", "Folder", "Reading", "Labels", "Compute", "Setup")
 ImageFormat = Literal["nifti", "dicom", "image", "npy"]
 
+MOST_KEPT = 12  # classes that may overlap, each in files of its own
+LEAVE_OUT = 0.05  # share of its cases without which a job goes on, where site.yml says nothing
 _CONTROLS = ("Cc", "Zl", "Zp")  # categories of characters that no glob or expression means
 
 
@@ -129,11 +132,64 @@ def _refuse_controls(config: Any, keys: Sequence[str]) -> None:
         )
 
 
+def _require_glob(key: str, pattern: str) -> None:
+    require(
+        "*" in pattern and not pattern.startswith("/") and ".." not in Path(pattern).parts,
+        f"{key} is {pattern!r}",
+        "write a glob relative to data_root, with a * that stands for the case's name",
+    )
+    require(
+        "[^" not in pattern,
+        f"{key} is {pattern!r}, in which [^ is no sign of a glob",
+        "write [!ab] for a letter that is not a or b; a ^ itself may stand behind another",
+    )
+
+
 def _require_at_least(config: Any, least: int, keys: Sequence[str]) -> None:
     for key in keys:
         value = getattr(config, key)
         require(
             value is None or value >= least, f"{key} is {value}", f"set {key} to {least} or more"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnSplit:
+    """A site's own lists of who validates and who is left for a test.
+
+    A name is a patient, or a case as `fedfms check-data` calls it, or a glob of such; a file names
+    each one plainly. A patient of whom one case is on a side is there as a whole.
+    """
+
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()  # neither trained nor scored
+    # below data_root: .csv with the columns patient or case, and split or fold; or a .json as
+    # nnU-Net's splits_final.json
+    file: str | None = None
+    fold: int | None = None  # of the file, which validates; from 0
+
+    def __post_init__(self) -> None:
+        require(
+            (self.file is None) != (not self.validation and not self.test),
+            "split names a file and lists too"
+            if self.file is not None
+            else "split has neither validation, test nor file",
+            "write lists under validation and test, or the file that holds them under file",
+        )
+        require(
+            self.fold is None or (self.file is not None and self.fold >= 0),
+            f"split has the fold {self.fold}",
+            "write the number of a fold of the file, from 0",
+        )
+        require(
+            self.file is None
+            or (
+                self.file.lower().endswith((".csv", ".json"))
+                and not self.file.startswith("/")
+                and ".." not in Path(self.file).parts
+            ),
+            f"split has the file {self.file!r}",
+            "name a .csv or .json below data_root, relative to it",
         )
 
 
@@ -154,25 +210,21 @@ class Folder:
     # reference where the two globs have different wildcards or are one
     pair_by: Literal["wildcards", "folder", "patient", "reference"] | None = None
     patient: str | None = None  # regular expression on the file name; group 1 is the patient
+    # an image without a label: an error, or no case
+    unlabelled: Literal["refuse", "pass_over"] = "refuse"
+    split: OwnSplit | None = None  # None: by validation_fraction and validation_seed
     validation_fraction: float = 0.2  # of the patients
     validation_seed: int = 0
+    # share of the cases that may be left out since they cannot be used; None: nothing for
+    # check-data, LEAVE_OUT for a job
+    leave_out: float | None = None
     # who said where data_root is, for errors; no key of the file
     data_root_named_by: str = field(default="data_root in site.yml", metadata={"in_file": False})
 
     def __post_init__(self) -> None:
         _refuse_controls(self, ("images", "labels", "patient"))
         for key in ("images", "labels"):
-            pattern = getattr(self, key)
-            require(
-                "*" in pattern and not pattern.startswith("/") and ".." not in Path(pattern).parts,
-                f"{key} is {pattern!r}",
-                "write a glob relative to data_root, with a * that stands for the case's name",
-            )
-            require(
-                "[^" not in pattern,
-                f"{key} is {pattern!r}, in which [^ is no sign of a glob",
-                "write [!ab] for a letter that is not a or b; a ^ itself may stand behind another",
-            )
+            _require_glob(key, getattr(self, key))
         require(
             self.images != self.labels
             or (self.format == "dicom" and self.pair_by in (None, "reference")),
@@ -195,6 +247,11 @@ class Folder:
             f"validation_fraction is {self.validation_fraction}",
             "set a number between 0 and 1, such as 0.2",
         )
+        require(
+            self.leave_out is None or 0.0 <= self.leave_out <= 0.5,
+            f"leave_out is {self.leave_out}",
+            "set a share of the cases from 0 to 0.5, such as 0.05, or 5 %",
+        )
         _require_at_least(self, 0, ("validation_seed",))
         if self.patient is not None:
             try:
@@ -210,6 +267,11 @@ class Folder:
                 "put exactly one pair of parentheses around the patient's part of the file name",
             )
 
+    @property
+    def leaves_out(self) -> float:
+        """Share of the cases that a job may go on without."""
+        return LEAVE_OUT if self.leave_out is None else self.leave_out
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
@@ -221,10 +283,16 @@ class Reading:
     # FedFMS reads them, whatever the patient's position
     plane: Literal["axial", "coronal", "sagittal", "stored"] = "axial"
     channels: Literal["gray", "rgb", "neighbours"] = "gray"  # neighbours: slices i-1, i, i+1
+    # name -> glob of images of it, which takes the place of `images`: several images of one case,
+    # on one grid. A job takes those that its recipe names
+    contrasts: dict[str, str] = field(default_factory=dict)
+    # a contrast that a case lacks: an error; or black; or the mean of those that are there
+    missing_contrast: Literal["refuse", "black", "mean"] = "refuse"
     intensity: Intensity = field(default_factory=Intensity)
 
     def __post_init__(self) -> None:
         _refuse_controls(self, ("series",))
+        self._check_contrasts()
         require(
             self.plane != "stored" or self.format != "dicom",
             "plane is stored, and a DICOM series has no order of its own",
@@ -239,6 +307,32 @@ class Reading:
                     "write a part of the SeriesDescription, such as series: t2_tse_tra",
                 ) from None
 
+    def _check_contrasts(self) -> None:
+        for name, pattern in self.contrasts.items():
+            require_name(name, "contrast")
+            _require_glob(f"contrasts, {name}", pattern)
+        twice = [p for p in self.contrasts.values() if list(self.contrasts.values()).count(p) > 1]
+        require(
+            not twice,
+            f"two contrasts have the glob {twice[0] if twice else ''}",
+            "write for each contrast a glob that takes its own images",
+        )
+        require(
+            len(self.contrasts) <= MOST_CONTRASTS,
+            f"there are {len(self.contrasts)} contrasts",
+            f"name at most {MOST_CONTRASTS}",
+        )
+        require(
+            not self.contrasts or self.channels == "gray",
+            f"channels is {self.channels}, and contrasts names several images of a case",
+            "leave channels out: each contrast is one grey channel",
+        )
+        require(
+            bool(self.contrasts) or self.missing_contrast == "refuse",
+            f"missing_contrast is {self.missing_contrast}, and there are no contrasts",
+            "name the images of each contrast under contrasts, or leave missing_contrast out",
+        )
+
     @property
     def distance_unit(self) -> Literal["mm", "px"]:
         """Unit of distances in this site's images; files without a voxel size count pixels."""
@@ -250,12 +344,21 @@ class Labels:
     """What the values of label files mean, and which slices without any of them train."""
 
     classes: dict[str, tuple[int, ...]]  # class name -> label values that mean it
+    # class name -> glob of files in which it alone is drawn, all that is not 0; takes the place of
+    # `labels` and, in site.yml, of `classes`, see `values_of_files`
+    label_files: dict[str, str] = field(default_factory=dict)
     background: tuple[int, ...] = (0,)  # label values that mean none of the classes
     # DICOM: label value -> names of the segments or structures that get it; "*" is any other name.
     # None: the value is SegmentNumber or ROINumber.
     label_names: dict[int, tuple[str, ...]] | None = None
-    # DICOM: what happens where segments of two label values meet; highest: the larger value stands
-    overlap: Literal["refuse", "highest"] = "refuse"
+    # DICOM, label_files: what happens where segments of two label values, or two classes, meet;
+    # highest: the larger value stands, of files the later one; keep (files): the pixel has both
+    overlap: Literal["refuse", "highest", "keep"] = "refuse"
+    # label values whose pixels teach nothing and are not scored; of label_files those in any file
+    void: tuple[int, ...] = ()
+    # class -> globs on the names of cases (what the wildcards match) in which nobody drew it
+    not_annotated_in: dict[str, tuple[str, ...]] | None = None
+    may_be_empty: bool = True  # a label file without any class is a case without a finding
     not_annotated: tuple[str, ...] = ()  # classes this site never drew: their loss is masked here
     keep_empty_every: int = 1  # training: every n-th slice without foreground; 1 all, 0 none
 
@@ -265,6 +368,7 @@ class Labels:
             "classes is empty",
             "map at least one class to its label values, for example nucleus: [255]",
         )
+        self._check_files()
         for name, values in self.classes.items():
             require_name(name, "class")
             require(
@@ -285,6 +389,26 @@ class Labels:
                 f"label value {value} is background and class at once",
                 "list each label value under classes or under background, not both",
             )
+        # under label_files the values of `void` are those of the files, and those of classes none
+        taken = {*self.background} if self.label_files else {*self.background, *of_classes}
+        for value in self.void:
+            require(
+                value not in taken,
+                f"label value {value} is void, and class or background at once",
+                "list each label value in one of the three places",
+            )
+        for name, globs in (self.not_annotated_in or {}).items():
+            require(
+                name in self.classes,
+                f"not_annotated_in names {name}, which is no class here",
+                "list cases under a class that has label values; a class that nobody ever drew "
+                "belongs under not_annotated",
+            )
+            require(
+                len(globs) > 0,
+                f"not_annotated_in names no case for {name}",
+                "write names of cases or globs, such as ['p017*']",
+            )
         for name in self.not_annotated:
             require(
                 name not in self.classes,
@@ -295,7 +419,7 @@ class Labels:
         owner: dict[str, int] = {}  # of names of segments, which only DICOM has
         for value, names in (self.label_names or {}).items():
             require(
-                value in of_classes or value in self.background,
+                value in of_classes or value in self.background or value in self.void,
                 f"label_names gives the value {value}, which has no class",
                 "list the value under its class, or under background",
             )
@@ -306,6 +430,54 @@ class Labels:
                     f"label_names gives {name!r} the values {other} and {value}",
                     "list each name once; capitals and small letters are alike",
                 )
+
+    @property
+    def void_values(self) -> frozenset[int]:
+        """`void` as it is in prepared labels: of label_files one value, beyond those of classes."""
+        if not self.void or not self.label_files:
+            return frozenset(self.void)
+        return frozenset({1 + max(value for values in self.classes.values() for value in values)})
+
+    def _check_files(self) -> None:
+        for name, pattern in self.label_files.items():
+            _require_glob(f"label_files, {name}", pattern)
+        require(
+            self.overlap != "keep" or bool(self.label_files),
+            "overlap is keep, and there are no label_files",
+            "set refuse or highest",
+        )
+        if not self.label_files:
+            return
+        require(
+            self.overlap != "keep" or len(self.label_files) <= MOST_KEPT,
+            f"overlap is keep, and label_files has {len(self.label_files)} classes",
+            f"name at most {MOST_KEPT} of them, or set overlap: highest",
+        )
+        require(
+            self.classes == values_of_files(self.label_files, self.overlap),
+            "classes and label_files are both given",
+            "leave classes out: label_files names the classes",
+        )
+        require(
+            self.label_names is None and self.background == (0,),
+            "label_files is given beside label_names or background",
+            "leave them out: in a file of label_files 0 is background and all else its class",
+        )
+
+
+def values_of_files(names: Iterable[str], overlap: str) -> dict[str, tuple[int, ...]]:
+    """The label values of classes that have a file each: 1, 2, 3 … in their order.
+
+    Where classes may overlap (keep) the first has bit 0 of a value, the second bit 1 and so on, so
+    that each value stands for a set of classes.
+    """
+    listed = list(names)
+    if overlap != "keep":
+        return {name: (number,) for number, name in enumerate(listed, start=1)}
+    every = range(1, 2 ** min(len(listed), MOST_KEPT))
+    return {
+        name: tuple(value for value in every if value >> bit & 1) for bit, name in enumerate(listed)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,6 +532,18 @@ class SiteConfig(Setup, Labels, Folder):
         for part in (Labels, Folder, Setup):
             part.__post_init__(self)
         _require_at_least(self, 1, ("min_cases",))
+        several = bool(self.contrasts or self.label_files)
+        require(
+            not several or self.pair_by != "reference",
+            "pair_by is reference, which pairs one series with one label",
+            "with contrasts or label_files use pair_by: wildcards, folder or patient",
+        )
+        for key, globs in (("images", self.contrasts), ("labels", self.label_files)):
+            require(
+                not globs or getattr(self, key) == next(iter(globs.values())),
+                f"{key} and {'contrasts' if globs is self.contrasts else 'label_files'} are given",
+                f"leave {key} out: the other names a glob for each",
+            )
         require(
             self.label_names is None or self.format == "dicom",
             f"label_names is given, and format: {self.format} has no names in its labels",
@@ -396,13 +580,32 @@ class SiteConfig(Setup, Labels, Folder):
             values["data_root"] = _written_folder(values["data_root"], path, "data_root")
         if values.get("cache") is not None:
             values["cache"] = _written_folder(values["cache"], path, "cache")
+        for key, several in (("images", "contrasts"), ("labels", "label_files")):
+            globs = values.get(several)
+            if isinstance(globs, dict) and globs:
+                require(
+                    key not in values,
+                    f"{path}: {key} and {several} are both given",
+                    f"leave {key} out: {several} names a glob for each",
+                )
+                values[key] = next(iter(globs.values()))
+        if isinstance(values.get("label_files"), dict) and values["label_files"]:
+            require(
+                "classes" not in values,
+                f"{path}: classes and label_files are both given",
+                "leave classes out: label_files names the classes",
+            )
+            overlap = values.get("overlap", "refuse")
+            values["classes"] = values_of_files(map(str, values["label_files"]), overlap)
         if isinstance(values.get("classes"), dict):
             values["classes"] = {
                 name: _label_values(given, f"{path}: classes, {name}")
                 for name, given in values["classes"].items()
             }
-        if "background" in values:
-            values["background"] = _label_values(values["background"], f"{path}: background")
+        for key in ("background", "void"):
+            if key in values:
+                values[key] = _label_values(values[key], f"{path}: {key}")
+        values["leave_out"] = _share(values.get("leave_out"))
         site = from_dict(cls, values, str(path))
         if data_root is None:
             return site
@@ -432,6 +635,16 @@ def _written_folder(given: Any, file: Path, key: str) -> Path:
         return _folder(given, file.parent)
     except ValueError:  # what has no bytes in any name
         raise ConfigError(f"{where} is {given!r}, which no folder is called", fix) from None
+
+
+def _share(given: Any) -> Any:
+    """`5 %` as the share that it is; all else as it is."""
+    if isinstance(given, str) and given.strip().endswith("%"):
+        try:
+            return number(given.strip().removesuffix("%").strip(), "leave_out") / 100
+        except Undecodable:
+            return given
+    return given
 
 
 def _label_values(given: Any, where: str) -> Any:

@@ -25,9 +25,17 @@ class Verdict:
     usual_norm: Size  # what the round's others let expect of a site of so many slices
     cosine: Number | None  # to the mean of the others, in [-1, 1]; None of one that is alone
     slices: Count  # that the site says it trained on
-    counted_slices: Count  # that it counts for in the average
+    counted_slices: Count  # that it counts for in the average, where slices are what counts
     factor: Size  # of its difference in the average; 1 as it came, 0 left out
+    # where the recipe's weigh_by counts something else: what the site says, what it counts for
+    weight: Count | None = None
+    counted_weight: Count | None = None
     findings: Annotated[tuple[Finding, ...], Field(max_length=4)] = ()
+
+    @property
+    def counts_for(self) -> int:
+        """In the average, whatever is counted."""
+        return self.counted_slices if self.counted_weight is None else self.counted_weight
 
     @property
     def times(self) -> float:

@@ -25,7 +25,7 @@ import time
 import weakref
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
@@ -57,8 +57,22 @@ _OURS = re.compile(r"[0-9a-f]{64}\.(case|npz)|tmp\w+\.part")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
-def cache_key(case: Case, image: Content, label: Content, site: SiteConfig) -> str:
-    """SHA-256 over all that decides the result: all files' bytes and the settings used."""
+def cache_key(
+    case: Case,
+    images: Sequence[Content | None],
+    labels: Sequence[Content],
+    site: SiteConfig,
+) -> str:
+    """SHA-256 over all that decides the result: all files' bytes and the settings used.
+
+    Args:
+        case: whose files have these names.
+        images: its image, or its contrasts, None where one is missing.
+        labels: its label, or the files of its classes.
+        site: the site's configuration.
+    """
+    digests = [None if image is None else content_sha256(image) for image in images]
+    of_labels = [content_sha256(label) for label in labels]
     settings: dict[str, Any] = {
         "version": CACHE_VERSION,
         "format": site.format,
@@ -66,13 +80,21 @@ def cache_key(case: Case, image: Content, label: Content, site: SiteConfig) -> s
         "plane": site.plane,
         "rgb": site.channels == "rgb",
         "intensity": asdict(site.intensity),
-        "image": content_sha256(image),
-        "label": content_sha256(label),
+        "image": digests[0],
+        "label": of_labels[0],
     }
+    if case.contrasts:
+        settings["contrasts"] = digests
+        settings["names"].append([p and p.suffixes[-1:] for p in case.contrasts])
+        settings["missing"] = site.missing_contrast
+    if case.label_files:
+        settings["label_files"], settings["overlap"] = of_labels, site.overlap
+        if site.void:  # of other labels the values stay as they are
+            settings["void"] = sorted(site.void)
     if site.format == "dicom":  # segments become label values by these, and names mean nothing
         values = {value for values in site.classes.values() for value in values}
         settings["names"] = []
-        settings["values"] = [sorted(values), sorted(site.background)]
+        settings["values"] = [sorted(values), sorted({*site.background, *site.void})]
         settings["label_names"] = sorted((site.label_names or {}).items())
         settings["overlap"], settings["series"] = site.overlap, site.series
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -81,7 +103,8 @@ def cache_key(case: Case, image: Content, label: Content, site: SiteConfig) -> s
 class Record(BaseModel, frozen=True):
     """What a header says of a case, and where in a file its arrays lie.
 
-    shape: of the grey levels, (D, H, W) or (D, H, W, 3), uint8; of the labels the first three.
+    shape: of the grey levels, (D, H, W), (D, H, W, 3) or (D, H, W, contrasts), uint8; of the labels
+        the first three.
     label_type: of the label values: uint8 where they fit, else int16.
     digest: SHA-256 of the grey levels, as hexadecimal digits.
     crc: of both arrays.
@@ -122,7 +145,7 @@ class StoredCase:
 
     @property
     def images(self) -> NDArray[np.uint8]:
-        """(D, H, W) or (D, H, W, 3) uint8 grey levels."""
+        """(D, H, W), (D, H, W, 3) or (D, H, W, contrasts) uint8 grey levels."""
         return self._shelf.arrays(self._name, self.record)[0]
 
     @property

@@ -18,10 +18,20 @@ import numpy as np
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
-from fedfms.data.classes import shared_values, unknown_classes
-from fedfms.data.content import Content, read_bytes
-from fedfms.data.formats import Notice, Stored, read_image, read_label
-from fedfms.data.manifest import Case, below, ending_of, scan, several_files_a_patient, untaken
+from fedfms.data.classes import shared_values, unknown_classes, unknown_contrasts
+from fedfms.data.content import read_bytes
+from fedfms.data.formats import Notice, Stored
+from fedfms.data.left_out import Bad, LeftOut, too_many
+from fedfms.data.manifest import (
+    Case,
+    Scan,
+    below,
+    ending_of,
+    not_whole,
+    scan,
+    several_files_a_patient,
+    untaken,
+)
 from fedfms.data.numbers import (
     CaseNumbers,
     DataSummary,
@@ -31,8 +41,9 @@ from fedfms.data.numbers import (
     numbers_of,
     summarize_numbers,
 )
-from fedfms.data.prepared import combine
-from fedfms.data.together import Summary, problems_together, summarize
+from fedfms.data.prepared import combine, values_of
+from fedfms.data.several import read_case_image, read_case_label
+from fedfms.data.together import Summary, check_not_empty, problems_together, summarize
 from fedfms.data.unlikely import Finding, unlikely, warning
 from fedfms.errors import FedfmsError, SiteDataError, unexpected
 
@@ -79,6 +90,8 @@ def examine(
     errors = [*found.problems, *unknown_classes(site, classes or ())]
     if recipe is not None and recipe.exclusive_classes:
         errors += shared_values(site, classes or ())
+    if recipe is not None:
+        errors += unknown_contrasts(site, recipe)
     reading = _Reading(site, grid)
     control = control or Control()
     for number, case in enumerate(found.cases):
@@ -96,13 +109,28 @@ def examine(
         Counter(ending_of(path, site) for path in left),
         below(site, found),
         disk,
+        unlabelled=found.unlabelled,
+        left_for_test=found.left_for_test,
     )
+    of_cases: list[Finding] = []  # of cases that the site leaves out
+    left_out = _left_out(found, reading, site)
+    if 0 < len(left_out.found) <= left_out.most:
+        lacking = [error for error in errors if error.files]
+        errors = [error for error in errors if not error.files]
+        of_cases = [
+            *(Finding(one.code, one.problem, one.fix, "warning") for one in lacking),
+            *_grouped(reading.bad, site, "warning"),
+            _are_left_out(left_out),
+        ]
+    elif left_out.found and left_out.most:
+        errors.append(too_many(left_out.found, left_out.total, left_out.most))
     findings = [
         *(Finding(error.code, error.problem, error.fix, "error") for error in errors),
-        *_grouped(reading.bad, site, "error"),
+        *([] if of_cases else _grouped(reading.bad, site, "error")),
     ]
     if not findings:  # first things first
         findings = [
+            *of_cases,
             *_grouped(reading.doubtful, site, "warning"),
             *_warnings(reading.summaries, reading.clipped, site),
             *unlikely(summary, reading.numbers, site, grid, recipe),
@@ -121,6 +149,7 @@ class _Reading:
         self._site = site
         self._grid = grid
         self.bad: list[tuple[Path, SiteDataError]] = []
+        self.bad_cases: dict[str, tuple[Case, SiteDataError]] = {}  # by key, with the first problem
         self.doubtful: list[tuple[Path, Notice]] = []
         self.summaries: list[Summary] = []
         self.numbers: list[CaseNumbers] = []
@@ -128,6 +157,12 @@ class _Reading:
 
     def add(self, case: Case) -> None:
         """Read a case; whatever a library raises at it is this case's problem."""
+        before = len(self.bad)
+        self._try(case)
+        if len(self.bad) > before:
+            self.bad_cases[case.key] = (case, self.bad[before][1])
+
+    def _try(self, case: Case) -> None:
         try:
             self._add(case)
         except FedfmsError:
@@ -138,14 +173,16 @@ class _Reading:
 
     def _add(self, case: Case) -> None:
         site = self._site
-        image = self._read(case.image, lambda path, data: read_image(path, data, site))
+        image = self._read(case.image, lambda: self._image(case))
         if image is None and site.format == "dicom":  # its label says nothing without it
             return
-        label = self._read(case.label, lambda path, data: read_label(path, data, site, image))
+        label = self._read(case.label, lambda: self._label(case, image))
         if image is None or label is None:
             return
         try:
             prepared = combine(case, image, label, site)
+            if not site.may_be_empty:
+                check_not_empty(case, values_of(prepared.labels), site)
         except SiteDataError as error:
             self.bad.append((case.image, error))
             return
@@ -158,12 +195,44 @@ class _Reading:
             if np.mean((image.values < low) | (image.values > high)) > 0.5:
                 self.clipped.append(case.image)
 
-    def _read(self, path: Path, reader: Callable[[Path, Content], Stored]) -> Stored | None:
+    def _image(self, case: Case) -> Stored:
+        paths = case.contrasts or (case.image,)
+        contents = tuple(None if path is None else read_bytes(path, self._site) for path in paths)
+        return read_case_image(case, contents, self._site)
+
+    def _label(self, case: Case, image: Stored | None) -> Stored:
+        contents = [read_bytes(path, self._site) for path in case.labels]
+        return read_case_label(case, contents, self._site, image)
+
+    def _read(self, path: Path, reader: Callable[[], Stored]) -> Stored | None:
         try:
-            return reader(path, read_bytes(path, self._site))
+            return reader()
         except SiteDataError as error:
             self.bad.append((path, error))
             return None
+
+
+def _left_out(found: Scan, reading: _Reading, site: SiteConfig) -> LeftOut:
+    """All cases that cannot be used; the site's own limit counts, and none where it has none."""
+    lacking = not_whole(found)
+    left_out = LeftOut(site, len(found.cases) + len(lacking), site.leave_out or 0.0)
+    left_out.found = [
+        *(Bad(_name(path, site), problem) for path, problem in lacking.items()),
+        *(Bad(_name(case.image, site), error) for case, error in reading.bad_cases.values()),
+    ]
+    return left_out
+
+
+def _are_left_out(left_out: LeftOut) -> Finding:
+    return warning(
+        "left-out",
+        f"{left_out}; leave_out in site.yml allows {left_out.most}",
+        "mend them if they are worth it; a job goes on without them, and tells how many there are",
+    )
+
+
+def _name(path: Path, site: SiteConfig) -> str:
+    return path.relative_to(site.data_root).as_posix()
 
 
 def _grouped(

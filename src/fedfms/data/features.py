@@ -48,6 +48,8 @@ def case_name(case: StoredCase, reading: Reading) -> str:
     """Of all that decides the pictures of a case, 64 hexadecimal digits."""
     aspect = pixel_aspect(*case.record.spacing[1:])
     text = f"{case.record.digest} {aspect} {reading.channels}"
+    if reading.contrasts:  # which of the channels is what
+        text += f" {', '.join(reading.contrasts)} {reading.missing_contrast}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 

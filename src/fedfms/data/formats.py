@@ -51,7 +51,7 @@ class Notice:
 class Stored:
     """A file's content.
 
-    values: (D, H, W), or (D, H, W, 3) for an image with colours.
+    values: (D, H, W), or (D, H, W, 3) for an image with colours, (D, H, W, N) for N contrasts.
     spacing: millimetres between slices, rows and columns; 1 where the format has no geometry.
     cut: of a volume, how its voxels became slices; None where there is no geometry.
     series: of an image in DICOM, to which its label refers.
@@ -60,6 +60,7 @@ class Stored:
     notices: what is doubtful about the file though it was read.
     palette: of a label picture, the colours (red, green, blue, alpha) of its values from 0 on as
         far as the file names them.
+    present: of contrasts, which of them there are; None where there are none.
     """
 
     values: Array
@@ -71,6 +72,7 @@ class Stored:
     kind: str = ""
     notices: tuple[Notice, ...] = ()
     palette: Palette | None = None
+    present: tuple[bool, ...] | None = None
 
 
 def read_image(path: Path, data: Content, site: Reading) -> Stored:

@@ -9,6 +9,7 @@ path before it can matter, and a file's ending never does: `.nii` and `.nii.gz` 
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import hashlib
 import math
@@ -21,8 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fedfms.contracts.site import SiteConfig
+from fedfms.contracts.site import ImageFormat, SiteConfig
 from fedfms.data.content import EXTENSIONS, JUNK, is_plain_file, may_enter, unreadable_folder
+from fedfms.data.left_out import LeftOut
 from fedfms.data.pairs import WILDCARD, some, unpaired
 from fedfms.errors import SiteDataError
 
@@ -38,6 +40,18 @@ class Case:
     image: Path
     label: Path
     split: Split
+    contrasts: tuple[Path | None, ...] = ()  # in the order of site.yml, None where it is missing
+    label_files: tuple[Path, ...] = ()  # of the classes, in the order of site.yml
+
+    @property
+    def image_files(self) -> tuple[Path, ...]:
+        """All its images: one, or those of the contrasts that are there."""
+        return tuple(path for path in self.contrasts if path is not None) or (self.image,)
+
+    @property
+    def labels(self) -> tuple[Path, ...]:
+        """All its label files."""
+        return self.label_files or (self.label,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +62,8 @@ class Scan:
     problems: list[SiteDataError] = field(default_factory=list)
     taken: frozenset[Path] = frozenset()  # all that the two globs match, in a case or not
     looked_into: frozenset[Path] = frozenset()  # the folders in which they look for names
+    unlabelled: int = 0  # images without a label that site.yml passes over
+    left_for_test: int = 0  # cases of which the site's own lists say so; they are none of `cases`
 
 
 def untaken(site: SiteConfig, found: Scan) -> list[Path]:
@@ -91,15 +107,15 @@ def below(site: SiteConfig, found: Scan) -> int:
 def ending_of(path: Path, site: SiteConfig) -> str:
     """The file's ending as it is written, `.nii.gz` and `.PNG` too; empty where it is none of the
     format's."""
-    for ending in _endings(site):
+    for ending in _endings(site.format):
         if path.name.lower().endswith(ending):
             return path.name[-len(ending) :]
     return ""
 
 
-def _endings(site: SiteConfig) -> list[str]:
+def _endings(format: ImageFormat) -> list[str]:
     """The endings of the format's files, the longest first."""
-    known = (".dcm", *EXTENSIONS["nifti"]) if site.format == "dicom" else EXTENSIONS[site.format]
+    known = (".dcm", *EXTENSIONS["nifti"]) if format == "dicom" else EXTENSIONS[format]
     return sorted(known, key=len, reverse=True)
 
 
@@ -115,6 +131,34 @@ def find_cases(site: SiteConfig) -> list[Case]:
     return found.cases
 
 
+def find_whole_cases(site: SiteConfig) -> tuple[list[Case], LeftOut]:
+    """As `find_cases`, without cases that lack a file, as far as a job may go on without.
+
+    Returns:
+        the cases, and what is left out, to which `prepare_cases` adds.
+
+    Raises:
+        SiteDataError: as `find_cases`.
+    """
+    found = scan(site)
+    left_out = LeftOut(site, len(found.cases) + len(not_whole(found)))
+    for problem in found.problems:
+        if not problem.files or not found.cases:
+            raise problem
+    for path, problem in not_whole(found).items():
+        left_out.add(path, problem)
+    return found.cases, left_out
+
+
+def not_whole(found: Scan) -> dict[Path, SiteDataError]:
+    """Of cases without their label, their image, a contrast or a class's file: a file, and why."""
+    lacking: dict[Path, SiteDataError] = {}
+    for problem in found.problems:
+        for path in problem.files:
+            lacking.setdefault(path, problem)
+    return lacking
+
+
 def training_patients(cases: Iterable[Case]) -> int:
     """How many patients there are to train on."""
     return len({case.patient for case in cases if case.split == "train"})
@@ -127,14 +171,10 @@ def list_matches(site: SiteConfig) -> frozenset[Path]:
         SiteDataError: a folder cannot be read.
     """
     look = _Look()
-    is_dicom = site.format == "dicom"
-    found = [
-        *_matches(look, site, site.images, "folders" if is_dicom else "files"),
-        *_matches(look, site, site.labels, "files or folders" if is_dicom else "files"),
-    ]
+    found = [*_columns(look, site, "images").values(), *_columns(look, site, "labels").values()]
     if look.problems:
         raise next(iter(look.problems.values()))
-    return frozenset(one.path for one in found)
+    return frozenset(one.path for column in found for one in column)
 
 
 def scan(site: SiteConfig) -> Scan:
@@ -153,58 +193,86 @@ def scan(site: SiteConfig) -> Scan:
         )
     is_dicom = site.format == "dicom"
     how = pairing(site)
-    if how == "wildcards" and _wildcards(site.images, site) != _wildcards(site.labels, site):
+    if how == "wildcards" and (differ := _differing_globs(site)):
         return _stopped(
-            f"the globs {site.images} and {site.labels} have different wildcards",
+            f"the globs {differ[0]} and {differ[1]} have different wildcards",
             "use the same wildcards in both, in the same order, what they match pairs the files; "
             "or add pair_by: folder to site.yml where an image and its label share a folder",
             "globs-differ",
         )
     look_for_labels, look_for_images = _Look(), _Look()
-    labels = _matches(
-        look_for_labels, site, site.labels, "files or folders" if is_dicom else "files"
-    )
-    images = _matches(look_for_images, site, site.images, "folders" if is_dicom else "files")
+    labels = _columns(look_for_labels, site, "labels")
+    images = _columns(look_for_images, site, "images")
     # images/*.png also matches a label called images/x_seg.png; a folder of DICOM may hold both
     if how == "wildcards" or not is_dicom:
-        label_files = {label.path for label in labels}
-        images = [image for image in images if image.path not in label_files]
-    taken = frozenset(found.path for found in (*images, *labels))
+        label_files = {label.path for column in labels.values() for label in column}
+        images = {
+            name: [image for image in column if image.path not in label_files]
+            for name, column in images.items()
+        }
+    every = [*images.values(), *labels.values()]
+    taken = frozenset(found.path for column in every for found in column)
     into = frozenset(look_for_images.into | look_for_labels.into)
     unreadable = {**look_for_images.problems, **look_for_labels.problems}
     if unreadable:  # all else may follow from them
         return Scan([], list(unreadable.values()), taken, into)
-    if not images or not labels:
-        look = look_for_labels if images else look_for_images
-        others = untaken(site, Scan(looked_into=frozenset(look.into), taken=taken))
-        what: Literal["images", "labels"] = "labels" if images else "images"
-        return Scan([], [_nothing_matches(site, what, others)], taken, into)
-    pairs, problems = _PAIRINGS[how](images, labels, site)
-    images_by_key = {key: image for key, (image, _) in pairs.items()}
+    for what, columns, look in (
+        ("images", images, look_for_images),
+        ("labels", labels, look_for_labels),
+    ):
+        for pattern in [pattern for pattern, column in columns.items() if not column]:
+            others = untaken(site, Scan(looked_into=frozenset(look.into), taken=taken))
+            return Scan([], [_nothing_matches(site, what, pattern, others)], taken, into)
+    pairs, lacking, problems, unlabelled = _paired(images, labels, site, how)
+    images_by_key = {key: one.image for key, one in pairs.items()}
     patients, unnamed = _patients(images_by_key, site)
     if unnamed:
         problems.append(_patient_not_found(site, unnamed))
     keys = sorted(key for key in pairs if key in patients)
-    names = {patients[key] for key in keys}
+    test: set[str] = set()
+    validation: set[str] = set()
     try:
-        validation = validation_patients(names, site.validation_fraction, site.validation_seed)
+        known = {key: patients[key] for key in keys}
+        validation, test = sides(site, known, _patients(lacking, site)[0] if site.split else {})
     except SiteDataError as error:
-        validation = set()
-        if not problems:  # otherwise it follows from them
+        if all(one.files for one in problems):  # otherwise it follows from them
             problems.append(error)
+    names = {patients[key] for key in keys}
     if site.patient is not None or is_dicom:
         problems.extend(_one_patient_in_two_spellings(names, validation))
     cases = [
-        Case(
+        dataclasses.replace(
+            pairs[key],
             key=key,
             patient=patients[key],
-            image=pairs[key][0],
-            label=pairs[key][1],
             split="validation" if patients[key] in validation else "train",
         )
         for key in keys
+        if patients[key] not in test
     ]
-    return Scan(cases, problems, taken, into)
+    return Scan(cases, problems, taken, into, unlabelled, len(keys) - len(cases))
+
+
+def sides(
+    site: SiteConfig, patients: Mapping[str, str], lacking: Mapping[str, str]
+) -> tuple[set[str], set[str]]:
+    """The patients who validate, and those who are left for a test.
+
+    Args:
+        site: its own lists, else its share and seed.
+        patients: of each case's key.
+        lacking: the same of what lacks a file and is no case; the site's lists may name it.
+
+    Raises:
+        SiteDataError: "too-few-patients"; of own lists "split-file", "case-not-in-split",
+            "patient-on-both-sides".
+    """
+    if site.split is not None:
+        from fedfms.data.own_split import own_sides
+
+        return own_sides(site, patients, lacking)
+    names = set(patients.values())
+    return validation_patients(names, site.validation_fraction, site.validation_seed), set()
 
 
 def validation_patients(patients: Iterable[str], fraction: float, seed: int) -> set[str]:
@@ -236,12 +304,12 @@ def validation_patients(patients: Iterable[str], fraction: float, seed: int) -> 
 # ------------------------------------------------------------------------------------------ globs
 
 
-def _wildcards(pattern: str, site: SiteConfig) -> list[str]:
+def name_wildcards(pattern: str, format: ImageFormat) -> list[str]:
     """The wildcards that stand for a case's name: without those of the ending, as in `*.nii*`."""
     folder, slash, name = pattern.rstrip("/").rpartition("/")
     for dot in re.finditer(r"\.", name):
         tail = name[dot.start() :]
-        if any(fnmatch.fnmatchcase(ending, tail) for ending in _endings(site)):
+        if any(fnmatch.fnmatchcase(ending, tail) for ending in _endings(format)):
             name = name[: dot.start()]
             break
     return WILDCARD.findall(folder + slash + name)
@@ -352,7 +420,7 @@ def _matches(
 ) -> list[_Found]:
     """What below `data_root` matches, sorted by path."""
     pattern = pattern.rstrip("/")  # images/*/ means the folders that images/* matches
-    expression, count = _groups(pattern), len(_wildcards(pattern, site))
+    expression, count = glob_expression(pattern), len(name_wildcards(pattern, site.format))
     found = []
     for name in look.names(site.data_root, pattern):
         path = site.data_root / name
@@ -372,7 +440,7 @@ def _matches(
     return found
 
 
-def _groups(pattern: str) -> re.Pattern[str]:
+def glob_expression(pattern: str) -> re.Pattern[str]:
     """The glob as a regular expression with one group for each wildcard."""
     text, end = "", 0
     for wildcard in WILDCARD.finditer(pattern):
@@ -400,7 +468,7 @@ def _set_of_characters(token: str) -> str:
 # ------------------------------------------------------------------------------------------ pairs
 
 Pairing = Literal["wildcards", "folder", "patient", "reference"]
-_Pairs = tuple[dict[str, tuple[Path, Path]], list[SiteDataError]]  # by key: image and label
+_Keyed = tuple[list[tuple[str, Path]], list[SiteDataError]]  # files with their keys
 
 
 def pairing(site: SiteConfig) -> Pairing:
@@ -409,97 +477,194 @@ def pairing(site: SiteConfig) -> Pairing:
         return site.pair_by
     if site.format != "dicom":
         return "wildcards"
-    is_alike = _wildcards(site.images, site) == _wildcards(site.labels, site)
+    is_alike = not _differing_globs(site)
     return "wildcards" if is_alike and site.images != site.labels else "reference"
 
 
-def _by_wildcards(images: list[_Found], labels: list[_Found], site: SiteConfig) -> _Pairs:
-    return _by_key(
-        [("/".join(found.wildcards), found.path) for found in images],
-        [("/".join(found.wildcards), found.path) for found in labels],
-        site,
-        "what the wildcards match must be alike for an image and its label; or see pair_by there",
+def _differing_globs(site: SiteConfig) -> tuple[str, str] | None:
+    """Two globs of this site whose wildcards differ."""
+    first, *others = [*_globs(site, "images"), *_globs(site, "labels")]
+    wanted = name_wildcards(first, site.format)
+    return next(
+        ((first, other) for other in others if name_wildcards(other, site.format) != wanted), None
     )
 
 
-def _by_folder(images: list[_Found], labels: list[_Found], site: SiteConfig) -> _Pairs:
-    """By what the wildcards of folders match; a series in DICOM is a folder itself."""
-    of_folder, of_label = (
-        len(WILDCARD.findall(pattern.rstrip("/").rpartition("/")[0] + "/"))
-        for pattern in (site.images, site.labels)
+def _globs(site: SiteConfig, what: Literal["images", "labels"]) -> list[str]:
+    """Those of the contrasts or of the classes, where each has its own; else the one."""
+    if what == "images":
+        return list(site.contrasts.values()) or [site.images]
+    return list(site.label_files.values()) or [site.labels]
+
+
+def _columns(
+    look: _Look, site: SiteConfig, what: Literal["images", "labels"]
+) -> dict[str, list[_Found]]:
+    """What each glob matches, by the glob."""
+    is_dicom = site.format == "dicom"
+    kind: Literal["files", "folders", "files or folders"] = "files"
+    if is_dicom:
+        kind = "folders" if what == "images" else "files or folders"
+    return {pattern: _matches(look, site, pattern, kind) for pattern in _globs(site, what)}
+
+
+def _paired(
+    images: dict[str, list[_Found]],
+    labels: dict[str, list[_Found]],
+    site: SiteConfig,
+    how: Pairing,
+) -> tuple[dict[str, Case], dict[str, Path], list[SiteDataError], int]:
+    """Cases by key; a file of each that lacks one; all that is wrong; images passed over."""
+    if how == "reference":
+        return _by_reference(images[site.images], labels[site.labels], site)
+    problems: list[SiteDataError] = []
+    columns: list[dict[str, Path]] = []
+    for what, patterns in (("images", images), ("labels", labels)):
+        for pattern, found in patterns.items():
+            keyed, wrong = _keyed(pattern, found, site, how)
+            problems += [one for one in wrong if one.problem not in {p.problem for p in problems}]
+            groups: dict[str, list[Path]] = {}
+            for key, path in keyed:
+                groups.setdefault(key, []).append(path)
+            several = [paths for paths in groups.values() if len(paths) > 1]
+            if several:
+                problems.append(_several(several, what, site))
+            columns.append({key: paths[0] for key, paths in groups.items()})
+    if any(problem.code in ("globs-differ", "patient-not-found") for problem in problems):
+        return {}, {}, problems, 0
+    of_images, of_labels = columns[: len(images)], columns[len(images) :]
+    first_image, first_label = (
+        {k: p for one in part[::-1] for k, p in one.items()} for part in (of_images, of_labels)
     )
-    count = of_folder
-    if of_label != of_folder and site.format == "dicom":
-        count = len(_wildcards(site.images, site))
-    if count != of_label or not count:
-        return {}, [
-            SiteDataError(
-                f"pair_by is folder, but the folders in the globs {site.images} and {site.labels} "
-                "have no or different wildcards",
-                "write the folders of both with the same wildcards, such as */T1*.nii.gz and "
-                "*/mask.nii.gz",
-                code="globs-differ",
+    alone = sorted(first_image.keys() - first_label.keys())
+    orphans = sorted(first_label.keys() - first_image.keys())
+    passed_over = len(alone) if site.unlabelled == "pass_over" else 0
+    if passed_over:
+        alone = []
+    if alone or orphans:
+        problems.append(
+            unpaired(
+                [first_image[key] for key in alone],
+                len(first_image),
+                [first_label[key] for key in orphans],
+                len(first_label),
+                site,
+                _RULES[how],
             )
-        ]
-    return _by_key(
-        [("/".join(found.wildcards[:count]), found.path) for found in images],
-        [("/".join(found.wildcards[:count]), found.path) for found in labels],
-        site,
-        "each folder needs one image and one label",
-    )
+        )
+    both = sorted(first_image.keys() & first_label.keys())
+    for names, parts, may_miss in (
+        (list(site.contrasts), of_images, site.missing_contrast != "refuse"),
+        (list(site.label_files), of_labels, False),
+    ):
+        for name, column in zip(names, parts, strict=False):
+            lacking = [key for key in both if key not in column]
+            if lacking and not may_miss:
+                cases = [first_image[key] for key in lacking]
+                problems.append(_part_is_missing(name, cases, len(both), site, parts is of_images))
+    complete = [key for key in both if all(key in column for column in of_labels)]
+    cases_by_key = {
+        key: Case(
+            key,
+            "",
+            first_image[key],
+            first_label[key],
+            "train",
+            tuple(column.get(key) for column in of_images) if site.contrasts else (),
+            tuple(column[key] for column in of_labels) if site.label_files else (),
+        )
+        for key in complete
+        if site.missing_contrast != "refuse" or all(key in column for column in of_images)
+    }
+    there = {**first_label, **first_image}
+    incomplete = {key: path for key, path in there.items() if key not in cases_by_key}
+    return cases_by_key, incomplete, problems, passed_over
 
 
-def _by_patient(images: list[_Found], labels: list[_Found], site: SiteConfig) -> _Pairs:
-    paths = {str(found.path): found.path for found in (*images, *labels)}
-    patient_of, unnamed = _patients(paths, site)
+_RULES = {
+    "wildcards": "what the wildcards match must be alike for an image and its label; or see "
+    "pair_by there; unlabelled: pass_over makes no case of an image without a label",
+    "folder": "each folder needs one image and one label",
+    "patient": "each patient needs one image and one label",
+}
+
+
+def _keyed(pattern: str, found: list[_Found], site: SiteConfig, how: Pairing) -> _Keyed:
+    """Files that a glob matches, each with what is alike of an image and its label."""
+    if how == "wildcards":
+        return [("/".join(one.wildcards), one.path) for one in found], []
+    if how == "folder":
+        count = _folder_wildcards(site)
+        if count is None:
+            return [], [
+                SiteDataError(
+                    f"pair_by is folder, but the folders in the globs {site.images} and "
+                    f"{site.labels} have no or different wildcards",
+                    "write the folders of both with the same wildcards, such as */T1*.nii.gz and "
+                    "*/mask.nii.gz",
+                    code="globs-differ",
+                )
+            ]
+        return [("/".join(one.wildcards[:count]), one.path) for one in found], []
+    patient_of, unnamed = _patients({str(one.path): one.path for one in found}, site)
     if unnamed:
-        return {}, [_patient_not_found(site, unnamed)]
-    return _by_key(
-        [(patient_of[str(found.path)], found.path) for found in images],
-        [(patient_of[str(found.path)], found.path) for found in labels],
-        site,
-        "each patient needs one image and one label",
-    )
+        return [], [_patient_not_found(site, unnamed)]
+    return [(patient_of[str(one.path)], one.path) for one in found], []
 
 
-def _by_reference(images: list[_Found], labels: list[_Found], site: SiteConfig) -> _Pairs:
+def _folder_wildcards(site: SiteConfig) -> int | None:
+    """How many wildcards the folders of all globs have; None where it differs, or there is none.
+
+    A series in DICOM is a folder itself.
+    """
+    counts = [
+        [len(WILDCARD.findall(glob.rstrip("/").rpartition("/")[0] + "/")) for glob in globs]
+        for globs in (_globs(site, "images"), _globs(site, "labels"))
+    ]
+    count = counts[1][0]
+    if site.format == "dicom" and counts[0][0] != count:
+        counts[0] = [len(name_wildcards(glob, site.format)) for glob in _globs(site, "images")]
+    return count if count and {*counts[0], *counts[1]} == {count} else None
+
+
+def _by_reference(
+    images: list[_Found], labels: list[_Found], site: SiteConfig
+) -> tuple[dict[str, Case], dict[str, Path], list[SiteDataError], int]:
     from fedfms.data.dicom.references import pair  # pydicom takes a second to import
 
     keys = {found.path: "/".join(found.wildcards) for found in images}
     if len(set(keys.values())) < len(keys):  # of several **/
         keys = {path: path.relative_to(site.data_root).as_posix() for path in keys}
-    pairs, problems = pair([found.path for found in images], [found.path for found in labels], site)
-    return {keys[image]: (image, label) for image, label in pairs.items()}, problems
+    pairs, problems, passed_over = pair(
+        [found.path for found in images], [found.path for found in labels], site
+    )
+    cases = {
+        keys[image]: Case(keys[image], "", image, label, "train") for image, label in pairs.items()
+    }
+    lacking = {key: path for path, key in keys.items() if path not in pairs}
+    return cases, lacking, problems, passed_over
 
 
-_PAIRINGS = {
-    "wildcards": _by_wildcards,
-    "folder": _by_folder,
-    "patient": _by_patient,
-    "reference": _by_reference,
-}
-
-
-def _by_key(
-    images: list[tuple[str, Path]], labels: list[tuple[str, Path]], site: SiteConfig, rule: str
-) -> _Pairs:
-    problems: list[SiteDataError] = []
-    by_key: list[dict[str, Path]] = []
-    for what, found in (("images", images), ("labels", labels)):
-        groups: dict[str, list[Path]] = {}
-        for key, path in found:
-            groups.setdefault(key, []).append(path)
-        several = [paths for paths in groups.values() if len(paths) > 1]
-        if several:
-            problems.append(_several(several, what, site))
-        by_key.append({key: paths[0] for key, paths in groups.items()})
-    image_of, label_of = by_key
-    alone = [image_of[key] for key in sorted(image_of.keys() - label_of.keys())]
-    orphans = [label_of[key] for key in sorted(label_of.keys() - image_of.keys())]
-    if alone or orphans:
-        problems.append(unpaired(alone, len(image_of), orphans, len(label_of), site, rule))
-    both = image_of.keys() & label_of.keys()
-    return {key: (image_of[key], label_of[key]) for key in both}, problems
+def _part_is_missing(
+    name: str, cases: Sequence[Path], count: int, site: SiteConfig, is_contrast: bool
+) -> SiteDataError:
+    """The error for cases that lack one of several contrasts, or the file of a class."""
+    if is_contrast:
+        error = SiteDataError(
+            f"{len(cases)} of {count} cases have no {name}: {some(cases, site)}",
+            "add the images, or write missing_contrast: mean in site.yml, and the mean of the "
+            "other contrasts takes the place of one that is missing (or black)",
+            code="missing-contrast",
+        )
+    else:
+        error = SiteDataError(
+            f"{len(cases)} of {count} cases have labels and none of {name}: {some(cases, site)}",
+            f"add a file for {name}, an empty one where there is none of it in the image; or take "
+            f"{name} out of label_files",
+            code="missing-label-file",
+        )
+    error.files = tuple(cases)
+    return error
 
 
 def _several(groups: list[list[Path]], what: str, site: SiteConfig) -> SiteDataError:
@@ -534,9 +699,8 @@ _NOWILDCARDS = (
 
 
 def _nothing_matches(
-    site: SiteConfig, what: Literal["images", "labels"], others: list[Path]
+    site: SiteConfig, what: str, pattern: str, others: list[Path]
 ) -> SiteDataError:
-    pattern = site.images if what == "images" else site.labels
     kind = "folder" if site.format == "dicom" and what == "images" else "file"
     root = f"{site.data_root} ({site.data_root_named_by})"
     if os.access(site.data_root, os.R_OK) and not any(site.data_root.iterdir()):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,7 @@ class CaseNumbers:
     spread: between the 1st and the 99th percentile of the stored values.
     values: label values that occur.
     is_colourless: of an image with three channels: they are equal wherever looked at.
+    present: of contrasts, which of them there are; None where there are none.
     """
 
     case: Case
@@ -106,6 +107,7 @@ class CaseNumbers:
     drawn: Mapping[str, Drawn]  # class -> what is drawn of it
     kinds: tuple[str, str]  # of image and label; "" where the reader gives none
     is_colourless: bool
+    present: tuple[bool, ...] | None = None
 
     def share(self, name: str) -> float:
         """Mean share of a class in the slices that have it, [0, 1]; 0 where none has."""
@@ -145,8 +147,11 @@ def numbers_of(
         spread=float(high - low),
         values=tuple(map(int, occurring)),
         drawn=drawn,
+        present=image.present,
         kinds=(image.kind, label.kind),
-        is_colourless=channels == 3 and bool((sample[:, :1] == sample).all()),
+        is_colourless=channels == 3
+        and image.present is None
+        and bool((sample[:, :1] == sample).all()),
     )
 
 
@@ -241,6 +246,9 @@ class DataSummary:
     below: files of the format in folders right below those, into which no glob looks.
     memory: what the data needs in the trainer.
     disk: what the trainer keeps of it.
+    contrasts: name -> cases that have it; empty where a case has one image.
+    unlabelled: images without a label, which are no cases by site.yml.
+    left_for_test: cases that the site's own lists leave for a test.
     """
 
     cases: Split
@@ -261,6 +269,9 @@ class DataSummary:
     below: int
     memory: MemoryNeed
     disk: DiskNeed
+    contrasts: Mapping[str, int] = field(default_factory=dict)
+    unlabelled: int = 0
+    left_for_test: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON types; memory and disk in bytes."""
@@ -291,6 +302,17 @@ class DataSummary:
             lines.append(("read", f"{self.read} of the cases{rest}"))
         if self.read:
             lines += self._of_pictures()
+        if self.contrasts:
+            some = [
+                f"{name} in {count_of(count, 'case')}" for name, count in self.contrasts.items()
+            ]
+            lines.append(("contrasts", ", ".join(some)))
+        if self.left_for_test:
+            lines.append(("for a test", f"{count_of(self.left_for_test, 'case')}, by split"))
+        if self.unlabelled:
+            lines.append(
+                ("unlabelled", f"{count_of(self.unlabelled, 'image')}, which are no cases")
+            )
         for name, kinds in (("images", self.image_kinds), ("labels", self.label_kinds)):
             known = [f"{count} {kind}" for kind, count in kinds.items() if kind]
             if known:
@@ -333,6 +355,9 @@ def summarize_numbers(
     not_taken: Mapping[str, int],
     below: int,
     disk: DiskNeed,
+    *,
+    unlabelled: int = 0,
+    left_for_test: int = 0,
 ) -> DataSummary:
     """All cases of a site together.
 
@@ -340,7 +365,7 @@ def summarize_numbers(
         cases: that the globs found.
         read: numbers of those that could be read.
         site: the site's configuration.
-        not_taken, below: see `DataSummary`.
+        not_taken, below, unlabelled, left_for_test: see `DataSummary`.
         disk: what the trainer keeps of them.
     """
     patients = {case.patient: case for case in cases}  # a patient is on one side
@@ -372,6 +397,12 @@ def summarize_numbers(
         below=below,
         memory=_memory_of(read),
         disk=disk,
+        contrasts={
+            name: sum(bool(n.present and n.present[number]) for n in read)
+            for number, name in enumerate(site.contrasts)
+        },
+        unlabelled=unlabelled,
+        left_for_test=left_for_test,
     )
 
 
@@ -405,11 +436,15 @@ def _ends(values: Iterable[Any]) -> Any:
 
 def _memory_of(read: Sequence[CaseNumbers]) -> MemoryNeed:
     """What the trainer needs while it reads these cases, all cases of the site, one by one."""
-    reading = [
-        int(np.prod(n.shape)) * (READING_BYTES_OF_COLOURS if n.channels == 3 else READING_BYTES)
-        for n in read
-    ]
+    reading = [int(np.prod(n.shape)) * _bytes_to_read(n) for n in read]
     return MemoryNeed(reading=max(reading, default=0), allowed=allowed_bytes())
+
+
+def _bytes_to_read(numbers: CaseNumbers) -> int:
+    """For each pixel of a case while it is read; of each further contrast a float and a level."""
+    if numbers.present is not None:
+        return READING_BYTES + 5 * (numbers.channels - 1)
+    return READING_BYTES_OF_COLOURS if numbers.channels == 3 else READING_BYTES
 
 
 def disk_of(
@@ -434,7 +469,7 @@ def disk_of(
 def _kept_slices(
     training: Sequence[CaseNumbers], site: SiteConfig, grid: MaskGrid, classes: Sequence[str]
 ) -> int:
-    channels = 1 if site.channels == "gray" else 3
+    channels = len(site.contrasts) or (1 if site.channels == "gray" else 3)
     every = site.keep_empty_every
     slices = empty = 0
     for numbers in training:
@@ -442,7 +477,9 @@ def _kept_slices(
         filled = int(np.any(drawn, axis=0).sum()) if drawn else 0
         before, empty = empty, empty + numbers.shape[0] - filled
         slices += filled + (-(-empty // every) + -before // every if every else 0)
-    size = sum(bytes_of_slice(channels, len(classes), grid.image_size, grid.mask_size))
+    size = sum(
+        bytes_of_slice(channels, len(classes) + bool(site.void), grid.image_size, grid.mask_size)
+    )
     return slices * size if are_kept(slices, size) else 0
 
 

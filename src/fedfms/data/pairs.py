@@ -34,11 +34,13 @@ def unpaired(
         parts.append(f"{len(alone)} of {images} images have no label: {some(alone, site)}")
     if orphans:
         parts.append(f"{len(orphans)} of {labels} labels have no image: {some(orphans, site)}")
-    return SiteDataError(
+    error = SiteDataError(
         "; ".join(parts),
         f"add the missing files, move the others away, or correct site.yml: {rule}",
         code="unpaired-files",
     )
+    error.files = (*alone, *orphans)
+    return error
 
 
 def some(paths: Sequence[Path], site: SiteConfig, limit: int = 3) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.cache import Shelves, StoredCase, cache_key
-from fedfms.data.content import read_bytes
-from fedfms.data.formats import read_image, read_label
+from fedfms.data.left_out import LeftOut
 from fedfms.data.manifest import Case
 from fedfms.data.prepared import combine
-from fedfms.data.together import problems_together
+from fedfms.data.several import read_case_image, read_case_label, read_contents
+from fedfms.data.together import check_not_empty, problems_together
 from fedfms.errors import FedfmsError, SiteDataError, unexpected
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ def prepare_cases(
     control: Control | None = None,
     *,
     folder: Path | None = None,
+    left_out: LeftOut | None = None,
 ) -> list[StoredCase]:
     """Read all cases one after another, from the cache where it has them.
 
@@ -35,13 +36,14 @@ def prepare_cases(
         cases: of the site, from `find_cases`.
         site: says how files are read, and where the cache is.
         control: told of the progress; asked whether to stop.
+        left_out: takes the cases that cannot be used; None: the first of them is an error.
         folder: for the cache where site.yml names none. Without either, cases lie in a file that is
             gone with this process.
 
     Raises:
-        SiteDataError: the first file that cannot be used, or what is wrong with the files
-            together: unknown label values, masks that are empty everywhere, one image on both
-            sides of the split; "no-room" where the disk is full.
+        SiteDataError: "too-many-left-out", or the first file that cannot be used, or what is wrong
+            with the files together: unknown label values, masks that are empty everywhere, one
+            image on both sides of the split; "no-room" where the disk is full.
         TaskAborted: somebody asked to stop.
     """
     shelves = Shelves(site.cache or folder)
@@ -49,8 +51,19 @@ def prepare_cases(
     prepared = []
     for number, case in enumerate(cases):
         control.report("prepare", number, len(cases))
-        prepared.append(_guarded(case, site, shelves))
+        try:
+            prepared.append(_guarded(case, site, shelves))
+        except SiteDataError as error:
+            if left_out is None:
+                raise
+            left_out.add(case.image, error)
+            if not prepared and left_out.is_hopeless:
+                break
     control.report("prepare", len(cases), len(cases))
+    if left_out is not None:
+        left_out.check()
+        if left_out.found:
+            log.warning("%s", left_out)
     problems = problems_together([case.summary() for case in prepared], site)
     if problems:
         raise problems[0]
@@ -65,7 +78,10 @@ def prepare_cases(
 def _guarded(case: Case, site: SiteConfig, shelves: Shelves) -> StoredCase:
     """`_prepare`, and whatever a library raises at a case as this case's problem."""
     try:
-        return _prepare(case, site, shelves)
+        stored = _prepare(case, site, shelves)
+        if not site.may_be_empty:
+            check_not_empty(case, [v for values in stored.slice_values() for v in values], site)
+        return stored
     except FedfmsError:
         raise
     except Exception as error:
@@ -73,14 +89,12 @@ def _guarded(case: Case, site: SiteConfig, shelves: Shelves) -> StoredCase:
 
 
 def _prepare(case: Case, site: SiteConfig, shelves: Shelves) -> StoredCase:
-    image, label = read_bytes(case.image, site), read_bytes(case.label, site)
+    images, labels = read_contents(case, site)
     key = None
     if shelves.cache is not None:
-        key = cache_key(case, image, label, site)
+        key = cache_key(case, images, labels, site)
         found = shelves.cache.get(case, key)
         if found is not None:
             return found
-    stored = read_image(case.image, image, site)
-    return shelves.put(
-        combine(case, stored, read_label(case.label, label, site, stored), site), key
-    )
+    image = read_case_image(case, images, site)
+    return shelves.put(combine(case, image, read_case_label(case, labels, site, image), site), key)

@@ -6,6 +6,8 @@ scores are computed on.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +21,7 @@ from fedfms.data.grid import largest_shift, same_grid
 from fedfms.data.manifest import Case
 from fedfms.data.pictures import Palette
 from fedfms.errors import SiteDataError
-from fedfms.geometry import Pictured
+from fedfms.geometry import Pictured, in_place_of_missing
 
 # label values: uint8 where they fit, else int16 as files are read
 Labels = NDArray[np.uint8] | NDArray[np.int16]
@@ -114,6 +116,8 @@ def prepare_image(path: Path, image: Stored, site: Reading) -> PreparedImage:
     Raises:
         SiteDataError: "too-small", "intensity-flat".
     """
+    if image.present is not None:
+        return _prepare_contrasts(path, image, image.present, site)
     if min(image.values.shape[1:3]) < 2:
         raise SiteDataError(
             f"the slices of {path} have a side of 1 pixel",
@@ -128,6 +132,21 @@ def prepare_image(path: Path, image: Stored, site: Reading) -> PreparedImage:
             "set low and high, or center and width, under intensity to values the images have",
             code="intensity-flat",
         )
+    return PreparedImage(grey, image.spacing, image.is_volume)
+
+
+def _prepare_contrasts(
+    path: Path, image: Stored, present: Sequence[bool], site: Reading
+) -> PreparedImage:
+    """Each contrast by the intensity rule on its own values; a missing one as site.yml says."""
+    there = [number for number, is_there in enumerate(present) if is_there]
+    grey = np.zeros(image.values.shape, np.uint8)
+    for number in there:
+        one = dataclasses.replace(image, values=image.values[..., number], present=None)
+        grey[..., number] = prepare_image(path, one, site).images
+    if len(there) < len(present):
+        levels = in_place_of_missing(grey[..., there], site)
+        grey[..., [n for n, is_there in enumerate(present) if not is_there]] = levels[..., None]
     return PreparedImage(grey, image.spacing, image.is_volume)
 
 

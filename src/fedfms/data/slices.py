@@ -21,10 +21,17 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.cache import StoredCase, temporary_folder
-from fedfms.data.classes import annotated, masks_of_labels
+from fedfms.data.classes import annotated_in, planes_of_labels
 from fedfms.data.prepared import Prepared
 from fedfms.errors import SiteDataError
-from fedfms.geometry import Frame, mask_target, native_slice, normalised, resized_slice
+from fedfms.geometry import (
+    Frame,
+    channels_of,
+    mask_target,
+    native_slice,
+    normalised,
+    resized_slice,
+)
 
 SLICES_ON_DISK = 2 * 1024**3  # bytes; a set whose resized slices need less is resized once
 
@@ -38,21 +45,31 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
 
     Of slices without foreground of any of the recipe's classes every `keep_empty_every`-th is
     kept, counted over the whole site, or with `patient_rate` over each patient. An item is a dict
-    of float32 tensors: "image" (3, S, S) normalised, "target" (K, M, M) of 0 and 1, "annotated"
-    (K,) of 0 and 1.
+    of float32 tensors: "image" (3, S, S) or (contrasts, S, S) normalised, "target" (K, M, M) of 0
+    and 1, or of (K + 1, M, M) with void pixels last, "annotated" (K,) of 0 and 1.
 
     Args:
         prepared: the cases to train on; the caller chooses them by `case.split`.
         site: the site's configuration.
         recipe: the recipe.
+        with_void: have the plane of void pixels also at a site that has none: for a pool of sites
+            of which another one has.
 
     Raises:
         SiteDataError: a class of the recipe is unknown here ("unknown-class"), or no slice is
             left ("no-training-slices").
     """
 
-    def __init__(self, prepared: Sequence[Prepared], site: SiteConfig, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        prepared: Sequence[Prepared],
+        site: SiteConfig,
+        recipe: Recipe,
+        *,
+        with_void: bool = False,
+    ) -> None:
         self.prepared = list(prepared)
+        self._has_void = with_void or bool(site.void)
         self.site = site
         self.recipe = recipe
         # of each case, the same in every process that has a copy of this
@@ -60,7 +77,9 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
             one.record.digest if isinstance(one, StoredCase) else one.case.key
             for one in self.prepared
         ]
-        self._annotated = annotated(site, recipe).float()
+        self._annotated = [
+            annotated_in(one.case.key, site, recipe).float() for one in self.prepared
+        ]
         # where a patient's part is bounded, who else is there must not choose among its slices
         by_patient = recipe.patient_rate is not None
         values = {value for name in recipe.classes for value in site.classes.get(name, ())}
@@ -87,9 +106,10 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
             )
         first = self.prepared[0]
         folder = first.folder if isinstance(first, StoredCase) else temporary_folder()
-        channels = 1 if site.channels == "gray" else 3
-        self._kept = KeptSlices.of(len(self.slices), channels, recipe, folder)
-        self._kept_targets = KeptSlices.of(len(self.slices), 0, recipe, folder)
+        channels = channels_of(site, recipe)
+        masks = self._planes
+        self._kept = KeptSlices.of(len(self.slices), channels, recipe, folder, masks)
+        self._kept_targets = KeptSlices.of(len(self.slices), 0, recipe, folder, masks)
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -112,16 +132,25 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         Args:
             files: what `kept_files` is there, as numbers of this process, which are taken over.
         """
-        channels = 1 if self.site.channels == "gray" else 3
+        channels = channels_of(self.site, self.recipe)
         self._kept, self._kept_targets = (
-            KeptSlices(len(self.slices), count, self.recipe, os.fdopen(file, "r+b", 0))
+            KeptSlices(
+                len(self.slices),
+                count,
+                self.recipe,
+                os.fdopen(file, "r+b", 0),
+                self._planes,
+            )
             for count, file in zip((channels, 0), files, strict=True)
         )
 
     @property
     def classes_drawn(self) -> float:
-        """How many of the recipe's classes this site annotates, in each of its slices."""
-        return float(self._annotated.sum())
+        """How many of the recipe's classes this site annotates, in a slice at most.
+
+        In each of its slices, unless `not_annotated_in` says otherwise.
+        """
+        return max((float(one.sum()) for one in self._annotated), default=0.0)
 
     def drawn(self, item: int) -> dict[str, Tensor]:
         """The item without its "image", which is not made."""
@@ -130,11 +159,20 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         frame = Frame.of(case)
         kept = self._kept_targets.get(item, frame) if self._kept_targets is not None else None
         if kept is None:
-            masks = masks_of_labels(case.labels[index], self.site, self.recipe)
+            masks = self._masks(number, index)
             kept = torch.empty(0, dtype=torch.uint8), mask_target(masks, frame, self.recipe)
             if self._kept_targets is not None:
                 self._kept_targets.put(item, *kept)
-        return {"target": kept[1].float(), "annotated": self._annotated.clone()}
+        return {"target": kept[1].float(), "annotated": self._annotated[number].clone()}
+
+    @property
+    def _planes(self) -> int:
+        return len(self.recipe.classes) + self._has_void
+
+    def _masks(self, number: int, index: int) -> Tensor:
+        """(K, H, W) of a slice, or (K + 1, H, W) with void pixels last; bool."""
+        labels = self.prepared[number].labels[index]
+        return planes_of_labels(labels, self.site, self.recipe, with_void=self._has_void)
 
     def __getitem__(self, item: int) -> dict[str, Tensor]:
         picture, _, target, annotated = self.levels(item)
@@ -152,8 +190,9 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
             native: at the size that the picture has; else resized, as it is kept.
 
         Returns:
-            the picture (1 or 3, h, w) uint8; rows and columns of the input that it covers; the
-            target (K, M, M) bool; annotated (K,) float32 of 0 and 1.
+            the picture (1, 3 or contrasts, h, w) uint8; rows and columns of the input that it
+            covers; the target (K, M, M) bool, with a last plane of void pixels (K + 1, M, M) where
+            the site has such; annotated (K,) float32 of 0 and 1.
         """
         number, index = self.slices[item]
         case = self.prepared[number]
@@ -161,7 +200,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         store = self._kept_targets if native else self._kept
         kept = store.get(item, frame) if store is not None else None
         if kept is None:
-            masks = masks_of_labels(case.labels[index], self.site, self.recipe)
+            masks = self._masks(number, index)
             target = mask_target(masks, frame, self.recipe)
             picture = torch.empty(0, dtype=torch.uint8)
             if not native:
@@ -171,8 +210,8 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
                 store.put(item, *kept)
         picture, target = kept
         if native:
-            picture = native_slice(case, index, self.site)
-        return picture, frame.input_size(self.recipe), target, self._annotated
+            picture = native_slice(case, index, self.site, self.recipe)
+        return picture, frame.input_size(self.recipe), target, self._annotated[number]
 
 
 Slices = SliceDataset | ConcatDataset[dict[str, Tensor]] | Subset[dict[str, Tensor]]
@@ -198,26 +237,29 @@ class KeptSlices:
     not be written, on a full disk say, is resized again.
     """
 
-    def __init__(self, slices: int, channels: int, recipe: Recipe, file: BinaryIO) -> None:
+    def __init__(
+        self, slices: int, channels: int, recipe: Recipe, file: BinaryIO, planes: int
+    ) -> None:
         self._recipe = recipe
         self._channels = channels
+        self._planes = planes
         self._pictures, self._masks = bytes_of_slice(
-            channels, len(recipe.classes), recipe.image_size, recipe.mask_size
+            channels, planes, recipe.image_size, recipe.mask_size
         )
         self._file = file
         weakref.finalize(self, self._file.close)
         os.truncate(self._file.fileno(), slices * self._slot)  # a hole: no room is taken yet
 
     @classmethod
-    def of(cls, slices: int, channels: int, recipe: Recipe, folder: Path) -> KeptSlices | None:
+    def of(
+        cls, slices: int, channels: int, recipe: Recipe, folder: Path, planes: int
+    ) -> KeptSlices | None:
         """A file for so many slices; None if that is too much, or for the disk of `folder`."""
-        size = sum(
-            bytes_of_slice(channels, len(recipe.classes), recipe.image_size, recipe.mask_size)
-        )
+        size = sum(bytes_of_slice(channels, planes, recipe.image_size, recipe.mask_size))
         try:
             has_room = 4 * slices * size <= shutil.disk_usage(folder).free
             if are_kept(slices, size) and has_room:
-                return cls(slices, channels, recipe, tempfile.TemporaryFile(dir=folder))
+                return cls(slices, channels, recipe, tempfile.TemporaryFile(dir=folder), planes)
         except OSError:  # the folder cannot be written
             pass
         return None
@@ -242,9 +284,9 @@ class KeptSlices:
         rows, columns = frame.input_size(self._recipe)
         shape = (self._channels, rows, columns)
         picture = np.frombuffer(data, np.uint8, math.prod(shape)).reshape(shape)
-        side, classes = self._recipe.mask_size, len(self._recipe.classes)
+        side, count = self._recipe.mask_size, self._planes
         bits = np.frombuffer(data, np.uint8, self._masks, self._pictures)
-        target = np.unpackbits(bits, count=classes * side * side).reshape(classes, side, side)
+        target = np.unpackbits(bits, count=count * side * side).reshape(count, side, side)
         return torch.from_numpy(picture.copy()), torch.from_numpy(target.view(np.bool_))
 
     def put(self, item: int, picture: Tensor, target: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +38,21 @@ def summarize(prepared: PreparedCase) -> Summary:
     return Summary(prepared.case, values, digest_of(prepared.images), prepared.palette)
 
 
+def check_not_empty(case: Case, values: Iterable[int], site: SiteConfig) -> None:
+    """Whether a label shows a class of the site, where site.yml says that each does.
+
+    Raises:
+        SiteDataError: code empty-label.
+    """
+    if {value for of in site.classes.values() for value in of}.isdisjoint(values):
+        of = "".join(f" and {len(case.labels) - 1} beside it" for _ in case.labels[1:2])
+        raise SiteDataError(
+            f"{case.label}{of} shows no class, and site.yml says that none is empty (may_be_empty)",
+            "look at that label; where a case without a finding is meant, set may_be_empty: true",
+            code="empty-label",
+        )
+
+
 def problems_together(summaries: Sequence[Summary], site: SiteConfig) -> list[SiteDataError]:
     """What is wrong with cases that are fine one by one; empty if nothing is."""
     problems = _label_problems(summaries, site)
@@ -64,7 +79,7 @@ def problems_together(summaries: Sequence[Summary], site: SiteConfig) -> list[Si
 def _label_problems(summaries: Sequence[Summary], site: SiteConfig) -> list[SiteDataError]:
     mapped = {value for values in site.classes.values() for value in values}
     found = {value for summary in summaries for value in summary.values}
-    unknown = sorted(found - mapped - set(site.background))
+    unknown = sorted(found - mapped - set(site.background) - site.void_values)
     if unknown:
         where = [s.case.label for s in summaries if not s.values.isdisjoint(unknown)]
         twin = {255: 1, 1: 255}.get(unknown[0])

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedfms.contracts.contribution import Contribution
 from fedfms.contracts.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -35,21 +36,34 @@ _SCALES = {torch.int64: SCALE, torch.int32: SCALE_32}
 _BLOCK_VALUES = 2**18  # summed at a time: what stays in a processor's cache
 
 
+def weight_of(recipe: Recipe, report: Contribution) -> int:
+    """What an answer counts for in an average by the recipe's `weigh_by`; of a holdout 0.
+
+    Cases are those that the report names. A site whose number of cases stays with it, since it is
+    below its `min_cases`, counts as one of a single case.
+    """
+    if report.role == "holdout":
+        return 0
+    if recipe.weigh_by == "equal":
+        return 1
+    return max(1, report.training_cases) if recipe.weigh_by == "cases" else report.training_slices
+
+
 def averaging_weights(recipe: Recipe, slices_by_site: Mapping[str, int]) -> dict[str, int]:
     """The weight of each site in the average of one round; its share is this by their sum.
 
-    By default a site's training slices. Under `paper_compat` what FedFMS uses (arXiv 2403.05408),
-    in hundredths: the share rounded to two decimals by `numpy.round`, except that the last training
-    site gets 1 minus the others: last in the recipe's `site_order`, and sites that it does not list
-    after those, in the order of names. So a small site can get 0, and a small last site even less
-    than 0, where the others were rounded up.
+    A site's training slices, or what `weigh_by` counts instead (`weight_of`). Under `paper_compat`
+    what FedFMS uses (arXiv 2403.05408), in hundredths: the share rounded to two decimals by
+    `numpy.round`, except that the last training site gets 1 minus the others: last in the recipe's
+    `site_order`, and sites that it does not list after those, in the order of names. So a small
+    site can get 0, and a small last site even less than 0, where the others were rounded up.
 
     Beyond `LARGEST_TOTAL` slices in all, weights are halved until they fit, and are at least 1.
 
     Args:
         recipe: its holdout sites weigh 0.
-        slices_by_site: training slices of each site whose answer counts in this round; of a holdout
-            any number.
+        slices_by_site: training slices, or what `weight_of` says, of each site whose answer counts
+            in this round; of a holdout any number.
 
     Returns:
         site to weight, by sorted name; all 0 without a training site, else their sum is positive.

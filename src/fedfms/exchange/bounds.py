@@ -80,6 +80,10 @@ def breaches(bounds: Bounds, recipe: Recipe, *, trains: bool = True) -> list[Bre
             *("positive-weight-not-allowed", "positive_weight", recipe.positive_weight),
             *("min_positive_weight", "max_positive_weight", ""),
         ),
+        (
+            *("proximal-weight-not-allowed", "proximal_weight", recipe.proximal_weight or None),
+            *(None, "max_proximal_weight", ""),
+        ),
         ("too-many-epochs", "local_epochs", recipe.local_epochs, None, "max_local_epochs", ""),
         (
             *("image-size-not-allowed", "image_size", recipe.image_size),

@@ -7,7 +7,7 @@ not named here does not pass.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -80,6 +80,7 @@ def pass_door(
     tensors: Mapping[str, Tensor],
     contribution: Contribution,
     unsent: dict[str, Tensor] | None = None,
+    still: Collection[str] = (),
 ) -> tuple[dict[str, Tensor], Contribution]:
     """What leaves the site of one task, exactly as it leaves.
 
@@ -95,6 +96,8 @@ def pass_door(
             1901.09847). It is added to the difference before that is clipped, and is replaced,
             in place, by what is taken from what leaves now: after clipping and noise, so that
             nothing that a policy takes away comes back. None: nothing is added or noted.
+        still: names of tensors that this site does not move, by the recipe alone: zeros leave,
+            without noise, which there is nothing to hide by.
 
     Returns:
         The difference, scaled to `policy.clip_norm` and with noise where the policy says so, in the
@@ -113,7 +116,7 @@ def pass_door(
     check_job(policy, recipe, trains=False)
     report = _checked_report(recipe, contribution)
     gives_tensors = report.kind == "train" and report.role == "train"
-    check_job(policy, recipe, trains=gives_tensors)
+    check_job(policy, recipe.at(report.site), trains=gives_tensors)
     if not gives_tensors and tensors:
         raise _ours(
             "an evaluation or a holdout site gives no tensors", code="tensors-not-asked-for"
@@ -124,6 +127,7 @@ def pass_door(
         try:
             bound = recipe.max_update_norm if recipe.sums_only else None
             leaving = _clipped_and_noised(policy, _clipped(_with_unsent(tensors, unsent), bound))
+            leaving |= {name: torch.zeros_like(leaving[name]) for name in still}
             leaving = _coded(recipe, leaving, unsent)
         except ConfigError as error:
             raise DoorClosed(error.problem, error.fix, code=error.code) from None
@@ -140,6 +144,8 @@ def pass_door(
         metrics=tuple(_of_many_cases(report, m, smallest, for_spread) for m in report.metrics),
         training_cases=_coarse(report.training_cases, smallest),
         evaluated_cases=_coarse(report.evaluated_cases, smallest),
+        left_out=_coarse(report.left_out, smallest),
+        left_out_by_reason=_by_reason(report, smallest),
         loss=_rounded(report.loss) if may_say_loss else None,
         # of a sum nobody sees a part, nor how long it is
         update_norm=update_norm(from_wire(leaving))
@@ -156,6 +162,8 @@ def _of_a_canary(report: Contribution) -> Contribution:
         training_slices=1 if trains else 0,  # its weight among zeros
         training_cases=1 if trains else 0,
         evaluated_cases=0,
+        left_out=0,
+        left_out_by_reason={},
         metrics=(),
         loss=None,
         seconds={},
@@ -278,6 +286,18 @@ def _of_many_cases(report: Contribution, metric: Metric, smallest: int, for_spre
         cases=counted,
         empty=empty,
     )
+
+
+def _by_reason(report: Contribution, smallest: int) -> dict[str, int]:
+    """Reasons of enough cases; none from which, with all together, one of few would follow."""
+    shown = {
+        reason: count
+        for reason, count in sorted(report.left_out_by_reason.items())
+        if count >= smallest
+    }
+    while shown and 0 < report.left_out - sum(shown.values()) < smallest:
+        del shown[min(shown, key=lambda reason: shown[reason])]
+    return shown
 
 
 def _coarse(count: int, smallest: int) -> int:

@@ -23,9 +23,10 @@ so is chance: a site that missed a round is then many times as long as the other
 `AT_REST` of the largest usual norm that a round had is left alone by the two rules above, since it
 moves the model by no more than that.
 
-*weight*. The number of slices is what a site says of itself. A site that says more than
-`WEIGHT_FACTOR` times the median of the sites counts for the median, unless the recipe confirms it
-by name. Of two sites the one that says more than so many times the other's counts for so many.
+*weight*. The number of slices, or of cases with `weigh_by`, is what a site says of itself. A site
+that says more than `WEIGHT_FACTOR` times the median of the sites counts for the median, unless the
+recipe confirms it by name. Of two sites the one that says more than so many times the other's
+counts for so many.
 
 *replay*. A difference that is, bit for bit, one of an earlier round is left out.
 
@@ -72,6 +73,8 @@ class Memory:
     """What a guard knows of the rounds before; kept with a run's state."""
 
     slices: dict[str, int] = field(default_factory=dict)  # of each training site, when last heard
+    # the same of what the recipe's weigh_by counts, where that is something else
+    weights: dict[str, int] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)  # the same, at most the usual one
     largest: float = 0.0  # of the norms that are in the middle of a round
     # of each site the sum of cosines times the middle norm of their round, and the sum of norms
@@ -108,7 +111,12 @@ class RoundGuard:
         self.acts = acts(recipe)
         self._memory = Memory()
 
-    def judge(self, slices: Mapping[str, int], differences: Differences) -> tuple[Verdict, ...]:
+    def judge(
+        self,
+        slices: Mapping[str, int],
+        differences: Differences,
+        weights: Mapping[str, int] | None = None,
+    ) -> tuple[Verdict, ...]:
         """What is found of each training site of a round; call it once a round.
 
         Each difference is read three times, one after another.
@@ -116,7 +124,9 @@ class RoundGuard:
         Args:
             slices: that each site says it trained on; of a holdout any number.
             differences: by site, as `check_contribution` gave them; none of a holdout.
+            weights: that each site counts for by `averaging.weight_of`; None: its slices.
         """
+        others = weights if self._recipe.weigh_by != "slices" else None
         sites = [site for site in sorted(differences) if differences[site]]
         looks = {site: _look(differences[site]) for site in sites}
         norms = {site: norm for site, (norm, _) in looks.items()}
@@ -124,6 +134,9 @@ class RoundGuard:
         old = {site for site in sites if norms[site] > 0 and marks[site] in self._memory.seen}
         fresh = [site for site in sites if site not in old]
         counted = self._counted({site: slices[site] for site in fresh})
+        weighed = None
+        if others is not None:
+            weighed = self._weighed({site: others[site] for site in fresh})
         usual = self._usual({site: norms[site] for site in fresh}, counted)
         there = [norms[site] for site in fresh if norms[site] > 0]
         middle = statistics.median_low(there) if there else 0.0
@@ -143,7 +156,12 @@ class RoundGuard:
             found: dict[Finding, bool] = {
                 "norm": site in long,
                 "direction": site in against,
-                "weight": site in fresh and counted[site] < slices[site],
+                "weight": site in fresh
+                and (
+                    counted[site] < slices[site]
+                    if weighed is None or others is None
+                    else weighed[site] < others[site]
+                ),
                 "replay": site in old,
             }
             factor = 0.0 if site in old else 1.0
@@ -160,6 +178,12 @@ class RoundGuard:
                     slices=slices[site],
                     counted_slices=counted.get(site, 0) if self.acts else slices[site],
                     factor=factor if self.acts else 1.0,
+                    weight=None if others is None else others[site],
+                    counted_weight=None
+                    if weighed is None or others is None
+                    else weighed.get(site, 0)
+                    if self.acts
+                    else others[site],
                     findings=tuple(finding for finding, is_so in found.items() if is_so),
                 )
             )
@@ -192,6 +216,13 @@ class RoundGuard:
         """Slices that each site counts for."""
         known = {**self._memory.slices, **slices}
         return counted_slices(slices, known, self._recipe.confirmed_weights)
+
+    def _weighed(self, weights: Mapping[str, int]) -> dict[str, int]:
+        """What each site counts for, where that is no number of slices; it is remembered."""
+        known = {**self._memory.weights, **weights}
+        counted = counted_slices(weights, known, self._recipe.confirmed_weights)
+        self._memory.weights |= counted
+        return counted
 
     def _usual(self, norms: Mapping[str, float], counted: Mapping[str, int]) -> dict[str, float]:
         """The norm that is usual for each site; see above."""
@@ -240,10 +271,10 @@ def counted_slices(
 
 
 def weigh(slices: Mapping[str, int], confirmed: Collection[str], *, acts: bool) -> list[Verdict]:
-    """The sites of a secure sum that say they have far too many slices; of no other figure is any.
+    """The sites of a secure sum that say they have far too much; of no other figure is any.
 
     Args:
-        slices: of each training site in the sum.
+        slices: of each training site in the sum, or what else it counts for.
         confirmed: sites whose number the recipe confirms.
         acts: whether they are left out.
     """
@@ -270,6 +301,7 @@ def close_round(
     round_number: int,
     slices: Mapping[str, int],
     differences: Differences,
+    weights: Mapping[str, int] | None = None,
 ) -> Closed:
     """What a round comes to: judged, then combined. The server and a study's loop both call it.
 
@@ -279,11 +311,12 @@ def close_round(
         slices: training slices of each site whose answer was taken; of a holdout any number.
         differences: site to its tensors by name, as `check_contribution` gave them; they may lie
             on a disk. None of a holdout.
+        weights: as `RoundGuard.judge`.
 
     Raises:
         FederationError: bad-strategy; see `combine`.
     """
-    verdicts = guard.judge(slices, differences)
+    verdicts = guard.judge(slices, differences, weights)
     return Closed(combine_judged(strategy, round_number, slices, differences, verdicts), verdicts)
 
 
@@ -305,7 +338,7 @@ def combine_judged(
         if verdict.factor == 0:
             continue
         tensors = differences[verdict.site]
-        counted[verdict.site] = verdict.counted_slices
+        counted[verdict.site] = verdict.counts_for
         taken[verdict.site] = tensors if verdict.factor == 1 else Scaled(tensors, verdict.factor)
     return combine(strategy, round_number, counted, taken)
 

@@ -27,6 +27,8 @@ def input_facts(recipe: Recipe) -> dict[str, Any]:
         "pixel_std": list(std),
         "probability_threshold": recipe.probability_threshold,
         "exclusive_classes": recipe.exclusive_classes,
+        # channels of the input, one of each contrast
+        **({"contrasts": list(recipe.contrasts)} if recipe.contrasts else {}),
     }
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedfms import __version__
+from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Reading
 from fedfms.errors import ConfigError, TrainingError
 from fedfms.export.facts import VERSION_KEY, about, input_facts, site_facts
@@ -47,7 +48,7 @@ def require_packages() -> None:
 def write_onnx(trained: Trained, site: Reading | None, file: Path) -> tuple[tuple[str, ...], float]:
     """Write one file; check it with onnx.checker, and its output with onnxruntime.
 
-    Input `images` (B, 3, S, S) float32, normalised; output `logits` (B, K, M, M) float32, before
+    Input `images` (B, C, S, S) float32, normalised; output `logits` (B, K, M, M) float32, before
     the sigmoid. Metadata: the recipe, and how a picture becomes the input; how a file becomes a
     picture where `site` says it.
 
@@ -70,7 +71,7 @@ def write_onnx(trained: Trained, site: Reading | None, file: Path) -> tuple[tupl
             "export it with --as bundle or --as fedfms",
             code="too-large-for-onnx",
         )
-    graph = _graph(model, recipe.image_size)
+    graph = _graph(model, recipe)
     for key, text in {
         RECIPE_KEY: recipe.to_json(),
         INPUT_KEY: json.dumps({**input_facts(recipe), **site_facts(site)}),
@@ -80,7 +81,7 @@ def write_onnx(trained: Trained, site: Reading | None, file: Path) -> tuple[tupl
     graph.doc_string = about(recipe)
     onnx.checker.check_model(graph, full_check=True)
     onnx.save_model(graph, file)
-    difference = _difference(file, model, recipe.image_size)
+    difference = _difference(file, model, recipe)
     if not difference <= LARGEST_DIFFERENCE:
         raise TrainingError(
             f"the ONNX graph's logits differ from PyTorch's by up to {difference:.3g}",
@@ -94,9 +95,11 @@ def write_onnx(trained: Trained, site: Reading | None, file: Path) -> tuple[tupl
     ), difference
 
 
-def _graph(model: Segmenter, image_size: int) -> Any:
+def _graph(model: Segmenter, recipe: Recipe) -> Any:
     """The network as onnx.ModelProto, without notes on where its nodes come from."""
-    pictures = torch.zeros(2, 3, image_size, image_size)  # 2: torch.export keeps a batch of 1 fixed
+    size = recipe.image_size
+    # 2: torch.export keeps a batch of 1 fixed
+    pictures = torch.zeros(2, len(recipe.contrasts) or 3, size, size)
     log_of_parts = logging.getLogger("torch.onnx._internal.exporter._registration")
     log_of_parts.setLevel(logging.ERROR)  # it warns that torchvision, which nobody uses, is missing
     with warnings.catch_warnings(), torch.no_grad():
@@ -123,12 +126,13 @@ def _graph(model: Segmenter, image_size: int) -> Any:
     return graph
 
 
-def _difference(file: Path, model: Segmenter, image_size: int) -> float:
+def _difference(file: Path, model: Segmenter, recipe: Recipe) -> float:
     """Largest difference of a logit between the file and the network, on one random picture."""
     import onnxruntime
 
     generator = torch.Generator().manual_seed(0)
-    picture = torch.randn(1, 3, image_size, image_size, generator=generator)
+    size = recipe.image_size
+    picture = torch.randn(1, len(recipe.contrasts) or 3, size, size, generator=generator)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     got = torch.from_numpy(session.run(["logits"], {"images": picture.numpy()})[0])
     with torch.inference_mode():

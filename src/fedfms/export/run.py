@@ -124,6 +124,17 @@ def export_model(
 
 
 def _check_method(method: Method, recipe: Recipe, format: str) -> None:
+    if recipe.contrasts and format in ("sam", "bundle"):
+        what = {
+            "sam": "SAM's own checkpoint has no place for the layer that mixes them",
+            "bundle": "a bundle reads one file a volume",
+        }
+        raise ConfigError(
+            f"the model sees {len(recipe.contrasts)} contrasts ({', '.join(recipe.contrasts)}), "
+            f"and {what[format]}",
+            "export it with --as fedfms or --as onnx",
+            code="contrasts-not-exported",
+        )
     if format in method.exports:
         return
     if format == "sam" and recipe.adapter_blocks == "last:0":  # nothing was added to SAM

@@ -30,7 +30,7 @@ class SliceNetwork(nn.Module):
     """Grey slices to logits at their own size; what geometry.py computes, in one module.
 
     Args:
-        network: (B, 3, S, S) normalised pictures to (B, K, M, M) logits.
+        network: (B, C, S, S) normalised pictures to (B, K, M, M) logits.
         recipe: image_size, resize and the rest.
     """
 
@@ -52,8 +52,9 @@ class SliceNetwork(nn.Module):
         """Logits of every class, before the sigmoid.
 
         Args:
-            grey: (B, 1, H, W), or (B, 3, H, W) with one slice for each channel; float32 grey
-                levels 0 to 255, which are rounded. H, W: at least 2.
+            grey: (B, 1, H, W), or (B, C, H, W) with one slice for each channel; C is 3, or the
+                number of the recipe's contrasts. float32 grey levels 0 to 255, which are rounded.
+                H, W: at least 2.
             pixel: (2,) millimetres from row to row and from column to column; None: squares.
 
         Returns:
@@ -78,7 +79,8 @@ def write_torchscript(model: Segmenter, recipe: Recipe, file: Path) -> None:
 
     The file runs on the processor and on a GPU: `torch.jit.load(file, map_location=device)`.
     """
-    pictures = torch.zeros(2, 3, recipe.image_size, recipe.image_size)
+    size = recipe.image_size
+    pictures = torch.zeros(2, len(recipe.contrasts) or 3, size, size)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of sizes that a trace fixes: the input has one size
         traced = torch.jit.trace(model, pictures, check_trace=False)  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-from nvflare.apis.dxo import DataKind
+from nvflare.apis.dxo import DataKind, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
@@ -25,15 +25,17 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from torch import Tensor
 
+from fedfms.contracts.contribution import Contribution
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.verdict import Verdict
 from fedfms.errors import FedfmsError
+from fedfms.exchange.averaging import weight_of
 from fedfms.exchange.round_guard import RoundGuard, close_round, weigh
 from fedfms.exchange.round_guard import acts as guard_acts
 from fedfms.exchange.strategies import Strategy, find_strategy
 from fedfms.exchange.waiting import WaitingRoom
 from fedfms.flare.internals.job import put_sums
-from fedfms.flare.job import read_recipe
+from fedfms.flare.job import CONTRIBUTION, read_recipe
 from fedfms.flare.kept_answers import answers_of, are_kept, keep_answers, keep_patiently
 from fedfms.flare.run_state import JUDGED, KEEP_STATE, kept_folder, restored, to_keep
 from fedfms.flare.secure_sums import SecureSums
@@ -52,6 +54,9 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         self._waiting: WaitingRoom | None = None
         self._sums: SecureSums | None = None  # of a recipe that asks for them
         self._judged: Judged | None = None  # of the round that was summed up last
+        self._recipe: Recipe | None = None
+        # of each answer of the open round what it counts for, where that is no number of slices
+        self._weights: dict[str, int] = {}
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Put this project's sums into the aggregator that FLARE makes at the start of a job."""
@@ -74,7 +79,7 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
             self._waiting.close()
 
     def _start(self, fl_ctx: FLContext) -> None:
-        recipe = read_recipe(fl_ctx)
+        recipe = self._recipe = read_recipe(fl_ctx)
         self._strategy, self._guard = find_strategy(recipe), RoundGuard(recipe)
         if before := restored(fl_ctx):
             self._strategy.load_state_dict(before.strategy())
@@ -85,7 +90,7 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
             self._in_memory(fl_ctx, error)
         if recipe.sums_only:
             self._sums = SecureSums(kept_folder(fl_ctx), recipe.holdout)
-            unmask = functools.partial(self._unmask, fl_ctx, recipe, self._sums)
+            unmask = functools.partial(self._unmask, fl_ctx, recipe, self._sums, self._strategy)
             put_sums(self, unmask, functools.partial(self._add, fl_ctx))
             return
         close = functools.partial(self._close, fl_ctx, recipe, self._guard, self._strategy)
@@ -97,12 +102,18 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         if self._sums is not None and not self._sums.takes(site):
             self.log_error(fl_ctx, f"{site} answered, and is in no sum", fire_event=False)
             return False
-        return bool(super().accept(shareable, fl_ctx))
+        if not super().accept(shareable, fl_ctx):
+            return False
+        if self._recipe is not None and self._recipe.weigh_by != "slices":
+            said = Contribution.from_dict(from_shareable(shareable).get_meta_prop(CONTRIBUTION))
+            self._weights[said.site] = weight_of(self._recipe, said)
+        return True
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
         """The change of the model; what the guard found goes to the records."""
         self._judged = None
         result = super().aggregate(fl_ctx)
+        self._weights = {}
         if self._judged is not None:
             self.fire_event_with_data(JUDGED, fl_ctx, FLContextKey.EVENT_DATA, self._judged)
         return result
@@ -131,16 +142,21 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         fl_ctx: FLContext,
         recipe: Recipe,
         sums: SecureSums,
+        strategy: Strategy,
         number: int,
         weights: Mapping[str, float],
         differences: Mapping[str, Mapping[str, Tensor]],
     ) -> dict[str, Tensor]:
         """What to add to the global model, where the server sees the sum alone.
 
-        The numbers of slices are in clear. A site that says far more than the others is left out:
-        its answer holds its weight, and cannot be made to count for less.
+        What sites count for is in clear. A site that says far more than the others is left out: its
+        answer holds its weight, and cannot be made to count for less.
         """
-        slices = {site: round(weight) for site, weight in weights.items() if weight > 0}
+        slices = {
+            site: self._weights.get(site, round(weight))
+            for site, weight in weights.items()
+            if weight > 0
+        }
         acts = guard_acts(recipe)
         heavy: list[Verdict] = []
         if not sums.is_asked:
@@ -148,7 +164,8 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
         left_out = [one.site for one in heavy] if acts else []
         counted = {site: count for site, count in slices.items() if site not in left_out}
         try:
-            return sums.change(counted, fl_ctx, [differences[site] for site in left_out])
+            mean = sums.change(counted, fl_ctx, [differences[site] for site in left_out])
+            return strategy.change(mean) if mean else {}
         except FedfmsError as error:
             self.system_panic(f"{error.problem}; fix: {error.fix}", fl_ctx)
             return {}
@@ -184,7 +201,7 @@ class OrderedAggregator(InTimeAccumulateWeightedAggregator):  # type: ignore[mis
             differences: fp32 tensors, as the guard let them pass; none of a holdout.
         """
         slices = {site: round(weight) for site, weight in weights.items()}
-        closed = close_round(guard, strategy, number, slices, differences)
+        closed = close_round(guard, strategy, number, slices, differences, self._weights)
         folder = answers_of(fl_ctx)
         if are_kept(folder):
             keep_patiently(

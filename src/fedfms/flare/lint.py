@@ -133,9 +133,15 @@ def _by_name(
             f"connect it, or take {name} out of mandatory_clients in meta.json",
             code="mandatory-site-missing",
         )
-    for name in sorted(set(job.recipe.holdout) - set(connected) - set(without)):
+    of_sites = (
+        *(("holdout", name) for name in sorted(job.recipe.holdout)),
+        *(("site_learning_rates", name) for name in sorted(job.recipe.sites_with_a_rate)),
+    )
+    for field, name in of_sites:
+        if name in connected or name in without:
+            continue
         yield ConfigError(
-            f"the recipe's holdout names {name}, which is not connected",
+            f"the recipe's {field} names {name}, which is not connected",
             f"name connected sites: {_list(connected)}",
             code="unknown-site",
         )
@@ -203,7 +209,8 @@ def slicing_words(slicing: Slicing | None) -> str:
     if slicing is None:
         return "not told"
     spacing = spacing_words(slicing.spacing_mm) if slicing.spacing_mm else None
-    return ", ".join(filter(None, (slicing.plane, slicing.channels, slicing.intensity, spacing)))
+    channels = f"contrasts {' '.join(slicing.contrasts)}" if slicing.contrasts else slicing.channels
+    return ", ".join(filter(None, (slicing.plane, channels, slicing.intensity, spacing)))
 
 
 def slicing_problems(told: Sequence[Announcement]) -> list[ConfigError]:
@@ -277,6 +284,30 @@ def _refuse(problems: Sequence[ConfigError]) -> None:
     )
 
 
+def _contrasts_misfit(recipe: Recipe, site: Announcement) -> tuple[str, str, str] | None:
+    """Where a site's contrasts do not give those of the recipe; None too where it tells none."""
+    if site.slicing is None:
+        return None
+    there = site.slicing.contrasts
+    if not recipe.contrasts:
+        if not there:
+            return None
+        return (
+            f"has the contrasts {_list(there)}, and the recipe names none",
+            "name those that are learnt from with --set contrasts=NAME,NAME; one is enough",
+            "unknown-contrast",
+        )
+    unknown = [name for name in recipe.contrasts if name not in there]
+    if not unknown or (site.slicing.fills_contrasts and len(unknown) < len(recipe.contrasts)):
+        return None
+    return (
+        f"does not have {_list(unknown)}; its contrasts are {_list(there) if there else 'unnamed'}",
+        "ask the site to name its images under contrasts in site.yml, and what stands for one that "
+        "nobody took under missing_contrast",
+        "unknown-contrast",
+    )
+
+
 def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple[str, str, str]]:
     if site.version != __version__:
         yield (
@@ -308,7 +339,7 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
     if will_train:
         yield from _budget_passed(recipe, site)
     if site.bounds is not None:
-        for breach in breaches(site.bounds, recipe, trains=will_train):
+        for breach in breaches(site.bounds, recipe.at(site.site), trains=will_train):
             yield f"allows {breach.allowed}, and {breach.has}", breach.fix, breach.code
         if will_train and site.few_patients:
             least = site.bounds.min_training_patients
@@ -335,6 +366,8 @@ def _misfits(recipe: Recipe, site: Announcement, trains: bool) -> Iterable[tuple
             f"make it a holdout with --set holdout={site.site}",
             "nothing-annotated",
         )
+    if unfit := _contrasts_misfit(recipe, site):
+        yield unfit
     overlap = [pair for pair in site.overlapping if set(pair) <= set(recipe.classes)]
     if recipe.exclusive_classes and overlap:
         yield (

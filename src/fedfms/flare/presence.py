@@ -98,5 +98,14 @@ def _go_on(workflow: Any, fl_ctx: FLContext) -> None:
     with contextlib.suppress(FedfmsError):  # the persistor has ended the job
         before = restored(fl_ctx)
         if before is not None and isinstance(workflow, ScatterAndGather):
-            now = workflow.get_persist_state(fl_ctx)
-            workflow.restore({**now, "current_round": before.state.rounds_done}, fl_ctx)
+            done = before.state.rounds_done
+            now = {**workflow.get_persist_state(fl_ctx), "current_round": done}
+            if before.state.reached.get("stops"):  # it was over when that process ended
+                now["num_rounds"] = done
+            workflow.restore(now, fl_ctx)
+
+
+def end_training(fl_ctx: FLContext, rounds: int) -> None:
+    """Let the training that runs end after so many rounds; for an event of the last one's end."""
+    workflow = fl_ctx.get_engine().get_component(fl_ctx.get_prop(FLContextKey.WORKFLOW))
+    workflow.restore({**workflow.get_persist_state(fl_ctx), "num_rounds": rounds}, fl_ctx)

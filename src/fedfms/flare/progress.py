@@ -131,7 +131,6 @@ class JobProgress(RecordReader):
         self, path: Path, rounds: int, evaluates: Callable[[int], bool] = lambda number: True
     ) -> None:
         super().__init__(path)
-        self.rounds = rounds
         self._evaluates = evaluates
         self._story, self._told = _Story(rounds), 0  # and how many of the records it has read
 
@@ -177,7 +176,7 @@ class JobProgress(RecordReader):
         if story.phase in ("train", "evaluate") and story.waits is None:
             left = time_left(
                 story.times,
-                rounds=self.rounds,
+                rounds=story.rounds,
                 evaluates=self._evaluates,
                 sites=sites,
                 models={site: len(models) for site, models in story.evaluated.items()},
@@ -191,7 +190,7 @@ class JobProgress(RecordReader):
             notes=tuple(story.notes),
             alarms=tuple(story.alarms),
             round=story.round,
-            rounds=self.rounds,
+            rounds=story.rounds,
             answered=tuple(sorted(story.evaluated if story.phase == "evaluate" else story.taken)),
             sites=story.sites,
             finished=tuple(story.finished),
@@ -223,7 +222,7 @@ class _Story:
     """Reads records one after the other."""
 
     def __init__(self, rounds: int) -> None:
-        self._rounds = rounds
+        self.rounds = rounds  # of the recipe, or with which it stopped
         self.now = time.time()  # when it is told
         self.ended: float | None = None
         self.phase: Phase = "train"
@@ -325,7 +324,7 @@ class _Story:
             for name, reason in sorted(record.missed.items())
         ]
         self.refused = {}
-        if len(self.finished) == self._rounds:
+        if len(self.finished) == self.rounds:
             self._evaluation_begins(at)
 
     def _evaluation_begins(self, at: float) -> None:
@@ -342,7 +341,7 @@ class _Story:
             self.times[-1].ended_in_order = False  # the time to the next is no pause between rounds
         for one in self._stories.values():
             one.answer, one.answered_at = None, None
-        if record.round == self._rounds:
+        if record.round == self.rounds:
             self._evaluation_begins(at)
         if not self._was_stopped:
             self.notes.append(_at(record.time) + WENT_ON)
@@ -354,6 +353,8 @@ class _Story:
             self.alarms.append(self.notes[-1])
         if note.kind != "guarded" and self.times and self.times[-1].ended is None:
             self.times[-1].disturbed = True
+        if note.kind == "stopped_early":
+            self.rounds = (self.round or 0) + 1
         if note.kind == "waits":
             self.waits = note.text
         elif str(note.kind) in ("goes_on", "stopped", "ends"):

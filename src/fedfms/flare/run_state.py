@@ -65,7 +65,8 @@ class RunState:
     recipe_sha256: str
     format: int = FORMAT
     best_rounds: int | None = None  # rounds that the best model so far was trained
-    best_scores: dict[str, dict[str, float]] = field(default_factory=dict)  # its Dice: site, class
+    # what the selector knows: exchange.selection.Reached as JSON types
+    reached: dict[str, Any] = field(default_factory=dict)
     guard: dict[str, Any] = field(default_factory=dict)  # what the guard of a round remembers
     sha256: dict[str, str] = field(default_factory=dict)  # of each file beside state.json
 

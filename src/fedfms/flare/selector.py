@@ -1,46 +1,72 @@
 """FLARE's model selector, made to compare scores of the same sites and classes.
 
 FLARE compares means over whichever sites answered a round, so that a round that the weakest site
-missed looks like the best one. Here a model is compared with the best one so far over what both
-have a score of: the classes of training sites.
+missed looks like the best one. What is compared here says `exchange.selection`. With the recipe's
+`patience` the training ends where further rounds gave nothing.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
 
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
+from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.app_event_type import AppEventType
 
 from fedfms.contracts.contribution import Contribution
+from fedfms.errors import FedfmsError
+from fedfms.exchange.selection import Reached, Scores, Selection, why_it_stops
 from fedfms.flare.internals.job import ComparedModels
-from fedfms.flare.job import CONTRIBUTION
-from fedfms.flare.run_state import KEEP_STATE, restored, to_keep
+from fedfms.flare.job import CONTRIBUTION, read_recipe
+from fedfms.flare.presence import end_training
+from fedfms.flare.run_state import KEEP_STATE, NOTED, restored, to_keep
+from fedfms.records.schema import Note
 from fedfms.records.scores import class_dice
-
-Scores = dict[str, dict[str, float]]  # Dice by site and class
 
 
 class BestModelSelector(ComparedModels):
-    """Says which global model is the best so far by the training sites' Dice; takes no argument."""
+    """Says which global model is the best so far, and when to stop; takes no argument."""
 
     def __init__(self) -> None:
-        self._best: Scores = {}
+        self._selection: Selection | None = None  # there from the start of a run
+        self._scores: Scores = {}
         super().__init__(key_metric="val_dice")
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """As FLARE; the best scores so far outlive the job's process."""
+        """As FLARE; what the run has reached outlives the job's process."""
         super().handle_event(event_type, fl_ctx)
-        if event_type == EventType.START_RUN and (before := restored(fl_ctx)):
-            self._best = before.state.best_scores
-        elif event_type == KEEP_STATE:
-            to_keep(fl_ctx).state.best_scores = self._best
+        if event_type == EventType.START_RUN:
+            self._start(fl_ctx)
+        elif event_type == AppEventType.ROUND_DONE and self._selection is not None:
+            if self._selection.reached.stops:
+                self._stop(fl_ctx)
+        elif event_type == KEEP_STATE and self._selection is not None:
+            to_keep(fl_ctx).state.reached = dataclasses.asdict(self._selection.reached)
+
+    def _start(self, fl_ctx: FLContext) -> None:
+        try:
+            recipe, before = read_recipe(fl_ctx), restored(fl_ctx)
+        except FedfmsError:  # the persistor says it, and ends the job
+            return
+        reached = Reached(**before.state.reached) if before is not None else None
+        self._selection = Selection(recipe, reached)
+
+    def _stop(self, fl_ctx: FLContext) -> None:
+        """Let the round that is over be the last one."""
+        number = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
+        recipe = read_recipe(fl_ctx)
+        if number + 1 < recipe.rounds_to_run:
+            end_training(fl_ctx, number + 1)
+            note = Note(kind="stopped_early", text=why_it_stops(recipe, number))
+            self.fire_event_with_data(NOTED, fl_ctx, FLContextKey.EVENT_DATA, note)
 
     def forget_round(self) -> None:
         """Nobody has scored the model of the new round yet."""
-        self._scores: Scores = {}
+        self._scores = {}
 
     def hear(self, answer: Shareable) -> None:
         """Keep what a training site says of the model that it received."""
@@ -49,22 +75,4 @@ class BestModelSelector(ComparedModels):
 
     def is_best(self) -> bool:
         """Whether the model of this round is better than the best one so far, which it then is."""
-        if not self._scores or not _is_better(self._scores, self._best):
-            return False
-        self._best = self._scores
-        return True
-
-
-def _is_better(new: Scores, best: Scores) -> bool:
-    """Whether the mean of the sites that have a score of both is higher; the first is the best.
-
-    A site counts by its mean over the classes that it has both times.
-    """
-    if not best:
-        return True
-    gains = []
-    for site in new.keys() & best.keys():
-        both = new[site].keys() & best[site].keys()
-        if both:
-            gains.append(sum(new[site][name] - best[site][name] for name in both) / len(both))
-    return math.fsum(gains) > 0  # the same in whatever order sites answered
+        return self._selection is not None and self._selection.is_best(self._scores)

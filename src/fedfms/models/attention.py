@@ -2,7 +2,7 @@
 
 Upstream adds `q . R_row + q . R_column` (decomposed relative positions, MViTv2, arXiv 2112.01526)
 to the logit of every query and key, in tensors of tokens x tokens that wait for the backward pass.
-There are two ways to the same numbers here, and `choose` says which one runs:
+There are three ways to the same numbers, and `choose` says which one runs:
 
 tiled: some queries against all keys at a time, in one buffer that fits into a cache; the backward
 pass computes the softmax again (as FlashAttention, arXiv 2205.14135, by whole rows).
@@ -10,6 +10,8 @@ pass computes the softmax again (as FlashAttention, arXiv 2205.14135, by whole r
 folded: the same sum as one longer dot product, `[s q, q R_rows, q R_columns] . [k, onehot(row),
 onehot(column)]`, which needs no bias, so that `scaled_dot_product_attention` computes it exactly
 and is free to pick its fastest kernel.
+
+own: kernels for a GPU that have the positions inside (gpu/attention.py).
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fedfms.contracts.recipe import Recipe
+from fedfms.models.gpu.attention import OwnAttention, refusal
+from fedfms.models.positions import add_from_places, to_places
 from fedfms.models.upstream import get_rel_pos
 
 log = logging.getLogger(__name__)
@@ -39,7 +43,7 @@ _WIDEST_FP32 = 128
 class Choice(NamedTuple):
     """Which way attention is computed, and for a reader of the log why."""
 
-    way: Literal["tiled", "folded"]
+    way: Literal["tiled", "folded", "own"]
     why: str
 
 
@@ -55,12 +59,14 @@ def choose(
         height, width: of the grid of tokens.
         recorded: a graph is being recorded from the operations, for an export or a compiler.
     """
-    choice = _choose(device, dtype, head_dim + height + width, recorded)
+    choice = _choose(device, dtype, head_dim, height, width, recorded)
     _say(choice, device, dtype, head_dim, height, width)
     return choice
 
 
-def _choose(device: str, dtype: torch.dtype, folded_width: int, recorded: bool) -> Choice:
+def _choose(
+    device: str, dtype: torch.dtype, head_dim: int, height: int, width: int, recorded: bool
+) -> Choice:
     if recorded:
         return Choice("folded", "a recorded graph wants operations that every runtime knows")
     # so sdpa_kernel(MATH) leaves it, on every device
@@ -70,9 +76,15 @@ def _choose(device: str, dtype: torch.dtype, folded_width: int, recorded: bool) 
         if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
             return Choice("folded", "AMX runs the fused kernel in bf16 as fast, without a loop")
         return Choice("tiled", "the processor has no fused kernel that is as fast")
+    refused = "our kernel is for CUDA"
+    if device == "cuda":
+        refused = refusal(dtype, head_dim, height, width, _folded_split) or ""
+        if not refused:
+            return Choice("own", "our kernel has the positions inside")
+    folded_width = head_dim + height + width
     if device == "cuda" and dtype == torch.float32 and folded_width > _WIDEST_FP32:
-        return Choice("tiled", f"the fused fp32 kernel is slow at width {folded_width}")
-    return Choice("folded", "the fused kernel is the fastest")
+        return Choice("tiled", f"the fused fp32 kernel is slow at width {folded_width}; {refused}")
+    return Choice("folded", f"the fused kernel is the fastest; {refused}")
 
 
 @functools.lru_cache(maxsize=64)  # once for each
@@ -108,13 +120,14 @@ def attend(qkv: Tensor, attention: Any) -> Tensor:
     rows = _positions(height, attention.rel_pos_h, recorded)
     columns = _positions(width, attention.rel_pos_w, recorded)
     choice = choose(qkv.device.type, qkv.dtype, split.shape[-1], height, width, recorded=recorded)
-    if choice.way == "tiled":
-        attended: Tensor = _Tiled.apply(  # type: ignore[no-untyped-call]
-            split.reshape(3, batch * heads, tokens, -1), rows, columns, attention.scale
-        ).reshape(batch, heads, tokens, -1)
-    else:
+    if choice.way == "folded":
         query, key, value = split.unbind(0)
         attended = _folded(query, key, value, rows, columns, attention.scale)
+    else:
+        form = OwnAttention if choice.way == "own" else _Tiled
+        attended = form.apply(  # type: ignore[no-untyped-call]
+            split.reshape(3, batch * heads, tokens, -1), rows, columns, attention.scale
+        ).reshape(batch, heads, tokens, -1)
     return attended.transpose(1, 2).reshape(batch, height, width, -1)
 
 
@@ -160,6 +173,12 @@ def _folded(
     )[..., :head_dim]
 
 
+def _folded_split(split: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
+    """As `_folded`, of what the other forms are given."""
+    query, key, value = split.unsqueeze(1)
+    return _folded(query, key, value, rows, columns, scale)[0]
+
+
 def _places(height: int, width: int, like: Tensor) -> Tensor:
     """One-hot row and column of every token: (B, heads, H W, H + W), the same for all heads."""
     # not torch.eye: a traced network (export/bundle.py) would keep the device it was traced on
@@ -181,7 +200,7 @@ class _Tiled(torch.autograd.Function):
     def forward(ctx: Any, split: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
         split = split.contiguous()
         query, _, value = split
-        to_rows, to_columns = _to_places(query, rows, columns)
+        to_rows, to_columns = to_places(query, rows, columns)
         out = torch.empty_like(query)
         tiles = _Tiles(split, to_rows, to_columns, scale)
         for some, these in tiles:
@@ -229,33 +248,10 @@ class _Tiled(torch.autograd.Function):
             if these.stop == query.shape[1]:
                 d_key[some], d_value[some] = sums
         d_split[:2].mul_(ctx.scale)
-        grid = _on_grid(query, height, width)
-        by_row = _on_grid(d_rows, height, width)
-        by_column = _on_grid(d_columns, height, width)
-        of_grid = _on_grid(d_query, height, width)
-        of_grid += torch.einsum("zhwk,hkc->zhwc", by_row, rows)
-        of_grid += torch.einsum("zhwk,wkc->zhwc", by_column, columns)
-        of_table = [
-            torch.einsum(f"zhwk,zhwc->{side}kc", by, grid) if needed else None
-            for side, by, needed in zip(
-                "hw", (by_row, by_column), ctx.needs_input_grad[1:3], strict=True
-            )
-        ]
-        return d_split, *of_table, None
-
-
-def _on_grid(tokens: Tensor, height: int, width: int) -> Tensor:
-    """(Z, H W, X) to (Z, H, W, X)."""
-    return tokens.view(tokens.shape[0], height, width, -1)
-
-
-def _to_places(query: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """What each query (Z, H W, D) adds for each row and each column: (Z, H W, H), (Z, H W, W)."""
-    grid = _on_grid(query, rows.shape[0], columns.shape[0])
-    return (
-        torch.einsum("zhwc,hkc->zhwk", grid, rows).flatten(1, 2).contiguous(),
-        torch.einsum("zhwc,wkc->zhwk", grid, columns).flatten(1, 2).contiguous(),
-    )
+        of_tables = add_from_places(
+            d_query, (d_rows, d_columns), query, (rows, columns), ctx.needs_input_grad[1:3]
+        )
+        return d_split, *of_tables, None
 
 
 class _Tiles:

@@ -14,13 +14,13 @@ from fedfms.errors import ConfigError
 from fedfms.models.methods import Method, find_method
 from fedfms.models.sam import Sam, load_backbone, load_checkpoint
 from fedfms.models.segmenter import Segmenter
-from fedfms.models.travelling import travelling_names
+from fedfms.models.travelling import shared_at_first, staying_names, travelling_names
 
 MASK_TOKENS = 4  # of SAM's decoder; several classes are a mixture of their masks
 
 
 class SamSegmenter(Segmenter):
-    """SAM that segments without prompts: (B, 3, S, S) pictures to (B, K, M, M) logits.
+    """SAM that segments without prompts: (B, C, S, S) pictures to (B, K, M, M) logits.
 
     Args:
         recipe: the job's.
@@ -28,10 +28,16 @@ class SamSegmenter(Segmenter):
         sam: its parts, which become this network's under the same names; the method has added what
             it adds.
         class_head: (B, MASK_TOKENS, M, M) to (B, K, M, M); None with one class.
+        contrast_mix: (B, C, S, S) to (B, 3, S, S); None where the recipe names no contrasts.
     """
 
     def __init__(
-        self, recipe: Recipe, method: Method, sam: Sam, class_head: nn.Conv2d | None
+        self,
+        recipe: Recipe,
+        method: Method,
+        sam: Sam,
+        class_head: nn.Conv2d | None,
+        contrast_mix: ContrastMix | None = None,
     ) -> None:
         super().__init__(recipe, method)
         self.encoder_dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
@@ -39,6 +45,7 @@ class SamSegmenter(Segmenter):
         self.prompt_encoder = sam.prompt_encoder
         self.mask_decoder = sam.mask_decoder
         self.class_head = class_head
+        self.contrast_mix = contrast_mix
         self.image_position: Tensor  # of the pixels, (1, C, h, w); the prompt encoder's
         self.register_buffer("image_position", _positions(self.prompt_encoder), persistent=False)
         self.register_load_state_dict_post_hook(_locate)  # type: ignore[no-untyped-call]
@@ -47,7 +54,8 @@ class SamSegmenter(Segmenter):
         """Logits of every class, before the sigmoid.
 
         Args:
-            images: (B, 3, S, S) float, already normalized; S is the recipe's image_size.
+            images: (B, C, S, S) float, already normalized; S is the recipe's image_size, C the
+                number of its contrasts, or 3.
             from_prefix: `images` is what `prefix` made of them.
 
         Returns:
@@ -79,6 +87,8 @@ class SamSegmenter(Segmenter):
 
     def _embeddings(self, given: Tensor, from_prefix: bool) -> Tensor:
         """(B, C, h, w) float32, of images or of what `prefix` made of them."""
+        if self.contrast_mix is not None:  # then nothing is frozen before what learns
+            given = self.contrast_mix(given)
         if self.frozen_blocks is None:
             return self._encoded(given)
         tokens = given if from_prefix else self.prefix(given)
@@ -98,6 +108,27 @@ class SamSegmenter(Segmenter):
             if _is_rounded(name)
         }
         return functional_call(encoder, rounded, (given.to(self.encoder_dtype),), part)  # type: ignore[no-any-return]
+
+
+class ContrastMix(nn.Module):
+    """(B, C, S, S) contrasts to the three channels that SAM's first layer has: a 1 x 1 convolution.
+
+    It starts as a plain share-out: contrast i goes to channel i mod 3, and a channel that several
+    share has their mean; with one contrast all channels are it, with two the third is their mean.
+    Zeros, which fill a slice up to a square, stay zeros: there is no bias.
+    """
+
+    def __init__(self, contrasts: int) -> None:
+        super().__init__()
+        weight = torch.zeros(3, contrasts)
+        for channel in range(3):
+            mine = [n for n in range(contrasts) if n % 3 == channel] or list(range(contrasts))
+            weight[channel, mine] = 1.0 / len(mine)
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As of the class."""
+        return nn.functional.conv2d(images, self.weight[:, :, None, None])
 
 
 def _is_rounded(name: str) -> bool:
@@ -123,7 +154,7 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Segmenter:
     recipe's seed and therefore the same on every machine; with `start_draws` it is a mean of draws.
 
     Raises:
-        ConfigError: unknown-part, ambiguous-part, broken-part, nothing-travels,
+        ConfigError: unknown-part, ambiguous-part, broken-part, nothing-travels, nothing-personal,
             method-and-backbone: the method does not go with the recipe's backbone, or
             method-and-adapters: nor with its adapter_blocks.
         CheckpointError: the file cannot be read or does not fit the backbone.
@@ -145,6 +176,12 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Segmenter:
             "report this to whoever wrote the method: nothing could be learnt together",
             code="nothing-travels",
         )
+    if recipe.personal != "none" and not (staying_names(model) or shared_at_first(model)):
+        raise ConfigError(
+            f"personal is {recipe.personal}, and of what {method.name} trains nothing is such",
+            "leave personal out, or train a method that has them, such as fedmsa",
+            code="nothing-personal",
+        )
     return model
 
 
@@ -158,7 +195,8 @@ def _on_sam(recipe: Recipe, method: Method, checkpoint: Path | None) -> SamSegme
     if len(recipe.classes) > 1:  # drawn first, so that all methods start with the same head
         head = nn.Conv2d(MASK_TOKENS, len(recipe.classes), kernel_size=1)
     method.add(sam.image_encoder, recipe)
-    model = SamSegmenter(recipe, method, sam, head)
+    mix = ContrastMix(len(recipe.contrasts)) if recipe.contrasts else None
+    model = SamSegmenter(recipe, method, sam, head, mix)
     if recipe.start_draws:
         _average_draws(model, of_sam, recipe)
     return model
@@ -220,6 +258,8 @@ def _frozen_blocks(model: SamSegmenter) -> int | None:
     def learns(part: nn.Module) -> bool:
         return any(parameter.requires_grad for parameter in part.parameters())
 
+    if model.contrast_mix is not None and learns(model.contrast_mix):
+        return None
     encoder = model.image_encoder
     if not learns(encoder):
         return len(encoder.blocks)

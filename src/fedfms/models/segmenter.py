@@ -9,7 +9,9 @@ from fedfms.models.methods import Method
 
 
 class Segmenter(nn.Module):
-    """(B, 3, S, S) pictures to (B, K, M, M) logits, with S, K and M as the recipe says.
+    """(B, C, S, S) pictures to (B, K, M, M) logits, with C, S, K and M as the recipe says.
+
+    C is the number of the recipe's contrasts, or 3.
 
     Args:
         recipe: the job's.

@@ -21,7 +21,7 @@ from fedfms.exchange.tensors import load_tensors, read_metadata
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.models.segmenter import Segmenter
-from fedfms.models.travelling import write_travelling
+from fedfms.models.travelling import write_own, write_travelling
 from fedfms.records.layout import GLOBAL_MODEL, MODEL, RECIPE
 
 MODEL_FILES = (GLOBAL_MODEL, MODEL)  # of a job, of a study's run
@@ -39,12 +39,14 @@ class Trained:
     pictures: Mapping[str, Any] | None = None  # INPUT_KEY of the file, if it has it
 
 
-def load_trained(path: Path, checkpoints: Path | None) -> Trained:
+def load_trained(path: Path, checkpoints: Path | None, own: Path | None = None) -> Trained:
     """The network of a results folder, of a `.safetensors` file beside its recipe, or of an export.
 
     Args:
         path: a folder with recipe.json and the model, or a file.
         checkpoints: folder of SAM checkpoints; not asked for vit_demo nor for a whole network.
+        own: what a site kept of a run whose recipe has `personal` parts (`staying.safetensors`);
+            None: these are as the run shared them last, or as the network began.
 
     Raises:
         ConfigError: no model is there ("no-model"), or no recipe for it ("no-recipe").
@@ -78,6 +80,8 @@ def load_trained(path: Path, checkpoints: Path | None) -> Trained:
         recipe = Recipe.from_json(beside)
         model = build_model(recipe, find_checkpoint(recipe, checkpoints))
         write_travelling(model, tensors)
+    if own is not None:
+        write_own(model, load_tensors(own))
     return Trained(recipe, model.eval(), file, _pictures(metadata, file))
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from fedfms.errors import CheckpointError
 from fedfms.exchange.tensors import find_fault, shapes_of
 from fedfms.models.segmenter import Segmenter
+from fedfms.models.upstream import LayerNorm2d
+
+# layers of normalization, whose parameters follow a site's contrast (FedBN, Li et al. 2021, arXiv
+# 2102.07623)
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, LayerNorm2d, _NormBase)
 
 
 def travelling_names(model: Segmenter) -> tuple[str, ...]:
@@ -20,6 +26,16 @@ def travelling_names(model: Segmenter) -> tuple[str, ...]:
 def staying_names(model: Segmenter) -> tuple[str, ...]:
     """Names of the tensors that learn and never leave the site, sorted."""
     return tuple(sorted(name for name in _learning(model) if _stays(model, name)))
+
+
+def shared_at_first(model: Segmenter) -> tuple[str, ...]:
+    """Names of those that travel until the recipe's `personal_after` and are a site's own then.
+
+    They are in the global model, which no site moves in them from that round on; sorted.
+    """
+    if model.recipe.personal_after == 0:
+        return ()
+    return tuple(name for name in travelling_names(model) if _is_personal(model, name))
 
 
 def read_travelling(model: Segmenter) -> dict[str, Tensor]:
@@ -45,6 +61,27 @@ def write_travelling(model: Segmenter, tensors: Mapping[str, Tensor]) -> None:
     _write(model, travelling_names(model), tensors, "the received model")
 
 
+def read_shared_at_first(model: Segmenter) -> dict[str, Tensor]:
+    """Copies of `shared_at_first`, fp32 on the CPU, by sorted name."""
+    return _copies(model, shared_at_first(model))
+
+
+def write_shared_at_first(model: Segmenter, tensors: Mapping[str, Tensor]) -> None:
+    """Put a site's own values of `shared_at_first` into the model; as `write_travelling`."""
+    _write(model, shared_at_first(model), tensors, "what the site kept")
+
+
+def read_own(model: Segmenter) -> dict[str, Tensor]:
+    """Copies of all that is a site's own when a run is over: what stayed, and what did at last."""
+    return {**read_staying(model), **read_shared_at_first(model)}
+
+
+def write_own(model: Segmenter, tensors: Mapping[str, Tensor]) -> None:
+    """Make the model that of a site; as `write_travelling`, of the names of `read_own`."""
+    names = tuple(sorted({*staying_names(model), *shared_at_first(model)}))
+    _write(model, names, tensors, "what the site kept")
+
+
 def write_staying(model: Segmenter, tensors: Mapping[str, Tensor]) -> None:
     """Put what stayed at the site back into the model; as `write_travelling`."""
     _write(model, staying_names(model), tensors, "what the site kept")
@@ -56,7 +93,17 @@ def _learning(model: Segmenter) -> list[str]:
 
 
 def _stays(model: Segmenter, name: str) -> bool:
-    return model.method.stays(name, model.recipe)
+    if model.method.stays(name, model.recipe):
+        return True
+    return model.recipe.personal_after == 0 and _is_personal(model, name)
+
+
+def _is_personal(model: Segmenter, name: str) -> bool:
+    if model.recipe.personal == "adapters":
+        return model.method.is_added(name, model.recipe)
+    if model.recipe.personal == "norms":
+        return isinstance(model.get_submodule(name.rpartition(".")[0]), _NORMS)
+    return False
 
 
 def _copies(model: Segmenter, names: tuple[str, ...]) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ from segment_anything.modeling import (  # noqa: E402 - only importable from her
     PromptEncoder,
     TwoWayTransformer,
 )
+from segment_anything.modeling.common import LayerNorm2d  # noqa: E402
 from segment_anything.modeling.image_encoder import (  # noqa: E402
     get_rel_pos,
     window_partition,
@@ -46,6 +47,7 @@ from segment_anything.modeling.image_encoder import (  # noqa: E402
 
 __all__ = [
     "ImageEncoderViT",
+    "LayerNorm2d",
     "MaskDecoder",
     "PromptEncoder",
     "TwoWayTransformer",

@@ -6,13 +6,15 @@ Nothing is read but names and, of DICOM, a header for each folder.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import ImageFormat
 from fedfms.data.content import EXTENSIONS, JUNK, is_plain_file, may_enter
+from fedfms.data.manifest import glob_expression
+from fedfms.data.pairs import WILDCARD
 from fedfms.errors import ConfigError
 
 _DICOM_ENDING = ".dcm"
@@ -29,6 +31,9 @@ class Item:
     labels: Path | None  # the label map, None where classes may overlap; in DICOM the segmentation
     probabilities: tuple[Path, ...]  # one for each class, in DICOM one for all; may be empty
     separate: tuple[Path, ...]  # one mask for each class; may be empty
+    # of a model of several contrasts its files in the recipe's order, None where one is missing;
+    # source is the first of them
+    contrasts: tuple[Path | None, ...] = ()
 
     @property
     def outputs(self) -> tuple[Path, ...]:
@@ -44,6 +49,7 @@ def find_items(
     *,
     probabilities: bool = False,
     separate: bool = False,
+    contrasts: Mapping[str, str] | None = None,
 ) -> list[Item]:
     """The images of INPUT in the order of their names.
 
@@ -58,6 +64,8 @@ def find_items(
             but in DICOM, whose segmentation keeps them apart.
         probabilities: a probability map for each class too.
         separate: a mask for each class too.
+        contrasts: where the recipe names contrasts, the glob of each below INPUT, as in site.yml;
+            None: names that end in _0000, _0001 … in the recipe's order, as of nnU-Net.
 
     Raises:
         ConfigError: "no-input", "nothing-to-predict", "outputs-collide", "output-is-input".
@@ -66,6 +74,17 @@ def find_items(
     if not source.exists():
         raise ConfigError(f"there is no {source}", "check INPUT", code="no-input")
     found = list(_images(source, output))
+    of_case: dict[Path, tuple[Path | None, ...]] = {}
+    if recipe.contrasts:
+        of_case = _cases(source, [path for path, _ in found], recipe, contrasts or {})
+        found = [(path, kind) for path, kind in found if path in of_case]
+    if not found and recipe.contrasts:
+        raise ConfigError(
+            f"{source} holds no case of {', '.join(recipe.contrasts)}",
+            "give --site a site.yml with the globs of its contrasts, relative to INPUT, or name "
+            "the files CASE_0000, CASE_0001 … in the order of the model's contrasts",
+            code="nothing-to-predict",
+        )
     if not found:
         raise ConfigError(
             f"{source} holds no NIfTI volume, picture, NPY array or DICOM series",
@@ -94,10 +113,51 @@ def find_items(
                 folder / f"{stem}{ending}" if has_map else None,
                 _probability_files(folder, stem, kind, ending, classes) if probabilities else (),
                 tuple(folder / f"{stem}_{name}{ending}" for name in apart),
+                of_case.get(path, ()),
             )
         )
     _require_new_places(items)
     return items
+
+
+def _cases(
+    source: Path, files: Sequence[Path], recipe: Recipe, globs: Mapping[str, str]
+) -> dict[Path, tuple[Path | None, ...]]:
+    """By its first file a case's files of the recipe's contrasts, None where one is missing.
+
+    Files are of one case where what the wildcards of the globs match is alike, or, where the globs
+    have different ones, what those of the folders match.
+    """
+    wanted = (
+        {name: globs.get(name) for name in recipe.contrasts}
+        if globs
+        else {name: f"**/*_{number:04d}.*" for number, name in enumerate(recipe.contrasts)}
+    )
+    known = [pattern for pattern in wanted.values() if pattern is not None]
+    kinds: tuple[ImageFormat, ...] = ("nifti", "image", "npy")
+    counts = {len(WILDCARD.findall(pattern)) for pattern in known}
+    cases: dict[tuple[str, ...], dict[str, Path]] = {}
+    for path in files:
+        below = path.relative_to(source if source.is_dir() else source.parent).as_posix()
+        for name, pattern in wanted.items():
+            found = glob_expression(pattern).fullmatch(below) if pattern is not None else None
+            if found is None or pattern is None:
+                continue
+            groups = found.groups()
+            if not globs:
+                groups = groups[:2]  # not what stands for the ending
+            elif len(counts) > 1:
+                groups = groups[: len(WILDCARD.findall(pattern.rpartition("/")[0] + "/"))]
+            else:
+                ending = next((e for k in kinds for e in EXTENSIONS[k] if below.endswith(e)), "")
+                groups = tuple(group.removesuffix(ending) for group in groups)
+            cases.setdefault(groups, {}).setdefault(name, path)
+    return {
+        next(iter(case[name] for name in recipe.contrasts if name in case)): tuple(
+            case.get(name) for name in recipe.contrasts
+        )
+        for case in cases.values()
+    }
 
 
 def passed_over(source: Path, output: Path, items: Sequence[Item]) -> list[Path]:
@@ -107,7 +167,13 @@ def passed_over(source: Path, output: Path, items: Sequence[Item]) -> list[Path]
     """
     if source.is_file():
         return []
-    series = {item.source for item in items if item.format == "dicom"}
+    series = {
+        path
+        for item in items
+        if item.format == "dicom"
+        for path in (item.source, *item.contrasts)
+        if path is not None
+    }
     found: list[Path] = []
     for folder, names in _folders(source, output, closed=[]):
         if folder not in series:
@@ -213,7 +279,12 @@ def _probability_files(
 
 def _require_new_places(items: Sequence[Item]) -> None:
     """No two images write one file, and none writes what was given."""
-    sources = {item.source.resolve(): item for item in items}
+    sources = {
+        path.resolve(): item
+        for item in items
+        for path in (item.source, *item.contrasts)
+        if path is not None
+    }
     owners: dict[Path, Item] = {}
     for item in items:
         for path in item.outputs:

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 
 from fedfms.contracts.decode import OPTIONS, changed
+from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Intensity, Setup, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import read_bytes
 from fedfms.data.formats import Notice, Stored, read_image
 from fedfms.data.grid import Array
 from fedfms.data.prepared import PreparedImage, prepare_image
-from fedfms.errors import ConfigError, FedfmsError, TaskAborted, unexpected
+from fedfms.data.several import read_contrasts
+from fedfms.errors import ConfigError, FedfmsError, SiteDataError, TaskAborted, unexpected
 from fedfms.files import file_sha256
 from fedfms.models.trained import Trained
 from fedfms.predict.find import Item
@@ -186,10 +188,18 @@ def _predict_one(
             code="output-exists",
         )
     site = dataclasses.replace(site, format=item.format)
+    if item.contrasts:  # in the recipe's order, whatever site.yml has beside them
+        site = dataclasses.replace(site, contrasts=_globs_of(site, trained.recipe))
+        _require_contrasts(item, site, trained.recipe)
     data = read_bytes(item.source, site)
     with warnings.catch_warnings(record=True) as warned:  # otherwise lines of code on the terminal
         warnings.simplefilter("default")
-        stored = read_image(item.source, data, site)
+        if item.contrasts:
+            paths = item.contrasts
+            contents = tuple(None if p is None else read_bytes(p, site) for p in paths)
+            stored = read_contrasts(paths, contents, site)
+        else:
+            stored = read_image(item.source, data, site)
         image = prepare_image(item.source, stored, site)
     notes = (*stored.notices, *_warning_notes(item, warned), *_header_notes(item, stored))
     result = _masks(trained, image, site, control, keep_probabilities=bool(item.probabilities))
@@ -202,6 +212,26 @@ def _predict_one(
     overlap = int((result.masks.sum(axis=0) > 1).sum())
     log.info("predicted an image of %d slices", len(image.images))
     return Predicted(item, pixels, millilitres, overlap, notes=notes)
+
+
+def _globs_of(site: Setup, recipe: Recipe) -> dict[str, str]:
+    """The recipe's contrasts with their globs; where site.yml has none, with one that means it."""
+    return {
+        name: site.contrasts.get(name, f"*_{number:04d}.*")
+        for number, name in enumerate(recipe.contrasts)
+    }
+
+
+def _require_contrasts(item: Item, site: Setup, recipe: Recipe) -> None:
+    missing = [
+        name for name, path in zip(recipe.contrasts, item.contrasts, strict=True) if path is None
+    ]
+    if missing and site.missing_contrast == "refuse":
+        raise SiteDataError(
+            f"{item.name} has no {', '.join(missing)}",
+            "add the image, or give --site a site.yml with missing_contrast: mean (or black)",
+            code="missing-contrast",
+        )
 
 
 def _warning_notes(item: Item, warned: Sequence[warnings.WarningMessage]) -> tuple[Notice, ...]:

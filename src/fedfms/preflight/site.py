@@ -404,9 +404,9 @@ def _privacy(folder: Path) -> str:
 
 def _patients(site: SiteConfig, policy: Path) -> str:
     """Whether there are enough to train on by the site's own policy."""
-    from fedfms.data.manifest import find_cases, training_patients
+    from fedfms.data.manifest import find_whole_cases, training_patients
 
-    rules, patients = Policy.from_folder(policy), training_patients(find_cases(site))
+    rules, patients = Policy.from_folder(policy), training_patients(find_whole_cases(site)[0])
     if breach := too_few_patients(rules, patients):
         raise Worry(
             f"nothing is trained here: {breach.problem}",

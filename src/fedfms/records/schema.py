@@ -162,6 +162,7 @@ NoteKind = Literal[
     "site_gone",
     "site_paused",  # and the run goes on without it at once
     "data_changed",
+    "stopped_early",  # further rounds gave no better model
     "guarded",  # the guard of a round found something of the site
     "waits",
     "goes_on",

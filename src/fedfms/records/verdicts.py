@@ -24,13 +24,17 @@ def sentence(verdict: Verdict, *, acts: bool) -> str:
         parts = []
         if verdict.factor != 1:
             parts.append(f"it was scaled by {verdict.factor:.3g}")
-        if verdict.counted_slices != verdict.slices:
+        if verdict.counts_for != _says(verdict):
             parts.append(
-                f"it counts for {verdict.counted_slices}, unless the recipe's "
+                f"it counts for {verdict.counts_for}, unless the recipe's "
                 f"confirmed_weights names {verdict.site}"
             )
         done = "; ".join(parts)
     return f"{verdict.site}'s answer {' and '.join(said)}; {done}"
+
+
+def _says(verdict: Verdict) -> int:
+    return verdict.slices if verdict.weight is None else verdict.weight
 
 
 def _found(finding: Finding, verdict: Verdict) -> str:
@@ -39,5 +43,6 @@ def _found(finding: Finding, verdict: Verdict) -> str:
     if finding == "direction":
         return f"points against the others (cosine {verdict.cosine:.2f})"
     if finding == "weight":
-        return f"is of {verdict.slices} slices, far more than the others have"
+        what = "slices" if verdict.weight is None else "cases"
+        return f"is of {_says(verdict)} {what}, far more than the others have"
     return "repeats one of an earlier round"

@@ -22,6 +22,7 @@ from fedfms.contracts.receipt import Countersigned, Receipt
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.verdict import Verdict
 from fedfms.errors import FedfmsError
+from fedfms.exchange.averaging import weight_of
 from fedfms.exchange.round_guard import RoundGuard, combine_judged
 from fedfms.exchange.strategies import Strategy, find_strategy
 from fedfms.exchange.tensors import (
@@ -210,20 +211,25 @@ class _Again:
         if unknown := [site for site, count in slices.items() if count is None]:
             yield f"round {number}, {unknown[0]}: its report cannot be read, nor its weight"
             return
-        weights = {site: count for site, count in slices.items() if count is not None}
+        counts = {site: count for site, count in slices.items() if count is not None}
+        weights = {
+            site: weight_of(self._recipe, answer.said)
+            for site, answer in answers.items()
+            if answer.said is not None
+        }
         judged = self._history.judged.get(number)
         if judged is None:
             yield f"round {number}: no record says what the guard found"
             return
         try:
-            found = {one.site: one for one in guard.judge(weights, differences)}
+            found = {one.site: one for one in guard.judge(counts, differences, weights)}
             recorded = {one.site: one for one in judged.sites}
             if judged.acts != guard.acts:
                 yield f"round {number}: the guard acts by the recipe or by the record, not by both"
             for site in sorted({*found, *recorded}):
                 if other := _other(recorded.get(site), found.get(site)):
                     yield f"round {number}, {site}: the guard finds another {', '.join(other)}"
-            change = combine_judged(strategy, number, weights, differences, judged.sites)
+            change = combine_judged(strategy, number, counts, differences, judged.sites)
         except (FedfmsError, ValueError, KeyError) as error:  # of records that were changed
             why = error.problem if isinstance(error, FedfmsError) else f"{error}"
             yield f"round {number} cannot be closed again: {why}"

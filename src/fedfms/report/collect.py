@@ -343,6 +343,8 @@ def _site_facts(history: History, site: str, rounds: Sequence[RoundRow]) -> Site
     final = history.evaluations.get((site, "final"))
     in_rounds = [row.evaluated_cases for row in accepted if row.evaluated_cases is not None]
     said = final.said if final else None
+    answers = [one.said for (_, s), one in sorted(history.answers.items()) if s == site]
+    last = said or next((one for one in reversed(answers) if one is not None), None)
     return SiteFacts(
         role=history.role(site),
         cases=said.evaluated_cases if said else max(in_rounds, default=None),
@@ -358,6 +360,8 @@ def _site_facts(history: History, site: str, rounds: Sequence[RoundRow]) -> Site
         training_slices=max((row.training_slices or 0 for row in own), default=0) or None,
         training_cases=max((row.training_cases or 0 for row in own), default=0) or None,
         micro_batch=min((row.micro_batch for row in own if row.micro_batch), default=None),
+        left_out=last.left_out if last else 0,
+        left_out_by_reason=last.left_out_by_reason if last else {},
     )
 
 

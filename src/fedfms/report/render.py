@@ -113,7 +113,7 @@ def _page(result: Result) -> dict[str, Any]:
         "job": str(job.name or job.id or "job"),
         "when": words.moment(job.started),
         "status": "stopped on request" if job.status == "aborted" else job.status,
-        "notices": _notices(summary) + _guard_notices(result),
+        "notices": _notices(summary) + _left_out(summary) + _guard_notices(result),
         "tiles": _tiles(summary),
         "overview": _overview(summary),
         "legend": figures.styles(result),
@@ -147,6 +147,19 @@ def _title(summary: Summary) -> str:
         return f"Segment Anything fine-tuned by {_of(took_part, len(training))}"
     evaluated = sum(values.evaluated for values in sites)
     return f"Segment Anything evaluated at {_of(evaluated, len(sites))}"
+
+
+def _left_out(summary: Summary) -> list[str]:
+    """How many cases sites left out, by reason where a site tells it."""
+    said = []
+    for site, values in summary.sites.items():
+        if values.left_out:
+            by_reason = [f"{count} {reason}" for reason, count in values.left_out_by_reason.items()]
+            reasons = f" ({', '.join(by_reason)})" if by_reason else ""
+            said.append(f"{site} left out {words.numerals(values.left_out, 'case')}{reasons}")
+    if not said:
+        return []
+    return [f"Of cases that cannot be used {words.listing(said)}; which, only the site knows."]
 
 
 def _of(some: int, sites: int) -> str:

@@ -158,6 +158,8 @@ class SiteFacts:
     training_slices: int | None
     training_cases: int | None
     micro_batch: int | None
+    left_out: int = 0  # cases that cannot be used there; 0 also where they are too few to be told
+    left_out_by_reason: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

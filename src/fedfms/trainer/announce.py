@@ -33,7 +33,7 @@ from fedfms.contracts.site import SiteConfig
 from fedfms.contracts.wire import MAX_NAMES
 from fedfms.data.content import read_bytes
 from fedfms.data.formats import read_image
-from fedfms.data.manifest import find_cases, training_patients
+from fedfms.data.manifest import find_whole_cases, training_patients
 from fedfms.errors import FedfmsError, SiteDataError
 from fedfms.exchange.bounds import read_policy
 from fedfms.trainer.budget import Budget, costs_of_policy
@@ -138,7 +138,7 @@ def measure(
     Raises:
         SiteDataError: there are no cases.
     """
-    cases = find_cases(site)
+    cases, _ = find_whole_cases(site)
     few = training_patients(cases) < least_patients
     count = max(smallest, CASES_MEASURED)
     found: list[Spacing] = []

@@ -29,6 +29,7 @@ from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.cache import StoredCase
 from fedfms.data.features import FeatureFolder
+from fedfms.data.left_out import LeftOut
 from fedfms.data.manifest import Case, training_patients
 from fedfms.data.memory import allowed_bytes, size_text
 from fedfms.data.prepare import prepare_cases
@@ -84,6 +85,7 @@ def few_cases(
     control: Control,
     *,
     is_holdout: bool,
+    left_out: LeftOut,
     folder: Path,
 ) -> FewCases:
     """Prepare a middling case to train on and the largest one to score, by the size of its file.
@@ -91,6 +93,9 @@ def few_cases(
     The middling one says how long a round takes, the largest how much memory a score. Where none of
     them shows a class of the job, others are read as well until one does, at last all of them: so
     the site's labels are judged as the run will judge them.
+
+    Args:
+        left_out: takes those that cannot be used; others are read in their place.
 
     Raises:
         SiteDataError: as `prepare_cases`.
@@ -102,28 +107,34 @@ def few_cases(
     middle = (len(pool) - 1) / 2
     in_turn = [pool[i] for i in sorted(range(len(pool)), key=lambda i: abs(i - middle))]
     wanted = {value for name in recipe.classes for value in site.classes.get(name, ())}
-    count = 1
+    count, largest, unpaired = 1, len(to_score) - 1, [*left_out.found]
     while True:
         is_last = count >= len(in_turn)
-        chosen = list(dict.fromkeys([*in_turn[:count], to_score[-1]]))
+        chosen = list(dict.fromkeys([*in_turn[:count], to_score[largest]]))
+        left_out.found = [*unpaired]
         try:
-            prepared = prepare_cases(chosen, site, control, folder=folder)
+            prepared = prepare_cases(chosen, site, control, folder=folder, left_out=left_out)
         except SiteDataError as error:
             if error.code != "empty-masks" or is_last:
                 raise
             prepared = []
         read = {case.case.key: case for case in prepared}
+        if prepared and to_score[largest].key not in read and largest > 0:
+            largest -= 1
+            continue
         tried = [read[case.key] for case in in_turn[:count] if case.key in read]
         showing = [case for case in tried if _shows(case, wanted)]
-        if showing or is_last:
+        if (showing or is_last) and tried and to_score[largest].key in read:
             return FewCases(
                 middling=(showing or tried)[0],
-                largest=read[to_score[-1].key],
+                largest=read[to_score[largest].key],
                 training_cases=0 if is_holdout else len(pool),
                 training_patients=0 if is_holdout else training_patients(pool),
                 scored_cases=len(to_score),
                 all_show=len(showing) == len(tried),
             )
+        if is_last:  # not one of them can be used
+            raise left_out.found[-1].error
         count = min(2 * count, len(in_turn))
 
 
@@ -253,10 +264,11 @@ def _shows(case: StoredCase, values: set[int]) -> bool:
 
 
 def _size(case: Case) -> int:
-    """Bytes of an image's file; of a series, the number of its files."""
+    """Bytes of an image's files; of series, the number of their files."""
     try:
-        if case.image.is_dir():
-            return sum(1 for _ in case.image.iterdir())
-        return case.image.stat().st_size
+        return sum(
+            sum(1 for _ in path.iterdir()) if path.is_dir() else path.stat().st_size
+            for path in case.image_files
+        )
     except OSError:  # reading it says why
         return 0

@@ -18,7 +18,8 @@ from pathlib import Path
 from fedfms.bounded import decode_json
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.cache import StoredCase
-from fedfms.data.manifest import Case, find_cases, list_matches
+from fedfms.data.left_out import LeftOut
+from fedfms.data.manifest import Case, find_whole_cases, list_matches
 from fedfms.errors import FedfmsError
 from fedfms.files import write_whole
 
@@ -34,6 +35,7 @@ class Listing:
     """A site's cases, and what its globs matched when they were listed."""
 
     cases: list[Case]
+    left_out: LeftOut  # what has no counterpart
     matched: frozenset[Path]
 
     @classmethod
@@ -44,7 +46,12 @@ class Listing:
             SiteDataError: the first thing wrong with folders, names, pairs or patients.
         """
         matched = list_matches(site)
-        return cls(find_cases(site), matched)
+        return cls(*find_whole_cases(site), matched)
+
+    def is_alike(self, other: Listing) -> bool:
+        """Whether it has the same cases as another, and the same that have no counterpart."""
+        mine, theirs = (self.cases, self.left_out.names), (other.cases, other.left_out.names)
+        return mine == theirs
 
     def now(self, site: SiteConfig, seconds: float = LIST_SECONDS) -> Listing:
         """Itself where the same files are there, which opens none; else as the folders are now.

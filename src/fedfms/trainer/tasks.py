@@ -25,11 +25,13 @@ from fedfms.contracts.site import Compute, SiteConfig
 from fedfms.control import Control
 from fedfms.data.cache import StoredCase
 from fedfms.data.features import FeatureFolder, case_name, forget_job, forget_others
-from fedfms.data.manifest import find_cases, training_patients
+from fedfms.data.left_out import LeftOut
+from fedfms.data.manifest import find_whole_cases, training_patients
 from fedfms.data.memory import CACHE_FOLDER, FEATURES_FOLDER, GIB
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import DoorClosed, TrainerError, TrainingError
+from fedfms.exchange.averaging import weight_of
 from fedfms.exchange.bounds import (
     check_drawn,
     check_patients,
@@ -44,9 +46,12 @@ from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.models.segmenter import Segmenter
 from fedfms.models.travelling import (
+    read_shared_at_first,
     read_staying,
     read_travelling,
+    shared_at_first,
     staying_names,
+    write_shared_at_first,
     write_staying,
     write_travelling,
 )
@@ -111,6 +116,7 @@ class _Job:
     model: Segmenter
     cases: list[StoredCase] | None = None
     listing: Listing | None = None  # that they are of
+    left_out: LeftOut | None = None  # of the site's cases, those that cannot be used
     few: FewCases | None = None  # of a canary, which has no others
     dataset: SliceDataset | None = None  # of the training cases
     loader: tuple[SliceDataset, Loader] | None = None  # its processes stay for all rounds
@@ -118,6 +124,8 @@ class _Job:
     optimizer: torch.optim.Optimizer | None = None  # with `optimizer_state: keep`
     # what eight bits took from its differences until now; it is added to the next one
     unsent: dict[str, Tensor] = field(default_factory=dict)
+    # what was shared at first and is this site's own now; none before
+    own: dict[str, Tensor] = field(default_factory=dict)
     learnt: str = ""  # the request of which these and what stays are; empty: of none
     plan: Plan | None = None  # of memory, where it trains here
     micro_batch: int | None = None  # of the plan, and then what fitted in the last round
@@ -205,7 +213,8 @@ class TaskRunner:
         self.policy = policy = read_policy(self.folders.policy)
         is_holdout = self.folders.name in recipe.holdout
         trains = task.kind == "train" and not is_holdout
-        check_job(policy, recipe, trains=trains)
+        own = recipe.at(self.folders.name)  # by which it trains
+        check_job(policy, own, trains=trains)
         _check_task(task, self.folders.name)
         _check_device(recipe, site)
         meter = Meter(ready_device(site))
@@ -262,6 +271,8 @@ class TaskRunner:
         with meter("exchange"):
             write_travelling(job.model, sent)
             del sent
+            if job.own and task.round >= recipe.personal_after:
+                write_shared_at_first(job.model, job.own)
             before = read_travelling(job.model)
         scores: list[CaseScore] = []
         features = self._features(job, site)
@@ -277,6 +288,7 @@ class TaskRunner:
                     job.model, scored, scores, recipe, scoring, control, features
                 )
 
+        still: tuple[str, ...] = ()  # of what travels, what this site moves no more
         result: RoundResult | None = None
         tensors: dict[str, Tensor] = {}
         slices = 0
@@ -288,7 +300,7 @@ class TaskRunner:
                         job.model,
                         job.few,
                         site,
-                        recipe,
+                        own,
                         control,
                         job.micro_batch,
                         folder=self.folders.work / FEATURES_FOLDER,
@@ -296,9 +308,12 @@ class TaskRunner:
                 else:
                     secret = None if self.folders.order_from_seed else self._secret
                     with self._round_of_ranks(job, task, control, secret) as ranks:
-                        slices, result = _train(job, task, control, secret, ranks, features)
+                        slices, result = _train(job, task, own, control, secret, ranks, features)
+            if task.round >= recipe.personal_after:
+                still = shared_at_first(job.model)
             with meter("exchange"):
                 tensors = difference(read_travelling(job.model), before)
+                tensors |= {name: torch.zeros_like(tensors[name]) for name in still}
         control.check()
         smallest = max(policy.min_cases, site.min_cases)
         telling = Telling.of(history, site, scored, scores, training, smallest)
@@ -314,6 +329,8 @@ class TaskRunner:
             training_slices=slices,
             training_cases=len(training) if trains else 0,
             evaluated_cases=len(telling.cases) if is_due else 0,
+            left_out=len(job.left_out.found) if job.left_out else 0,
+            left_out_by_reason=job.left_out.by_reason() if job.left_out else {},
             distance_unit=site.distance_unit,
             metrics=telling.metrics(scores),
             loss=result.loss if result and telling.loss else None,
@@ -323,7 +340,7 @@ class TaskRunner:
             rehearsal=rehearsal(job.few, recipe, meter, a_step, steps) if job.few else None,
         )
         leaving, report = pass_door(
-            policy, site, recipe, shapes_of(before), tensors, contribution, job.unsent
+            policy, site, recipe, shapes_of(before), tensors, contribution, job.unsent, still
         )
         if trains and request is not None:
             _keep_learnt(job, task, request)
@@ -336,7 +353,7 @@ class TaskRunner:
                     task.job,
                     task.round,
                     leaving,
-                    report.training_slices,
+                    weight_of(recipe, report),
                     recipe.secure_sum_bits,
                 )
         outcome = Outcome(report, leaving, pass_pictures(policy, recipe, pictures))
@@ -389,6 +406,9 @@ class TaskRunner:
         elif len(devices) > 1 and getattr(job.model, "frozen_blocks", None) is not None:
             log.info("what is kept of a frozen part has one reader: ranks does nothing here")
             devices = devices[:1]
+        elif len(devices) > 1 and site.not_annotated_in:
+            log.info("single cases lack classes, which are counted in one: ranks does nothing here")
+            devices = devices[:1]
         if self._ranks is not None and (self._ranks.devices, self._ranks.site) != (devices, site):
             self._ranks.close()
             self._ranks = None
@@ -419,17 +439,25 @@ class TaskRunner:
         listing = job.listing.now(job.site) if job.listing else Listing.of(job.site)
         if policy is not None:
             check_patients(policy, training_patients(listing.cases))
-        if job.cases is None or job.listing is None or listing.cases != job.listing.cases:
+        if job.cases is None or job.listing is None or not listing.is_alike(job.listing):
             if job.cases is not None:
                 log.info(
                     "the site has other cases than in the round before: %d", len(listing.cases)
                 )
             folder = self.folders.work / CACHE_FOLDER
             job.dataset = None
-            job.cases = prepare_cases(listing.cases, job.site, control, folder=folder)
+            left_out = dataclasses.replace(listing.left_out, found=[*listing.left_out.found])
+            job.cases = prepare_cases(
+                listing.cases, job.site, control, folder=folder, left_out=left_out
+            )
+            job.left_out = left_out
+            with contextlib.suppress(OSError):  # the log says how many
+                left_out.write(self.folders.work)
             forget_withdrawn(self.folders.work, job.cases)
             there = {case_name(case, job.site) for case in job.cases}
             forget_others(self.folders.work / FEATURES_FOLDER, there)
+        if policy is not None:  # those left out are nobody's
+            check_patients(policy, training_patients(case.case for case in job.cases))
         job.listing = listing
         return job.cases
 
@@ -447,7 +475,7 @@ class TaskRunner:
     def _few(self, job: _Job, control: Control, policy: Policy | None) -> list[StoredCase]:
         """The cases of a canary."""
         if job.cases is None:
-            cases = find_cases(job.site)
+            cases, left_out = find_whole_cases(job.site)
             if policy is not None:
                 check_patients(policy, training_patients(cases))
             job.few = few_cases(
@@ -456,6 +484,7 @@ class TaskRunner:
                 job.recipe,
                 control,
                 is_holdout=self.folders.name in job.recipe.holdout,
+                left_out=left_out,
                 folder=self.folders.work / CACHE_FOLDER,
             )
             job.cases = [job.few.middling, job.few.largest]
@@ -470,9 +499,10 @@ class TaskRunner:
         check_drawn(policy, job.recipe, few.training_patients)
         if few.all_show and few.surely_has_steps(policy, job.site, job.recipe):
             return
-        cases = [case for case in find_cases(job.site) if case.split == "train"]
+        there, left_out = find_whole_cases(job.site)
+        cases = [case for case in there if case.split == "train"]
         folder = self.folders.work / CACHE_FOLDER
-        training = prepare_cases(cases, job.site, control, folder=folder)
+        training = prepare_cases(cases, job.site, control, folder=folder, left_out=left_out)
         list_prepared(self.folders.work, training)
         _judge(policy, job.recipe, SliceDataset(training, job.site, job.recipe))
 
@@ -549,14 +579,18 @@ def _check_device(recipe: Recipe, site: Compute) -> None:
 
 def _go_on(job: _Job, task: Task) -> None:
     """Put back what the last round before this task left, if there was one here."""
-    job.optimizer, job.learnt, job.unsent = None, "", {}
+    job.optimizer, job.learnt, job.unsent, job.own = None, "", {}, {}
     # evaluated is with what stayed here last, whichever round the model is of
     learnt = job.kept.learnt_before(task.round if task.kind == "train" else sys.maxsize)
     if learnt is None:
         return
+    own = {name for name in shared_at_first(job.model) if name in learnt.staying}
+    staying = {name: one for name, one in learnt.staying.items() if name not in own}
     if staying_names(job.model):
-        write_staying(job.model, learnt.staying)
+        write_staying(job.model, staying)
         job.learnt = learnt.request
+    if own:
+        job.own, job.learnt = {name: learnt.staying[name] for name in own}, learnt.request
     job.trained = learnt.round
     if learnt.unsent:
         job.learnt, job.unsent = learnt.request, learnt.unsent
@@ -569,7 +603,9 @@ def _go_on(job: _Job, task: Task) -> None:
 def _keep_learnt(job: _Job, task: Task, request: Request) -> None:
     """What learns here and never leaves, for a round that is asked for again."""
     optimizer = None if job.optimizer is None else job.optimizer.state_dict()
-    staying = read_staying(job.model)
+    if task.round >= job.recipe.personal_after:
+        job.own = read_shared_at_first(job.model)
+    staying = {**read_staying(job.model), **job.own}
     has_more = optimizer is not None or staying or job.unsent
     job.learnt = request.key if has_more else ""
     job.kept.keep_learnt(Learnt(task.round, staying, optimizer, request.key, job.unsent))
@@ -590,7 +626,11 @@ def _state_of(
     )
     classes = sorted((name, sorted(values)) for name, values in site.classes.items())
     settings = f"{classes} {site.keep_empty_every} {policy.clip_norm} {policy.limits_epsilon}"
-    learnt = job.learnt if trains or staying_names(job.model) else ""
+    if site.void or site.not_annotated_in:  # a site without them is named as ever
+        settings += f" {sorted(site.void)} {sorted((site.not_annotated_in or {}).items())}"
+    if site.contrasts:  # what stands for one that the recipe names and nobody took here
+        settings += f" {list(site.contrasts)} {site.missing_contrast}"
+    learnt = job.learnt if trains or staying_names(job.model) or job.own else ""
     return hashlib.sha256("\n".join([settings, learnt, *there]).encode()).hexdigest()
 
 
@@ -615,6 +655,7 @@ def _no_second_sum(task: Task) -> DoorClosed:
 def _train(
     job: _Job,
     task: Task,
+    own: Recipe,
     control: Control,
     secret: bytes | None,
     ranks: RoundOfRanks | None,
@@ -628,7 +669,7 @@ def _train(
     result = train_round(
         job.model,
         job.dataset,
-        task.recipe,
+        own,
         job.site,
         round_number=task.round,
         optimizer=job.optimizer,

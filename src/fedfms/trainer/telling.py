@@ -128,11 +128,15 @@ def _by_class(
     in_slices = {one.key for one in scores if one.slices}
     scored, beside = frozenset(_names(history, cases).values()), list[Patients]()
     found: dict[str, _OfClass] = {}
+    rows = {(one.key, one.class_name) for one in scores}
     for name in dict.fromkeys(one.class_name for one in scores):
+        there = [one for one in cases if (one.case.key, name) in rows]  # in which it was drawn
         shown = {key: values[key] & frozenset(site.classes[name]) for key in values}
-        names = _names(history, cases, shown)
-        show = {one.case.patient for one in cases if shown[one.case.key]}
-        sliced = {one.case.patient for one in cases if one.case.key in in_slices}
+        # what is void there changes a score as what is drawn does
+        made_by = {key: values[key] & {*site.classes[name], *site.void_values} for key in values}
+        names = _names(history, there, made_by)
+        show = {one.case.patient for one in there if shown[one.case.key]}
+        sliced = {one.case.patient for one in there if one.case.key in in_slices}
         groups = [show, (names.keys() - show) & sliced, names.keys() - show - sliced]
         allowed = [
             history.may_tell(

@@ -17,7 +17,7 @@ from fedfms.contracts.contribution import METRICS, Metric
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Setup, SiteConfig
 from fedfms.control import Control
-from fedfms.data.classes import annotated, class_masks
+from fedfms.data.classes import annotated_in, class_masks, void_of_labels
 from fedfms.data.features import FeatureFolder
 from fedfms.data.prepared import Prepared
 from fedfms.data.slices import SliceDataset
@@ -74,7 +74,9 @@ def evaluate(
     control: Control,
     features: FeatureFolder | None = None,
 ) -> list[CaseScore]:
-    """Score the model on each case and each class that this site annotates.
+    """Score the model on each case and each class that this site annotates in it.
+
+    Void pixels are scored as background in truth and prediction alike.
 
     What is scored are the masks that `foreground` gives, which predict writes. Under `paper_compat`
     the slices' scores are the paper's instead, at mask size, over the slices that
@@ -94,7 +96,6 @@ def evaluate(
         TrainingError: "out-of-memory" with a single slice in memory; "non-finite-logits"; what
             `failures_explained` makes of a failing GPU.
     """
-    drawn = annotated(site, recipe).tolist()
     paper = SliceDataset(cases, site, recipe) if recipe.paper_compat and cases else None
     scores: list[CaseScore] = []
     slices = [(case, index) for case in cases for index in range(len(case.images))]
@@ -103,6 +104,9 @@ def evaluate(
     def scores_of(number: int, case: Prepared, logits: Tensor) -> list[CaseScore]:
         predicted = foreground(logits, case, recipe)
         truth = class_masks(case, site, recipe).numpy()
+        drawn = annotated_in(case.case.key, site, recipe).tolist()
+        if site.void:
+            predicted &= ~void_of_labels(case.labels, site)
         by_paper = _paper_slices(logits, paper, number) if paper is not None else None
         return [
             score_case(case, name, predicted[i], truth[i], by_paper[i] if by_paper else None)
@@ -281,7 +285,8 @@ def _inputs(
     if device.type == "cpu":
         levels = torch.stack([resized_slice(case, i, site, recipe) for _, i in slices])
     else:
-        levels = torch.stack([native_slice(case, i, site) for _, i in slices]).to(device)
+        levels = torch.stack([native_slice(case, i, site, recipe) for _, i in slices])
+        levels = levels.to(device)
     covered = Frame.of(case).input_size(recipe)
     return input_of(list(levels), [covered] * len(slices), recipe, device)
 
@@ -321,6 +326,8 @@ def _paper_slices(
         if owner != number:
             continue
         target = dataset[item]["target"]
+        if target.shape[0] > logits.shape[1]:  # void pixels, which the paper has none of
+            target = target[:-1]
         dices, ious = paper_scores(logits[index : index + 1], target[None])
         for position, scores in enumerate(by_class):
             empty = not bool(target[position].any()) and not bool(

@@ -183,6 +183,7 @@ def space_of(model: Segmenter, device: torch.device) -> str:
         "normalize": recipe.normalize,
         "paper_compat": recipe.paper_compat,
         "precision": recipe.precision,
+        **({"contrasts": recipe.contrasts} if recipe.contrasts else {}),
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 

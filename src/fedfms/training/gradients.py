@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -41,19 +41,34 @@ def accumulate_gradients(
     device = next(model.parameters()).device
     pairs = batch["annotated"].sum().clamp(min=1) if over is None else torch.tensor(over)
     divisor = pairs.to(device, non_blocking=True)
+    parts = part_losses(model, batch, recipe, micro_batch, control, divisor)
+    return sum((finite(part.item()) for part in parts), 0.0)
+
+
+def part_losses(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    recipe: Recipe,
+    micro_batch: int,
+    control: Control,
+    divisor: Tensor,
+) -> Iterator[Tensor]:
+    """As `accumulate_gradients`, one micro-batch at a time; nothing here waits for a GPU.
+
+    Yields:
+        the loss of each, over `divisor`, when its gradient is on its way.
+    """
+    device = next(model.parameters()).device
     kept = "features" in batch
     keys = ("features" if kept else "image", "target", "annotated")
-    parts = zip(*(torch.split(batch[key], micro_batch) for key in keys), strict=True)
-    loss = 0.0
-    for part in parts:
+    for part in zip(*(torch.split(batch[key], micro_batch) for key in keys), strict=True):
         control.check()
         given, target, annotated = (tensor.to(device, non_blocking=True) for tensor in part)
         logits = model(given, from_prefix=True) if kept else model(given)
         losses = loss_per_class(logits, target, recipe)
-        part_loss = masked_sum(losses, annotated) / divisor
-        torch.autograd.backward(part_loss)
-        loss += finite(part_loss.item())  # a GPU has the whole step to do before it is asked
-    return loss
+        loss = masked_sum(losses, annotated) / divisor
+        torch.autograd.backward(loss)
+        yield loss.detach()  # a GPU has the whole step to do before it is asked
 
 
 def smaller_step(model: nn.Module, micro_batch: int) -> int:

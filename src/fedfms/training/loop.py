@@ -35,9 +35,11 @@ from fedfms.training.device import (
 )
 from fedfms.training.frozen import Frozen
 from fedfms.training.gradients import accumulate_gradients, finite, smaller_step
+from fedfms.training.graphed import GraphedGradient, graphed
 from fedfms.training.interrupt import interruptible
 from fedfms.training.loader import Loader
 from fedfms.training.private import PatientSteps
+from fedfms.training.proximal import Proximal
 from fedfms.training.ranks import Gradient, RoundOfRanks, ShareOfBatches
 
 log = logging.getLogger(__name__)
@@ -111,12 +113,13 @@ def train_round(
     optimizer = adam(model, recipe) if optimizer is None else _of_this_model(optimizer, model)
     micro_batch = min(micro_batch or recipe.batch_size, slices_at_once(recipe, site, device))
 
+    proximal = Proximal.of(model, recipe)
     frozen = Frozen.of(model, features)
 
     if recipe.patient_rate is not None:
         return _round_of_patients(
             *(model, dataset, recipe, round_number, optimizer, control, micro_batch, started),
-            *(frozen, secret),
+            *(frozen, proximal, secret),
         )
     seed = round_seed(recipe, round_number, secret)
     batches = ShuffledBatches(len(dataset), recipe, round_number, secret)
@@ -130,27 +133,34 @@ def train_round(
         own = batches if ranks is None else ShareOfBatches(batches, 0, ranks.size)
         given = loader.batches(own, variation)
     loss_sum, trained = 0.0, 0
+    graphs: GraphedGradient | None = None
     try:
         with _seeded(seed, device), interruptible(model, control):
             control.report("train", 0, steps_per_round)
             make_step = find_method(recipe.method).start_round(model, recipe)
+            # a method with steps of its own may keep a gradient while it asks for the next
+            if ranks is None and make_step is plain_step:
+                graphs = graphed(model, device)
             for step, batch in enumerate(given):
                 assert batch is not None  # no step is without slices, and rank 0 never is
                 slices = batches.slices_of(step)
-                gradient: Gradient = accumulate_gradients
+                gradient: Gradient = accumulate_gradients if graphs is None else graphs
                 if ranks is not None:
                     gradient = ranks.gradient_of(step, slices)
                 global_step = round_number * steps_per_round + step
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, global_step, steps_per_round)
                 loss, micro_batch = train_step(
-                    model, optimizer, batch, recipe, micro_batch, control, make_step, gradient
+                    *(model, optimizer, batch, recipe, micro_batch, control),
+                    *(make_step, gradient, proximal),
                 )
                 loss_sum += loss * slices
                 trained += slices
                 control.report("train", step + 1, steps_per_round)
     finally:
         optimizer.zero_grad(set_to_none=True)  # the gradients' memory, as large as what travels
+        if graphs is not None:
+            graphs.end()
 
     result = RoundResult(
         loss=loss_sum / trained,
@@ -179,6 +189,7 @@ def _round_of_patients(
     micro_batch: int,
     started: float,
     frozen: Frozen | None,
+    proximal: Proximal | None,
     secret: bytes | None,
 ) -> RoundResult:
     """As `train_round`, with steps of patients that are drawn (training/private.py)."""
@@ -199,13 +210,20 @@ def _round_of_patients(
     variation = Variation.of(dataset, recipe, round_number, secret, keeps=frozen is not None)
     steps = PatientSteps(model, dataset, recipe, control, micro_batch, frozen, variation)
     device = next(model.parameters()).device
+
+    def gradients() -> float:
+        loss = steps.gradients()
+        if proximal is not None:
+            proximal.add()
+        return loss
+
     try:
         with _seeded(round_seed(recipe, round_number), device), interruptible(model, control):
             control.report("train", 0, count)
             for step in range(count):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, round_number * count + step, count)
-                make_step(optimizer, steps.gradients)
+                make_step(optimizer, gradients)
                 control.report("train", step + 1, count)
     finally:
         optimizer.zero_grad(set_to_none=True)
@@ -227,20 +245,24 @@ def train_step(
     control: Control,
     make_step: Step = plain_step,
     gradient: Gradient = accumulate_gradients,
+    proximal: Proximal | None = None,
 ) -> tuple[float, int]:
     """One optimizer step over the whole batch, in as many micro-batches as memory asks for.
 
     Args:
         make_step: the method's own way from a gradient to a step.
         gradient: of the batch, in this process or in several.
+        proximal: what holds the weights to those that were received.
 
     Returns:
-        the batch's loss before the step, and the micro-batch that fitted.
+        the batch's loss before the step, without the proximal term; the micro-batch that fitted.
     """
 
     def gradients() -> float:
         optimizer.zero_grad(set_to_none=True)
         loss = gradient(model, batch, recipe, micro_batch, control)
+        if proximal is not None:
+            proximal.add()
         _clip(optimizer, recipe)
         return loss
 

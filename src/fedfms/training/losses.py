@@ -19,19 +19,31 @@ def loss_per_class(logits: Tensor, target: Tensor, recipe: Recipe) -> Tensor:
 
     Args:
         logits: (B, K, M, M), before the sigmoid; computed in fp32 whatever the type.
-        target: (B, K, M, M), 0 or 1.
+        target: (B, K, M, M), 0 or 1; or (B, K + 1, M, M), whose last plane is 1 where a pixel is
+            void: it counts in no mean and no sum. Of a slice that is void throughout the
+            cross-entropy is 0.
 
     Returns:
         (B, K) fp32, 0 or more.
     """
     logits, target = logits.float(), target.float()
+    known: Tensor | None = None
+    if target.shape[1] > logits.shape[1]:
+        target, known = target[:, :-1], 1 - target[:, -1:]
     # made on the device: a copy to a GPU would wait for all that it has to do
     positive_weight = logits.new_full((), recipe.positive_weight)
-    loss = nn.functional.binary_cross_entropy_with_logits(
+    by_pixel = nn.functional.binary_cross_entropy_with_logits(
         logits, target, pos_weight=positive_weight, reduction="none"
-    ).mean(dim=(-2, -1))
+    )
+    if known is None:
+        loss = by_pixel.mean(dim=(-2, -1))
+    else:
+        loss = (by_pixel * known).sum(dim=(-2, -1)) / known.sum(dim=(-2, -1)).clamp(min=1)
     if recipe.loss == "dice_bce":
-        loss = loss + _soft_dice_loss(logits.sigmoid(), target)
+        probabilities = logits.sigmoid()
+        if known is not None:
+            probabilities, target = probabilities * known, target * known
+        loss = loss + _soft_dice_loss(probabilities, target)
     return loss
 
 

@@ -87,8 +87,19 @@ def site_pictures(
             recipe.classes[number]: CLASS_COLOURS[number % len(CLASS_COLOURS)] for number in drawn
         }
         classes = names if len(recipe.classes) > 1 else None
-        pictures.append(draw_overlay(case, index, predicted, truth[drawn, index], caption, classes))
+        shown = list(site.contrasts).index(recipe.contrasts[0]) if _has_first(site, recipe) else 0
+        channel = shown if site.contrasts else None
+        pictures.append(
+            draw_overlay(
+                case, index, predicted, truth[drawn, index], caption, classes, channel=channel
+            )
+        )
     return pictures
+
+
+def _has_first(site: SiteConfig, recipe: Recipe) -> bool:
+    """Whether the recipe's first contrast is one of the site's."""
+    return bool(recipe.contrasts) and recipe.contrasts[0] in site.contrasts
 
 
 def choose_cases(scores: Sequence[CaseScore]) -> list[Choice]:
@@ -119,6 +130,8 @@ def draw_overlay(
     truth: Mask,
     caption: str,
     classes: Mapping[str, Colour] | None = None,
+    *,
+    channel: int | None = None,
 ) -> bytes:
     """One slice in grey, true contours just outside, predicted ones just inside.
 
@@ -131,11 +144,14 @@ def draw_overlay(
         predicted, truth: (K, H, W) of that slice.
         caption: printed below; it leaves the site with the picture, so it names nobody.
         classes: K names with their colours, in this order, for the legend; None: one class.
+        channel: which of several contrasts is drawn on; None: the picture has none.
 
     Returns:
         a PNG file without metadata.
     """
     picture = prepared.images[index]
+    if channel is not None:
+        picture = np.ascontiguousarray(picture[..., channel])
     height, width = picture.shape[:2]
     tall, wide = height * prepared.spacing[1], width * prepared.spacing[2]
     zoom = _LONGER_SIDE / max(tall, wide)

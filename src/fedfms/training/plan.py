@@ -138,7 +138,7 @@ def room_on(device: torch.device, recipe: Recipe, site: Compute) -> Room:
         there = free + torch.cuda.memory_reserved(device)
         return Room(int((1 - KEPT_FREE) * there), "the GPU's free memory")
     found = room()
-    batch = recipe.batch_size * 3 * 4 * recipe.image_size**2
+    batch = recipe.batch_size * (len(recipe.contrasts) or 3) * 4 * recipe.image_size**2
     workers = workers_here(device) if site.workers is None else site.workers
     beside = workers * (WORKER + READY_BATCHES * batch)
     return Room(max(0, int((1 - KEPT_FREE) * found.bytes) - beside), found.by)
@@ -162,6 +162,10 @@ def bound_of_peak(recipe: Recipe, micro_batch: int) -> int | None:
     weights = 4 * (14 * size.width**2 * depth + 3 * tokens * size.width + 10**7)
     activations = 4 * tokens * size.width * depth * MOST_COPIES
     pictures = 16 * recipe.image_size**2 * recipe.batch_size
+    if (
+        recipe.contrasts
+    ):  # those themselves, and the three channels made of them with their gradient
+        pictures += 4 * (len(recipe.contrasts) + 6) * recipe.image_size**2 * recipe.batch_size
     return LIBRARIES + 6 * weights + micro_batch * activations + pictures
 
 

@@ -19,7 +19,7 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.cache import temporary_folder
-from fedfms.data.manifest import find_cases
+from fedfms.data.manifest import find_whole_cases
 from fedfms.data.memory import FEATURES_FOLDER
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
@@ -62,7 +62,7 @@ def train_pooled(
     in a federation of these sites.
 
     Args:
-        recipe: as in the federation; its holdout has no meaning here.
+        recipe: as in the federation, but `Recipe.alone`; its holdout has no meaning here.
         sites: whose images to use, by name. Device, threads, workers and micro-batch are the first
             one's.
         checkpoints: folder of SAM checkpoints; not needed for vit_demo.
@@ -83,10 +83,12 @@ def train_pooled(
     with meter("prepare"):
         model = build_model(recipe, find_checkpoint(recipe, checkpoints)).to(device)
         datasets, validation = {}, {}
+        with_void = any(site.void for site in sites.values())
         for name, site in sites.items():
-            cases = prepare_cases(find_cases(site), site, control, folder=folder)
+            there, left_out = find_whole_cases(site)
+            cases = prepare_cases(there, site, control, folder=folder, left_out=left_out)
             training = [case for case in cases if case.case.split == "train"]
-            datasets[name] = SliceDataset(training, site, recipe)
+            datasets[name] = SliceDataset(training, site, recipe, with_void=with_void)
             validation[name] = [case for case in cases if case.case.split == "validation"]
     micro_batch = planned(model, recipe, machine, device).way.micro_batch
     place = temporary_folder() if folder is None else folder.parent / FEATURES_FOLDER

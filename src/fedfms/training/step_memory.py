@@ -81,6 +81,7 @@ def count_step(
     from torch._subclasses.fake_tensor import FakeTensorMode  # imports much: where it is needed
 
     from fedfms.training.loop import adam, train_step
+    from fedfms.training.proximal import Proximal
 
     micro_batch = min(micro_batch, recipe.batch_size)
     # the second micro-batch finds the gradient of the first; further ones find no more
@@ -97,7 +98,11 @@ def count_step(
         given = count.now - weights - moments
         count.begin()
         make_step = find_method(recipe.method).start_round(model, recipe)
-        train_step(model, optimizer, batch, recipe, micro_batch, Control(), make_step)
+        proximal = Proximal.of(model, recipe)
+        train_step(
+            *(model, optimizer, batch, recipe, micro_batch, Control(), make_step),
+            proximal=proximal,
+        )
         work, small, large = count.most
         parameters = dict(model.named_parameters())
         travelling = sum(4 * parameters[name].numel() for name in travelling_names(model))
@@ -130,7 +135,9 @@ def _batch(recipe: Recipe, slices: int) -> dict[str, Tensor]:
     """A batch as the loader makes it, without values."""
     classes = len(recipe.classes)
     return {
-        "image": torch.empty(slices, 3, recipe.image_size, recipe.image_size),
+        "image": torch.empty(
+            slices, len(recipe.contrasts) or 3, recipe.image_size, recipe.image_size
+        ),
         "target": torch.empty(slices, classes, recipe.mask_size, recipe.mask_size),
         "annotated": torch.empty(slices, classes),
     }

@@ -47,6 +47,7 @@ OPEN: dict[str, Any] = {
     "min_positive_weight": 1e-300,
     "max_positive_weight": 1e300,
     "max_local_epochs": 10**9,
+    "max_proximal_weight": 1e300,
     "min_training_patients": 1,
     "max_asks_of_a_model": 10**9,
     "min_cases": 1,

@@ -11,6 +11,7 @@ from pathlib import Path
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.content import content_sha256, read_bytes
 from fedfms.data.manifest import Split, find_cases
+from fedfms.errors import ConfigError
 from fedfms.files import file_sha256
 from fedfms.local.sites import Site
 from fedfms.records.rows import read_rows, write_rows
@@ -40,9 +41,16 @@ def read_site(site: Site) -> tuple[SiteFacts, list[ManifestRow]]:
     """Hash all images and labels of a site.
 
     Raises:
-        FedfmsError: site.yml cannot be used, or a file cannot be read.
+        FedfmsError: site.yml cannot be used or has several files a case, or a file cannot be read.
     """
     config = site_config(site)
+    if config.contrasts or config.label_files:
+        raise ConfigError(
+            f"{site.name} has several files a case (contrasts, label_files), and a study's "
+            "manifest has one image and one label",
+            "study one contrast: name its glob under images in site.yml, and one label map under "
+            "labels",
+        )
     rows = []
     for case in find_cases(config):
         rows.append(

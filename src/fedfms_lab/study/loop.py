@@ -22,8 +22,10 @@ from fedfms.contracts.contribution import ModelName
 from fedfms.contracts.messages import Kind, Task
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import FederationError, FedfmsError
+from fedfms.exchange.averaging import weight_of
 from fedfms.exchange.guard import check_contribution
 from fedfms.exchange.round_guard import RoundGuard, close_round
+from fedfms.exchange.selection import Selection, why_it_stops
 from fedfms.exchange.strategies import find_strategy
 from fedfms.exchange.tensors import payload_bytes, save_tensors, shapes_of, to_precision
 from fedfms.files import write_whole
@@ -49,6 +51,7 @@ from fedfms.records.schema import (
     RoundDone,
     RoundStarted,
 )
+from fedfms.records.scores import class_dice
 from fedfms.records.verdicts import findings
 from fedfms.records.write import RecordWriter
 from fedfms.trainer.client import TaskResult, run_task
@@ -85,6 +88,7 @@ def federate(
         FedfmsError: the checkpoint is missing or does not fit.
     """
     strategy, guard = find_strategy(recipe), RoundGuard(recipe)
+    selection = Selection(recipe)  # a study scores the final model, so that this only stops it
     weights = read_travelling(build_model(recipe, find_checkpoint(recipe, checkpoints)))
     write_whole(folder / RECIPE, recipe.to_json())
     records = RecordWriter(folder / RECORDS)
@@ -176,17 +180,28 @@ def federate(
                     )
                 )
             slices = {name: a.contribution.training_slices for name, a in answers.items()}
-            closed = close_round(guard, strategy, number, slices, accepted)
+            counts = {name: weight_of(recipe, a.contribution) for name, a in answers.items()}
+            closed = close_round(guard, strategy, number, slices, accepted, counts)
             judged = Judged(round=number, acts=guard.acts, sites=closed.verdicts)
             records.write(judged)
             for name, text in findings(judged):
                 records.write(Note(kind="guarded", site=name, text=text))
+            if number > 0:  # what was scored has been trained
+                said = {name: answer.contribution for name, answer in answers.items()}
+                training = {n: one for n, one in said.items() if one.role == "train"}
+                selection.is_best({n: class_dice(one.metrics) for n, one in training.items()})
             weights = {name: weights[name] + closed.change[name] for name in weights}
+            stops = selection.reached.stops and number + 1 < recipe.rounds
+            if stops:
+                text = why_it_stops(recipe, number)
+                records.write(Note(kind="stopped_early", text=text))
             records.write(RoundDone(round=number, sites=names))
             on_round(number)
+            if stops:
+                break
         save_tensors(folder / GLOBAL_MODEL, weights, "fp32")
         sent = to_precision(weights, recipe.scored_precision)
-        for name, answer in ask("evaluate", recipe.rounds, "final", sent).items():
+        for name, answer in ask("evaluate", number + 1, "final", sent).items():
             records.write(
                 EvaluationRecord(
                     site=name,

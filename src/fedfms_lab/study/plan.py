@@ -134,7 +134,7 @@ class Study:
         """The recipe of one run.
 
         Central and local training keep the optimizer's moments: nothing is averaged that would make
-        them belong to other weights.
+        them belong to other weights. Nothing of what is for a federation alone is in their recipe.
 
         Raises:
             ConfigError: a value cannot be used.
@@ -146,7 +146,8 @@ class Study:
             values["holdout"] = [] if key.holdout is None else [key.holdout]
         else:
             values["optimizer_state"] = "keep"
-        return recipe.with_values(values, f"the study's set, for {key.method}")
+        made = recipe.with_values(values, f"the study's set, for {key.method}")
+        return made if key.regime == "federated" else made.alone
 
     def runs(self, sites: Sequence[str]) -> list[RunKey]:
         """All runs, those that teach most first: federated, central, local, seed by seed.

@@ -37,6 +37,7 @@ from fedfms_lab.study.record import (
     JOB_FOLDER,
     MANIFEST_FILE,
     MODEL_FILE,
+    PERSONAL_FOLDER,
     RECIPE_FILE,
     ROUNDS_FILE,
     Phase,
@@ -164,6 +165,8 @@ def _federated(spec: RunSpec, folder: Path, work: Path) -> None:
         )
         write_results(raw, job)
     (job / GLOBAL_MODEL).rename(folder / MODEL_FILE)
+    if spec.recipe.personal != "none":
+        _keep_personal(spec, folder, work)
     shutil.copyfile(job / ROUNDS, folder / ROUNDS_FILE)
     rows = load_result(job).rounds
     if missed := [row for row in rows if not row.accepted]:
@@ -174,6 +177,16 @@ def _federated(spec: RunSpec, folder: Path, work: Path) -> None:
             code="site-failed",
         )
     add_measured(folder, {name: _summed(rows, name) for name in _PHASES})
+
+
+def _keep_personal(spec: RunSpec, folder: Path, work: Path) -> None:
+    """Keep what each training site kept for itself, with which it is scored."""
+    (folder / PERSONAL_FOLDER).mkdir(exist_ok=True)
+    for name in spec.key.trained_on:
+        kept = [path for path in work.rglob("learnt-*/staying.safetensors") if name in path.parts]
+        if kept:
+            last = max(kept, key=lambda path: path.parent.name)
+            shutil.copyfile(last, folder / PERSONAL_FOLDER / f"{name}.safetensors")
 
 
 def _write_watch(spec: RunSpec, folder: Path, path: Path, allowed: Sequence[str]) -> Path:

@@ -40,6 +40,7 @@ STUDY_FILE, RUNS_FOLDER = "study.json", "runs"
 RUN_FILE, RECIPE_FILE, MODEL_FILE = "run.json", RECIPE, MODEL
 SCORES_FILE, ROUNDS_FILE, MANIFEST_FILE = "scores.csv", ROUNDS, "manifest.csv"
 PICTURES_FOLDER, JOB_FOLDER = PICTURES, "job"
+PERSONAL_FOLDER = "personal"  # of a federated run: what each training site kept for itself at last
 
 FORMAT = 1  # of run.json and study.json; another number is refused
 

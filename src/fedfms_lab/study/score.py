@@ -24,8 +24,11 @@ from fedfms.data.manifest import find_cases
 from fedfms.data.prepare import prepare_cases
 from fedfms.errors import DoorClosed, FedfmsError, unexpected
 from fedfms.exchange.bounds import read_policy
+from fedfms.exchange.tensors import load_tensors
 from fedfms.local.sites import Site
+from fedfms.models.segmenter import Segmenter
 from fedfms.models.trained import load_trained
+from fedfms.models.travelling import read_own, write_own
 from fedfms.records.rows import write_rows
 from fedfms.records.scores import mean
 from fedfms.training.device import failures_explained, ready_device
@@ -34,6 +37,7 @@ from fedfms.training.meter import Meter
 from fedfms.training.overlay import site_pictures
 from fedfms_lab.study.data import site_config
 from fedfms_lab.study.record import (
+    PERSONAL_FOLDER,
     PICTURES_FOLDER,
     SCORES_FILE,
     Phase,
@@ -42,6 +46,25 @@ from fedfms_lab.study.record import (
 from fedfms_lab.study.spec import RunSpec, add_measured
 
 log = logging.getLogger(__name__)
+
+
+class AtSites:
+    """A run's network as each of its sites has it: with its own parts, where it has such.
+
+    Args:
+        model: with the run's tensors.
+        folder: of the run.
+    """
+
+    def __init__(self, model: Segmenter, folder: Path) -> None:
+        self._model, self._folder = model, folder / PERSONAL_FOLDER
+        self._elsewhere = read_own(model)
+
+    def be_at(self, site: str) -> None:
+        """Let the network be that of this site, or of any other where it kept nothing."""
+        kept = self._folder / f"{site}.safetensors"
+        if self._elsewhere:
+            write_own(self._model, load_tensors(kept) if kept.is_file() else self._elsewhere)
 
 
 def score_site(
@@ -92,8 +115,10 @@ def score_run(spec: RunSpec, folder: Path) -> None:
 
 def _scored(spec: RunSpec, folder: Path) -> Iterator[ScoreRow]:
     trained = load_trained(folder, spec.checkpoints)
+    at_sites = AtSites(trained.model, folder)
     for site in spec.sites:
         config = site_config(site)
+        at_sites.be_at(site.name)
         prepared, scores, rows = score_site(
             trained.model,
             trained.recipe,

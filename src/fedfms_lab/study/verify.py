@@ -33,7 +33,7 @@ from fedfms_lab.study.record import (
     seal_of,
 )
 from fedfms_lab.study.runner import PHANTOMS_FOLDER
-from fedfms_lab.study.score import score_site
+from fedfms_lab.study.score import AtSites, score_site
 
 TOLERANCE = 1e-6  # of a score computed again, relative and absolute
 
@@ -248,11 +248,13 @@ def _score_problems(
     ours = [site for site in sites if site.name in run.record.sites]
     try:
         trained = load_trained(run.folder, checkpoints)
+        at_sites = AtSites(trained.model, run.folder)
         for number, site in enumerate(ours):
             if on_progress is not None:
                 on_progress("score", number, len(ours))
             trained_here = site.name in run.record.key.trained_on
             config = site_config(site)
+            at_sites.be_at(site.name)
             again += score_site(
                 trained.model, trained.recipe, site.name, config, trained_here=trained_here
             )[2]

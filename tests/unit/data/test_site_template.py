@@ -30,7 +30,9 @@ def test_every_variable_is_explained_and_no_other():
     "name",
     [
         "background",
+        "missing_contrast",
         "overlap",
+        "unlabelled",
         "plane",
         "channels",
         "keep_empty_every",

@@ -75,6 +75,10 @@ LITTLE = Policy(**{f"max_augment_{name}": most for name, _, most in STRONG})
             for name, value, most in STRONG
         ),
         (
+            *({"proximal_weight": 2.0}, "proximal-weight-not-allowed"),
+            *("proximal_weight is 2", "at most 1 (max_proximal_weight)"),
+        ),
+        (
             *({"rounds": 1001, "schedule": "constant"}, "too-many-rounds"),
             *("rounds is 1001", "at most 1000 rounds (max_rounds)"),
         ),

@@ -92,6 +92,63 @@ def test_a_strategy_with_a_memory_goes_on_from_round_to_round_and_from_its_state
             np.testing.assert_allclose(got[name].numpy(), velocity[name], rtol=0, atol=1e-6)
 
 
+def optimized(name: str, mean: np.ndarray, state: dict[str, np.ndarray], recipe: Recipe):
+    """Reddi et al. 2021, Algorithm 2, as written, in fp64."""
+    beta, beta_2 = recipe.server_momentum, recipe.server_second_momentum
+    rate, tau = recipe.server_learning_rate, recipe.server_epsilon
+    if name == "server_momentum":
+        state["v"] = beta * state.get("v", 0) + mean
+        return rate * state["v"]
+    state["m"] = beta * state.get("m", 0) + (1 - beta) * mean
+    state["v"] = beta_2 * state.get("v", tau**2) + (1 - beta_2) * mean**2
+    return rate * state["m"] / (np.sqrt(state["v"]) + tau)
+
+
+@pytest.mark.parametrize("name", ["server_momentum", "server_adam"])
+def test_a_server_optimizer_is_that_of_the_paper_and_goes_on_from_its_state(name: str) -> None:
+    recipe = dataclasses.replace(
+        asked(name), server_learning_rate=0.3, server_momentum=0.8, server_epsilon=0.01
+    )
+    strategy, by_mean = find_strategy(recipe), find_strategy(recipe)
+    undisturbed = find_strategy(recipe)
+    states: dict[str, dict[str, np.ndarray]] = {"a": {}, "b": {}}
+    for number in range(4):
+        given = differences(number)
+        if number == 2:  # as after a restart
+            state, strategy = strategy.state_dict(), find_strategy(recipe)
+            strategy.load_state_dict(state)
+        got = combine(strategy, number, SLICES, given)
+        assert all(
+            torch.equal(one, got[tensor])
+            for tensor, one in combine(undisturbed, number, SLICES, given).items()
+        )
+        mean = average(given, averaging_weights(recipe, SLICES))
+        of_the_mean = by_mean.change(mean)  # as of a secure sum
+        for tensor in "ab":
+            expected = optimized(name, mean[tensor].numpy().astype(float), states[tensor], recipe)
+            np.testing.assert_allclose(got[tensor].numpy(), expected, rtol=2e-5, atol=1e-7)
+            assert torch.equal(of_the_mean[tensor], got[tensor])
+
+
+@pytest.mark.parametrize("name", ["server_momentum", "server_adam"])
+def test_a_tensor_that_no_site_moved_stays_whatever_is_remembered_of_it(name: str) -> None:
+    strategy = find_strategy(asked(name))
+    combine(strategy, 0, SLICES, differences(0))
+    still = differences(1)
+    for tensors in still.values():
+        if tensors:
+            tensors["b"] = torch.zeros(5)
+    got = combine(strategy, 1, SLICES, still)
+    assert not got["b"].any() and got["a"].all()
+
+
+def test_a_state_of_another_strategy_is_no_state() -> None:
+    momentum, adam = (find_strategy(asked(name)) for name in ("server_momentum", "server_adam"))
+    combine(momentum, 0, SLICES, differences(0))
+    with pytest.raises(ValueError, match="server_adam keeps first and second, and got velocity/a"):
+        adam.load_state_dict(momentum.state_dict())
+
+
 def test_a_strategy_in_two_passes_sees_every_difference_before_it_sums(little) -> None:
     given = differences(4)
     got = combine(find_strategy(asked("bounded")), 0, SLICES, given)

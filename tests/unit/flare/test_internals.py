@@ -253,7 +253,7 @@ def test_streams_are_forgotten_in_their_time_by_one_thread(monkeypatch: pytest.M
     streams.forget_in_one_thread()  # again is no harm
     before = threading.active_count()
     late = [received(number, 60.0) for number in range(300)]
-    soon = [received(1000 + number, 0.3) for number in range(300)]
+    soon = [received(1000 + number, 3.0) for number in range(300)]
     assert threading.active_count() <= before + 1
     assert len(RxTask.rx_task_map) == 600
     deadline = time.monotonic() + 20

@@ -227,6 +227,18 @@ def test_a_mandatory_site_must_take_part(prepare) -> None:
     assert "mandatory_clients names site-1, which is left out" in error.problem
 
 
+def test_a_rate_of_a_site_is_of_one_that_is_there_and_is_held_against_its_own_policy(
+    prepare,
+) -> None:
+    error = refusal(prepare("site_learning_rates=site-9:1e-3"), THREE)
+    assert "site_learning_rates names site-9, which is not connected" in error.problem
+    told = [dataclasses.replace(one, bounds=Bounds(max_learning_rate=0.01)) for one in THREE]
+    job = prepare("site_learning_rates=site-2:0.05")
+    error = refusal(job, told)
+    assert "site-2" in error.problem and "learning_rate is 0.05" in error.problem
+    assert "site-1" not in error.problem and "site-3" not in error.problem
+
+
 def test_several_problems_come_in_one_error_a_line_each(prepare) -> None:
     error = refusal(
         prepare("holdout=site-9", "min_clients=4"), [THREE[0], site("site-2", max_rounds=1)]
@@ -430,3 +442,24 @@ def test_who_may_not_submit_is_told_that_first(role: str, may: bool) -> None:
     if not may:
         assert "which does not allow it" in refused.value.problem
         assert "project_admin, lead" in refused.value.fix
+
+
+# -------------------------------------------------------------------------------------- contrasts
+
+
+def test_a_recipe_names_contrasts_that_every_site_has_or_fills_in(prepare) -> None:
+    four = dataclasses.replace(AXIAL, contrasts=("t1", "t1ce", "t2", "flair"))
+    three = dataclasses.replace(four, contrasts=("t1", "t2", "flair"))
+    filled = dataclasses.replace(three, fills_contrasts=True)
+    asked = prepare("contrasts=t1,t1ce,t2,flair")
+    assert len(check_announcements(asked, with_slices(four, filled, four))) == 3
+    error = refusal(asked, with_slices(four, three, four))
+    assert error.code == "unknown-contrast"
+    assert "site-2 does not have t1ce; its contrasts are t1, t2, flair" in error.problem
+    error = refusal(asked, with_slices(four, AXIAL, four))
+    assert error.problem.endswith("its contrasts are unnamed")
+    error = refusal(prepare(), with_slices(four, four, four))
+    assert error.code == "job-not-runnable"
+    assert "site-1 has the contrasts t1, t1ce, t2, flair, and the recipe names none" in str(error)
+    assert len(check_announcements(prepare("contrasts=t1"), with_slices(four, three))) == 2
+    assert check_announcements(prepare(), with_slices(AXIAL, AXIAL)) == ["site-1", "site-2"]

@@ -30,12 +30,12 @@ def test_what_was_kept_comes_back_whole_in_an_empty_folder(tmp_path: Path) -> No
     kept, results, again = tmp_path / "kept", tmp_path / "results", tmp_path / "again"
     results.mkdir()
     save_tensors(results / BEST_MODEL, {"w": torch.ones(3)}, "fp32")
-    a_round(kept, results, 1, best_rounds=0, best_scores={"site-1": {"lesion": 0.5}})
+    a_round(kept, results, 1, best_rounds=0, reached={"best": {"site-1": {"lesion": 0.5}}})
     again.mkdir()
     found = restore(kept, again, RECIPE_SHA256)
     assert found is not None
     assert (found.state.rounds_done, found.state.best_rounds) == (1, 0)
-    assert found.state.best_scores == {"site-1": {"lesion": 0.5}}
+    assert found.state.reached == {"best": {"site-1": {"lesion": 0.5}}}
     assert found.strategy()["moment"].tolist() == [0.5]
     for name in (RECORDS, RECIPE, GLOBAL_MODEL, BEST_MODEL):
         assert (again / name).read_bytes() == (results / name).read_bytes()

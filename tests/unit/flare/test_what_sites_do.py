@@ -194,6 +194,20 @@ def test_a_run_that_waits_says_for_whom_and_gives_no_time(run: Run) -> None:
     assert run.event(91).waits is None and run.event(91).left is not None
 
 
+def test_a_run_that_stopped_early_has_as_many_rounds_as_it_had(run: Run) -> None:
+    run.write(RoundStarted(round=0), 0)
+    for site in SITES:
+        run.answer(site, 0, 10)
+    assert (run.event(11).phase, run.event(11).rounds) == ("train", run.rounds)
+    run.write(Note(kind="stopped_early", text="training ends with round 0"), 11)
+    run.write(RoundDone(round=0, sites=SITES), 12)
+    event = run.event(13)
+    assert run.rounds > 1 and (event.phase, event.rounds) == ("evaluate", 1)
+    assert any("training ends with round 0" in note for note in event.notes)
+    run.write(Resumed(round=1), 20)  # the server's process started again
+    assert (run.event(21).phase, run.event(21).rounds) == ("evaluate", 1)
+
+
 def test_the_final_evaluation_is_followed_too(run: Run) -> None:
     for number in range(4):
         run.write(RoundStarted(round=number), 20 * number)

@@ -16,6 +16,7 @@ from job_writer import Job
 
 import sealed_run
 from fedfms.contracts.contribution import Contribution
+from fedfms.exchange.strategies import find_strategy
 from fedfms.exchange.tensors import load_tensors, save_tensors
 from fedfms.flare.receipts import KitSigner
 from fedfms.flare.simulate import SERVER
@@ -270,6 +271,23 @@ def test_rounds_closed_again_come_to_the_models_of_the_run(kept: Kept) -> None:
     assert judged[1]["sites"][1]["findings"] == ["norm"]  # so a factor is part of the average
     shutil.copytree(kept.answers, kept.run / "answers")
     assert problems(verify_run(kept.run)) == []  # found there
+
+
+@pytest.mark.parametrize("strategy", ["server_momentum", "server_adam"])
+def test_a_strategy_that_remembers_is_replayed_and_another_one_is_named(
+    kits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    recipe = dataclasses.replace(
+        sealed_run.RECIPE, strategy=strategy, rounds=3, weigh_by="cases", best_by="worst"
+    )
+    monkeypatch.setattr(sealed_run, "RECIPE", recipe)
+    run = write_run(tmp_path / "run", kits, tmp_path / "sites", tmp_path / "answers")
+    assert problems(verify_run(run, None, tmp_path / "answers")) == []
+    other = find_strategy(dataclasses.replace(recipe, server_momentum=0.5))
+    monkeypatch.setattr(sealed_run, "find_strategy", lambda recipe: other)
+    run = write_run(tmp_path / "other", kits, tmp_path / "elsewhere", tmp_path / "kept")
+    named = problems(verify_run(run, None, tmp_path / "kept"))
+    assert any("began with another model than what the answers of round" in one for one in named)
 
 
 @pytest.mark.parametrize(("number", "site"), [(0, "site-1"), (1, "site-2")])

@@ -51,9 +51,8 @@ def mapped(path: Path, segments: Mapping[int, str], meaning: Labels, what: str) 
 
 def _value_of(number: int, name: str, meaning: Labels) -> int | None:
     """The label value of a segment or structure; None where site.yml does not know it."""
-    known = {value for values in meaning.classes.values() for value in values} | set(
-        meaning.background
-    )
+    of_classes = {value for values in meaning.classes.values() for value in values}
+    known = of_classes | {*meaning.background, *meaning.void}
     if meaning.label_names is None:
         return number if number in known else None
     values = {n.strip().casefold(): value for value, ns in meaning.label_names.items() for n in ns}

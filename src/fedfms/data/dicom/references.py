@@ -39,8 +39,10 @@ class _Uids:
 
 def pair(
     image_folders: Sequence[Path], label_paths: Sequence[Path], site: SiteConfig
-) -> tuple[dict[Path, Path], list[SiteDataError]]:
-    """The label file of each image folder, and all that is wrong with them.
+) -> tuple[dict[Path, Path], list[SiteDataError], int]:
+    """The label file of each image folder, all that is wrong, and how many images have none.
+
+    The latter only where site.yml passes them over.
 
     Args:
         image_folders: candidates; those without an image of a series that site.yml means are none.
@@ -64,7 +66,7 @@ def pair(
     if not problems and not (images and labels):
         problems.append(_none_of_a_kind(image_folders, label_paths, bool(images), site))
     if problems:
-        return {}, problems
+        return {}, problems, 0
     drawn_on: dict[Path, list[Path]] = {}
     orphans: list[Path] = []
     for path, refers in labels.items():
@@ -88,6 +90,9 @@ def pair(
             )
         )
     alone = [] if problems else [folder for folder in images if folder not in drawn_on]
+    passed_over = len(alone) if site.unlabelled == "pass_over" else 0
+    if passed_over:
+        alone = []
     if alone or orphans:
         problems.append(
             unpaired(
@@ -97,12 +102,13 @@ def pair(
                 len(labels),
                 site,
                 "a label names the series that it was drawn on; choose the series that have labels "
-                "with the glob images, or with series: and a part of their SeriesDescription; if a "
+                "with the glob images, or with series: and a part of their SeriesDescription, or "
+                "write unlabelled: pass_over, and those without are no cases; if a "
                 "program for removing names changed the UIDs, run it over images and labels "
                 "together",
             )
         )
-    return {folder: paths[0] for folder, paths in drawn_on.items()}, problems
+    return {folder: paths[0] for folder, paths in drawn_on.items()}, problems, passed_over
 
 
 def _meant(refers: _Uids, images: dict[Path, _Uids]) -> list[Path]:

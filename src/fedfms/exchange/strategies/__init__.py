@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import FederationError
+from fedfms.exchange.strategies.adaptive import ServerAdam, ServerMomentum
 from fedfms.exchange.strategies.mean import Mean
 from fedfms.exchange.strategies.robust import Median, TrimmedMean
 from fedfms.exchange.strategies.strategy import Strategy
@@ -23,7 +24,9 @@ from fedfms.exchange.tensors import find_fault, shapes_of
 from fedfms.plugins import find_part
 
 GROUP = "fedfms.strategies"  # of entry points
-_OWN: dict[str, type[Strategy]] = {one.name: one for one in (Mean, Median, TrimmedMean)}
+_OWN: dict[str, type[Strategy]] = {
+    one.name: one for one in (Mean, Median, TrimmedMean, ServerMomentum, ServerAdam)
+}
 
 __all__ = ["GROUP", "Strategy", "combine", "find_strategy"]
 

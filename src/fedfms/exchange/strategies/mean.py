@@ -32,6 +32,6 @@ class Mean(Strategy):
         self._sum.add(tensors, self._weights[site])
 
     def finish(self) -> dict[str, Tensor]:
-        """The mean."""
+        """What `change` makes of the mean."""
         mean, self._sum = self._sum.mean(), FixedSum()
-        return mean
+        return self.change(mean)

@@ -53,6 +53,17 @@ class Strategy:
         """What to add to the global model: new fp32 tensors by sorted name, the names of `add`."""
         raise NotImplementedError
 
+    def change(self, mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What to add to the global model where the mean of a round is all that is known of it.
+
+        Asked in the place of `begin`, `add` and `finish` where the server sees a secure sum, of the
+        strategies that `contracts.recipe.OF_A_MEAN` names.
+
+        Args:
+            mean: fp32 by name, each site by its weight.
+        """
+        return dict(mean)
+
     def state_dict(self) -> dict[str, Tensor]:
         """What has to be known to go on after this round; nothing for a strategy without memory."""
         return {}

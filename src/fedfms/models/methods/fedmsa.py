@@ -36,5 +36,8 @@ class FedMSA(Method):
 
     def learns(self, tensor: str, recipe: Recipe) -> bool:
         """The adapters and the decoder."""
-        is_adapter = ".space_adapter." in tensor or ".mlp_adapter." in tensor
-        return is_adapter or learns_in_decoder(tensor, recipe)
+        return self.is_added(tensor, recipe) or learns_in_decoder(tensor, recipe)
+
+    def is_added(self, tensor: str, recipe: Recipe) -> bool:
+        """The adapters."""
+        return ".space_adapter." in tensor or ".mlp_adapter." in tensor

@@ -35,8 +35,11 @@ class LoRA(Method):
 
     def learns(self, tensor: str, recipe: Recipe) -> bool:
         """The updates and the decoder."""
-        is_added = tensor.startswith("image_encoder.blocks.") and tensor.endswith(_ADDED)
-        return is_added or learns_in_decoder(tensor, recipe)
+        return self.is_added(tensor, recipe) or learns_in_decoder(tensor, recipe)
+
+    def is_added(self, tensor: str, recipe: Recipe) -> bool:
+        """The updates."""
+        return tensor.startswith("image_encoder.blocks.") and tensor.endswith(_ADDED)
 
     def merge(self, model: Segmenter) -> None:
         """The updates become part of SAM's own projections."""

@@ -61,6 +61,13 @@ class Method:
         """
         return False
 
+    def is_added(self, tensor: str, recipe: Recipe) -> bool:
+        """Whether a parameter is what `add` added: it stays at its site with `personal: adapters`.
+
+        At the server, and at a site that never trained, it is as it was drawn.
+        """
+        return False
+
     def merge(self, model: Segmenter) -> None:
         """Let SAM's own tensors compute all that was added to them, in place, and take it away.
 
@@ -85,14 +92,16 @@ def plain_step(optimizer: Optimizer, gradients: Gradients) -> float:
 
 
 def learns_in_decoder(tensor: str, recipe: Recipe) -> bool:
-    """Whether a tensor of SAM's mask decoder, or the head of several classes, gets a gradient.
+    """Whether a tensor of SAM's mask decoder gets a gradient, or one of what stands around SAM.
+
+    That is the head of several classes, and the mixture of several contrasts.
 
     The decoder's `k_proj.bias` are among them, though softmax cancels what they add: their gradient
     is rounding noise (1e-12), and Adam moves them by some 1e-7 a step. They are SAM's, and leaving
     them out would save 0.01 % of the bytes.
     """
     part, _, rest = tensor.partition(".")
-    if part == "class_head":
+    if part in ("class_head", "contrast_mix"):
         return True
     if part != "mask_decoder" or rest.startswith("iou_prediction_head."):
         return False  # no loss asks for mask quality

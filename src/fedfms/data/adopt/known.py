@@ -1,0 +1,201 @@
+"""Layouts that say themselves what they are: nnU-Net raw and Decathlon, BIDS.
+
+- nnU-Net raw: github.com/MIC-DKFZ/nnUNet, documentation/dataset_format.md. `imagesTr` holds a file
+  for each case and channel, {CASE}_{0000}.ending, `labelsTr` {CASE}.ending, `dataset.json` what
+  channels and labels are called.
+- Medical Segmentation Decathlon (medicaldecathlon.com; Simpson et al. 2019, arXiv 1902.09063): the
+  same folders, one file a case, `dataset.json` with `modality` and `labels` by number.
+- BIDS (bids-specification.readthedocs.io, imaging derivatives): sub-<label>[/ses-<label>]/anat/,
+  segmentations and masks in derivatives/<pipeline>/ under the same names, with other entities
+  behind them and the suffix dseg or mask.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from fedfms.bounded import read_json_object
+from fedfms.data.adopt.names import class_name, contrast_of, glob_literal, role_of
+from fedfms.data.adopt.pairing import Found, best_match
+from fedfms.data.adopt.tree import Group, Tree, stem_and_ending
+from fedfms.errors import FedfmsError
+
+_LARGEST = 16 * 1024**2  # bytes of a dataset.json
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetJson:
+    """What a dataset.json says.
+
+    classes: name -> label values; background, and what is ignored, are none.
+    ignored: label values that nnU-Net ignores in its loss.
+    """
+
+    folder: str  # relative to the root, with a / at its end, or empty
+    channels: dict[int, str]
+    classes: dict[str, tuple[int, ...]]
+    ignored: tuple[int, ...] = ()
+
+
+def dataset_json(tree: Tree) -> DatasetJson | None:
+    """The one dataset.json beside an imagesTr; None where there is none, or several."""
+    places = [
+        file
+        for file in tree.others
+        if PurePosixPath(file).name == "dataset.json"
+        and (tree.root / file).parent.joinpath("imagesTr").is_dir()
+    ]
+    if len(places) != 1:
+        return None
+    try:
+        values = read_json_object(tree.root / places[0], _LARGEST)
+    except (FedfmsError, OSError, ValueError):
+        return None
+    named = values.get("channel_names", values.get("modality"))
+    folder = places[0].removesuffix("dataset.json")
+    channels: dict[int, str] = {}
+    if isinstance(named, dict):
+        for key, name in named.items():
+            if str(key).isdigit():
+                channels[int(key)] = str(name)
+    classes, ignored = _classes(values.get("labels"))
+    return DatasetJson(folder, channels, classes, ignored)
+
+
+def _classes(labels: Any) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
+    """Of nnU-Net's {name: value or values}, or the Decathlon's {value: name}."""
+    found: dict[str, tuple[int, ...]] = {}
+    ignored: list[int] = []
+    if not isinstance(labels, dict):
+        return {}, ()
+    for key, given in labels.items():
+        name, values = (str(given), [key]) if str(key).isdigit() else (str(key), given)
+        values = values if isinstance(values, list) else [values]
+        numbers = [int(value) for value in values if str(value).isdigit()]
+        if name.strip().lower() == "ignore":
+            ignored += numbers
+        elif name.strip().lower() != "background" and numbers and numbers != [0]:
+            found[class_name(name)] = tuple(numbers)
+    return found, tuple(ignored)
+
+
+def nnunet(tree: Tree, said: DatasetJson | None) -> Found | None:
+    """nnU-Net raw or Decathlon, with dataset.json or without; None if it is neither."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for kind in ("nifti", "image"):
+        for file in tree.of(kind):
+            folder, _, name = file.rpartition("/")
+            if folder.rpartition("/")[2] in ("imagesTr", "labelsTr"):
+                places[f"{kind} {folder}"].append(file)
+    images = [key for key in places if key.endswith("imagesTr")]
+    if said is not None:
+        images = [key for key in images if key.split(" ", 1)[1] == f"{said.folder}imagesTr"]
+    if len(images) != 1:
+        return None
+    kind, folder = images[0].split(" ", 1)
+    base = folder.removesuffix("imagesTr")
+    labels = places.get(f"{kind} {base}labelsTr", [])
+    if not labels:
+        return None
+    ending = Counter(stem_and_ending(file)[1] for file in labels).most_common(1)[0][0]
+    label = Group(f"{glob_literal(base)}labelsTr/*{ending}", tuple(labels), "label")
+    stems = {stem_and_ending(PurePosixPath(file).name)[0] for file in labels}
+    by_channel: dict[int, list[str]] = defaultdict(list)
+    plain: list[str] = []
+    for file in places[images[0]]:
+        stem, of_image = stem_and_ending(PurePosixPath(file).name)
+        numbered = re.fullmatch(r"(.*)_(\d{4})", stem)
+        if numbered is not None and (numbered.group(1) in stems or stem not in stems):
+            by_channel[int(numbered.group(2))].append(file)
+        elif of_image == ending or stem in stems:
+            plain.append(file)
+    globs: dict[str, Group] = {}
+    if by_channel and len(plain) * 2 < len(places[images[0]]):
+        for number, files in sorted(by_channel.items()):
+            pattern = f"{glob_literal(folder)}/*_{number:04d}{stem_and_ending(files[0])[1]}"
+            name = said.channels.get(number, "") if said else ""
+            contrast = contrast_of(name) or (class_name(name) if name else f"channel_{number}")
+            if contrast in globs:
+                contrast = f"{contrast}_{number}"
+            globs[contrast] = Group(pattern, tuple(files), "image", contrast)
+    elif plain:
+        pattern = f"{glob_literal(folder)}/*{stem_and_ending(plain[0])[1]}"
+        globs[""] = Group(pattern, tuple(plain), "image")
+    matches = {name: best_match(group, label, "nifti") for name, group in globs.items()}
+    found = {name: match for name, match in matches.items() if match is not None}
+    if not found or len(found) < len(globs):
+        return None
+    first = next(iter(found.values()))
+    several = len(found) > 1
+    every = {pair[1] for match in found.values() for pair in match.pairs}
+    lacking = sum(
+        any(one not in {pair[1] for pair in match.pairs} for match in found.values())
+        for one in every
+    )
+    return Found(
+        "nifti" if kind == "nifti" else "image",
+        {name if several else "": match.image for name, match in found.items()},
+        {"": first.label},
+        "wildcards",
+        max((match.pairs for match in found.values()), key=len),
+        max(match.alone for match in found.values()),
+        lacking if several else 0,
+    )
+
+
+# ------------------------------------------------------------------------------------------- BIDS
+
+_SUBJECT = re.compile(r"(?:^|/)sub-[A-Za-z0-9]+(?:/ses-[A-Za-z0-9]+)?/(?P<type>[a-z]+)/[^/]+$")
+# entities that an image has and its segmentation has before those of its own
+_OF_IMAGES = ("sub", "ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "sample")
+
+
+def bids(tree: Tree) -> list[Found]:
+    """All readings of a BIDS folder: an image's suffix with a kind of segmentation each."""
+    images: dict[str, list[str]] = defaultdict(list)
+    labels: dict[str, list[str]] = defaultdict(list)
+    for file in tree.nifti:
+        found = _SUBJECT.search(f"/{file}")
+        if found is None:
+            continue
+        start = file[: file.index("sub-")]
+        stem, ending = stem_and_ending(PurePosixPath(file).name)
+        entities = stem.split("_")
+        own = next(
+            (n for n, one in enumerate(entities) if one.partition("-")[0] not in _OF_IMAGES),
+            len(entities) - 1,
+        )
+        tail = "_".join(entities[own:])
+        place = f"{glob_literal(start)}sub-*/**/{found['type']}/*_{tail}{ending}"
+        is_label = role_of(entities[-1]) == "label" or any(
+            one.startswith("label-") for one in entities
+        )
+        if is_label:
+            labels[place].append(file)
+        elif not start or "derivatives" not in start:
+            images[place].append(file)
+    readings = []
+    for image, of_image in images.items():
+        for label, of_label in labels.items():
+            match = best_match(
+                Group(image, tuple(of_image), "image"),
+                Group(label, tuple(of_label), "label"),
+                "nifti",
+            )
+            if match is None or match.orphans:
+                continue
+            readings.append(
+                Found(
+                    "nifti",
+                    {"": match.image},
+                    {"": match.label},
+                    match.pair_by,
+                    match.pairs,
+                    match.alone,
+                )
+            )
+    return sorted(readings, key=lambda found: (-len(found.pairs), found.alone, found.images[""]))

@@ -1,0 +1,429 @@
+"""Which group of files holds the images of a folder, and which their labels."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel
+import numpy as np
+
+from fedfms.contracts.site import ImageFormat, Reading, SiteConfig
+from fedfms.data.adopt.names import (
+    LABEL_WORDS,
+    VAGUE_WORDS,
+    Role,
+    class_name,
+    known_words,
+    part_of,
+    words_of,
+)
+from fedfms.data.adopt.tree import Group, Tree, folder_keys_of, folder_wildcards, groups_of, keys_of
+from fedfms.data.content import read_bytes
+from fedfms.data.formats import Stored, read_image, read_label
+from fedfms.data.grid import Cut
+from fedfms.data.manifest import name_wildcards
+from fedfms.errors import FedfmsError
+
+_LOOKED_AT = 3  # files of a group, or pairs, that are opened
+_MAY_LACK = 4  # one of so many cases may lack a contrast
+_FEW_FOLDERS = 8
+_FEW_VALUES = 64  # a label has no more; images have hundreds
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An image's group and a label's, and what pairs them."""
+
+    image: str  # glob
+    label: str
+    pair_by: Literal["wildcards", "folder"]
+    pairs: tuple[tuple[str, str], ...]  # image and label, relative to the root
+    alone: int  # images without a label
+    orphans: int  # labels without an image
+
+    @property
+    def rank(self) -> tuple[int, ...]:
+        """The larger the better."""
+        return (-self.orphans, len(self.pairs), -self.alone, int(self.pair_by == "wildcards"))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How images and labels lie, as site.yml says it.
+
+    images, labels: globs by the name of a contrast or class; one of them has the name "".
+    unsure: sentences on what was guessed.
+    """
+
+    format: ImageFormat
+    images: dict[str, str]
+    labels: dict[str, str]
+    pair_by: Literal["wildcards", "folder"]
+    pairs: tuple[tuple[str, str], ...]  # of the first contrast and class
+    alone: int = 0
+    lacking: int = 0  # cases without one of the contrasts
+    unsure: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()  # globs of cases that validate by the names of folders
+    test: tuple[str, ...] = ()
+
+
+def find_pairs(tree: Tree, format: ImageFormat) -> Found | None:
+    """The best reading of a folder's files of one format; None where nothing pairs."""
+    found = _pairs_of(groups_of(tree.of(format)), tree, format)
+    if found is not None:
+        return found
+    folders = {file.rpartition("/")[0] for file in tree.of(format)}
+    if 1 < len(folders) <= _FEW_FOLDERS:
+        return _pairs_of(groups_of(tree.of(format), by_folder=True), tree, format)
+    return None
+
+
+def _pairs_of(groups: Sequence[Group], tree: Tree, format: ImageFormat) -> Found | None:
+    groups, parts = _without_parts(groups)
+    labels = [group for group in groups if group.role == "label"]
+    images = [group for group in groups if group.role != "label"]
+    unsure: list[str] = []
+    if not labels or not images:
+        labels, images = _by_content(groups, tree.root, format)
+        if labels and images:
+            unsure.append(
+                "names do not say which files are labels: taken are those that hold few values, "
+                + ", ".join(sorted(group.pattern for group in labels)[:3])
+            )
+    matches = [
+        match
+        for label in labels
+        for image in images
+        if (match := best_match(image, label, format)) is not None
+    ]
+    if not matches:
+        return None
+    chosen = _choose(matches, images, labels, tree, format, unsure)
+    return None if chosen is None else _with_parts(chosen, parts, unsure)
+
+
+def best_match(image: Group, label: Group, format: ImageFormat) -> Match | None:
+    """How two groups pair; None where they do not."""
+    found = [
+        match
+        for one, other in itertools.product(
+            (image.pattern, *image.variants), (label.pattern, *label.variants)
+        )
+        for match in _matches(one, other, image, label, format)
+    ]
+    return max(found, key=lambda match: match.rank, default=None)
+
+
+def _matches(
+    image: str, label: str, images: Group, labels: Group, format: ImageFormat
+) -> Iterator[Match]:
+    wild = [name_wildcards(pattern, format) for pattern in (image, label)]
+    if wild[0] and wild[0] == wild[1] and image != label:
+        yield from _match(
+            image,
+            label,
+            "wildcards",
+            keys_of(image, images.files, format),
+            keys_of(label, labels.files, format),
+        )
+    folders = [folder_wildcards(pattern) for pattern in (image, label)]
+    if folders[0] and folders[0] == folders[1]:
+        yield from _match(
+            image,
+            label,
+            "folder",
+            folder_keys_of(image, images.files),
+            folder_keys_of(label, labels.files),
+        )
+
+
+def _match(
+    image: str,
+    label: str,
+    pair_by: Literal["wildcards", "folder"],
+    images: dict[str, list[str]],
+    labels: dict[str, list[str]],
+) -> Iterator[Match]:
+    several = any(len(files) > 1 for files in (*images.values(), *labels.values()))
+    both = sorted(images.keys() & labels.keys())
+    if several or not both:
+        return
+    yield Match(
+        image,
+        label,
+        pair_by,
+        tuple((images[key][0], labels[key][0]) for key in both),
+        len(images.keys() - labels.keys()),
+        len(labels.keys() - images.keys()),
+    )
+
+
+# ----------------------------------------------------------------------------------------- choice
+
+
+def _choose(
+    matches: Sequence[Match],
+    images: Sequence[Group],
+    labels: Sequence[Group],
+    tree: Tree,
+    format: ImageFormat,
+    unsure: list[str],
+) -> Found | None:
+    """Of all that pairs what is meant: one image or several contrasts, one label or one a class."""
+    best = max(matches, key=lambda match: match.rank)
+    enough = [match for match in matches if 2 * len(match.pairs) >= len(best.pairs)]
+    # a contrast may be missing here and there
+    enough = [m for m in enough if m.orphans <= max(best.orphans, len(best.pairs) // _MAY_LACK)]
+    fitting = [match for match in enough if _fit(match.pairs, tree, format)]
+    if not fitting:
+        fitting = [best]
+    label_globs = sorted({match.label for match in fitting}, key=lambda p: _order(p, fitting))
+    groups = {glob: group for group in labels for glob in (group.pattern, *group.variants)}
+    files = _files_of_classes([groups[glob] for glob in label_globs], tree, format)
+    if len(files) > 1:
+        label_of = dict(files)
+        main = next(iter(label_of.values()))
+    else:
+        main = label_globs[0]
+        label_of = {"": main}
+        if len(label_globs) > 1:
+            unsure.append(
+                f"there are {len(label_globs)} kinds of labels; taken is {main}, not "
+                + ", ".join(label_globs[1:4])
+            )
+    of_main = [match for match in fitting if match.label == main]
+    first = max(of_main, key=lambda match: match.rank)
+    alike = [match for match in of_main if match.pair_by == first.pair_by]
+    contrasts = {match.image: match for match in alike}
+    by_glob = {glob: group for group in images for glob in (group.pattern, *group.variants)}
+    named = _contrast_names([by_glob[glob] for glob in contrasts], list(contrasts))
+    others = [match for match in of_main if match.image not in named.values()]
+    if len(named) < 2:
+        first = max(of_main, key=lambda match: (*match.rank, -len(match.image)))
+        named = {"": first.image}
+        others = [match for match in of_main if match is not first]
+    else:
+        first = max((contrasts[glob] for glob in named.values()), key=lambda one: len(one.pairs))
+    if others:
+        unsure.append(
+            "other images pair with the labels too, and are not taken: "
+            + ", ".join(sorted({match.image for match in others})[:3])
+        )
+    chosen = [contrasts[glob] for glob in named.values()] if len(named) > 1 else [first]
+    every = {label for match in chosen for _, label in match.pairs}
+    lacking = sum(
+        any(label not in {pair[1] for pair in match.pairs} for match in chosen) for label in every
+    )
+    return Found(
+        format,
+        named,
+        label_of,
+        first.pair_by,
+        first.pairs,
+        max(match.alone for match in chosen),
+        lacking,
+    )
+
+
+def _order(pattern: str, matches: Sequence[Match]) -> tuple[int, bool, int, str]:
+    """The labels with most pairs first, and of these those that are no mere masks."""
+    pairs = max(len(match.pairs) for match in matches if match.label == pattern)
+    said = set(words_of(pattern)) & LABEL_WORDS
+    return (-pairs, said <= VAGUE_WORDS, len(pattern), pattern)
+
+
+def _contrast_names(groups: Sequence[Group], globs: Sequence[str]) -> dict[str, str]:
+    """Globs of several images of a case by the contrast's name; empty if names do not tell."""
+    if len(groups) < 2:
+        return {}
+    named: dict[str, str] = {}
+    for group, glob in zip(groups, globs, strict=True):
+        name = group.contrast
+        if name is None:
+            continue
+        if name in named:  # two of one contrast: which, only a person knows
+            return {}
+        named[name] = glob
+    order = ["t1", "t1ce", "t2", "flair"]
+    names = sorted(named, key=lambda name: (order.index(name) if name in order else 9, name))
+    return {name: named[name] for name in names}
+
+
+def _files_of_classes(groups: Sequence[Group], tree: Tree, format: ImageFormat) -> dict[str, str]:
+    """Globs of labels in one file a class by the class; empty if it is not so.
+
+    They lie in one folder of a case, are called differently, and each holds one value beside 0.
+    """
+    if len(groups) < 2:
+        return {}
+    folders = {group.pattern.rpartition("/")[0] for group in groups}
+    if len(folders) != 1:
+        return {}
+    for group in groups:
+        for file in group.files[:_LOOKED_AT]:
+            values = values_in(tree.root / file, format)
+            if values is None or len(values - {0}) > 1:
+                return {}
+    names = _own_words([group.name for group in groups])
+    if len(set(names)) < len(groups):
+        return {}
+    return dict(sorted(zip(names, [group.pattern for group in groups], strict=True)))
+
+
+def _own_words(patterns: Sequence[str]) -> list[str]:
+    """Of several names what each has for itself, as names of classes."""
+    rows = [
+        [word for word, _, _, known in known_words(pattern.replace("*", " ")) if not known]
+        for pattern in patterns
+    ]
+    if not all(rows):
+        rows = [[w for w, *_ in known_words(pattern.replace("*", " "))] for pattern in patterns]
+    return [class_name("_".join(row)) for row in rows]
+
+
+# ---------------------------------------------------------------------------------------- content
+
+
+def reading_of(format: ImageFormat) -> SiteConfig:
+    """How files are opened while nothing is known of them."""
+    return SiteConfig(
+        data_root=Path(), format=format, images="*", labels="*/*", classes={"any": (1,)}
+    )
+
+
+def image_at(path: Path, format: ImageFormat) -> Stored | None:
+    """An image, with colours if it has some; None where it cannot be read."""
+    site: Reading = reading_of(format)
+    with contextlib.suppress(FedfmsError):
+        if format in ("image", "npy"):
+            with contextlib.suppress(FedfmsError):
+                return read_image(path, read_bytes(path, site), replace(site, channels="rgb"))
+        return read_image(path, read_bytes(path, site), site)
+    return None
+
+
+def label_at(path: Path, format: ImageFormat, image: Stored | None = None) -> Stored | None:
+    """A label; None where it cannot be read as one."""
+    site = reading_of(format)
+    with contextlib.suppress(FedfmsError):
+        return read_label(path, read_bytes(path, site), site, image)
+    return None
+
+
+def values_in(path: Path, format: ImageFormat) -> set[int] | None:
+    """The values of a label; None where it cannot be read as one."""
+    label = label_at(path, format)
+    return None if label is None else set(np.unique(label.values).tolist())
+
+
+def _by_content(
+    groups: Sequence[Group], root: Path, format: ImageFormat
+) -> tuple[list[Group], list[Group]]:
+    """Labels and images told by what they hold, where names do not say."""
+    labels: list[Group] = []
+    images: list[Group] = []
+    for group in groups:
+        held = [values_in(root / file, format) for file in group.files[:_LOOKED_AT]]
+        is_label = all(values is not None and len(values) <= _FEW_VALUES for values in held)
+        (labels if is_label else images).append(group)
+    return labels, images
+
+
+def fits(found: Found, tree: Tree) -> bool:
+    """Whether the first pairs lie on one grid; what cannot be read does not say no."""
+    return _fit(found.pairs, tree, found.format)
+
+
+def _fit(pairs: Sequence[tuple[str, str]], tree: Tree, format: ImageFormat) -> bool:
+    for image_file, label_file in pairs[:_LOOKED_AT]:
+        image, label = tree.root / image_file, tree.root / label_file
+        one_grid = (
+            _by_headers(image, label) if format == "nifti" else _by_size(image, label, format)
+        )
+        if one_grid is False:
+            return False
+    return True
+
+
+def _by_headers(image: Path, label: Path) -> bool | None:
+    """Whether two NIfTI files lie on one grid, from their headers; None where that cannot be
+    told."""
+    grids = []
+    for path in (image, label):
+        try:
+            header: Any = nibabel.load(path)
+            shape = tuple(header.shape) + (1,) * (3 - len(header.shape))
+            if any(size != 1 for size in shape[3:]):
+                return None
+            grids.append((np.asarray(header.affine, np.float64), shape[:3]))
+        except Exception:  # a damaged file makes a decoder raise nearly anything
+            return None
+    (affine, shape), other = grids
+    try:
+        return Cut.onto(*other, Cut.of(affine, shape, "axial")) is not None
+    except (ValueError, np.linalg.LinAlgError):
+        return None
+
+
+def _by_size(image: Path, label: Path, format: ImageFormat) -> bool | None:
+    """Whether a picture and its label have one size; False of what is no label, as a JPEG is."""
+    one, other = image_at(image, format), label_at(label, format)
+    if other is None:
+        return False if format == "image" else None
+    return None if one is None else one.values.shape[:3] == other.values.shape
+
+
+# ------------------------------------------------------------------------------------------ parts
+
+
+def _without_parts(groups: Sequence[Group]) -> tuple[list[Group], dict[str, list[str]]]:
+    """Groups of train, validation and test joined, and which folders were of which part.
+
+    train/images and val/images are one group, */images. Of a test set that lies elsewhere
+    (imagesTs) nothing is taken.
+    """
+    parts: dict[str, list[str]] = {}
+    joined: dict[tuple[str, Role | None], list[tuple[Group, int, str]]] = {}
+    kept: list[Group] = []
+    for group in groups:
+        folders = group.pattern.split("/")[:-1]
+        at = next((n for n, f in enumerate(folders) if "*" not in f and part_of(f)), None)
+        if group.part is None or at is None:
+            kept.append(group)
+            continue
+        said = part_of(folders[at]) or "train"
+        if re.fullmatch(r"(images|labels)(Tr|Ts|Va)", folders[at], re.IGNORECASE):
+            if said == "train":
+                kept.append(group)
+            continue
+        name = group.pattern.split("/")[-1]
+        anywhere = "/".join([*folders[:at], "*", *folders[at + 1 :], name])
+        joined.setdefault((anywhere, group.role), []).append((group, at, folders[at]))
+    for (pattern, _), of_parts in joined.items():
+        if len(of_parts) == 1:
+            kept.append(of_parts[0][0])
+            continue
+        first = of_parts[0][0]
+        files = tuple(file for group, _, _ in of_parts for file in group.files)
+        kept.append(replace(first, pattern=pattern, files=files, part=None, variants=()))
+        for _, _, folder in of_parts:
+            side = part_of(folder)
+            if side in ("validation", "test") and folder not in parts.setdefault(side, []):
+                parts[side].append(folder)
+    return kept, parts
+
+
+def _with_parts(found: Found, parts: dict[str, list[str]], unsure: list[str]) -> Found:
+    taken = {side: tuple(f"{folder}/*" for folder in folders) for side, folders in parts.items()}
+    return replace(
+        found,
+        unsure=tuple(unsure),
+        parts=taken.get("validation", ()),
+        test=taken.get("test", ()),
+    )

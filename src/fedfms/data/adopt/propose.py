@@ -1,0 +1,516 @@
+"""A folder to the values of a site.yml: the layout, what labels mean, how images are read."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedfms.contracts.decode import from_dict
+from fedfms.contracts.site import SiteConfig, values_of_files
+from fedfms.control import Control
+from fedfms.data.adopt import known
+from fedfms.data.adopt.names import class_name, contrast_of, known_words
+from fedfms.data.adopt.pairing import Found, find_pairs, fits, image_at, label_at, values_in
+from fedfms.data.adopt.tree import Tree, endings, folder_wildcards, look, stem_and_ending
+from fedfms.data.content import another_kind, read_bytes
+from fedfms.data.formats import Stored, read_image
+from fedfms.data.manifest import Scan, scan, several_files_a_patient
+from fedfms.data.numbers import count_of
+from fedfms.errors import SiteDataError
+
+_SOME = 5  # images that say how all are read
+_NUMBERED = 24  # label values from which on they are numbers of objects and not of classes
+_BRAIN = ("t1", "t1ce", "t2", "flair")
+# of BraTS and FeTS: 4, or 3 in releases from 2023 on, is the enhancing tumour
+_TUMOUR = {1: "necrotic_core", 2: "oedema", 3: "enhancing_tumour", 4: "enhancing_tumour"}
+
+
+@dataclass(slots=True)
+class Proposal:
+    """What `fedfms adopt` writes, and says.
+
+    values: of the SiteConfig, as site.yml has them.
+    seen: name and text of each line of the table.
+    unsure: sentences on what a person should look at.
+    needs: what keeps this site.yml from working, problem and fix; empty if it works.
+    """
+
+    root: Path
+    layout: str
+    values: dict[str, Any]
+    seen: list[tuple[str, str]] = field(default_factory=list)
+    unsure: list[str] = field(default_factory=list)
+    needs: list[SiteDataError] = field(default_factory=list)
+
+    @property
+    def site(self) -> SiteConfig:
+        """The site that it describes."""
+        return from_dict(SiteConfig, {**self.values, "data_root": self.root}, "the new site.yml")
+
+
+def propose(
+    root: Path, classes: Sequence[str] | None = None, control: Control | None = None
+) -> Proposal:
+    """Look at a folder; nothing in it is changed.
+
+    Args:
+        root: the folder.
+        classes: names for the label values in their order; None: as far as they can be seen.
+        control: told of the progress as phases "look" and "labels".
+
+    Raises:
+        SiteDataError: "layout-not-seen", with what is there; "no-data-root", "unreadable-folder".
+        TaskAborted: somebody asked to stop.
+    """
+    control = control or Control()
+    root = root.resolve()
+    tree = look(root, control)
+    said = known.dataset_json(tree)
+    layout, found = _layout(tree, said)
+    if found is None and tree.dicom:
+        from fedfms.data.adopt.archive import propose_dicom  # pydicom takes a second to import
+
+        return _finished(propose_dicom(tree, classes, control), tree)
+    if found is None:
+        raise _not_seen(tree)
+    proposal = Proposal(root, layout, {"format": found.format}, unsure=list(found.unsure))
+    _add_globs(proposal, found)
+    _add_labels(proposal, found, tree, said, classes, control)
+    _add_reading(proposal, found, tree, said)
+    add_patients(proposal, [_key(pair[0]) for pair in found.pairs], found)
+    return _finished(proposal, tree)
+
+
+def _layout(tree: Tree, said: known.DatasetJson | None) -> tuple[str, Found | None]:
+    if (found := known.nnunet(tree, said)) is not None:
+        numbered = any(re.search(r"_\d{4}\.", glob) for glob in found.images.values())
+        return ("nnU-Net raw" if numbered else "Medical Segmentation Decathlon"), found
+    if readings := known.bids(tree):
+        return "BIDS", _of_bids(readings, tree)
+    for format in ("nifti", "image", "npy"):
+        if format == "image" and tree.dicom:
+            continue  # pictures beside a series are screenshots
+        found = find_pairs(tree, format) if tree.of(format) else None
+        if found is not None and len(found.pairs) > 1:
+            return _in_words(found), found
+    return "", None
+
+
+def _of_bids(readings: Sequence[Found], tree: Tree) -> Found:
+    """The reading with most pairs that lie on one grid, and what else there is."""
+    first = next((one for one in readings if fits(one, tree)), readings[0])
+    alike = [
+        one
+        for one in readings
+        if one.labels == first.labels and len(one.pairs) * 2 >= len(first.pairs) and fits(one, tree)
+    ]
+    unsure = []
+    others = sorted({one.labels[""] for one in readings} - {first.labels[""]})
+    if others:
+        unsure.append(
+            f"there are other segmentations, too: {', '.join(others[:3])}; taken is "
+            f"{first.labels['']}"
+        )
+    named = {contrast_of(one.images[""].replace("*", " ")) or "": one for one in alike}
+    if len(alike) < 2 or len(named) < len(alike) or "" in named:
+        if len(alike) > 1:
+            rest = [one.images[""] for one in alike if one is not first]
+            unsure.append(f"other images pair with it, too: {', '.join(rest[:3])}")
+        return replace(first, unsure=tuple(unsure))
+    every = {label for one in alike for _, label in one.pairs}
+    lacking = sum(any(f not in {p[1] for p in one.pairs} for one in alike) for f in every)
+    return replace(
+        max(alike, key=lambda one: len(one.pairs)),
+        images={name: named[name].images[""] for name in sorted(named)},
+        alone=max(one.alone for one in alike),
+        lacking=lacking,
+        unsure=tuple(unsure),
+    )
+
+
+def _in_words(found: Found) -> str:
+    image = next(iter(found.images.values()))
+    label = next(iter(found.labels.values()))
+    if len(found.images) > 1:
+        how = f"{len(found.images)} contrasts of a case"
+    elif folder_wildcards(image) > bool(found.parts or found.test):
+        how = "one folder a case"
+    elif image.rpartition("/")[0] == label.rpartition("/")[0]:
+        how = "labels beside their images"
+    else:
+        how = "images and labels in folders of their own"
+    return how + (", a label file for each class" if len(found.labels) > 1 else "")
+
+
+def _key(file: str) -> str:
+    return stem_and_ending(file)[0]
+
+
+# ----------------------------------------------------------------------------------------- values
+
+
+def _add_globs(proposal: Proposal, found: Found) -> None:
+    values = proposal.values
+    if len(found.images) > 1:
+        values["contrasts"] = dict(found.images)
+        if found.lacking:
+            values["missing_contrast"] = "mean"
+            proposal.unsure.append(
+                f"{count_of(found.lacking, 'case')} of {len(found.pairs)} lack a contrast; the "
+                "mean of the others takes its place (missing_contrast)"
+            )
+    values["images"] = next(iter(found.images.values()))
+    values["labels"] = next(iter(found.labels.values()))
+    if len(found.labels) > 1:
+        values["label_files"] = dict(found.labels)
+    if found.pair_by != "wildcards":
+        values["pair_by"] = found.pair_by
+    if found.parts or found.test:
+        lists = {"validation": found.parts, "test": found.test}
+        values["split"] = {side: list(names) for side, names in lists.items() if names}
+
+
+def _add_labels(
+    proposal: Proposal,
+    found: Found,
+    tree: Tree,
+    said: known.DatasetJson | None,
+    names: Sequence[str] | None,
+    control: Control,
+) -> None:
+    """Classes and their values, from dataset.json or from the label files themselves."""
+    values = proposal.values
+    if "label_files" in values:
+        _add_class_files(proposal, found, tree, control)
+        return
+    occurring: Counter[int] = Counter()
+    unreadable: list[str] = []
+    files = sorted({label for _, label in found.pairs})
+    for number, file in enumerate(files):
+        control.report("labels", number, len(files))
+        held = values_in(tree.root / file, found.format)
+        if held is None:
+            unreadable.append(file)
+        occurring.update(held or ())
+    control.report("labels", len(files), len(files))
+    if unreadable:
+        proposal.unsure.append(
+            f"{count_of(len(unreadable), 'label file')} cannot be read as labels; the first is "
+            f"{unreadable[0]}; fedfms check-data says why"
+        )
+    proposal.seen.append(("label values", _some(sorted(occurring))))
+    drawn = sorted(value for value in occurring if value != 0)
+    if said is not None and said.classes:
+        of_file = {value for given in said.classes.values() for value in given}
+        if set(drawn) <= of_file | set(said.ignored):
+            values["classes"] = dict(said.classes)
+            if said.ignored:
+                values["background"] = (0, *said.ignored)
+                proposal.unsure.append(
+                    f"dataset.json says that {_some(said.ignored)} is to be ignored; it is read as "
+                    "background"
+                )
+            return
+        proposal.unsure.append(
+            f"label files hold {_some(drawn)}, and dataset.json says {_some(sorted(of_file))}"
+        )
+    values["classes"] = _classes(drawn, names, found, proposal)
+
+
+def _classes(
+    drawn: Sequence[int], names: Sequence[str] | None, found: Found, proposal: Proposal
+) -> dict[str, tuple[int, ...]]:
+    """Names for label values: given, known, or made of what labels are called."""
+    if names and len(names) == len(drawn):
+        return {name: (value,) for name, value in zip(names, drawn, strict=True)}
+    if names:
+        proposal.unsure.append(
+            f"{count_of(len(names), 'name')} of classes were given, and there are "
+            f"{count_of(len(drawn), 'label value')}: {_some(drawn)}"
+        )
+    if set(_BRAIN) <= found.images.keys() and drawn and set(drawn) <= set(_TUMOUR):
+        proposal.unsure.append("the names of the classes are those of BraTS for these values")
+        return {_TUMOUR[value]: (value,) for value in drawn}
+    base = _word_of_labels(found)
+    proposal.unsure.append(
+        "the names of classes are the job's; ask the coordinator for them and correct classes"
+    )
+    if len(drawn) > _NUMBERED:
+        proposal.unsure.append(
+            f"labels hold {len(drawn)} values: taken for numbers of objects of one class"
+        )
+        low = min(drawn)
+        return {base: tuple(range(1, 32768)) if low > 0 else tuple(drawn)}
+    if len(drawn) <= 1:
+        return {base: tuple(drawn) or (1,)}
+    return {f"{base}_{value}".replace("-", "minus_"): (value,) for value in drawn}
+
+
+def _word_of_labels(found: Found) -> str:
+    """What is drawn, as far as the labels' names say: of *_liver_mask liver."""
+    image, label = (next(iter(globs.values())) for globs in (found.images, found.labels))
+    if (entity := re.search(r"_label-([A-Za-z0-9]+)", label)) is not None:  # of BIDS
+        return class_name(entity.group(1))
+    of_image = {word for word, *_ in known_words(image)}
+    name = stem_and_ending(label.rpartition("/")[2])[0].replace("*", " ")
+    own = [
+        word
+        for word, _, _, is_known in known_words(name)
+        if not is_known and word not in of_image and not word.isdigit() and len(word) > 2
+    ]
+    return class_name("_".join(own)) if own else "foreground"
+
+
+def _add_class_files(proposal: Proposal, found: Found, tree: Tree, control: Control) -> None:
+    """Whether classes that have a file each share voxels in the first cases."""
+    overlap = "refuse"
+    folders = sorted({label.rpartition("/")[0] for _, label in found.pairs})
+    for number, folder in enumerate(folders[:_SOME]):
+        control.report("labels", number, min(len(folders), _SOME))
+        count: Any = 0
+        for pattern in found.labels.values():
+            name = pattern.rpartition("/")[2]
+            path = next((tree.root / folder).glob(name), None)
+            if path is None:
+                continue
+            label = label_at(path, found.format)
+            if label is not None:
+                count = count + (label.values != 0)
+        if np.max(count) > 1:
+            overlap = "keep" if len(found.labels) <= 12 else "highest"
+    if overlap != "refuse":
+        proposal.values["overlap"] = overlap
+        proposal.unsure.append(
+            "classes share voxels; a voxel has all of its classes (overlap: keep)"
+            if overlap == "keep"
+            else "classes share voxels; the last of them stands there (overlap: highest)"
+        )
+    proposal.values["classes"] = values_of_files(found.labels, overlap)
+    proposal.seen.append(("classes", f"{len(found.labels)}, a file for each"))
+
+
+def _add_reading(
+    proposal: Proposal, found: Found, tree: Tree, said: known.DatasetJson | None
+) -> None:
+    """Plane, channels and intensity, from some of the images."""
+    step = max(1, len(found.pairs) // _SOME)
+    images = [image_at(tree.root / file, found.format) for file, _ in found.pairs[::step][:_SOME]]
+    some = [image for image in images if image is not None]
+    if not some:
+        proposal.needs.append(_unread(proposal, tree.root / found.pairs[0][0]))
+        return
+    says_ct = said is not None and any("CT" in name.upper() for name in said.channels.values())
+    add_reading(proposal, some, is_ct=says_ct, several=len(found.images) > 1)
+
+
+def _unread(proposal: Proposal, path: Path) -> SiteDataError:
+    """Why the first image cannot be read; for the Decathlon's volumes of several channels, the way
+    out."""
+    try:
+        read_image(path, read_bytes(path, proposal.site), proposal.site)
+    except SiteDataError as error:
+        if error.code != "not-3d":
+            return error
+        return SiteDataError(
+            error.problem,
+            "of a task of the Decathlon, fedfms prepare decathlon --channel N cuts one channel "
+            "out; else save each channel as a file of its own, and adopt the folder with these",
+            code=error.code,
+        )
+    return SiteDataError(f"{path} cannot be read", "look at it with fedfms check-data")
+
+
+def add_reading(proposal: Proposal, some: Sequence[Stored], *, is_ct: bool, several: bool) -> None:
+    """Plane, channels and intensity that fit images.
+
+    Args:
+        proposal: gets them.
+        some: of the images.
+        is_ct: something says that they are of computed tomography.
+        several: they are contrasts, each a grey channel.
+    """
+    values = proposal.values
+    if values["format"] in ("image", "npy") and not several:
+        coloured = [one for one in some if one.values.ndim == 4 and not _is_colourless(one)]
+        if coloured:
+            values["channels"] = "rgb"
+        if all(one.values.dtype.kind == "f" and one.values.max() <= 255 for one in some):
+            values["intensity"] = {"rule": "range", "low": 0, "high": 255}
+        proposal.seen.append(("channels", "colours" if coloured else "gray"))
+    if values["format"] in ("nifti", "dicom"):
+        planes = Counter(plane for plane in map(_plane_of, some) if plane is not None)
+        plane = planes.most_common(1)[0][0] if planes else "axial"
+        if plane != "axial":
+            values["plane"] = plane
+        spacing = " x ".join(f"{size:.2g}" for size in some[0].spacing[1:])
+        proposal.seen.append(
+            (
+                "plane",
+                f"{plane}, where voxels are finest ({spacing} mm)"
+                if plane == "axial"
+                else f"{plane}, where voxels are finest",
+            )
+        )
+        low, high = (np.median([f(one.values) for one in some]) for f in (np.min, np.max))
+        looks_so = values["format"] == "nifti" and low <= -900 and high >= 200
+        if is_ct or looks_so:
+            values["intensity"] = {"rule": "window", "center": 40, "width": 400}
+            proposal.unsure.append(
+                "CT is read by a window for soft tissue, centre 40 and width 400; lungs need "
+                "-600 and 1500, bones 400 and 1800 (intensity)"
+            )
+            proposal.seen.append(("intensity", "CT, window 40 : 400"))
+
+
+def _is_colourless(image: Stored) -> bool:
+    return bool((image.values[..., :1] == image.values).all())
+
+
+def _plane_of(image: Stored) -> str | None:
+    """Where voxels are finest; axial unless another plane is clearly finer."""
+    if image.cut is None or 1 in image.cut.shape:
+        return None
+    x, y, z = np.linalg.norm(image.cut.affine[:3, :3], axis=0)
+    planes = {"axial": max(x, y), "coronal": max(x, z), "sagittal": max(y, z)}
+    best = min(planes, key=lambda plane: planes[plane])
+    return best if planes[best] * 1.2 < planes["axial"] else "axial"
+
+
+# --------------------------------------------------------------------------------------- patients
+
+
+def add_patients(proposal: Proposal, keys: Sequence[str], found: Found | None) -> None:
+    """The expression for patients where several cases seem to be of one."""
+    values = proposal.values
+    if proposal.layout == "BIDS":
+        values["patient"] = r"sub-([A-Za-z0-9]+)"
+        proposal.seen.append(("a patient is", "what sub-<label> names"))
+        return
+    image = values["images"]
+    folders, _, name = image.rpartition("/")
+    levels = folders.split("/") if folders else []
+    variable = [depth for depth, level in enumerate(levels) if "*" in level]
+    in_name = "*" in stem_and_ending(name)[0] and values.get("pair_by") != "folder"
+    skip = values.get("split") is not None  # the first variable folder is the part
+    if skip and variable:
+        variable = variable[1:]
+    folders_of = [key.split("/")[variable[0]] for key in keys] if variable else []
+    if variable and (len(variable) > 1 or (in_name and len(set(folders_of)) < len(keys))):
+        before = "".join("[^/]+/" for _ in range(variable[0]))
+        values["patient"] = f"^{before}([^/]+)/"
+        proposal.seen.append(("a patient is", "a folder"))
+        return
+    stems = folders_of or [key.rpartition("/")[2] for key in keys]
+    example = several_files_a_patient(stems)
+    if example is not None:
+        before = "".join("[^/]+/" for _ in range(variable[0])) if variable else "(?:.*/)?"
+        end = "/" if variable else re.escape(name.rpartition("*")[2]) + "$"
+        values["patient"] = rf"^{before}([^/]*\d[^/]*?)[-_ .]+[A-Za-z]*\d+{end}"
+        proposal.unsure.append(
+            f"names such as {', '.join(example)} look like several of one patient; patient in "
+            "site.yml puts them on one side of the split"
+        )
+        return
+    proposal.seen.append(("a patient is", "each case"))
+
+
+# -------------------------------------------------------------------------------------------- end
+
+
+def _finished(proposal: Proposal, tree: Tree) -> Proposal:
+    """With what the code that trains finds by it, and what it does not take."""
+    site = proposal.site
+    found = scan(site)
+    unpaired = [problem for problem in found.problems if problem.code == "unpaired-files"]
+    if unpaired and "images have no label" in unpaired[0].problem:
+        proposal.values["unlabelled"] = "pass_over"
+        again = scan(proposal.site)
+        if not any(problem.code == "unpaired-files" for problem in again.problems):
+            found = again
+            proposal.unsure.append(
+                f"{count_of(again.unlabelled, 'image')} have no label and are no cases "
+                "(unlabelled: pass_over)"
+            )
+        else:
+            del proposal.values["unlabelled"]
+    proposal.needs += found.problems
+    _add_counts(proposal, found, tree)
+    return proposal
+
+
+def _add_counts(proposal: Proposal, found: Scan, tree: Tree) -> None:
+    patients = {case.patient: case for case in found.cases}
+    train = sum(case.split == "train" for case in patients.values())
+    test = f", {found.left_for_test} for a test" if found.left_for_test else ""
+    proposal.seen[:0] = [
+        ("layout", proposal.layout),
+        ("cases", f"{len(found.cases)}{test}"),
+        ("patients", f"{len(patients)}: {train} to train, {len(patients) - train} to validate"),
+    ]
+    used: set[Path] = set()
+    for case in found.cases:
+        used.update(case.image_files)
+        used.update(case.labels)
+    rest = [
+        file
+        for kind in ("nifti", "image", "npy", "dicom")
+        for file in tree.of(kind)  # type: ignore[arg-type]
+        if tree.root / file not in used and (tree.root / file).parent not in used
+    ]
+    if rest:
+        proposal.seen.append(("not taken", _counted(rest)))
+    if tree.others:
+        proposal.seen.append(("no images", _counted(tree.others)))
+    foreign = Counter(
+        kind[0] for file in tree.others if (kind := another_kind(Path(file))) is not None
+    )
+    for name, count in foreign.most_common(2):
+        is_no_image = name.startswith(("a text", "a document", "a Python"))
+        if not is_no_image and count * 2 >= len(found.cases):
+            proposal.unsure.append(f"{count} files are not read here, each {name}")
+
+
+def _counted(files: Sequence[str]) -> str:
+    counts = endings(files)
+    return ", ".join(f"{count} {ending}" for ending, count in counts.most_common(6))
+
+
+def _some(values: Sequence[int] | tuple[int, ...]) -> str:
+    if len(values) > 12:
+        return f"{len(values)} from {min(values)} to {max(values)}"
+    return ", ".join(map(str, values)) or "none"
+
+
+def _not_seen(tree: Tree) -> SiteDataError:
+    kinds = ("nifti", "image", "npy", "dicom")
+    there = [
+        f"{len(tree.of(kind))} {word}"  # type: ignore[arg-type]
+        for kind, word in zip(kinds, ("NIfTI", "pictures", "NPY", "DICOM"), strict=True)
+        if tree.of(kind)  # type: ignore[arg-type]
+    ]
+    places = Counter(
+        file.rpartition("/")[0] or "."
+        for kind in kinds
+        for file in tree.of(kind)  # type: ignore[arg-type]
+    )
+    some = "; ".join(f"{folder}: {count}" for folder, count in places.most_common(4))
+    found = another_kind(Path(tree.others[0])) if tree.others and not places else None
+    fix = (
+        f"{found[1]}"
+        if found is not None
+        else "name the folder that holds images and labels both; if it does, write site.yml by "
+        "hand: images and labels are globs whose wildcards pair them (docs/site.md)"
+    )
+    return SiteDataError(
+        f"how images and labels lie in {tree.root} cannot be seen: "
+        f"{', '.join(there) or f'no image among {len(tree.others)} files'}"
+        + (f" ({some})" if some else ""),
+        fix,
+        code="layout-not-seen",
+    )
