@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion
 from torch import Tensor
@@ -26,7 +27,8 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.data.cache import StoredCase
-from fedfms.data.manifest import Case, find_cases
+from fedfms.data.left_out import LeftOut
+from fedfms.data.manifest import Case, find_whole_cases
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import ConfigError, SiteDataError
@@ -40,6 +42,8 @@ BATCH_PAGE = "batch.html"  # in the trainer's private folder
 
 MOST_PICTURES = 400  # of a page
 _SIDE = 256  # pixels of a picture on the page
+_VOID = (221, 51, 51)  # colour of the stripes over void pixels
+_STRIPE, _DISTANCE = 2, 8  # pixels of a stripe, and from one to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A slice as it is, and what augmentation makes of it."""
+    """A slice, or one contrast of it, as it is, and what augmentation makes of it."""
 
     plain: Shown
     changed: Sequence[Shown]
@@ -69,7 +73,8 @@ def show_batch(
 ) -> Path:
     """Write the page for some training slices, of as many cases as there are slices.
 
-    Only those cases are read, and nothing that is prepared of them stays.
+    Only those cases are read, and nothing that is prepared of them stays. Those that cannot be used
+    are passed over as far as a job would leave them out.
 
     Args:
         site, recipe: whose pictures, and of which job.
@@ -84,16 +89,20 @@ def show_batch(
         SiteDataError: what is wrong with the files or the classes.
         ConfigError: code page-not-written.
     """
-    if slices < 1 or variants < 1 or slices * (variants + 1) > MOST_PICTURES:
+    shown = max(1, len(recipe.contrasts))
+    if slices < 1 or variants < 1 or shown * slices * (variants + 1) > MOST_PICTURES:
         raise ConfigError(
-            f"{slices} slices with {variants} variants each",
+            f"{slices} slices with {variants} variants each"
+            + (f", of {shown} contrasts" if shown > 1 else ""),
             f"ask for at least one of each, and {MOST_PICTURES} pictures in all",
             code="page-not-written",
         )
-    training = [case for case in find_cases(site) if case.split == "train"]
-    dataset = _some_slices(training, site, recipe, slices, control or Control())
+    cases, left_out = find_whole_cases(site)
+    training = [case for case in cases if case.split == "train"]
+    dataset = _some_slices(training, left_out, site, recipe, slices, control or Control())
     items = _spread(len(dataset), slices)
-    rows = [_row(dataset, item, recipe, variants if recipe.augment else 0) for item in items]
+    made = [_rows(dataset, item, recipe, variants if recipe.augment else 0) for item in items]
+    rows = [row for rows_of_slice in made for row in rows_of_slice]
     page = work / BATCH_PAGE
     try:
         work.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -108,15 +117,21 @@ def show_batch(
 
 
 def _some_slices(
-    cases: Sequence[Case], site: SiteConfig, recipe: Recipe, count: int, control: Control
+    cases: Sequence[Case],
+    left_out: LeftOut,
+    site: SiteConfig,
+    recipe: Recipe,
+    count: int,
+    control: Control,
 ) -> SliceDataset:
     """Slices of some cases, spread over all; of more where those show none of the classes."""
     here_only = dataclasses.replace(site, cache=None)  # and gone with this process
     while True:
         chosen = [cases[place] for place in _spread(len(cases), count)]
         is_last = count >= len(cases)
+        without = dataclasses.replace(left_out, found=[*left_out.found])
         try:
-            prepared: list[StoredCase] = prepare_cases(chosen, here_only, control)
+            prepared: list[StoredCase] = prepare_cases(chosen, here_only, control, left_out=without)
             return SliceDataset(prepared, here_only, recipe)
         except SiteDataError as error:
             if error.code not in ("empty-masks", "no-training-slices") or is_last:
@@ -130,40 +145,60 @@ def _spread(size: int, count: int) -> list[int]:
     return [(2 * place + 1) * size // (2 * count) for place in range(count)]
 
 
-def _row(dataset: SliceDataset, item: int, recipe: Recipe, variants: int) -> Row:
+def _rows(dataset: SliceDataset, item: int, recipe: Recipe, variants: int) -> list[Row]:
+    """Of a slice: one, or one of each contrast."""
     number, index = dataset.slices[item]
     case = dataset.prepared[number]
     variation = Variation(dataset, recipe, 0, os.urandom(32))
     levels = dataset.levels(item)
     of = len(case.images)
     caption = f"slice {index + 1} of {of}" if of > 1 else "as it is"
-    plain = Shown(_picture(changed_item(levels, Change(), recipe), recipe), caption)
-    changed = []
-    for turn in range(variants):
-        change = variation.change(item, turn)
-        seen = _picture(changed_item(levels, change, recipe), recipe)
-        changed.append(Shown(seen, ", ".join(change.words()) or "as it is"))
-    return Row(plain, changed)
+    unchanged = changed_item(levels, Change(), recipe)
+    changes = [variation.change(item, turn) for turn in range(variants)]
+    items = [changed_item(levels, change, recipe) for change in changes]
+    rows = []
+    for contrast, name in enumerate(recipe.contrasts or ("",)):
+        said = f"{name}, {caption}" if name else caption
+        changed = [
+            Shown(_picture(one, contrast, recipe), ", ".join(change.words(contrast)) or "as it is")
+            for one, change in zip(items, changes, strict=True)
+        ]
+        rows.append(Row(Shown(_picture(unchanged, contrast, recipe), said), changed))
+    return rows
 
 
-def _picture(item: dict[str, Tensor], recipe: Recipe) -> str:
+def _picture(item: dict[str, Tensor], contrast: int, recipe: Recipe) -> str:
     """A network's input as grey levels or colours, with the contours of its masks, as an address.
 
     Args:
-        item: image (3, S, S) and target (K, M, M), as of a `SliceDataset`.
+        item: as of a `SliceDataset`.
+        contrast: which of the recipe's is shown; 0 where it names none.
     """
     mean, std = (torch.tensor(one)[:, None, None] for one in pixel_statistics(recipe))
     levels = (item["image"] * std + mean).round().clamp(0, 255).to(torch.uint8)
-    size = (_SIDE, _SIDE)
+    if recipe.contrasts:
+        levels = levels[[contrast] * 3]
     shown = Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
-    pixels = np.array(shown.resize(size, Image.Resampling.BILINEAR))
-    for number, mask in enumerate(item["target"].numpy() > 0.5):
-        large = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
-        inside = np.array(large) > 127
-        pixels[inside & ~binary_erosion(inside)] = CLASS_COLOURS[number % len(CLASS_COLOURS)]
+    pixels = np.array(shown.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
+    masks = item["target"].numpy() > 0.5
+    count = len(recipe.classes)
+    if len(masks) > count:
+        down, right = np.indices(pixels.shape[:2])
+        pixels[_enlarged(masks[count]) & ((down + right) % _DISTANCE < _STRIPE)] = _VOID
+    for number, (mask, taught) in enumerate(zip(masks[:count], item["annotated"], strict=True)):
+        if taught:
+            inside = _enlarged(mask)
+            pixels[inside & ~binary_erosion(inside)] = CLASS_COLOURS[number % len(CLASS_COLOURS)]
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG")
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _enlarged(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(M, M) to the page's size."""
+    grey = Image.fromarray(mask.astype(np.uint8) * 255)
+    large: NDArray[np.bool_] = np.array(grey.resize((_SIDE, _SIDE), Image.Resampling.NEAREST)) > 127
+    return large
 
 
 def _render(rows: Sequence[Row], site: SiteConfig, recipe: Recipe) -> str:
@@ -173,6 +208,7 @@ def _render(rows: Sequence[Row], site: SiteConfig, recipe: Recipe) -> str:
         recipe=recipe,
         drawn=_colours(recipe, drawn),
         missing=[name.replace("_", " ") for name in recipe.classes if name not in drawn],
+        void=f"rgb{_VOID}" if site.void else None,
     )
     return page
 

@@ -4,6 +4,8 @@ What is drawn for a slice follows from the site's secret, the recipe's seed, the
 and the slice alone. So whoever computes it, worker, rank or a process that starts again, gets the
 same bits, and what one patient's slices become says nothing of who else is there. Pictures change
 as 8-bit levels at the size of the network's input, masks at the size of its output, by one grid.
+Void pixels are one more mask. What comes in from beyond a slice's edge is padding, as what lies
+right of it or below: zeros in the network's input, background in its masks, and never void.
 
 MONAI has most of these transforms, and the tests hold ours to its arithmetic. It is not in the
 hospital's image for it: its random transforms keep a generator of 32 bits, seeded a process and
@@ -34,18 +36,45 @@ _KNOTS = 6  # of a random mapping of grey levels
 _DEGREE = 3  # of a bias field's polynomial, as in MONAI's RandBiasField
 _FIELD = 64  # points a side of a bias field, which is smooth, before it is resized
 _TRUNCATED = 4.0  # standard deviations of a Gaussian's kernel, as MONAI's
+# bytes that changing one slice takes at most, for a number of its picture and for its grid's places
+_OF_A_NUMBER, _OF_A_PLACE = 20, 48
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Change:
-    """What is done to one slice: first to its grey levels, then to its place, then as a scanner."""
+class Tone:
+    """What becomes of grey levels. They are of 0 to 255, whatever of these a slice shows."""
 
     inverted: bool = False
     gamma: float = 1.0
-    # of each channel, or of all: share of a mapping through these values at equal distances
+    # of each colour, or of all: share of a mapping through these values at equal distances
     mapping: tuple[float, NDArray[np.float64]] | None = None  # (1 or 3, 6) in [0, 1]
+
+    @property
+    def changes(self) -> bool:
+        """Whether any level becomes another."""
+        return self.inverted or self.gamma != 1.0 or self.mapping is not None
+
+    def words(self) -> list[str]:
+        """What it does, for people."""
+        said = [
+            ("inverted", self.inverted),
+            (f"gamma {self.gamma:.2f}", self.gamma != 1.0),
+            (f"contrast {self.mapping[0] if self.mapping else 0:.2f}", self.mapping is not None),
+        ]
+        return [text for text, holds in said if holds]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """What is done to one slice: first to its grey levels, then to its place, then as a scanner.
+
+    What is done to its place is the same for all its channels.
+    """
+
+    # of all channels; or of several contrasts one each, since each is a recording of its own
+    tones: tuple[Tone, ...] = (Tone(),)
     flips: tuple[bool, bool] = (False, False)  # of rows (upside down), of columns
     degrees: float = 0.0  # counter-clockwise as seen
     scale: float = 1.0  # above 1: larger
@@ -65,12 +94,9 @@ class Change:
         """Whether pixels come to lie between others."""
         return self.degrees != 0.0 or self.scale != 1.0 or self.bends is not None
 
-    def words(self) -> list[str]:
-        """What it does, for people."""
+    def words(self, contrast: int = 0) -> list[str]:
+        """What it does, for people; of several contrasts to this one."""
         said = [
-            ("inverted", self.inverted),
-            (f"gamma {self.gamma:.2f}", self.gamma != 1.0),
-            (f"contrast {self.mapping[0] if self.mapping else 0:.2f}", self.mapping is not None),
             ("upside down", self.flips[0]),
             ("mirrored", self.flips[1]),
             (f"turned {self.degrees:.0f}°", self.degrees != 0.0),
@@ -80,7 +106,7 @@ class Change:
             (f"blurred {1e3 * self.blur:.1f} ‰", self.blur != 0.0),
             (f"noise {100 * self.noise:.1f} %", self.noise != 0.0),
         ]
-        return [text for text, holds in said if holds]
+        return self.tones[contrast].words() + [text for text, holds in said if holds]
 
 
 def draw(recipe: Recipe, generator: np.random.Generator, channels: int = 1) -> Change:
@@ -89,7 +115,8 @@ def draw(recipe: Recipe, generator: np.random.Generator, channels: int = 1) -> C
     All numbers are drawn whatever is off, so that what one strength is moves none of the others.
 
     Args:
-        channels: 3 where each has a random mapping of its own, as the colours of a picture.
+        channels: 3 where each has a random mapping of its own, as the colours of a picture. The
+            recipe's contrasts have a tone of their own each.
     """
 
     def applies() -> bool:
@@ -101,12 +128,15 @@ def draw(recipe: Recipe, generator: np.random.Generator, channels: int = 1) -> C
     def factor(most: float) -> float:
         return math.exp(either_way(math.log(most)))
 
-    inverted = bool(generator.random() < recipe.augment_inversion)
-    does, gamma = applies(), factor(recipe.augment_gamma)
-    gamma = gamma if does else 1.0
-    does, share = applies(), float(generator.uniform(0, recipe.augment_contrast))
-    knots = generator.uniform(size=(3, _KNOTS))[:channels]
-    mapping = (share, knots) if does and share > 0 else None
+    def tone() -> Tone:
+        inverted = bool(generator.random() < recipe.augment_inversion)
+        does, gamma = applies(), factor(recipe.augment_gamma)
+        gamma = gamma if does else 1.0
+        does, share = applies(), float(generator.uniform(0, recipe.augment_contrast))
+        knots = generator.uniform(size=(3, _KNOTS))[:channels]
+        return Tone(inverted, gamma, (share, knots) if does and share > 0 else None)
+
+    tones = tuple(tone() for _ in range(max(1, len(recipe.contrasts))))
     coins = generator.random(2) < 0.5
     allowed = recipe.augment_flips
     does, degrees = applies(), either_way(recipe.augment_rotation)
@@ -125,9 +155,7 @@ def draw(recipe: Recipe, generator: np.random.Generator, channels: int = 1) -> C
     does, noise = applies(), float(generator.uniform(0, recipe.augment_noise))
     noise = noise if does else 0.0
     return Change(
-        inverted=inverted,
-        gamma=gamma,
-        mapping=mapping,
+        tones=tones,
         flips=(
             bool(coins[0]) and allowed in ("vertical", "both"),
             bool(coins[1]) and allowed in ("horizontal", "both"),
@@ -148,8 +176,10 @@ def draw(recipe: Recipe, generator: np.random.Generator, channels: int = 1) -> C
 def change_picture(picture: Tensor, change: Change) -> tuple[Tensor, Tensor | None]:
     """A slice's levels after a change.
 
+    Of several contrasts one that is black throughout stays so, as it is where a case lacks it.
+
     Args:
-        picture: (1 or 3, h, w) uint8, as it covers the network's input.
+        picture: (1, 3 or contrasts, h, w) uint8, as it covers the network's input.
 
     Returns:
         as the picture, on its device; and (h, w) bool, what of it was in the slice. Elsewhere the
@@ -163,6 +193,8 @@ def change_picture(picture: Tensor, change: Change) -> tuple[Tensor, Tensor | No
         values = gaussian_blur(values, change.blur * max(values.shape[1:]))
     if change.noise:
         values = values + 255.0 * change.noise * _normal(values.shape, change.seed, values.device)
+    if len(change.tones) > 1:
+        values = values * (picture.amax(dim=(1, 2), keepdim=True) > 0)
     return values.round_().clamp_(0, 255).to(torch.uint8), inside
 
 
@@ -170,8 +202,9 @@ def change_masks(target: Tensor, rows: int, columns: int, change: Change) -> Ten
     """The masks of a slice after a change, by the same rule for thin objects as `mask_target`.
 
     Args:
-        target: (K, M, M) bool.
-        rows, columns: that the slice covers, from the upper left; outside nothing is foreground.
+        target: (K, M, M) bool; a plane of void pixels is one more, by the same rule.
+        rows, columns: that the slice covers, from the upper left; outside nothing is foreground,
+            and nothing void.
     """
     if not change.moves:
         return target
@@ -187,7 +220,7 @@ def change_masks(target: Tensor, rows: int, columns: int, change: Change) -> Ten
 
 def _mapped(picture: Tensor, change: Change) -> Tensor:
     """(C, h, w) uint8 to float32 in [0, 255], through a table of all 256 levels."""
-    if not (change.inverted or change.gamma != 1.0 or change.mapping is not None):
+    if not any(tone.changes for tone in change.tones):
         return picture.float()
     table = torch.from_numpy(level_table(change)).to(picture.device)
     if len(table) == 1:
@@ -196,19 +229,23 @@ def _mapped(picture: Tensor, change: Change) -> Tensor:
 
 
 def level_table(change: Change) -> Floats:
-    """(1 or 3, 256) float32 in [0, 255]: what becomes of each level.
+    """(1, 3 or contrasts, 256) float32 in [0, 255]: what becomes of each level.
 
     First the random mapping, a broken line through values at equal distances, of which a share is
     taken; then the power; then the inversion.
     """
+    return np.concatenate([_table_of_tone(tone) for tone in change.tones])
+
+
+def _table_of_tone(tone: Tone) -> Floats:
     level = np.linspace(0.0, 1.0, 256)[None]
-    if change.mapping is not None:
-        share, knots = change.mapping
+    if tone.mapping is not None:
+        share, knots = tone.mapping
         places = np.linspace(0.0, 1.0, knots.shape[1])
         line = np.stack([np.interp(level[0], places, values) for values in knots])
         level = (1.0 - share) * level + share * line
-    level = level**change.gamma
-    return (255.0 * (1.0 - level if change.inverted else level)).astype(np.float32)
+    level = level**tone.gamma
+    return (255.0 * (1.0 - level if tone.inverted else level)).astype(np.float32)
 
 
 def _moved(values: Tensor, change: Change) -> tuple[Tensor, Tensor | None]:
@@ -289,6 +326,19 @@ def _normal(shape: Sequence[int], seed: int, device: torch.device) -> Tensor:
     return torch.randn(list(shape), generator=generator, device=device)
 
 
+def bytes_of_change(recipe: Recipe) -> int:
+    """That changing one slice after the other takes beside the batch: the memory plan's part.
+
+    All pictures of the batch after their change, what of them lay inside, and what the one that is
+    being changed needs. 0 of a recipe that augments nothing.
+    """
+    if not recipe.augment:
+        return 0
+    places = recipe.image_size**2
+    numbers = places * (len(recipe.contrasts) or 3)
+    return recipe.batch_size * (numbers + places) + _OF_A_NUMBER * numbers + _OF_A_PLACE * places
+
+
 # ------------------------------------------------------------------------------ slices of a round
 
 
@@ -355,7 +405,8 @@ class Variation:
         dataset, _ = located(self._dataset, item)
         digest = int.from_bytes(self._digest(item, turn), "big")
         generator = np.random.Generator(np.random.PCG64(digest))
-        return draw(self._recipe, generator, 3 if dataset.site.channels == "rgb" else 1)
+        in_colours = dataset.site.channels == "rgb" and not self._recipe.contrasts
+        return draw(self._recipe, generator, 3 if in_colours else 1)
 
     def name(self, item: int, turn: int) -> str:
         """Of all that decides a change, 32 hexadecimal digits."""
@@ -395,7 +446,7 @@ def changed_pictures(
     """Slices of any sizes as the network's input will have them, after their changes.
 
     Args:
-        pictures: (1 or 3, h, w) uint8 each, on the device.
+        pictures: (1, 3 or contrasts, h, w) uint8 each, on the device.
         covered: rows and columns of the input that each covers.
 
     Returns:
@@ -415,7 +466,7 @@ def pad_outside(image: Tensor, insides: Sequence[Tensor | None]) -> None:
     """Make padding, in place, of what was in no slice.
 
     Args:
-        image: (B, 3, S, S) float32, the network's input.
+        image: (B, C, S, S) float32, the network's input.
         insides: of each, see `change_picture`.
     """
     for one, inside in zip(image, insides, strict=True):
@@ -426,7 +477,10 @@ def pad_outside(image: Tensor, insides: Sequence[Tensor | None]) -> None:
 def changed_targets(
     targets: Tensor, covered: Sequence[tuple[int, int]], changes: Sequence[Change], recipe: Recipe
 ) -> Tensor:
-    """(B, K, M, M) bool of slices, after their changes; see `changed_pictures`."""
+    """(B, K, M, M) bool of slices, void pixels with them, after their changes.
+
+    See `changed_pictures`.
+    """
     patch = recipe.image_size // recipe.mask_size
     return torch.stack(
         [

@@ -85,7 +85,8 @@ class Loader:
 
         Yields:
             the values of which hold until the next is asked for:
-            image (B, 3, S, S) float32 normalised, target (B, K, M, M) float32 of 0 and 1,
+            image (B, 3 or contrasts, S, S) float32 normalised, target (B, K, M, M) float32 of 0
+            and 1, or of (B, K + 1, M, M) with void pixels last,
             annotated (B, K) float32 of 0 and 1.
         """
         self._order.now = order
@@ -158,9 +159,9 @@ class _Batch:
     """Slices of any sizes in one piece of memory each for pictures and masks."""
 
     levels: Tensor  # (N,) uint8, all pictures one after the other
-    shapes: tuple[tuple[int, int, int], ...]  # (1 or 3, h, w) of each
+    shapes: tuple[tuple[int, int, int], ...]  # (1, 3 or contrasts, h, w) of each
     covered: tuple[tuple[int, int], ...]  # rows and columns of the input that each covers
-    target: Tensor  # (B, K, M, M) bool
+    target: Tensor  # (B, K, M, M) bool, or (B, K + 1, M, M) with void pixels last
     annotated: Tensor  # (B, K) float32
     items: tuple[int, ...]  # of the dataset
 

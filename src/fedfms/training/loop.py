@@ -44,7 +44,7 @@ from fedfms.training.ranks import Gradient, RoundOfRanks, ShareOfBatches
 
 log = logging.getLogger(__name__)
 
-# image (B, 3, S, S) or features (B, …), target (B, K, M, M), annotated (B, K)
+# image (B, 3 or contrasts, S, S) or features (B, …), target (B, K or K + 1, M, M), annotated (B, K)
 Batch = dict[str, Tensor]
 
 

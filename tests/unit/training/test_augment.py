@@ -18,6 +18,7 @@ from fedfms.control import Control
 from fedfms.data.slices import SliceDataset
 from fedfms.training.augment import (
     Change,
+    Tone,
     Variation,
     change_masks,
     change_picture,
@@ -66,7 +67,7 @@ def test_gamma_is_monais(gamma):
     from monai.transforms import AdjustContrast
 
     picture = ramp()
-    got, inside = change_picture(picture, Change(gamma=gamma))
+    got, inside = change_picture(picture, Change(tones=(Tone(gamma=gamma),)))
     expected = AdjustContrast(gamma)(picture.float())
     assert inside is None and (got - expected).abs().max() <= 0.501
 
@@ -125,11 +126,11 @@ def test_a_bias_field_is_the_polynomial_of_its_coefficients():
 
 def test_a_mapping_of_levels_is_a_broken_line_of_which_a_share_is_taken():
     knots = np.array([[0.9, 0.1, 0.4, 0.4, 1.0, 0.0]])
-    table = level_table(Change(mapping=(0.25, knots)))[0]
+    table = level_table(Change(tones=(Tone(mapping=(0.25, knots)),)))[0]
     level = np.arange(256) / 255
     line = np.interp(level, [0, 0.2, 0.4, 0.6, 0.8, 1], knots[0])
     np.testing.assert_allclose(table, 255 * (0.75 * level + 0.25 * line), rtol=1e-6)
-    inverted, _ = change_picture(ramp(), Change(inverted=True))
+    inverted, _ = change_picture(ramp(), Change(tones=(Tone(inverted=True),)))
     assert torch.equal(inverted, 255 - ramp())
 
 
