@@ -11,6 +11,7 @@ import re
 import stat
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,7 +24,7 @@ from fedfms.contracts.site import SiteConfig
 from fedfms.data.manifest import find_cases
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
-from fedfms.errors import ConfigError
+from fedfms.errors import ConfigError, SiteDataError
 from fedfms.geometry import pixel_statistics
 from fedfms.trainer.batch_page import BATCH_PAGE, show_batch
 
@@ -88,3 +89,66 @@ def test_a_page_of_nothing_or_of_everything_is_refused(place: Place, recipe, ask
     site = SiteConfig.from_yaml(place.data / "site.yml")
     with pytest.raises(ConfigError, match="at least one of each"):
         show_batch(site, recipe, place.work, **asked)
+
+
+def contrasts_and_void(root: Path) -> SiteConfig:
+    """Six cases of two contrasts, a class, and a void stripe; one of the images is damaged."""
+    for number in range(6):
+        random = np.random.default_rng(number)
+        label = np.zeros((32, 32, 1), np.uint8)
+        label[8:20, 10:24], label[:, 28:] = 1, 9
+        for name, sign in (("t1", 1), ("flair", -1)):
+            folder = root / name
+            folder.mkdir(parents=True, exist_ok=True)
+            values = random.normal(100, 4, label.shape) + sign * 40 * (label == 1)
+            image = nibabel.Nifti1Image(values.astype(np.float32), np.eye(4))
+            nibabel.save(image, folder / f"p{number}.nii.gz")
+        (root / "labels").mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), root / "labels" / f"p{number}.nii.gz")
+    site = SiteConfig(
+        data_root=root,
+        format="nifti",
+        images="t1/*.nii.gz",
+        contrasts={"t1": "t1/*.nii.gz", "flair": "flair/*.nii.gz"},
+        labels="labels/*.nii.gz",
+        classes={"disc": (1,)},
+        void=(9,),
+        leave_out=0.2,
+        device="cpu",
+    )
+    damaged = [case for case in find_cases(site) if case.split == "train"][2]
+    (root / "flair" / damaged.image.name).write_bytes(b"nothing that can be read")
+    return site
+
+
+def test_each_contrast_has_its_row_void_is_striped_and_a_damaged_case_is_passed_over(
+    tmp_path: Path, recipe: Recipe
+) -> None:
+    site = contrasts_and_void(tmp_path / "data")
+    changes = {"augment": True, "augment_inversion": 1.0, "augment_probability": 0.0}
+    recipe = dataclasses.replace(
+        recipe, classes=("disc",), contrasts=("flair", "t1"), holdout=(), **changes
+    )
+    page = show_batch(site, recipe, tmp_path / "work", slices=6, variants=1)
+    shown = pictures(page)
+    readable = len([case for case in find_cases(site) if case.split == "train"]) - 1
+    assert readable >= 3
+    assert len(shown) == readable * 2 * (1 + 1), (
+        "all that can be read, two contrasts, as it is and inverted"
+    )
+    text = re.sub(r'"data:[^"]+"', "", page.read_text())
+    assert "flair, as it is" in text and "t1, as it is" in text and "Striped" in text
+    bright = []
+    for flair, inverted, t1, _ in zip(*(shown[n::4] for n in range(4)), strict=True):
+        for one in (flair, inverted, t1):
+            red = (one == (221, 51, 51)).all(axis=2)  # the first of the file's second axis is below
+            assert red[:24].mean() == pytest.approx(0.25, abs=0.02)
+            assert not red[34:].any(), "stripes lie over void pixels alone"
+        inner, outer = (slice(90, 150), slice(110, 180)), (slice(200, 250), slice(20, 80))
+        bright.append([one[inner].mean() > one[outer].mean() for one in (flair, inverted, t1)])
+    assert bright == [[False, True, True]] * readable
+    strict = dataclasses.replace(site, leave_out=0.0)
+    with pytest.raises(SiteDataError, match=r"flair/p\d\.nii\.gz"):
+        show_batch(strict, recipe, tmp_path / "work", slices=6, variants=1)
+    with pytest.raises(ConfigError, match="of 2 contrasts"):
+        show_batch(site, recipe, tmp_path / "work", slices=60, variants=4)
