@@ -33,7 +33,8 @@ from fedfms.training.augment import (
 from fedfms.training.frozen import FrozenSlices
 from fedfms.training.gradients import accumulate_gradients
 from fedfms.training.loader import Loader
-from fedfms.training.loop import train_round
+from fedfms.training.loop import adam, train_round
+from fedfms.training.losses import loss_per_class
 from fedfms.training.private import PatientSteps
 from fedfms.training.step_memory import _Count, count_step
 
@@ -153,8 +154,6 @@ def test_what_comes_in_from_beyond_the_edge_is_padding_and_taught_as_such() -> N
         assert (void + disc)[all_inside].bool().all()
         some_outside += bool(all_outside[:12].any())
         logits = torch.zeros(1, 1, 16, 16, requires_grad=True)
-        from fedfms.training.losses import loss_per_class
-
         loss_per_class(logits, batch["target"], recipe).sum().backward()
         gradient = logits.grad[0, 0]
         assert (gradient[all_outside] > 0).all(), "towards background"
@@ -312,8 +311,6 @@ def test_with_void_and_contrasts_rounds_are_the_same_bytes_with_workers_and_afte
     again = LittleNet(1)  # another process: nothing but what was written is there
     again.load_state_dict(model.state_dict())
     dataset, site = made(0)
-    from fedfms.training.loop import adam
-
     optimizer = adam(again, recipe)
     optimizer.load_state_dict(moments)
     round_of(1, again, optimizer, dataset, site)
