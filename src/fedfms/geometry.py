@@ -297,12 +297,17 @@ def mask_target(masks: Tensor, frame: Frame, recipe: Recipe) -> Tensor:
     cover = F.interpolate(
         masks[None].float(), size=(rows, columns), mode="bilinear", antialias=True
     )[0]
+    target[:, :rows, :columns] = mask_of_cover(cover)
+    return target
+
+
+def mask_of_cover(cover: Tensor) -> Tensor:
+    """(K, h, w) share of each mask pixel that a class covers, to (K, h, w) bool; `mask_target`."""
     kept = cover >= 0.5
     for one_cover, one_kept in zip(cover, kept, strict=True):
         if one_kept.sum() < 0.5 * one_cover.sum():
             one_kept |= one_cover >= 0.5 * one_cover.max()
-    target[:, :rows, :columns] = kept
-    return target
+    return kept
 
 
 def to_native(logits: Tensor, frame: Frame, recipe: Recipe) -> Tensor:

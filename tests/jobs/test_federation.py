@@ -179,7 +179,12 @@ def fedsam(sites: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("fedsam")
     overrides = ["rounds=4", "batch_size=4", "local_epochs=1"]
-    overrides += ["paper_compat=true", "evaluate_every=2", "transfer_precision=int8"]
+    overrides += [
+        "paper_compat=true",
+        "augment=false",
+        "evaluate_every=2",
+        "transfer_precision=int8",
+    ]
     job = prepare_job(JOBS / "fedsam", folder / "fedsam", overrides)
     federation = WithRogue(folder / "run", find_sites(sites, None), job.recipe, None, print)
     with pytest.MonkeyPatch.context() as patch:

@@ -185,6 +185,19 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "patient_noise": 0.5,
         "adapter_blocks": "last:2",
         "lora_rank": 4,
+        "augment": True,
+        "augment_flips": "both",
+        "augment_rotation": 30.0,
+        "augment_scale": 1.3,
+        "augment_elastic": 0.02,
+        "augment_inversion": 0.1,
+        "augment_gamma": 1.5,
+        "augment_contrast": 0.4,
+        "augment_bias": 0.1,
+        "augment_blur": 0.01,
+        "augment_noise": 0.1,
+        "augment_probability": 0.2,
+        "augment_variants": 8,
         "contrasts": ["t1", "flair"],
         "proximal_weight": 0.1,
         "personal": "norms",
@@ -219,6 +232,7 @@ def test_a_recipe_that_says_nothing_of_what_came_later_has_the_hash_it_always_ha
     later |= {"server_learning_rate", "server_momentum", "server_second_momentum"}
     later |= {"server_epsilon", "best_by", "personal_after"}
     later |= {"patient_rate", "patient_clip_norm", "patient_noise", "adapter_blocks", "lora_rank"}
+    later |= {key for key in recipe().to_dict() if key.startswith("augment")}
     later |= {"contrasts"}
     before = {key: value for key, value in recipe().to_dict().items() if key not in later}
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":")).encode()
@@ -311,7 +325,7 @@ def test_the_order_of_classes_counts():
     [
         ({"learing_rate": 1e-3}, "learing_rate", "did you mean learning_rate?"),
         ({"batchsize": 2}, "batchsize", "did you mean batch_size?"),
-        ({"qqqq": 1}, "qqqq", "known keys: adapter_blocks, backbone, "),
+        ({"qqqq": 1}, "qqqq", "known keys: adapter_blocks, augment, augment_bias, "),
         ({"rounds": 0}, "rounds is 0", "1 or more"),
         ({"rounds": 2.5}, "rounds is 2.5", "a whole number"),
         ({"rounds": True}, "rounds is True", "a whole number"),
@@ -342,6 +356,12 @@ def test_the_order_of_classes_counts():
         ({"adapter_blocks": "last:13"}, "'last:13'", "the blocks of vit_b"),
         ({"adapter_blocks": "last:-1"}, "'last:-1'", "K from 0"),
         ({"adapter_blocks": "last:2", "paper_compat": True}, "paper_compat", "leave adapter_bl"),
+        ({"augment_rotation": 200}, "augment_rotation is 200", "0 (off) to 180"),
+        ({"augment_scale": 0.5}, "augment_scale is 0.5", "1 (off) to 2"),
+        ({"augment_noise": float("nan")}, "augment_noise is nan", "0 (off) to 0.3"),
+        ({"augment_probability": 1.1}, "augment_probability is 1.1", "from 0 to 1"),
+        ({"augment_variants": 0}, "augment_variants is 0", "kept on the site's disk"),
+        ({"augment": True, "paper_compat": True}, "and augment too", "set augment to false"),
         ({"proximal_weight": -0.1}, "proximal_weight is -0.1", "0 for none"),
         ({"personal": "head"}, "personal is 'head'", "none, norms, adapters"),
         ({"personal_after": 2}, "personal_after is 2, and personal is none", "set personal to"),
@@ -884,11 +904,19 @@ def test_the_recipes_of_the_jobs_keep_their_hashes():
     }
     recipes = {name: Recipe.from_json(jobs / name / JOB_RECIPE) for name in hashes}
     assert {one.transfer_precision for one in recipes.values()} == {"fp16"}
-    # as they were before they said fp16: what a recipe.json that says nothing means is fp32
+    # as they were before they said fp16 and augment: what a recipe.json that says nothing means is
+    # fp32, and slices as they are
     before = {
-        name: dataclasses.replace(r, transfer_precision="fp32") for name, r in recipes.items()
+        name: dataclasses.replace(r, transfer_precision="fp32", augment=False)
+        for name, r in recipes.items()
     }
     assert {name: recipe.sha256 for name, recipe in before.items()} == hashes
+    paper = {
+        "fedmsa": "bdbda81ce34cc0e79d79470fd98331869a32af8248aeaa00c9cf809a0de1274d",
+        "fedsam": "caa9f78e39184a2213a5fe90e15e1ad4c2abf5750f24e62e68c4b8315d2456c4",
+    }
+    for name, expected in paper.items():
+        assert Recipe.from_json(jobs / f"recipes/{name}-paper.json").sha256 == expected
 
 
 # --------------------------------------------------------------------------------- a site in parts

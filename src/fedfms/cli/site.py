@@ -265,6 +265,48 @@ def site_page(
     out.print(f"the page: {page}; each line: {work / LEDGER}")
 
 
+@commands.command("show-batch")
+def show_batch(
+    job: Annotated[
+        Path,
+        typer.Option(
+            "--job",
+            metavar="JOB",
+            parser=find_shipped,
+            help="Whose classes, size and augmentation count: fedmsa, fedsam, lora, or a folder.",
+        ),
+    ] = JOBS / "fedmsa",
+    recipe: RecipeFile = None,
+    overrides: Overrides = [],  # noqa: B006 - typer reads it and does not change it
+    config: Annotated[Path, typer.Option(help="The site's site.yml.")] = SITE_YML,
+    data: Data = None,
+    work: Annotated[Path, typer.Option(help="The trainer's private folder.")] = WORK,
+    slices: Annotated[int, typer.Option(help="How many slices, each of another case.")] = 6,
+    variants: Annotated[int, typer.Option(help="Of each slice after augmentation.")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Draw some training slices with their masks, before and after augmentation, as one page.
+
+    It lies in the trainer's private folder, shows patients, and leaves the site by no way of
+    fedfms. In the trainer's container: docker compose exec SITE-trainer fedfms show-batch
+    """
+    from fedfms.contracts.recipe import read_job_recipe
+    from fedfms.contracts.site import SiteConfig
+    from fedfms.control import Control
+    from fedfms.trainer.batch_page import show_batch as show
+
+    chosen = read_job_recipe(job, recipe, overrides, any_method=True)
+    site = SiteConfig.from_yaml(config, data or Machine.from_environment().site_data)
+    with progress(as_json) as on_progress:
+        page = show(
+            *(site, chosen, work), slices=slices, variants=variants, control=Control(on_progress)
+        )
+    if as_json:
+        out.print_json(json.dumps({"page": str(page), "augments": chosen.augment}))
+        return
+    out.print(f"the page: {page}; it shows patients, and only this user may read it")
+
+
 @commands.command()
 def link(kit: KitFolder = KIT, as_json: AsJson = False) -> None:
     """Measure this site's line to the server: speed, a round's transfers, what to write in .env.

@@ -69,6 +69,7 @@ CODES: dict[str, str] = {
     "asked-too-often": "it was asked to train on one model more often, by other recipes or on "
     "other data, than its policy allows (max_asks_of_a_model)",
     "bad-shares": "shares of a secure sum do not fit",
+    "augmentation-not-allowed": "its policy does not allow augmentation as strong as this",
     "batch-too-small": "its policy does not allow so small a batch_size",
     "clip-too-small": "its policy does not allow so small a clip_grad_norm",
     "evaluations-used-up": "its policy allows no further evaluation (max_total_evaluations)",
@@ -260,6 +261,7 @@ CODES: dict[str, str] = {
     "other-method": "the recipe is of another method than the job",
     "no-egress": "it has no log of what left that can be read",
     "no-site-page": "nothing was asked of it yet",
+    "page-not-written": "a page of pictures could not be written",
     "page-address": "the page cannot be served at this address",
     "results-exist": "there are results already",
     "results-not-writable": "results cannot be written there",

@@ -18,6 +18,7 @@ POLICY_FILE = "privacy.json"
 
 _AtLeastOne = Annotated[int, Field(ge=1, lt=2**53)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,14 @@ class Bounds:
     min_positive_weight: _Positive = 0.01
     max_positive_weight: _Positive = 1000.0
     max_local_epochs: _AtLeastOne = 50
+    # of what augmentation may take out of a picture: pictures that show next to nothing any more
+    # leave a step to the few that still do
+    max_augment_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    max_augment_elastic: _Share = 0.05
+    max_augment_gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0
+    max_augment_bias: _Share = 1.0
+    max_augment_blur: _Share = 0.02
+    max_augment_noise: _Share = 0.3
     # of FedProx; a much larger one undoes each step, so that a round is its first one
     max_proximal_weight: _Positive = 1.0
     min_image_size: _AtLeastOne = 64  # pixels

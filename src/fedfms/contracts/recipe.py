@@ -85,6 +85,19 @@ _LATER: dict[str, Any] = {
     "secure_sum_bits": 64,
     "lora_rank": 8,
     "adapter_blocks": "all",
+    "augment": False,
+    "augment_flips": "none",
+    "augment_rotation": 0.0,
+    "augment_scale": 1.0,
+    "augment_elastic": 0.0,
+    "augment_inversion": 0.5,
+    "augment_gamma": 2.0,
+    "augment_contrast": 0.0,
+    "augment_bias": 0.0,
+    "augment_blur": 0.0,
+    "augment_noise": 0.0,
+    "augment_probability": 0.5,
+    "augment_variants": 4,
     "contrasts": [],
     "proximal_weight": 0.0,
     "personal": "none",
@@ -102,6 +115,19 @@ _LATER: dict[str, Any] = {
 OF_A_MEAN = ("mean", "server_momentum", "server_adam")
 MOST_CONTRASTS = 16  # of a case
 _MOST_RANK = 64  # of a low-rank update; beyond, it is none
+# of an augmentation: no change, and the most with which a picture still is one
+AUGMENTATIONS: dict[str, tuple[float, float]] = {
+    "augment_rotation": (0.0, 180.0),
+    "augment_scale": (1.0, 2.0),
+    "augment_elastic": (0.0, 0.05),
+    "augment_inversion": (0.0, 1.0),
+    "augment_gamma": (1.0, 4.0),
+    "augment_contrast": (0.0, 1.0),
+    "augment_bias": (0.0, 1.0),
+    "augment_blur": (0.0, 0.02),
+    "augment_noise": (0.0, 0.3),
+}
+_MOST_VARIANTS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +197,24 @@ class Recipe:
     # encoder blocks that get adapters: all, or last:2 for the last two; what lies before them is
     # frozen, computed once a slice and kept on the site's disk. last:0: the mask decoder alone
     adapter_blocks: str = "all"
+    # training slices vary (training/augment.py), drawn anew for each time that one is trained on
+    augment: bool = False
+    # masks follow: mirrored about the vertical axis (horizontal), the other one, or either; none
+    # where a class means a side
+    augment_flips: Literal["none", "horizontal", "vertical", "both"] = "none"
+    augment_rotation: float = 0.0  # degrees at most, either way
+    augment_scale: float = 1.0  # larger or smaller by this factor at most
+    augment_elastic: float = 0.0  # largest displacement, as a share of the longer side
+    # the pictures alone
+    augment_inversion: float = 0.5  # probability that bright becomes dark
+    augment_gamma: float = 2.0  # largest exponent of grey levels in [0, 1]; 1 / it the smallest
+    augment_contrast: float = 0.0  # most of a random mapping of grey levels; 1: no more
+    augment_bias: float = 0.0  # largest coefficient of a bias field's logarithm
+    augment_blur: float = 0.0  # largest standard deviation, as a share of the longer side
+    augment_noise: float = 0.0  # largest standard deviation, as a share of the grey range
+    augment_probability: float = 0.5  # of each of these but flips (0.5) and inversion
+    # where a frozen part's features are kept (adapter_blocks): so many variants of a slice, in turn
+    augment_variants: int = 4
     # images of one case that a network sees together, a channel each, in this order: names of
     # `contrasts` in every site.yml. None: the one image of a case
     contrasts: tuple[str, ...] = ()
@@ -286,6 +330,7 @@ class Recipe:
             require_name(name, "site")
         self._check_contrasts()
         self._check_adapters()
+        self._check_augmentation()
         self._check_patients()
         self._check_sums()
         self._check_learning_across_sites()
@@ -324,6 +369,30 @@ class Recipe:
             found is not None and int(found[1]) <= depth,
             f"adapter_blocks is {self.adapter_blocks!r}",
             f"write all, or last:K with K from 0 to {depth}, the blocks of {self.backbone}",
+        )
+
+    def _check_augmentation(self) -> None:
+        for key, (none, most) in AUGMENTATIONS.items():
+            value = getattr(self, key)
+            require(
+                none <= value <= most,
+                f"{key} is {value}",
+                f"set {none:g} (off) to {most:g}",
+            )
+        require(
+            0.0 <= self.augment_probability <= 1.0,
+            f"augment_probability is {self.augment_probability}",
+            "set a probability from 0 to 1, such as 0.5",
+        )
+        require(
+            1 <= self.augment_variants <= _MOST_VARIANTS,
+            f"augment_variants is {self.augment_variants}",
+            f"set 1 to {_MOST_VARIANTS}: the features of each are kept on the site's disk",
+        )
+        require(
+            not (self.augment and self.paper_compat),
+            "paper_compat is true, and augment too",
+            "set augment to false: FedFMS trains on the slices as they are",
         )
 
     def _check_patients(self) -> None:

@@ -72,6 +72,11 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         self._has_void = with_void or bool(site.void)
         self.site = site
         self.recipe = recipe
+        # of each case, the same in every process that has a copy of this
+        self.names = [
+            one.record.digest if isinstance(one, StoredCase) else one.case.key
+            for one in self.prepared
+        ]
         self._annotated = [
             annotated_in(one.case.key, site, recipe).float() for one in self.prepared
         ]

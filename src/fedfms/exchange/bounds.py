@@ -5,12 +5,13 @@ Each breach names the field of the recipe, its value, and the limit with its nam
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedfms.contracts.policy import Bounds, Policy
-from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.recipe import AUGMENTATIONS, Recipe
 from fedfms.errors import ConfigError, DoorClosed
 
 
@@ -65,6 +66,7 @@ def breaches(bounds: Bounds, recipe: Recipe, *, trains: bool = True) -> list[Bre
     Where the site does not train, only the size of pictures counts.
     """
     # code, field, value, limits by the field of Bounds, what is counted
+    limits = {field.name for field in dataclasses.fields(Bounds)}
     clip, of_patients = recipe.clip_grad_norm, recipe.patient_clip_norm
     asked: list[tuple[str, str, float | None, str | None, str | None, str]] = [
         ("batch-too-small", "batch_size", recipe.batch_size, "min_batch_size", None, " slices"),
@@ -86,6 +88,11 @@ def breaches(bounds: Bounds, recipe: Recipe, *, trains: bool = True) -> list[Bre
         (
             *("image-size-not-allowed", "image_size", recipe.image_size),
             *("min_image_size", "max_image_size", " pixels"),
+        ),
+        *(
+            ("augmentation-not-allowed", field, getattr(recipe, field), None, f"max_{field}", "")
+            for field in AUGMENTATIONS
+            if recipe.augment and f"max_{field}" in limits
         ),
     ]
     found = []

@@ -179,6 +179,7 @@ class _Helper:
         import torch
 
         from fedfms.models.build import build_model
+        from fedfms.training.augment import Variation
         from fedfms.training.loader import Loader
         from fedfms.training.loop import ShuffledBatches, round_seed
         from fedfms.training.ranks import ShareOfBatches, frozen, spread, wait_for
@@ -202,7 +203,9 @@ class _Helper:
         seed = round_seed(recipe, asked.number, asked.secret)
         torch.manual_seed(seed ^ start.rank)  # no other rank's, for a method that draws
         of_all = ShuffledBatches(len(self._dataset), recipe, asked.number, asked.secret)
-        self._batches = self._loader.batches(ShareOfBatches(of_all, start.rank, start.size))
+        variation = Variation.of(self._dataset, recipe, asked.number, asked.secret)
+        own = ShareOfBatches(of_all, start.rank, start.size)
+        self._batches = self._loader.batches(own, variation)
         self._batch, self._step = None, -1
 
     def _give(self, asked: Gradient) -> None:

@@ -25,8 +25,9 @@ from fedfms.contracts.site import Compute, Reading
 from fedfms.data.features import FeatureFolder, features_meanwhile, slice_name
 from fedfms.data.memory import GIB
 from fedfms.data.slices import Slices, located
-from fedfms.geometry import Pictured, network_input
+from fedfms.geometry import Frame, Pictured, network_input
 from fedfms.models.segmenter import Segmenter
+from fedfms.training.augment import Variation, changed_item, changed_targets
 from fedfms.training.loader import as_worker
 
 FEATURES_VERSION = 1  # raise it when the same network would compute other features
@@ -78,17 +79,22 @@ class Frozen:
         return {**batch, "features": torch.stack([self.features(one) for one in slices])}
 
     def batches(
-        self, dataset: Slices, order: Sampler[list[int]], compute: Compute
+        self,
+        dataset: Slices,
+        order: Sampler[list[int]],
+        compute: Compute,
+        variation: Variation | None = None,
     ) -> Iterator[dict[str, Tensor]]:
         """The batches of one round as of a `Loader`, with "features" in the place of "image".
 
         Args:
             order: which slices make each batch.
             compute: for its workers; none: none, since features that are kept cost no preparing.
+            variation: what becomes of the slices of each step; None: they are as they are.
         """
         for batch in DataLoader(
-            FrozenSlices(dataset, self.kept),
-            batch_sampler=order,
+            FrozenSlices(dataset, self.kept, variation),
+            batch_sampler=order if variation is None else variation.turns(order),
             collate_fn=together,
             num_workers=compute.workers or 0,
             worker_init_fn=partial(as_worker, os.getpid()),
@@ -111,25 +117,41 @@ class Frozen:
 class FrozenSlices(Dataset[dict[str, Any]]):
     """A dataset of which a slice whose features are kept needs no picture.
 
-    An item has "target" and "annotated" as in a `SliceDataset`, and "slice", a `OneSlice`.
+    An item has "target" and "annotated" as in a `SliceDataset`, and "slice", a `OneSlice`. With a
+    variation it is asked for with its turn, and kept for each under a name of its own.
     """
 
-    def __init__(self, dataset: Slices, kept: FeatureFolder | None) -> None:
-        self._dataset, self._kept = dataset, kept
+    def __init__(
+        self, dataset: Slices, kept: FeatureFolder | None, variation: Variation | None = None
+    ) -> None:
+        self._dataset, self._kept, self._variation = dataset, kept, variation
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, item: int) -> dict[str, Any]:
+    def __getitem__(self, asked: int | tuple[int, int]) -> dict[str, Any]:
+        item, turn = asked if isinstance(asked, tuple) else (asked, 0)
         dataset, place = located(self._dataset, item)
         number, index = dataset.slices[place]
-        name = slice_name(dataset.prepared[number], index, dataset.site)
+        name, change = slice_name(dataset.prepared[number], index, dataset.site), None
+        if self._variation is not None:
+            change = self._variation.change(item, turn)
+            name = None if name is None else f"{name}-{self._variation.name(item, turn)}"
         features = self._kept.get(name) if self._kept is not None and name is not None else None
         if features is not None:
-            return {**dataset.drawn(place), "slice": OneSlice(name, None, features)}
-        found: dict[str, Any] = dataset[place]
-        found["slice"] = OneSlice(name, found.pop("image"), None)
-        return found
+            drawn = dataset.drawn(place)
+            if change is not None:
+                covered = Frame.of(dataset.prepared[number]).input_size(dataset.recipe)
+                target = drawn["target"][None].bool()
+                target = changed_targets(target, [covered], [change], dataset.recipe)
+                drawn["target"] = target[0].float()
+            return {**drawn, "slice": OneSlice(name, None, features)}
+        if change is None:
+            made = dataset[place]
+        else:
+            made = changed_item(dataset.levels(place), change, dataset.recipe)
+        one = OneSlice(name, made.pop("image"), None)
+        return {**made, "slice": one}
 
 
 def together(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

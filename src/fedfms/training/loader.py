@@ -27,6 +27,13 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Compute
 from fedfms.data.slices import Slices, located
 from fedfms.geometry import input_of
+from fedfms.training.augment import (
+    Change,
+    Variation,
+    changed_pictures,
+    changed_targets,
+    pad_outside,
+)
 from fedfms.user import end_with
 
 log = logging.getLogger(__name__)
@@ -67,32 +74,50 @@ class Loader:
             pin_memory=device.type == "cuda",
         )
 
-    def batches(self, order: Sampler[list[int]]) -> Iterator[dict[str, Tensor] | None]:
+    def batches(
+        self, order: Sampler[list[int]], variation: Variation | None = None
+    ) -> Iterator[dict[str, Tensor] | None]:
         """The batches of one round, on the device, but "annotated", which is on the processor.
 
         Args:
             order: which slices make each batch; of an empty one comes None.
+            variation: what becomes of the slices of each step; None: they are as they are.
 
         Yields:
             the values of which hold until the next is asked for:
-            image (B, 3, S, S) float32 normalised, target (B, K, M, M) float32 of 0 and 1,
+            image (B, 3 or contrasts, S, S) float32 normalised, target (B, K, M, M) float32 of 0
+            and 1, or of (B, K + 1, M, M) with void pixels last,
             annotated (B, K) float32 of 0 and 1.
         """
         self._order.now = order
-        for batch in self._batches:
-            yield None if batch is None else self._ready(batch)
+        for step, batch in enumerate(self._batches):
+            if batch is None:
+                yield None
+                continue
+            changes = None
+            if variation is not None:
+                turn = variation.turn(step)
+                changes = [variation.change(item, turn) for item in batch.items]
+            yield self._ready(batch, changes)
 
-    def _ready(self, batch: _Batch) -> dict[str, Tensor]:
+    def _ready(self, batch: _Batch, changes: Sequence[Change] | None) -> dict[str, Tensor]:
         levels = batch.levels.to(self._device, non_blocking=True)
         parts = torch.split(levels, [math.prod(shape) for shape in batch.shapes])
         pictures = [part.view(shape) for part, shape in zip(parts, batch.shapes, strict=True)]
+        target = batch.target.to(self._device, non_blocking=True)
+        insides: list[Tensor | None] = []
+        if changes is not None:
+            pictures, insides = changed_pictures(pictures, batch.covered, changes, self._recipe)
+            target = changed_targets(target, batch.covered, changes, self._recipe)
         image = input_of(pictures, batch.covered, self._recipe, self._device, self._canvas)
+        if changes is not None:
+            pad_outside(image, insides)
         on_processor = self._device.type == "cpu"  # a GPU may still read the batch before
         if on_processor and (self._canvas is None or len(image) > len(self._canvas)):
             self._canvas = image
         return {
             "image": image,
-            "target": batch.target.to(self._device, non_blocking=True).float(),
+            "target": target.float(),
             "annotated": batch.annotated,
         }
 
@@ -134,10 +159,11 @@ class _Batch:
     """Slices of any sizes in one piece of memory each for pictures and masks."""
 
     levels: Tensor  # (N,) uint8, all pictures one after the other
-    shapes: tuple[tuple[int, int, int], ...]  # (1 or 3, h, w) of each
+    shapes: tuple[tuple[int, int, int], ...]  # (1, 3 or contrasts, h, w) of each
     covered: tuple[tuple[int, int], ...]  # rows and columns of the input that each covers
-    target: Tensor  # (B, K, M, M) bool
+    target: Tensor  # (B, K, M, M) bool, or (B, K + 1, M, M) with void pixels last
     annotated: Tensor  # (B, K) float32
+    items: tuple[int, ...]  # of the dataset
 
     def pin_memory(self) -> _Batch:
         """As torch's thread asks for: in memory that a GPU can read by itself."""
@@ -147,6 +173,7 @@ class _Batch:
             self.covered,
             self.target.pin_memory(),
             self.annotated.pin_memory(),
+            self.items,
         )
 
 
@@ -158,7 +185,7 @@ class _Pictures(Dataset[Any]):
 
     def __getitem__(self, item: int) -> Any:
         dataset, number = located(self._dataset, item)
-        return dataset.levels(number, native=self._native)
+        return *dataset.levels(number, native=self._native), item
 
 
 class _Order(Sampler[list[int]]):
@@ -174,13 +201,14 @@ class _Order(Sampler[list[int]]):
 def _together(slices: Sequence[Any]) -> _Batch | None:
     if not slices:
         return None
-    pictures, covered, targets, annotated = zip(*slices, strict=True)
+    pictures, covered, targets, annotated, items = zip(*slices, strict=True)
     return _Batch(
         torch.cat([picture.reshape(-1) for picture in pictures]),
         tuple(tuple(picture.shape) for picture in pictures),
         covered,
         torch.stack(targets),
         torch.stack(annotated),
+        items,
     )
 
 

@@ -25,6 +25,7 @@ from fedfms.errors import TrainingError
 from fedfms.models.build import hold_frozen
 from fedfms.models.methods import Step, find_method, plain_step
 from fedfms.training.adam import Adam
+from fedfms.training.augment import Variation
 from fedfms.training.device import (
     failures_explained,
     is_out_of_memory,
@@ -43,7 +44,7 @@ from fedfms.training.ranks import Gradient, RoundOfRanks, ShareOfBatches
 
 log = logging.getLogger(__name__)
 
-# image (B, 3, S, S) or features (B, …), target (B, K, M, M), annotated (B, K)
+# image (B, 3 or contrasts, S, S) or features (B, …), target (B, K or K + 1, M, M), annotated (B, K)
 Batch = dict[str, Tensor]
 
 
@@ -76,8 +77,9 @@ def train_round(
 ) -> RoundResult:
     """Train the model's parameters that require a gradient, in place, for one round.
 
-    The same arguments give the same numbers: slices are shuffled from (secret, recipe.seed,
-    round_number) alone, and the learning rate depends on the step alone. The model stays on the
+    The same arguments give the same numbers: slices are shuffled, and where the recipe augments
+    changed, from (secret, recipe.seed, round_number) alone, and the learning rate depends on the
+    step alone. The model stays on the
     site's device. It is half trained, and to be thrown away, when an error leaves this function.
 
     Args:
@@ -117,17 +119,19 @@ def train_round(
     if recipe.patient_rate is not None:
         return _round_of_patients(
             *(model, dataset, recipe, round_number, optimizer, control, micro_batch, started),
-            *(frozen, proximal),
+            *(frozen, proximal, secret),
         )
     seed = round_seed(recipe, round_number, secret)
     batches = ShuffledBatches(len(dataset), recipe, round_number, secret)
     steps_per_round = len(batches)
+    variation = Variation.of(dataset, recipe, round_number, secret, keeps=frozen is not None)
     given: Iterator[Batch | None]
     if frozen is not None:
-        given = frozen.batches(dataset, batches, site)
+        given = frozen.batches(dataset, batches, site, variation)
     else:
         loader = loader or Loader(dataset, recipe, site, device)
-        given = loader.batches(batches if ranks is None else ShareOfBatches(batches, 0, ranks.size))
+        own = batches if ranks is None else ShareOfBatches(batches, 0, ranks.size)
+        given = loader.batches(own, variation)
     loss_sum, trained = 0.0, 0
     graphs: GraphedGradient | None = None
     try:
@@ -186,6 +190,7 @@ def _round_of_patients(
     started: float,
     frozen: Frozen | None,
     proximal: Proximal | None,
+    secret: bytes | None,
 ) -> RoundResult:
     """As `train_round`, with steps of patients that are drawn (training/private.py)."""
     make_step = find_method(recipe.method).start_round(model, recipe)
@@ -202,7 +207,8 @@ def _round_of_patients(
             code="steps-of-patients",
         )
     count = recipe.steps_of_patients
-    steps = PatientSteps(model, dataset, recipe, control, micro_batch, frozen)
+    variation = Variation.of(dataset, recipe, round_number, secret, keeps=frozen is not None)
+    steps = PatientSteps(model, dataset, recipe, control, micro_batch, frozen, variation)
     device = next(model.parameters()).device
 
     def gradients() -> float:

@@ -30,6 +30,7 @@ from fedfms.data.memory import GIB, Room, allowed_bytes, room, size_text
 from fedfms.errors import TrainingError
 from fedfms.models.encoder import checkpoint_blocks
 from fedfms.models.sam import GEOMETRY
+from fedfms.training.augment import bytes_of_change
 from fedfms.training.device import slices_at_once
 from fedfms.training.loader import workers_here
 from fedfms.training.step_memory import StepMemory, count_step
@@ -140,7 +141,9 @@ def room_on(device: torch.device, recipe: Recipe, site: Compute) -> Room:
     found = room()
     batch = recipe.batch_size * (len(recipe.contrasts) or 3) * 4 * recipe.image_size**2
     workers = workers_here(device) if site.workers is None else site.workers
-    beside = workers * (WORKER + READY_BATCHES * batch)
+    # what workers of a `Loader` hand over is changed here; those of a frozen part's slices do it
+    changing = bytes_of_change(recipe) if recipe.adapter_blocks != "all" else 0
+    beside = workers * (WORKER + READY_BATCHES * batch + changing)
     return Room(max(0, int((1 - KEPT_FREE) * found.bytes) - beside), found.by)
 
 
@@ -166,7 +169,7 @@ def bound_of_peak(recipe: Recipe, micro_batch: int) -> int | None:
         recipe.contrasts
     ):  # those themselves, and the three channels made of them with their gradient
         pictures += 4 * (len(recipe.contrasts) + 6) * recipe.image_size**2 * recipe.batch_size
-    return LIBRARIES + 6 * weights + micro_batch * activations + pictures
+    return LIBRARIES + 6 * weights + micro_batch * activations + pictures + bytes_of_change(recipe)
 
 
 def plan_memory(

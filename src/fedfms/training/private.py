@@ -5,8 +5,10 @@ example (user-level, as McMahan et al. 2018, arXiv 1710.06963): in each step eve
 part with the same probability, drawn anew; what one of them adds is the sum of the gradients of all
 its slices, scaled down to a largest L2 norm; noise goes on the sum. So two sites that differ by one
 patient, whether it has one slice or fifty equal ones, make sums that are at most that norm apart.
-What this costs in epsilon says exchange/account.py. Who is drawn and the noise come from the
-operating system, not from the recipe's seed, which everybody knows: drawn patients must be secret.
+What this costs in epsilon says exchange/account.py. Augmentation changes each slice by itself and
+before its gradient, so the norm still bounds what a patient adds. Who is drawn and the noise come
+from the operating system, not from the recipe's seed, which everybody knows: drawn patients must be
+secret.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.control import Control
 from fedfms.data.slices import SliceDataset
 from fedfms.exchange.noise import random_normal
+from fedfms.training.augment import Variation, changed_item
 from fedfms.training.device import is_out_of_memory
 from fedfms.training.frozen import Frozen, FrozenSlices, together
 from fedfms.training.gradients import accumulate_gradients, finite, smaller_step
@@ -49,6 +52,7 @@ class PatientSteps:
         control: Control,
         micro_batch: int,
         frozen: Frozen | None = None,
+        variation: Variation | None = None,
     ) -> None:
         assert recipe.patient_rate is not None and recipe.patient_clip_norm is not None
         self.micro_batch = micro_batch  # slices in memory at once, after out-of-memory halvings
@@ -57,7 +61,11 @@ class PatientSteps:
         self._model, self._dataset, self._recipe = model, dataset, recipe
         self._control = control
         self._frozen = frozen
-        self._slices = None if frozen is None else FrozenSlices(dataset, frozen.kept)
+        self._variation = variation
+        self._step = -1  # of the round
+        self._slices = None
+        if frozen is not None:
+            self._slices = FrozenSlices(dataset, frozen.kept, variation)
         self._patients = items_by_patient(dataset)
         self._rate: float = recipe.patient_rate
         self._norm: float = recipe.patient_clip_norm
@@ -73,6 +81,7 @@ class PatientSteps:
         Returns:
             the mean loss over the drawn patients' pairs of slice and annotated class; 0 of nobody.
         """
+        self._step += 1
         total = [torch.zeros_like(parameter) for parameter in self._trained]
         loss_sum = pairs = 0.0
         for items in self._patients:
@@ -118,10 +127,17 @@ class PatientSteps:
         return loss, pairs
 
     def _batch(self, items: Sequence[int]) -> Mapping[str, Tensor]:
-        if self._frozen is None or self._slices is None:
-            batch: Mapping[str, Tensor] = default_collate([self._dataset[item] for item in items])
-            return batch
-        return self._frozen.completed(together([self._slices[item] for item in items]))
+        turn = 0 if self._variation is None else self._variation.turn(self._step)
+        if self._frozen is not None and self._slices is not None:
+            return self._frozen.completed(together([self._slices[item, turn] for item in items]))
+        batch: Mapping[str, Tensor] = default_collate([self._item(item, turn) for item in items])
+        return batch
+
+    def _item(self, item: int, turn: int) -> dict[str, Tensor]:
+        if self._variation is None:
+            return self._dataset[item]
+        change = self._variation.change(item, turn)
+        return changed_item(self._dataset.levels(item), change, self._recipe)
 
     def _empty(self) -> None:
         for parameter in self._trained:

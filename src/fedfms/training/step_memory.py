@@ -31,6 +31,7 @@ from fedfms.models.build import build_model, hold_frozen
 from fedfms.models.encoder import checkpoint_blocks
 from fedfms.models.methods import find_method
 from fedfms.models.travelling import travelling_names
+from fedfms.training.augment import bytes_of_change
 
 # from so many bytes on the C library asks the kernel for a tensor alone, and gives it back when it
 # is freed; smaller ones lie on the heap (mallopt(3), M_MMAP_THRESHOLD: it rises to this by itself)
@@ -108,6 +109,10 @@ def count_step(
         travelling = sum(4 * parameters[name].numel() for name in travelling_names(model))
     if recipe.patient_rate is not None:
         work, small = work + moments // 2, small + moments // 2  # the sum over a step's patients
+    if changing := bytes_of_change(recipe):
+        # between two steps: the gradient of one is still there, its activations are not
+        between = moments // 2 + changing
+        work, small = max(work, between), max(small, between)
     inside = workspace_bytes(recipe, device) * micro_batch
     return StepMemory(
         weights=weights,

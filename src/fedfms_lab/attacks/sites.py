@@ -224,8 +224,10 @@ def enough_patients(policy: Mapping[str, Any], recipe: Recipe) -> int:
 
 
 def for_phantoms(recipe: Recipe) -> Recipe:
-    """A recipe for the phantoms' one class."""
-    return dataclasses.replace(recipe, classes=(CLASS_NAME,), exclusive_classes=False, holdout=())
+    """A recipe for the phantoms' one class, on slices as they are: an attacker asks for those."""
+    return dataclasses.replace(
+        recipe, classes=(CLASS_NAME,), exclusive_classes=False, holdout=(), augment=False
+    )
 
 
 def first_model(recipe: Recipe, checkpoints: Path | None = None) -> dict[str, Tensor]:

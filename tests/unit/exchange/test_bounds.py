@@ -19,6 +19,16 @@ from fedfms.training.loop import learning_rate
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 RECIPE = Recipe.from_json(REPOSITORY / "jobs/fedmsa/app/config/recipe.json")
+# augmentations beyond a policy that allows a little of each
+STRONG = [
+    ("scale", 1.5, 1.25),
+    ("elastic", 0.03, 0.02),
+    ("gamma", 3.0, 2.5),
+    ("bias", 0.5, 0.4),
+    ("blur", 0.01, 0.005),
+    ("noise", 0.2, 0.1),
+]
+LITTLE = Policy(**{f"max_augment_{name}": most for name, _, most in STRONG})
 
 
 @pytest.mark.parametrize(
@@ -57,6 +67,13 @@ RECIPE = Recipe.from_json(REPOSITORY / "jobs/fedmsa/app/config/recipe.json")
             *({"image_size": 1000000}, "image-size-not-allowed"),
             *("image_size is 1000000", "at most 2048 pixels (max_image_size)"),
         ),
+        *(
+            (
+                *({f"augment_{name}": value, "augment": True}, "augmentation-not-allowed"),
+                *(f"augment_{name} is {value:g}", f"at most {most} (max_augment_{name})"),
+            )
+            for name, value, most in STRONG
+        ),
         (
             *({"proximal_weight": 2.0}, "proximal-weight-not-allowed"),
             *("proximal_weight is 2", "at most 1 (max_proximal_weight)"),
@@ -69,8 +86,9 @@ RECIPE = Recipe.from_json(REPOSITORY / "jobs/fedmsa/app/config/recipe.json")
 )
 def test_a_refusal_names_the_field_its_value_and_the_limit(values, code, field, limit) -> None:
     recipe = dataclasses.replace(RECIPE, **values)
+    policy = LITTLE if code == "augmentation-not-allowed" else Policy()
     with pytest.raises(DoorClosed) as refused:
-        check_job(Policy(), recipe)
+        check_job(policy, recipe)
     error = refused.value
     assert error.code == code
     assert field in error.problem and limit in error.problem
@@ -78,9 +96,9 @@ def test_a_refusal_names_the_field_its_value_and_the_limit(values, code, field, 
     assert name in error.fix and field.split()[0] in error.fix
     only_scores = code in ("image-size-not-allowed", "too-many-rounds")
     with pytest.raises(DoorClosed) if only_scores else contextlib.nullcontext():
-        check_job(Policy(), recipe, trains=False)
+        check_job(policy, recipe, trains=False)
     value = next(iter(values.values()))  # the very limit is allowed
-    check_job(dataclasses.replace(Policy(), **{name: value}), recipe)
+    check_job(dataclasses.replace(policy, **{name: value}), recipe)
 
 
 def test_few_patients_and_few_steps_are_refused_and_the_limits_are_not() -> None:

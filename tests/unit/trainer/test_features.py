@@ -85,6 +85,11 @@ def assert_same(one: Outcome, other: Outcome) -> None:
     assert one.contribution.loss == other.contribution.loss
 
 
+def differ(one: Outcome, other: Outcome) -> bool:
+    """Of the tensors: a loss is told in few digits."""
+    return any(not torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+
+
 def files(work: Path) -> list[Path]:
     return sorted((work / FEATURES_FOLDER).rglob("*.features"))
 
@@ -119,6 +124,42 @@ def test_rounds_with_all_some_or_no_features_kept_are_equal_to_the_bit(
     # some, in a trainer that took the place of one that was killed
     assert_same(train(task_runner(place, work), recipe, 2, sent), expected[2])
     assert len(files(work)) == 16
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_augmented_slices_have_so_many_variants_kept_and_are_equal_to_the_bit(
+    place: Place, few: Recipe, checkpoints: Path, tmp_path: Path, workers
+) -> None:
+    recipe = dataclasses.replace(
+        few,
+        augment=True,
+        augment_flips="horizontal",
+        augment_rotation=30.0,
+        augment_inversion=0.5,
+        augment_gamma=2.0,
+        augment_variants=2,
+    )
+    sent = start_of(recipe, checkpoints)
+    place.set_site(min_cases=1, threads=1, features_gib=0, workers=0)
+    never = task_runner(place, tmp_path / "never")
+    expected = [train(never, recipe, number, sent) for number in range(3)]
+
+    place.set_site(min_cases=1, threads=1, features_gib=1, workers=workers)
+    work = tmp_path / "kept"
+    assert_same(train(task_runner(place, work), recipe, 0, sent), expected[0])  # none
+    to_train = len(files(work)) - len([path for path in files(work) if "-" not in path.stem])
+    first = len(files(work))
+    assert 0 < to_train < first  # what is scored is kept as it is
+    trainer = task_runner(place, work)
+    assert_same(train(trainer, recipe, 1, sent), expected[1])
+    assert len(files(work)) == first + to_train  # the second variant
+    for path in files(work)[::3]:
+        path.unlink()
+    assert_same(train(task_runner(place, work), recipe, 2, sent), expected[2])  # the first again
+    plain = task_runner(place, tmp_path / "plain")
+    as_they_are = train(plain, few, 0, sent)
+    assert differ(as_they_are, expected[0])
+    assert as_they_are.contribution.metrics == expected[0].contribution.metrics  # scored before
 
 
 def test_from_the_second_time_on_the_frozen_part_is_not_run(

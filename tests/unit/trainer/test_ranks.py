@@ -87,10 +87,27 @@ def largest(one: nn.Module, other: nn.Module) -> float:
     )
 
 
+# of all kinds, so that a slice's place in a batch, or who computes it, would show
+AUGMENTED = {
+    "augment": True,
+    "augment_flips": "both",
+    "augment_rotation": 30.0,
+    "augment_elastic": 0.03,
+    "augment_inversion": 0.5,
+    "augment_contrast": 0.5,
+    "augment_bias": 0.3,
+    "augment_blur": 0.01,
+    "augment_noise": 0.1,
+}
+
+
+@pytest.mark.parametrize("augmented", [{}, AUGMENTED], ids=["as they are", "augmented"])
 def test_two_ranks_equal_one_process_that_computes_the_shares_in_turn(
-    recipe, place, two, monkeypatch
+    recipe, place, two, monkeypatch, augmented
 ):
-    recipe = dataclasses.replace(recipe, batch_size=4, clip_grad_norm=1.0, schedule="cosine")
+    recipe = dataclasses.replace(
+        recipe, batch_size=4, clip_grad_norm=1.0, schedule="cosine", **augmented
+    )
     dataset = slices_of(two, recipe, place)
     assert len(dataset) == 16
     both, results = trained(recipe, dataset, two, 4, rounds=2)
