@@ -400,8 +400,14 @@ def _with_nifti(tree: Tree, found: _Archive, control: Control) -> Proposal | Non
 def _nothing(tree: Tree, what: str) -> SiteDataError:
     return SiteDataError(
         f"how images and labels lie in {tree.root} cannot be seen: {what} "
-        f"({len(tree.dicom)} DICOM files, {len(tree.nifti)} NIfTI)",
+        f"({len(tree.dicom)} DICOM files, {len(tree.nifti)} NIfTI, {len(tree.image)} pictures)",
         "name the folder that holds images and labels both; export the segmentations or structure "
-        "sets with the series",
+        "sets with the series"
+        + (
+            "; labels drawn as PNG or other pictures are not read for a series in DICOM: save "
+            "those of a series as one NIfTI on its grid"
+            if tree.image
+            else ""
+        ),
         code="layout-not-seen",
     )

@@ -12,8 +12,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -23,6 +26,7 @@ from fedfms.data.adopt.names import class_name, contrast_of, glob_literal, role_
 from fedfms.data.adopt.pairing import Found, best_match
 from fedfms.data.adopt.tree import Group, Tree, stem_and_ending
 from fedfms.errors import FedfmsError
+from fedfms.files import read_whole
 
 _LARGEST = 16 * 1024**2  # bytes of a dataset.json
 
@@ -199,3 +203,40 @@ def bids(tree: Tree) -> list[Found]:
                 )
             )
     return sorted(readings, key=lambda found: (-len(found.pairs), found.alone, found.images[""]))
+
+
+def bids_names(tree: Tree, labels: Sequence[str]) -> dict[int, str]:
+    """What the lookup tables of segmentations call their values; empty where there is none.
+
+    A table is `<matches>.tsv` beside a segmentation, or one with fewer entities in a folder above
+    it (`dseg.tsv`), of which the nearest counts; its columns are index and name.
+    """
+    tables = [file for file in tree.others if file.endswith(("dseg.tsv", "mask.tsv"))]
+    used = {table for label in labels if (table := _nearest(tables, label)) is not None}
+    names: dict[int, str] = {}
+    for table in sorted(used):
+        try:
+            text = read_whole(tree.root / table, _LARGEST).decode("utf-8-sig")
+            rows = [*csv.DictReader(io.StringIO(text), delimiter="\t")]
+        except (FedfmsError, OSError, ValueError, csv.Error):
+            continue
+        for row in rows:
+            index, name = (str(row.get(column) or "").strip() for column in ("index", "name"))
+            if index.isdigit() and name and names.setdefault(int(index), name) != name:
+                return {}  # two pipelines that mean different things
+    return names
+
+
+def _nearest(tables: Sequence[str], label: str) -> str | None:
+    """By BIDS's inheritance: of its entities a table has all or fewer, and it lies beside or
+    above."""
+    folder, _, name = label.rpartition("/")
+    entities = stem_and_ending(name)[0].split("_")
+    fitting = []
+    for table in tables:
+        above, _, own = table.rpartition("/")
+        of_table = own.removesuffix(".tsv").split("_")
+        is_above = not above or f"{folder}/".startswith(f"{above}/")
+        if is_above and of_table[-1] == entities[-1] and set(of_table) <= set(entities):
+            fitting.append((len(above), len(of_table), table))
+    return max(fitting)[2] if fitting else None

@@ -10,28 +10,29 @@ from typing import Literal
 Role = Literal["image", "label"]
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of a list that is written as one text."""
     return frozenset(text.split())
 
 
 # in small letters; a number behind a word, as in manual1, is no part of it
-LABEL_WORDS = _words(
+LABEL_WORDS = words(
     "mask masks msk seg segs segm segmentation segmentations label labels labelmap labelmaps "
     "labelstr labelsts labelsva gt gts groundtruth truth annotation annotations annotated annot "
     "manual roi rois dseg contour contours delineation outline outlines target targets maske "
     "masken maska masque masques mascara mascaras segmentierung segmentierungen etikett etiquettes"
 )
-IMAGE_WORDS = _words(
+IMAGE_WORDS = words(
     "image images imagestr imagests imagesva img imgs scan scans volume volumes vol imaging input "
     "inputs original originals orig raw photo photos picture pictures slide slides tissue bild "
     "bilder aufnahme aufnahmen imagen imagenes"
 )
 # of the words for labels those that may mean something else, too: where the brain or the retina is
-VAGUE_WORDS = _words("mask masks msk roi rois target targets contour contours outline outlines")
+VAGUE_WORDS = words("mask masks msk roi rois target targets contour contours outline outlines")
 # word -> the contrast that it is a word for
 CONTRASTS = {
     word: contrast
-    for contrast, words in {
+    for contrast, spellings in {
         "t1": "t1 t1w t1n t1nat t1native",
         "t1ce": "t1ce t1c t1gd t1km t1post t1contrast",
         "t2": "t2 t2w t2n t2tse",
@@ -45,13 +46,13 @@ CONTRASTS = {
         "cta": "cta",
         "mr": "mr mri",
     }.items()
-    for word in _words(words)
+    for word in words(spellings)
 }
 # words for the parts of a split
 PARTS = {
-    **dict.fromkeys(_words("train training trn"), "train"),
-    **dict.fromkeys(_words("val valid validation validate dev imagesva labelsva"), "validation"),
-    **dict.fromkeys(_words("test testing tst imagests labelsts holdout"), "test"),
+    **dict.fromkeys(words("train training trn"), "train"),
+    **dict.fromkeys(words("val valid validation validate dev imagesva labelsva"), "validation"),
+    **dict.fromkeys(words("test testing tst imagests labelsts holdout"), "test"),
 }
 _KNOWN = LABEL_WORDS | IMAGE_WORDS | CONTRASTS.keys()
 _RUN = re.compile(r"[^\W_]+")

@@ -16,6 +16,7 @@ import numpy as np
 from fedfms.contracts.site import ImageFormat, Reading, SiteConfig
 from fedfms.data.adopt.names import (
     LABEL_WORDS,
+    PARTS,
     VAGUE_WORDS,
     Role,
     class_name,
@@ -28,6 +29,7 @@ from fedfms.data.content import read_bytes
 from fedfms.data.formats import Stored, read_image, read_label
 from fedfms.data.grid import Cut
 from fedfms.data.manifest import name_wildcards
+from fedfms.data.pairs import WILDCARD
 from fedfms.errors import FedfmsError
 
 _LOOKED_AT = 3  # files of a group, or pairs, that are opened
@@ -383,47 +385,82 @@ def _by_size(image: Path, label: Path, format: ImageFormat) -> bool | None:
 
 
 def _without_parts(groups: Sequence[Group]) -> tuple[list[Group], dict[str, list[str]]]:
-    """Groups of train, validation and test joined, and which folders were of which part.
+    """Groups of train, validation and test joined, and globs of the cases of each part.
 
-    train/images and val/images are one group, */images. Of a test set that lies elsewhere
-    (imagesTs) nothing is taken.
+    train/images and val/images are one group, */images. Of a part that has images and no labels
+    nothing is taken, nor of imagesTs.
     """
     parts: dict[str, list[str]] = {}
-    joined: dict[tuple[str, Role | None], list[tuple[Group, int, str]]] = {}
+    joined: dict[tuple[str, Role | None], list[tuple[Group, _Part]]] = {}
     kept: list[Group] = []
+    found = {group.pattern: _part_in(group) for group in groups}
+    labelled, pictured = (
+        {part.side for g in groups if g.role == role and (part := found[g.pattern]) is not None}
+        for role in ("label", "image")
+    )
     for group in groups:
-        folders = group.pattern.split("/")[:-1]
-        at = next((n for n, f in enumerate(folders) if "*" not in f and part_of(f)), None)
-        if group.part is None or at is None:
+        part = found[group.pattern]
+        if part is None:
             kept.append(group)
-            continue
-        said = part_of(folders[at]) or "train"
-        if re.fullmatch(r"(images|labels)(Tr|Ts|Va)", folders[at], re.IGNORECASE):
-            if said == "train":
+        elif re.fullmatch(r"(images|labels)(Tr|Ts|Va)", part.folder, re.IGNORECASE):
+            if part.side == "train":
                 kept.append(group)
-            continue
-        name = group.pattern.split("/")[-1]
-        anywhere = "/".join([*folders[:at], "*", *folders[at + 1 :], name])
-        joined.setdefault((anywhere, group.role), []).append((group, at, folders[at]))
+        elif group.role != "image" or part.side in labelled or not labelled:
+            if group.role == "label" and pictured and part.side not in pictured:
+                kept.append(group)
+                continue
+            joined.setdefault((part.anywhere, group.role), []).append((group, part))
     for (pattern, _), of_parts in joined.items():
         if len(of_parts) == 1:
             kept.append(of_parts[0][0])
             continue
         first = of_parts[0][0]
-        files = tuple(file for group, _, _ in of_parts for file in group.files)
+        files = tuple(file for group, _ in of_parts for file in group.files)
         kept.append(replace(first, pattern=pattern, files=files, part=None, variants=()))
-        for _, _, folder in of_parts:
-            side = part_of(folder)
-            if side in ("validation", "test") and folder not in parts.setdefault(side, []):
-                parts[side].append(folder)
+        for _, part in of_parts:
+            if part.side != "train" and part.cases not in parts.setdefault(part.side, []):
+                parts[part.side].append(part.cases)
     return kept, parts
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Of a group that lies in a folder of a part of a split.
+
+    side: train, validation or test.
+    folder: the folder that says so.
+    anywhere: the group's glob with a * for the word that says so, as in Task1_*_Input/*.jpg.
+    cases: the keys of its cases, as a glob.
+    """
+
+    side: str
+    folder: str
+    anywhere: str
+    cases: str
+
+
+def _part_in(group: Group) -> _Part | None:
+    folders = group.pattern.split("/")[:-1]
+    at = next((n for n, f in enumerate(folders) if "*" not in f and part_of(f)), None)
+    if group.part is None or at is None:
+        return None
+    folder = folders[at]
+    word = [word for word in words_of(folder) if word in PARTS][-1]
+    said = [*re.finditer(re.escape(word), folder, re.IGNORECASE)][-1]
+    general = folder[: said.start()] + "*" + folder[said.end() :]
+    before = "".join("*/" for _ in WILDCARD.findall("/".join(folders[:at])))
+    return _Part(
+        part_of(folder) or "train",
+        folder,
+        "/".join([*folders[:at], general, *folders[at + 1 :], group.pattern.split("/")[-1]]),
+        f"{before}{said.group()}/*",
+    )
+
+
 def _with_parts(found: Found, parts: dict[str, list[str]], unsure: list[str]) -> Found:
-    taken = {side: tuple(f"{folder}/*" for folder in folders) for side, folders in parts.items()}
     return replace(
         found,
         unsure=tuple(unsure),
-        parts=taken.get("validation", ()),
-        test=taken.get("test", ()),
+        parts=tuple(parts.get("validation", ())),
+        test=tuple(parts.get("test", ())),
     )

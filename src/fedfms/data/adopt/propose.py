@@ -15,7 +15,7 @@ from fedfms.contracts.decode import from_dict
 from fedfms.contracts.site import SiteConfig, values_of_files
 from fedfms.control import Control
 from fedfms.data.adopt import known
-from fedfms.data.adopt.names import class_name, contrast_of, known_words
+from fedfms.data.adopt.names import class_name, contrast_of, known_words, words
 from fedfms.data.adopt.pairing import Found, find_pairs, fits, image_at, label_at, values_in
 from fedfms.data.adopt.tree import Tree, endings, folder_wildcards, look, stem_and_ending
 from fedfms.data.content import another_kind, read_bytes
@@ -26,6 +26,7 @@ from fedfms.errors import SiteDataError
 
 _SOME = 5  # images that say how all are read
 _NUMBERED = 24  # label values from which on they are numbers of objects and not of classes
+_NO_IMAGES = ("a text", "a document", "a Python")  # kinds of files that lie beside images
 _BRAIN = ("t1", "t1ce", "t2", "flair")
 # of BraTS and FeTS: 4, or 3 in releases from 2023 on, is the enhancing tumour
 _TUMOUR = {1: "necrotic_core", 2: "oedema", 3: "enhancing_tumour", 4: "enhancing_tumour"}
@@ -220,6 +221,15 @@ def _add_labels(
         proposal.unsure.append(
             f"label files hold {_some(drawn)}, and dataset.json says {_some(sorted(of_file))}"
         )
+    if proposal.layout == "BIDS" and not names:
+        of_table = known.bids_names(tree, files)
+        if drawn and set(drawn) <= of_table.keys():
+            classes: dict[str, tuple[int, ...]] = {}
+            for value in drawn:
+                name = class_name(of_table[value])
+                classes[name] = (*classes.get(name, ()), value)
+            values["classes"] = classes
+            return
     values["classes"] = _classes(drawn, names, found, proposal)
 
 
@@ -255,8 +265,11 @@ def _classes(
 def _word_of_labels(found: Found) -> str:
     """What is drawn, as far as the labels' names say: of *_liver_mask liver."""
     image, label = (next(iter(globs.values())) for globs in (found.images, found.labels))
-    if (entity := re.search(r"_label-([A-Za-z0-9]+)", label)) is not None:  # of BIDS
-        return class_name(entity.group(1))
+    for key in ("label", "seg"):  # of BIDS
+        if (entity := re.search(rf"_{key}-([A-Za-z0-9+]+)", label)) is not None:
+            return class_name(entity.group(1))
+    if re.search(r"(^|/)sub-\*/", label):  # other entities say nothing of what is drawn
+        return "foreground"
     of_image = {word for word, *_ in known_words(image)}
     name = stem_and_ending(label.rpartition("/")[2])[0].replace("*", " ")
     own = [
@@ -400,6 +413,7 @@ def add_patients(proposal: Proposal, keys: Sequence[str], found: Found | None) -
     skip = values.get("split") is not None  # the first variable folder is the part
     if skip and variable:
         variable = variable[1:]
+    variable = variable[_categories(variable, keys, proposal) :]
     folders_of = [key.split("/")[variable[0]] for key in keys] if variable else []
     if variable and (len(variable) > 1 or (in_name and len(set(folders_of)) < len(keys))):
         before = "".join("[^/]+/" for _ in range(variable[0]))
@@ -418,6 +432,52 @@ def add_patients(proposal: Proposal, keys: Sequence[str], found: Found | None) -
         )
         return
     proposal.seen.append(("a patient is", "each case"))
+
+
+# in small letters: folders that sort patients by what they have or where they are from
+_SORTS = words(
+    "benign malignant normal abnormal healthy pathological positive negative control controls "
+    "patients hgg lgg covid tumor tumour tumors tumours cancer lesion lesions left right male "
+    "female benigne maligne gesund krank bösartig gutartig"
+)
+_VISIT = re.compile(
+    r"(?:[\d.]{8,}|.*\d{4}[-_.]?\d\d[-_.]?\d\d.*|"
+    r"(?:v|ses|session|visit|visite|besuch|t|tp|time|timepoint|scan|st|study|baseline|followup|"
+    r"follow-up|pre|post)[-_ ]*\S*)",
+    re.IGNORECASE,
+)
+_MANY_VISITS = 4  # that a patient has not on average
+
+
+def _categories(variable: Sequence[int], keys: Sequence[str], proposal: Proposal) -> int:
+    """How many of the first folders that differ sort patients and are none themselves.
+
+    benign/1.png: by the words. Utrecht/0/T1.nii.gz: few, with many folders below, which are called
+    differently in each and are no visits.
+    """
+    count = 0
+    for depth in variable:
+        rows = [key.split("/") for key in keys]
+        names = {row[depth] for row in rows}
+        said = [set(re.findall(r"[^\W\d_]+", name.lower())) for name in names]
+        is_sorted = len(names) > 1 and sum(bool(of & _SORTS) for of in said) * 2 > len(names)
+        if not is_sorted and depth != variable[-1]:
+            below = {(row[depth], row[variable[variable.index(depth) + 1]]) for row in rows}
+            inner = {name for _, name in below}
+            is_sorted = (
+                len(below) >= _MANY_VISITS * len(names)
+                and len(inner) == len(below)
+                and not all(_VISIT.fullmatch(name) for name in inner)
+            )
+        if not is_sorted:
+            break
+        count += 1
+        some = ", ".join(sorted(names)[:3])
+        proposal.unsure.append(
+            f"folders such as {some} are taken for sorts of patients and not for patients; patient "
+            "in site.yml would say it"
+        )
+    return count
 
 
 # -------------------------------------------------------------------------------------------- end
@@ -440,8 +500,31 @@ def _finished(proposal: Proposal, tree: Tree) -> Proposal:
         else:
             del proposal.values["unlabelled"]
     proposal.needs += found.problems
+    if (more := _further_labels(found, tree, proposal)) is not None:
+        proposal.needs.append(more)
     _add_counts(proposal, found, tree)
     return proposal
+
+
+def _further_labels(found: Scan, tree: Tree, proposal: Proposal) -> SiteDataError | None:
+    """Labels called as one that is taken, with a number behind: another part of the same label."""
+    taken = {path.relative_to(tree.root).as_posix() for case in found.cases for path in case.labels}
+    stems = {stem_and_ending(file)[0] for file in taken}
+    more = [
+        file
+        for file in tree.of(proposal.site.format)
+        if file not in taken
+        and (numbered := re.fullmatch(r"(.*?[^\d\s_.(-])[\s_.(-]*\d+\)?", stem_and_ending(file)[0]))
+        and numbered.group(1) in stems
+    ]
+    if not more:
+        return None
+    return SiteDataError(
+        f"{count_of(len(more), 'file')} beside labels that are taken would be lost, and what is "
+        f"drawn there would count as background: {', '.join(more[:3])}",
+        "draw all labels of an image into one file, or move these images with their labels away",
+        code="several-labels",
+    )
 
 
 def _add_counts(proposal: Proposal, found: Scan, tree: Tree) -> None:
@@ -471,8 +554,7 @@ def _add_counts(proposal: Proposal, found: Scan, tree: Tree) -> None:
         kind[0] for file in tree.others if (kind := another_kind(Path(file))) is not None
     )
     for name, count in foreign.most_common(2):
-        is_no_image = name.startswith(("a text", "a document", "a Python"))
-        if not is_no_image and count * 2 >= len(found.cases):
+        if not name.startswith(_NO_IMAGES) and count * 2 >= len(found.cases):
             proposal.unsure.append(f"{count} files are not read here, each {name}")
 
 
@@ -500,17 +582,29 @@ def _not_seen(tree: Tree) -> SiteDataError:
         for file in tree.of(kind)  # type: ignore[arg-type]
     )
     some = "; ".join(f"{folder}: {count}" for folder, count in places.most_common(4))
-    found = another_kind(Path(tree.others[0])) if tree.others and not places else None
-    fix = (
-        f"{found[1]}"
-        if found is not None
-        else "name the folder that holds images and labels both; if it does, write site.yml by "
+    foreign: Counter[tuple[str, str]] = Counter()
+    for file in tree.others:
+        kind = another_kind(Path(file))
+        if kind is not None and not kind[0].startswith(_NO_IMAGES):
+            foreign[kind] += 1
+    cannot = "; ".join(
+        f"{count} files are each {kind}" for (kind, _), count in foreign.most_common(2)
+    )
+    hand = (
+        "name the folder that holds images and labels both; if it does, write site.yml by "
         "hand: images and labels are globs whose wildcards pair them (docs/site.md)"
     )
+    fix = hand
+    if foreign:
+        ways = dict.fromkeys(fix for (_, fix), _ in foreign.most_common(2))
+        fix = f"{'; '.join(ways)}; then adopt the folder again" + (
+            f"; else {hand}" if there else ""
+        )
     return SiteDataError(
         f"how images and labels lie in {tree.root} cannot be seen: "
         f"{', '.join(there) or f'no image among {len(tree.others)} files'}"
-        + (f" ({some})" if some else ""),
+        + (f" ({some})" if some else "")
+        + (f"; not read here: {cannot}" if cannot else ""),
         fix,
         code="layout-not-seen",
     )

@@ -349,4 +349,7 @@ def _keys(pattern: str, files: Iterable[str], count: int) -> dict[str, list[str]
 
 def endings(files: Iterable[str]) -> Counter[str]:
     """How many files of each ending, in small letters."""
-    return Counter(PurePosixPath(file).suffix.lower() or "without ending" for file in files)
+    return Counter(
+        (stem_and_ending(file)[1] or PurePosixPath(file).suffix).lower() or "without ending"
+        for file in files
+    )
