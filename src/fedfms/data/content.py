@@ -252,7 +252,7 @@ def files_in(folder: Path) -> list[Path]:
 def walk(root: Path, *, links: bool = False) -> Iterator[tuple[Path, list[str], list[str]]]:
     """As `os.walk`, but a folder that cannot be listed or entered is an error and not empty.
 
-    Folders that only systems make are left out.
+    Folders that only systems make are left out, and links to a folder that they lie in.
 
     Raises:
         SiteDataError: "unreadable-folder".
@@ -264,8 +264,24 @@ def walk(root: Path, *, links: bool = False) -> Iterator[tuple[Path, list[str], 
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=links):
         if not may_enter(Path(folder)):
             raise unreadable_folder(Path(folder), PermissionError())
-        folders[:] = [name for name in folders if name.lower() not in JUNK]
+        folders[:] = [
+            name
+            for name in folders
+            if name.lower() not in JUNK and not (links and _leads_back(root, Path(folder) / name))
+        ]
         yield Path(folder), folders, names
+
+
+def _leads_back(root: Path, folder: Path) -> bool:
+    """Whether a folder below `root` is a link to one that it lies in."""
+    try:
+        if not folder.is_symlink():
+            return False
+        here = folder.stat()
+        above = [up for up in folder.parents if up == root or root in up.parents]
+        return any(os.path.samestat(here, up.stat()) for up in above)
+    except OSError:  # it leads nowhere
+        return True
 
 
 def may_enter(folder: Path) -> bool:

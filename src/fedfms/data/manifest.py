@@ -397,7 +397,8 @@ class _Look:
 
     def _cannot_read(self, folder: Path, error: OSError) -> None:
         is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        if not is_missing or folder.is_symlink():  # a link to a drive that is not mounted
+        # a link to a drive that is not mounted
+        if not is_missing or (folder.is_symlink() and not folder.exists()):
             self.problems.setdefault(folder, unreadable_folder(folder, error))
 
 

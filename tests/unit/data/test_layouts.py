@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import public_layouts as layouts
 import pytest
+from plain_user import a_plain_user
 from public_layouts import Truth
 
 from fedfms.contracts.site import SiteConfig
@@ -162,3 +164,138 @@ def test_a_layout_is_read_right_or_says_what_it_needs(
         return
     assert code == 0, printed
     assert_right(run, site_file, truth)
+
+
+# ------------------------------------------------------------------------------- odd folders
+
+
+def nothing(folder: Path) -> None:
+    """An empty folder."""
+
+
+def only_volumes(folder: Path) -> None:
+    for number in range(4):
+        layouts.write_nifti(folder / f"anna {number}.nii.gz", layouts.noise(seed=number))
+
+
+def only_pictures(folder: Path) -> None:
+    for number in range(4):
+        picture = np.random.default_rng(number).integers(0, 255, (20, 24))
+        layouts.write_picture(folder / f"anna {number}.png", picture)
+
+
+def two_data_sets(folder: Path) -> None:
+    layouts.decathlon(folder)
+    layouts.nnunet(folder)
+
+
+ODD = {
+    nothing: ("holds no file", "see that it is mounted"),
+    only_volumes: ("holds images and no labels: 4 NIfTI", "whose labels somebody drew"),
+    only_pictures: ("holds images and no labels: 4 pictures", "whose labels somebody drew"),
+    two_data_sets: ("holds 2 data sets", "adopt one of these folders"),
+}
+
+
+@pytest.mark.parametrize("build", ODD, ids=lambda build: build.__name__)
+def test_an_odd_folder_is_told_in_one_sentence(
+    build: Callable[[Path], None], run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    build(folder)
+    code, printed = adopt(run, folder, tmp_path / "site.yml")
+    assert code == 1
+    assert not (tmp_path / "site.yml").exists()
+    error, fix = (" ".join(part.split()) for part in printed.split("\n  fix: "))
+    says, to_do = ODD[build]
+    assert says in error, printed
+    assert to_do in fix, printed
+
+
+NAMES = {b"new\nline": "has a line break", b"kits\xff23": "bytes that are no UTF-8"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_no_site_yml_can_hold(name: bytes, run: Run, tmp_path: Path) -> None:
+    """Of the folder itself: one sentence. Below it: right."""
+    folder = tmp_path / os.fsdecode(name)
+    truth = layouts.kits(folder)
+    code, printed = adopt(run, folder, tmp_path / "site.yml")
+    assert code == 1
+    assert NAMES[name] in printed
+    assert "rename that folder" in printed
+    assert not (tmp_path / "site.yml").exists()
+    above = tmp_path / "folder"
+    above.mkdir()
+    folder.rename(above / folder.name)
+    code, printed = adopt(run, above, tmp_path / "site.yml")
+    assert code == 0, printed
+    assert_right(run, tmp_path / "site.yml", truth)
+
+
+def test_a_folder_that_may_not_be_read_is_named(run: Run, open_folder: Path) -> None:
+    layouts.kits(open_folder)
+    closed = open_folder / "kits23" / "dataset" / "case_00003"
+    closed.chmod(0)
+    with a_plain_user():
+        code, _, err = run("adopt", open_folder, "--output", open_folder / "site.yml")
+    assert code == 1
+    assert f"the folder {closed} cannot be read by user" in " ".join(err.split())
+    assert "let this user or group read and enter it" in err
+    closed.chmod(0o755)
+
+
+def test_links_are_followed_and_loops_are_not(run: Run, tmp_path: Path) -> None:
+    real, folder = tmp_path / "real", tmp_path / "folder"
+    truth = layouts.kits(real)
+    folder.mkdir()
+    for case in (real / "kits23" / "dataset").glob("case_*"):
+        (folder / case.name).symlink_to(case)
+    (folder / "again").symlink_to(folder)
+    (real / "kits23" / "dataset" / "case_00001" / "up").symlink_to(folder)
+    code, printed = adopt(run, folder, tmp_path / "site.yml")
+    assert code == 0, printed
+    assert_right(run, tmp_path / "site.yml", truth)
+
+
+def test_another_task_in_the_folder_is_said(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    truth = layouts.kits(folder / "CT")
+    layouts.pictures_apart(folder / "skin")
+    code, printed = adopt(run, folder, tmp_path / "site.yml")
+    assert code == 0
+    assert "8 pictures with labels, too, which are not taken" in printed
+    assert_right(run, tmp_path / "site.yml", truth)
+
+
+def test_a_second_mask_of_an_image_is_never_lost_in_silence(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    truth = layouts.busi(folder)
+    code, printed = adopt(run, folder, tmp_path / "site.yml")
+    assert code == 1
+    assert "would be lost" in printed
+    assert "draw all labels of an image into one file" in printed
+    for name in ("benign (2).png", "benign (2)_mask.png", "benign (2)_mask_1.png"):
+        (folder / "Dataset_BUSI_with_GT" / "benign" / name).unlink()
+    (tmp_path / "site.yml").unlink()
+    code, printed = adopt(run, folder, tmp_path / "site.yml")
+    assert code == 0, printed
+    cases = find_cases(SiteConfig.from_yaml(tmp_path / "site.yml"))
+    assert len({case.patient for case in cases}) == len(cases) == len(truth.cases) - 1
+
+
+def test_five_thousand_files_take_seconds(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    label = np.zeros((16, 16))
+    label[2:9, 2:9] = 255
+    layouts.write_picture(folder / "masks" / "IMG 00000_mask.png", label)
+    layouts.write_picture(folder / "images" / "IMG 00000.png", layouts.noise((16, 16)) + label / 2)
+    for number in range(1, 2500):
+        os.link(folder / "images/IMG 00000.png", folder / f"images/IMG {number:05d}.png")
+        os.link(folder / "masks/IMG 00000_mask.png", folder / f"masks/IMG {number:05d}_mask.png")
+    start = time.process_time()
+    code, out, err = run("adopt", folder, "--output", tmp_path / "site.yml")
+    assert code == 0, out + err
+    assert time.process_time() - start < 20
+    assert len(find_cases(SiteConfig.from_yaml(tmp_path / "site.yml"))) == 2500

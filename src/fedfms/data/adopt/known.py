@@ -70,6 +70,16 @@ def dataset_json(tree: Tree) -> DatasetJson | None:
     return DatasetJson(folder, channels, classes, ignored)
 
 
+def data_sets(tree: Tree) -> list[str]:
+    """Folders of the tree that each are a data set as nnU-Net or the Decathlon have it."""
+    parts: dict[str, set[str]] = defaultdict(set)
+    for file in (*tree.nifti, *tree.image):
+        folder, _, last = file.rpartition("/")[0].rpartition("/")
+        if last in ("imagesTr", "labelsTr"):
+            parts[folder].add(last)
+    return sorted(folder for folder, found in parts.items() if len(found) == 2)
+
+
 def _classes(labels: Any) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
     """Of nnU-Net's {name: value or values}, or the Decathlon's {value: name}."""
     found: dict[str, tuple[int, ...]] = {}

@@ -127,8 +127,9 @@ def known_ends(text: str) -> str:
 
 
 def glob_literal(text: str) -> str:
-    """A text as a glob that matches it alone; a sign of globs in it becomes any one character."""
-    return re.sub(r"[*?\[]", "?", text)
+    """A text as a glob that matches it alone; what site.yml cannot hold becomes any one character:
+    signs of globs, line breaks, bytes of no text."""
+    return re.sub(r"[*?\[\x02-\x1f\x7f-\x9f\ud800-\udfff]", "?", text)
 
 
 def collapsed(pattern: str) -> str:

@@ -92,7 +92,7 @@ def _pairs_of(groups: Sequence[Group], tree: Tree, format: ImageFormat) -> Found
     images = [group for group in groups if group.role != "label"]
     unsure: list[str] = []
     if not labels or not images:
-        labels, images = _by_content(groups, tree.root, format)
+        labels, images = by_content(groups, tree.root, format)
         if labels and images:
             unsure.append(
                 "names do not say which files are labels: taken are those that hold few values, "
@@ -324,7 +324,7 @@ def values_in(path: Path, format: ImageFormat) -> set[int] | None:
     return None if label is None else set(np.unique(label.values).tolist())
 
 
-def _by_content(
+def by_content(
     groups: Sequence[Group], root: Path, format: ImageFormat
 ) -> tuple[list[Group], list[Group]]:
     """Labels and images told by what they hold, where names do not say."""

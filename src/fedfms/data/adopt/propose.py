@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,27 @@ from typing import Any
 import numpy as np
 
 from fedfms.contracts.decode import from_dict
-from fedfms.contracts.site import SiteConfig, values_of_files
+from fedfms.contracts.site import ImageFormat, SiteConfig, values_of_files
 from fedfms.control import Control
 from fedfms.data.adopt import known
 from fedfms.data.adopt.names import class_name, contrast_of, known_words, words
-from fedfms.data.adopt.pairing import Found, find_pairs, fits, image_at, label_at, values_in
-from fedfms.data.adopt.tree import Tree, endings, folder_wildcards, look, stem_and_ending
+from fedfms.data.adopt.pairing import (
+    Found,
+    by_content,
+    find_pairs,
+    fits,
+    image_at,
+    label_at,
+    values_in,
+)
+from fedfms.data.adopt.tree import (
+    Tree,
+    endings,
+    folder_wildcards,
+    groups_of,
+    look,
+    stem_and_ending,
+)
 from fedfms.data.content import another_kind, read_bytes
 from fedfms.data.formats import Stored, read_image
 from fedfms.data.manifest import Scan, scan, several_files_a_patient
@@ -72,6 +87,13 @@ def propose(
     control = control or Control()
     root = root.resolve()
     tree = look(root, control)
+    if len(sets := known.data_sets(tree)) > 1:
+        raise SiteDataError(
+            f"{root} holds {len(sets)} data sets (folders with imagesTr and labelsTr): "
+            f"{', '.join(sets[:4])}",
+            "adopt one of these folders; a site.yml describes one task",
+            code="layout-not-seen",
+        )
     said = known.dataset_json(tree)
     layout, found = _layout(tree, said)
     if found is None and tree.dicom:
@@ -99,8 +121,27 @@ def _layout(tree: Tree, said: known.DatasetJson | None) -> tuple[str, Found | No
             continue  # pictures beside a series are screenshots
         found = find_pairs(tree, format) if tree.of(format) else None
         if found is not None and len(found.pairs) > 1:
-            return _in_words(found), found
+            return _in_words(found), replace(found, unsure=(*found.unsure, *_besides(tree, format)))
     return "", None
+
+
+def _besides(tree: Tree, format: ImageFormat) -> Iterator[str]:
+    """Sentences on files of other formats that may be another task."""
+    for other, what in (("image", "pictures"), ("npy", "arrays"), ("nifti", "volumes")):
+        if other == format or not tree.of(other):  # type: ignore[arg-type]
+            continue
+        found = find_pairs(tree, other)  # type: ignore[arg-type]
+        if found is not None and len(found.pairs) > 1:
+            yield (
+                f"there are {len(found.pairs)} {what} with labels, too, which are not taken "
+                f"({next(iter(found.images.values()))}); if they are meant, adopt their folder "
+                "by itself"
+            )
+    if tree.dicom and format == "nifti":
+        yield (
+            f"there are {count_of(len(tree.dicom), 'DICOM file')}, too, which are not taken; if "
+            "they are meant, adopt their folder by itself"
+        )
 
 
 def _of_bids(readings: Sequence[Found], tree: Tree) -> Found:
@@ -494,8 +535,8 @@ def _finished(proposal: Proposal, tree: Tree) -> Proposal:
         if not any(problem.code == "unpaired-files" for problem in again.problems):
             found = again
             proposal.unsure.append(
-                f"{count_of(again.unlabelled, 'image')} have no label and are no cases "
-                "(unlabelled: pass_over)"
+                "without a label, and so no cases (unlabelled: pass_over): "
+                f"{count_of(again.unlabelled, 'image')}"
             )
         else:
             del proposal.values["unlabelled"]
@@ -600,6 +641,20 @@ def _not_seen(tree: Tree) -> SiteDataError:
         fix = f"{'; '.join(ways)}; then adopt the folder again" + (
             f"; else {hand}" if there else ""
         )
+    if not there and not tree.others:
+        return SiteDataError(
+            f"the folder {tree.root} holds no file",
+            "name the folder with your images; where it is a drive, see that it is mounted",
+            code="layout-not-seen",
+        )
+    if there and not foreign and not _may_be_labels(tree):
+        return SiteDataError(
+            f"{tree.root} holds images and no labels: {', '.join(there)}"
+            + (f" ({some})" if some else ""),
+            "name the folder that holds images and labels both; a site trains on images whose "
+            "labels somebody drew (to have labels drawn by a trained model, see fedfms predict)",
+            code="layout-not-seen",
+        )
     return SiteDataError(
         f"how images and labels lie in {tree.root} cannot be seen: "
         f"{', '.join(there) or f'no image among {len(tree.others)} files'}"
@@ -608,3 +663,16 @@ def _not_seen(tree: Tree) -> SiteDataError:
         fix,
         code="layout-not-seen",
     )
+
+
+def _may_be_labels(tree: Tree) -> bool:
+    """Whether any file may be a label by its name, or by what it holds."""
+    formats: tuple[ImageFormat, ...] = ("nifti", "image", "npy")
+    for format in formats:
+        groups = groups_of(tree.of(format))
+        if (
+            any(group.role == "label" for group in groups)
+            or by_content(groups, tree.root, format)[0]
+        ):
+            return True
+    return False
