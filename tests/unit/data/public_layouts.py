@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class Truth:
     words: in what is printed where the folder cannot be used as it is; each one of them.
     test: numbers of labelled images that the folder itself leaves for a test; they are no cases.
     validation: those that it leaves to validate, where it says so.
+    void: label values that teach nothing.
     """
 
     cases: dict[int, str]
@@ -49,6 +51,7 @@ class Truth:
     words: tuple[str, ...] = ()
     test: frozenset[int] = frozenset()
     validation: frozenset[int] = frozenset()
+    void: tuple[int, ...] = ()
 
 
 def named(**classes: int | Sequence[int]) -> dict[str, frozenset[int]]:
@@ -873,6 +876,89 @@ def pacs_structures(root: Path) -> Truth:
     return Truth(cases, named(Leber=1, Tumor=2), 2)
 
 
+def nnunet_ignore(root: Path) -> Truth:
+    """nnU-Net with a label to be ignored, some files packed and others not.
+
+    MIC-DKFZ/nnUNet, documentation/ignore_label.md: the label `ignore` has the highest value, and
+    its pixels have no part in training. That is `void` here, and no background.
+    """
+    cases: dict[int, str] = {}
+    for number in range(1, 6):
+        label = label_of(number, 2)
+        ending = ".nii" if number == 2 else ".nii.gz"
+        write_nifti(root / "labelsTr" / f"c{number}{ending}", label)
+        write_nifti(root / "imagesTr" / f"c{number}_0000{ending}", image_of(number, label))
+        cases[number] = f"c{number}"
+    labels = {"background": 0, "organ": 1, "ignore": 2}
+    (root / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "T2"}, "labels": labels, "file_ending": ".nii.gz"})
+    )
+    return Truth(cases, named(organ=1), void=(2,))
+
+
+def endings(root: Path) -> Truth:
+    """Pictures as several machines save them: .JPG, .jpg and .png, accents in two spellings.
+
+    Unicode Standard Annex 15: ü is one character (NFC), as Linux and Windows write it, or u and a
+    mark (NFD), as macOS does.
+    """
+    cases: dict[int, str] = {}
+    names = ("Müller", "Jörg", "Zoë", "André", "Åsa", "Øyvind")
+    for number, name in enumerate(names, start=1):
+        picture, label = blocks(number)
+        path = root / "Bilder" / f"{unicodedata.normalize('NFD', name)}.jpg"
+        if number == 5:
+            path = path.with_suffix(".png")
+        write_picture(path, picture, colours=True)
+        if number == 3:
+            path.rename(path.with_suffix(".JPG"))
+        masks = root / "Masken" / f"{unicodedata.normalize('NFC', name)}_Maske.png"
+        write_picture(masks, 255 * label)
+        cases[number] = name
+    return Truth(cases)
+
+
+def pacs_apart(root: Path) -> Truth:
+    """Segmentations all in one folder, apart from the series, two of which are called alike.
+
+    DICOM PS3.3, C.7.6.16 (Derivation Image, Referenced Series): what a segmentation belongs to
+    stands in it alone; SeriesDescription is free text and often the same.
+    """
+    cases: dict[int, str] = {}
+    for number in range(1, 5):
+        patient = f"P{number}"
+        label = label_of(number, 1)
+        t2 = _series(f"{patient}-a", patient, patient, number, label, 0, "t2_tse_tra")
+        blank = np.zeros_like(label)
+        again = _series(f"{patient}-b", patient, patient, number, blank, 2, "t2_tse_tra")
+        for datasets in (t2, again):
+            _write_by_uid(root / "Bilder", patient, datasets)
+        seg = dicom.segmentation(t2, {"Läsion": label == 1})
+        dicom.write(root / "Segmentierungen" / f"{seg.SOPInstanceUID}.dcm", seg)
+        cases[number] = patient
+    return Truth(cases, named(lasion=1))
+
+
+def eclipse_plans(root: Path) -> Truth:
+    """Two plans of a patient in one folder, both scans described alike.
+
+    As `eclipse`. A folder is one series here; which slices belong to which only their UIDs say.
+    """
+    cases: dict[int, str] = {}
+    for number in range(1, 5):
+        patient = f"P{(number + 1) // 2}"
+        label = label_of(number, 1)
+        g = dicom.grid("axial", label.shape)
+        slices = _series(f"{number}", patient, f"{number}", number, label, 0, "Planungs-CT", "CT")
+        body = dicom.box((2, 20), (2, 18))
+        rt = dicom.structure_set(g, slices, {(1, "Prostata"): [(2, body), (3, body)]})
+        for slice_ in slices:
+            dicom.write(root / patient / f"CT.{slice_.SOPInstanceUID}.dcm", slice_)
+        dicom.write(root / patient / f"RS.{rt.SOPInstanceUID}.dcm", rt)
+        cases[number] = patient
+    return Truth(cases, words=("2 folders hold slices of several series", "folder of its own"))
+
+
 LISTED = (
     nnunet,
     decathlon,
@@ -898,4 +984,8 @@ MORE = (
     chaos,
     kvasir,
     pacs_structures,
+    nnunet_ignore,
+    endings,
+    pacs_apart,
+    eclipse_plans,
 )

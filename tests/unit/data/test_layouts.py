@@ -88,6 +88,7 @@ def assert_right(run: Run, site_file: Path, truth: Truth) -> None:
         sides.setdefault(case.patient, set()).add(case.split)
     assert set(patients) == set(truth.cases), "the cases are not those of the folder"
     assert scan(site).left_for_test == len(truth.test)
+    assert site.void == truth.void
     if truth.validation:
         assert {n for n in patients if "validation" in sides[patients[n]]} == truth.validation
     assert_classes(meant, truth)

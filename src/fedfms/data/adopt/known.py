@@ -15,7 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -24,7 +24,7 @@ from typing import Any
 from fedfms.bounded import read_json_object
 from fedfms.data.adopt.names import class_name, contrast_of, glob_literal, role_of
 from fedfms.data.adopt.pairing import Found, best_match
-from fedfms.data.adopt.tree import Group, Tree, stem_and_ending
+from fedfms.data.adopt.tree import Group, Tree, endings_glob, stem_and_ending
 from fedfms.errors import FedfmsError
 from fedfms.files import read_whole
 
@@ -115,8 +115,10 @@ def nnunet(tree: Tree, said: DatasetJson | None) -> Found | None:
     labels = places.get(f"{kind} {base}labelsTr", [])
     if not labels:
         return None
-    ending = Counter(stem_and_ending(file)[1] for file in labels).most_common(1)[0][0]
-    label = Group(f"{glob_literal(base)}labelsTr/*{ending}", tuple(labels), "label")
+    every_ending = {stem_and_ending(file)[1] for file in labels}
+    label = Group(
+        f"{glob_literal(base)}labelsTr/*{endings_glob(every_ending)}", tuple(labels), "label"
+    )
     stems = {stem_and_ending(PurePosixPath(file).name)[0] for file in labels}
     by_channel: dict[int, list[str]] = defaultdict(list)
     plain: list[str] = []
@@ -125,19 +127,21 @@ def nnunet(tree: Tree, said: DatasetJson | None) -> Found | None:
         numbered = re.fullmatch(r"(.*)_(\d{4})", stem)
         if numbered is not None and (numbered.group(1) in stems or stem not in stems):
             by_channel[int(numbered.group(2))].append(file)
-        elif of_image == ending or stem in stems:
+        elif of_image in every_ending or stem in stems:
             plain.append(file)
     globs: dict[str, Group] = {}
     if by_channel and len(plain) * 2 < len(places[images[0]]):
         for number, files in sorted(by_channel.items()):
-            pattern = f"{glob_literal(folder)}/*_{number:04d}{stem_and_ending(files[0])[1]}"
+            of_images = endings_glob({stem_and_ending(file)[1] for file in files})
+            pattern = f"{glob_literal(folder)}/*_{number:04d}{of_images}"
             name = said.channels.get(number, "") if said else ""
             contrast = contrast_of(name) or (class_name(name) if name else f"channel_{number}")
             if contrast in globs:
                 contrast = f"{contrast}_{number}"
             globs[contrast] = Group(pattern, tuple(files), "image", contrast)
     elif plain:
-        pattern = f"{glob_literal(folder)}/*{stem_and_ending(plain[0])[1]}"
+        of_images = endings_glob({stem_and_ending(file)[1] for file in plain})
+        pattern = f"{glob_literal(folder)}/*{of_images}"
         globs[""] = Group(pattern, tuple(plain), "image")
     matches = {name: best_match(group, label, "nifti") for name, group in globs.items()}
     found = {name: match for name, match in matches.items() if match is not None}

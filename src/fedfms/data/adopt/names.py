@@ -55,7 +55,9 @@ PARTS = {
     **dict.fromkeys(words("test testing tst imagests labelsts holdout"), "test"),
 }
 _KNOWN = LABEL_WORDS | IMAGE_WORDS | CONTRASTS.keys()
-_RUN = re.compile(r"[^\W_]+")
+# letters and digits; with the marks of accents that are signs of their own, as macOS writes them
+_MARKS = "\u0300-\u036f\u3099\u309a"
+_RUN = re.compile(rf"[^\W_]+(?:[{_MARKS}]+[^\W_]*)*")
 _NUMBERED = re.compile(r"([^\W\d_]+)\d+")
 
 
@@ -65,14 +67,18 @@ def known_words(text: str) -> Iterator[tuple[str, int, int, bool]]:
     Of a known word with a number behind it (manual1, img0001) the letters alone.
     """
     for found in _RUN.finditer(text):
-        run = found.group().lower()
+        run = _without_accents(found.group().lower())
         numbered = _NUMBERED.fullmatch(run)
         if run not in _KNOWN and numbered is not None and numbered.group(1) in _KNOWN:
-            middle = found.start() + len(numbered.group(1))
+            middle = found.end() - len(run) + len(numbered.group(1))
             yield numbered.group(1), found.start(), middle, True
             yield run[len(numbered.group(1)) :], middle, found.end(), False
         else:
             yield run, found.start(), found.end(), run in _KNOWN
+
+
+def _without_accents(text: str) -> str:
+    return re.sub(f"[{_MARKS}]", "", unicodedata.normalize("NFD", text))
 
 
 def words_of(text: str) -> list[str]:

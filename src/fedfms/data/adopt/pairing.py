@@ -24,7 +24,15 @@ from fedfms.data.adopt.names import (
     part_of,
     words_of,
 )
-from fedfms.data.adopt.tree import Group, Tree, folder_keys_of, folder_wildcards, groups_of, keys_of
+from fedfms.data.adopt.tree import (
+    Group,
+    Tree,
+    folder_keys_of,
+    folder_wildcards,
+    groups_of,
+    keys_of,
+    with_all_endings,
+)
 from fedfms.data.content import read_bytes
 from fedfms.data.formats import Stored, read_image, read_label
 from fedfms.data.grid import Cut
@@ -98,6 +106,7 @@ def _pairs_of(groups: Sequence[Group], tree: Tree, format: ImageFormat) -> Found
                 "names do not say which files are labels: taken are those that hold few values, "
                 + ", ".join(sorted(group.pattern for group in labels)[:3])
             )
+    images, labels = _with_all_endings(images, labels, format)
     matches = [
         match
         for label in labels
@@ -108,6 +117,29 @@ def _pairs_of(groups: Sequence[Group], tree: Tree, format: ImageFormat) -> Found
         return None
     chosen = _choose(matches, images, labels, tree, format, unsure)
     return None if chosen is None else _with_parts(chosen, parts, unsure)
+
+
+def _with_all_endings(
+    images: list[Group], labels: list[Group], format: ImageFormat
+) -> tuple[list[Group], list[Group]]:
+    """Groups of several endings in the place of their parts, where more pairs by them."""
+    joined = [dict(with_all_endings(groups)) for groups in (images, labels)]
+    if not joined[0] and not joined[1]:
+        return images, labels
+    every = [
+        (match.rank, image, label)
+        for image in (*images, *joined[0])
+        for label in (*labels, *joined[1])
+        if (match := best_match(image, label, format)) is not None
+    ]
+    best = max(every, key=lambda one: one[0], default=None)
+    if best is None:
+        return images, labels
+    kept = []
+    for groups, of_several, chosen in ((images, joined[0], best[1]), (labels, joined[1], best[2])):
+        parts = of_several.get(chosen, ())
+        kept.append([group for group in groups if group not in parts] + [chosen] * bool(parts))
+    return kept[0], kept[1]
 
 
 def best_match(image: Group, label: Group, format: ImageFormat) -> Match | None:

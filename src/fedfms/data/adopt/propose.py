@@ -29,6 +29,7 @@ from fedfms.data.adopt.tree import (
     Tree,
     endings,
     folder_wildcards,
+    glob_stem_and_ending,
     groups_of,
     look,
     stem_and_ending,
@@ -37,6 +38,7 @@ from fedfms.data.content import another_kind, read_bytes
 from fedfms.data.formats import Stored, read_image
 from fedfms.data.manifest import Scan, scan, several_files_a_patient
 from fedfms.data.numbers import count_of
+from fedfms.data.pairs import WILDCARD
 from fedfms.errors import SiteDataError
 
 _SOME = 5  # images that say how all are read
@@ -252,12 +254,9 @@ def _add_labels(
         of_file = {value for given in said.classes.values() for value in given}
         if set(drawn) <= of_file | set(said.ignored):
             values["classes"] = dict(said.classes)
-            if said.ignored:
-                values["background"] = (0, *said.ignored)
-                proposal.unsure.append(
-                    f"dataset.json says that {_some(said.ignored)} is to be ignored; it is read as "
-                    "background"
-                )
+            if said.ignored:  # nnU-Net, documentation/ignore_label.md
+                values["void"] = said.ignored
+                proposal.seen.append(("teaches nothing", f"{_some(said.ignored)} (ignore)"))
             return
         proposal.unsure.append(
             f"label files hold {_some(drawn)}, and dataset.json says {_some(sorted(of_file))}"
@@ -312,7 +311,7 @@ def _word_of_labels(found: Found) -> str:
     if re.search(r"(^|/)sub-\*/", label):  # other entities say nothing of what is drawn
         return "foreground"
     of_image = {word for word, *_ in known_words(image)}
-    name = stem_and_ending(label.rpartition("/")[2])[0].replace("*", " ")
+    name = glob_stem_and_ending(label.rpartition("/")[2])[0].replace("*", " ")
     own = [
         word
         for word, _, _, is_known in known_words(name)
@@ -450,7 +449,8 @@ def add_patients(proposal: Proposal, keys: Sequence[str], found: Found | None) -
     folders, _, name = image.rpartition("/")
     levels = folders.split("/") if folders else []
     variable = [depth for depth, level in enumerate(levels) if "*" in level]
-    in_name = "*" in stem_and_ending(name)[0] and values.get("pair_by") != "folder"
+    stem, ending = glob_stem_and_ending(name)
+    in_name = "*" in stem and values.get("pair_by") != "folder"
     skip = values.get("split") is not None  # the first variable folder is the part
     if skip and variable:
         variable = variable[1:]
@@ -465,7 +465,8 @@ def add_patients(proposal: Proposal, keys: Sequence[str], found: Found | None) -
     example = several_files_a_patient(stems)
     if example is not None:
         before = "".join("[^/]+/" for _ in range(variable[0])) if variable else "(?:.*/)?"
-        end = "/" if variable else re.escape(name.rpartition("*")[2]) + "$"
+        last = r"\.[A-Za-z.]+" if WILDCARD.search(ending) else re.escape(ending)
+        end = "/" if variable else re.escape(stem.rpartition("*")[2]) + last + "$"
         values["patient"] = rf"^{before}([^/]*\d[^/]*?)[-_ .]+[A-Za-z]*\d+{end}"
         proposal.unsure.append(
             f"names such as {', '.join(example)} look like several of one patient; patient in "

@@ -7,10 +7,12 @@ words that are known or that stand in most of the cases' folders stay.
 
 from __future__ import annotations
 
+import fnmatch
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -117,7 +119,7 @@ class Group:
     @property
     def name(self) -> str:
         """The last part of the pattern, without its ending."""
-        return stem_and_ending(self.pattern)[0].rpartition("/")[2]
+        return glob_stem_and_ending(self.pattern.rpartition("/")[2])[0]
 
 
 def groups_of(files: Sequence[str], *, by_folder: bool = False) -> list[Group]:
@@ -151,6 +153,16 @@ def stem_and_ending(name: str) -> tuple[str, str]:
         for ending in sorted(endings, key=len, reverse=True):
             if lower.endswith(ending):
                 return name[: -len(ending)], name[-len(ending) :]
+    return name, ""
+
+
+def glob_stem_and_ending(name: str) -> tuple[str, str]:
+    """As `stem_and_ending`, of a glob whose ending may hold wildcards, as in *.nii*."""
+    known = [ending for endings in EXTENSIONS.values() for ending in endings]
+    for dot in re.finditer(r"\.", name):
+        stem, tail = name[: dot.start()], name[dot.start() :]
+        if any(tail.lower() == ending or fnmatch.fnmatchcase(ending, tail) for ending in known):
+            return stem, tail
     return name, ""
 
 
@@ -315,6 +327,60 @@ def _common_start(texts: Sequence[str]) -> str:
     return low[:count]
 
 
+def with_all_endings(groups: Sequence[Group]) -> list[tuple[Group, tuple[Group, ...]]]:
+    """Groups that differ in the ending alone (.png and .PNG, .nii and .nii.gz) as one, and their
+    parts.
+
+    None has a file that another one has under its own ending: those are a picture and its label.
+    """
+    found: list[tuple[Group, tuple[Group, ...]]] = []
+    left = sorted(groups, key=lambda group: -len(group.files))
+    while left:
+        first, *left = left
+        folder, stem, ending = _in_three(first)
+        inside = glob_expression(folder)
+        parts = [first]
+        stems = {stem_and_ending(file)[0] for file in first.files}
+        for other in left:
+            of_other = {stem_and_ending(file)[0] for file in other.files}
+            if (
+                _in_three(other)[1] == stem
+                and _in_three(other)[2] != ending
+                and all(inside.fullmatch(file.rpartition("/")[0]) for file in other.files)
+                and not stems & of_other
+            ):
+                parts.append(other)
+                stems |= of_other
+        if len(parts) < 2:
+            continue
+        left = [group for group in left if group not in parts]
+        files = tuple(sorted(file for part in parts for file in part.files))
+        name = stem + endings_glob({_in_three(part)[2] for part in parts})
+        whole = f"{folder}/{name}" if folder else name
+        variants = tuple(
+            one.removesuffix(ending) + name[len(stem) :] for one in _variants(first.pattern, files)
+        )
+        merged = replace(first, pattern=whole, files=files, variants=variants)
+        found.append((merged, tuple(parts)))
+    return found
+
+
+def _in_three(group: Group) -> tuple[str, str, str]:
+    """Of a group's glob the folder, the stem and the ending."""
+    folder, _, name = group.pattern.rpartition("/")
+    return folder, *glob_stem_and_ending(name)
+
+
+def endings_glob(endings: set[str]) -> str:
+    """A glob of several endings: .[Pp][Nn][Gg], .nii*, .jp*g."""
+    if len(set(map(len, endings))) == 1:
+        signs = [sorted(set(column)) for column in zip(*endings, strict=True)]
+        return "".join(one[0] if len(one) == 1 else f"[{''.join(one)}]" for one in signs)
+    start = _common_start(sorted(endings))
+    end = _common_start([one[len(start) :][::-1] for one in sorted(endings)])[::-1]
+    return f"{start}*{end}"
+
+
 # ------------------------------------------------------------------------------------------- keys
 
 
@@ -343,13 +409,14 @@ def _keys(pattern: str, files: Iterable[str], count: int) -> dict[str, list[str]
         end = len(file) - len(stem_and_ending(PurePosixPath(file).name)[1])
         spans = [found.span(number) for number in range(1, count + 1)]
         key = "/".join(file[start : min(stop, end)].strip("/") for start, stop in spans)
-        keys[key].append(file)
+        keys[unicodedata.normalize("NFC", key)].append(file)
     return keys
 
 
 def endings(files: Iterable[str]) -> Counter[str]:
     """How many files of each ending, in small letters."""
+    found = (stem_and_ending(file)[1] or PurePosixPath(file).suffix for file in files)
     return Counter(
-        (stem_and_ending(file)[1] or PurePosixPath(file).suffix).lower() or "without ending"
-        for file in files
+        "without ending" if ending[1:].isdigit() else ending.lower() or "without ending"
+        for ending in found
     )

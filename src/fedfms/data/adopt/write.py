@@ -50,6 +50,7 @@ def site_yml(proposal: Proposal) -> str:
         "unlabelled",
         "classes",
         "background",
+        "void",
         "label_names",
         "overlap",
         "series",
