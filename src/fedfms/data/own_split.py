@@ -65,7 +65,8 @@ def own_sides(
                 code="patient-on-both-sides",
             )
     found = {side: {p for p, of in by_patient.items() if side in of} for side in _SIDES}
-    if not found["validation"] and split.fold is None and len(found["train"]) > 1:
+    only_a_test = split.file is None and not split.validation
+    if only_a_test and len(found["train"]) > 1:
         found["validation"] = dealt(found["train"])
         found["train"] -= found["validation"]
     for side in ("train", "validation"):
