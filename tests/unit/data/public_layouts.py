@@ -959,6 +959,139 @@ def eclipse_plans(root: Path) -> Truth:
     return Truth(cases, words=("2 folders hold slices of several series", "folder of its own"))
 
 
+def lits(root: Path) -> Truth:
+    """LiTS: volumes in parts that are only how they were packed.
+
+    Bilic et al. 2023 (arXiv 1901.04056), competitions.codalab.org/competitions/17094: `Training
+    Batch 1/volume-0.nii`, `Training Batch 1/segmentation-0.nii`, numbered on in `Training Batch 2`;
+    1 liver, 2 tumour.
+    """
+    cases: dict[int, str] = {}
+    for number in range(1, 7):
+        label = label_of(number, 2)
+        place = root / ("Training Batch 1" if number < 4 else "Training Batch 2")
+        write_nifti(place / f"volume-{number}.nii", image_of(number, label))
+        write_nifti(place / f"segmentation-{number}.nii", label)
+        cases[number] = f"{number}"
+    return Truth(cases, None, 2)
+
+
+def brats_grades(root: Path) -> Truth:
+    """BraTS 2018: patients' folders sorted by the grade of their tumour.
+
+    med.upenn.edu/sbia/brats2018/data.html: `HGG/Brats18_CBICA_AAB_1/Brats18_CBICA_AAB_1_t1.nii.gz`,
+    `LGG/Brats18_TCIA09_312_1/...`, `survival_data.csv`; labels 1, 2 and 4 as in `fets`.
+    """
+    cases: dict[int, str] = {}
+    kinds = {"t1": 0, "t1ce": 1, "t2": 2, "flair": 3}
+    for number in range(1, 9):
+        label = label_of(number, 3)
+        name = f"Brats18_{'TCIA' if number % 2 else 'CBICA'}{number:02d}_{100 + number}_1"
+        place = root / ("HGG" if number < 5 else "LGG") / name
+        for contrast, kind in kinds.items():
+            write_nifti(place / f"{name}_{contrast}.nii.gz", image_of(number, label, kind))
+        write_nifti(place / f"{name}_seg.nii.gz", np.where(label == 3, 4, label).astype(np.uint8))
+        cases[number] = name
+    clinical(root / "survival_data.csv")
+    return Truth(cases, None, 3, kinds, REGIONS)
+
+
+def verse(root: Path) -> Truth:
+    """VerSe 2020, subject based: BIDS in its names, and not wholly in its folders.
+
+    osf.io/4skx2/wiki: `training/rawdata/sub-verse000/sub-verse000_dir-orient_ct.nii.gz` and
+    `training/derivatives/sub-verse000/sub-verse000_dir-orient_seg-vert_msk.nii.gz`, with centroids
+    (JSON) and a snapshot (PNG) beside the mask.
+    """
+    cases: dict[int, str] = {}
+    for number in range(1, 7):
+        label = label_of(number, 2)
+        name = f"sub-verse{number:03d}"
+        raw, derived = (root / "training" / part / name for part in ("rawdata", "derivatives"))
+        write_nifti(raw / f"{name}_dir-ax_ct.nii.gz", image_of(number, label))
+        write_nifti(derived / f"{name}_dir-ax_seg-vert_msk.nii.gz", label)
+        (derived / f"{name}_dir-ax_seg-subreg_ctd.json").write_text("[]")
+        write_picture(derived / f"{name}_dir-ax_seg-vert_snp.png", noise((20, 24), number))
+        cases[number] = name
+    return Truth(cases, None, 2)
+
+
+def montgomery(root: Path) -> Truth:
+    """Chest X-rays of Montgomery County: a folder of masks for each lung.
+
+    Jaeger et al. 2014, Quant Imaging Med Surg 4(6), NLM-MontgomeryCXRSet-ReadMe: `CXR_png/
+    MCUCXR_0001_0.png`, `ManualMask/leftMask/` and `ManualMask/rightMask/` with the same names,
+    `ClinicalReadings/*.txt`.
+    """
+    cases: dict[int, str] = {}
+    folder = root / "MontgomerySet"
+    for number in range(1, 7):
+        label = label_of(number, 2, (24, 20)).T
+        name = f"MCUCXR_{number:04d}_{number % 2}"
+        write_picture(folder / "CXR_png" / f"{name}.png", image_of(number, label))
+        for k, side in enumerate(("leftMask", "rightMask"), start=1):
+            write_picture(folder / "ManualMask" / side / f"{name}.png", 255 * (label == k))
+        (folder / "ClinicalReadings").mkdir(exist_ok=True)
+        (folder / "ClinicalReadings" / f"{name}.txt").write_text("Patient's Sex: F\n")
+        cases[number] = name
+    return Truth(cases, named(left=1, right=2), 2)
+
+
+def chase(root: Path) -> Truth:
+    """CHASE_DB1: both eyes of a child, drawn by two people, all in one folder.
+
+    Fraz et al. 2012, IEEE Trans Biomed Eng 59(9), blogs.kingston.ac.uk/retinal/chasedb1:
+    `Image_01L.jpg`, `Image_01L_1stHO.png`, `Image_01L_2ndHO.png`. One of the two is taken.
+    """
+    cases: dict[int, str] = {}
+    number = 0
+    for child in range(1, 5):
+        for eye in "LR":
+            number += 1
+            picture, label = blocks(number)
+            name = f"Image_{child:02d}{eye}"
+            write_picture(root / f"{name}.jpg", picture, colours=True)
+            for drawn in ("1stHO", "2ndHO"):
+                write_picture(root / f"{name}_{drawn}.png", 255 * label)
+            cases[number] = f"{child:02d}"
+    return Truth(cases)
+
+
+def hrf(root: Path) -> Truth:
+    """HRF: vessels, and masks that say where the picture is.
+
+    Budai et al. 2013, www5.cs.fau.de/research/data/fundus-images: `images/01_h.jpg`,
+    `manual1/01_h.tif`, `mask/01_h_mask.tif`; the mask is the field of view and no label.
+    """
+    cases: dict[int, str] = {}
+    for number in range(1, 7):
+        picture, label = blocks(number)
+        name = f"{number:02d}_h"
+        write_picture(root / "images" / f"{name}.jpg", picture, colours=True)
+        write_picture(root / "manual1" / f"{name}.tif", 255 * label)
+        write_picture(root / "mask" / f"{name}_mask.tif", np.full((32, 32), 255))
+        cases[number] = name
+    return Truth(cases)
+
+
+def glas(root: Path) -> Truth:
+    """GlaS: training and test told apart by names alone, in one folder.
+
+    Sirinukunwattana et al. 2017 (arXiv 1603.00275), warwick.ac.uk/fac/cross_fac/tia/data/
+    glascontest: `train_1.bmp`, `train_1_anno.bmp`, `testA_1.bmp`, `Grade.csv`; PNG here, since BMP
+    is not read.
+    """
+    cases: dict[int, str] = {}
+    for number in range(1, 9):
+        picture, label = blocks(number)
+        name = f"train_{number}" if number < 7 else f"testA_{number - 6}"
+        write_picture(root / f"{name}.png", picture, colours=True)
+        write_picture(root / f"{name}_anno.png", label)
+        cases[number] = name
+    clinical(root / "Grade.csv")
+    return Truth(cases)
+
+
 LISTED = (
     nnunet,
     decathlon,
@@ -988,4 +1121,11 @@ MORE = (
     endings,
     pacs_apart,
     eclipse_plans,
+    lits,
+    brats_grades,
+    verse,
+    montgomery,
+    chase,
+    hrf,
+    glas,
 )

@@ -19,8 +19,9 @@ def words(text: str) -> frozenset[str]:
 LABEL_WORDS = words(
     "mask masks msk seg segs segm segmentation segmentations label labels labelmap labelmaps "
     "labelstr labelsts labelsva gt gts groundtruth truth annotation annotations annotated annot "
-    "manual roi rois dseg contour contours delineation outline outlines target targets maske "
-    "masken maska masque masques mascara mascaras segmentierung segmentierungen etikett etiquettes"
+    "anno manual roi rois dseg contour contours delineation outline outlines target targets "
+    "maske masken maska masque masques mascara mascaras segmentierung segmentierungen etikett "
+    "etiquettes"
 )
 IMAGE_WORDS = words(
     "image images imagestr imagests imagesva img imgs scan scans volume volumes vol imaging input "

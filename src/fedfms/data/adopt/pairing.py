@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -219,7 +219,8 @@ def _choose(
         fitting = [best]
     label_globs = sorted({match.label for match in fitting}, key=lambda p: _order(p, fitting))
     groups = {glob: group for group in labels for glob in (group.pattern, *group.variants)}
-    files = _files_of_classes([groups[glob] for glob in label_globs], tree, format)
+    files = _files_of_classes(label_globs, groups, tree, format)
+    files = files or _folders_of_classes(label_globs, fitting, tree, format)
     if len(files) > 1:
         label_of = dict(files)
         main = next(iter(label_of.values()))
@@ -289,25 +290,60 @@ def _contrast_names(groups: Sequence[Group], globs: Sequence[str]) -> dict[str, 
     return {name: named[name] for name in names}
 
 
-def _files_of_classes(groups: Sequence[Group], tree: Tree, format: ImageFormat) -> dict[str, str]:
+# of names in which people differ who drew one thing, and no classes
+_DRAWN_BY = re.compile(
+    r"(?:class_)?(?:\d(?:st|nd|rd|th)|rater|reader|observer|annotator|expert).*", re.IGNORECASE
+)
+
+
+def _files_of_classes(
+    globs: Sequence[str], groups: Mapping[str, Group], tree: Tree, format: ImageFormat
+) -> dict[str, str]:
     """Globs of labels in one file a class by the class; empty if it is not so.
 
     They lie in one folder of a case, are called differently, and each holds one value beside 0.
     """
-    if len(groups) < 2:
+    if len(globs) < 2 or len({glob.rpartition("/")[0] for glob in globs}) != 1:
         return {}
-    folders = {group.pattern.rpartition("/")[0] for group in groups}
-    if len(folders) != 1:
-        return {}
-    for group in groups:
-        for file in group.files[:_LOOKED_AT]:
+    for glob in globs:
+        for file in groups[glob].files[:_LOOKED_AT]:
             values = values_in(tree.root / file, format)
             if values is None or len(values - {0}) > 1:
                 return {}
-    names = _own_words([group.name for group in groups])
-    if len(set(names)) < len(groups):
+    names = _own_words([groups[glob].name for glob in globs])
+    if len(set(names)) < len(globs) or all(_DRAWN_BY.fullmatch(name) for name in names):
         return {}
-    return dict(sorted(zip(names, [group.pattern for group in groups], strict=True)))
+    return dict(sorted(zip(names, globs, strict=True)))
+
+
+def _folders_of_classes(
+    globs: Sequence[str], matches: Sequence[Match], tree: Tree, format: ImageFormat
+) -> dict[str, str]:
+    """Globs of labels that differ in one folder, by the class that it names; empty if it is not so.
+
+    leftMask/1.png and rightMask/1.png: each holds one value beside 0 and no two meet, as what
+    two people drew of one thing does.
+    """
+    rows = [glob.split("/") for glob in globs]
+    if len(globs) < 2 or len({len(row) for row in rows}) > 1:
+        return {}
+    differ = [depth for depth, column in enumerate(zip(*rows, strict=True)) if len({*column}) > 1]
+    if len(differ) != 1 or differ[0] == len(rows[0]) - 1:
+        return {}
+    pairs = [dict(next(m for m in matches if m.label == glob).pairs) for glob in globs]
+    shared = [image for image in pairs[0] if all(image in one for one in pairs)]
+    for image in shared[:_LOOKED_AT]:
+        drawn = [label_at(tree.root / one[image], format) for one in pairs]
+        masks = [label.values != 0 for label in drawn if label is not None]
+        held = [set(np.unique(label.values).tolist()) - {0} for label in drawn if label is not None]
+        if len(masks) < len(globs) or len({mask.shape for mask in masks}) > 1:
+            return {}
+        if any(len(values) > 1 for values in held) or np.max(np.sum(masks, axis=0)) > 1:
+            return {}
+    names = _own_words([re.sub(r"(?<=[a-z])(?=[A-Z])", " ", row[differ[0]]) for row in rows])
+    if not shared or len(set(names)) < len(globs):
+        return {}
+    return dict(sorted(zip(names, globs, strict=True)))
 
 
 def _own_words(patterns: Sequence[str]) -> list[str]:

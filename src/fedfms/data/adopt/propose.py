@@ -36,7 +36,7 @@ from fedfms.data.adopt.tree import (
 )
 from fedfms.data.content import another_kind, read_bytes
 from fedfms.data.formats import Stored, read_image
-from fedfms.data.manifest import Scan, scan, several_files_a_patient
+from fedfms.data.manifest import Scan, glob_expression, scan, several_files_a_patient
 from fedfms.data.numbers import count_of
 from fedfms.data.pairs import WILDCARD
 from fedfms.errors import SiteDataError
@@ -323,16 +323,14 @@ def _word_of_labels(found: Found) -> str:
 def _add_class_files(proposal: Proposal, found: Found, tree: Tree, control: Control) -> None:
     """Whether classes that have a file each share voxels in the first cases."""
     overlap = "refuse"
-    folders = sorted({label.rpartition("/")[0] for _, label in found.pairs})
-    for number, folder in enumerate(folders[:_SOME]):
-        control.report("labels", number, min(len(folders), _SOME))
+    main = next(iter(found.labels.values()))
+    files = sorted({label for _, label in found.pairs})
+    for number, file in enumerate(files[:_SOME]):
+        control.report("labels", number, min(len(files), _SOME))
         count: Any = 0
         for pattern in found.labels.values():
-            name = pattern.rpartition("/")[2]
-            path = next((tree.root / folder).glob(name), None)
-            if path is None:
-                continue
-            label = label_at(path, found.format)
+            path = _of_same_case(tree.root, file, main, pattern)
+            label = None if path is None else label_at(path, found.format)
             if label is not None:
                 count = count + (label.values != 0)
         if np.max(count) > 1:
@@ -346,6 +344,18 @@ def _add_class_files(proposal: Proposal, found: Found, tree: Tree, control: Cont
         )
     proposal.values["classes"] = values_of_files(found.labels, overlap)
     proposal.seen.append(("classes", f"{len(found.labels)}, a file for each"))
+
+
+def _of_same_case(root: Path, file: str, pattern: str, other: str) -> Path | None:
+    """Of a file that a glob matches the one that another glob matches of the same case."""
+    found = glob_expression(pattern).fullmatch(file)
+    if found is None:
+        return None
+    parts = iter(found.groups())
+    path = root / WILDCARD.sub(lambda wildcard: next(parts, wildcard.group()), other)
+    if path.is_file():
+        return path
+    return next(path.parent.glob(other.rpartition("/")[2]), None)
 
 
 def _add_reading(
@@ -462,12 +472,15 @@ def add_patients(proposal: Proposal, keys: Sequence[str], found: Found | None) -
         proposal.seen.append(("a patient is", "a folder"))
         return
     stems = folders_of or [key.rpartition("/")[2] for key in keys]
+    before = "".join("[^/]+/" for _ in range(variable[0])) if variable else "(?:.*/)?"
+    last = r"\.[A-Za-z.]+" if WILDCARD.search(ending) else re.escape(ending)
+    end = "/" if variable else re.escape(stem.rpartition("*")[2]) + last + "$"
     example = several_files_a_patient(stems)
     if example is not None:
-        before = "".join("[^/]+/" for _ in range(variable[0])) if variable else "(?:.*/)?"
-        last = r"\.[A-Za-z.]+" if WILDCARD.search(ending) else re.escape(ending)
-        end = "/" if variable else re.escape(stem.rpartition("*")[2]) + last + "$"
         values["patient"] = rf"^{before}([^/]*\d[^/]*?)[-_ .]+[A-Za-z]*\d+{end}"
+    elif (example := _two_sides(stems)) is not None:
+        values["patient"] = rf"^{before}([^/]*\d)[-_ .]?(?:{_SIDES}){end}"
+    if example is not None:
         proposal.unsure.append(
             f"names such as {', '.join(example)} look like several of one patient; patient in "
             "site.yml puts them on one side of the split"
@@ -476,12 +489,13 @@ def add_patients(proposal: Proposal, keys: Sequence[str], found: Found | None) -
     proposal.seen.append(("a patient is", "each case"))
 
 
-# in small letters: folders that sort patients by what they have or where they are from
+# in small letters: folders that sort patients by what they have, or as they were packed
 _SORTS = words(
     "benign malignant normal abnormal healthy pathological positive negative control controls "
     "patients hgg lgg covid tumor tumour tumors tumours cancer lesion lesions left right male "
-    "female benigne maligne gesund krank bösartig gutartig"
+    "female benigne maligne gesund krank bösartig gutartig batch part chunk"
 )
+_SIDES = "[LRlr]|OD|OS|od|os|[Ll]eft|[Rr]ight"  # of a body, behind a patient's number
 _VISIT = re.compile(
     r"(?:[\d.]{8,}|.*\d{4}[-_.]?\d\d[-_.]?\d\d.*|"
     r"(?:v|ses|session|visit|visite|besuch|t|tp|time|timepoint|scan|st|study|baseline|followup|"
@@ -489,6 +503,16 @@ _VISIT = re.compile(
     re.IGNORECASE,
 )
 _MANY_VISITS = 4  # that a patient has not on average
+
+
+def _two_sides(keys: Sequence[str]) -> list[str] | None:
+    """Example of keys of a patient's two eyes, or breasts, as 01L and 01R; None if it is not so."""
+    of: dict[str, list[str]] = {}
+    for key in keys:
+        found = re.fullmatch(rf"(.*\d)[-_ .]?(?:{_SIDES})", key)
+        of.setdefault(found.group(1) if found else key, []).append(key)
+    both = [sides for sides in of.values() if len(sides) > 1]
+    return sorted(both[0])[:3] if len(of) > 1 and sum(map(len, both)) * 2 >= len(keys) else None
 
 
 def _categories(variable: Sequence[int], keys: Sequence[str], proposal: Proposal) -> int:

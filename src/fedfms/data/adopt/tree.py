@@ -11,7 +11,7 @@ import fnmatch
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -140,8 +140,9 @@ def groups_of(files: Sequence[str], *, by_folder: bool = False) -> list[Group]:
         )
         by_place[(*parts, _ending_glob(ending))].append(file)
     groups = []
+    added = _added(files)
     for place, together in by_place.items():
-        for pattern, taken in _by_name(together, place[:-1]).items():
+        for pattern, taken in _by_name(together, place[:-1], added).items():
             groups.append(_group(place, pattern, taken, common))
     return sorted(groups, key=lambda group: (-len(group.files), group.pattern))
 
@@ -191,7 +192,32 @@ def _folder_signature(name: str) -> str:
     return pattern
 
 
-def _by_name(files: Sequence[str], place: Sequence[str]) -> dict[str, list[str]]:
+def _added(files: Sequence[str]) -> dict[str, str]:
+    """Of files called as another one of their folder with words behind (a_1stHO), these words.
+
+    They count where at least half of the others have such a file.
+    """
+    stems: dict[str, set[str]] = defaultdict(set)
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        stems[folder].add(stem_and_ending(name)[0])
+    found: dict[str, str] = {}
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        stem = stem_and_ending(name)[0]
+        for mark in reversed([*re.finditer(r"[-_ .]+", stem)]):
+            if stem[: mark.start()] in stems[folder]:
+                if re.search(r"[^\W\d_]", stem[mark.start() :]):
+                    found[file] = stem[mark.start() :]
+                break
+    counts = Counter(found.values())
+    others = sum(map(len, stems.values())) - len(found)
+    return {file: words for file, words in found.items() if counts[words] * 2 >= others}
+
+
+def _by_name(
+    files: Sequence[str], place: Sequence[str], added: Mapping[str, str]
+) -> dict[str, list[str]]:
     """Files of one place by the glob of their names.
 
     Where each case has a folder, what is called alike in at least half of the folders is a kind of
@@ -212,7 +238,10 @@ def _by_name(files: Sequence[str], place: Sequence[str]) -> dict[str, list[str]]
             else:
                 rest += alike
     for file in rest:
-        found[known_ends(stem_and_ending(file.rpartition("/")[2])[0])].append(file)
+        if file in added:
+            found[f"*{glob_literal(added[file])}"].append(file)
+        else:
+            found[known_ends(stem_and_ending(file.rpartition("/")[2])[0])].append(file)
     return found
 
 
