@@ -158,7 +158,8 @@ class OwnSplit:
     """A site's own lists of who validates and who is left for a test.
 
     A name is a patient, or a case as `fedfms check-data` calls it, or a glob of such; a file names
-    each one plainly. A patient of whom one case is on a side is there as a whole.
+    each one plainly. A patient of whom one case is on a side is there as a whole. Where there is
+    only a list for the test, validation_fraction deals the others.
     """
 
     validation: tuple[str, ...] = ()

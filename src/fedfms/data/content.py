@@ -24,6 +24,13 @@ JUNK = (
     *("thumbs.db", "desktop.ini", "lost+found", "$recycle.bin", "system volume information"),
     *("@eadir", "__macosx"),
 )
+# endings of files that viewers, archives and people put beside the slices of a series; none is one
+_NO_SLICES = (
+    *(".txt", ".csv", ".tsv", ".md", ".xml", ".json", ".htm", ".html", ".css", ".js", ".log"),
+    *(".pdf", ".rtf", ".doc", ".docx", ".odt", ".xls", ".xlsx", ".ods"),
+    *(".ini", ".inf", ".bat", ".exe", ".url", ".lnk", ".zip"),
+    *(".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".nii", ".nii.gz"),
+)
 # other kinds of files that people have, and what makes one of them that is read here
 _SLICER = "save it as NIfTI (.nii.gz), for example in 3D Slicer (File, Save Data)"
 _ITK = (
@@ -183,6 +190,20 @@ def another_kind(path: Path) -> tuple[str, str] | None:
     return _CONVERTERS[max(endings, key=len)] if endings else None
 
 
+def _is_no_slice(path: Path) -> bool:
+    """Whether a file beside slices is something else by its name and content: a text, a picture.
+
+    A slice that lost its beginning has no such name, so that it is refused.
+    """
+    if not path.name.lower().endswith(_NO_SLICES):
+        return False
+    try:
+        with opened(path) as file:
+            return file.read(132)[128:] != b"DICM"
+    except OSError as error:
+        raise unreadable_file(path, error) from None
+
+
 def content_sha256(content: Content) -> str:
     """SHA-256 of a file, or of a folder's files whatever their names, as hexadecimal digits."""
     if isinstance(content, bytes):
@@ -205,10 +226,10 @@ def _read_file(path: Path) -> bytes:
 
 
 def _read_folder(path: Path) -> Folder:
-    names = files_in(path)
+    names = [entry for entry in files_in(path) if not _is_no_slice(entry)]
     if not names:
         raise SiteDataError(
-            f"there is no file in the folder {path}",
+            f"there is no file of a series in the folder {path}",
             "name the folder that directly holds the series' files in images in site.yml",
             code="no-files",
         )
@@ -231,7 +252,7 @@ def files_in(folder: Path) -> list[Path]:
 def walk(root: Path, *, links: bool = False) -> Iterator[tuple[Path, list[str], list[str]]]:
     """As `os.walk`, but a folder that cannot be listed or entered is an error and not empty.
 
-    Folders that only systems make are left out.
+    Folders that only systems make are left out, and links to a folder that they lie in.
 
     Raises:
         SiteDataError: "unreadable-folder".
@@ -243,8 +264,24 @@ def walk(root: Path, *, links: bool = False) -> Iterator[tuple[Path, list[str], 
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=links):
         if not may_enter(Path(folder)):
             raise unreadable_folder(Path(folder), PermissionError())
-        folders[:] = [name for name in folders if name.lower() not in JUNK]
+        folders[:] = [
+            name
+            for name in folders
+            if name.lower() not in JUNK and not (links and _leads_back(root, Path(folder) / name))
+        ]
         yield Path(folder), folders, names
+
+
+def _leads_back(root: Path, folder: Path) -> bool:
+    """Whether a folder below `root` is a link to one that it lies in."""
+    try:
+        if not folder.is_symlink():
+            return False
+        here = folder.stat()
+        above = [up for up in folder.parents if up == root or root in up.parents]
+        return any(os.path.samestat(here, up.stat()) for up in above)
+    except OSError:  # it leads nowhere
+        return True
 
 
 def may_enter(folder: Path) -> bool:

@@ -267,12 +267,15 @@ def sides(
         SiteDataError: "too-few-patients"; of own lists "split-file", "case-not-in-split",
             "patient-on-both-sides".
     """
+
+    def dealt(names: set[str]) -> set[str]:
+        return validation_patients(names, site.validation_fraction, site.validation_seed)
+
     if site.split is not None:
         from fedfms.data.own_split import own_sides
 
-        return own_sides(site, patients, lacking)
-    names = set(patients.values())
-    return validation_patients(names, site.validation_fraction, site.validation_seed), set()
+        return own_sides(site, patients, lacking, dealt)
+    return dealt(set(patients.values())), set()
 
 
 def validation_patients(patients: Iterable[str], fraction: float, seed: int) -> set[str]:
@@ -394,7 +397,8 @@ class _Look:
 
     def _cannot_read(self, folder: Path, error: OSError) -> None:
         is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        if not is_missing or folder.is_symlink():  # a link to a drive that is not mounted
+        # a link to a drive that is not mounted
+        if not is_missing or (folder.is_symlink() and not folder.exists()):
             self.problems.setdefault(folder, unreadable_folder(folder, error))
 
 

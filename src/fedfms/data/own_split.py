@@ -12,7 +12,7 @@ import csv
 import fnmatch
 import io
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fedfms.bounded import decode_json
@@ -28,7 +28,10 @@ _LIKE = (
 
 
 def own_sides(
-    site: SiteConfig, patients: Mapping[str, str], lacking: Mapping[str, str]
+    site: SiteConfig,
+    patients: Mapping[str, str],
+    lacking: Mapping[str, str],
+    dealt: Callable[[set[str]], set[str]],
 ) -> tuple[set[str], set[str]]:
     """The patients who validate and those left for a test by the site's own lists.
 
@@ -36,6 +39,7 @@ def own_sides(
         site: its `split` is given.
         patients: of each case's key.
         lacking: the same of what lacks a file and is no case; the lists may name it.
+        dealt: who of the others validates, where the lists only say who is left for a test.
 
     Raises:
         SiteDataError: "split-file", "case-not-in-split", "patient-on-both-sides",
@@ -61,6 +65,10 @@ def own_sides(
                 code="patient-on-both-sides",
             )
     found = {side: {p for p, of in by_patient.items() if side in of} for side in _SIDES}
+    only_a_test = split.file is None and not split.validation
+    if only_a_test and len(found["train"]) > 1:
+        found["validation"] = dealt(found["train"])
+        found["train"] -= found["validation"]
     for side in ("train", "validation"):
         if not found[side]:
             raise SiteDataError(

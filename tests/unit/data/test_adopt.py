@@ -105,7 +105,7 @@ def test_a_site_yml_that_is_there_is_never_written_over(tmp_path):
 def test_a_second_series_on_another_grid_is_not_taken_and_said(tmp_path):
     layouts.folder_a_patient(tmp_path)
     found = propose(tmp_path)
-    assert dict(found.seen)["not taken"] == "5 .gz"
+    assert dict(found.seen)["not taken"] == "5 .nii.gz"
     assert "T2w" not in site_yml(found)
 
 

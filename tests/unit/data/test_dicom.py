@@ -653,8 +653,8 @@ def empty_file(root):
     images(root)[2].write_bytes(b"")
 
 
-def text_file(root):
-    (root / "images/c1/readme.txt").write_text("exported on Monday")
+def file_without_ending(root):
+    (root / "images/c1/IM9999").write_text("exported on Monday")
 
 
 def empty_folder(root):
@@ -821,8 +821,8 @@ BROKEN = {
     cut_off: ("damaged-file", "damaged or cut off"),
     cut_in_its_header: ("damaged-file", "damaged or cut off"),
     empty_file: ("empty-file", "0 bytes"),
-    text_file: ("not-dicom", "readme.txt is no DICOM file"),
-    empty_folder: ("no-files", "no file in the folder"),
+    file_without_ending: ("not-dicom", "IM9999 is no DICOM file"),
+    empty_folder: ("no-files", "no file of a series in the folder"),
     label_in_place_of_images: ("no-dicom-images", "only objects such as SEG"),
     file_in_place_of_folder: ("no-images", "no folder under"),
     label_of_another_series: ("other-series", "another series"),
@@ -871,6 +871,16 @@ def test_what_cannot_be_read_rightly_is_refused_by_name(tmp_path, break_it, capl
         assert name not in error.public
         assert name not in caplog.text
         assert not any(name in str(warning.message) for warning in recwarn)
+
+
+def test_texts_tables_and_pictures_beside_slices_change_nothing(tmp_path):
+    site = write_site(tmp_path)
+    before = [case.labels[:].copy() for case in prepare_cases(find_cases(site), site)]
+    for name in ("README.txt", "patients.csv", "Preview 1.JPG", "report.pdf", "empty.html"):
+        (tmp_path / "images/c1" / name).write_text("" if name == "empty.html" else "exported" * 99)
+    assert not [one for one in check_data(site, ["prostate"]) if one.severity == "error"]
+    after = [case.labels[:] for case in prepare_cases(find_cases(site), site)]
+    assert all(np.array_equal(*pair) for pair in zip(before, after, strict=True))
 
 
 def test_one_series_of_several_is_chosen_by_its_description(tmp_path):

@@ -15,7 +15,7 @@ from fedfms.contracts.site import SiteConfig
 from fedfms.data.check import check_data, examine
 from fedfms.data.classes import planes_of_labels
 from fedfms.data.left_out import LeftOut
-from fedfms.data.manifest import find_cases, find_whole_cases, scan
+from fedfms.data.manifest import find_cases, find_whole_cases, scan, validation_patients
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import ConfigError, SiteDataError
@@ -253,6 +253,17 @@ def test_a_sites_own_lists_decide_who_validates_and_who_is_left_for_a_test(tmp_p
     (root / "folds.csv").write_text("case,fold\n" + "".join(f"c{n},{n % 3}\n" for n in range(6)))
     by_fold = split_of(root, file="folds.csv", fold=2)
     assert [key for key, side in by_fold.items() if side == "validation"] == ["c2", "c5"]
+
+
+def test_where_lists_say_only_who_is_left_for_a_test_the_others_are_dealt(tmp_path):
+    plain(tmp_path)
+    sides = split_of(tmp_path, test=["c5"])
+    assert sorted(sides) == ["c0", "c1", "c2", "c3", "c4"]
+    validating = {key for key, side in sides.items() if side == "validation"}
+    assert validating == validation_patients(sides, 0.2, 0)
+    assert len(validating) == 1
+    with pytest.raises(SiteDataError, match="no patient is on the side validation"):
+        split_of(tmp_path, test=["c[1-5]"])
 
 
 def test_lists_that_do_not_fit_the_cases_are_refused_by_name(tmp_path):

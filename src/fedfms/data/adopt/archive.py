@@ -7,6 +7,7 @@ to find: the folders of series, which of several series has the labels, and what
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -80,6 +81,8 @@ def propose_dicom(tree: Tree, classes: Sequence[str] | None, control: Control) -
     _add_names(proposal, found, classes)
     _choose_series(proposal, found)
     _add_contents(proposal, found)
+    if (several := _several_series(proposal, found)) is not None:
+        proposal.needs.append(several)
     proposal.seen.append(("a patient is", "a PatientID"))
     kinds = f"{count_of(len(found.series), 'folder')} with images, {len(found.labels)} labels"
     proposal.seen.insert(0, ("DICOM", kinds))
@@ -171,7 +174,10 @@ def _among(found: _Archive, images: str) -> str:
     if start is None or not all(name.startswith(start.group()) for name in names):
         return images
     ending = ".dcm" if all(name.endswith(".dcm") for name in names) else ""
-    return f"{images}/{glob_literal(start.group())}*{ending}"
+    alike = f"{glob_literal(start.group())}*{ending}"
+    if not all(fnmatch.fnmatchcase(name, alike) for name in names):  # of seg.dcm
+        alike = f"{glob_literal(start.group())}*"
+    return f"{images}/{alike}"
 
 
 # ----------------------------------------------------------------------------------------- series
@@ -199,6 +205,24 @@ def _choose_series(proposal: Proposal, found: _Archive) -> None:
             proposal.seen.append(("series", f"labels are on {', '.join(sorted(with_labels))}"))
             if without:
                 proposal.seen.append(("not labelled", ", ".join(sorted(without))[:200]))
+
+
+def _several_series(proposal: Proposal, found: _Archive) -> SiteDataError | None:
+    """Folders of several series of which a description does not choose one."""
+    series = proposal.values.get("series")
+    mixed = [
+        folder or "."
+        for folder, of in sorted(found.series.items())
+        if sum(series is None or bool(re.search(series, one)) for one in of.values()) > 1
+    ]
+    if not mixed:
+        return None
+    return SiteDataError(
+        f"{count_of(len(mixed), 'folder')} hold slices of several series, and their "
+        f"SeriesDescription does not say which is meant: {', '.join(mixed[:3])}",
+        "put each series with its label into a folder of its own, or export study by study",
+        code="several-series",
+    )
 
 
 def _with(proposal: Proposal, **changes: Any) -> SiteConfig:
@@ -237,7 +261,7 @@ def _add_names(proposal: Proposal, found: _Archive, classes: Sequence[str] | Non
     spellings: dict[str, set[str]] = defaultdict(set)
     left_out: set[str] = set()
     for names in found.labels.values():
-        for name in set(names):
+        for name in sorted(set(names)):
             plain = name.strip()
             if _NO_CLASSES.fullmatch(plain) and len(set(names)) > 1:
                 left_out.add(plain)
@@ -400,8 +424,14 @@ def _with_nifti(tree: Tree, found: _Archive, control: Control) -> Proposal | Non
 def _nothing(tree: Tree, what: str) -> SiteDataError:
     return SiteDataError(
         f"how images and labels lie in {tree.root} cannot be seen: {what} "
-        f"({len(tree.dicom)} DICOM files, {len(tree.nifti)} NIfTI)",
+        f"({len(tree.dicom)} DICOM files, {len(tree.nifti)} NIfTI, {len(tree.image)} pictures)",
         "name the folder that holds images and labels both; export the segmentations or structure "
-        "sets with the series",
+        "sets with the series"
+        + (
+            "; labels drawn as PNG or other pictures are not read for a series in DICOM: save "
+            "those of a series as one NIfTI on its grid"
+            if tree.image
+            else ""
+        ),
         code="layout-not-seen",
     )

@@ -12,8 +12,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -21,8 +24,9 @@ from typing import Any
 from fedfms.bounded import read_json_object
 from fedfms.data.adopt.names import class_name, contrast_of, glob_literal, role_of
 from fedfms.data.adopt.pairing import Found, best_match
-from fedfms.data.adopt.tree import Group, Tree, stem_and_ending
+from fedfms.data.adopt.tree import Group, Tree, endings_glob, stem_and_ending
 from fedfms.errors import FedfmsError
+from fedfms.files import read_whole
 
 _LARGEST = 16 * 1024**2  # bytes of a dataset.json
 
@@ -66,6 +70,16 @@ def dataset_json(tree: Tree) -> DatasetJson | None:
     return DatasetJson(folder, channels, classes, ignored)
 
 
+def data_sets(tree: Tree) -> list[str]:
+    """Folders of the tree that each are a data set as nnU-Net or the Decathlon have it."""
+    parts: dict[str, set[str]] = defaultdict(set)
+    for file in (*tree.nifti, *tree.image):
+        folder, _, last = file.rpartition("/")[0].rpartition("/")
+        if last in ("imagesTr", "labelsTr"):
+            parts[folder].add(last)
+    return sorted(folder for folder, found in parts.items() if len(found) == 2)
+
+
 def _classes(labels: Any) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
     """Of nnU-Net's {name: value or values}, or the Decathlon's {value: name}."""
     found: dict[str, tuple[int, ...]] = {}
@@ -101,8 +115,10 @@ def nnunet(tree: Tree, said: DatasetJson | None) -> Found | None:
     labels = places.get(f"{kind} {base}labelsTr", [])
     if not labels:
         return None
-    ending = Counter(stem_and_ending(file)[1] for file in labels).most_common(1)[0][0]
-    label = Group(f"{glob_literal(base)}labelsTr/*{ending}", tuple(labels), "label")
+    every_ending = {stem_and_ending(file)[1] for file in labels}
+    label = Group(
+        f"{glob_literal(base)}labelsTr/*{endings_glob(every_ending)}", tuple(labels), "label"
+    )
     stems = {stem_and_ending(PurePosixPath(file).name)[0] for file in labels}
     by_channel: dict[int, list[str]] = defaultdict(list)
     plain: list[str] = []
@@ -111,19 +127,21 @@ def nnunet(tree: Tree, said: DatasetJson | None) -> Found | None:
         numbered = re.fullmatch(r"(.*)_(\d{4})", stem)
         if numbered is not None and (numbered.group(1) in stems or stem not in stems):
             by_channel[int(numbered.group(2))].append(file)
-        elif of_image == ending or stem in stems:
+        elif of_image in every_ending or stem in stems:
             plain.append(file)
     globs: dict[str, Group] = {}
     if by_channel and len(plain) * 2 < len(places[images[0]]):
         for number, files in sorted(by_channel.items()):
-            pattern = f"{glob_literal(folder)}/*_{number:04d}{stem_and_ending(files[0])[1]}"
+            of_images = endings_glob({stem_and_ending(file)[1] for file in files})
+            pattern = f"{glob_literal(folder)}/*_{number:04d}{of_images}"
             name = said.channels.get(number, "") if said else ""
             contrast = contrast_of(name) or (class_name(name) if name else f"channel_{number}")
             if contrast in globs:
                 contrast = f"{contrast}_{number}"
             globs[contrast] = Group(pattern, tuple(files), "image", contrast)
     elif plain:
-        pattern = f"{glob_literal(folder)}/*{stem_and_ending(plain[0])[1]}"
+        of_images = endings_glob({stem_and_ending(file)[1] for file in plain})
+        pattern = f"{glob_literal(folder)}/*{of_images}"
         globs[""] = Group(pattern, tuple(plain), "image")
     matches = {name: best_match(group, label, "nifti") for name, group in globs.items()}
     found = {name: match for name, match in matches.items() if match is not None}
@@ -199,3 +217,40 @@ def bids(tree: Tree) -> list[Found]:
                 )
             )
     return sorted(readings, key=lambda found: (-len(found.pairs), found.alone, found.images[""]))
+
+
+def bids_names(tree: Tree, labels: Sequence[str]) -> dict[int, str]:
+    """What the lookup tables of segmentations call their values; empty where there is none.
+
+    A table is `<matches>.tsv` beside a segmentation, or one with fewer entities in a folder above
+    it (`dseg.tsv`), of which the nearest counts; its columns are index and name.
+    """
+    tables = [file for file in tree.others if file.endswith(("dseg.tsv", "mask.tsv"))]
+    used = {table for label in labels if (table := _nearest(tables, label)) is not None}
+    names: dict[int, str] = {}
+    for table in sorted(used):
+        try:
+            text = read_whole(tree.root / table, _LARGEST).decode("utf-8-sig")
+            rows = [*csv.DictReader(io.StringIO(text), delimiter="\t")]
+        except (FedfmsError, OSError, ValueError, csv.Error):
+            continue
+        for row in rows:
+            index, name = (str(row.get(column) or "").strip() for column in ("index", "name"))
+            if index.isdigit() and name and names.setdefault(int(index), name) != name:
+                return {}  # two pipelines that mean different things
+    return names
+
+
+def _nearest(tables: Sequence[str], label: str) -> str | None:
+    """By BIDS's inheritance: of its entities a table has all or fewer, and it lies beside or
+    above."""
+    folder, _, name = label.rpartition("/")
+    entities = stem_and_ending(name)[0].split("_")
+    fitting = []
+    for table in tables:
+        above, _, own = table.rpartition("/")
+        of_table = own.removesuffix(".tsv").split("_")
+        is_above = not above or f"{folder}/".startswith(f"{above}/")
+        if is_above and of_table[-1] == entities[-1] and set(of_table) <= set(entities):
+            fitting.append((len(above), len(of_table), table))
+    return max(fitting)[2] if fitting else None

@@ -10,28 +10,30 @@ from typing import Literal
 Role = Literal["image", "label"]
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of a list that is written as one text."""
     return frozenset(text.split())
 
 
 # in small letters; a number behind a word, as in manual1, is no part of it
-LABEL_WORDS = _words(
+LABEL_WORDS = words(
     "mask masks msk seg segs segm segmentation segmentations label labels labelmap labelmaps "
     "labelstr labelsts labelsva gt gts groundtruth truth annotation annotations annotated annot "
-    "manual roi rois dseg contour contours delineation outline outlines target targets maske "
-    "masken maska masque masques mascara mascaras segmentierung segmentierungen etikett etiquettes"
+    "anno manual roi rois dseg contour contours delineation outline outlines target targets "
+    "maske masken maska masque masques mascara mascaras segmentierung segmentierungen etikett "
+    "etiquettes"
 )
-IMAGE_WORDS = _words(
+IMAGE_WORDS = words(
     "image images imagestr imagests imagesva img imgs scan scans volume volumes vol imaging input "
     "inputs original originals orig raw photo photos picture pictures slide slides tissue bild "
     "bilder aufnahme aufnahmen imagen imagenes"
 )
 # of the words for labels those that may mean something else, too: where the brain or the retina is
-VAGUE_WORDS = _words("mask masks msk roi rois target targets contour contours outline outlines")
+VAGUE_WORDS = words("mask masks msk roi rois target targets contour contours outline outlines")
 # word -> the contrast that it is a word for
 CONTRASTS = {
     word: contrast
-    for contrast, words in {
+    for contrast, spellings in {
         "t1": "t1 t1w t1n t1nat t1native",
         "t1ce": "t1ce t1c t1gd t1km t1post t1contrast",
         "t2": "t2 t2w t2n t2tse",
@@ -45,16 +47,18 @@ CONTRASTS = {
         "cta": "cta",
         "mr": "mr mri",
     }.items()
-    for word in _words(words)
+    for word in words(spellings)
 }
 # words for the parts of a split
 PARTS = {
-    **dict.fromkeys(_words("train training trn"), "train"),
-    **dict.fromkeys(_words("val valid validation validate dev imagesva labelsva"), "validation"),
-    **dict.fromkeys(_words("test testing tst imagests labelsts holdout"), "test"),
+    **dict.fromkeys(words("train training trn"), "train"),
+    **dict.fromkeys(words("val valid validation validate dev imagesva labelsva"), "validation"),
+    **dict.fromkeys(words("test testing tst imagests labelsts holdout"), "test"),
 }
 _KNOWN = LABEL_WORDS | IMAGE_WORDS | CONTRASTS.keys()
-_RUN = re.compile(r"[^\W_]+")
+# letters and digits; with the marks of accents that are signs of their own, as macOS writes them
+_MARKS = "\u0300-\u036f\u3099\u309a"
+_RUN = re.compile(rf"[^\W_]+(?:[{_MARKS}]+[^\W_]*)*")
 _NUMBERED = re.compile(r"([^\W\d_]+)\d+")
 
 
@@ -64,14 +68,18 @@ def known_words(text: str) -> Iterator[tuple[str, int, int, bool]]:
     Of a known word with a number behind it (manual1, img0001) the letters alone.
     """
     for found in _RUN.finditer(text):
-        run = found.group().lower()
+        run = _without_accents(found.group().lower())
         numbered = _NUMBERED.fullmatch(run)
         if run not in _KNOWN and numbered is not None and numbered.group(1) in _KNOWN:
-            middle = found.start() + len(numbered.group(1))
+            middle = found.end() - len(run) + len(numbered.group(1))
             yield numbered.group(1), found.start(), middle, True
             yield run[len(numbered.group(1)) :], middle, found.end(), False
         else:
             yield run, found.start(), found.end(), run in _KNOWN
+
+
+def _without_accents(text: str) -> str:
+    return re.sub(f"[{_MARKS}]", "", unicodedata.normalize("NFD", text))
 
 
 def words_of(text: str) -> list[str]:
@@ -126,8 +134,9 @@ def known_ends(text: str) -> str:
 
 
 def glob_literal(text: str) -> str:
-    """A text as a glob that matches it alone; a sign of globs in it becomes any one character."""
-    return re.sub(r"[*?\[]", "?", text)
+    """A text as a glob that matches it alone; what site.yml cannot hold becomes any one character:
+    signs of globs, line breaks, bytes of no text."""
+    return re.sub(r"[*?\[\x02-\x1f\x7f-\x9f\ud800-\udfff]", "?", text)
 
 
 def collapsed(pattern: str) -> str:

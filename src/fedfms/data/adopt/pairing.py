@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ import numpy as np
 from fedfms.contracts.site import ImageFormat, Reading, SiteConfig
 from fedfms.data.adopt.names import (
     LABEL_WORDS,
+    PARTS,
     VAGUE_WORDS,
     Role,
     class_name,
@@ -23,11 +24,20 @@ from fedfms.data.adopt.names import (
     part_of,
     words_of,
 )
-from fedfms.data.adopt.tree import Group, Tree, folder_keys_of, folder_wildcards, groups_of, keys_of
+from fedfms.data.adopt.tree import (
+    Group,
+    Tree,
+    folder_keys_of,
+    folder_wildcards,
+    groups_of,
+    keys_of,
+    with_all_endings,
+)
 from fedfms.data.content import read_bytes
 from fedfms.data.formats import Stored, read_image, read_label
 from fedfms.data.grid import Cut
 from fedfms.data.manifest import name_wildcards
+from fedfms.data.pairs import WILDCARD
 from fedfms.errors import FedfmsError
 
 _LOOKED_AT = 3  # files of a group, or pairs, that are opened
@@ -90,12 +100,13 @@ def _pairs_of(groups: Sequence[Group], tree: Tree, format: ImageFormat) -> Found
     images = [group for group in groups if group.role != "label"]
     unsure: list[str] = []
     if not labels or not images:
-        labels, images = _by_content(groups, tree.root, format)
+        labels, images = by_content(groups, tree.root, format)
         if labels and images:
             unsure.append(
                 "names do not say which files are labels: taken are those that hold few values, "
                 + ", ".join(sorted(group.pattern for group in labels)[:3])
             )
+    images, labels = _with_all_endings(images, labels, format)
     matches = [
         match
         for label in labels
@@ -106,6 +117,29 @@ def _pairs_of(groups: Sequence[Group], tree: Tree, format: ImageFormat) -> Found
         return None
     chosen = _choose(matches, images, labels, tree, format, unsure)
     return None if chosen is None else _with_parts(chosen, parts, unsure)
+
+
+def _with_all_endings(
+    images: list[Group], labels: list[Group], format: ImageFormat
+) -> tuple[list[Group], list[Group]]:
+    """Groups of several endings in the place of their parts, where more pairs by them."""
+    joined = [dict(with_all_endings(groups)) for groups in (images, labels)]
+    if not joined[0] and not joined[1]:
+        return images, labels
+    every = [
+        (match.rank, image, label)
+        for image in (*images, *joined[0])
+        for label in (*labels, *joined[1])
+        if (match := best_match(image, label, format)) is not None
+    ]
+    best = max(every, key=lambda one: one[0], default=None)
+    if best is None:
+        return images, labels
+    kept = []
+    for groups, of_several, chosen in ((images, joined[0], best[1]), (labels, joined[1], best[2])):
+        parts = of_several.get(chosen, ())
+        kept.append([group for group in groups if group not in parts] + [chosen] * bool(parts))
+    return kept[0], kept[1]
 
 
 def best_match(image: Group, label: Group, format: ImageFormat) -> Match | None:
@@ -185,7 +219,8 @@ def _choose(
         fitting = [best]
     label_globs = sorted({match.label for match in fitting}, key=lambda p: _order(p, fitting))
     groups = {glob: group for group in labels for glob in (group.pattern, *group.variants)}
-    files = _files_of_classes([groups[glob] for glob in label_globs], tree, format)
+    files = _files_of_classes(label_globs, groups, tree, format)
+    files = files or _folders_of_classes(label_globs, fitting, tree, format)
     if len(files) > 1:
         label_of = dict(files)
         main = next(iter(label_of.values()))
@@ -255,25 +290,60 @@ def _contrast_names(groups: Sequence[Group], globs: Sequence[str]) -> dict[str, 
     return {name: named[name] for name in names}
 
 
-def _files_of_classes(groups: Sequence[Group], tree: Tree, format: ImageFormat) -> dict[str, str]:
+# of names in which people differ who drew one thing, and no classes
+_DRAWN_BY = re.compile(
+    r"(?:class_)?(?:\d(?:st|nd|rd|th)|rater|reader|observer|annotator|expert).*", re.IGNORECASE
+)
+
+
+def _files_of_classes(
+    globs: Sequence[str], groups: Mapping[str, Group], tree: Tree, format: ImageFormat
+) -> dict[str, str]:
     """Globs of labels in one file a class by the class; empty if it is not so.
 
     They lie in one folder of a case, are called differently, and each holds one value beside 0.
     """
-    if len(groups) < 2:
+    if len(globs) < 2 or len({glob.rpartition("/")[0] for glob in globs}) != 1:
         return {}
-    folders = {group.pattern.rpartition("/")[0] for group in groups}
-    if len(folders) != 1:
-        return {}
-    for group in groups:
-        for file in group.files[:_LOOKED_AT]:
+    for glob in globs:
+        for file in groups[glob].files[:_LOOKED_AT]:
             values = values_in(tree.root / file, format)
             if values is None or len(values - {0}) > 1:
                 return {}
-    names = _own_words([group.name for group in groups])
-    if len(set(names)) < len(groups):
+    names = _own_words([groups[glob].name for glob in globs])
+    if len(set(names)) < len(globs) or all(_DRAWN_BY.fullmatch(name) for name in names):
         return {}
-    return dict(sorted(zip(names, [group.pattern for group in groups], strict=True)))
+    return dict(sorted(zip(names, globs, strict=True)))
+
+
+def _folders_of_classes(
+    globs: Sequence[str], matches: Sequence[Match], tree: Tree, format: ImageFormat
+) -> dict[str, str]:
+    """Globs of labels that differ in one folder, by the class that it names; empty if it is not so.
+
+    leftMask/1.png and rightMask/1.png: each holds one value beside 0 and no two meet, as what
+    two people drew of one thing does.
+    """
+    rows = [glob.split("/") for glob in globs]
+    if len(globs) < 2 or len({len(row) for row in rows}) > 1:
+        return {}
+    differ = [depth for depth, column in enumerate(zip(*rows, strict=True)) if len({*column}) > 1]
+    if len(differ) != 1 or differ[0] == len(rows[0]) - 1:
+        return {}
+    pairs = [dict(next(m for m in matches if m.label == glob).pairs) for glob in globs]
+    shared = [image for image in pairs[0] if all(image in one for one in pairs)]
+    for image in shared[:_LOOKED_AT]:
+        drawn = [label_at(tree.root / one[image], format) for one in pairs]
+        masks = [label.values != 0 for label in drawn if label is not None]
+        held = [set(np.unique(label.values).tolist()) - {0} for label in drawn if label is not None]
+        if len(masks) < len(globs) or len({mask.shape for mask in masks}) > 1:
+            return {}
+        if any(len(values) > 1 for values in held) or np.max(np.sum(masks, axis=0)) > 1:
+            return {}
+    names = _own_words([re.sub(r"(?<=[a-z])(?=[A-Z])", " ", row[differ[0]]) for row in rows])
+    if not shared or len(set(names)) < len(globs):
+        return {}
+    return dict(sorted(zip(names, globs, strict=True)))
 
 
 def _own_words(patterns: Sequence[str]) -> list[str]:
@@ -322,7 +392,7 @@ def values_in(path: Path, format: ImageFormat) -> set[int] | None:
     return None if label is None else set(np.unique(label.values).tolist())
 
 
-def _by_content(
+def by_content(
     groups: Sequence[Group], root: Path, format: ImageFormat
 ) -> tuple[list[Group], list[Group]]:
     """Labels and images told by what they hold, where names do not say."""
@@ -383,47 +453,82 @@ def _by_size(image: Path, label: Path, format: ImageFormat) -> bool | None:
 
 
 def _without_parts(groups: Sequence[Group]) -> tuple[list[Group], dict[str, list[str]]]:
-    """Groups of train, validation and test joined, and which folders were of which part.
+    """Groups of train, validation and test joined, and globs of the cases of each part.
 
-    train/images and val/images are one group, */images. Of a test set that lies elsewhere
-    (imagesTs) nothing is taken.
+    train/images and val/images are one group, */images. Of a part that has images and no labels
+    nothing is taken, nor of imagesTs.
     """
     parts: dict[str, list[str]] = {}
-    joined: dict[tuple[str, Role | None], list[tuple[Group, int, str]]] = {}
+    joined: dict[tuple[str, Role | None], list[tuple[Group, _Part]]] = {}
     kept: list[Group] = []
+    found = {group.pattern: _part_in(group) for group in groups}
+    labelled, pictured = (
+        {part.side for g in groups if g.role == role and (part := found[g.pattern]) is not None}
+        for role in ("label", "image")
+    )
     for group in groups:
-        folders = group.pattern.split("/")[:-1]
-        at = next((n for n, f in enumerate(folders) if "*" not in f and part_of(f)), None)
-        if group.part is None or at is None:
+        part = found[group.pattern]
+        if part is None:
             kept.append(group)
-            continue
-        said = part_of(folders[at]) or "train"
-        if re.fullmatch(r"(images|labels)(Tr|Ts|Va)", folders[at], re.IGNORECASE):
-            if said == "train":
+        elif re.fullmatch(r"(images|labels)(Tr|Ts|Va)", part.folder, re.IGNORECASE):
+            if part.side == "train":
                 kept.append(group)
-            continue
-        name = group.pattern.split("/")[-1]
-        anywhere = "/".join([*folders[:at], "*", *folders[at + 1 :], name])
-        joined.setdefault((anywhere, group.role), []).append((group, at, folders[at]))
+        elif group.role != "image" or part.side in labelled or not labelled:
+            if group.role == "label" and pictured and part.side not in pictured:
+                kept.append(group)
+                continue
+            joined.setdefault((part.anywhere, group.role), []).append((group, part))
     for (pattern, _), of_parts in joined.items():
         if len(of_parts) == 1:
             kept.append(of_parts[0][0])
             continue
         first = of_parts[0][0]
-        files = tuple(file for group, _, _ in of_parts for file in group.files)
+        files = tuple(file for group, _ in of_parts for file in group.files)
         kept.append(replace(first, pattern=pattern, files=files, part=None, variants=()))
-        for _, _, folder in of_parts:
-            side = part_of(folder)
-            if side in ("validation", "test") and folder not in parts.setdefault(side, []):
-                parts[side].append(folder)
+        for _, part in of_parts:
+            if part.side != "train" and part.cases not in parts.setdefault(part.side, []):
+                parts[part.side].append(part.cases)
     return kept, parts
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Of a group that lies in a folder of a part of a split.
+
+    side: train, validation or test.
+    folder: the folder that says so.
+    anywhere: the group's glob with a * for the word that says so, as in Task1_*_Input/*.jpg.
+    cases: the keys of its cases, as a glob.
+    """
+
+    side: str
+    folder: str
+    anywhere: str
+    cases: str
+
+
+def _part_in(group: Group) -> _Part | None:
+    folders = group.pattern.split("/")[:-1]
+    at = next((n for n, f in enumerate(folders) if "*" not in f and part_of(f)), None)
+    if group.part is None or at is None:
+        return None
+    folder = folders[at]
+    word = [word for word in words_of(folder) if word in PARTS][-1]
+    said = [*re.finditer(re.escape(word), folder, re.IGNORECASE)][-1]
+    general = folder[: said.start()] + "*" + folder[said.end() :]
+    before = "".join("*/" for _ in WILDCARD.findall("/".join(folders[:at])))
+    return _Part(
+        part_of(folder) or "train",
+        folder,
+        "/".join([*folders[:at], general, *folders[at + 1 :], group.pattern.split("/")[-1]]),
+        f"{before}{said.group()}/*",
+    )
+
+
 def _with_parts(found: Found, parts: dict[str, list[str]], unsure: list[str]) -> Found:
-    taken = {side: tuple(f"{folder}/*" for folder in folders) for side, folders in parts.items()}
     return replace(
         found,
         unsure=tuple(unsure),
-        parts=taken.get("validation", ()),
-        test=taken.get("test", ()),
+        parts=tuple(parts.get("validation", ())),
+        test=tuple(parts.get("test", ())),
     )

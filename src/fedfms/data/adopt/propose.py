@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,38 @@ from typing import Any
 import numpy as np
 
 from fedfms.contracts.decode import from_dict
-from fedfms.contracts.site import SiteConfig, values_of_files
+from fedfms.contracts.site import ImageFormat, SiteConfig, values_of_files
 from fedfms.control import Control
 from fedfms.data.adopt import known
-from fedfms.data.adopt.names import class_name, contrast_of, known_words
-from fedfms.data.adopt.pairing import Found, find_pairs, fits, image_at, label_at, values_in
-from fedfms.data.adopt.tree import Tree, endings, folder_wildcards, look, stem_and_ending
+from fedfms.data.adopt.names import class_name, contrast_of, known_words, words
+from fedfms.data.adopt.pairing import (
+    Found,
+    by_content,
+    find_pairs,
+    fits,
+    image_at,
+    label_at,
+    values_in,
+)
+from fedfms.data.adopt.tree import (
+    Tree,
+    endings,
+    folder_wildcards,
+    glob_stem_and_ending,
+    groups_of,
+    look,
+    stem_and_ending,
+)
 from fedfms.data.content import another_kind, read_bytes
 from fedfms.data.formats import Stored, read_image
-from fedfms.data.manifest import Scan, scan, several_files_a_patient
+from fedfms.data.manifest import Scan, glob_expression, scan, several_files_a_patient
 from fedfms.data.numbers import count_of
+from fedfms.data.pairs import WILDCARD
 from fedfms.errors import SiteDataError
 
 _SOME = 5  # images that say how all are read
 _NUMBERED = 24  # label values from which on they are numbers of objects and not of classes
+_NO_IMAGES = ("a text", "a document", "a Python")  # kinds of files that lie beside images
 _BRAIN = ("t1", "t1ce", "t2", "flair")
 # of BraTS and FeTS: 4, or 3 in releases from 2023 on, is the enhancing tumour
 _TUMOUR = {1: "necrotic_core", 2: "oedema", 3: "enhancing_tumour", 4: "enhancing_tumour"}
@@ -71,6 +89,13 @@ def propose(
     control = control or Control()
     root = root.resolve()
     tree = look(root, control)
+    if len(sets := known.data_sets(tree)) > 1:
+        raise SiteDataError(
+            f"{root} holds {len(sets)} data sets (folders with imagesTr and labelsTr): "
+            f"{', '.join(sets[:4])}",
+            "adopt one of these folders; a site.yml describes one task",
+            code="layout-not-seen",
+        )
     said = known.dataset_json(tree)
     layout, found = _layout(tree, said)
     if found is None and tree.dicom:
@@ -98,8 +123,27 @@ def _layout(tree: Tree, said: known.DatasetJson | None) -> tuple[str, Found | No
             continue  # pictures beside a series are screenshots
         found = find_pairs(tree, format) if tree.of(format) else None
         if found is not None and len(found.pairs) > 1:
-            return _in_words(found), found
+            return _in_words(found), replace(found, unsure=(*found.unsure, *_besides(tree, format)))
     return "", None
+
+
+def _besides(tree: Tree, format: ImageFormat) -> Iterator[str]:
+    """Sentences on files of other formats that may be another task."""
+    for other, what in (("image", "pictures"), ("npy", "arrays"), ("nifti", "volumes")):
+        if other == format or not tree.of(other):  # type: ignore[arg-type]
+            continue
+        found = find_pairs(tree, other)  # type: ignore[arg-type]
+        if found is not None and len(found.pairs) > 1:
+            yield (
+                f"there are {len(found.pairs)} {what} with labels, too, which are not taken "
+                f"({next(iter(found.images.values()))}); if they are meant, adopt their folder "
+                "by itself"
+            )
+    if tree.dicom and format == "nifti":
+        yield (
+            f"there are {count_of(len(tree.dicom), 'DICOM file')}, too, which are not taken; if "
+            "they are meant, adopt their folder by itself"
+        )
 
 
 def _of_bids(readings: Sequence[Found], tree: Tree) -> Found:
@@ -210,16 +254,22 @@ def _add_labels(
         of_file = {value for given in said.classes.values() for value in given}
         if set(drawn) <= of_file | set(said.ignored):
             values["classes"] = dict(said.classes)
-            if said.ignored:
-                values["background"] = (0, *said.ignored)
-                proposal.unsure.append(
-                    f"dataset.json says that {_some(said.ignored)} is to be ignored; it is read as "
-                    "background"
-                )
+            if said.ignored:  # nnU-Net, documentation/ignore_label.md
+                values["void"] = said.ignored
+                proposal.seen.append(("teaches nothing", f"{_some(said.ignored)} (ignore)"))
             return
         proposal.unsure.append(
             f"label files hold {_some(drawn)}, and dataset.json says {_some(sorted(of_file))}"
         )
+    if proposal.layout == "BIDS" and not names:
+        of_table = known.bids_names(tree, files)
+        if drawn and set(drawn) <= of_table.keys():
+            classes: dict[str, tuple[int, ...]] = {}
+            for value in drawn:
+                name = class_name(of_table[value])
+                classes[name] = (*classes.get(name, ()), value)
+            values["classes"] = classes
+            return
     values["classes"] = _classes(drawn, names, found, proposal)
 
 
@@ -255,10 +305,13 @@ def _classes(
 def _word_of_labels(found: Found) -> str:
     """What is drawn, as far as the labels' names say: of *_liver_mask liver."""
     image, label = (next(iter(globs.values())) for globs in (found.images, found.labels))
-    if (entity := re.search(r"_label-([A-Za-z0-9]+)", label)) is not None:  # of BIDS
-        return class_name(entity.group(1))
+    for key in ("label", "seg"):  # of BIDS
+        if (entity := re.search(rf"_{key}-([A-Za-z0-9+]+)", label)) is not None:
+            return class_name(entity.group(1))
+    if re.search(r"(^|/)sub-\*/", label):  # other entities say nothing of what is drawn
+        return "foreground"
     of_image = {word for word, *_ in known_words(image)}
-    name = stem_and_ending(label.rpartition("/")[2])[0].replace("*", " ")
+    name = glob_stem_and_ending(label.rpartition("/")[2])[0].replace("*", " ")
     own = [
         word
         for word, _, _, is_known in known_words(name)
@@ -270,16 +323,14 @@ def _word_of_labels(found: Found) -> str:
 def _add_class_files(proposal: Proposal, found: Found, tree: Tree, control: Control) -> None:
     """Whether classes that have a file each share voxels in the first cases."""
     overlap = "refuse"
-    folders = sorted({label.rpartition("/")[0] for _, label in found.pairs})
-    for number, folder in enumerate(folders[:_SOME]):
-        control.report("labels", number, min(len(folders), _SOME))
+    main = next(iter(found.labels.values()))
+    files = sorted({label for _, label in found.pairs})
+    for number, file in enumerate(files[:_SOME]):
+        control.report("labels", number, min(len(files), _SOME))
         count: Any = 0
         for pattern in found.labels.values():
-            name = pattern.rpartition("/")[2]
-            path = next((tree.root / folder).glob(name), None)
-            if path is None:
-                continue
-            label = label_at(path, found.format)
+            path = _of_same_case(tree.root, file, main, pattern)
+            label = None if path is None else label_at(path, found.format)
             if label is not None:
                 count = count + (label.values != 0)
         if np.max(count) > 1:
@@ -293,6 +344,18 @@ def _add_class_files(proposal: Proposal, found: Found, tree: Tree, control: Cont
         )
     proposal.values["classes"] = values_of_files(found.labels, overlap)
     proposal.seen.append(("classes", f"{len(found.labels)}, a file for each"))
+
+
+def _of_same_case(root: Path, file: str, pattern: str, other: str) -> Path | None:
+    """Of a file that a glob matches the one that another glob matches of the same case."""
+    found = glob_expression(pattern).fullmatch(file)
+    if found is None:
+        return None
+    parts = iter(found.groups())
+    path = root / WILDCARD.sub(lambda wildcard: next(parts, wildcard.group()), other)
+    if path.is_file():
+        return path
+    return next(path.parent.glob(other.rpartition("/")[2]), None)
 
 
 def _add_reading(
@@ -396,10 +459,12 @@ def add_patients(proposal: Proposal, keys: Sequence[str], found: Found | None) -
     folders, _, name = image.rpartition("/")
     levels = folders.split("/") if folders else []
     variable = [depth for depth, level in enumerate(levels) if "*" in level]
-    in_name = "*" in stem_and_ending(name)[0] and values.get("pair_by") != "folder"
+    stem, ending = glob_stem_and_ending(name)
+    in_name = "*" in stem and values.get("pair_by") != "folder"
     skip = values.get("split") is not None  # the first variable folder is the part
     if skip and variable:
         variable = variable[1:]
+    variable = variable[_categories(variable, keys, proposal) :]
     folders_of = [key.split("/")[variable[0]] for key in keys] if variable else []
     if variable and (len(variable) > 1 or (in_name and len(set(folders_of)) < len(keys))):
         before = "".join("[^/]+/" for _ in range(variable[0]))
@@ -407,17 +472,78 @@ def add_patients(proposal: Proposal, keys: Sequence[str], found: Found | None) -
         proposal.seen.append(("a patient is", "a folder"))
         return
     stems = folders_of or [key.rpartition("/")[2] for key in keys]
+    before = "".join("[^/]+/" for _ in range(variable[0])) if variable else "(?:.*/)?"
+    last = r"\.[A-Za-z.]+" if WILDCARD.search(ending) else re.escape(ending)
+    end = "/" if variable else re.escape(stem.rpartition("*")[2]) + last + "$"
     example = several_files_a_patient(stems)
     if example is not None:
-        before = "".join("[^/]+/" for _ in range(variable[0])) if variable else "(?:.*/)?"
-        end = "/" if variable else re.escape(name.rpartition("*")[2]) + "$"
         values["patient"] = rf"^{before}([^/]*\d[^/]*?)[-_ .]+[A-Za-z]*\d+{end}"
+    elif (example := _two_sides(stems)) is not None:
+        values["patient"] = rf"^{before}([^/]*\d)[-_ .]?(?:{_SIDES}){end}"
+    if example is not None:
         proposal.unsure.append(
             f"names such as {', '.join(example)} look like several of one patient; patient in "
             "site.yml puts them on one side of the split"
         )
         return
     proposal.seen.append(("a patient is", "each case"))
+
+
+# in small letters: folders that sort patients by what they have, or as they were packed
+_SORTS = words(
+    "benign malignant normal abnormal healthy pathological positive negative control controls "
+    "patients hgg lgg covid tumor tumour tumors tumours cancer lesion lesions left right male "
+    "female benigne maligne gesund krank bösartig gutartig batch part chunk"
+)
+_SIDES = "[LRlr]|OD|OS|od|os|[Ll]eft|[Rr]ight"  # of a body, behind a patient's number
+_VISIT = re.compile(
+    r"(?:[\d.]{8,}|.*\d{4}[-_.]?\d\d[-_.]?\d\d.*|"
+    r"(?:v|ses|session|visit|visite|besuch|t|tp|time|timepoint|scan|st|study|baseline|followup|"
+    r"follow-up|pre|post)[-_ ]*\S*)",
+    re.IGNORECASE,
+)
+_MANY_VISITS = 4  # that a patient has not on average
+
+
+def _two_sides(keys: Sequence[str]) -> list[str] | None:
+    """Example of keys of a patient's two eyes, or breasts, as 01L and 01R; None if it is not so."""
+    of: dict[str, list[str]] = {}
+    for key in keys:
+        found = re.fullmatch(rf"(.*\d)[-_ .]?(?:{_SIDES})", key)
+        of.setdefault(found.group(1) if found else key, []).append(key)
+    both = [sides for sides in of.values() if len(sides) > 1]
+    return sorted(both[0])[:3] if len(of) > 1 and sum(map(len, both)) * 2 >= len(keys) else None
+
+
+def _categories(variable: Sequence[int], keys: Sequence[str], proposal: Proposal) -> int:
+    """How many of the first folders that differ sort patients and are none themselves.
+
+    benign/1.png: by the words. Utrecht/0/T1.nii.gz: few, with many folders below, which are called
+    differently in each and are no visits.
+    """
+    count = 0
+    for depth in variable:
+        rows = [key.split("/") for key in keys]
+        names = {row[depth] for row in rows}
+        said = [set(re.findall(r"[^\W\d_]+", name.lower())) for name in names]
+        is_sorted = len(names) > 1 and sum(bool(of & _SORTS) for of in said) * 2 > len(names)
+        if not is_sorted and depth != variable[-1]:
+            below = {(row[depth], row[variable[variable.index(depth) + 1]]) for row in rows}
+            inner = {name for _, name in below}
+            is_sorted = (
+                len(below) >= _MANY_VISITS * len(names)
+                and len(inner) == len(below)
+                and not all(_VISIT.fullmatch(name) for name in inner)
+            )
+        if not is_sorted:
+            break
+        count += 1
+        some = ", ".join(sorted(names)[:3])
+        proposal.unsure.append(
+            f"folders such as {some} are taken for sorts of patients and not for patients; patient "
+            "in site.yml would say it"
+        )
+    return count
 
 
 # -------------------------------------------------------------------------------------------- end
@@ -434,14 +560,37 @@ def _finished(proposal: Proposal, tree: Tree) -> Proposal:
         if not any(problem.code == "unpaired-files" for problem in again.problems):
             found = again
             proposal.unsure.append(
-                f"{count_of(again.unlabelled, 'image')} have no label and are no cases "
-                "(unlabelled: pass_over)"
+                "without a label, and so no cases (unlabelled: pass_over): "
+                f"{count_of(again.unlabelled, 'image')}"
             )
         else:
             del proposal.values["unlabelled"]
     proposal.needs += found.problems
+    if (more := _further_labels(found, tree, proposal)) is not None:
+        proposal.needs.append(more)
     _add_counts(proposal, found, tree)
     return proposal
+
+
+def _further_labels(found: Scan, tree: Tree, proposal: Proposal) -> SiteDataError | None:
+    """Labels called as one that is taken, with a number behind: another part of the same label."""
+    taken = {path.relative_to(tree.root).as_posix() for case in found.cases for path in case.labels}
+    stems = {stem_and_ending(file)[0] for file in taken}
+    more = [
+        file
+        for file in tree.of(proposal.site.format)
+        if file not in taken
+        and (numbered := re.fullmatch(r"(.*?[^\d\s_.(-])[\s_.(-]*\d+\)?", stem_and_ending(file)[0]))
+        and numbered.group(1) in stems
+    ]
+    if not more:
+        return None
+    return SiteDataError(
+        f"{count_of(len(more), 'file')} beside labels that are taken would be lost, and what is "
+        f"drawn there would count as background: {', '.join(more[:3])}",
+        "draw all labels of an image into one file, or move these images with their labels away",
+        code="several-labels",
+    )
 
 
 def _add_counts(proposal: Proposal, found: Scan, tree: Tree) -> None:
@@ -471,8 +620,7 @@ def _add_counts(proposal: Proposal, found: Scan, tree: Tree) -> None:
         kind[0] for file in tree.others if (kind := another_kind(Path(file))) is not None
     )
     for name, count in foreign.most_common(2):
-        is_no_image = name.startswith(("a text", "a document", "a Python"))
-        if not is_no_image and count * 2 >= len(found.cases):
+        if not name.startswith(_NO_IMAGES) and count * 2 >= len(found.cases):
             proposal.unsure.append(f"{count} files are not read here, each {name}")
 
 
@@ -500,17 +648,56 @@ def _not_seen(tree: Tree) -> SiteDataError:
         for file in tree.of(kind)  # type: ignore[arg-type]
     )
     some = "; ".join(f"{folder}: {count}" for folder, count in places.most_common(4))
-    found = another_kind(Path(tree.others[0])) if tree.others and not places else None
-    fix = (
-        f"{found[1]}"
-        if found is not None
-        else "name the folder that holds images and labels both; if it does, write site.yml by "
+    foreign: Counter[tuple[str, str]] = Counter()
+    for file in tree.others:
+        kind = another_kind(Path(file))
+        if kind is not None and not kind[0].startswith(_NO_IMAGES):
+            foreign[kind] += 1
+    cannot = "; ".join(
+        f"{count} files are each {kind}" for (kind, _), count in foreign.most_common(2)
+    )
+    hand = (
+        "name the folder that holds images and labels both; if it does, write site.yml by "
         "hand: images and labels are globs whose wildcards pair them (docs/site.md)"
     )
+    fix = hand
+    if foreign:
+        ways = dict.fromkeys(fix for (_, fix), _ in foreign.most_common(2))
+        fix = f"{'; '.join(ways)}; then adopt the folder again" + (
+            f"; else {hand}" if there else ""
+        )
+    if not there and not tree.others:
+        return SiteDataError(
+            f"the folder {tree.root} holds no file",
+            "name the folder with your images; where it is a drive, see that it is mounted",
+            code="layout-not-seen",
+        )
+    if there and not foreign and not _may_be_labels(tree):
+        return SiteDataError(
+            f"{tree.root} holds images and no labels: {', '.join(there)}"
+            + (f" ({some})" if some else ""),
+            "name the folder that holds images and labels both; a site trains on images whose "
+            "labels somebody drew (to have labels drawn by a trained model, see fedfms predict)",
+            code="layout-not-seen",
+        )
     return SiteDataError(
         f"how images and labels lie in {tree.root} cannot be seen: "
         f"{', '.join(there) or f'no image among {len(tree.others)} files'}"
-        + (f" ({some})" if some else ""),
+        + (f" ({some})" if some else "")
+        + (f"; not read here: {cannot}" if cannot else ""),
         fix,
         code="layout-not-seen",
     )
+
+
+def _may_be_labels(tree: Tree) -> bool:
+    """Whether any file may be a label by its name, or by what it holds."""
+    formats: tuple[ImageFormat, ...] = ("nifti", "image", "npy")
+    for format in formats:
+        groups = groups_of(tree.of(format))
+        if (
+            any(group.role == "label" for group in groups)
+            or by_content(groups, tree.root, format)[0]
+        ):
+            return True
+    return False

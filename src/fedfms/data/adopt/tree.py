@@ -7,10 +7,12 @@ words that are known or that stand in most of the cases' folders stay.
 
 from __future__ import annotations
 
+import fnmatch
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -117,7 +119,7 @@ class Group:
     @property
     def name(self) -> str:
         """The last part of the pattern, without its ending."""
-        return stem_and_ending(self.pattern)[0].rpartition("/")[2]
+        return glob_stem_and_ending(self.pattern.rpartition("/")[2])[0]
 
 
 def groups_of(files: Sequence[str], *, by_folder: bool = False) -> list[Group]:
@@ -138,8 +140,9 @@ def groups_of(files: Sequence[str], *, by_folder: bool = False) -> list[Group]:
         )
         by_place[(*parts, _ending_glob(ending))].append(file)
     groups = []
+    added = _added(files)
     for place, together in by_place.items():
-        for pattern, taken in _by_name(together, place[:-1]).items():
+        for pattern, taken in _by_name(together, place[:-1], added).items():
             groups.append(_group(place, pattern, taken, common))
     return sorted(groups, key=lambda group: (-len(group.files), group.pattern))
 
@@ -151,6 +154,16 @@ def stem_and_ending(name: str) -> tuple[str, str]:
         for ending in sorted(endings, key=len, reverse=True):
             if lower.endswith(ending):
                 return name[: -len(ending)], name[-len(ending) :]
+    return name, ""
+
+
+def glob_stem_and_ending(name: str) -> tuple[str, str]:
+    """As `stem_and_ending`, of a glob whose ending may hold wildcards, as in *.nii*."""
+    known = [ending for endings in EXTENSIONS.values() for ending in endings]
+    for dot in re.finditer(r"\.", name):
+        stem, tail = name[: dot.start()], name[dot.start() :]
+        if any(tail.lower() == ending or fnmatch.fnmatchcase(ending, tail) for ending in known):
+            return stem, tail
     return name, ""
 
 
@@ -179,7 +192,32 @@ def _folder_signature(name: str) -> str:
     return pattern
 
 
-def _by_name(files: Sequence[str], place: Sequence[str]) -> dict[str, list[str]]:
+def _added(files: Sequence[str]) -> dict[str, str]:
+    """Of files called as another one of their folder with words behind (a_1stHO), these words.
+
+    They count where at least half of the others have such a file.
+    """
+    stems: dict[str, set[str]] = defaultdict(set)
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        stems[folder].add(stem_and_ending(name)[0])
+    found: dict[str, str] = {}
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        stem = stem_and_ending(name)[0]
+        for mark in reversed([*re.finditer(r"[-_ .]+", stem)]):
+            if stem[: mark.start()] in stems[folder]:
+                if re.search(r"[^\W\d_]", stem[mark.start() :]):
+                    found[file] = stem[mark.start() :]
+                break
+    counts = Counter(found.values())
+    others = sum(map(len, stems.values())) - len(found)
+    return {file: words for file, words in found.items() if counts[words] * 2 >= others}
+
+
+def _by_name(
+    files: Sequence[str], place: Sequence[str], added: Mapping[str, str]
+) -> dict[str, list[str]]:
     """Files of one place by the glob of their names.
 
     Where each case has a folder, what is called alike in at least half of the folders is a kind of
@@ -200,7 +238,10 @@ def _by_name(files: Sequence[str], place: Sequence[str]) -> dict[str, list[str]]
             else:
                 rest += alike
     for file in rest:
-        found[known_ends(stem_and_ending(file.rpartition("/")[2])[0])].append(file)
+        if file in added:
+            found[f"*{glob_literal(added[file])}"].append(file)
+        else:
+            found[known_ends(stem_and_ending(file.rpartition("/")[2])[0])].append(file)
     return found
 
 
@@ -315,6 +356,60 @@ def _common_start(texts: Sequence[str]) -> str:
     return low[:count]
 
 
+def with_all_endings(groups: Sequence[Group]) -> list[tuple[Group, tuple[Group, ...]]]:
+    """Groups that differ in the ending alone (.png and .PNG, .nii and .nii.gz) as one, and their
+    parts.
+
+    None has a file that another one has under its own ending: those are a picture and its label.
+    """
+    found: list[tuple[Group, tuple[Group, ...]]] = []
+    left = sorted(groups, key=lambda group: -len(group.files))
+    while left:
+        first, *left = left
+        folder, stem, ending = _in_three(first)
+        inside = glob_expression(folder)
+        parts = [first]
+        stems = {stem_and_ending(file)[0] for file in first.files}
+        for other in left:
+            of_other = {stem_and_ending(file)[0] for file in other.files}
+            if (
+                _in_three(other)[1] == stem
+                and _in_three(other)[2] != ending
+                and all(inside.fullmatch(file.rpartition("/")[0]) for file in other.files)
+                and not stems & of_other
+            ):
+                parts.append(other)
+                stems |= of_other
+        if len(parts) < 2:
+            continue
+        left = [group for group in left if group not in parts]
+        files = tuple(sorted(file for part in parts for file in part.files))
+        name = stem + endings_glob({_in_three(part)[2] for part in parts})
+        whole = f"{folder}/{name}" if folder else name
+        variants = tuple(
+            one.removesuffix(ending) + name[len(stem) :] for one in _variants(first.pattern, files)
+        )
+        merged = replace(first, pattern=whole, files=files, variants=variants)
+        found.append((merged, tuple(parts)))
+    return found
+
+
+def _in_three(group: Group) -> tuple[str, str, str]:
+    """Of a group's glob the folder, the stem and the ending."""
+    folder, _, name = group.pattern.rpartition("/")
+    return folder, *glob_stem_and_ending(name)
+
+
+def endings_glob(endings: set[str]) -> str:
+    """A glob of several endings: .[Pp][Nn][Gg], .nii*, .jp*g."""
+    if len(set(map(len, endings))) == 1:
+        signs = [sorted(set(column)) for column in zip(*endings, strict=True)]
+        return "".join(one[0] if len(one) == 1 else f"[{''.join(one)}]" for one in signs)
+    start = _common_start(sorted(endings))
+    end = _common_start([one[len(start) :][::-1] for one in sorted(endings)])[::-1]
+    return f"{start}*{end}"
+
+
 # ------------------------------------------------------------------------------------------- keys
 
 
@@ -343,10 +438,14 @@ def _keys(pattern: str, files: Iterable[str], count: int) -> dict[str, list[str]
         end = len(file) - len(stem_and_ending(PurePosixPath(file).name)[1])
         spans = [found.span(number) for number in range(1, count + 1)]
         key = "/".join(file[start : min(stop, end)].strip("/") for start, stop in spans)
-        keys[key].append(file)
+        keys[unicodedata.normalize("NFC", key)].append(file)
     return keys
 
 
 def endings(files: Iterable[str]) -> Counter[str]:
     """How many files of each ending, in small letters."""
-    return Counter(PurePosixPath(file).suffix.lower() or "without ending" for file in files)
+    found = (stem_and_ending(file)[1] or PurePosixPath(file).suffix for file in files)
+    return Counter(
+        "without ending" if ending[1:].isdigit() else ending.lower() or "without ending"
+        for ending in found
+    )

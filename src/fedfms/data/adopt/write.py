@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def site_yml(proposal: Proposal) -> str:
         "unlabelled",
         "classes",
         "background",
+        "void",
         "label_names",
         "overlap",
         "series",
@@ -113,6 +115,12 @@ _WORDS = {
 
 def _text(text: str) -> str:
     """In double quotes, as JSON and YAML both read it."""
+    if any(unicodedata.category(sign) == "Cc" for sign in text):
+        raise ConfigError(
+            f"{text!r} has a line break or another sign that does not show, which a path in "
+            "site.yml may not hold",
+            "rename that folder or file",
+        )
     if any(0xDC80 <= ord(sign) <= 0xDCFF for sign in text):
         raise ConfigError(
             f"{text!r} has bytes that are no UTF-8, which a site.yml cannot hold",
