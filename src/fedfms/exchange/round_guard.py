@@ -12,15 +12,16 @@ points against the others, is scaled down to `LONG_FACTOR` of it: about what the
 honest sites have.
 
 *direction*. The cosine of a difference to the mean of the others, each of which counts alike and at
-most with its usual norm. A difference below `AGAINST` points against the others. Of a site that has
-done so from the start, below `AT_FIRST` in the mean of its first `FIRST_ROUNDS` answers, it is
-scaled down to `AGAINST_FACTOR` of its usual norm at most: of the one with the lowest mean first,
-and the others are compared anew, without it, as long as a minority was found. Where all of a round
-are below, nobody is scaled: nobody can tell who is wrong. Only the start tells, when a model
-has everything to learn and what it learns is of use to all. Where it comes to rest between
-unlike sites their differences add up to nothing: then each points against the sum of the others,
-whoever is honest (-0.7 was seen, and -0.5 round after round of a site of inverted contrast, 1.5
-times as long as usual). One of three that turns later can stop the others, and not turn them.
+most with its usual norm. A difference below `AGAINST` points against the others. Of a site that did
+so in one of its first `FIRST_ROUNDS` answers it is scaled down to `AGAINST_FACTOR` of its usual
+norm at most: of the one that was lowest then first, and the others are compared anew, without it,
+as long as a minority was found. Where all of a round are below, nobody is scaled: nobody can tell
+who is wrong. Only the start tells, when a model has everything to learn and what it learns is of
+use to all: of honest sites -0.3 was the lowest then, with up to 16 epochs a round. Where it comes
+to rest between unlike sites their differences add up to nothing: then each points against the sum
+of the others, whoever is honest (-0.7 was seen, and -0.5 round after round of a site of inverted
+contrast, 1.5 times as long as usual). One of three that turns later can stop the others, and not
+turn them.
 
 *rest*. A model that has learnt all that a site has moves by next to nothing there, and how it does
 so is chance: a site that missed a round is then many times as long as the others. What is below
@@ -64,8 +65,7 @@ STEPS_POWER = 0.75  # by which a norm may grow with the steps; see above
 LONG_AGAINST = 1.7  # the same of one that points against the others: more would turn two of three
 LONG_FACTOR = 0.5  # of the usual norm, that is left of a difference that is too long
 AGAINST = -0.45  # cosine to the mean of the others, below which a difference is against them
-AT_FIRST = -0.3  # the same in the mean of the first answers of a site
-FIRST_ROUNDS = 3  # so many
+FIRST_ROUNDS = 3  # answers of a site that tell whether it is against the others for good
 AGAINST_FACTOR = 0.1  # of the usual norm, that is left of a difference against the others
 AT_REST = 0.1  # of the largest usual norm of a round, below which a difference harms nobody
 WEIGHT_FACTOR = 3  # times the median of the sites' slices, that an unconfirmed site counts for
@@ -84,7 +84,7 @@ class Memory:
     weights: dict[str, int] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)  # the same, at most the usual one
     largest: float = 0.0  # of the norms that are in the middle of a round
-    cosines: dict[str, tuple[float, int]] = field(default_factory=dict)  # of first answers: sum, of
+    cosines: dict[str, tuple[float, int]] = field(default_factory=dict)  # lowest of first, number
     seen: dict[str, str] = field(default_factory=dict)  # mark of a difference: whose
 
 
@@ -213,13 +213,12 @@ class RoundGuard:
         self._memory = _DECODE.validate_python(dict(kept))
 
     def _at_first(self, cosines: Mapping[str, float]) -> dict[str, float]:
-        """Of each site the mean of its first answers, this one included if it is one of them."""
+        """Of each site the lowest of its first answers, this one included if it is one of them."""
         for site, cosine in cosines.items():
-            total, number = self._memory.cosines.get(site, (0.0, 0))
+            lowest, number = self._memory.cosines.get(site, (1.0, 0))
             if number < FIRST_ROUNDS:
-                self._memory.cosines[site] = (total + cosine, number + 1)
-        known = self._memory.cosines
-        return {site: known[site][0] / known[site][1] for site in cosines}
+                self._memory.cosines[site] = (min(lowest, cosine), number + 1)
+        return {site: self._memory.cosines[site][0] for site in cosines}
 
     def _counted(self, slices: Mapping[str, int]) -> dict[str, int]:
         """Slices that each site counts for."""
@@ -363,18 +362,18 @@ def _against(
     factors: Mapping[str, float],
     norms: Mapping[str, float],
     cosines: Mapping[str, float],
-    means: Mapping[str, float],
+    at_first: Mapping[str, float],
 ) -> set[str]:
-    """The sites that have pointed against the others from the start: a minority, one by one."""
+    """The sites that pointed against the others at the start, and do: a minority, one by one."""
     if len(differences) < 3 or not _opposed(cosines):
         return set()
     found: set[str] = set()
     rest = dict(cosines)
     while 2 * (len(found) + 1) < len(differences) and rest:
-        below = sorted(site for site in rest if rest[site] < AGAINST and means[site] < AT_FIRST)
+        below = sorted(site for site in rest if max(rest[site], at_first[site]) < AGAINST)
         if not below:
             break
-        found.add(min(below, key=lambda site: means[site]))
+        found.add(min(below, key=lambda site: at_first[site]))
         left = {site: differences[site] for site in differences if site not in found}
         if 2 * (len(found) + 1) < len(differences):
             rest = _cosines(left, factors, norms)

@@ -14,6 +14,7 @@ from fedfms.exchange.averaging import average, averaging_weights
 from fedfms.exchange.round_guard import (
     AGAINST,
     AGAINST_FACTOR,
+    FIRST_ROUNDS,
     LONG_AGAINST,
     LONG_FACTOR,
     NORM_FACTOR,
@@ -348,10 +349,11 @@ def along(tensors: dict[str, torch.Tensor], others: list[dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize("times", [1.0, 1.9, 2.5, 2.9])
-def test_a_site_that_turns_after_an_honest_round_turns_no_round(times: float) -> None:
+def test_a_site_that_turns_late_turns_no_round(times: float) -> None:
     guard = RoundGuard(RECIPE)
-    closed(honest(3), counts(3), guard=guard)
-    for seed in range(1, 8):
+    for seed in range(FIRST_ROUNDS):
+        closed(honest(3, seed), counts(3), guard=guard)
+    for seed in range(3, 10):
         given = honest(3, seed, alike=0.6)
         given["site-1"] = turned(given["site-1"], -times)
         result, verdicts = closed(given, counts(3), guard=guard)
@@ -382,6 +384,18 @@ def test_an_honest_site_of_other_images_is_not_scaled_where_a_model_comes_to_res
     assert verdicts["site-3"].cosine < AGAINST
     _, verdicts = closed(unlike(20, 0.6, 2.5), counts(3), guard=guard)
     assert verdicts["site-3"].findings == ("norm",) and verdicts["site-3"].times < NORM_FACTOR
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_site_that_turns_after_an_honest_round_is_found_when_it_turns(rounds: int) -> None:
+    guard = RoundGuard(RECIPE)
+    for seed in range(rounds):
+        closed(honest(3, seed), counts(3), guard=guard)
+    for seed in range(rounds, 7):
+        given = honest(3, seed, alike=0.6)
+        given["site-1"] = turned(given["site-1"], -1.0)
+        _, verdicts = closed(given, counts(3), guard=guard)
+        assert verdicts["site-1"].findings == ("direction",)
 
 
 def test_a_site_that_was_against_the_others_from_the_start_stays_bounded() -> None:
