@@ -362,6 +362,10 @@ def honest_federations(folder: Path, data: Path) -> Iterator[tuple[str, Callable
     fedsam = Recipe.from_json(REPOSITORY / "jobs/fedsam/app/config/recipe.json")
     fedsam = fedsam.with_values({"image_size": PIXELS, "rounds": ROUNDS}, "benchmark")
     yield phantoms("fedsam", fedsam, (18, 18, 18))
+    # where nothing makes the inverted contrast of the third site like the others'
+    plain = {"augment": False, "rounds": 14}
+    yield phantoms("fedsam without augmentation", fedsam.with_values(plain, "x"), (18, 18, 18))
+    yield phantoms("demo without augmentation", demo_recipe(**plain), (18, 18, 18))
     for method in ("fedmsa", "fedsam"):
         paper = Recipe.from_json(REPOSITORY / f"jobs/recipes/{method}-paper.json").with_values(
             {

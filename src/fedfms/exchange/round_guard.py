@@ -62,7 +62,7 @@ from fedfms.exchange.waiting import Scaled
 
 NORM_FACTOR = 3.0  # times the usual norm, that is taken as it came
 STEPS_POWER = 0.75  # by which a norm may grow with the steps; see above
-LONG_AGAINST = 1.7  # the same of one that points against the others: more would turn two of three
+LONG_AGAINST = 1.8  # the same of one that points against the others: more would turn two of three
 LONG_FACTOR = 0.5  # of the usual norm, that is left of a difference that is too long
 AGAINST = -0.45  # cosine to the mean of the others, below which a difference is against them
 FIRST_ROUNDS = 3  # answers of a site that tell whether it is against the others for good

@@ -348,7 +348,7 @@ def along(tensors: dict[str, torch.Tensor], others: list[dict[str, torch.Tensor]
     return float(own @ mean / own.norm() / mean.norm())
 
 
-@pytest.mark.parametrize("times", [1.0, 1.9, 2.5, 2.9])
+@pytest.mark.parametrize("times", [1.0, 1.9, 2.1, 2.3, 2.5, 2.9])
 def test_a_site_that_turns_late_turns_no_round(times: float) -> None:
     guard = RoundGuard(RECIPE)
     for seed in range(FIRST_ROUNDS):

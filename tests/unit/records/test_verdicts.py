@@ -53,7 +53,7 @@ def test_a_finding_is_told_with_its_figure_and_what_was_done() -> None:
 
 
 def test_what_is_too_long_alone_is_told_with_its_cosine() -> None:
-    """From 1.7 times on if it points against the others, so that the reader needs both figures."""
+    """From 1.8 times on if it points against the others, so that the reader needs both figures."""
     values = {"site": "site-2", "norm": 1.8, "usual_norm": 1.0, "slices": 9, "counted_slices": 9}
     long = Verdict(**values, cosine=-0.52, factor=0.278, findings=("norm",))
     ((_, said),) = findings(judged(3, long, USUAL))
