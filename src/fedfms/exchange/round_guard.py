@@ -61,8 +61,8 @@ from fedfms.exchange.tensors import update_norm
 from fedfms.exchange.waiting import Scaled
 
 NORM_FACTOR = 3.0  # times the usual norm, that is taken as it came
-STEPS_POWER = 0.75  # by which a norm may grow with the steps; see above
 LONG_AGAINST = 1.8  # the same of one that points against the others: more would turn two of three
+STEPS_POWER = 0.75  # by which a norm may grow with the steps; see above
 LONG_FACTOR = 0.5  # of the usual norm, that is left of a difference that is too long
 AGAINST = -0.45  # cosine to the mean of the others, below which a difference is against them
 FIRST_ROUNDS = 3  # answers of a site that tell whether it is against the others for good
@@ -140,9 +140,9 @@ class RoundGuard:
         old = {site for site in sites if norms[site] > 0 and marks[site] in self._memory.seen}
         fresh = [site for site in sites if site not in old]
         counted = self._counted({site: slices[site] for site in fresh})
-        weighed = None
+        says, counts = slices, counted  # what a site says that it counts for, and what it does
         if others is not None:
-            weighed = self._weighed({site: others[site] for site in fresh})
+            says, counts = others, self._weighed({site: others[site] for site in fresh})
         usual = self._usual({site: norms[site] for site in fresh}, counted)
         there = [norms[site] for site in fresh if norms[site] > 0]
         middle = statistics.median_low(there) if there else 0.0
@@ -166,12 +166,7 @@ class RoundGuard:
             found: dict[Finding, bool] = {
                 "norm": site in long,
                 "direction": site in against,
-                "weight": site in fresh
-                and (
-                    counted[site] < slices[site]
-                    if weighed is None or others is None
-                    else weighed[site] < others[site]
-                ),
+                "weight": site in fresh and counts[site] < says[site],
                 "replay": site in old,
             }
             factor = 0.0 if site in old else 1.0
@@ -179,6 +174,7 @@ class RoundGuard:
                 factor = AGAINST_FACTOR * factors[site]
             elif site in long:
                 factor = LONG_FACTOR * factors[site]
+            taken = counts.get(site, 0) if self.acts else says[site]
             verdicts.append(
                 Verdict(
                     site=site,
@@ -188,12 +184,8 @@ class RoundGuard:
                     slices=slices[site],
                     counted_slices=counted.get(site, 0) if self.acts else slices[site],
                     factor=factor if self.acts else 1.0,
-                    weight=None if others is None else others[site],
-                    counted_weight=None
-                    if weighed is None or others is None
-                    else weighed.get(site, 0)
-                    if self.acts
-                    else others[site],
+                    weight=None if others is None else says[site],
+                    counted_weight=None if others is None else taken,
                     findings=tuple(finding for finding, is_so in found.items() if is_so),
                 )
             )
