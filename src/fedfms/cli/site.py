@@ -273,6 +273,7 @@ def show_batch(
             "--job",
             metavar="JOB",
             parser=find_shipped,
+            show_default="fedmsa",
             help="Whose classes, size and augmentation count: fedmsa, fedsam, lora, or a folder.",
         ),
     ] = JOBS / "fedmsa",
@@ -281,8 +282,8 @@ def show_batch(
     config: Annotated[Path, typer.Option(help="The site's site.yml.")] = SITE_YML,
     data: Data = None,
     work: Annotated[Path, typer.Option(help="The trainer's private folder.")] = WORK,
-    slices: Annotated[int, typer.Option(help="How many slices, each of another case.")] = 6,
-    variants: Annotated[int, typer.Option(help="Of each slice after augmentation.")] = 4,
+    slices: Annotated[int, typer.Option(min=1, help="How many slices, each of another case.")] = 6,
+    variants: Annotated[int, typer.Option(min=1, help="Of each slice after augmentation.")] = 4,
     as_json: AsJson = False,
 ) -> None:
     """Draw some training slices with their masks, before and after augmentation, as one page.
