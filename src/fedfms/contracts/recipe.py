@@ -24,7 +24,7 @@ from fedfms.contracts.decode import (
 )
 from fedfms.errors import ConfigError, Undecodable
 
-Backbone = Literal["vit_demo", "vit_b", "vit_l", "vit_h", "none"]
+Backbone = Literal["vit_demo", "vit_t", "vit_b", "vit_l", "vit_h", "none"]
 NO_BACKBONE = "none"  # of a method that has a network of its own and needs no checkpoint
 
 _LEAST_OF_COSINE = 0.01  # of learning_rate; reached in the last 6 % of all steps
@@ -47,6 +47,13 @@ BACKBONES: dict[str, BackboneFile] = {
         4,
         "vit_demo.safetensors",
         "eb24a2e61749714e43c8b8c2a2bef9ab5b9873d04ff69ff9c737165194d41ea0",
+    ),
+    # MobileSAM's own file, weights/mobile_sam.pt of ChaoningZhang/MobileSAM
+    "vit_t": BackboneFile(
+        16,
+        10,
+        "mobile_sam.pt",
+        "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
     ),
     # Meta's own files, as linked from the README of facebookresearch/segment-anything
     "vit_b": BackboneFile(

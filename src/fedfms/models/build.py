@@ -264,7 +264,8 @@ def _frozen_blocks(model: SamSegmenter) -> int | None:
     if not learns(encoder):
         return len(encoder.blocks)
     in_blocks = [number for number, block in enumerate(encoder.blocks) if learns(block)]
-    outside = [p for name, p in encoder.named_parameters() if not name.startswith("blocks.")]
+    within = {id(parameter) for block in encoder.blocks for parameter in block.parameters()}
+    outside = [parameter for parameter in encoder.parameters() if id(parameter) not in within]
     if not in_blocks or any(parameter.requires_grad for parameter in outside):
         return None
     return in_blocks[0] or None
