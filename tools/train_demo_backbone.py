@@ -30,8 +30,8 @@ from scipy.ndimage import binary_erosion, gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedfms.contracts.recipe import Recipe
-from fedfms.models.build import MASK_TOKENS, SamSegmenter, build_model
+from fedfms.contracts.recipe import MASK_TOKENS, Recipe
+from fedfms.models.build import SamSegmenter, build_model
 from fedfms.models.sam import file_sha256
 
 SIZE = 128  # pixels, square

@@ -1,7 +1,8 @@
 """Segment Anything by name: its parts from the `segment-anything` package, and its checkpoints.
 
 Modules keep upstream's names, so that an official state dict fits key by key. A checkpoint is never
-downloaded, is recognized by its SHA-256, and is loaded strictly.
+downloaded, is recognized by its SHA-256, and is loaded strictly. The image encoder of `vit_t` is in
+tiny_vit.py.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from fedfms.models.upstream import PromptEncoder, TwoWayTransformer
 
 log = logging.getLogger(__name__)
 
-OFFICIAL_FOLDER = "https://dl.fbaipublicfiles.com/segment_anything"  # upstream's README links there
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")  # in any capitals
 
 
@@ -148,7 +148,7 @@ def _not_found(recipe: Recipe, folder: Path | None, named: Path | None) -> Check
             "install the version of fedfms that the recipe is from: vit_demo comes with the package"
         )
     elif recipe.backbone_sha256 == wanted.sha256:
-        get = f"get {OFFICIAL_FOLDER}/{wanted.file_name} (linked in segment-anything's README)"
+        get = f"get {wanted.source}"
     else:
         get = "ask the coordinator for the checkpoint that the recipe was written with"
     if folder is None:
