@@ -3,10 +3,9 @@
     python benchmarks/real_sam.py hippocampus nuclei --data FOLDER --checkpoints FOLDER
     python benchmarks/real_sam.py phantoms --checkpoints FOLDER --device cpu --cases 10 --size 512
 
---data holds hippocampus/ and nuclei/ with a folder a site, as sites/examples names them; --checkpoints
-what tools/mobile_sam_checkpoint.py made, or mobile_sam.pt. One site never trains. Sites train in this
-process, one after the other, by the product's own trainer, door, guard's average and seeds, which
-gives the model of a FLARE job to the last bit (docs/developer.md).
+--data holds hippocampus/ and nuclei/ with a folder a site, as sites/examples names them;
+--checkpoints what tools/mobile_sam_checkpoint.py made, or mobile_sam.pt. One site never trains.
+Sites train in this process, one after the other, by the product's own trainer, door and average.
 
 Rows of a data set, a line of JSON each, and a table at the end:
   zero-shot    each of SAM's four mask tokens, untrained; the one with the best mean at the training
@@ -15,7 +14,8 @@ Rows of a data set, a line of JSON each, and a table at the end:
   fedmsa, fedsam, lora
   local        the decoder alone at each training site alone
   vit_demo     FedMSA of jobs/fedmsa, at 128 pixels, the same rounds
-Dice is the mean over cases, then over training sites' validation cases; of the unseen site all cases.
+Dice is the mean over cases, then over sites: training sites' validation cases, and all cases of
+the unseen site.
 
 On a GPU four rows run side by side (--jobs). A row that would begin after --seconds is left out and
 said to be.
@@ -94,11 +94,11 @@ class Place:
 
 
 def lay_out(data: str, source: Path | None, folder: Path, cases: int, device: str) -> None:
-    """A folder with site.yml, images and labels for each site; `cases` of each, the first by name."""
+    """A folder with site.yml, images and labels for each site; `cases` of each, by name."""
     for number, (site, style) in enumerate(FEDERATION.items()):
         if data == "phantoms":
             write_phantom_site(folder / site, style, cases=cases, seed=number)
-            _set(folder / site / "site.yml", device=device, min_cases=1)
+            _set(folder / site / "site.yml", device=device, min_cases=1, **_workers(device))
     if data == "phantoms":
         return
     assert source is not None
@@ -115,7 +115,12 @@ def lay_out(data: str, source: Path | None, folder: Path, cases: int, device: st
             device=device,
             min_cases=1,
             validation_fraction=0.3,
+            **_workers(device),
         )
+
+
+def _workers(device: str) -> dict[str, int]:
+    return {} if device == "cpu" else {"workers": 2}  # of each site of each row
 
 
 def _set(file: Path, **values: Any) -> None:
@@ -283,7 +288,9 @@ def one_row(
     return {**told, "by_site": dice, **found}
 
 
-def measure(options: argparse.Namespace, place: Place, out: Any, end: float) -> list[dict[str, Any]]:
+def measure(
+    options: argparse.Namespace, place: Place, out: Any, end: float
+) -> list[dict[str, Any]]:
     """All rows of a data set."""
     done: list[dict[str, Any]] = []
     side_by_side = options.jobs > 1
@@ -292,9 +299,7 @@ def measure(options: argparse.Namespace, place: Place, out: Any, end: float) -> 
         done.append(row)
         out(json.dumps(row))
 
-    with ProcessPoolExecutor(
-        options.jobs, mp_context=multiprocessing.get_context("spawn")
-    ) as pool:
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
 
         def begin(name: str, recipe: Recipe, evaluated: Sequence[int]) -> Future[dict[str, Any]]:
             work = place.work / (name.replace(" ", "-") if side_by_side else "all")
@@ -323,7 +328,11 @@ def measure(options: argparse.Namespace, place: Place, out: Any, end: float) -> 
                 if time.monotonic() > end:
                     out(json.dumps({"data": place.data, "row": name, "left_out": "time"}))
                     continue
-                after = [1, recipe.rounds] if name.startswith(("decoder", "fedmsa")) else [recipe.rounds]
+                after = (
+                    [1, recipe.rounds]
+                    if name.startswith(("decoder", "fedmsa"))
+                    else [recipe.rounds]
+                )
                 running.append(begin(name, recipe, sorted(set(after))))
             for one in [one for one in running if one.done()]:
                 say(one.result())

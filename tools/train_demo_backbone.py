@@ -268,8 +268,7 @@ def main() -> None:
     }
     path.with_suffix(".json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     print(f"Dice on {VALIDATION_PICTURES} held-out pictures: {dice}; {cpu_seconds} CPU seconds")
-    print("the line for BACKBONES in src/fedfms/contracts/recipe.py:")
-    print(f'    "vit_demo": BackboneFile(8, 4, "{path.name}", "{made["sha256"]}"),')
+    print(f"the SHA-256 of vit_demo in BACKBONES, src/fedfms/contracts/recipe.py: {made['sha256']}")
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ class BackboneFile:
     depth: int  # encoder blocks
     file_name: str
     sha256: str
-    source: str = ""  # where people get it; "": it comes with the package
-    licence: str = ""  # whose it is, and under which terms it is passed on
+    source: str  # where people get it
+    licence: str  # whose it is, and under which terms it is passed on
 
 
 def _of_meta(depth: int, file_name: str, sha256: str) -> BackboneFile:
@@ -62,7 +62,8 @@ BACKBONES: dict[str, BackboneFile] = {
         4,
         "vit_demo.safetensors",
         "eb24a2e61749714e43c8b8c2a2bef9ab5b9873d04ff69ff9c737165194d41ea0",
-        licence="of FedFMS Kit (Apache License 2.0)",
+        "the package itself: install fedfms again",
+        "of FedFMS Kit (Apache License 2.0)",
     ),
     # MobileSAM's own file, weights/mobile_sam.pt of ChaoningZhang/MobileSAM
     "vit_t": BackboneFile(
@@ -406,7 +407,10 @@ class Recipe:
             f"set 0 to {MASK_TOKENS - 1}",
         )
         for problem, there in (
-            (f"there are {len(self.classes)} classes, which mix all of them", len(self.classes) > 1),
+            (
+                f"there are {len(self.classes)} classes, which mix all of them",
+                len(self.classes) > 1,
+            ),
             ("there is no backbone", self.backbone == NO_BACKBONE),
             ("paper_compat is true", self.paper_compat),
         ):

@@ -90,9 +90,9 @@ def _notes(recipe: Recipe) -> tuple[str, ...]:
         )
         if size != UPSTREAM_IMAGE_SIZE:
             notes.append(
-                f"It was trained at {size} pixels, and mobile_sam's image encoder takes "
-                f"{UPSTREAM_IMAGE_SIZE} alone: the file loads there, and computes at "
-                f"{UPSTREAM_IMAGE_SIZE} what was never evaluated. fedfms predict computes at {size}."
+                f"It was trained at {size} pixels, and mobile_sam computes at "
+                f"{UPSTREAM_IMAGE_SIZE} alone, which was never evaluated: the file loads there all "
+                f"the same. fedfms predict computes at {size}."
             )
     elif size != UPSTREAM_IMAGE_SIZE:
         notes.append(

@@ -93,9 +93,7 @@ class AdaptedTinyBlock(TinyBlock):
         )
 
 
-def add_adapters(
-    encoder: Any, *, starts_as_zero: bool, norm_padding: bool, first: int = 0
-) -> None:
+def add_adapters(encoder: Any, *, starts_as_zero: bool, norm_padding: bool, first: int = 0) -> None:
     """Give blocks of an image encoder their adapters, drawn from torch's global generator.
 
     Args:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from fedfms.models.tiny_vit import TinyBlock
 
 
-
 class LowRankQkv(nn.Linear):
     """SAM's projection of tokens to q, k and v, with updates `x A B` of q and of v.
 
@@ -51,7 +50,9 @@ class LowRankQkv(nn.Linear):
         """The same projection as one plain layer."""
         plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         to_q, to_v = self.q_up.T @ self.q_down.weight, self.v_up.T @ self.v_down.weight
-        parts = [one.unflatten(0, (self.groups, -1)) for one in (to_q, torch.zeros_like(to_q), to_v)]
+        parts = [
+            one.unflatten(0, (self.groups, -1)) for one in (to_q, torch.zeros_like(to_q), to_v)
+        ]
         update = torch.stack(parts, dim=1).flatten(0, 2)
         plain.weight = nn.Parameter(self.weight + update, requires_grad=False)
         plain.bias = self.bias

@@ -44,7 +44,7 @@ class DecoderSizes:
 
 @dataclass(frozen=True, slots=True)
 class Geometry(DecoderSizes):
-    """Sizes of one SAM with a ViT; those of vit_b, vit_l and vit_h are upstream's `build_sam.py`."""
+    """Sizes of a SAM with a ViT; those of vit_b, vit_l, vit_h are upstream's `build_sam.py`."""
 
     width: int  # channels of an encoder token
     heads: int

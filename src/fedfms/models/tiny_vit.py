@@ -2,7 +2,7 @@
 
 Convolutions, then ten transformer blocks with attention in windows, then SAM's neck. Tensors have
 MobileSAM's names, so that its official file fits key by key; `norm_head` and `head`, the classifier
-that TinyViT was trained with, are there for that alone: nothing asks for them, and they never learn.
+that TinyViT was trained with, are there for that alone: nobody asks for them, they never learn.
 
 Batch normalization uses its running statistics, in training too, which stay as the checkpoint has
 them: a scale and a shift of each channel, which may learn. Statistics of the batch would be those
@@ -38,9 +38,7 @@ class NormedConv(nn.Module):
         groups: of channels that are convolved apart.
     """
 
-    def __init__(
-        self, inner: int, outer: int, size: int, stride: int = 1, groups: int = 1
-    ) -> None:
+    def __init__(self, inner: int, outer: int, size: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
         self.c = nn.Conv2d(inner, outer, size, stride, size // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(outer)
