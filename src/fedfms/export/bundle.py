@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from fedfms import __version__
-from fedfms.contracts.recipe import BACKBONES, Recipe
+from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Reading
 from fedfms.data.grid import axis_letters
 from fedfms.data.manifest import Case
 from fedfms.data.prepared import PreparedCase
 from fedfms.errors import ConfigError, TrainingError
-from fedfms.export.facts import about, greys, input_facts, render, rounded, site_facts
+from fedfms.export.facts import about, greys, input_facts, render, rounded, site_facts, terms
 from fedfms.export.torchscript import write_torchscript
 from fedfms.geometry import Frame, network_input, to_native
 from fedfms.models.trained import Trained
@@ -97,9 +97,8 @@ def write_bundle(
         rounded=rounded(site),
     )
     (folder / "docs/README.md").write_text(readme, encoding="utf-8")
-    started_from = BACKBONES[recipe.backbone].file_name if recipe.backbone in BACKBONES else None
-    terms = render("bundle-license", recipe=recipe, started_from=started_from)
-    (folder / "LICENSE").write_text(terms, encoding="utf-8")
+    licence = render("bundle-license", terms=terms(recipe))
+    (folder / "LICENSE").write_text(licence, encoding="utf-8")
     return (
         f"It takes slices as this site does: {slices}; {levels}.",
         'It needs MONAI, nibabel and fire, and not this package: pip install "monai[nibabel,fire]"',

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from fedfms import __version__
-from fedfms.contracts.recipe import Recipe, adapters_in_words
+from fedfms.contracts.recipe import BACKBONES, Recipe, adapters_in_words
 from fedfms.contracts.site import Reading
 from fedfms.geometry import pixel_statistics
 from fedfms.models.methods import find_method
 from fedfms.pages.parts import environment
 
 VERSION_KEY = "fedfms_version"
+TERMS_KEY = "license"  # in the metadata of a file: `terms`
+
+_APACHE = "https://www.apache.org/licenses/LICENSE-2.0"
 
 
 def input_facts(recipe: Recipe) -> dict[str, Any]:
@@ -97,6 +100,23 @@ def about(recipe: Recipe) -> str:
         f"{method.title}{network} at {recipe.image_size} pixels, classes "
         f"{', '.join(recipe.classes)}; fedfms {__version__}, recipe {recipe.sha256[:12]}"
     )
+
+
+def terms(recipe: Recipe) -> str:
+    """Whose weights training started from and under which licence; empty where from none.
+
+    What the participants say of the trained network is theirs to add.
+    """
+    file = BACKBONES.get(recipe.backbone)
+    if file is None:
+        return ""
+    text = f"trained from {file.file_name} {file.licence}, {_APACHE}"
+    if recipe.backbone_sha256 != file.sha256:
+        text = (
+            f"trained from a checkpoint of SHA-256 {recipe.backbone_sha256}, whose own terms hold; "
+            f"{file.file_name}, whose layout it has, is {file.licence}, {_APACHE}"
+        )
+    return text
 
 
 def render(template: str, **values: Any) -> str:

@@ -13,19 +13,21 @@ import safetensors.torch
 from fedfms.bounded import MAX_HEADER_BYTES, json_object
 from fedfms.contracts.site import Reading
 from fedfms.exchange.tensors import CHECKSUM_KEY, NO_CHECKSUM, write_checksum
-from fedfms.export.facts import input_facts, site_facts
+from fedfms.export.facts import TERMS_KEY, input_facts, site_facts, terms
 from fedfms.models.trained import INPUT_KEY, RECIPE_KEY, Trained, whole_network
 
 
 def write_fedfms(
     trained: Trained, site: Reading | None, file: Path
 ) -> tuple[tuple[str, ...], None]:
-    """Write all tensors, fp32, the recipe, and how a site's files become pictures if it is given.
+    """Write all tensors, the recipe, and how a site's files become pictures if it is given.
 
     Returns:
         sentences for the person who exports, and no difference: the tensors are the same.
     """
     metadata = {RECIPE_KEY: trained.recipe.to_json(), CHECKSUM_KEY: NO_CHECKSUM}
+    if licence := terms(trained.recipe):
+        metadata[TERMS_KEY] = licence
     if site is not None:
         facts = {**input_facts(trained.recipe), **site_facts(site)}
         metadata[INPUT_KEY] = json.dumps(facts)

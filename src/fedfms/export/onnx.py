@@ -20,7 +20,7 @@ from fedfms import __version__
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import Reading
 from fedfms.errors import ConfigError, TrainingError
-from fedfms.export.facts import VERSION_KEY, about, input_facts, site_facts
+from fedfms.export.facts import TERMS_KEY, VERSION_KEY, about, input_facts, site_facts, terms
 from fedfms.models.segmenter import Segmenter
 from fedfms.models.trained import INPUT_KEY, RECIPE_KEY, Trained
 
@@ -49,8 +49,8 @@ def write_onnx(trained: Trained, site: Reading | None, file: Path) -> tuple[tupl
     """Write one file; check it with onnx.checker, and its output with onnxruntime.
 
     Input `images` (B, C, S, S) float32, normalised; output `logits` (B, K, M, M) float32, before
-    the sigmoid. Metadata: the recipe, and how a picture becomes the input; how a file becomes a
-    picture where `site` says it.
+    the sigmoid. Metadata: the recipe, whose weights it was trained from, and how a picture
+    becomes the input; how a file becomes a picture where `site` says it.
 
     Returns:
         sentences for the person who exports, and the largest difference of a logit from PyTorch.
@@ -76,6 +76,7 @@ def write_onnx(trained: Trained, site: Reading | None, file: Path) -> tuple[tupl
         RECIPE_KEY: recipe.to_json(),
         INPUT_KEY: json.dumps({**input_facts(recipe), **site_facts(site)}),
         VERSION_KEY: __version__,
+        **({TERMS_KEY: licence} if (licence := terms(recipe)) else {}),
     }.items():
         graph.metadata_props.add(key=key, value=text)
     graph.doc_string = about(recipe)

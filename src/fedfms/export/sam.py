@@ -10,7 +10,7 @@ import torch
 from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.contracts.site import Reading
 from fedfms.errors import ConfigError
-from fedfms.export.facts import about, pictures_text, render
+from fedfms.export.facts import about, pictures_text, render, terms
 from fedfms.geometry import pixel_statistics
 from fedfms.models.sam import GEOMETRY
 from fedfms.models.trained import Trained, whole_network
@@ -50,10 +50,11 @@ def write_sam(trained: Trained, site: Reading | None, file: Path) -> tuple[tuple
         recipe=recipe,
         file_name=file.name,
         about=about(recipe),
-        started_from=BACKBONES[recipe.backbone].file_name,
+        terms=terms(recipe),
+        is_mobile=recipe.backbone == "vit_t",
         notes=notes,
         registry_loads=recipe.backbone != "vit_demo" and recipe.image_size == UPSTREAM_IMAGE_SIZE,
-        size=GEOMETRY[recipe.backbone],
+        size=GEOMETRY.get(recipe.backbone),
         depth=BACKBONES[recipe.backbone].depth,
         grid=recipe.image_size // recipe.patch_size,
         mean=mean[0],
@@ -83,6 +84,16 @@ def _notes(recipe: Recipe) -> tuple[str, ...]:
             "vit_demo is a small SAM of this project: sam_model_registry does not know its sizes, "
             "the code in the .md file does."
         )
+    elif recipe.backbone == "vit_t":
+        notes.append(
+            "It loads with the package mobile_sam, MobileSAM's own; segment_anything has no vit_t."
+        )
+        if size != UPSTREAM_IMAGE_SIZE:
+            notes.append(
+                f"It was trained at {size} pixels, and mobile_sam computes at "
+                f"{UPSTREAM_IMAGE_SIZE} alone, which was never evaluated: the file loads there all "
+                f"the same. fedfms predict computes at {size}."
+            )
     elif size != UPSTREAM_IMAGE_SIZE:
         notes.append(
             f"It was trained at {size} pixels and has the position tables of {size}: "

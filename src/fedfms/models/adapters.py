@@ -7,10 +7,13 @@ which a network for slices never runs, are left out.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from fedfms.models.encoder import EncoderBlock, ImageEncoder
+from fedfms.models.encoder import Block, EncoderBlock
+from fedfms.models.tiny_vit import TinyBlock
 
 ADAPTER_RATIO = 0.25  # width of the bottleneck over the width of a token
 MLP_ADAPTER_SCALE = 0.5
@@ -65,19 +68,46 @@ class AdaptedBlock(EncoderBlock):
         )
 
 
-def add_adapters(
-    encoder: nn.Module, *, starts_as_zero: bool, norm_padding: bool, first: int = 0
-) -> None:
-    """Give blocks of an ImageEncoder their adapters, drawn from torch's global generator.
+class AdaptedTinyBlock(TinyBlock):
+    """A block of TinyViT with its two adapters, at the places that SAM's blocks have them.
 
     Args:
+        block: whose parts become this one's under their own names.
+        starts_as_zero: of the adapters.
+    """
+
+    def __init__(self, block: TinyBlock, *, starts_as_zero: bool) -> None:
+        Block.__init__(self)
+        self.attn, self.local_conv, self.mlp = block.attn, block.local_conv, block.mlp
+        width = self.attn.proj.out_features
+        self.space_adapter = Adapter(width, starts_as_zero=starts_as_zero)
+        self.mlp_adapter = Adapter(width, starts_as_zero=starts_as_zero)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        attended = self.attn(tokens)
+        tokens = self.convolved(tokens + (attended + self.space_adapter(attended)))
+        normed = self.mlp.norm(tokens)
+        return (  # type: ignore[no-any-return]
+            tokens + torch.add(self.mlp(normed), self.mlp_adapter(normed), alpha=MLP_ADAPTER_SCALE)
+        )
+
+
+def add_adapters(encoder: Any, *, starts_as_zero: bool, norm_padding: bool, first: int = 0) -> None:
+    """Give blocks of an image encoder their adapters, drawn from torch's global generator.
+
+    Args:
+        encoder: ImageEncoder or TinyViT.
+        norm_padding: see `EncoderBlock`; TinyViT always does.
         first: number of the first block that gets them, from 0; as many as there are: none does.
     """
-    assert isinstance(encoder, ImageEncoder)
-    adapted: list[EncoderBlock] = []
-    for number, block in enumerate(encoder.blocks):
+
+    def adapted(number: int, block: nn.Module) -> nn.Module:
+        if number < first:
+            return block
+        if isinstance(block, TinyBlock):
+            return AdaptedTinyBlock(block, starts_as_zero=starts_as_zero)
         assert isinstance(block, EncoderBlock)  # one that is not would lose its place
-        if number >= first:
-            block = AdaptedBlock(block, starts_as_zero=starts_as_zero, norm_padding=norm_padding)
-        adapted.append(block)
-    encoder.blocks = nn.ModuleList(adapted)
+        return AdaptedBlock(block, starts_as_zero=starts_as_zero, norm_padding=norm_padding)
+
+    encoder.replace_blocks(adapted)

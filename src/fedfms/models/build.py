@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedfms.contracts.recipe import NO_BACKBONE, Recipe
+from fedfms.contracts.recipe import MASK_TOKENS, NO_BACKBONE, Recipe
 from fedfms.errors import ConfigError
 from fedfms.models.methods import Method, find_method
 from fedfms.models.sam import Sam, load_backbone, load_checkpoint
 from fedfms.models.segmenter import Segmenter
 from fedfms.models.travelling import shared_at_first, staying_names, travelling_names
-
-MASK_TOKENS = 4  # of SAM's decoder; several classes are a mixture of their masks
 
 
 class SamSegmenter(Segmenter):
@@ -27,7 +25,8 @@ class SamSegmenter(Segmenter):
         method: as in `Segmenter`.
         sam: its parts, which become this network's under the same names; the method has added what
             it adds.
-        class_head: (B, MASK_TOKENS, M, M) to (B, K, M, M); None with one class.
+        class_head: (B, MASK_TOKENS, M, M) to (B, K, M, M), a mixture of all masks; None with one
+            class.
         contrast_mix: (B, C, S, S) to (B, 3, S, S); None where the recipe names no contrasts.
     """
 
@@ -189,6 +188,7 @@ def _on_sam(recipe: Recipe, method: Method, checkpoint: Path | None) -> SamSegme
     sam = Sam(recipe)
     if checkpoint is not None:
         load_backbone(sam, load_checkpoint(checkpoint))
+    _begin_with(recipe.mask_token, sam)
     of_sam = {name for name, _ in sam.named_parameters()}
     torch.default_generator.manual_seed(recipe.seed)
     head: nn.Conv2d | None = None
@@ -200,6 +200,23 @@ def _on_sam(recipe: Recipe, method: Method, checkpoint: Path | None) -> SamSegme
     if recipe.start_draws:
         _average_draws(model, of_sam, recipe)
     return model
+
+
+@torch.no_grad()
+def _begin_with(token: int, sam: Sam) -> None:
+    """Let one of SAM's mask tokens and the first change places, with all that makes their masks.
+
+    A single class is the first mask, so that all that comes after is as with the first token: what
+    learns, what travels, and a SAM that is exported.
+    """
+    if token == 0:
+        return
+    decoder = sam.mask_decoder
+    quality = decoder.iou_prediction_head.layers[-1]
+    for tensor in (decoder.mask_tokens.weight, quality.weight, quality.bias):
+        tensor[[0, token]] = tensor[[token, 0]]
+    mlps = decoder.output_hypernetworks_mlps
+    mlps[0], mlps[token] = mlps[token], mlps[0]
 
 
 @torch.no_grad()
@@ -264,7 +281,8 @@ def _frozen_blocks(model: SamSegmenter) -> int | None:
     if not learns(encoder):
         return len(encoder.blocks)
     in_blocks = [number for number, block in enumerate(encoder.blocks) if learns(block)]
-    outside = [p for name, p in encoder.named_parameters() if not name.startswith("blocks.")]
+    within = {id(parameter) for block in encoder.blocks for parameter in block.parameters()}
+    outside = [parameter for parameter in encoder.parameters() if id(parameter) not in within]
     if not in_blocks or any(parameter.requires_grad for parameter in outside):
         return None
     return in_blocks[0] or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,28 @@ from fedfms.models.attention import attend
 from fedfms.models.upstream import ImageEncoderViT, window_partition, window_unpartition
 
 
-class EncoderBlock(nn.Module):
+class Block(nn.Module):
+    """A transformer block of an image encoder, whose activations can be computed anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checkpointed = False  # see `checkpoint_blocks`
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """As of any module; where the block is checkpointed, it keeps its input alone."""
+        if not (self.checkpointed and self.training and torch.is_grad_enabled()):
+            return super().__call__(tokens)  # type: ignore[no-any-return]
+        # what its parameters are now, rounded ones in bf16 (build.py), they are the second time too
+        now = dict(self.named_parameters())
+
+        def compute(given: Tensor) -> Any:
+            return functional_call(_Plain(self), {f"block.{k}": v for k, v in now.items()}, given)
+
+        # nothing in a block is drawn, so that no generator has to be put back
+        return checkpoint(compute, tokens, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+
+
+class EncoderBlock(Block):
     """A transformer block that takes over the parts of an upstream block under their own names.
 
     Args:
@@ -30,20 +52,6 @@ class EncoderBlock(nn.Module):
         self.mlp = block.mlp
         self.window_size = block.window_size  # tokens a side; 0: attention over the whole grid
         self.norm_padding = norm_padding
-        self.checkpointed = False  # see `checkpoint_blocks`
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """As of any module; where the block is checkpointed, it keeps its input alone."""
-        if not (self.checkpointed and self.training and torch.is_grad_enabled()):
-            return super().__call__(tokens)  # type: ignore[no-any-return]
-        # what its parameters are now, rounded ones in bf16 (build.py), they are the second time too
-        now = dict(self.named_parameters())
-
-        def compute(given: Tensor) -> Any:
-            return functional_call(_Plain(self), {f"block.{k}": v for k, v in now.items()}, given)
-
-        # nothing in a block is drawn, so that no generator has to be put back
-        return checkpoint(compute, tokens, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
@@ -63,7 +71,7 @@ class EncoderBlock(nn.Module):
         if any(side % self.window_size for side in grid):
             padding = tokens.new_zeros(tokens.shape[-1])
             padding = self.attn.qkv(self.norm1(padding) if self.norm_padding else padding)
-            qkv = _pad_to_windows(qkv, padding, self.window_size)
+            qkv = pad_to_windows(qkv, padding, self.window_size)
         windows, padded = window_partition(qkv, self.window_size)
         attended = attend(windows, self.attn)
         return self.attn.proj(  # type: ignore[no-any-return]
@@ -74,7 +82,7 @@ class EncoderBlock(nn.Module):
 class _Plain(nn.Module):
     """A block whose call is that of any module, whether it is checkpointed or not."""
 
-    def __init__(self, block: EncoderBlock) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
         self.block = block
 
@@ -92,7 +100,7 @@ def checkpoint_blocks(model: nn.Module, on: bool) -> int:
     Returns:
         how many blocks there are; 0 in a network that is not SAM.
     """
-    blocks = [module for module in model.modules() if isinstance(module, EncoderBlock)]
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:
         block.checkpointed = on
     return len(blocks)
@@ -100,7 +108,7 @@ def checkpoint_blocks(model: nn.Module, on: bool) -> int:
 
 def is_checkpointed(model: nn.Module) -> bool:
     """Whether any of its blocks is."""
-    return any(isinstance(one, EncoderBlock) and one.checkpointed for one in model.modules())
+    return any(isinstance(one, Block) and one.checkpointed for one in model.modules())
 
 
 class ImageEncoder(ImageEncoderViT):  # type: ignore[misc]
@@ -110,6 +118,10 @@ class ImageEncoder(ImageEncoderViT):  # type: ignore[misc]
         super().__init__(**upstream)
         upstream_blocks = self.blocks
         self.blocks: nn.ModuleList = nn.ModuleList(map(EncoderBlock, upstream_blocks))
+
+    def replace_blocks(self, make: Callable[[int, nn.Module], nn.Module]) -> None:
+        """Put `make(number, block)` in the place of each block."""
+        self.blocks = nn.ModuleList(make(number, one) for number, one in enumerate(self.blocks))
 
     def forward(
         self, given: Tensor, *, before: int | None = None, after: int | None = None
@@ -140,7 +152,7 @@ class ImageEncoder(ImageEncoderViT):  # type: ignore[misc]
         return self.neck(grid)  # type: ignore[no-any-return]
 
 
-def _pad_to_windows(values: Tensor, padding: Tensor, window: int) -> Tensor:
+def pad_to_windows(values: Tensor, padding: Tensor, window: int) -> Tensor:
     """Fill (B, H, W, C) at the bottom and right with `padding` (C,) to whole windows."""
     batch, height, width, channels = values.shape
     full_height, full_width = (-(-side // window) * window for side in (height, width))

@@ -1,7 +1,8 @@
 """Segment Anything by name: its parts from the `segment-anything` package, and its checkpoints.
 
 Modules keep upstream's names, so that an official state dict fits key by key. A checkpoint is never
-downloaded, is recognized by its SHA-256, and is loaded strictly.
+downloaded, is recognized by its SHA-256, and is loaded strictly. The image encoder of `vit_t` is in
+tiny_vit.py.
 """
 
 from __future__ import annotations
@@ -24,29 +25,35 @@ from fedfms.errors import CheckpointError
 from fedfms.files import file_sha256
 from fedfms.models.decoder import PromptFreeMaskDecoder
 from fedfms.models.encoder import ImageEncoder
+from fedfms.models.tiny_vit import TinyViT
 from fedfms.models.upstream import PromptEncoder, TwoWayTransformer
 
 log = logging.getLogger(__name__)
 
-OFFICIAL_FOLDER = "https://dl.fbaipublicfiles.com/segment_anything"  # upstream's README links there
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")  # in any capitals
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderSizes:
+    """Sizes of a mask decoder; all of Meta's and MobileSAM's are alike."""
+
+    decoder_width: int = 256  # channels of the image's embeddings too
+    decoder_mlp: int = 2048
+    decoder_heads: int = 8
+
+
 @dataclass(frozen=True, slots=True)
-class Geometry:
-    """Sizes of one SAM; those of vit_b, vit_l and vit_h are upstream's `build_sam.py`."""
+class Geometry(DecoderSizes):
+    """Sizes of a SAM with a ViT; those of vit_b, vit_l, vit_h are upstream's `build_sam.py`."""
 
     width: int  # channels of an encoder token
     heads: int
     global_blocks: tuple[int, ...]  # blocks whose attention spans the image
     window: int = 14  # tokens a side in the other blocks
-    decoder_width: int = 256
-    decoder_mlp: int = 2048
-    decoder_heads: int = 8
 
 
-GEOMETRY = {
-    "vit_demo": Geometry(96, 3, (1, 3), 8, 64, 256, 4),
+GEOMETRY = {  # vit_t has no ViT: models/tiny_vit.py holds its sizes
+    "vit_demo": Geometry(96, 3, (1, 3), 8, decoder_width=64, decoder_mlp=256, decoder_heads=4),
     "vit_b": Geometry(768, 12, (2, 5, 8, 11)),
     "vit_l": Geometry(1024, 16, (5, 11, 17, 23)),
     "vit_h": Geometry(1280, 16, (7, 15, 23, 31)),
@@ -58,22 +65,9 @@ class Sam(nn.Module):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        size = GEOMETRY[recipe.backbone]
+        size: DecoderSizes = GEOMETRY.get(recipe.backbone, DecoderSizes())
         grid = recipe.image_size // recipe.patch_size
-        self.image_encoder = ImageEncoder(
-            img_size=recipe.image_size,
-            patch_size=recipe.patch_size,
-            embed_dim=size.width,
-            depth=BACKBONES[recipe.backbone].depth,
-            num_heads=size.heads,
-            mlp_ratio=4,
-            out_chans=size.decoder_width,
-            qkv_bias=True,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            use_rel_pos=True,
-            window_size=size.window,
-            global_attn_indexes=size.global_blocks,
-        )
+        self.image_encoder = _encoder(recipe)
         self.prompt_encoder = PromptEncoder(
             embed_dim=size.decoder_width,
             image_embedding_size=(grid, grid),
@@ -92,6 +86,26 @@ class Sam(nn.Module):
             iou_head_depth=3,
             iou_head_hidden_dim=size.decoder_width,
         )
+
+
+def _encoder(recipe: Recipe) -> ImageEncoder | TinyViT:
+    if recipe.backbone == "vit_t":
+        return TinyViT(DecoderSizes().decoder_width)
+    size = GEOMETRY[recipe.backbone]
+    return ImageEncoder(
+        img_size=recipe.image_size,
+        patch_size=recipe.patch_size,
+        embed_dim=size.width,
+        depth=BACKBONES[recipe.backbone].depth,
+        num_heads=size.heads,
+        mlp_ratio=4,
+        out_chans=size.decoder_width,
+        qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=size.window,
+        global_attn_indexes=size.global_blocks,
+    )
 
 
 # ----------------------------------------------------------------------------------- checkpoints
@@ -134,7 +148,7 @@ def _not_found(recipe: Recipe, folder: Path | None, named: Path | None) -> Check
             "install the version of fedfms that the recipe is from: vit_demo comes with the package"
         )
     elif recipe.backbone_sha256 == wanted.sha256:
-        get = f"get {OFFICIAL_FOLDER}/{wanted.file_name} (linked in segment-anything's README)"
+        get = f"get {wanted.source}"
     else:
         get = "ask the coordinator for the checkpoint that the recipe was written with"
     if folder is None:

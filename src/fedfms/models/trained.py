@@ -86,9 +86,14 @@ def load_trained(path: Path, checkpoints: Path | None, own: Path | None = None) 
 
 
 def whole_network(model: Segmenter) -> dict[str, Tensor]:
-    """All tensors of the network by name, fp32 on the processor: what `RECIPE_KEY` files hold."""
+    """All tensors of the network by name, on the processor: what `RECIPE_KEY` files hold.
+
+    Numbers in fp32; a count, which only vit_t's batch normalization has, as it is.
+    """
     return {
-        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        name: tensor.detach()
+        .to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)
+        .contiguous()
         for name, tensor in model.state_dict().items()
     }
 

@@ -270,7 +270,7 @@ def check_checkpoints(folder: Path | None) -> str:
             raise CheckpointError(
                 f"{path} is not the checkpoint of {name}: its SHA-256 is {found}, not "
                 f"{backbone.sha256}",
-                "get it again and compare: sha256sum; it is linked in segment-anything's README",
+                f"get it again and compare (sha256sum): {backbone.source}",
                 code="wrong-checkpoint",
             )
         here.append(name)

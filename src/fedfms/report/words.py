@@ -21,7 +21,13 @@ from fedfms.report.summary import Summary
 
 MINUS = "−"
 
-BACKBONES = {"vit_demo": "demo ViT", "vit_b": "ViT-B", "vit_l": "ViT-L", "vit_h": "ViT-H"}
+BACKBONES = {
+    "vit_demo": "demo ViT",
+    "vit_t": "MobileSAM's TinyViT",
+    "vit_b": "ViT-B",
+    "vit_l": "ViT-L",
+    "vit_h": "ViT-H",
+}
 
 _BEGINNINGS = {  # by class of the error
     "TrainerError": "The site's training process failed",

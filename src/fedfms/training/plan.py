@@ -153,12 +153,14 @@ def _counted(recipe: Recipe, way: Way, device: torch.device) -> StepMemory:
 
 
 def bound_of_peak(recipe: Recipe, micro_batch: int) -> int | None:
-    """Bytes that a step on a processor certainly stays below; None of a network that is not SAM.
+    """Bytes that a step on a processor certainly stays below; None of a network without a ViT.
+
+    Then the step is counted: TinyViT's convolutions have no such bound by tokens and width.
 
     Each token of each block is taken to leave so many times its own numbers, which is twice what it
     leaves where SAM attends over the largest image; weights are counted by a block's 12 C^2.
     """
-    if recipe.backbone == NO_BACKBONE:
+    if recipe.backbone not in GEOMETRY:
         return None
     size, depth = GEOMETRY[recipe.backbone], BACKBONES[recipe.backbone].depth
     tokens = (recipe.image_size // recipe.patch_size) ** 2

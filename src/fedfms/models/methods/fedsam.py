@@ -7,6 +7,8 @@ from typing import ClassVar
 from fedfms.contracts.recipe import Recipe
 from fedfms.models.methods.method import Method, learns_in_decoder
 
+_CLASSIFIER = ("image_encoder.head.", "image_encoder.norm_head.")  # of vit_t (models/tiny_vit.py)
+
 
 class FedSAM(Method):
     """Adds nothing; the prompt encoder stays, since there are no prompts."""
@@ -18,4 +20,6 @@ class FedSAM(Method):
 
     def learns(self, tensor: str, recipe: Recipe) -> bool:
         """The image encoder and the decoder."""
+        if tensor.startswith(_CLASSIFIER):
+            return False  # nothing asks for it
         return tensor.startswith("image_encoder.") or learns_in_decoder(tensor, recipe)

@@ -39,7 +39,7 @@ class LoRA(Method):
 
     def is_added(self, tensor: str, recipe: Recipe) -> bool:
         """The updates."""
-        return tensor.startswith("image_encoder.blocks.") and tensor.endswith(_ADDED)
+        return tensor.startswith("image_encoder.") and tensor.endswith(_ADDED)
 
     def merge(self, model: Segmenter) -> None:
         """The updates become part of SAM's own projections."""
