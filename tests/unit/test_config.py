@@ -221,6 +221,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
     together = {key: of_patients for key in others if key.startswith("patient")}
     together["personal_after"] = {"personal": "adapters"}
     together["secure_sum_bits"] = {"secure_sum": True}
+    together["mask_token"] = {"classes": ["cell"]}
     hashes = {
         base.with_values({**together.get(key, {}), key: value}, "test").sha256
         for key, value in others.items()
