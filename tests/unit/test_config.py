@@ -342,7 +342,7 @@ def test_the_order_of_classes_counts():
         ({"clip_grad_norm": 0.0}, "clip_grad_norm is 0.0", "null for no limit"),
         ({"max_update_norm": float("inf")}, "max_update_norm is inf", "null for no limit"),
         ({"method": "fed prox"}, "'fed prox'", "letters, digits"),
-        ({"backbone": "vit_g"}, "backbone is 'vit_g'", "vit_demo, vit_b, vit_l, vit_h"),
+        ({"backbone": "vit_g"}, "backbone is 'vit_g'", "vit_demo, vit_t, vit_b, vit_l, vit_h"),
         ({"backbone_sha256": "abc"}, "backbone_sha256 is 'abc'", "64 hexadecimal digits"),
         ({"classes": []}, "classes is empty", "at least one class"),
         ({"classes": "nucleus"}, "'nucleus'", "write a list"),
