@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -176,6 +177,7 @@ def write_phantom_site(
     slices: int = 4,
     seed: int = 0,
     format: Literal["nifti", "image"] = "nifti",
+    methods: Sequence[str] = (),
 ) -> None:
     """Write one site: images/, labels/, site.yml and policy/privacy.json.
 
@@ -189,6 +191,7 @@ def write_phantom_site(
         slices: slices of a volume, or pictures of a patient with `format="image"`.
         seed: the same numbers give the same files.
         format: "nifti" volumes, or "image" for 8-bit PNG.
+        methods: that may run there; none: those of a new site's policy.
 
     Raises:
         ConfigError: an unknown style, too few cases or slices, or a folder that is in use.
@@ -217,7 +220,7 @@ def write_phantom_site(
                 _write_nifti(unfinished, name, image, label, STYLES[style])
             else:
                 _write_pictures(unfinished, name, image, label, STYLES[style])
-        _write_settings(unfinished, style, format, cases)
+        _write_settings(unfinished, style, format, cases, methods)
         for name in ("images", "labels", "policy", "site.yml"):
             (unfinished / name).rename(folder / name)
     finally:
@@ -232,11 +235,12 @@ def write_phantom_federation(
     seed: int = 0,
     format: Literal["nifti", "image"] = "nifti",
     keep: bool = False,
+    methods: Sequence[str] = (),
 ) -> list[str]:
     """Write the sites of FEDERATION below `folder`; returns their names in order.
 
     Three sites differ from each other; the fourth, "unseen", differs from all of them. With `keep`
-    a site that is there already stays as it is.
+    a site that is there already stays as it is. For the others see `write_phantom_site`.
     """
     for number, (name, style) in enumerate(FEDERATION.items()):
         if keep and (folder / name / "site.yml").is_file():
@@ -248,6 +252,7 @@ def write_phantom_federation(
             slices=slices,
             seed=seed * 101 + number,
             format=format,
+            methods=methods,
         )
     return list(FEDERATION)
 
@@ -272,7 +277,9 @@ def _write_pictures(
             Image.fromarray(picture).save(folder / kind / f"{name}_{index:02d}.png")
 
 
-def _write_settings(folder: Path, style: str, format: str, cases: int) -> None:
+def _write_settings(
+    folder: Path, style: str, format: str, cases: int, methods: Sequence[str]
+) -> None:
     ending = "nii.gz" if format == "nifti" else "png"
     settings = {
         "data_root": ".",
@@ -289,6 +296,8 @@ def _write_settings(folder: Path, style: str, format: str, cases: int) -> None:
     )
     (folder / "site.yml").write_text(f"# synthetic phantoms, style {style}\n{text}")
     policy: dict[str, Any] = {"min_cases": 3, "pictures": True}
+    if methods:
+        policy["methods"] = list(methods)
     if cases * (1 - _VALIDATION_FRACTION) < Policy().min_training_patients + 1:
         policy.update(min_training_patients=1, min_steps=1)  # so few are no patients
     (folder / "policy" / "privacy.json").write_text(json.dumps(policy, indent=2) + "\n")
