@@ -13,6 +13,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -187,6 +188,7 @@ def write_phantom_site(
     format: Literal["nifti", "image"] = "nifti",
     lesion: Lesion = "largest",
     validation_fraction: float = 0.3,
+    methods: Sequence[str] = (),
 ) -> None:
     """Write one site: images/, labels/, site.yml and policy/privacy.json.
 
@@ -202,6 +204,7 @@ def write_phantom_site(
         format: "nifti" volumes, or "image" for 8-bit PNG.
         lesion: what the labels show.
         validation_fraction: of the patients.
+        methods: that may run there; none: those of a new site's policy.
 
     Raises:
         ConfigError: an unknown style, too few cases or slices, or a folder that is in use.
@@ -232,7 +235,7 @@ def write_phantom_site(
                 _write_nifti(unfinished, name, image, label, STYLES[style])
             else:
                 _write_pictures(unfinished, name, image, label, STYLES[style])
-        _write_settings(unfinished, style, format, cases, validation_fraction)
+        _write_settings(unfinished, style, format, cases, validation_fraction, methods)
         for name in ("images", "labels", "policy", "site.yml"):
             (unfinished / name).rename(folder / name)
     finally:
@@ -249,11 +252,12 @@ def write_phantom_federation(
     keep: bool = False,
     lesion: Lesion = "largest",
     validation_fraction: float = 0.3,
+    methods: Sequence[str] = (),
 ) -> list[str]:
     """Write the sites of FEDERATION below `folder`; returns their names in order.
 
     Three sites differ from each other; the fourth, "unseen", differs from all of them. With `keep`
-    a site that is there already stays as it is.
+    a site that is there already stays as it is. For the others see `write_phantom_site`.
     """
     for number, (name, style) in enumerate(FEDERATION.items()):
         if keep and (folder / name / "site.yml").is_file():
@@ -267,6 +271,7 @@ def write_phantom_federation(
             format=format,
             lesion=lesion,
             validation_fraction=validation_fraction,
+            methods=methods,
         )
     return list(FEDERATION)
 
@@ -292,7 +297,12 @@ def _write_pictures(
 
 
 def _write_settings(
-    folder: Path, style: str, format: str, cases: int, validation_fraction: float
+    folder: Path,
+    style: str,
+    format: str,
+    cases: int,
+    validation_fraction: float,
+    methods: Sequence[str],
 ) -> None:
     ending = "nii.gz" if format == "nifti" else "png"
     settings = {
@@ -310,6 +320,8 @@ def _write_settings(
     )
     (folder / "site.yml").write_text(f"# synthetic phantoms, style {style}\n{text}")
     policy: dict[str, Any] = {"min_cases": 3, "pictures": True}
+    if methods:
+        policy["methods"] = list(methods)
     if cases * (1 - validation_fraction) < Policy().min_training_patients + 1:
         policy.update(min_training_patients=1, min_steps=1)  # so few are no patients
     (folder / "policy" / "privacy.json").write_text(json.dumps(policy, indent=2) + "\n")

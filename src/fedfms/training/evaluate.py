@@ -72,6 +72,7 @@ class CaseScore:
     hd95: float  # mm for volumes, pixels for pictures; NaN where empty (training.metrics)
     empty: bool  # no foreground in truth and prediction
     slices: tuple[SliceScore, ...]  # native size; `paper_compat`: as the paper scores slices
+    drawn: bool  # foreground in truth
 
 
 def evaluate(
@@ -164,6 +165,7 @@ def score_case(
         hd95=hd95(predicted, truth, case.spacing),
         empty=bool(whole.empty[0]),
         slices=slices,
+        drawn=bool(truth.any()),
     )
 
 
