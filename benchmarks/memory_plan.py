@@ -2,7 +2,7 @@
 
     python benchmarks/memory_plan.py            all of them, some minutes; a table
     python benchmarks/memory_plan.py --only 3 --only 7 --json
-    python benchmarks/memory_plan.py --device cuda    six others on a GPU
+    python benchmarks/memory_plan.py --device cuda:0    six others on a GPU
 
 Each configuration plans and trains in a process of its own, with random weights and two optimizer
 steps of random slices, as a trainer does: first the plan, then the network, then the steps. Its
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", type=int, action="append", help="number of a configuration")
     parser.add_argument("--limit", type=int, help="bytes of a memory control group")
-    parser.add_argument("--device", default="cpu", help="cuda: the six configurations of a GPU")
+    parser.add_argument("--device", default="cpu", help="cuda:0: the six configurations of a GPU")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--group", type=Path, help=argparse.SUPPRESS)

@@ -20,7 +20,7 @@ from paired import Answer, Figure, alternate, figure
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.control import Control
-from fedfms.models.attention import _folded_split
+from fedfms.models.attention import _folded_split, _Tiled
 from fedfms.models.build import build_model
 from fedfms.models.gpu.attention import OwnAttention
 from fedfms.training import loop
@@ -43,7 +43,7 @@ DEVICE, BACKBONE, SIZE = "cuda:0", "vit_b", 1024
 def measure(pairs: int) -> list[Figure]:
     """One thing after the other, as long as there is time."""
     began, figures = time.monotonic(), []
-    for what in (_kernels, _graphs, _round_and_scores, _plans):
+    for what in (_round_and_scores, _plans, _kernels, _graphs):
         if time.monotonic() - began > LIMIT_S - 30:
             print(f"bench: no time left for {what.__name__.strip('_')}", file=sys.stderr)
             continue
@@ -75,39 +75,39 @@ def _wait() -> None:
 
 
 def _kernels(pairs: int) -> Iterator[Figure]:
-    """Our attention against the folded form, in bf16 and in TF32, for blocks and for windows."""
-    for grid, heads in ((64, 48), (14, 1200)):
-        for dtype in (torch.bfloat16, torch.float32):
-            torch.backends.cuda.matmul.allow_tf32 = True
-            shapes = [(3, heads, grid**2, 64), (grid, grid, 64), (grid, grid, 64)]
-            given = [
-                torch.randn(shape, device=DEVICE, dtype=dtype).requires_grad_() for shape in shapes
-            ]
-            weights = torch.randn(shapes[0][1:], device=DEVICE, dtype=dtype)
+    """Our attention against what runs without it, for blocks and for windows."""
+    for (grid, heads), name in itertools.product(((64, 48), (14, 1200)), ("bf16", "tf32", "fp32")):
+        dtype = torch.bfloat16 if name == "bf16" else torch.float32
+        torch.backends.cuda.matmul.allow_tf32 = name != "fp32"
+        shapes = [(3, heads, grid**2, 64), (grid, grid, 64), (grid, grid, 64)]
+        given = [
+            torch.randn(shape, device=DEVICE, dtype=dtype).requires_grad_() for shape in shapes
+        ]
+        weights = torch.randn(shapes[0][1:], device=DEVICE, dtype=dtype)
 
-            def run(form: Any, given: Any = given, weights: Any = weights) -> Answer:
-                def once() -> None:
-                    torch.autograd.grad(form(*given, 0.125), given, weights)
+        def run(form: Any, given: Any = given, weights: Any = weights) -> Answer:
+            def once() -> None:
+                torch.autograd.grad(form(*given, 0.125), given, weights)
 
-                return _seconds(once, 5)
+            return _seconds(once, 5)
 
-            sides = {
-                "folded": lambda run=run: run(_folded_split),
-                "own": lambda run=run: run(OwnAttention.apply),
-            }
-            name = "bf16" if dtype == torch.bfloat16 else "tf32"
-            try:
-                alternate(sides, 2)
-                turns = alternate(sides, 2 * pairs)
-            except (RuntimeError, ImportError, OSError) as error:
-                print(f"bench: our kernel in {name} at {grid}: {error}", file=sys.stderr)
-                continue
-            yield figure(
-                f"attention {name}, {grid} x {grid}: folded / our kernel",
-                "speed, wall s",
-                *([turn["seconds"] for turn in turns[side]] for side in ("folded", "own")),
-                least=1.0 if grid == 64 else None,
-            )
+        other, form = ("tiled", _Tiled.apply) if name == "fp32" else ("folded", _folded_split)
+        sides = {
+            other: lambda run=run, form=form: run(form),
+            "own": lambda run=run: run(OwnAttention.apply),
+        }
+        try:
+            alternate(sides, 2)
+            turns = alternate(sides, 2 * pairs)
+        except (RuntimeError, ImportError, OSError) as error:
+            print(f"bench: our kernel in {name} at {grid}: {error}", file=sys.stderr)
+            continue
+        yield figure(
+            f"attention {name}, {grid} x {grid}: {other} / our kernel",
+            "speed, wall s",
+            *([turn["seconds"] for turn in turns[side]] for side in (other, "own")),
+            least=1.0 if grid == 64 else None,
+        )
 
 
 # ----------------------------------------------------------------------------------------- graphs
@@ -250,7 +250,7 @@ def _plans(pairs: int) -> Iterator[Figure]:
     """Six configurations, three processes at a time; a peak is counted, so that one is enough."""
 
     def one(configuration: Configuration) -> dict[str, Any]:
-        return measure_plan(configuration, None, "cuda")
+        return measure_plan(configuration, None, DEVICE)
 
     with ThreadPoolExecutor(3) as pool:
         for configuration, found in zip(

@@ -2,14 +2,15 @@
 
 One geometry for training, scores, predict and the exports. A slice keeps the shape that it has in
 millimetres, covers a whole number of mask pixels, and has its pixel centres at half-integers
-everywhere.
+everywhere. With a recipe's `tile` the network sees square parts of slices in the place of slices.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -24,6 +25,10 @@ from fedfms.contracts.site import Reading
 # of SAM's training pictures, grey levels 0 to 255 (segment_anything/modeling/sam.py)
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+
+TILE_OVERLAP = 0.25  # of a side, where masks are put together; as MONAI's sliding windows
+_SIGMA = 0.125  # of a side: how fast a part counts less towards its edges; as theirs
+_NATIVE_SLICES = 8  # resized to native size at once; bounds the memory of a large volume
 
 Statistics = tuple[float, ...]
 
@@ -80,7 +85,9 @@ def pixel_aspect(rows: float, columns: float) -> float:
     return math.floor(ratio * digits + 0.5) / digits
 
 
-def covered(height: int, width: int, aspect: float, size: int) -> tuple[int, int]:
+def covered(
+    height: int, width: int, aspect: float, size: int, least: float = 0.0
+) -> tuple[int, int]:
     """Rows and columns of a square mask that a padded slice covers, from the upper left.
 
     The side that is longer in millimetres covers all, the other its share, rounded to whole mask
@@ -91,9 +98,10 @@ def covered(height: int, width: int, aspect: float, size: int) -> tuple[int, int
         height, width: of the slice, in pixels.
         aspect: a pixel's height by its width.
         size: side of the mask in its pixels.
+        least: what covers all of it at least, in widths of a pixel; a smaller slice is padded.
     """
     tall, wide = height * aspect, float(width)
-    longest = max(tall, wide)
+    longest = max(tall, wide, least)
     rows = math.floor((2.0 * tall * size + longest) / (2.0 * longest))
     columns = math.floor((2.0 * wide * size + longest) / (2.0 * longest))
     return max(2, rows), max(2, columns)
@@ -148,13 +156,93 @@ class Frame(NamedTuple):
         size = recipe.mask_size
         if recipe.resize == "stretch":
             return size, size
-        return covered(self.height, self.width, self.aspect, size)
+        # a part at an edge of its slice, or a small picture, is seen as large as all others
+        least = 0.0 if recipe.tile is None else recipe.tile * max(1.0, self.aspect)
+        return covered(self.height, self.width, self.aspect, size, least)
 
     def input_size(self, recipe: Recipe) -> tuple[int, int]:
         """Rows and columns of the network's input that the slice covers, from the upper left."""
         rows, columns = self.covered(recipe)
         patch = recipe.image_size // recipe.mask_size  # input pixels a side of one mask pixel
         return rows * patch, columns * patch
+
+
+class Tile(NamedTuple):
+    """A part of a slice, in its pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def rows(self) -> slice:
+        """Of the slice."""
+        return slice(self.top, self.top + self.height)
+
+    @property
+    def columns(self) -> slice:
+        """Of the slice."""
+        return slice(self.left, self.left + self.width)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The same part of all slices of an image, as an image; nothing is copied."""
+
+    whole: Pictured
+    tile: Tile
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """Grey levels at native size."""
+        return self.whole.images[:, self.tile.rows, self.tile.columns]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Between slices, rows and columns."""
+        return self.whole.spacing
+
+
+def tiles(height: int, width: int, side: int, overlap: float = 0.0) -> list[Tile]:
+    """Squares that cover a slice, row after row; the last ones of a row and a column end with it.
+
+    All are alike: where the slice is smaller than a square, as high or wide as the slice.
+
+    Args:
+        height, width: of the slice, in pixels.
+        side: of a square.
+        overlap: share of a side that neighbours have in common at least.
+    """
+    step = max(1, int(side * (1 - overlap)))
+    tops, lefts = (
+        [min(start, max(0, size - side)) for start in range(0, max(1, size - side + step), step)]
+        for size in (height, width)
+    )
+    return [Tile(top, left, min(side, height), min(side, width)) for top in tops for left in lefts]
+
+
+def pieces(image: Pictured, recipe: Recipe, only: int | None = None) -> list[tuple[Pictured, int]]:
+    """What a network is asked of an image, in turn: its slices, or parts of them that overlap.
+
+    Args:
+        only: the one slice of which; None: all of them.
+    """
+    slices = range(len(image.images)) if only is None else [only]
+    if recipe.tile is None:
+        return [(image, index) for index in slices]
+    parts = [Part(image, tile) for tile in _overlapping(image, recipe.tile)]
+    return [(part, index) for index in slices for part in parts]
+
+
+def _overlapping(image: Pictured, side: int) -> list[Tile]:
+    height, width = image.images.shape[1:3]
+    return tiles(height, width, side, TILE_OVERLAP)
+
+
+def whole_of(image: Pictured) -> Pictured:
+    """The image that a part is of; else the image itself."""
+    return image.whole if isinstance(image, Part) else image
 
 
 def network_input(prepared: Pictured, index: int, site: Reading, recipe: Recipe) -> Tensor:
@@ -317,3 +405,65 @@ def to_native(logits: Tensor, frame: Frame, recipe: Recipe) -> Tensor:
     """
     rows, columns = frame.covered(recipe)
     return unpadded(logits, rows, columns, frame.height, frame.width, not recipe.paper_compat)
+
+
+class Region(NamedTuple):
+    """Slices of an image, and rows of them in full width."""
+
+    slices: slice
+    rows: slice
+
+
+def native_logits(
+    logits: Iterator[Tensor], image: Pictured, recipe: Recipe, count: int
+) -> Iterator[tuple[Region, Tensor]]:
+    """Logits of an image's `pieces` at its native size, region after region, each pixel once.
+
+    Where parts overlap their logits are averaged, each with a Gaussian weight of its distance from
+    the part's middle (importance maps of nnU-Net and MONAI). No more than a few slices, or one row
+    of parts, are in memory.
+
+    Args:
+        logits: (K, M, M) of each of `pieces`, in their order.
+        count: of how many slices these are.
+
+    Yields:
+        where among these, and (slices, K, rows, width) float32.
+    """
+    height, width = image.images.shape[1:3]
+    if recipe.tile is None:
+        frame, start = Frame.of(image), 0
+        while start < count:
+            some = [next(logits) for _ in range(min(_NATIVE_SLICES, count - start))]
+            where = Region(slice(start, start + len(some)), slice(0, height))
+            yield where, to_native(torch.stack(some), frame, recipe)
+            start += len(some)
+        return
+    parts = _overlapping(image, recipe.tile)
+    high, wide = parts[0].height, parts[0].width
+    frame = Frame(high, wide, Frame.of(image).aspect)
+    weight = _gaussian(high)[:, None] * _gaussian(wide)
+    weight = weight.clamp(min=max(float(weight.min()), 1e-3))
+    tops = sorted({part.top for part in parts})
+    for index in range(count):
+        total, weights = torch.zeros(1, high, width), torch.zeros(high, width)
+        for top, following in zip(tops, [*tops[1:], height], strict=True):
+            for part in parts:
+                if part.top != top:
+                    continue
+                found = to_native(next(logits)[None], frame, recipe)[0]
+                if len(total) != len(found):
+                    total = total.repeat(len(found), 1, 1)
+                total[..., part.columns] += weight * found
+                weights[:, part.columns] += weight
+            done = following - top  # rows to which no later part adds
+            where = Region(slice(index, index + 1), slice(top, following))
+            yield where, (total[:, :done] / weights[:done])[None]
+            total = torch.cat([total[:, done:], torch.zeros(len(total), done, width)], dim=1)
+            weights = torch.cat([weights[done:], torch.zeros(done, width)])
+
+
+def _gaussian(size: int) -> Tensor:
+    """(size,) weights, 1 in the middle."""
+    away = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+    return torch.exp(-(away**2) / (2 * (size * _SIGMA) ** 2))

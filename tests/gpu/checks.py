@@ -239,17 +239,20 @@ def own_kernels(folder: Path) -> str:
     from fedfms.models.gpu.attention import TOLERANCE, OwnAttention, distance
 
     device = torch.device(DEVICE)
-    torch.backends.cuda.matmul.allow_tf32 = True
     found = []
-    for dtype in (torch.bfloat16, torch.float32) if ON_GPU else (torch.float32,):
-        name = "bf16" if dtype == torch.bfloat16 else "tf32"
+    for name in ("bf16", "tf32", "fp32") if ON_GPU else ("fp32",):
+        dtype = torch.bfloat16 if name == "bf16" else torch.float32
+        torch.backends.cuda.matmul.allow_tf32 = name != "fp32"
+        choice = choose("cuda", dtype, 64, 64, 64, recorded=False) if ON_GPU else None
+        if name == "fp32" and choice is not None and choice.way != "own":
+            found.append(f"fp32 {choice.way}: {choice.why}")
+            continue
         sizes = [(64, 64), (48, 48), (32, 32), (20, 27), (14, 14)] if ON_GPU else [(4, 17), (6, 6)]
         width = 64 if ON_GPU else 32
         aparts = [distance(dtype, width, *size, device, _folded_split) for size in sizes]
-        assert max(aparts) < (TOLERANCE[dtype] if ON_GPU else 2e-6), (name, aparts)
+        assert max(aparts) < (TOLERANCE[name] if ON_GPU else 2e-6), (name, aparts)
         said = f"{name} up to {max(aparts):.1e} apart"
-        if ON_GPU:
-            choice = choose("cuda", dtype, 64, 64, 64, recorded=False)
+        if choice is not None:
             assert choice.way == "own", choice
             own, folded = (
                 attention_seconds(form, dtype, device)

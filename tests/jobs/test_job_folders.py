@@ -18,8 +18,8 @@ from fedfms.flare.kit import CLASSES
 from fedfms.flare.lint import check_sites
 from fedfms.flare.session import deploy, prepare_job
 
-ALL = ("fedsam", "fedmsa", "lora", "evaluate")
-TRAINING = ("fedsam", "fedmsa", "lora")
+ALL = ("fedsam", "fedmsa", "lora", "unet", "evaluate")
+TRAINING = ("fedsam", "fedmsa", "lora", "unet")
 SAG = "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather"
 
 
@@ -116,7 +116,7 @@ def test_flare_and_the_recipe_agree_on_rounds_and_sites(job: str) -> None:
     assert guard(JOBS / job)["min_contributions"] == meta["min_clients"]
 
 
-@pytest.mark.parametrize("job", ALL)
+@pytest.mark.parametrize("job", [job for job in ALL if job != "unet"])
 def test_recipes_mean_the_backbone_that_the_package_knows(job: str) -> None:
     recipe = Recipe.from_json(JOBS / job / "app" / "config" / "recipe.json")
     assert recipe.backbone_sha256 == BACKBONES[recipe.backbone].sha256

@@ -53,6 +53,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Studies:
     values = {
         "sites": str(sites),
         "methods": {"fedmsa": {"job": str(JOBS / "fedmsa")}},
+        "regimes": ["federated", "central", "local"],
         "holdout": ["site-3"],
         "threads": 1,
         "set": {"rounds": 2, "local_epochs": 1, "batch_size": 4},

@@ -11,7 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedfms.cli.alone import each_alone, words
+from fedfms.contracts.recipe import read_job_recipe
+from fedfms.contracts.site import SiteConfig
+from fedfms.control import Control
+from fedfms.local.sites import find_sites
 from fedfms.local.synthetic import write_phantom_federation, write_phantom_site
+from fedfms.training.pooled import PooledRound, train_pooled
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 
@@ -301,3 +307,22 @@ def test_no_command_needs_the_checkout(run: Run, tmp_path: Path) -> None:
     )
     assert code == 0
     assert "round 1: loss" in out
+
+
+def test_each_site_alone_is_trained_as_train_local_does_and_scored_at_the_end(
+    tmp_path: Path,
+) -> None:
+    for name in ("site-1", "site-2"):
+        write_phantom_site(tmp_path / name, "bright", cases=4, slices=1, validation_fraction=0.5)
+    overrides = ["rounds=2", "local_epochs=1", "image_size=64", "holdout=site-2"]
+    recipe = read_job_recipe(JOBS / "fedmsa", None, overrides)
+    found = each_alone(recipe, find_sites(tmp_path, None), None)
+    rounds: list[PooledRound] = []
+    site = SiteConfig.from_yaml(tmp_path / "site-1/site.yml")
+    train_pooled(
+        recipe.alone, {"s": site}, checkpoints=None, control=Control(), on_round=rounds.append
+    )
+    dice = next(m.mean for m in rounds[-1].metrics["s"] if m.metric == "dice")
+    assert found == {"site-1": dice}
+    assert words({"a": 0.25, "b": 0.75}).endswith("a 0.250, b 0.750; mean 0.500")
+    assert words({"a": None}).endswith("a –; mean –")

@@ -211,6 +211,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
         "server_epsilon": 0.01,
         "patience": 3,
         "best_by": "worst",
+        "tile": 512,
     }
     assert set(others) == {f.name for f in dataclasses.fields(Recipe)}
     of_patients = {
@@ -220,6 +221,7 @@ def test_the_hash_differs_as_soon_as_one_value_does():
     together = {key: of_patients for key in others if key.startswith("patient")}
     together["personal_after"] = {"personal": "adapters"}
     together["secure_sum_bits"] = {"secure_sum": True}
+    together["mask_token"] = {"classes": ["cell"]}
     hashes = {
         base.with_values({**together.get(key, {}), key: value}, "test").sha256
         for key, value in others.items()
@@ -234,7 +236,7 @@ def test_a_recipe_that_says_nothing_of_what_came_later_has_the_hash_it_always_ha
     later |= {"server_epsilon", "best_by", "personal_after"}
     later |= {"patient_rate", "patient_clip_norm", "patient_noise", "adapter_blocks", "lora_rank"}
     later |= {key for key in recipe().to_dict() if key.startswith("augment")}
-    later |= {"contrasts", "mask_token"}
+    later |= {"contrasts", "mask_token", "tile"}
     before = {key: value for key, value in recipe().to_dict().items() if key not in later}
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":")).encode()
     assert (
@@ -340,7 +342,7 @@ def test_the_order_of_classes_counts():
         ({"clip_grad_norm": 0.0}, "clip_grad_norm is 0.0", "null for no limit"),
         ({"max_update_norm": float("inf")}, "max_update_norm is inf", "null for no limit"),
         ({"method": "fed prox"}, "'fed prox'", "letters, digits"),
-        ({"backbone": "vit_g"}, "backbone is 'vit_g'", "vit_demo, vit_b, vit_l, vit_h"),
+        ({"backbone": "vit_g"}, "backbone is 'vit_g'", "vit_demo, vit_t, vit_b, vit_l, vit_h"),
         ({"backbone_sha256": "abc"}, "backbone_sha256 is 'abc'", "64 hexadecimal digits"),
         ({"classes": []}, "classes is empty", "at least one class"),
         ({"classes": "nucleus"}, "'nucleus'", "write a list"),
@@ -374,6 +376,8 @@ def test_the_order_of_classes_counts():
         ({"server_momentum": 1.0}, "server_momentum is 1.0", "below 1"),
         ({"server_epsilon": 0.0}, "server_epsilon is 0.0", "positive"),
         ({"patience": -1}, "patience is -1", "0 for all rounds"),
+        ({"tile": 8}, "tile is 8", "32 to 8192 pixels"),
+        ({"tile": 512, "resize": "stretch"}, "tile is set", "leave tile out"),
         ({"weigh_by": "equal", "paper_compat": True}, "paper_compat is true", "leave weigh_by"),
         ({"secure_sum": True, "strategy": "median"}, "strategy is median", "leave strategy out"),
         ({"adapter_blocks": "last:2", "backbone": "none"}, "there is no backbone", "leave adapter"),

@@ -20,7 +20,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))  # the DICOM files of the readers' tests
 from dicom_files import (
+    enhanced,
     grid,
+    picture,
     rotation,
     segmentation,
     series,
@@ -34,8 +36,8 @@ from fedfms.contracts.recipe import BACKBONES, Recipe
 from fedfms.contracts.site import Intensity, SiteConfig
 from fedfms.control import Control
 from fedfms.data.content import read_bytes
+from fedfms.data.dicom.images import read_series
 from fedfms.data.dicom.labels import read_label
-from fedfms.data.dicom.series import read_series
 from fedfms.data.manifest import find_cases
 from fedfms.data.prepare import prepare_cases
 from fedfms.errors import ConfigError
@@ -365,6 +367,43 @@ def test_a_series_gives_a_segmentation_like_its_nifti_twin(tmp_path, model, run,
     higher = dataclasses.replace(site, overlap="highest")
     back, _ = read_label(whole, read_bytes(whole, higher), higher, source)
     np.testing.assert_array_equal(back, np.where(masks[1], 2, np.where(masks[0], 1, 0)))
+
+
+def test_pictures_and_enhanced_images_in_dicom_get_segmentations(tmp_path, model, run):
+    """Two X-rays in one folder are two images; frames of one file are the slices of one."""
+    g = grid("axial", (24, 20, 3))
+    slices = series("a", g, stored_values(5, g.shape))
+    for number in range(2):
+        one = picture(f"p{number}", stored_values(number, (24, 20, 1))[..., 0].T)
+        write(tmp_path / f"in/xray/p{number}.dcm", one)
+    write(tmp_path / "in/mr/whole.dcm", enhanced("a", slices))
+    write_series(tmp_path / "plain/a", slices)
+    code, _, err = run(model, tmp_path / "in", tmp_path / "out", "--device", "cpu")
+    assert code == 0, err
+    written = sorted(
+        p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.dcm")
+    )
+    assert written == ["mr/whole.dcm", "xray/p0.dcm", "xray/p1.dcm"]
+    assert run(model, tmp_path / "plain/a", tmp_path / "plain.dcm", "--device", "cpu")[0] == 0
+    whole, plain = (
+        hd.seg.segread(path) for path in (tmp_path / "out/mr/whole.dcm", tmp_path / "plain.dcm")
+    )
+    np.testing.assert_array_equal(whole.pixel_array, plain.pixel_array)
+
+    site = SiteConfig(
+        data_root=tmp_path, format="dicom", images="in/xray/*.dcm", labels="out/xray/*.dcm",
+        classes={"disc": (1,), "cup": (2,)}, overlap="highest",
+    )  # fmt: skip
+    for number in range(2):
+        image, mask = (tmp_path / part / f"xray/p{number}.dcm" for part in ("in", "out"))
+        seg = hd.seg.segread(mask)
+        assert "FrameOfReferenceUID" not in seg
+        assert seg.PatientID == f"ID-p{number}"
+        source = read_series(image, read_bytes(image, site), site)
+        back, _ = read_label(mask, read_bytes(mask, site), site, source)
+        assert back.shape == (24, 20, 1)
+        frames = seg.pixel_array.reshape(-1, 20, 24)
+        np.testing.assert_array_equal(back[..., 0].T > 0, frames.any(axis=0))
 
 
 def test_nothing_found_is_an_empty_segmentation_that_can_be_read(tmp_path, model, run):

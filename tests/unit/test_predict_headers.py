@@ -20,7 +20,7 @@ from dicom_files import grid, series, stored_values, write_series
 
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.content import read_bytes
-from fedfms.data.dicom.series import read_series
+from fedfms.data.dicom.images import read_series
 from fedfms.data.grid import Cut
 from fedfms.errors import SiteDataError
 from fedfms.predict.headers import Sources, sources_of

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -49,6 +49,13 @@ def synth(
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
     pictures: Annotated[bool, typer.Option("--pictures", help="PNG instead of NIfTI.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave sites that are there.")] = False,
+    lesion: Annotated[
+        Literal["largest", "small"],
+        typer.Option(help="Which object is the lesion: small ones have to be learnt."),
+    ] = "largest",
+    validate: Annotated[
+        float, typer.Option(min=0.05, max=0.95, help="Share of the patients that validates.")
+    ] = 0.3,
 ) -> None:
     """Make phantoms: four synthetic sites that differ as scanners do."""
     from fedfms.local.synthetic import write_phantom_federation
@@ -60,6 +67,8 @@ def synth(
         seed=seed,
         format="image" if pictures else "nifti",
         keep=keep,
+        lesion=lesion,
+        validation_fraction=validate,
     )
     out.print(f"{folder}: {', '.join(names)}, {cases} patients each, {slices} slices a patient")
 
@@ -90,6 +99,10 @@ def simulate(
     canary: Annotated[
         bool, typer.Option("--canary", help="First a canary, as fedfms submit --canary.")
     ] = False,
+    alone: Annotated[
+        bool,
+        typer.Option("--alone", help="Then train each site by itself, to compare with."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a whole federation on this machine: provisioning, mutual TLS, two processes a site."""
@@ -98,13 +111,16 @@ def simulate(
     from fedfms.flare.simulate import simulate as run
     from fedfms.local.sites import find_sites
 
+    if alone and as_json:
+        raise typer.BadParameter("--alone prints for people: leave --json out")
     folder = results or workspace / "results" / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     started = time.monotonic()
     found: list[Findings] = []
+    places = find_sites(sites, data)
     with watching(False, as_json=as_json) as on_event:
         logs = run(
             job,
-            find_sites(sites, data),
+            places,
             overrides=overrides,
             results=folder,
             workspace=workspace,
@@ -117,6 +133,15 @@ def simulate(
     for one in found if not as_json else ():
         show(one)
     show_result(folder, as_json)
+    if alone:
+        from fedfms.cli.alone import each_alone, words
+        from fedfms.contracts.recipe import read_job_recipe
+
+        chosen = read_job_recipe(job, recipe, overrides)
+        found_alone = each_alone(
+            chosen, places, checkpoints or Machine.from_environment().checkpoints
+        )
+        out.print(words(found_alone))
     if not as_json:
         out.print("order of slices: from the recipe's seed; a hospital's is its own secret")
         out.print(f"logs: {logs}")

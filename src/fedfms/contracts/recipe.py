@@ -134,6 +134,7 @@ _LATER: dict[str, Any] = {
     "server_epsilon": 1e-3,
     "patience": 0,
     "best_by": "mean",
+    "tile": None,
 }
 # strategies that ask for the mean of a round alone, which a secure sum gives
 OF_A_MEAN = ("mean", "server_momentum", "server_adam")
@@ -153,6 +154,7 @@ AUGMENTATIONS: dict[str, tuple[float, float]] = {
     "augment_noise": (0.0, 0.3),
 }
 _MOST_VARIANTS = 1000
+_LEAST_TILE, _MOST_TILE = 32, 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,6 +273,9 @@ class Recipe:
     patience: int = 0
     # which model is the best one: by the mean over training sites of their Dice, or by the lowest
     best_by: Literal["mean", "worst"] = "mean"
+    # side of the square parts in which slices are trained on and predicted, in their own pixels:
+    # for pictures on which what is looked for is small. null: each slice as a whole
+    tile: int | None = None
 
     def __post_init__(self) -> None:
         require_name(self.method, "method")
@@ -358,6 +363,7 @@ class Recipe:
         for name in self.confirmed_weights:
             require_name(name, "site")
         self._check_contrasts()
+        self._check_tile()
         self._check_adapters()
         self._check_augmentation()
         self._check_patients()
@@ -377,6 +383,18 @@ class Recipe:
             "contrasts are named, and the network sees three channels (backbone none, or "
             "paper_compat)",
             "leave contrasts out",
+        )
+
+    def _check_tile(self) -> None:
+        require(
+            self.tile is None or _LEAST_TILE <= self.tile <= _MOST_TILE,
+            f"tile is {self.tile}",
+            f"set {_LEAST_TILE} to {_MOST_TILE} pixels, or null for slices as a whole",
+        )
+        require(
+            self.tile is None or (self.resize == "pad" and not self.paper_compat),
+            "tile is set, and slices are stretched (resize: stretch, or paper_compat)",
+            "leave tile out: FedFMS trains on whole slices",
         )
 
     def _check_adapters(self) -> None:

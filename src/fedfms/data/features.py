@@ -32,7 +32,7 @@ from fedfms.contracts.site import Reading
 from fedfms.data.cache import StoredCase
 from fedfms.data.memory import size_text
 from fedfms.files import PART, read_whole
-from fedfms.geometry import Pictured, pixel_aspect
+from fedfms.geometry import Part, Pictured, pixel_aspect, whole_of
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +54,12 @@ def case_name(case: StoredCase, reading: Reading) -> str:
 
 
 def slice_name(case: Pictured, index: int, reading: Reading) -> str | None:
-    """Of a slice in a `FeatureFolder`; None of a case that is in memory alone."""
-    if not isinstance(case, StoredCase):
+    """Of a slice or a part of it in a `FeatureFolder`; None of a case that is in memory alone."""
+    whole = whole_of(case)
+    if not isinstance(whole, StoredCase):
         return None
-    return f"{case_name(case, reading)}/{index}"
+    part = "".join(f"-{number}" for number in case.tile) if isinstance(case, Part) else ""
+    return f"{case_name(whole, reading)}/{index}{part}"
 
 
 class FeatureFolder:

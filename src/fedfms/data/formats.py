@@ -25,9 +25,16 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from fedfms.contracts.site import Labels, Reading, SiteConfig
-from fedfms.data.content import Content, cannot_read_here, damaged, is_nifti, wrong_magic
+from fedfms.data.content import (
+    EXTENSIONS,
+    Content,
+    cannot_read_here,
+    damaged,
+    is_nifti,
+    wrong_magic,
+)
 from fedfms.data.grid import Array, Cut
-from fedfms.data.pictures import Palette, image_values, label_values, lossy
+from fedfms.data.pictures import Palette, image_values, in_channels, label_values, lossy
 from fedfms.data.samples import read_picture, varies
 from fedfms.errors import SiteDataError
 
@@ -76,14 +83,17 @@ class Stored:
 
 
 def read_image(path: Path, data: Content, site: Reading) -> Stored:
-    """An image as float32: (D, H, W), or (D, H, W, 3) with `channels: rgb`.
+    """An image as float32, or uint8 as it is: (D, H, W), or (D, H, W, 3) with `channels: rgb`.
 
     Raises:
         SiteDataError: "damaged-file", "cannot-be-read-here", "non-finite", "constant-image" and
             what the format can do wrong (data/pictures.py, data/samples.py, data/dicom/series.py).
     """
     stored = _read(path, data, site)
-    values = np.ascontiguousarray(_as_float32(path, stored.values))
+    values = stored.values  # a large picture as floats would be most of the memory needed
+    if values.dtype != np.uint8:
+        values = _as_float32(path, values)
+    values = np.ascontiguousarray(values)
     if values.size == 0:
         raise damaged(path, "it has no pixels")
     _require_finite(path, values)
@@ -163,9 +173,12 @@ def _read(
     """An image, or a label where the meaning of its values is given."""
     label = meaning is not None
     try:
-        if site.format == "dicom" and not (label and is_nifti(path)):
+        other = site.format == "dicom" and label and _is_of_a_picture(path, image)
+        if site.format == "dicom" and not other and not (label and is_nifti(path)):
             return _read_dicom(path, data, site, meaning, image)
         assert isinstance(data, bytes)  # only DICOM has folders
+        if other:
+            return _read_picture(path, data, site, label=True)
         if site.format in ("nifti", "dicom"):
             return _read_nifti(path, data, site, label=label, image=image)
         if site.format == "npy":
@@ -358,27 +371,46 @@ def _volume(voxels: Array, cut: Cut, series: Series | None = None) -> Stored:
 # ------------------------------------------------------------------------------------------ DICOM
 
 
+def _is_of_a_picture(path: Path, image: Stored | None) -> bool:
+    """Whether a label is a PNG or TIFF of a picture in DICOM.
+
+    Raises:
+        SiteDataError: "not-a-label"; it is NIfTI, whose voxels lie somewhere.
+    """
+    if image is None or image.series is None or image.series.has_place:
+        return False
+    if is_nifti(path):
+        raise SiteDataError(
+            f"{path} is NIfTI, whose voxels have a place, and its image is a picture without one",
+            "save the label as PNG, or as a DICOM segmentation (SEG) of the picture",
+            code="not-a-label",
+        )
+    return path.name.lower().endswith(EXTENSIONS["image"])
+
+
 def _read_dicom(
     path: Path, data: Content, site: Reading, meaning: Labels | None, image: Stored | None
 ) -> Stored:
-    """A series, or the label of the series `image`."""
-    _require_grey_channels(site, "series of DICOM slices")
-    from fedfms.data.dicom.labels import read_label  # pydicom takes a second to import
-    from fedfms.data.dicom.series import read_series
+    """An image, or the label of the image `image`."""
+    from fedfms.data.dicom.images import read_series  # pydicom takes a second to import
+    from fedfms.data.dicom.labels import read_label
 
     if meaning is not None and image is not None:
         assert image.series is not None and image.cut is not None  # from this function
         values, kind = read_label(path, data, meaning, image.series)
-        return dataclasses.replace(_volume(values, image.cut), kind=kind)
-    if isinstance(data, bytes):
-        raise SiteDataError(
-            f"{path} is a file, but an image in DICOM is a folder with the files of one series",
-            "let the glob images in site.yml match folders, such as images/*",
-            code="not-a-folder",
-        )
+        return dataclasses.replace(_volume(values, image.cut), is_volume=image.is_volume, kind=kind)
     series = read_series(path, data, site)
-    cut = Cut.of(series.affine, series.values.shape, site.plane)
-    return dataclasses.replace(_volume(series.values, cut, series), kind=series.kind)
+    if series.has_place:
+        _require_grey_channels(site, "series of DICOM slices")
+        cut = Cut.of(series.affine, series.values.shape, site.plane)
+        return dataclasses.replace(_volume(series.values, cut, series), kind=series.kind)
+    cut = Cut.of_picture(series.affine, series.values.shape)
+    values = cut.slices(series.values)
+    if series.colours is not None:
+        values = in_channels(series.colours, colours=site.channels == "rgb")[None]
+    elif site.channels == "rgb":
+        values = np.repeat(values[..., None], 3, axis=3)
+    return Stored(values, cut.spacing, False, cut, series, kind=series.kind)
 
 
 # -------------------------------------------------------------------------------------------- NPY

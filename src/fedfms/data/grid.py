@@ -72,6 +72,12 @@ class Cut:
         return cls(orientation, axes, affine @ to_ras, (ras_shape[0], ras_shape[1], ras_shape[2]))
 
     @classmethod
+    def of_picture(cls, affine: Array, shape: tuple[int, ...]) -> Cut:
+        """The cut of a picture without a place, (I, J, 1) of columns and rows: as it is shown."""
+        own = np.array([[0, 1], [1, 1], [2, 1]])
+        return cls(own, (2, 1, 0), affine, (shape[0], shape[1], shape[2]), turned=False)
+
+    @classmethod
     def onto(cls, affine: Array, shape: tuple[int, ...], other: Cut) -> Cut | None:
         """The cut that puts a volume's voxels on those of another volume, one on one.
 

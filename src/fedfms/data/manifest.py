@@ -115,7 +115,7 @@ def ending_of(path: Path, site: SiteConfig) -> str:
 
 def _endings(format: ImageFormat) -> list[str]:
     """The endings of the format's files, the longest first."""
-    known = (".dcm", *EXTENSIONS["nifti"]) if format == "dicom" else EXTENSIONS[format]
+    known = EXTENSIONS.get(format) or (".dcm", *EXTENSIONS["nifti"], *EXTENSIONS["image"])
     return sorted(known, key=len, reverse=True)
 
 
@@ -505,11 +505,16 @@ def _columns(
     look: _Look, site: SiteConfig, what: Literal["images", "labels"]
 ) -> dict[str, list[_Found]]:
     """What each glob matches, by the glob."""
-    is_dicom = site.format == "dicom"
-    kind: Literal["files", "folders", "files or folders"] = "files"
-    if is_dicom:
-        kind = "folders" if what == "images" else "files or folders"
-    return {pattern: _matches(look, site, pattern, kind) for pattern in _globs(site, what)}
+    if site.format != "dicom":
+        return {pattern: _matches(look, site, pattern, "files") for pattern in _globs(site, what)}
+    if what == "labels":
+        kind: Literal["folders", "files or folders"] = "files or folders"
+        return {pattern: _matches(look, site, pattern, kind) for pattern in _globs(site, what)}
+    # a series is a folder; files are images where they alone match: pictures, enhanced images
+    return {
+        pattern: _matches(look, site, pattern, "folders") or _matches(look, site, pattern, "files")
+        for pattern in _globs(site, what)
+    }
 
 
 def _paired(
@@ -705,7 +710,7 @@ _NOWILDCARDS = (
 def _nothing_matches(
     site: SiteConfig, what: str, pattern: str, others: list[Path]
 ) -> SiteDataError:
-    kind = "folder" if site.format == "dicom" and what == "images" else "file"
+    kind = "folder or file" if site.format == "dicom" and what == "images" else "file"
     root = f"{site.data_root} ({site.data_root_named_by})"
     if os.access(site.data_root, os.R_OK) and not any(site.data_root.iterdir()):
         return SiteDataError(
@@ -718,7 +723,7 @@ def _nothing_matches(
         f"no {kind} under {root} matches {what}: {pattern}{beside}",
         f"compare with: ls {site.data_root}; the glob is relative to data_root, and capitals count"
         + "".join(f"; {hint}" for sign, hint in _NOWILDCARDS if re.search(sign, pattern))
-        + ("; in DICOM it matches folders, one series each" if kind == "folder" else ""),
+        + ("; in DICOM it matches folders, one series each" if kind != "file" else ""),
         code=f"no-{what}",
     )
 

@@ -35,12 +35,18 @@ def image_values(path: Path, picture: Picture, *, colours: bool) -> Array:
     """
     if picture.is_premultiplied and varies(picture.alpha):
         raise cannot_read_here(path, "its colours are multiplied by a transparency (alpha)")
-    values = _shown(path, picture)
+    return in_channels(_shown(path, picture), colours=colours)
+
+
+def in_channels(values: Array, *, colours: bool) -> Array:
+    """(H, W, 1 or 3) as shown to (H, W) gray values, or (H, W, 3) with `colours`."""
     if colours:
         return values if values.shape[2] == 3 else np.repeat(values, 3, axis=2)
     if values.shape[2] == 1:
         return values[..., 0]
-    grey: Array = values.astype(np.float32) @ _GRAY_WEIGHTS
+    grey = np.empty(values.shape[:2], np.float32)
+    for row, colours_of_row in zip(grey, values, strict=True):  # as floats all would be large
+        row[:] = colours_of_row.astype(np.float32) @ _GRAY_WEIGHTS
     return grey
 
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from fedfms.data.manifest import Case
 from fedfms.data.pictures import Palette
 from fedfms.errors import SiteDataError
 from fedfms.geometry import Pictured, in_place_of_missing
+
+_AT_ONCE = 2**22  # values that become grey levels at once
 
 # label values: uint8 where they fit, else int16 as files are read
 Labels = NDArray[np.uint8] | NDArray[np.int16]
@@ -150,7 +152,9 @@ def _prepare_contrasts(
     return PreparedImage(grey, image.spacing, image.is_volume)
 
 
-def to_grey_levels(values: NDArray[np.float32], site: Reading) -> NDArray[np.uint8]:
+def to_grey_levels(
+    values: NDArray[np.float32] | NDArray[np.uint8], site: Reading
+) -> NDArray[np.uint8]:
     """Stored values to grey levels 0 to 255 by the site's intensity rule, over the whole case.
 
     Where the two percentiles are the same value, as in a picture that is nearly all background, the
@@ -164,6 +168,22 @@ def to_grey_levels(values: NDArray[np.float32], site: Reading) -> NDArray[np.uin
             low, high = float(values.min()), float(values.max())
     if low == high:
         return np.zeros(values.shape, np.uint8)
+    by_value = None
+    if values.dtype == np.uint8:
+        by_value = _levels(np.arange(256, dtype=np.float32), low, high, site)
+    grey = np.empty(values.shape, np.uint8)
+    # not all at once: of a large picture the steps between would be several times its size
+    rows = values.reshape(-1, *values.shape[2:])
+    into = grey.reshape(rows.shape)
+    at_once = max(1, _AT_ONCE // max(1, rows[:1].size))
+    for start in range(0, len(rows), at_once):
+        part = rows[start : start + at_once]
+        levels = by_value[part] if by_value is not None else _levels(part, low, high, site)
+        into[start : start + at_once] = levels
+    return grey
+
+
+def _levels(values: NDArray[Any], low: float, high: float, site: Reading) -> NDArray[np.uint8]:
     if site.intensity.rounding == "truncate":  # in fp64: one rounding error is one level here
         exact = np.clip(values.astype(np.float64), low, high)
         return np.asarray((exact - low) / (high - low) * 255.0).astype(np.uint8)

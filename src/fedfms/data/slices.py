@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,11 +26,15 @@ from fedfms.data.prepared import Prepared
 from fedfms.errors import SiteDataError
 from fedfms.geometry import (
     Frame,
+    Part,
+    Pictured,
+    Tile,
     channels_of,
     mask_target,
     native_slice,
     normalised,
     resized_slice,
+    tiles,
 )
 
 SLICES_ON_DISK = 2 * 1024**3  # bytes; a set whose resized slices need less is resized once
@@ -41,7 +45,10 @@ Levels = tuple[Tensor, tuple[int, int], Tensor, Tensor]
 
 
 class SliceDataset(Dataset[dict[str, Tensor]]):
-    """The slices of prepared cases for training, in the order of the cases.
+    """The slices of prepared cases for training, in the order of the cases, or parts of them.
+
+    With the recipe's `tile` each slice is parts that cover it, and what is said of slices here is
+    said of these.
 
     Of slices without foreground of any of the recipe's classes every `keep_empty_every`-th is
     kept, counted over the whole site, or with `patient_rate` over each patient. An item is a dict
@@ -84,12 +91,13 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         by_patient = recipe.patient_rate is not None
         values = {value for name in recipe.classes for value in site.classes.get(name, ())}
         self.slices: list[tuple[int, int]] = []  # (case, slice) of each item
+        self._tiles: list[Tile | None] = []  # of each item, where slices are in parts
         # patients of whom a slice shows one of the recipe's classes
         self.showing: set[str] = set()
         empty: Counter[str] = Counter()
         for number, case in enumerate(self.prepared):
             counted = case.case.patient if by_patient else ""
-            for index, has_foreground in enumerate(_slices_with(case, values)):
+            for index, tile, has_foreground in _parts_with(case, values, recipe):
                 if has_foreground:
                     self.showing.add(case.case.patient)
                 else:
@@ -98,6 +106,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
                     if every == 0 or (empty[counted] - 1) % every != 0:
                         continue
                 self.slices.append((number, index))
+                self._tiles.append(tile)
         if not self.slices:
             raise SiteDataError(
                 "the training cases have no slice with one of the job's classes",
@@ -152,14 +161,20 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         """
         return max((float(one.sum()) for one in self._annotated), default=0.0)
 
+    def picture(self, item: int) -> tuple[Pictured, int]:
+        """The case that an item is a slice of, or the part of it, and which slice."""
+        number, index = self.slices[item]
+        tile = self._tiles[item]
+        case = self.prepared[number]
+        return (case if tile is None else Part(case, tile)), index
+
     def drawn(self, item: int) -> dict[str, Tensor]:
         """The item without its "image", which is not made."""
-        number, index = self.slices[item]
-        case = self.prepared[number]
-        frame = Frame.of(case)
+        number, _ = self.slices[item]
+        frame = Frame.of(self.picture(item)[0])
         kept = self._kept_targets.get(item, frame) if self._kept_targets is not None else None
         if kept is None:
-            masks = self._masks(number, index)
+            masks = self._masks(item)
             kept = torch.empty(0, dtype=torch.uint8), mask_target(masks, frame, self.recipe)
             if self._kept_targets is not None:
                 self._kept_targets.put(item, *kept)
@@ -169,9 +184,12 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
     def _planes(self) -> int:
         return len(self.recipe.classes) + self._has_void
 
-    def _masks(self, number: int, index: int) -> Tensor:
+    def _masks(self, item: int) -> Tensor:
         """(K, H, W) of a slice, or (K + 1, H, W) with void pixels last; bool."""
-        labels = self.prepared[number].labels[index]
+        number, index = self.slices[item]
+        labels, tile = self.prepared[number].labels[index], self._tiles[item]
+        if tile is not None:
+            labels = labels[tile.rows, tile.columns]
         return planes_of_labels(labels, self.site, self.recipe, with_void=self._has_void)
 
     def __getitem__(self, item: int) -> dict[str, Tensor]:
@@ -194,13 +212,13 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
             covers; the target (K, M, M) bool, with a last plane of void pixels (K + 1, M, M) where
             the site has such; annotated (K,) float32 of 0 and 1.
         """
-        number, index = self.slices[item]
-        case = self.prepared[number]
+        number, _ = self.slices[item]
+        case, index = self.picture(item)
         frame = Frame.of(case)
         store = self._kept_targets if native else self._kept
         kept = store.get(item, frame) if store is not None else None
         if kept is None:
-            masks = self._masks(number, index)
+            masks = self._masks(item)
             target = mask_target(masks, frame, self.recipe)
             picture = torch.empty(0, dtype=torch.uint8)
             if not native:
@@ -314,6 +332,21 @@ def bytes_of_slice(channels: int, classes: int, image_size: int, mask_size: int)
 def are_kept(slices: int, size: int) -> bool:
     """Whether a `SliceDataset` of so many slices of `size` bytes resizes each of them once."""
     return slices * size <= SLICES_ON_DISK
+
+
+def _parts_with(
+    case: Prepared, values: set[int], recipe: Recipe
+) -> Iterator[tuple[int, Tile | None, bool]]:
+    """Of each slice or part of one: which, and whether one of the values occurs."""
+    found = _slices_with(case, values)
+    if recipe.tile is None:
+        yield from ((index, None, has_foreground) for index, has_foreground in enumerate(found))
+        return
+    labels, wanted = case.labels, sorted(values)
+    for index, has_foreground in enumerate(found):
+        for tile in tiles(labels.shape[1], labels.shape[2], recipe.tile):
+            part = labels[index, tile.rows, tile.columns]
+            yield index, tile, has_foreground and bool(np.isin(part, wanted).any())
 
 
 def _slices_with(case: Prepared, values: set[int]) -> list[bool]:

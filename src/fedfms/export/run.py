@@ -124,6 +124,13 @@ def export_model(
 
 
 def _check_method(method: Method, recipe: Recipe, format: str) -> None:
+    if recipe.tile is not None and format in ("onnx", "bundle"):
+        raise ConfigError(
+            f"the model sees parts of {recipe.tile} pixels of a picture (tile), and {format} would "
+            "squeeze whole pictures into one",
+            "export it with --as fedfms, and use fedfms predict, which puts the parts together",
+            code="tiles-not-exported",
+        )
     if recipe.contrasts and format in ("sam", "bundle"):
         what = {
             "sam": "SAM's own checkpoint has no place for the layer that mixes them",

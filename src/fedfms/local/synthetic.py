@@ -1,7 +1,8 @@
 """Phantoms: small synthetic sites with which a federation can be tried and is tested.
 
 A phantom is a round body with one irregular, lobed target ("lesion") and three distractors, of
-which one is as bright as the target, one darker than the body and one in between. Sites differ
+which one is as bright as the target, one darker than the body and one in between. In a harder task
+the lesion is that first distractor: small, round, and of the lobed object's own grey. Sites differ
 as scanners do: grey levels, contrast, noise, bias field, size and shape of the target, voxel size,
 orientation and number format of the stored volume. Nothing here is anybody's image.
 """
@@ -12,6 +13,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +31,11 @@ from fedfms.errors import ConfigError
 
 Volume = NDArray[np.float64]
 
+# which object of a phantom its label shows: the lobed one, the largest, which a backbone may find
+# as it is; or the small round one of the same grey level, which has to be learnt
+Lesion = Literal["largest", "small"]
 CLASS_NAME = "lesion"
 FEDERATION = {"site-1": "bright", "site-2": "noisy", "site-3": "inverted", "site-4": "unseen"}
-_VALIDATION_FRACTION = 0.3
 _UNFINISHED = ".phantoms-"  # prefix of the folder in which they are written
 
 
@@ -80,13 +84,16 @@ STYLES: dict[str, Style] = {
 }  # fmt: skip
 
 
-def phantom(style: str, *, slices: int, seed: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+def phantom(
+    style: str, *, slices: int, seed: int, lesion: Lesion = "largest"
+) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """One phantom in RAS: image values as a scanner would store them, and its label of 0 and 1.
 
     Args:
         style: one of STYLES.
         slices: number of slices D, at least 1; the target is in most of them.
         seed: the same seed gives the same phantom.
+        lesion: what the label shows.
 
     Returns:
         (X, Y, D) image in the style's dtype and (X, Y, D) label.
@@ -125,6 +132,8 @@ def phantom(style: str, *, slices: int, seed: int) -> tuple[NDArray[Any], NDArra
         shape = (small * random.uniform(0.7, 1.4), small)
         spot = _blob(random, y, x, z, place, shape, lobes=0.05, reach=random.uniform(0.7, 2.0))
         level = np.where(spot & body, grey, level)
+        if number == 0:
+            alike = spot & body
     target &= body
     level = np.where(target, look.target + 0.5 * (level - look.body) * body, level)
 
@@ -137,7 +146,8 @@ def phantom(style: str, *, slices: int, seed: int) -> tuple[NDArray[Any], NDArra
     level = np.clip(level + look.noise * random.standard_normal(level.shape), 0.0, 1.0)
     # rows run from anterior to posterior, columns from the patient's right to the left
     image = (level[::-1, ::-1] * look.full_scale).transpose(1, 0, 2)
-    label = target[::-1, ::-1].transpose(1, 0, 2)
+    shown = target if lesion == "largest" else alike & ~target
+    label = shown[::-1, ::-1].transpose(1, 0, 2)
     if np.dtype(look.dtype).kind in "iu":
         image = np.rint(image)
     return image.astype(look.dtype), label.astype(np.uint8)
@@ -176,6 +186,9 @@ def write_phantom_site(
     slices: int = 4,
     seed: int = 0,
     format: Literal["nifti", "image"] = "nifti",
+    lesion: Lesion = "largest",
+    validation_fraction: float = 0.3,
+    methods: Sequence[str] = (),
 ) -> None:
     """Write one site: images/, labels/, site.yml and policy/privacy.json.
 
@@ -185,10 +198,13 @@ def write_phantom_site(
     Args:
         folder: the site's folder; made if it is not there, refused if it has other files.
         style: one of STYLES.
-        cases: number of patients, at least 2; three in ten validate.
+        cases: number of patients, at least 2.
         slices: slices of a volume, or pictures of a patient with `format="image"`.
         seed: the same numbers give the same files.
         format: "nifti" volumes, or "image" for 8-bit PNG.
+        lesion: what the labels show.
+        validation_fraction: of the patients.
+        methods: that may run there; none: those of a new site's policy.
 
     Raises:
         ConfigError: an unknown style, too few cases or slices, or a folder that is in use.
@@ -211,13 +227,15 @@ def write_phantom_site(
         for name in ("images", "labels", "policy"):
             (unfinished / name).mkdir()
         for number in range(cases):
-            image, label = phantom(style, slices=slices, seed=seed * 100_003 + number)
+            image, label = phantom(
+                style, slices=slices, seed=seed * 100_003 + number, lesion=lesion
+            )
             name = f"phantom-{number + 1:03d}"
             if format == "nifti":
                 _write_nifti(unfinished, name, image, label, STYLES[style])
             else:
                 _write_pictures(unfinished, name, image, label, STYLES[style])
-        _write_settings(unfinished, style, format, cases)
+        _write_settings(unfinished, style, format, cases, validation_fraction, methods)
         for name in ("images", "labels", "policy", "site.yml"):
             (unfinished / name).rename(folder / name)
     finally:
@@ -232,11 +250,14 @@ def write_phantom_federation(
     seed: int = 0,
     format: Literal["nifti", "image"] = "nifti",
     keep: bool = False,
+    lesion: Lesion = "largest",
+    validation_fraction: float = 0.3,
+    methods: Sequence[str] = (),
 ) -> list[str]:
     """Write the sites of FEDERATION below `folder`; returns their names in order.
 
     Three sites differ from each other; the fourth, "unseen", differs from all of them. With `keep`
-    a site that is there already stays as it is.
+    a site that is there already stays as it is. For the others see `write_phantom_site`.
     """
     for number, (name, style) in enumerate(FEDERATION.items()):
         if keep and (folder / name / "site.yml").is_file():
@@ -248,6 +269,9 @@ def write_phantom_federation(
             slices=slices,
             seed=seed * 101 + number,
             format=format,
+            lesion=lesion,
+            validation_fraction=validation_fraction,
+            methods=methods,
         )
     return list(FEDERATION)
 
@@ -272,7 +296,14 @@ def _write_pictures(
             Image.fromarray(picture).save(folder / kind / f"{name}_{index:02d}.png")
 
 
-def _write_settings(folder: Path, style: str, format: str, cases: int) -> None:
+def _write_settings(
+    folder: Path,
+    style: str,
+    format: str,
+    cases: int,
+    validation_fraction: float,
+    methods: Sequence[str],
+) -> None:
     ending = "nii.gz" if format == "nifti" else "png"
     settings = {
         "data_root": ".",
@@ -281,7 +312,7 @@ def _write_settings(folder: Path, style: str, format: str, cases: int) -> None:
         "labels": f"labels/*.{ending}",
         "classes": {CLASS_NAME: [1]},
         "patient": r"^(phantom-\d+)",
-        "validation_fraction": _VALIDATION_FRACTION,
+        "validation_fraction": validation_fraction,
         "threads": 1,
     }
     text = re.sub(  # in quotes, as site.yml's template teaches
@@ -289,6 +320,8 @@ def _write_settings(folder: Path, style: str, format: str, cases: int) -> None:
     )
     (folder / "site.yml").write_text(f"# synthetic phantoms, style {style}\n{text}")
     policy: dict[str, Any] = {"min_cases": 3, "pictures": True}
-    if cases * (1 - _VALIDATION_FRACTION) < Policy().min_training_patients + 1:
+    if methods:
+        policy["methods"] = list(methods)
+    if cases * (1 - validation_fraction) < Policy().min_training_patients + 1:
         policy.update(min_training_patients=1, min_steps=1)  # so few are no patients
     (folder / "policy" / "privacy.json").write_text(json.dumps(policy, indent=2) + "\n")

@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fedfms.contracts.recipe import Recipe
-from fedfms.models.gpu.attention import OwnAttention, refusal
+from fedfms.models.gpu.attention import OwnAttention, Rivals, refusal
 from fedfms.models.positions import add_from_places, to_places
 from fedfms.models.upstream import get_rel_pos
 
@@ -78,7 +78,8 @@ def _choose(
         return Choice("tiled", "the processor has no fused kernel that is as fast")
     refused = "our kernel is for CUDA"
     if device == "cuda":
-        refused = refusal(dtype, head_dim, height, width, _folded_split) or ""
+        rivals = Rivals(folded=_folded_split, plain=_Tiled.apply)
+        refused = refusal(dtype, head_dim, height, width, rivals) or ""
         if not refused:
             return Choice("own", "our kernel has the positions inside")
     folded_width = head_dim + height + width

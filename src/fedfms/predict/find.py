@@ -26,7 +26,7 @@ class Item:
     """One image and where its masks go."""
 
     name: str  # below INPUT, as a person would call it
-    source: Path  # a file, or the folder of a DICOM series
+    source: Path  # a file, or the folder of a DICOM series; pictures in DICOM are files
     format: ImageFormat
     labels: Path | None  # the label map, None where classes may overlap; in DICOM the segmentation
     probabilities: tuple[Path, ...]  # one for each class, in DICOM one for all; may be empty
@@ -54,11 +54,13 @@ def find_items(
     """The images of INPUT in the order of their names.
 
     A folder is searched with all folders below it, but not in OUTPUT; hidden and linked folders are
-    left out. A folder with DICOM images is one image. One image goes to the file OUTPUT, if OUTPUT
-    has the right ending; otherwise OUTPUT is a folder in which the names of INPUT are kept.
+    left out. A folder with DICOM slices is one image, a picture in DICOM is one by itself. One
+    image goes to the file OUTPUT, if OUTPUT has the right ending; otherwise OUTPUT is a folder in
+    which the names of INPUT are kept.
 
     Args:
-        source: a NIfTI or NPY file, a picture, the folder of a DICOM series, or a folder of such.
+        source: a NIfTI or NPY file, a picture, the folder of a DICOM series, a DICOM file that is
+            an image by itself, or a folder of such.
         output: a file or folder; need not be there.
         recipe: of the model. Several classes that may overlap have no label map but a mask each,
             but in DICOM, whose segmentation keeps them apart.
@@ -178,18 +180,20 @@ def passed_over(source: Path, output: Path, items: Sequence[Item]) -> list[Path]
     for folder, names in _folders(source, output, closed=[]):
         if folder not in series:
             found.extend(folder / name for name in names if _is_other_file(folder / name))
-    return sorted(found)
+    return sorted(path for path in found if path not in series)
 
 
 def _images(source: Path, output: Path) -> Iterator[tuple[Path, ImageFormat]]:
     if source.is_file():
         kind = _kind(source)
         if kind is None and _is_dicom(source):
-            raise ConfigError(
-                f"{source} is one slice in DICOM",
-                "name the folder of its series",
-                code="nothing-to-predict",
-            )
+            if not _images_alone(source):
+                raise ConfigError(
+                    f"{source} is one slice in DICOM",
+                    "name the folder of its series",
+                    code="nothing-to-predict",
+                )
+            kind = "dicom"
         if kind is not None:
             yield source, kind
         return
@@ -198,7 +202,8 @@ def _images(source: Path, output: Path) -> Iterator[tuple[Path, ImageFormat]]:
         files = sorted(folder / name for name in names if is_plain_file(folder / name))
         kinds = [_kind(path) for path in files]
         if None in kinds and _holds_images(folder):
-            yield folder, "dicom"
+            for path in _images_alone(folder) or [folder]:
+                yield path, "dicom"
         for path, kind in zip(files, kinds, strict=True):
             if kind is not None:
                 yield path, kind
@@ -254,6 +259,13 @@ def _holds_images(folder: Path) -> bool:
     return holds_images(folder)
 
 
+def _images_alone(path: Path) -> list[Path]:
+    """The DICOM files of a folder where each is an image by itself, or such a file; else none."""
+    from fedfms.data.dicom.series import images_alone  # pydicom takes a second to import
+
+    return images_alone(path)
+
+
 def _is_other_file(path: Path) -> bool:
     return is_plain_file(path) and path.is_file() and _kind(path) is None
 
@@ -261,7 +273,8 @@ def _is_other_file(path: Path) -> bool:
 def _stem_and_ending(name: str, kind: ImageFormat) -> tuple[str, str]:
     """Of the label map: NIfTI and NPY stay so, pictures become PNG, a series one DICOM file."""
     if kind == "dicom":
-        return name, _DICOM_ENDING
+        file = next((e for e in _DICOM_ENDINGS if name.lower().endswith(e)), "")
+        return name[: len(name) - len(file)], _DICOM_ENDING
     endings = sorted(EXTENSIONS[kind], key=len, reverse=True)
     ending = next(ending for ending in endings if name.lower().endswith(ending))
     stem = name[: -len(ending)]

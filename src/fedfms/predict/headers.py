@@ -90,7 +90,8 @@ class Sources:
     """The images as a segmentation refers to them.
 
     headers: one for each slice, in the order of the slices, with all that highdicom wants and
-        nothing that is not valid; their SOPClassUID is that of MR images, which every reader knows.
+        nothing that is not valid; their SOPClassUID is that of MR images, which every reader knows,
+        or of a picture without a place, which has no frame of reference.
     classes: SOPInstanceUID of each slice to its true SOPClassUID; empty where the slices have no
         identifiers of their own, so that nothing can refer to them.
     character_set: of the texts in `headers`; None: plain ASCII.
@@ -327,11 +328,13 @@ def _identify(shared: Dataset, series: Series, done: _Done) -> None:
             return (frame, str(shared.StudyInstanceUID))
         return (str(shared.SeriesInstanceUID),)
 
-    for keyword, text, parts in (
+    needed = [
         ("StudyInstanceUID", study, of_study),
         ("SeriesInstanceUID", own, lambda: (own, pixels)),
-        ("FrameOfReferenceUID", frame, of_frame),
-    ):
+    ]
+    if series.has_place:
+        needed.append(("FrameOfReferenceUID", frame, of_frame))
+    for keyword, text, parts in needed:
         if _usable(text):
             _keep(shared, keyword, text, done)
         else:
@@ -353,18 +356,21 @@ def _slices(shared: Dataset, series: Series, done: _Done) -> tuple[Dataset, ...]
     """A header for each slice, with its place; SOPInstanceUID still to come."""
     spacing = float(np.linalg.norm(series.affine[:3, 2]))
     thickness = _thickness(series.headers[0])
-    if thickness is None:
+    if thickness is None and series.has_place:
         done[_OTHER].append("SliceThickness is missing or not valid, so the slices' distance is it")
     headers = []
     for source in series.headers:
         header = Dataset()
         header.update(shared)
-        header.SOPClassUID = MRImageStorage
         header.Rows, header.Columns = int(source.Rows), int(source.Columns)
+        headers.append(header)
+        if not series.has_place:
+            header.SOPClassUID = SecondaryCaptureImageStorage
+            continue
+        header.SOPClassUID = MRImageStorage
         for keyword in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"):
             setattr(header, keyword, _decimals(source[keyword].value))
         header.SliceThickness = _decimals([spacing if thickness is None else thickness])[0]
-        headers.append(header)
     return tuple(headers)
 
 
@@ -393,10 +399,10 @@ def _references(series: Series, headers: Sequence[Dataset], done: _Done) -> dict
         return dict(zip(uids, classes, strict=True))
     for number, header in enumerate(headers):
         header.SOPInstanceUID = _made("SOPInstanceUID", header.SeriesInstanceUID, number)
-    done[_OTHER].append(
-        "the slices have no valid SOPInstanceUID of their own, so the segmentation lies in their "
-        "place but names none of them"
-    )
+    said = "the slices have no valid SOPInstanceUID of their own"
+    if len(set(uids)) == 1 and _usable(uids[0]) and len(uids) > 1:
+        said = "the slices are frames of one file"
+    done[_OTHER].append(f"{said}, so the segmentation lies in their place but names none of them")
     return {}
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from fedfms.contracts.decode import OPTIONS, changed
 from fedfms.contracts.recipe import Recipe
@@ -24,6 +23,7 @@ from fedfms.data.prepared import PreparedImage, prepare_image
 from fedfms.data.several import read_contrasts
 from fedfms.errors import ConfigError, FedfmsError, SiteDataError, TaskAborted, unexpected
 from fedfms.files import file_sha256
+from fedfms.geometry import pieces
 from fedfms.models.trained import Trained
 from fedfms.predict.find import Item
 from fedfms.predict.write import (
@@ -207,9 +207,9 @@ def _predict_one(
     write_files(dict(_files(item, stored, content, result, origin)))
     pixels = tuple(int(mask.sum()) for mask in result.masks)
     spacing = float(np.prod(stored.spacing))
-    has_size = stored.cut is not None  # pictures and NPY have none
+    has_size = stored.cut is not None and stored.is_volume  # pictures and NPY have none
     millilitres = tuple(count * spacing / 1000 for count in pixels) if has_size else None
-    overlap = int((result.masks.sum(axis=0) > 1).sum())
+    overlap = int((result.masks.sum(axis=0, dtype=np.uint8) > 1).sum())
     log.info("predicted an image of %d slices", len(image.images))
     return Predicted(item, pixels, millilitres, overlap, notes=notes)
 
@@ -267,8 +267,9 @@ class _Result(NamedTuple):
 
     def labels(self) -> Array:
         """(D, H, W) uint8: the number of the class, from 1; of masks that do not overlap."""
-        numbers = np.arange(1, len(self.masks) + 1, dtype=np.uint8)[:, None, None, None]
-        labels: Array = (self.masks * numbers).max(axis=0)
+        labels: Array = np.zeros(self.masks.shape[1:], np.uint8)
+        for number, mask in enumerate(self.masks, start=1):
+            labels[mask] = number
         return labels
 
 
@@ -281,17 +282,15 @@ def _masks(
     keep_probabilities: bool,
 ) -> _Result:
     recipe = trained.recipe
-    slices = [(image, index) for index in range(len(image.images))]
-    logits = torch.stack(list(predict(trained.model, slices, recipe, site, control)))
-    masks, kept = [], []
-    for part in probabilities(logits, image, recipe):
-        masks.append(masks_of(part, recipe))
-        if keep_probabilities:
-            kept.append(part)
-    return _Result(
-        torch.cat(masks).transpose(0, 1).numpy(),
-        torch.cat(kept).transpose(0, 1).numpy() if kept else None,
-    )
+    logits = predict(trained.model, pieces(image, recipe), recipe, site, control)
+    shape = (len(recipe.classes), *image.images.shape[:3])
+    masks = np.empty(shape, bool)
+    kept = np.empty(shape, np.float32) if keep_probabilities else None
+    for (slices, rows), part in probabilities(logits, image, recipe, len(image.images)):
+        masks[:, slices, rows] = masks_of(part, recipe).transpose(0, 1).numpy()
+        if kept is not None:
+            kept[:, slices, rows] = part.transpose(0, 1).numpy()
+    return _Result(masks, kept)
 
 
 def _files(

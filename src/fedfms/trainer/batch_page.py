@@ -147,8 +147,7 @@ def _spread(size: int, count: int) -> list[int]:
 
 def _rows(dataset: SliceDataset, item: int, recipe: Recipe, variants: int) -> list[Row]:
     """Of a slice: one, or one of each contrast."""
-    number, index = dataset.slices[item]
-    case = dataset.prepared[number]
+    case, index = dataset.picture(item)
     variation = Variation(dataset, recipe, 0, os.urandom(32))
     levels = dataset.levels(item)
     of = len(case.images)

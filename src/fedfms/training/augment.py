@@ -29,7 +29,7 @@ from torch.utils.data import Sampler
 
 from fedfms.contracts.recipe import AUGMENTATIONS, Recipe
 from fedfms.data.slices import Levels, Slices, located
-from fedfms.geometry import mask_of_cover, normalised, resized_anywhere
+from fedfms.geometry import Part, mask_of_cover, normalised, resized_anywhere
 
 _BENDS = 6  # control points a side of an elastic deformation
 _KNOTS = 6  # of a random mapping of grey levels
@@ -419,7 +419,9 @@ class Variation:
         dataset, place = located(self._dataset, item)
         number, index = dataset.slices[place]
         name = dataset.names[number]
-        text = f"turn {turn} of slice {index} of {name}, seed {self._recipe.seed}".encode()
+        part = dataset.picture(place)[0]
+        which = f"{index} at {part.tile[:2]}" if isinstance(part, Part) else f"{index}"
+        text = f"turn {turn} of slice {which} of {name}, seed {self._recipe.seed}".encode()
         if self._secret is None:
             return hashlib.sha256(text).digest()
         return hmac.digest(self._secret, text, "sha256")  # RFC 2104

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
@@ -22,7 +22,17 @@ from fedfms.data.features import FeatureFolder
 from fedfms.data.prepared import Prepared
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import TrainingError
-from fedfms.geometry import Frame, Pictured, input_of, native_slice, resized_slice, to_native
+from fedfms.geometry import (
+    Frame,
+    Pictured,
+    Region,
+    input_of,
+    native_logits,
+    native_slice,
+    pieces,
+    resized_slice,
+    whole_of,
+)
 from fedfms.models.build import hold_frozen
 from fedfms.training.device import (
     failures_explained,
@@ -37,8 +47,6 @@ from fedfms.training.interrupt import in_turn, interruptible
 from fedfms.training.metrics import PAPER_THRESHOLDS, Mask, count, dice, hd95, iou, paper_scores
 
 log = logging.getLogger(__name__)
-
-_NATIVE_SLICES = 8  # resized to native size at once; bounds the memory of a large volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,7 @@ class CaseScore:
     hd95: float  # mm for volumes, pixels for pictures; NaN where empty (training.metrics)
     empty: bool  # no foreground in truth and prediction
     slices: tuple[SliceScore, ...]  # native size; `paper_compat`: as the paper scores slices
+    drawn: bool  # foreground in truth
 
 
 def evaluate(
@@ -98,10 +107,10 @@ def evaluate(
     """
     paper = SliceDataset(cases, site, recipe) if recipe.paper_compat and cases else None
     scores: list[CaseScore] = []
-    slices = [(case, index) for case in cases for index in range(len(case.images))]
+    slices = [piece for case in cases for piece in pieces(case, recipe)]
     stream = predict(model, slices, recipe, site, control, features)
 
-    def scores_of(number: int, case: Prepared, logits: Tensor) -> list[CaseScore]:
+    def scores_of(number: int, case: Prepared, logits: list[Tensor]) -> list[CaseScore]:
         predicted = foreground(logits, case, recipe)
         truth = class_masks(case, site, recipe).numpy()
         drawn = annotated_in(case.case.key, site, recipe).tolist()
@@ -116,7 +125,7 @@ def evaluate(
 
     def work() -> Iterator[Callable[[], list[CaseScore]]]:
         for number, case in enumerate(cases):
-            logits = torch.stack(list(islice(stream, len(case.images))))  # (D, K, M, M)
+            logits = list(islice(stream, len(pieces(case, recipe))))
             yield partial(scores_of, number, case, logits)
 
     # beside a GPU's next forward pass; a processor has nothing to spare
@@ -156,6 +165,7 @@ def score_case(
         hd95=hd95(predicted, truth, case.spacing),
         empty=bool(whole.empty[0]),
         slices=slices,
+        drawn=bool(truth.any()),
     )
 
 
@@ -167,7 +177,7 @@ def predict(
     control: Control,
     features: FeatureFolder | None = None,
 ) -> Iterator[Tensor]:
-    """Logits of each slice (case, index) in turn, (K, M, M) fp32 on the processor.
+    """Logits of each slice (case, index) or part of one in turn, (K, M, M) fp32 on the processor.
 
     A case begins a batch of its own. What else is in a batch moves the last digits of a logit (in
     bf16 the third), and with them pixels at the threshold: so the masks of a case are the same
@@ -187,7 +197,7 @@ def predict(
     done = 0
     control.report("evaluate", done, len(slices))
     while done < len(slices):
-        _, some = next(groupby(slices[done : done + limit], key=lambda one: id(one[0])))
+        _, some = next(groupby(slices[done : done + limit], key=lambda one: id(whole_of(one[0]))))
         batch = list(some)
         if frozen is None:
             logits = _forward(model, partial(_inputs, batch, site, recipe, device), control)
@@ -203,15 +213,19 @@ def predict(
         yield from logits
 
 
-def probabilities(logits: Tensor, case: Pictured, recipe: Recipe) -> Iterator[Tensor]:
-    """Logits (D, K, M, M) of a case to probabilities at native size, a few slices at a time.
+def probabilities(
+    logits: Iterator[Tensor], case: Pictured, recipe: Recipe, slices: int
+) -> Iterator[tuple[Region, Tensor]]:
+    """Logits (K, M, M) of each of a case's `pieces` to probabilities at native size.
+
+    Args:
+        slices: of how many slices.
 
     Yields:
-        (d, K, H, W) float32 in [0, 1]; the d add up to D.
+        where among these, and (slices, K, rows, W) float32 in [0, 1]; each pixel once.
     """
-    frame = Frame.of(case)
-    for part in torch.split(logits, _NATIVE_SLICES):
-        yield torch.sigmoid(to_native(part, frame, recipe))
+    for where, part in native_logits(logits, case, recipe, slices):
+        yield where, torch.sigmoid(part)
 
 
 def masks_of(probability: Tensor, recipe: Recipe) -> Tensor:
@@ -227,10 +241,18 @@ def masks_of(probability: Tensor, recipe: Recipe) -> Tensor:
     return found
 
 
-def foreground(logits: Tensor, case: Pictured, recipe: Recipe) -> Mask:
-    """Logits (D, K, M, M) of a case to its masks at native size, (K, D, H, W) bool."""
-    parts = [masks_of(part, recipe) for part in probabilities(logits, case, recipe)]
-    masks: Mask = torch.cat(parts).transpose(0, 1).numpy()
+def foreground(
+    logits: Iterable[Tensor], case: Pictured, recipe: Recipe, slices: int | None = None
+) -> Mask:
+    """Logits (K, M, M) of each of a case's `pieces` to its masks, (K, D, H, W) bool.
+
+    Args:
+        slices: of how many slices, D; None: of all.
+    """
+    count = len(case.images) if slices is None else slices
+    masks: Mask = np.empty((len(recipe.classes), count, *case.images.shape[1:3]), bool)
+    for (which, rows), part in probabilities(iter(logits), case, recipe, count):
+        masks[:, which, rows] = masks_of(part, recipe).transpose(0, 1).numpy()
     return masks
 
 
@@ -280,14 +302,16 @@ def summarize(
 def _inputs(
     slices: Sequence[tuple[Pictured, int]], site: Setup, recipe: Recipe, device: torch.device
 ) -> Tensor:
-    """(B, 3, S, S) of slices of one case, on the device; to a GPU they go at native size."""
-    case = slices[0][0]
+    """(B, 3, S, S) of slices of one case, or parts of them, which are of one size, on the device.
+
+    To a GPU they go at native size.
+    """
     if device.type == "cpu":
-        levels = torch.stack([resized_slice(case, i, site, recipe) for _, i in slices])
+        levels = torch.stack([resized_slice(case, i, site, recipe) for case, i in slices])
     else:
-        levels = torch.stack([native_slice(case, i, site, recipe) for _, i in slices])
+        levels = torch.stack([native_slice(case, i, site, recipe) for case, i in slices])
         levels = levels.to(device)
-    covered = Frame.of(case).input_size(recipe)
+    covered = Frame.of(slices[0][0]).input_size(recipe)
     return input_of(list(levels), [covered] * len(slices), recipe, device)
 
 
@@ -318,20 +342,20 @@ def _forward(
 
 
 def _paper_slices(
-    logits: Tensor, dataset: SliceDataset, number: int
+    logits: Sequence[Tensor], dataset: SliceDataset, number: int
 ) -> list[tuple[SliceScore, ...]]:
     """For each class the paper's scores of the slices of case `number` that the dataset keeps."""
-    by_class: list[list[SliceScore]] = [[] for _ in range(logits.shape[1])]
+    by_class: list[list[SliceScore]] = [[] for _ in range(len(logits[0]))]
     for item, (owner, index) in enumerate(dataset.slices):
         if owner != number:
             continue
         target = dataset[item]["target"]
-        if target.shape[0] > logits.shape[1]:  # void pixels, which the paper has none of
+        if target.shape[0] > len(logits[0]):  # void pixels, which the paper has none of
             target = target[:-1]
-        dices, ious = paper_scores(logits[index : index + 1], target[None])
+        dices, ious = paper_scores(logits[index][None], target[None])
         for position, scores in enumerate(by_class):
             empty = not bool(target[position].any()) and not bool(
-                (logits[index, position] > min(PAPER_THRESHOLDS)).any()
+                (logits[index][position] > min(PAPER_THRESHOLDS)).any()
             )
             scores.append(SliceScore(float(dices[0, position]), float(ious[0, position]), empty))
     return [tuple(scores) for scores in by_class]

@@ -132,8 +132,8 @@ class FrozenSlices(Dataset[dict[str, Any]]):
     def __getitem__(self, asked: int | tuple[int, int]) -> dict[str, Any]:
         item, turn = asked if isinstance(asked, tuple) else (asked, 0)
         dataset, place = located(self._dataset, item)
-        number, index = dataset.slices[place]
-        name, change = slice_name(dataset.prepared[number], index, dataset.site), None
+        picture, index = dataset.picture(place)
+        name, change = slice_name(picture, index, dataset.site), None
         if self._variation is not None:
             change = self._variation.change(item, turn)
             name = None if name is None else f"{name}-{self._variation.name(item, turn)}"
@@ -141,7 +141,7 @@ class FrozenSlices(Dataset[dict[str, Any]]):
         if features is not None:
             drawn = dataset.drawn(place)
             if change is not None:
-                covered = Frame.of(dataset.prepared[number]).input_size(dataset.recipe)
+                covered = Frame.of(picture).input_size(dataset.recipe)
                 target = drawn["target"][None].bool()
                 target = changed_targets(target, [covered], [change], dataset.recipe)
                 drawn["target"] = target[0].float()
@@ -184,6 +184,7 @@ def space_of(model: Segmenter, device: torch.device) -> str:
         "paper_compat": recipe.paper_compat,
         "precision": recipe.precision,
         **({"contrasts": recipe.contrasts} if recipe.contrasts else {}),
+        **({"tile": recipe.tile} if recipe.tile is not None else {}),
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from fedfms.control import Control
 from fedfms.data.classes import class_masks
 from fedfms.data.features import FeatureFolder
 from fedfms.data.prepared import Prepared
+from fedfms.geometry import pieces
 from fedfms.pages import parts as pages
 from fedfms.training.evaluate import CaseScore, foreground, predict
 from fedfms.training.metrics import Mask
@@ -75,14 +77,15 @@ def site_pictures(
         for choice, truth in zip(choices, truths, strict=True)
     ]
     pictures = []
-    stream = predict(model, slices, recipe, site, control, features)
-    for choice, truth, (case, index), logits in zip(choices, truths, slices, stream, strict=True):
+    of_each = [pieces(case, recipe, index) for case, index in slices]
+    stream = predict(model, [*chain(*of_each)], recipe, site, control, features)
+    for choice, truth, (case, index), parts in zip(choices, truths, slices, of_each, strict=True):
         caption = (
             f"case {choice.rank} of {ranked} ({choice.word}), slice {index + 1} of "
             f"{len(case.images)}, Dice {choice.dice:.2f}"
         )
         drawn = [number for number, name in enumerate(recipe.classes) if name in site.classes]
-        predicted = foreground(logits[None], case, recipe)[drawn, 0]
+        predicted = foreground(islice(stream, len(parts)), case, recipe, 1)[drawn, 0]
         names = {
             recipe.classes[number]: CLASS_COLOURS[number % len(CLASS_COLOURS)] for number in drawn
         }

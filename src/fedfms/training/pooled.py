@@ -55,6 +55,7 @@ def train_pooled(
     control: Control,
     on_round: Callable[[PooledRound], None],
     folder: Path | None = None,
+    from_scratch: bool = False,
 ) -> dict[str, Tensor]:
     """Run all rounds of a recipe on the training cases of all sites together.
 
@@ -70,6 +71,8 @@ def train_pooled(
         on_round: called before training and after each round, with scores where they are due.
         folder: for prepared cases, where a site.yml names no cache, see `prepare_cases`. What the
             frozen part of the network makes of slices lies beside it meanwhile.
+        from_scratch: the network begins with random weights, drawn from the recipe's seed, in the
+            place of its checkpoint.
 
     Returns:
         the trained tensors, fp32 on the processor: those that would travel.
@@ -81,7 +84,8 @@ def train_pooled(
     device = ready_device(machine)
     meter = Meter(device)
     with meter("prepare"):
-        model = build_model(recipe, find_checkpoint(recipe, checkpoints)).to(device)
+        checkpoint = None if from_scratch else find_checkpoint(recipe, checkpoints)
+        model = build_model(recipe, checkpoint).to(device)
         datasets, validation = {}, {}
         with_void = any(site.void for site in sites.values())
         for name, site in sites.items():

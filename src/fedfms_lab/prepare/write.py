@@ -447,7 +447,8 @@ def _fingerprint(plan: SitePlan, item: Item, source: Source) -> str:
 
 
 def _policy(plan: SitePlan) -> str:
-    policy = {"methods": ["fedsam", "fedmsa", "lora"], "min_cases": 3, "pictures": plan.pictures}
+    methods = ["fedsam", "fedmsa", "lora", "unet"]
+    policy = {"methods": methods, "min_cases": 3, "pictures": plan.pictures}
     return json.dumps(policy, indent=2) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,20 @@ from typing import Literal
 from fedfms.contracts.decode import validate
 from fedfms.errors import FederationError
 from fedfms_lab.study.analysis.statistics import Interval
-from fedfms_lab.study.record import FORMAT, STUDY_FILE, UNREADABLE, Run, why
+from fedfms_lab.study.record import FORMAT, STUDY_FILE, UNREADABLE, Regime, Run, why
 
 Role = Literal["train", "unseen"]
 SavedUnit = Literal["B", "s", "rounds"]
+Against = Regime | Literal["local-best", "strategy", "method"]
+Place = tuple[str, str, str | None, tuple[str, ...]]  # method, way, holdout, sites that train
 Metric = Literal["dice", "iou", "hd95", "dice_slice", "iou_slice"]
 ROLES: tuple[Role, ...] = ("train", "unseen")
+# what is tested, once for each role: federated training against what sites have without it, or, in
+# a study without that, against training on pooled images. The first of these that it has
+PRIMARY: Mapping[Role, tuple[Against, ...]] = {
+    "train": ("local", "central-matched", "central"),
+    "unseen": ("ensemble", "local", "central-matched", "central"),
+}
 SLICE_METRICS: tuple[Metric, ...] = ("dice_slice", "iou_slice")
 METRICS: tuple[Metric, ...] = ("dice", "iou", "hd95", *SLICE_METRICS)
 
@@ -35,12 +44,13 @@ class Asked:
     title: str
     sites: tuple[str, ...]
     methods: tuple[str, ...]
-    regimes: tuple[str, ...]
+    regimes: tuple[str, ...]  # ways to train; federated ones by their strategy, too
     holdouts: tuple[str | None, ...]
     seeds: tuple[int, ...]
     engine: str | None  # of federated runs
     target_dice: float | None  # None: TARGET_SHARE of what central training reached
-    planned: tuple[str, ...]  # names of runs
+    planned: tuple[str, ...]  # names of runs that answer
+    tries: tuple[str, ...] = ()  # names of runs that try a learning rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +58,18 @@ class Score:
     """Mean over folds (for local models at other sites: over these models), then over seeds."""
 
     value: float  # Dice and IoU in [0, 1]; HD95 in the line's unit
-    spread: float | None  # sample standard deviation over seeds; None for fewer than two
-    seeds: int
+    by_seed: tuple[float, ...]
     runs: tuple[str, ...]
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds."""
+        return len(self.by_seed)
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation over seeds; None for fewer than three, which are listed."""
+        return statistics.stdev(self.by_seed) if self.seeds > 2 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,18 +93,36 @@ class ScoreLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FalseAlarms:
+    """Of the cases of a site in which nothing is drawn, the share in which something was found.
+
+    A case counts once for each of its classes of which nothing is drawn.
+    """
+
+    method: str
+    regime: str
+    role: Role
+    site: str
+    cases: int  # in which nothing of a class is drawn
+    share: Score  # in [0, 1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
     """Dice of federated training minus that of something else, over the same cases."""
 
-    method: str  # ALL: over the methods
-    against: Literal["central", "local", "local-best", "method"]
+    method: str
+    strategy: str  # "": the job's own
+    against: Against
     other: str  # the other method, where against is "method"
+    primary: bool  # asked beforehand, and tested
     role: Role  # of the sites in the federated runs
     site: str  # ALL: mean over sites, each once
     difference: float  # above 0: federated training is better
-    interval: Interval | None  # None: too few patients
-    p: float | None  # two-sided; None for a single site, which is not tested
+    interval: Interval | None  # over patients and seeds; None: too few of either
+    p: float | None  # two-sided; only where it is primary, over all sites, and of enough seeds
     p_holm: float | None
+    seeds: int  # that have all of these sites' runs, and are behind the difference
     cases: int
     patients: int
     sites: int
@@ -195,6 +232,28 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One way to train in one fold: the mean validation Dice of each rate that was tried."""
+
+    method: str
+    way: str
+    holdout: str | None
+    trained_on: tuple[str, ...]
+    dice: dict[float, float]  # by rate, the smallest first
+    runs: tuple[str, ...]
+
+    @property
+    def where(self) -> Place:
+        """As `tuning.where` of its runs."""
+        return self.method, self.way, self.holdout, self.trained_on
+
+    @property
+    def rate(self) -> float:
+        """The one with the highest Dice; of equal ones the smallest."""
+        return max(self.dice, key=lambda rate: (self.dice[rate], -rate))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SiteCases:
     """What stands behind the scores of a site in one role."""
 
@@ -202,7 +261,7 @@ class SiteCases:
     role: Role
     cases: int
     patients: int
-    without_value: int  # cases without a Dice in every run: nothing drawn and nothing found
+    without_value: int  # cases without a Dice: nothing is drawn there
     runs: tuple[str, ...]
 
 
@@ -219,6 +278,8 @@ class Answer:
     not_annotated: Mapping[str, tuple[str, ...]]  # site to the classes that it does not draw
     cases: tuple[SiteCases, ...]
     scores: tuple[ScoreLine, ...]
+    false_alarms: tuple[FalseAlarms, ...]
+    choices: tuple[Choice, ...]  # of learning rates
     gaps: tuple[Gap, ...]
     local: tuple[LocalCell, ...]
     communication: tuple[Communication, ...]
@@ -234,6 +295,14 @@ class Answer:
             if (cell.method, cell.trained_at == cell.scored_at) == (method, False)
             and cell.behind is not None
         ]
+
+    def primary(self, method: str, role: Role) -> Gap | None:
+        """What is tested of a method at these sites, over all of them."""
+        wanted = (method, role, ALL)
+        for gap in self.gaps:
+            if gap.primary and (gap.method, gap.role, gap.site) == wanted:
+                return gap
+        return None
 
     def line(
         self,

@@ -10,8 +10,10 @@ from fedfms_lab.study.answer import (
     ALL,
     FAILS_BELOW,
     Answer,
+    Choice,
     Communication,
     Curve,
+    FalseAlarms,
     Gap,
     LocalCell,
     Saving,
@@ -56,6 +58,10 @@ def numbers(answer: Answer) -> Iterator[Number]:
     yield from _class_numbers(answer, names)
     for line in answer.scores:
         yield from _score_numbers(line)
+    for alarms in answer.false_alarms:
+        yield from _alarm_numbers(alarms)
+    for choice in answer.choices:
+        yield from _choice_numbers(choice)
     for gap in answer.gaps:
         yield from _gap_numbers(gap)
     for cell in answer.local:
@@ -97,7 +103,10 @@ def _class_numbers(answer: Answer, names: tuple[str, ...]) -> Iterator[Number]:
 
 
 def _mean_and_spread(score: Score) -> dict[str, float | None]:
-    return {"mean": score.value, "standard deviation": score.spread}
+    found: dict[str, float | None] = {"mean": score.value, "standard deviation": score.spread}
+    if score.seeds == 2:
+        found |= {"first seed": score.by_seed[0], "second seed": score.by_seed[1]}
+    return found
 
 
 def _score_numbers(line: ScoreLine) -> Iterator[Number]:
@@ -119,8 +128,41 @@ def _score_numbers(line: ScoreLine) -> Iterator[Number]:
         yield from _each({"worst site": score.value}, **found, unit=line.unit)
 
 
+def _alarm_numbers(alarms: FalseAlarms) -> Iterator[Number]:
+    yield from _each(
+        {"mean": alarms.share.value, "cases": alarms.cases},
+        table="false alarms",
+        method=alarms.method,
+        regime=alarms.regime,
+        site=alarms.site,
+        role=alarms.role,
+        metric="share of cases with nothing drawn",
+        n=alarms.share.seeds,
+        runs=alarms.share.runs,
+    )
+
+
+def _choice_numbers(choice: Choice) -> Iterator[Number]:
+    fold = f"without {choice.holdout}" if choice.holdout else "all"
+    for rate, dice in choice.dice.items():
+        yield from _each(
+            {f"at rate {rate:g}": dice, f"taken at rate {rate:g}": int(rate == choice.rate)},
+            table="learning rates",
+            method=choice.method,
+            regime=choice.way,
+            site=choice.trained_on[0] if choice.way == "local" else fold,
+            role="train",
+            metric="dice",
+            runs=choice.runs,
+        )
+
+
 def _gap_numbers(gap: Gap) -> Iterator[Number]:
-    others = {"method": f"federated {gap.other}", "local-best": "local, best model"}
+    others = {
+        "method": f"federated {gap.other}",
+        "local-best": "local, best model",
+        "strategy": "federated",
+    }
     yield from _each(
         {
             "mean difference": gap.difference,
@@ -128,13 +170,14 @@ def _gap_numbers(gap: Gap) -> Iterator[Number]:
             "interval high": gap.interval.high if gap.interval else None,
             "p": gap.p,
             "p after Holm": gap.p_holm,
+            "seeds": gap.seeds,
             "cases": gap.cases,
             "patients": gap.patients,
             "sites": gap.sites,
         },
         table="gaps",
         method=gap.method,
-        regime=f"federated - {others.get(gap.against, gap.against)}",
+        regime=f"{f'federated {gap.strategy}'.rstrip()} - {others.get(gap.against, gap.against)}",
         site=gap.site,
         role=gap.role,
         metric="dice",

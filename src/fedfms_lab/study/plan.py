@@ -10,14 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedfms.contracts.decode import AnyPath, from_dict, read_yaml, require_known
+from fedfms.contracts.decode import AnyPath, from_dict, read_yaml, require_known, require_name
+from fedfms.contracts.policy import Policy
 from fedfms.contracts.recipe import JOB_RECIPE, Recipe, read_job_recipe
 from fedfms.errors import ConfigError
 from fedfms.files import is_file
 from fedfms.local.sites import Site, find_sites
+from fedfms.models.methods import find_method
 from fedfms_lab.study.record import REGIMES, Engine, Regime, RunKey
 
 NO_HOLDOUT = "none"
+_OF_SAM: tuple[Regime, ...] = ("zero-shot", "scratch")  # a network of its own begins untrained
+_UNTRAINED: tuple[Regime, ...] = ("zero-shot", "ensemble")  # no learning rate is theirs
 _Fold = tuple[str | None, tuple[str, ...]]  # the site that is held out, and those that train
 
 
@@ -65,6 +69,11 @@ class Study:
     holdout: tuple[str, ...] = ("each",)  # each; none; or sites to hold out one after the other
     seeds: tuple[int, ...] = (0,)
     set: dict[str, Any] = field(default_factory=dict)  # values of the recipe, for all methods
+    # other ways of averaging: values of the recipe of federated runs, under the study's own name
+    strategies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # tried with the first seed for every way to train and every fold; the one with the best Dice on
+    # the validation cases of the training sites is that of all seeds. None: the recipe's
+    learning_rates: tuple[float, ...] = ()
     engine: Engine = "flare"  # of federated runs
     threads: int | None = None  # CPU threads of central and local training; none: torch decides
     target_dice: float | None = None  # none: 95 % of what central training of the fold reaches
@@ -84,6 +93,26 @@ class Study:
             )
         if len(set(self.seeds)) != len(self.seeds):
             raise ConfigError("the study names one seed twice", "name each seed once under seeds")
+        if "ensemble" in self.regimes and "local" not in self.regimes:
+            raise ConfigError(
+                "the study asks for an ensemble, and not for the models that make it",
+                "add local to regimes, or take ensemble out",
+            )
+        if self.strategies and "federated" not in self.regimes:
+            raise ConfigError(
+                "the study names strategies, and has no federated runs",
+                "add federated to regimes, or leave strategies out",
+            )
+        for name in self.strategies:
+            require_name(name, "strategy")
+        if len(set(self.learning_rates)) != len(self.learning_rates) or (
+            len(self.learning_rates) == 1
+        ):
+            rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
+            raise ConfigError(
+                f"learning_rates is {rates}",
+                "name two or more different rates to choose from, or leave it out",
+            )
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}", "set threads to 1 or more")
 
@@ -130,39 +159,77 @@ class Study:
             values["engine"] = engine
         return from_dict(cls, values, str(path))
 
-    def recipe_of(self, key: RunKey) -> Recipe:
+    def recipe_of(self, key: RunKey, rate: float | None = None) -> Recipe:
         """The recipe of one run.
 
-        Central and local training keep the optimizer's moments: nothing is averaged that would make
-        them belong to other weights. Nothing of what is for a federation alone is in their recipe.
+        Training that is no federation keeps the optimizer's moments: nothing is averaged that would
+        make them belong to other weights. Nothing of what is for a federation alone is in its
+        recipe. `central-matched` is centralized training with the federation's optimizer and as
+        many steps: a step is on as many slices as those of all its sites together.
+
+        Args:
+            rate: the learning rate that was chosen; None: the recipe's, or the one that `key`
+                tries.
 
         Raises:
             ConfigError: a value cannot be used.
         """
-        entry = self.methods[key.method]
-        recipe = read_job_recipe(entry.job, entry.recipe)
-        values: dict[str, Any] = {**self.set, **entry.set, "seed": key.seed, "holdout": []}
+        recipe = self._recipe(key.method)
+        values: dict[str, Any] = {"seed": key.seed, "holdout": []}
+        if (tried := key.rate if rate is None else rate) is not None:
+            values["learning_rate"] = tried
         if key.regime == "federated":
             values["holdout"] = [] if key.holdout is None else [key.holdout]
+            values.update(self.strategies.get(key.strategy, {}))
+        elif key.regime == "central-matched":
+            values["batch_size"] = recipe.batch_size * len(key.trained_on)
         else:
             values["optimizer_state"] = "keep"
         made = recipe.with_values(values, f"the study's set, for {key.method}")
         return made if key.regime == "federated" else made.alone
 
+    def _recipe(self, method: str) -> Recipe:
+        entry = self.methods[method]
+        recipe = read_job_recipe(entry.job, entry.recipe)
+        return recipe.with_values({**self.set, **entry.set}, f"the study's set, for {method}")
+
     def runs(self, sites: Sequence[str]) -> list[RunKey]:
-        """All runs, those that teach most first: federated, central, local, seed by seed.
+        """All runs that answer, in the order of `regimes`, seed by seed.
+
+        A method with a network of its own has neither zero-shot nor from scratch: it is the latter.
 
         Raises:
             ConfigError: a site to hold out that is not there, or too few sites.
         """
         sites = sorted(sites)
         holdouts = self._holdouts(sites)
-        at_one: list[_Fold] = [(None, (site,)) for site in sites]
         at_many: list[_Fold] = [(out, tuple(s for s in sites if s != out)) for out in holdouts]
+        folds: dict[Regime, list[_Fold]] = {
+            "local": [(None, (site,)) for site in sites],
+            "zero-shot": [(None, ())],
+        }
         return [
-            RunKey(method=method, regime=regime, holdout=holdout, trained_on=trained_on, seed=seed)
+            RunKey(
+                method=method,
+                regime=regime,
+                strategy=strategy,
+                holdout=holdout,
+                trained_on=trained_on,
+                seed=seed,
+            )
             for seed, method, regime in itertools.product(self.seeds, self.methods, self.regimes)
-            for holdout, trained_on in (at_one if regime == "local" else at_many)
+            if regime not in _OF_SAM or find_method(self._recipe(method).method).uses_sam
+            for strategy in ("", *(self.strategies if regime == "federated" else ()))
+            for holdout, trained_on in folds.get(regime, at_many)
+        ]
+
+    def tries(self, sites: Sequence[str]) -> list[RunKey]:
+        """Runs that try learning rates, each for the runs of all seeds that differ in it alone."""
+        return [
+            dataclasses.replace(key, rate=rate)
+            for key in self.runs(sites)
+            if key.seed == self.seeds[0] and key.regime not in _UNTRAINED
+            for rate in self.learning_rates
         ]
 
     def _holdouts(self, sites: Sequence[str]) -> list[str | None]:
@@ -187,12 +254,21 @@ class Study:
         return list(dict.fromkeys(holdouts))
 
     def find_sites(self, made: Path) -> list[Site]:
-        """The sites; phantoms are made in the folder `made` where they are not there yet."""
+        """The sites; phantoms are made in the folder `made` where they are not there yet.
+
+        Their policy allows what the study trains.
+        """
         if self.phantoms is not None:
             from fedfms.local.synthetic import write_phantom_federation
 
+            usual = Policy().methods
+            others = {self._recipe(name).method for name in self.methods}.difference(usual)
             write_phantom_federation(
-                made, **dataclasses.asdict(self.phantoms), format="nifti", keep=True
+                made,
+                **dataclasses.asdict(self.phantoms),
+                format="nifti",
+                keep=True,
+                methods=(*usual, *sorted(others)) if others else (),
             )
             return find_sites(made, None)
         assert self.sites is not None  # __post_init__ checked it

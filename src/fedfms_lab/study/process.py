@@ -26,7 +26,12 @@ from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
 from fedfms.errors import FederationError, FedfmsError, unexpected
 from fedfms.exchange.tensors import save_tensors
+from fedfms.export.fedfms import write_fedfms
 from fedfms.local.sites import Site
+from fedfms.models.build import build_model
+from fedfms.models.sam import find_checkpoint
+from fedfms.models.trained import Trained
+from fedfms.models.travelling import read_travelling, write_travelling
 from fedfms.records.layout import GLOBAL_MODEL, ROUNDS
 from fedfms.records.rows import RoundRow, write_rounds
 from fedfms.records.scores import class_dice, over_classes
@@ -36,6 +41,7 @@ from fedfms_lab.study.data import read_manifest, site_config
 from fedfms_lab.study.record import (
     JOB_FOLDER,
     MANIFEST_FILE,
+    MEMBERS_FOLDER,
     MODEL_FILE,
     PERSONAL_FOLDER,
     RECIPE_FILE,
@@ -63,13 +69,39 @@ def do_run(spec: RunSpec, folder: Path) -> None:
     (folder / RECIPE_FILE).write_text(spec.recipe.to_json())
     if spec.key.regime == "federated":
         _federated(spec, folder, work)
+    elif spec.key.regime == "ensemble":
+        _ensemble(spec, folder)
+    elif spec.key.regime == "zero-shot":
+        _untrained(spec, folder)
     else:
         _pooled(spec, folder, work)
     _score(folder, work)
 
 
+def _untrained(spec: RunSpec, folder: Path) -> None:
+    """The network as every way to train but from scratch begins."""
+    model = build_model(spec.recipe, find_checkpoint(spec.recipe, spec.checkpoints))
+    save_tensors(folder / MODEL_FILE, read_travelling(model), "fp32")
+    write_rounds(folder / ROUNDS_FILE, [])
+
+
+def _ensemble(spec: RunSpec, folder: Path) -> None:
+    """The finished models of the sites alone, linked into the run's folder, or copied."""
+    members = folder / MEMBERS_FOLDER
+    members.mkdir()
+    for site in spec.key.trained_on:
+        place = members / f"{site}.safetensors"
+        try:
+            place.hardlink_to(spec.members[site])
+        except OSError:  # not every file system has links
+            shutil.copyfile(spec.members[site], place)
+    shutil.copyfile(folder / RECIPE_FILE, members / RECIPE_FILE)
+    write_rounds(folder / ROUNDS_FILE, [])
+
+
 def _pooled(spec: RunSpec, folder: Path, work: Path) -> None:
     """Central or local training, here; from now on this process opens training sites only."""
+    from_scratch = spec.key.regime == "scratch"
     watch_files(_write_watch(spec, folder, work / "watch.json", spec.key.trained_on))
     training = {s.name: site_config(s) for s in spec.sites if s.name in spec.key.trained_on}
     rounds: list[PooledRound] = []
@@ -84,8 +116,15 @@ def _pooled(spec: RunSpec, folder: Path, work: Path) -> None:
         checkpoints=spec.checkpoints,
         control=Control(),
         on_round=on_round,
+        from_scratch=from_scratch,
     )
-    save_tensors(folder / MODEL_FILE, tensors, "fp32")
+    if from_scratch:  # nothing of the network is in a checkpoint
+        model = build_model(spec.recipe, None)
+        write_travelling(model, tensors)
+        file = folder / MODEL_FILE
+        write_fedfms(Trained(spec.recipe, model, file), None, file)
+    else:
+        save_tensors(folder / MODEL_FILE, tensors, "fp32")
     write_rounds(folder / ROUNDS_FILE, _pooled_rows(rounds, training))
     add_measured(folder, {name: _summed(rounds, name) for name in _PHASES if name != "exchange"})
 

@@ -5,7 +5,8 @@
       runs/NAME/              one finished run; it appears whole or not at all
         run.json              what ran, on what, how long, and the hash of every other file
         recipe.json           the recipe with all values
-        model.safetensors     the trained tensors, fp32
+        model.safetensors     the trained tensors, fp32; from scratch: the whole network
+        members/SITE.safetensors  of an ensemble, which has no model of its own
         scores.csv            a row for each case that this run did not train on, and each class
         rounds.csv            a row for each site and round (records.rows.RoundRow)
         manifest.csv          a row for each case of each site, with the SHA-256 of its files
@@ -32,7 +33,9 @@ from fedfms.errors import FederationError
 from fedfms.records.layout import MODEL, PICTURES, RECIPE, ROUNDS
 from fedfms.records.rows import RoundRow, read_rounds, read_rows
 
-Regime = Literal["federated", "central", "local"]
+Regime = Literal[
+    "federated", "central-matched", "central", "local", "ensemble", "zero-shot", "scratch"
+]
 Engine = Literal["flare", "loop"]
 REGIMES: tuple[Regime, ...] = get_args(Regime)
 
@@ -41,8 +44,9 @@ RUN_FILE, RECIPE_FILE, MODEL_FILE = "run.json", RECIPE, MODEL
 SCORES_FILE, ROUNDS_FILE, MANIFEST_FILE = "scores.csv", ROUNDS, "manifest.csv"
 PICTURES_FOLDER, JOB_FOLDER = PICTURES, "job"
 PERSONAL_FOLDER = "personal"  # of a federated run: what each training site kept for itself at last
+MEMBERS_FOLDER = "members"  # of an ensemble: the model of each site that trained alone
 
-FORMAT = 1  # of run.json and study.json; another number is refused
+FORMAT = 2  # of run.json and study.json; another number is refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,17 +56,27 @@ class RunKey:
     method: str  # the study's name for it, such as fedmsa
     regime: Regime
     holdout: str | None  # the site that is unseen in this fold; None: no fold, or a local run
-    trained_on: tuple[str, ...]  # sorted; a single site for a local run
+    trained_on: tuple[str, ...]  # sorted; a single site for a local run, none for zero-shot
     seed: int
+    strategy: str = ""  # the study's name for another way of averaging; only of federated runs
+    rate: float | None = None  # a run that tries this learning rate, and answers nothing else
+
+    @property
+    def way(self) -> str:
+        """How it is trained, in one word for each row of a table: federated, federated prox, …"""
+        return f"{self.regime} {self.strategy}".rstrip()
 
     @property
     def name(self) -> str:
         """Folder name, such as fedmsa-federated-without-site-4-seed-0."""
         if self.regime == "local":
             where = f"at-{self.trained_on[0]}"
+        elif not self.trained_on:
+            where = "everywhere"
         else:
             where = "all" if self.holdout is None else f"without-{self.holdout}"
-        return f"{self.method}-{self.regime}-{where}-seed-{self.seed}"
+        tried = "" if self.rate is None else f"-rate-{self.rate:g}"
+        return f"{self.method}-{self.way.replace(' ', '-')}-{where}-seed-{self.seed}{tried}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +137,7 @@ class ScoreRow:
     hd95: float | None
     unit: Literal["mm", "px"]  # of hd95
     empty: bool  # no foreground in truth and prediction
+    drawn: bool  # foreground in truth; where there is none, all that is found is a false alarm
     dice_slice: float | None  # mean over this case's slices with a value
     iou_slice: float | None
     slices: int  # with a value

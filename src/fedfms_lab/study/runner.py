@@ -8,6 +8,7 @@ that are missing, and a finished run is never repeated.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import importlib.metadata
 import json
@@ -39,6 +40,7 @@ from fedfms_lab.study.process import FAILURE_FILE, PROGRESS_FILE, WORK_FOLDER
 from fedfms_lab.study.record import (
     FORMAT,
     MANIFEST_FILE,
+    MODEL_FILE,
     ROUNDS_FILE,
     RUN_FILE,
     RUNS_FOLDER,
@@ -50,6 +52,7 @@ from fedfms_lab.study.record import (
     record_to_dict,
 )
 from fedfms_lab.study.spec import MEASURED_FILE, SPEC_FILE, RunSpec, read_measured
+from fedfms_lab.study.tuning import choices, where
 from fedfms_lab.study.watch import opened_files
 
 log = logging.getLogger(__name__)
@@ -121,17 +124,19 @@ def run_study(
     with _alone(folder):
         shutil.rmtree(folder / UNFINISHED_FOLDER, ignore_errors=True)
         sites = study.find_sites(folder / PHANTOMS_FOLDER)
-        keys = study.runs([site.name for site in sites])
+        names = [site.name for site in sites]
+        keys, tries = study.runs(names), study.tries(names)
         wanted = [key for key in keys if not only or any(part in key.name for part in only)]
-        recipes = {key.name: study.recipe_of(key) for key in keys}  # all, before the first run
+        needed = {where(key) for key in wanted}
+        wanted_tries = [key for key in tries if where(key) in needed]
+        recipes = {key.name: study.recipe_of(key) for key in (*tries, *keys)}  # all, at once
         _check_recipes(recipes.values(), sites, checkpoints)
         data = {site.name: read_site(site) for site in sites}
-        _check_same_study(folder, keys, recipes, data)
-        _write_study(folder, study, sites, keys)
-        missing = [key for key in wanted if not _is_done(folder, key)]
-        work = _Work(folder, len(wanted), len(wanted) - len(missing), tell)
-        specs = [
-            RunSpec(
+        _check_same_study(folder, tries, recipes, data)
+        _write_study(folder, study, sites, keys, tries)
+
+        def spec_of(key: RunKey) -> RunSpec:
+            return RunSpec(
                 study=study.name,
                 key=key,
                 recipe=recipes[key.name],
@@ -141,14 +146,52 @@ def run_study(
                 facts={name: facts for name, (facts, _) in data.items()},
                 checkpoints=checkpoints.resolve() if checkpoints is not None else None,
                 threads=study.threads,
-                pictures=key.seed == min(study.seeds) and key.regime != "local",
+                pictures=key.rate is None
+                and key.seed == min(study.seeds)
+                and key.regime != "local",
+                members=_members(folder, key) if key.regime == "ensemble" else {},
             )
-            for key in missing
-        ]
+
+        everything = [*wanted_tries, *wanted]
+        missing = [key for key in everything if not _is_done(folder, key)]
+        work = _Work(folder, len(everything), len(everything) - len(missing), tell)
         rows = {name: its_rows for name, (_, its_rows) in data.items()}
-        work.do(specs, rows, parallel)
+
+        def do(keys: Sequence[RunKey]) -> None:
+            work.do([spec_of(key) for key in keys], rows, parallel)
+
+        do([key for key in missing if key.rate is not None])
+        rates = {}
+        if tries:
+            tried = [read_run(folder / RUNS_FOLDER / k.name) for k in tries if _is_done(folder, k)]
+            rates = {choice.where: choice.rate for choice in choices(tried)}
+            recipes.update({k.name: study.recipe_of(k, rates.get(where(k))) for k in keys})
+        _check_same_study(folder, keys, recipes, data)
+        ready = [key for key in missing if key.rate is None]
+        failed = {where(key) for key in wanted_tries if key.name in work.failed}
+        for key in (key for key in ready if where(key) in failed):
+            work.give_up(key, "a run that tries a learning rate for it failed")
+        ready = [key for key in ready if where(key) not in failed]
+        do([key for key in ready if key.regime != "ensemble"])
+        ensembles = [key for key in ready if key.regime == "ensemble"]
+        there = {k: all(path.is_file() for path in _members(folder, k).values()) for k in ensembles}
+        for key in (key for key in ensembles if not there[key]):
+            work.give_up(key, "a model of one site alone that it needs is not there")
+        do([key for key in ensembles if there[key]])
         shutil.rmtree(folder / UNFINISHED_FOLDER, ignore_errors=True)
-        return StudyResult(folder, len(wanted), len(wanted) - len(missing), work.now, work.failed)
+        done_before = len(everything) - len(missing)
+        return StudyResult(folder, len(everything), done_before, work.now, work.failed)
+
+
+def _members(folder: Path, key: RunKey) -> dict[str, Path]:
+    """The models of an ensemble by site: of the same method and seed, each trained there alone."""
+    return {
+        site: folder
+        / RUNS_FOLDER
+        / dataclasses.replace(key, regime="local", holdout=None, trained_on=(site,)).name
+        / MODEL_FILE
+        for site in key.trained_on
+    }
 
 
 class _Work:
@@ -180,6 +223,11 @@ class _Work:
                 time.sleep(_POLL_SECONDS)
                 for one in list(self._running):
                     self._look(one)
+
+    def give_up(self, key: RunKey, why: str) -> None:
+        """Count a run as failed that cannot begin."""
+        self.failed[key.name] = f"{why}\n  fix: mend that first, and start the study again"
+        self._tell(failed=(key.name, self.failed[key.name]))
 
     def _fits(self, spec: RunSpec, parallel: int | None) -> bool:
         if not self._running:
@@ -407,20 +455,29 @@ def _check_same_study(
             )
 
 
-def _write_study(folder: Path, study: Study, sites: Sequence[Site], keys: Sequence[RunKey]) -> None:
-    holdouts = list(dict.fromkeys(key.holdout for key in keys if key.regime != "local"))
+def _write_study(
+    folder: Path,
+    study: Study,
+    sites: Sequence[Site],
+    keys: Sequence[RunKey],
+    tries: Sequence[RunKey],
+) -> None:
+    holdouts = list(
+        dict.fromkeys(key.holdout for key in keys if key.regime not in ("local", "zero-shot"))
+    )
     values = {
         "format": FORMAT,
         "name": study.name,
         "title": study.title or study.name,
         "sites": sorted(site.name for site in sites),
         "methods": list(study.methods),
-        "regimes": list(study.regimes),
+        "regimes": list(dict.fromkeys(key.way for key in keys)),
         "holdouts": holdouts or [None],
         "seeds": list(study.seeds),
         "engine": study.engine,
         "target_dice": study.target_dice,
         "planned": [key.name for key in keys],
+        "tries": [key.name for key in tries],
         "asked": study.to_dict(),
     }
     write_whole(folder / STUDY_FILE, json.dumps(values, indent=1) + "\n")

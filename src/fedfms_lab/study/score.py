@@ -26,7 +26,6 @@ from fedfms.errors import DoorClosed, FedfmsError, unexpected
 from fedfms.exchange.bounds import read_policy
 from fedfms.exchange.tensors import load_tensors
 from fedfms.local.sites import Site
-from fedfms.models.segmenter import Segmenter
 from fedfms.models.trained import load_trained
 from fedfms.models.travelling import read_own, write_own
 from fedfms.records.rows import write_rows
@@ -36,7 +35,9 @@ from fedfms.training.evaluate import CaseScore, evaluate
 from fedfms.training.meter import Meter
 from fedfms.training.overlay import site_pictures
 from fedfms_lab.study.data import site_config
+from fedfms_lab.study.ensemble import Ensemble
 from fedfms_lab.study.record import (
+    MEMBERS_FOLDER,
     PERSONAL_FOLDER,
     PICTURES_FOLDER,
     SCORES_FILE,
@@ -52,19 +53,29 @@ class AtSites:
     """A run's network as each of its sites has it: with its own parts, where it has such.
 
     Args:
-        model: with the run's tensors.
         folder: of the run.
+        checkpoints: folder of SAM checkpoints; not needed for vit_demo.
+
+    Raises:
+        FedfmsError: as `load_trained`.
     """
 
-    def __init__(self, model: Segmenter, folder: Path) -> None:
-        self._model, self._folder = model, folder / PERSONAL_FOLDER
-        self._elsewhere = read_own(model)
+    def __init__(self, folder: Path, checkpoints: Path | None) -> None:
+        self._folder = folder / PERSONAL_FOLDER
+        members = sorted((folder / MEMBERS_FOLDER).glob("*.safetensors"))
+        self._trained = [load_trained(file, checkpoints) for file in members or [folder]]
+        self._elsewhere = {} if members else read_own(self._trained[0].model)
+        self.recipe = self._trained[0].recipe
+        self.model: nn.Module = self._trained[0].model
+        if members:
+            self.model = Ensemble([one.model for one in self._trained])
 
     def be_at(self, site: str) -> None:
         """Let the network be that of this site, or of any other where it kept nothing."""
         kept = self._folder / f"{site}.safetensors"
         if self._elsewhere:
-            write_own(self._model, load_tensors(kept) if kept.is_file() else self._elsewhere)
+            own = load_tensors(kept) if kept.is_file() else self._elsewhere
+            write_own(self._trained[0].model, own)
 
 
 def score_site(
@@ -92,6 +103,7 @@ def score_site(
             hd95=_or_none(score.hd95),
             unit=config.distance_unit,
             empty=score.empty,
+            drawn=score.drawn,
             dice_slice=mean(part.dice for part in score.slices),
             iou_slice=mean(part.iou for part in score.slices),
             slices=sum(not math.isnan(part.dice) for part in score.slices),
@@ -114,23 +126,20 @@ def score_run(spec: RunSpec, folder: Path) -> None:
 
 
 def _scored(spec: RunSpec, folder: Path) -> Iterator[ScoreRow]:
-    trained = load_trained(folder, spec.checkpoints)
-    at_sites = AtSites(trained.model, folder)
+    run = AtSites(folder, spec.checkpoints)
     for site in spec.sites:
         config = site_config(site)
-        at_sites.be_at(site.name)
+        run.be_at(site.name)
         prepared, scores, rows = score_site(
-            trained.model,
-            trained.recipe,
+            run.model,
+            run.recipe,
             site.name,
             config,
             trained_here=site.name in spec.key.trained_on,
         )
         yield from rows
         if spec.pictures and _pictures_allowed(site):
-            pictures = site_pictures(
-                trained.model, prepared, scores, trained.recipe, config, Control()
-            )
+            pictures = site_pictures(run.model, prepared, scores, run.recipe, config, Control())
             (folder / PICTURES_FOLDER).mkdir(exist_ok=True)
             for index, picture in enumerate(pictures):
                 if len(picture) <= MAX_PICTURE_BYTES:

@@ -33,6 +33,7 @@ class RunSpec:
     checkpoints: Path | None
     threads: int | None
     pictures: bool
+    members: dict[str, Path] = field(default_factory=dict)  # of an ensemble: each site's model
 
     def write(self, path: Path) -> None:
         """Write it."""

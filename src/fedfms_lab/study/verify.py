@@ -13,7 +13,6 @@ from fedfms.contracts.recipe import Recipe
 from fedfms.errors import CheckpointError, ConfigError, FedfmsError, unexpected
 from fedfms.files import file_sha256
 from fedfms.local.sites import Site, find_sites
-from fedfms.models.trained import load_trained
 from fedfms.records.history import History
 from fedfms.records.layout import RECORDS
 from fedfms.records.read import read_records
@@ -247,8 +246,7 @@ def _score_problems(
     again: list[ScoreRow] = []
     ours = [site for site in sites if site.name in run.record.sites]
     try:
-        trained = load_trained(run.folder, checkpoints)
-        at_sites = AtSites(trained.model, run.folder)
+        at_sites = AtSites(run.folder, checkpoints)
         for number, site in enumerate(ours):
             if on_progress is not None:
                 on_progress("score", number, len(ours))
@@ -256,7 +254,7 @@ def _score_problems(
             config = site_config(site)
             at_sites.be_at(site.name)
             again += score_site(
-                trained.model, trained.recipe, site.name, config, trained_here=trained_here
+                at_sites.model, at_sites.recipe, site.name, config, trained_here=trained_here
             )[2]
     except CheckpointError as error:
         return [error.problem]

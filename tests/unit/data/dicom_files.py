@@ -15,9 +15,11 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import (
     UID,
+    DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
     MRImageStorage,
     RTStructureSetStorage,
+    UltrasoundImageStorage,
     generate_uid,
 )
 from pydicom.valuerep import DSfloat
@@ -143,6 +145,48 @@ def series(
         slice_.PixelData = np.ascontiguousarray(stored[..., k].T).tobytes()
         slices.append(slice_)
     return slices
+
+
+def enhanced(name: str, slices: Sequence[Dataset]) -> Dataset:
+    """highdicom's enhanced image of a series, its frames in any order."""
+    order = np.random.default_rng(1).permutation(len(slices))
+    return hd.legacy.LegacyConvertedEnhancedMRImage(
+        [slices[k] for k in order],
+        series_instance_uid=slices[0].SeriesInstanceUID,
+        series_number=1,
+        sop_instance_uid=uid(name, "enhanced"),
+        instance_number=1,
+    )
+
+
+PICTURES = {"DX": DigitalXRayImageStorageForPresentation, "US": UltrasoundImageStorage}
+
+
+def picture(name: str, stored: np.ndarray, modality: str = "DX", **changes: object) -> Dataset:
+    """A picture of (rows, columns) or (rows, columns, 3) without a place, 12 bits of 16 in use."""
+    one = Dataset()
+    one.file_meta = FileMetaDataset()
+    one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = PICTURES[modality]
+    one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = uid(name, "picture")
+    one.SeriesInstanceUID, one.StudyInstanceUID = uid("of all"), uid(name, "study")
+    one.PatientID, one.PatientName = f"ID-{name}", f"Secret^{name}"
+    one.PatientBirthDate = one.PatientSex = one.StudyID = one.AccessionNumber = ""
+    one.StudyDate = one.StudyTime = one.ReferringPhysicianName = ""
+    one.Modality, one.SeriesNumber, one.InstanceNumber = modality, 1, 1
+    one.Rows, one.Columns = stored.shape[:2]
+    colours = stored.ndim == 3
+    one.SamplesPerPixel = 3 if colours else 1
+    one.PhotometricInterpretation = "RGB" if colours else "MONOCHROME2"
+    if colours:
+        one.PlanarConfiguration = 0
+    bits = 8 if colours else 16
+    one.BitsAllocated, one.BitsStored = bits, 8 if colours else 12
+    one.HighBit, one.PixelRepresentation = one.BitsStored - 1, 0
+    one.PixelData = stored.astype(f"<u{bits // 8}").tobytes()
+    for keyword, value in changes.items():
+        setattr(one, keyword, value)
+    return one
 
 
 def write_series(folder: Path, slices: Sequence[Dataset], shuffle: int = 1) -> None:

@@ -50,8 +50,8 @@ from site_files import recipe, site_config
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.check import check_data
 from fedfms.data.content import content_sha256, read_bytes
+from fedfms.data.dicom.images import read_series
 from fedfms.data.dicom.labels import read_label
-from fedfms.data.dicom.series import read_series
 from fedfms.data.formats import read_image
 from fedfms.data.manifest import find_cases
 from fedfms.data.prepare import prepare_cases
@@ -814,7 +814,7 @@ BROKEN = {
     localizer: ("localizer", "is a localizer"),
     other_size: ("mixed-grids", "PixelSpacing has the values (0.9, 0.7) and (0.9, 0.8)"),
     colour: ("colour-dicom", "holds colours (RGB)"),
-    white_is_small: ("monochrome1", "small values are white"),
+    white_is_small: ("monochrome1", "small values are shown white"),
     multi_frame: ("multi-frame", "with 2 frames"),
     no_position: ("no-position", "no ImagePositionPatient"),
     high_throughput_jpeg: ("no-decoder", "pylibjpeg"),
@@ -824,7 +824,7 @@ BROKEN = {
     file_without_ending: ("not-dicom", "IM9999 is no DICOM file"),
     empty_folder: ("no-files", "no file of a series in the folder"),
     label_in_place_of_images: ("no-dicom-images", "only objects such as SEG"),
-    file_in_place_of_folder: ("no-images", "no folder under"),
+    file_in_place_of_folder: ("no-dicom-images", "only objects such as SEG"),
     label_of_another_series: ("other-series", "another series"),
     label_of_another_frame: ("other-frame-of-reference", "frame of reference"),
     slice_missing_at_the_end: ("label-of-other-slices", "1 slices that are not in the folder"),

@@ -50,6 +50,26 @@ def test_the_default_size_is_the_demos(tmp_path):
     assert len(cases) - len(train) >= 5
 
 
+def test_a_small_lesion_is_another_object_of_the_same_picture_and_grey():
+    for style in STYLES:
+        for seed in range(3):
+            image, large = phantom(style, slices=4, seed=seed)
+            same, small = phantom(style, slices=4, seed=seed, lesion="small")
+            np.testing.assert_array_equal(image, same)
+            assert not (large & small).any()
+            assert 0 < small.sum() < large.sum() / 2
+            middle = [np.median(image[mask > 0]) for mask in (large, small)]
+            whole = np.ptp(image)
+            assert abs(middle[0] - middle[1]) < 0.15 * whole
+
+
+def test_as_many_patients_validate_as_are_asked_for(tmp_path):
+    write_phantom_site(tmp_path / "s", "bright", cases=10, slices=1, validation_fraction=0.6)
+    cases = find_cases(SiteConfig.from_yaml(tmp_path / "s/site.yml"))
+    assert sum(case.split == "validation" for case in cases) == 6
+    assert Policy.from_folder(tmp_path / "s/policy").min_training_patients == 1
+
+
 def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         write_phantom_site(tmp_path / name, "bright", cases=2, slices=2, seed=seed, format="image")

@@ -185,4 +185,4 @@ def test_shipped_recipes_fall_no_lower() -> None:
     ]
     assert len(recipes) > 4
     for path in recipes:
-        check_job(Policy(methods=("fedsam", "fedmsa", "lora")), Recipe.from_json(path))
+        check_job(Policy(methods=("fedsam", "fedmsa", "lora", "unet")), Recipe.from_json(path))

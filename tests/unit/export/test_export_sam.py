@@ -153,7 +153,7 @@ def test_the_note_gives_the_masks_of_slices_whose_pixels_are_not_square(
     slices = [(volume, index) for index in range(3)]
     site = Setup(format="nifti")
     logits = torch.stack(list(predict(ours.model, slices, ours.recipe, site, Control())))
-    middle = float(next(probabilities(logits, volume, ours.recipe)).median())
+    middle = float(next(probabilities(iter(logits), volume, ours.recipe, 3))[1].median())
     recipe = dataclasses.replace(ours.recipe, probability_threshold=round(middle, 3))
     (source / "recipe.json").write_text(recipe.to_json())
     expected = foreground(logits, volume, recipe)[0]

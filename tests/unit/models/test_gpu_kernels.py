@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedfms.models.attention import _folded_split, choose
+from fedfms.models.attention import _folded_split, _Tiled, choose
 from fedfms.models.gpu import attention, kernels
 from fedfms.models.gpu.driver import pack
 from fedfms.models.gpu.kernels import Code, Kernel, code_of, kernel_for
@@ -64,7 +64,7 @@ class TestWithTriton:
         found = python(code, json.dumps(sizes), TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
         for size, apart in zip(sizes, map(float, found.split()), strict=True):
             assert apart < 2e-6, size
-        whole = [kernel_for("attend", torch.float32, d, h, w).whole for h, w, d in sizes]
+        whole = [kernel_for("attend", "fp32", d, h, w).whole for h, w, d in sizes]
         assert whole == [False, True, False, False]
 
     def test_what_a_build_leaves_is_found_without_triton_compiler_or_a_place_to_write(
@@ -72,9 +72,9 @@ class TestWithTriton:
     ):
         monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
         monkeypatch.setenv("PATH", "")  # no C compiler; Triton brings NVIDIA's assembler
-        some = [one for one in kernels.shipped_kernels() if one.dtype == "bf16" and one.whole]
+        some = [one for one in kernels.shipped_kernels(90) if one.precision == "bf16" and one.whole]
         some = [one for one in some if one.columns == 32]
-        monkeypatch.setattr(kernels, "shipped_kernels", lambda: some)
+        monkeypatch.setattr(kernels, "shipped_kernels", lambda _: some)
         folder = tmp_path / "built"
         assert kernels.build(folder, (90,)) == 3
         for place in (*folder.iterdir(), folder):
@@ -87,11 +87,11 @@ class TestWithTriton:
             from fedfms.models.gpu import kernels
             kernels.FOLDER = Path(sys.argv[1])
             for name in ("attend", "of_queries", "of_keys"):
-                code = kernels.code_of(kernels.kernel_for(name, torch.bfloat16, 64, 32, 32), 90)
+                code = kernels.code_of(kernels.kernel_for(name, "bf16", 64, 32, 32), 90)
                 assert code.cubin[:4] == b"\\x7fELF" and code.entry == name
                 print(code.warps, code.shared_bytes)
             try:
-                kernels.code_of(kernels.kernel_for("attend", torch.bfloat16, 64, 32, 32), 80)
+                kernels.code_of(kernels.kernel_for("attend", "bf16", 64, 32, 32), 80)
             except ImportError:
                 print("no code")
         """
@@ -103,7 +103,7 @@ class TestWithTriton:
 
     def test_tiles_fit_into_what_a_smaller_gpu_shares(self, tmp_path, monkeypatch):
         monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-        largest = Kernel("of_keys", "fp32", 64, 64, True)
+        largest = Kernel("of_keys", "tf32", 64, 64, True)
         assert kernels.compiled(largest, 86).shared_bytes <= 99 * 1024
 
 
@@ -139,20 +139,23 @@ def test_parameters_are_read_in_their_order():
     [((64, 64), 64, True), ((48, 48), 64, False), ((32, 32), 32, True), ((14, 14), 16, False)],
 )
 def test_a_kernel_is_whole_where_nothing_is_cut_off(grid, columns, whole):
-    kernel = kernel_for("attend", torch.bfloat16, 64, *grid)
+    kernel = kernel_for("attend", "bf16", 64, *grid)
     assert (kernel.columns, kernel.whole) == (columns, whole)
-    shipped = kernel in kernels.shipped_kernels()
+    shipped = kernel in kernels.shipped_kernels(80)
     assert shipped == (columns in (32, 64))
     assert kernel.file(90).startswith(f"attend-bf16-64-{columns}") is True
 
 
 def test_shipped_code_goes_before_compiling(tmp_path, monkeypatch):
-    kernel = kernel_for("of_keys", torch.bfloat16, 64, 64, 64)
+    kernel = kernel_for("of_keys", "bf16", 64, 64, 64)
     monkeypatch.setattr(kernels, "FOLDER", tmp_path)
     (tmp_path / "of_keys-bf16-64-64-whole-sm90.cubin").write_bytes(b"code")
     facts = {"entry": "of_keys", "warps": 4, "shared_bytes": 51712}
     (tmp_path / "of_keys-bf16-64-64-whole-sm90.json").write_text(json.dumps(facts))
     assert code_of(kernel, 90) == Code(b"code", "of_keys", 4, 51712)
+
+
+RIVALS = attention.Rivals(folded=_folded_split, plain=_Tiled.apply)
 
 
 @pytest.fixture
@@ -169,15 +172,15 @@ def products():
     [
         ((torch.bfloat16, 64, 14, 14), True, "grids of 17 to 64 columns"),
         ((torch.bfloat16, 80, 64, 64), True, "heads of 32 or 64"),
-        ((torch.float32, 64, 64, 64), False, "in bf16 or TF32"),
-        ((torch.float64, 64, 64, 64), True, "in bf16 or TF32"),
+        ((torch.float64, 64, 64, 64), True, "in bf16, TF32 or fp32"),
         ((torch.float32, 64, 64, 64), True, "no GPU"),
+        ((torch.float32, 64, 64, 64), False, "no GPU"),
     ],
 )
 def test_a_refusal_has_a_reason(monkeypatch, products, facts, tf32, why):
     products.allow_tf32 = tf32
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert why in attention.refusal(*facts, _folded_split)
+    assert why in attention.refusal(*facts, RIVALS)
 
 
 @pytest.fixture
@@ -192,11 +195,11 @@ def gpu(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_what_fails_is_said_in_one_line_and_the_folded_form_takes_over(gpu, caplog):
+def test_what_fails_is_said_in_one_line_and_torch_takes_over(gpu, caplog):
     for _ in range(2):
         choice = choose("cuda", torch.bfloat16, 64, 64, 64, recorded=False)
         assert choice.way == "folded" and "our kernel does not run here" in choice.why
-    (line,) = [line for line in caplog.messages if "goes on in the folded form" in line]
+    (line,) = [line for line in caplog.messages if "goes on without our kernels" in line]
     assert line.startswith("attention of 64 x 64 tokens") and "\n" not in line
 
 
@@ -209,7 +212,21 @@ def test_a_person_can_do_without(gpu, monkeypatch, caplog):
 
 def test_an_old_gpu_is_not_asked(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: (7, 5))
-    assert "compute capability 8.0" in attention.refusal(torch.bfloat16, 64, 64, 64, _folded_split)
+    why = attention.refusal(torch.bfloat16, 64, 64, 64, RIVALS)
+    assert why == "our kernel in bf16 is not for compute capability 7.5"
+
+
+def test_in_fp32_only_where_the_registers_suffice(gpu, products, monkeypatch):
+    """Elsewhere torch's plain products are exact, and faster than a kernel that spills."""
+    products.allow_tf32 = False
+    for capability, there in (((8, 6), False), ((9, 0), True), ((12, 0), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None, now=capability: now)
+        attention._unproved.cache_clear()
+        choice = choose("cuda", torch.float32, 64, 64, 64, recorded=False)
+        assert choice.way == "tiled"
+        assert ("does not run here" in choice.why) == there, choice
+    shipped = {cap: {one.precision for one in kernels.shipped_kernels(cap)} for cap in (80, 90)}
+    assert shipped == {80: {"bf16", "tf32"}, 90: {"bf16", "tf32", "fp32"}}
 
 
 def test_source_and_build_stand_alone():

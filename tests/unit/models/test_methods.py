@@ -39,10 +39,10 @@ def tiny(make_recipe: Callable[..., Recipe]) -> Recipe:
     return make_recipe(method="tiny").with_values({"backbone": "none", "image_size": 16}, "test")
 
 
-def test_there_are_fedsam_fedmsa_and_lora():
-    assert installed_methods() == ("fedmsa", "fedsam", "lora")
+def test_there_are_fedsam_fedmsa_and_lora_and_the_laboratorys_unet():
+    assert installed_methods() == ("fedmsa", "fedsam", "lora", "unet")
     titles = [find_method(name).title for name in installed_methods()]
-    assert titles == ["FedMSA", "FedSAM", "LoRA"]
+    assert titles == ["FedMSA", "FedSAM", "LoRA", "U-Net"]
 
 
 def test_an_unknown_method_is_told_with_what_is_installed_and_what_was_meant(make_recipe):
@@ -73,7 +73,7 @@ def test_a_broken_method_is_one_error_that_names_its_distribution(little, name: 
 
 
 def test_a_broken_method_is_in_nobodys_way_and_none_takes_the_place_of_ours(little):
-    everyone = ("broken", "fedmsa", "fedsam", "lora", "misnamed", "no-method", "tiny")
+    everyone = ("broken", "fedmsa", "fedsam", "lora", "misnamed", "no-method", "tiny", "unet")
     assert installed_methods() == everyone
     assert find_method("fedsam").title == "FedSAM"
     assert find_method("tiny").title == "Tiny"

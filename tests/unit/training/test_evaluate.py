@@ -147,7 +147,7 @@ def test_too_few_cases_stay_at_the_site_however_many_slices_they_have(three_case
 
 
 def test_a_class_without_any_value_has_no_mean():
-    score = CaseScore("a", "disc", math.nan, math.nan, math.nan, True, ())
+    score = CaseScore("a", "disc", math.nan, math.nan, math.nan, True, (), False)
     assert all(metric.mean is None for metric in summarize([score], 1))
     assert summarize([], 1) == ()
 

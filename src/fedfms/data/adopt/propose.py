@@ -403,7 +403,7 @@ def add_reading(proposal: Proposal, some: Sequence[Stored], *, is_ct: bool, seve
         coloured = [one for one in some if one.values.ndim == 4 and not _is_colourless(one)]
         if coloured:
             values["channels"] = "rgb"
-        if all(one.values.dtype.kind == "f" and one.values.max() <= 255 for one in some):
+        if all(one.values.max() <= 255 for one in some):
             values["intensity"] = {"rule": "range", "low": 0, "high": 255}
         proposal.seen.append(("channels", "colours" if coloured else "gray"))
     if values["format"] in ("nifti", "dicom"):

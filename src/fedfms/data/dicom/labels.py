@@ -10,15 +10,15 @@ from fedfms.contracts.site import Labels
 from fedfms.data.content import Content
 from fedfms.data.dicom.drawn import label_values
 from fedfms.data.dicom.references import LABEL_KINDS
-from fedfms.data.dicom.segmentation import read_segmentation
-from fedfms.data.dicom.series import Series, parsed_dicom
+from fedfms.data.dicom.segmentation import mask_of_picture, read_segmentation
+from fedfms.data.dicom.series import Series, is_picture, parsed_dicom
 from fedfms.data.dicom.structures import read_structures
 from fedfms.data.grid import Array
 from fedfms.errors import SiteDataError
 
 
 def read_label(path: Path, data: Content, meaning: Labels, series: Series) -> tuple[Array, str]:
-    """Label values (I, J, K) int16 on the series' own grid, 0 where nothing was drawn.
+    """Label values (I, J, K) whole numbers on the series' own grid, 0 where nothing was drawn.
 
     In a word it says what the label is, such as "DICOM SEG", too.
 
@@ -37,15 +37,18 @@ def read_label(path: Path, data: Content, meaning: Labels, series: Series) -> tu
     name, content = _one_file(path, data)
     label = parsed_dicom(name, content)
     kind = label.file_meta.get("MediaStorageSOPClassUID", "")
-    if kind == RTStructureSetStorage:
+    if kind == RTStructureSetStorage and series.has_place:
         masks = read_structures(name, label, meaning, series)
-    elif kind in LABEL_KINDS:
+    elif kind in LABEL_KINDS and kind != RTStructureSetStorage:
         masks = read_segmentation(name, label, meaning, series)
+    elif not series.has_place and is_picture(label):
+        return mask_of_picture(name, label), "DICOM mask"
     else:
         raise SiteDataError(
-            f"{name} is neither a segmentation (SEG) nor a structure set (RTSTRUCT) but "
+            f"{name} is neither a segmentation (SEG) nor a structure set (RTSTRUCT) of slices but "
             f"{UID(str(kind)).name or 'of no kind'}",
-            "let the glob labels in site.yml match the SEG, RTSTRUCT or NIfTI files",
+            "let the glob labels in site.yml match the SEG, RTSTRUCT or NIfTI files; labels of "
+            "pictures are PNG, TIFF, SEG or masks in DICOM",
             code="not-a-label",
         )
     return label_values(name, masks, meaning), f"DICOM {label.get('Modality') or 'label'}"

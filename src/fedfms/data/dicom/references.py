@@ -25,16 +25,18 @@ _LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # too new for pydicom'
 LABEL_KINDS = (RTStructureSetStorage, SegmentationStorage, _LABEL_MAP_STORAGE)
 _TAGS = [
     *("SeriesInstanceUID", "FrameOfReferenceUID", "SeriesDescription", "Modality"),
+    *("SOPInstanceUID",),
     *("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class _Uids:
-    """Of an image folder what it holds, of a label to what it refers."""
+    """Of an image what it holds, of a label to what it refers."""
 
     series: frozenset[str]
     frames: frozenset[str]
+    files: frozenset[str]  # SOPInstanceUID
 
 
 def pair(
@@ -45,7 +47,8 @@ def pair(
     The latter only where site.yml passes them over.
 
     Args:
-        image_folders: candidates; those without an image of a series that site.yml means are none.
+        image_folders: candidates, folders or files; those without an image of a series that
+            site.yml means are none.
         label_paths: files, or folders that hold them; files that are no SEG or RTSTRUCT are none.
         site: its `series` chooses among the images.
     """
@@ -114,20 +117,24 @@ def pair(
 def _meant(refers: _Uids, images: dict[Path, _Uids]) -> list[Path]:
     """The folders that a label can mean; the frame of reference counts where it names no series."""
     if refers.series:
-        return [folder for folder, held in images.items() if held.series & refers.series]
+        of_series = {path: held for path, held in images.items() if held.series & refers.series}
+        # several pictures of a study may be one series
+        meant = [path for path, held in of_series.items() if held.files & refers.files]
+        return meant if len(of_series) > 1 and meant else list(of_series)
     return [folder for folder, held in images.items() if held.frames & refers.frames]
 
 
 def _held_by(folder: Path, site: SiteConfig) -> _Uids:
-    series, frames = set(), set()
-    for header in _headers(files_in(folder)).values():
+    series, frames, files = set(), set(), set()
+    for header in _headers(files_in(folder) if folder.is_dir() else [folder]).values():
         if is_beside_images(header):
             continue
         description = str(header.get("SeriesDescription") or "")
         if site.series is None or re.search(site.series, description):
             series.add(str(header.get("SeriesInstanceUID", "")))
             frames.add(str(header.get("FrameOfReferenceUID", "")))
-    return _Uids(frozenset(series - {""}), frozenset(frames - {""}))
+            files.add(str(header.get("SOPInstanceUID", "")))
+    return _Uids(frozenset(series - {""}), frozenset(frames - {""}), frozenset(files - {""}))
 
 
 def _labels_at(path: Path) -> dict[Path, _Uids]:
@@ -144,8 +151,14 @@ def _labels_at(path: Path) -> dict[Path, _Uids]:
 def _references(header: Dataset) -> _Uids:
     spaces = header.get("ReferencedFrameOfReferenceSequence") or []
     frames = {str(one.get("FrameOfReferenceUID", "")) for one in (header, *spaces)}
-    series = {str(one.get("SeriesInstanceUID", "")) for one in referenced_series(header)}
-    return _Uids(frozenset(series - {""}), frozenset(frames - {""}))
+    listed = referenced_series(header)
+    series = {str(one.get("SeriesInstanceUID", "")) for one in listed}
+    files = {
+        str(image.get("ReferencedSOPInstanceUID", ""))
+        for one in listed
+        for image in one.get("ReferencedInstanceSequence") or []
+    }
+    return _Uids(frozenset(series - {""}), frozenset(frames - {""}), frozenset(files - {""}))
 
 
 def _headers(files: Sequence[Path]) -> dict[Path, Dataset]:

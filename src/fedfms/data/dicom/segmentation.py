@@ -10,7 +10,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from fedfms.contracts.site import Labels
-from fedfms.data.content import damaged
+from fedfms.data.content import cannot_read_here, damaged
 from fedfms.data.dicom.drawn import Drawn, mapped, nothing_drawn, require_same_series
 from fedfms.data.dicom.series import (
     LPS_TO_RAS,
@@ -19,8 +19,10 @@ from fedfms.data.dicom.series import (
     no_warnings,
     only_stored_bits,
     require_decoder,
+    require_whole_numbers,
 )
 from fedfms.data.grid import Array
+from fedfms.data.pictures import coloured
 from fedfms.errors import SiteDataError
 
 _LOSSY = frozenset((JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless))
@@ -61,9 +63,33 @@ def read_segmentation(
                 raise damaged(path, f"a frame is of segment {number}, which it does not describe")
             if number in values:
                 found = frame == number if kind == "LABELMAP" else frame != 0
-                i, j, k = _on_grid(path, found, own, shared, series)
+                if series.has_place:
+                    i, j, k = _on_grid(path, found, own, shared, series)
+                else:
+                    i, j, k = _on_picture(path, found, series)
                 drawn[values[number]].mask[i, j, k] = True
     return drawn
+
+
+def mask_of_picture(path: Path, label: Dataset) -> Array:
+    """(I, J, 1) numbers as stored of a picture in DICOM that is the label of another one.
+
+    Raises:
+        SiteDataError: "lossy-labels", "coloured-labels", "cannot-be-read-here", "damaged-file".
+    """
+    require_whole_numbers(path, label)
+    if (label.get("SamplesPerPixel") or 1) != 1:
+        raise coloured(path)
+    shown = label.get("PhotometricInterpretation")
+    frames = _frames(path, label)
+    if shown != "MONOCHROME2" or len(frames) != 1:
+        raise cannot_read_here(
+            path,
+            f"it is a label of {len(frames)} frames in {shown or 'no PhotometricInterpretation'}",
+            "save the label as one PNG with one number for each pixel, or as MONOCHROME2",
+        )
+    values: Array = frames[0].T[..., None]
+    return values
 
 
 def _frames(path: Path, label: Dataset) -> Array:
@@ -126,6 +152,14 @@ def _on_grid(
     if len(voxels) and ((voxels < 0).any() or (voxels >= series.values.shape).any()):
         raise _other_grid(path)
     return voxels[:, 0], voxels[:, 1], voxels[:, 2]
+
+
+def _on_picture(path: Path, found: Array, series: Series) -> tuple[Array, Array, Array]:
+    """Columns, rows and slice of what was drawn on a picture, whose pixels a frame's must be."""
+    if found.T.shape != series.values.shape[:2]:
+        raise _other_grid(path)
+    rows, columns = np.nonzero(found)
+    return columns, rows, np.zeros_like(rows)
 
 
 def _other_slices(measures: Dataset, series: Series) -> bool:

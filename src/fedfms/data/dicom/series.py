@@ -1,4 +1,4 @@
-"""A folder of DICOM slices to a volume.
+"""DICOM slices to a volume.
 
 Slices lie where ImagePositionPatient says, never where their names or numbers do. What cannot be
 put on one even grid without inventing values is refused by name. Patient axes of DICOM (LPS) become
@@ -26,7 +26,7 @@ from pydicom.uid import UID, MediaStorageDirectoryStorage
 
 from fedfms.contracts.site import Reading
 from fedfms.data.content import (
-    Folder,
+    Content,
     cannot_read_here,
     damaged,
     files_in,
@@ -43,6 +43,11 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 _NO_IMAGES = frozenset(
     ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "PR", "SR", "KO", "REG", "DOC", "FID")
 )
+# Modality of slices through a patient, which are nothing without their places
+_OF_SLICES = frozenset(("CT", "MR", "PT", "NM"))
+# Of these the values are measures whatever they are shown as
+_IN_UNITS = frozenset(("CT", "PT", "NM"))
+_FEW_TAGS = ["PatientID", "Modality", "NumberOfFrames", "ImagePositionPatient"]
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation")
 _EXPORT_AGAIN = "export the series again from the archive, or convert it to NIfTI with dcm2niix"
@@ -60,12 +65,18 @@ class Series:
     values: (I, J, K) float32 after RescaleSlope and RescaleIntercept of each slice; I columns, J
         rows, K slices in the direction of the normal.
     affine: (4, 4) float64, voxel index (i, j, k) to RAS millimetres.
-    headers: of the K slices, without pixels, in the order of the slices.
+    headers: of the K slices, without pixels, in the order of the slices; frames of one file have
+        its SOPInstanceUID.
+    colours: (J, I, 3) of a picture in colours, of which `values` are the first.
+    has_place: False for a picture, which lies nowhere in a patient: K is 1, and the affine says no
+        more than the shape of its pixels.
     """
 
     values: Array
     affine: Array
     headers: tuple[Dataset, ...]
+    colours: Array | None = None
+    has_place: bool = True
 
     @property
     def kind(self) -> str:
@@ -92,34 +103,69 @@ class Series:
         return frozenset(str(header.SOPInstanceUID) for header in self.headers)
 
 
-def read_series(path: Path, folder: Folder, site: Reading) -> Series:
-    """The one series of a folder.
+def read_stack(path: Path, slices: Sequence[tuple[str, Dataset]]) -> Series:
+    """Slices of one series, a file each, as a volume.
+
+    Args:
+        path: of the folder that they lie in.
+        slices: names of the files in it, and what they hold; the pixels are taken out.
 
     Raises:
-        SiteDataError: "not-dicom", "no-dicom-images", "several-series", "no-such-series",
-            "multi-frame", "colour-dicom", "monochrome1", "localizer", "no-position",
-            "mixed-orientations", "mixed-grids", "duplicate-slices", "missing-slices",
-            "uneven-spacing", "gantry-tilt", "no-decoder", "damaged-file".
+        SiteDataError: "multi-frame", "colour-dicom", "monochrome1", "localizer", "no-position",
+            "several-pictures", "mixed-orientations", "mixed-grids", "duplicate-slices",
+            "missing-slices", "uneven-spacing", "gantry-tilt", "no-decoder", "damaged-file".
     """
-    named = _one_series(path, list(_images(path, folder)), site)
-    for name, slice_ in named:
+    for name, slice_ in slices:
         _require_plain_slice(path / name, slice_)
-    ordered, affine = _stacked(path, named)
-    names = {id(slice_): name for name, slice_ in named}
+    ordered, affine = stacked(path, slices)
+    require_one_scale(path, ordered)
+    names = {id(slice_): name for name, slice_ in slices}
     planes = []
     for slice_ in ordered:
-        planes.append(_pixels(path / names[id(slice_)], slice_).T)  # (I, J)
+        planes.append(plane_of(path / names[id(slice_)], slice_).T)  # (I, J)
         del slice_.PixelData
     return Series(np.stack(planes, axis=2), affine, tuple(ordered))
+
+
+def is_enhanced(image: Dataset) -> bool:
+    """Whether a file holds slices as frames, each with what it says of itself."""
+    return "PerFrameFunctionalGroupsSequence" in image
+
+
+def is_picture(image: Dataset) -> bool:
+    """Whether an image lies nowhere in a patient: X-ray, mammography, ultrasound, photographs.
+
+    Slices (CT, MR, PET) that lost their places are none, so that they are not taken for such.
+    """
+    has_place = bool(_values(image, "ImagePositionPatient")) or is_enhanced(image)
+    return not has_place and str(image.get("Modality", "")) not in _OF_SLICES
+
+
+def stands_alone(header: Dataset) -> bool:
+    """Whether a file is an image by itself, by its header: a picture, or many frames."""
+    try:
+        has_frames = int(header.get("NumberOfFrames") or 1) > 1
+    except (ValueError, TypeError):
+        has_frames = False
+    return has_frames or is_picture(header)
+
+
+def images_alone(path: Path) -> list[Path]:
+    """The image files of a folder where each is an image by itself, or a file that is; else none.
+
+    Files that cannot be read say nothing here.
+    """
+    found = [(file, header) for file, header in _headers(path) if header is not None]
+    return [file for file, _ in found] if all(stands_alone(one) for _, one in found) else []
 
 
 def patient_of(path: Path) -> str | None:
     """PatientID of a folder's images, or of a file; None where it is empty or cannot be read.
 
     Reads the first readable header in the order of the names. The files of one series have one
-    patient; whatever else is wrong with the folder, `read_series` says.
+    patient; whatever else is wrong with the folder, its reader says.
     """
-    for slice_ in _headers(path):
+    for _, slice_ in _headers(path):
         if slice_ is not None:
             return str(slice_.get("PatientID") or "").strip() or None
     return None
@@ -128,13 +174,13 @@ def patient_of(path: Path) -> str | None:
 def holds_images(path: Path) -> bool:
     """Whether a folder directly holds a DICOM file that is an image, or that cannot be read.
 
-    What is wrong with the latter `read_series` says.
+    What is wrong with the latter its reader says.
     """
     return any(True for _ in _headers(path))
 
 
-def _headers(path: Path) -> Iterator[Dataset | None]:
-    """Headers of a file or of the images in a folder, as far as the little that is read goes.
+def _headers(path: Path) -> Iterator[tuple[Path, Dataset | None]]:
+    """A file, or the images in a folder, with their headers as far as the little goes that is read.
 
     None stands for a file that cannot be read.
     """
@@ -144,12 +190,12 @@ def _headers(path: Path) -> Iterator[Dataset | None]:
         return
     for entry in entries:
         try:
-            header = read_header(entry, ["PatientID", "Modality"])
+            header = read_header(entry, _FEW_TAGS)
         except SiteDataError:
-            yield None
+            yield entry, None
         else:
             if header is not None and (entry == path or not is_beside_images(header)):
-                yield header
+                yield entry, header
 
 
 def read_header(path: Path, tags: list[str]) -> Dataset | None:
@@ -172,30 +218,42 @@ def read_header(path: Path, tags: list[str]) -> Dataset | None:
         raise damaged(path, type(error).__name__) from None
 
 
-def _images(path: Path, folder: Folder) -> Iterator[tuple[str, Dataset]]:
+def images_in(path: Path, content: Content, site: Reading) -> list[tuple[str, Dataset]]:
+    """The image files of the one series of a folder with their names, or the one file.
+
+    Raises:
+        SiteDataError: "not-dicom", "no-dicom-images", "several-series", "no-such-series",
+            "damaged-file", "cannot-be-read-here".
+    """
+    if isinstance(content, bytes):
+        images = list(_images(path.parent, [(path.name, content)]))
+    else:
+        images = list(_images(path, content.files))
+    if not images:
+        raise SiteDataError(
+            f"{path} holds no DICOM image, only objects such as SEG or RTSTRUCT",
+            "let the glob images in site.yml match the images or their folders",
+            code="no-dicom-images",
+        )
+    return _one_series(path, images, site)
+
+
+def _images(folder: Path, files: Sequence[tuple[str, bytes]]) -> Iterator[tuple[str, Dataset]]:
     """The image files with their names; what lies beside images is passed over."""
-    found = False
-    for name, data in folder.files:
-        parsed = parsed_dicom(path / name, data)
+    for name, data in files:
+        parsed = parsed_dicom(folder / name, data)
         if is_beside_images(parsed):
             continue
-        found = True
         if "PixelData" not in parsed:
             if "BitsAllocated" not in parsed:  # comes before the pixels: the file ends too early
-                raise damaged(path / name, "it has no pixels")
+                raise damaged(folder / name, "it has no pixels")
             raise cannot_read_here(
-                path / name,
+                folder / name,
                 "it has no PixelData"
                 + (" of whole numbers, only of floats" if "FloatPixelData" in parsed else ""),
                 _EXPORT_AGAIN,
             )
         yield name, parsed
-    if not found:
-        raise SiteDataError(
-            f"the folder {path} holds no DICOM image, only objects such as SEG or RTSTRUCT",
-            "let the glob images in site.yml match the folders of the images",
-            code="no-dicom-images",
-        )
 
 
 def parsed_dicom(path: Path, data: bytes) -> Dataset:
@@ -261,54 +319,83 @@ def _one_series(
     return by_uid[chosen[0]]
 
 
-def _require_plain_slice(path: Path, slice_: Dataset) -> None:
-    """One grey slice with a position; anything else is refused by its name."""
-    lacking = [name for name in _NEEDED if slice_.get(name) is None]
+def require_grey(path: Path, image: Dataset) -> None:
+    """Grey pixels of a form that is read here, one frame or many; or refused by name."""
+    require_whole_numbers(path, image)
+    photometric = str(image.get("PhotometricInterpretation", ""))
+    if photometric == "MONOCHROME1" and (
+        str(image.get("Modality", "")) in _IN_UNITS or image.get("RescaleType") == "HU"
+    ):
+        raise SiteDataError(
+            f"{path} is {image.get('Modality') or 'an image in HU'} in MONOCHROME1, where small "
+            "values are shown white",
+            "export the series as MONOCHROME2; whether its values were turned is then no guess",
+            code="monochrome1",
+        )
+    one_sample = (image.get("SamplesPerPixel") or 1) == 1
+    if photometric not in ("MONOCHROME1", "MONOCHROME2") or not one_sample:
+        raise SiteDataError(
+            f"{path} holds colours ({photometric or 'no PhotometricInterpretation'})",
+            "leave out screenshots and reports; export colour pictures as PNG for format: image",
+            code="colour-dicom",
+        )
+    image.SamplesPerPixel = 1  # also where the header forgets it
+
+
+def require_whole_numbers(path: Path, image: Dataset) -> None:
+    """What the header says of stored numbers is there and can be read; or refused by name.
+
+    Raises:
+        SiteDataError: "cannot-be-read-here".
+    """
+    lacking = [name for name in _NEEDED if image.get(name) is None]
     if lacking:
         raise cannot_read_here(
             path,
             f"its header lacks {', '.join(lacking)}, which say what its pixels are",
             _EXPORT_AGAIN,
         )
-    if int(slice_.BitsAllocated) not in (1, 8, 16, 32):
+    if int(image.BitsAllocated) not in (1, 8, 16, 32):
         raise cannot_read_here(
-            path, f"its pixels have {slice_.BitsAllocated} bits (BitsAllocated)", _EXPORT_AGAIN
+            path, f"its pixels have {image.BitsAllocated} bits (BitsAllocated)", _EXPORT_AGAIN
         )
-    bits, high = int(slice_.BitsStored), slice_.get("HighBit")
+    bits, high = int(image.BitsStored), image.get("HighBit")
     if high is not None and int(high) != bits - 1:
         raise cannot_read_here(
             path,
             f"its {bits} bits end at bit {high} (HighBit), not at bit {bits - 1}",
             _EXPORT_AGAIN,
         )
-    frames = slice_.get("NumberOfFrames")
-    if (frames is not None and int(frames) > 1) or "PerFrameFunctionalGroupsSequence" in slice_:
+
+
+def _require_plain_slice(path: Path, slice_: Dataset) -> None:
+    """One grey slice with a position; anything else is refused by its name."""
+    require_whole_numbers(path, slice_)  # what says more than that it has frames or colours
+    if stands_alone(slice_) and not is_picture(slice_):
         raise SiteDataError(
-            f"{path} is a multi-frame (enhanced) image with {frames} frames",
-            "export the series as single-frame images, or convert it to NIfTI, for example with "
-            "dcm2niix",
+            f"{path} is a multi-frame image with {slice_.NumberOfFrames} frames among others",
+            "put each multi-frame file into a folder of its own, or let images in site.yml match "
+            "the files",
             code="multi-frame",
         )
-    photometric = str(slice_.get("PhotometricInterpretation", ""))
-    if photometric == "MONOCHROME1":
-        raise SiteDataError(
-            f"{path} is MONOCHROME1, where small values are white",
-            "export the series as MONOCHROME2; what its values mean is then no guess",
-            code="monochrome1",
-        )
-    if photometric != "MONOCHROME2" or (slice_.get("SamplesPerPixel") or 1) != 1:
-        raise SiteDataError(
-            f"{path} holds colours ({photometric or 'no PhotometricInterpretation'})",
-            "leave out screenshots and reports; export colour pictures as PNG for format: image",
-            code="colour-dicom",
-        )
-    slice_.SamplesPerPixel = 1  # also where the header forgets it
+    require_grey(path, slice_)
     if any(str(value).upper() == "LOCALIZER" for value in _values(slice_, "ImageType")):
         raise SiteDataError(
             f"{path} is a localizer (scout)",
             "take the localizers out of the folder; they lie across the slices",
             code="localizer",
         )
+    if is_picture(slice_):
+        raise SiteDataError(
+            f"{path} is one of several pictures in its folder ({slice_.get('Modality')})",
+            "let images in site.yml match the files, such as */*.dcm; each is an image by itself",
+            code="several-pictures",
+        )
+    require_place(path, slice_)
+
+
+def require_place(path: Path, slice_: Dataset) -> None:
+    """A slice says where it lies and what its numbers mean; or it is refused by name."""
     missing = [
         name
         for name, count in (
@@ -321,21 +408,29 @@ def _require_plain_slice(path: Path, slice_: Dataset) -> None:
     if missing:
         raise SiteDataError(
             f"{path} has no {', '.join(missing)}, so its place in the patient is not known",
-            "use series of slices (CT, MR, PET); projections and ultrasound can be exported as "
-            "PNG for format: image",
+            "export the series again with the places of its slices, or use another one",
             code="no-position",
         )
     for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
         _require_numbers(path, slice_, name)
+    require_scale(path, slice_)
+
+
+def require_scale(path: Path, image: Dataset) -> None:
+    """Slope and intercept are one number each, or not there; or they are refused by name.
+
+    Raises:
+        SiteDataError: "cannot-be-read-here".
+    """
     for name in ("RescaleSlope", "RescaleIntercept"):
-        if not _values(slice_, name):
-            slice_.pop(name, None)  # there and empty, as not there
+        if not _values(image, name):
+            image.pop(name, None)  # there and empty, as not there
             continue
-        _require_numbers(path, slice_, name)
-        if len(_values(slice_, name)) > 1 or (name == "RescaleSlope" and not slice_[name].value):
+        _require_numbers(path, image, name)
+        if len(_values(image, name)) > 1 or (name == "RescaleSlope" and not image[name].value):
             raise cannot_read_here(
                 path,
-                f"its {name} is {slice_[name].value}, where one number should be",
+                f"its {name} is {image[name].value}, where one number should be",
                 _EXPORT_AGAIN,
             )
 
@@ -351,7 +446,7 @@ def _require_numbers(path: Path, slice_: Dataset, name: str) -> None:
     raise cannot_read_here(path, f"its {name} {reason}", _EXPORT_AGAIN)
 
 
-def _stacked(path: Path, named: list[tuple[str, Dataset]]) -> tuple[list[Dataset], Array]:
+def stacked(path: Path, named: Sequence[tuple[str, Dataset]]) -> tuple[list[Dataset], Array]:
     """The slices in the order of the normal, and the RAS affine of (column, row, slice)."""
     slices = [slice_ for _, slice_ in named]
     first = slices[0]
@@ -456,23 +551,30 @@ def _thickness(slice_: Dataset) -> float:
     return 1.0
 
 
-def _pixels(path: Path, slice_: Dataset) -> Array:
+def plane_of(path: Path, slice_: Dataset) -> Array:
     """(J, I) float32 of one slice, its own slope and intercept applied."""
-    syntax = UID(str(slice_.file_meta.get("TransferSyntaxUID", "")))
+    stored = stored_numbers(path, slice_)
+    if stored.ndim != 2:
+        raise damaged(path, f"it has {stored.ndim} dimensions")
+    return measured(path, stored, slice_)
+
+
+def stored_numbers(path: Path, image: Dataset) -> Array:
+    """(J, I), (frames, J, I) or (J, I, 3) whole numbers as stored, YBR made RGB.
+
+    Raises:
+        SiteDataError: "no-decoder", "damaged-file", "cannot-be-read-here".
+    """
+    syntax = UID(str(image.file_meta.get("TransferSyntaxUID", "")))
     compressed = syntax.is_encapsulated if syntax.is_transfer_syntax else False
     if compressed:
         require_decoder(path, syntax)
     else:
-        _require_no_more_pixels(path, slice_)
+        _require_no_more_pixels(path, image)
     try:
         with no_warnings():
             # the dataset's own attribute would keep a copy
-            stored = only_stored_bits(np.asarray(pixel_array(slice_)), int(slice_.BitsStored))
-            if "RescaleSlope" in slice_ and "RescaleIntercept" not in slice_:
-                slice_.RescaleIntercept = 0  # else pydicom applies neither
-            elif "RescaleIntercept" in slice_ and "RescaleSlope" not in slice_:
-                slice_.RescaleSlope = 1
-            values: Array = np.asarray(apply_modality_lut(stored, slice_))
+            return only_stored_bits(np.asarray(pixel_array(image)), int(image.BitsStored))
     except Exception as error:  # a damaged file makes a decoder raise nearly anything
         if not compressed:
             raise damaged(path, f"{type(error).__name__}: {error}") from None
@@ -482,15 +584,52 @@ def _pixels(path: Path, slice_: Dataset) -> Array:
             "gdcmconv --raw IN OUT",
             code="no-decoder",
         ) from None
-    if values.ndim != 2:
-        raise damaged(path, f"it has {values.ndim} dimensions")
-    return values.astype(np.float32)
 
 
-def _require_no_more_pixels(path: Path, slice_: Dataset) -> None:
+def measured(path: Path, stored: Array, header: Dataset) -> Array:
+    """Stored grey numbers to float32, slope and intercept applied, and white always the largest.
+
+    MONOCHROME1 shows small values white: a value is then taken from the sum of the smallest and the
+    largest that could be stored, so that the picture is that of its MONOCHROME2 twin.
+    """
+    if "RescaleSlope" in header and "RescaleIntercept" not in header:
+        header.RescaleIntercept = 0  # else pydicom applies neither
+    elif "RescaleIntercept" in header and "RescaleSlope" not in header:
+        header.RescaleSlope = 1
+    is_turned = header.PhotometricInterpretation == "MONOCHROME1"
+    try:
+        with no_warnings():
+            values = np.asarray(apply_modality_lut(stored, header))
+            if is_turned:
+                bits, is_signed = int(header.BitsStored), bool(header.PixelRepresentation)
+                least = -(2 ** (bits - 1)) if is_signed else 0
+                ends = np.array([[least, least + 2**bits - 1]])
+                values = float(np.asarray(apply_modality_lut(ends, header)).sum()) - values
+    except Exception as error:  # a table that its header says wrongly
+        raise damaged(path, f"{type(error).__name__}: {error}") from None
+    return np.asarray(values, np.float32)
+
+
+def require_one_scale(path: Path, slices: Sequence[Dataset]) -> None:
+    """Refuse MONOCHROME1 with a scale for each slice: what would be turned about what?"""
+    scales = {(str(s.get("RescaleSlope")), str(s.get("RescaleIntercept"))) for s in slices}
+    shown = {str(s.PhotometricInterpretation) for s in slices}
+    if "MONOCHROME1" in shown and len(scales) * len(shown) > 1:
+        raise SiteDataError(
+            f"slices of {path} are MONOCHROME1, where small values are shown white, and their "
+            "scales (RescaleSlope, RescaleIntercept) or photometric interpretations differ",
+            "export the series as MONOCHROME2; what its values mean is then no guess",
+            code="monochrome1",
+        )
+
+
+def _require_no_more_pixels(path: Path, image: Dataset) -> None:
     """Refuse a header with too few rows or columns: with the latter a picture would be sheared."""
-    rows, columns, bits = (int(slice_[name].value) for name in _NEEDED[:3])
-    pixels = len(slice_.PixelData) * 8 // bits
+    rows, columns, bits = (int(image[name].value) for name in _NEEDED[:3])
+    if str(image.get("PhotometricInterpretation", "")) == "YBR_FULL_422":
+        return  # whose pixels share samples; pydicom asks for their number
+    samples = int(image.get("SamplesPerPixel") or 1) * int(image.get("NumberOfFrames") or 1)
+    pixels = len(image.PixelData) * 8 // bits // samples
     if pixels - rows * columns >= max(8, min(rows, columns)):  # less is padding
         raise cannot_read_here(
             path,

@@ -22,7 +22,10 @@ import torch
 FOLDER = Path(__file__).with_name("built")
 # compute capabilities that an image is built for: A100, RTX A6000, L4, H100, B200, RTX 5090
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
-DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+Precision = Literal["bf16", "tf32", "fp32"]
+# of products, as Triton calls it: tf32x3 writes each factor as a sum of two in TF32 and adds three
+# of their four products, which leaves the error of fp32 (arXiv 2203.03341)
+PRODUCTS: dict[Precision, str] = {"bf16": "tf32", "tf32": "tf32", "fp32": "tf32x3"}
 LEAST_COLUMNS = 16  # the least that a tensor core multiplies
 
 Name = Literal["attend", "of_queries", "of_keys"]
@@ -44,14 +47,14 @@ class Tiling(NamedTuple):
 class Kernel(NamedTuple):
     """One kernel of source.py for some shapes.
 
-    dtype: of queries, keys and values, "bf16" or "fp32"; products of fp32 are in TF32.
+    precision: of products, and of queries, keys and values, which are fp32 in TF32 too.
     head_dim: a power of two, at least 16.
     columns: the least power of two, from LEAST_COLUMNS, that a row of the grid fits into.
     whole: neither rows nor tiles of queries are cut off.
     """
 
     name: Name
-    dtype: str
+    precision: Precision
     head_dim: int
     columns: int
     whole: bool
@@ -59,8 +62,8 @@ class Kernel(NamedTuple):
     @property
     def tiling(self) -> Tiling:
         """Of the fastest that were tried on an H100, with 64 columns."""
-        if self.dtype == "fp32":
-            return Tiling(64, 4, 2)
+        if self.precision != "bf16":
+            return Tiling(64 if self.precision == "tf32" else 32, 4, 2)
         if self.columns < 64:
             return Tiling(64, 4, 3 if self.name == "attend" else 2)
         return {
@@ -77,13 +80,13 @@ class Kernel(NamedTuple):
             "columns": self.columns,
             "queries": self.tiling.queries,
             "whole": self.whole,
-            "products": "tf32",
+            "products": PRODUCTS[self.precision],
         }
 
     def file(self, capability: int) -> str:
         """Its name in FOLDER, without an ending."""
         whole = "-whole" if self.whole else ""
-        return f"{self.name}-{self.dtype}-{self.head_dim}-{self.columns}{whole}-sm{capability}"
+        return f"{self.name}-{self.precision}-{self.head_dim}-{self.columns}{whole}-sm{capability}"
 
 
 class Code(NamedTuple):
@@ -101,25 +104,36 @@ class Code(NamedTuple):
     shared_bytes: int
 
 
-def kernel_for(name: Name, dtype: torch.dtype, head_dim: int, height: int, width: int) -> Kernel:
-    """The kernel for heads of that width on a grid of that size.
+def precision_of(dtype: torch.dtype) -> Precision | None:
+    """What a type's products are computed in, by torch's settings now; None: by no kernel."""
+    if dtype == torch.bfloat16:
+        return "bf16"
+    if dtype != torch.float32:
+        return None
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"
 
-    Raises:
-        KeyError: there is none for this type.
-    """
+
+def kernel_for(name: Name, precision: Precision, head_dim: int, height: int, width: int) -> Kernel:
+    """The kernel for heads of that width on a grid of that size."""
     columns = max(LEAST_COLUMNS, 1 << (width - 1).bit_length())
-    kernel = Kernel(name, DTYPES[dtype], head_dim, columns, whole=False)
+    kernel = Kernel(name, precision, head_dim, columns, whole=False)
     fits = width == columns and height * width % kernel.tiling.queries == 0
     return kernel._replace(whole=fits)
 
 
-def shipped_kernels() -> list[Kernel]:
+def computes(precision: Precision, capability: int) -> bool:
+    """Whether kernels are for a GPU: from 8.0 on; in fp32, which takes many registers, on 9.x."""
+    return capability // 10 == 9 if precision == "fp32" else capability >= 80
+
+
+def shipped_kernels(capability: int) -> list[Kernel]:
     """What an image holds: for the global blocks of ViT-B and ViT-L, 17 to 64 columns."""
     names: tuple[Name, ...] = ("attend", "of_queries", "of_keys")
     return [
-        Kernel(name, dtype, 64, columns, whole)
+        Kernel(name, precision, 64, columns, whole)
         for name in names
-        for dtype in DTYPES.values()
+        for precision in PRODUCTS
+        if computes(precision, capability)
         for columns in (32, 64)
         for whole in (False, True)
     ]
@@ -195,7 +209,8 @@ def _type_of(argument: str, kernel: Kernel) -> str:
         return "i32"
     if argument == "scale":
         return "fp32"
-    return "*fp32" if argument in ("log_sums", "inner") else f"*{kernel.dtype}"
+    in_bf16 = kernel.precision == "bf16" and argument not in ("log_sums", "inner")
+    return "*bf16" if in_bf16 else "*fp32"
 
 
 def parameters_in(ptx: str) -> list[str]:
@@ -209,7 +224,7 @@ def build(folder: Path, capabilities: tuple[int, ...] = CAPABILITIES) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     for capability in capabilities:
-        for kernel in shipped_kernels():
+        for kernel in shipped_kernels(capability):
             code = compiled(kernel, capability)
             target = folder / kernel.file(capability)
             target.with_suffix(".cubin").write_bytes(code.cubin)

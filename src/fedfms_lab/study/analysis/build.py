@@ -15,6 +15,7 @@ from fedfms_lab.study.analysis.scores import (
     best_local,
     classes_in_common,
     counted,
+    false_alarms,
     not_annotated,
     run_scores,
     score_lines,
@@ -22,12 +23,14 @@ from fedfms_lab.study.analysis.scores import (
 )
 from fedfms_lab.study.answer import Answer, Asked
 from fedfms_lab.study.record import Run
+from fedfms_lab.study.tuning import choices
 
 
 def answer(study: Asked, runs: Sequence[Run]) -> Answer:
     """All tables of what has finished so far."""
     planned = set(study.planned)
     ours = tuple(run for run in runs if run.record.key.name in planned)
+    tries = [run for run in runs if run.record.key.name in study.tries]
     finished = {run.record.key.name for run in ours}
     classes = tuple(dict.fromkeys(row.class_name for run in ours for row in run.scores))
     cases = counted(ours)
@@ -41,12 +44,18 @@ def answer(study: Asked, runs: Sequence[Run]) -> Answer:
         study=study,
         runs=ours,
         missing=tuple(name for name in study.planned if name not in finished),
-        strangers=tuple(r.record.key.name for r in runs if r.record.key.name not in planned),
+        strangers=tuple(
+            run.record.key.name
+            for run in runs
+            if run.record.key.name not in planned.union(study.tries)
+        ),
         classes=classes,
         common=common,
         not_annotated=not_annotated(study, ours, classes),
         cases=tuple(site_cases(study, cases)),
         scores=tuple(score_lines(study, scores, classes, common, best)),
+        false_alarms=tuple(false_alarms(study, cases)),
+        choices=tuple(choices(tries)),
         gaps=tuple(gaps(study, cases, common, best)),
         local=tuple(local_cells(study, cases, scores, common)),
         communication=moved,

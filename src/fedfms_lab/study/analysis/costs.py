@@ -87,7 +87,7 @@ def _spread(values: Sequence[float]) -> Spread | None:
 def _of(runs: Sequence[Run], method: str, regime: str) -> list[Run]:
     """The runs of one way to train."""
     keys = ((run, run.record.key) for run in runs)
-    return [run for run, key in keys if (key.method, key.regime) == (method, regime)]
+    return [run for run, key in keys if (key.method, key.way) == (method, regime)]
 
 
 def _targets(study: Asked, runs: Sequence[Run], learnt: Learnt) -> Mapping[str | None, _Target]:
@@ -220,6 +220,8 @@ def curves(study: Asked, runs: Sequence[Run], learnt: Learnt) -> Iterator[Curve]
     not count where another has them all.
     """
     for method, regime in itertools.product(study.methods, study.regimes):
+        if regime in ("zero-shot", "ensemble"):
+            continue  # nothing learns there
         points = pd.DataFrame(
             [
                 # the local models of one seed stand beside one model of all sites

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import pandas as pd
 
 from fedfms_lab.study.analysis.scores import score_over_seeds
 from fedfms_lab.study.analysis.statistics import (
     PatientDifference,
-    bootstrap_interval,
     holm,
-    signed_rank_p,
+    interval,
+    p_value,
     site_balanced_mean,
 )
-from fedfms_lab.study.answer import ALL, FEWEST_PATIENTS, ROLES, Asked, Gap, LocalCell, Role
+from fedfms_lab.study.answer import (
+    ALL,
+    FEWEST_PATIENTS,
+    PRIMARY,
+    ROLES,
+    Against,
+    Asked,
+    Gap,
+    LocalCell,
+    Role,
+)
 
 _CASE = ["site", "patient", "case"]
 
@@ -25,48 +35,51 @@ _CASE = ["site", "patient", "case"]
 _SAME_FOLD = ["method", "holdout", "seed"]
 _SAME_FOLD_OF_ANY_METHOD = ["holdout", "seed"]
 _SAME_SEED = ["method", "seed"]
+_WITHOUT_FOLDS = ("local", "local-best", "zero-shot")
 
-_Against = Literal["central", "local", "local-best", "method"]
-_AGAINST: tuple[tuple[Role, _Against], ...] = (
-    ("train", "central"),
-    ("unseen", "central"),
-    ("train", "local"),
-    ("unseen", "local"),
-    ("unseen", "local-best"),
-)
+_AGAINST: Mapping[Role, tuple[Against, ...]] = {
+    "train": ("local", "ensemble", "central-matched", "central", "scratch", "zero-shot"),
+    "unseen": (
+        *("ensemble", "local", "local-best"),
+        *("central-matched", "central", "scratch", "zero-shot"),
+    ),
+}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Comparison:
-    """A family member: what is compared, case by case."""
+    """What is compared, case by case."""
 
     method: str
-    against: _Against
-    other: str
+    against: Against
     role: Role
-    differences: pd.Series  # by site, patient and case
+    differences: pd.DataFrame  # by site, patient and case; a column for each seed
     runs: pd.DataFrame  # site and run of all that it comes from
+    strategy: str = ""
+    other: str = ALL
 
 
 def _differences(
     left: pd.DataFrame, right: pd.DataFrame, pairing: Sequence[str]
-) -> tuple[pd.Series, pd.DataFrame]:
-    """Left minus right of each case: over the pairs of runs with a value, then over classes.
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Left minus right of each case and seed: over the pairs of runs, then over classes.
 
     Args:
         left, right: rows with a Dice, from `counted`.
-        pairing: columns that the runs of a pair have in common.
+        pairing: columns that the runs of a pair have in common; the seed is one.
 
     Returns:
-        differences by site, patient and case; and the site and run of each row that made a pair.
+        differences by site, patient and case, a column for each seed; and the site and run of each
+        row that made a pair.
     """
     pair = [*_CASE, "class_name", *pairing]
     means = [side.groupby(pair).dice.mean() for side in (left, right)]
     paired = (means[0] - means[1]).dropna()
-    by_class = paired.groupby([*_CASE, "class_name"]).mean()
+    by_class = paired.groupby([*_CASE, "class_name", "seed"]).mean()
     both = pd.concat([left, right])
     took_part = both.set_index(pair).index.isin(paired.index)
-    return by_class.groupby(_CASE).mean(), both[took_part][["site", "run"]].drop_duplicates()
+    by_seed = by_class.groupby([*_CASE, "seed"]).mean().unstack("seed")
+    return by_seed, both[took_part][["site", "run"]].drop_duplicates()
 
 
 def _with_dice(cases: pd.DataFrame, common: Sequence[str]) -> pd.DataFrame:
@@ -81,68 +94,94 @@ def gaps(
     common: Sequence[str],
     best: Mapping[tuple[str, str, str], str],
 ) -> Iterator[Gap]:
-    """Over all sites first, with the test and its correction; then site by site, untested.
+    """Over all sites first, the primary ones with the test and its correction; then site by site.
 
     Args:
         cases: from `counted`.
     """
     comparisons = _comparisons(study, _with_dice(cases, common), best)
     compared = [one for one in comparisons if len(one.differences)]
-    overall = [_gap(comparison, study.sites) for comparison in compared]
-    for gap, adjusted in zip(overall, holm([gap["p"] for gap in overall]), strict=True):
-        yield Gap(**gap, site=ALL, p_holm=adjusted)
+    asked = _primary(compared)
+    overall = [_gap(one, study.sites, ALL, primary=one in asked) for one in compared]
+    for gap, adjusted in zip(overall, holm([gap.p for gap in overall]), strict=True):
+        yield dataclasses.replace(gap, p_holm=adjusted)
     for comparison in compared:
         having = comparison.differences.index.unique("site")
         for site in (site for site in study.sites if site in having):
-            yield Gap(**{**_gap(comparison, [site]), "p": None}, site=site, p_holm=None)
+            yield _gap(comparison, [site], site, primary=comparison in asked)
+
+
+def _primary(compared: Sequence[_Comparison]) -> list[_Comparison]:
+    """One of each method and role: the first that there is in PRIMARY."""
+    found = []
+    for method in dict.fromkeys(one.method for one in compared):
+        for role in ROLES:
+            own = {one.against: one for one in compared if (one.method, one.role) == (method, role)}
+            found += [own[against] for against in PRIMARY[role] if against in own][:1]
+    return found
 
 
 def _comparisons(
     study: Asked, cases: pd.DataFrame, best: Mapping[tuple[str, str, str], str]
 ) -> Iterator[_Comparison]:
-    """The family: each method against central and local training, then method against method."""
-    everyone: list[tuple[str, tuple[str, ...]]] = [(m, (m,)) for m in study.methods]
-    if len(study.methods) > 1:
-        everyone.append((ALL, study.methods))
+    """Each method against other training, its strategies against it, then method against method."""
     is_federated = cases.regime == "federated"
-    for name, methods in everyone:
-        for role, against in _AGAINST:
-            here = cases.method.isin(methods) & (cases.role == role)
-            left, right = cases[here & is_federated], cases[here & (cases.regime == against)]
-            if against == "local-best":
-                right = cases[here & (cases.regime == "local")]
-                places = zip(right.method, right.site, strict=True)
-                right = right[[best.get((*place, ALL)) for place in places] == right.trained_at]
-            pairing = _SAME_FOLD if against == "central" else _SAME_SEED
-            yield _Comparison(name, against, ALL, role, *_differences(left, right, pairing))
+    for method in study.methods:
+        for role, others in _AGAINST.items():
+            here = (cases.method == method) & (cases.role == role)
+            left = cases[here & is_federated]
+            for against in others:
+                right = cases[here & (cases.regime == against)]
+                if against == "local-best":
+                    right = cases[here & (cases.regime == "local")]
+                    places = zip(right.method, right.site, strict=True)
+                    right = right[[best.get((*place, ALL)) for place in places] == right.trained_at]
+                pairing = _SAME_SEED if against in _WITHOUT_FOLDS else _SAME_FOLD
+                yield _Comparison(method, against, role, *_differences(left, right, pairing))
+            for way in study.regimes:
+                strategy = way.removeprefix("federated ")
+                if strategy != way:
+                    found = _differences(cases[here & (cases.regime == way)], left, _SAME_FOLD)
+                    yield _Comparison(method, "strategy", role, *found, strategy=strategy)
     for first, second in itertools.combinations(study.methods, 2):
         for role in ROLES:
             here = is_federated & (cases.role == role)
             left, right = (cases[here & (cases.method == name)] for name in (second, first))
             found = _differences(left, right, _SAME_FOLD_OF_ANY_METHOD)
-            yield _Comparison(second, "method", first, role, *found)
+            yield _Comparison(second, "method", role, *found, other=first)
 
 
-def _gap(comparison: _Comparison, sites: Sequence[str]) -> dict[str, Any]:
-    at_sites = comparison.differences[comparison.differences.index.isin(sites, "site")]
+def _gap(comparison: _Comparison, sites: Sequence[str], site: str, *, primary: bool) -> Gap:
+    """Over these sites; of seeds without all of their runs only where no seed has them all."""
+    found = comparison.differences
+    found = found[found.index.isin(sites, "site")]
+    complete = found.dropna(axis="columns")
+    whole = complete if len(complete.columns) else found.mean(axis="columns").to_frame()
     by_site: dict[str, list[PatientDifference]] = {}
-    for (site, _), cases in at_sites.groupby(["site", "patient"]):
-        by_site.setdefault(site, []).append(PatientDifference(float(cases.sum()), len(cases)))
-    patients = [patient for found in by_site.values() for patient in found]
+    for (name, _), cases in whole.groupby(["site", "patient"]):
+        one = PatientDifference(tuple(cases.sum().tolist()), len(cases))
+        by_site.setdefault(name, []).append(one)
+    difference = site_balanced_mean(by_site)
+    assert difference is not None  # there are cases
     runs = comparison.runs[comparison.runs.site.isin(sites)].run
-    return {
-        "method": comparison.method,
-        "against": comparison.against,
-        "other": comparison.other,
-        "role": comparison.role,
-        "difference": site_balanced_mean(by_site),
-        "interval": bootstrap_interval(by_site, fewest=2 if len(sites) > 1 else FEWEST_PATIENTS),
-        "p": signed_rank_p([patient.mean for patient in patients]),
-        "cases": len(at_sites),
-        "patients": len(patients),
-        "sites": len(by_site),
-        "runs": tuple(sorted(runs.unique())),
-    }
+    return Gap(
+        method=comparison.method,
+        strategy=comparison.strategy,
+        against=comparison.against,
+        other=comparison.other,
+        primary=primary,
+        role=comparison.role,
+        site=site,
+        difference=difference,
+        interval=interval(by_site, fewest=2 if site == ALL else FEWEST_PATIENTS),
+        p=p_value(by_site) if primary and site == ALL else None,
+        p_holm=None,
+        seeds=len(complete.columns),
+        cases=len(found),
+        patients=sum(map(len, by_site.values())),
+        sites=len(by_site),
+        runs=tuple(sorted(runs.unique())),
+    )
 
 
 # ----------------------------------------------------------------------------------------- local
@@ -177,7 +216,7 @@ def local_cells(
             trained_at=trained_at,
             scored_at=site,
             dice=score_over_seeds(values),
-            behind=float(behind.mean()) if len(behind) else None,
+            behind=float(behind.mean(axis="columns").mean()) if len(behind) else None,
             behind_role=role if len(behind) else None,
             behind_cases=len(behind),
             behind_runs=tuple(sorted(runs.run.unique())),

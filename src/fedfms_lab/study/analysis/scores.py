@@ -14,6 +14,7 @@ from fedfms_lab.study.answer import (
     ROLES,
     SLICE_METRICS,
     Asked,
+    FalseAlarms,
     Score,
     ScoreLine,
     SiteCases,
@@ -27,26 +28,33 @@ _LINE = ["method", "regime", "role", "metric", "unit", "class_name", "best"]
 def counted(runs: Sequence[Run]) -> pd.DataFrame:
     """The rows of scores.csv that count, each with its run.
 
-    These are validation cases where the run trained, and all cases elsewhere. A class that none of
-    the sites draws at which the run trained was never taught: its rows do not count anywhere.
+    These are validation cases where the run trained, and all cases elsewhere; of a run that
+    trained nowhere the validation cases stand in both roles. A class that none of the sites draws
+    at which the run trained was never taught: its rows do not count anywhere. A case in which
+    nothing is drawn has no score: what was found in it is a false alarm, and counted as such.
 
     Returns:
-        columns of ScoreRow, without a value NaN; run (its name), method, regime, holdout and
-        trained_at (of a local run; both "" where there is none), and seed.
+        columns of ScoreRow, without a value NaN; run (its name), method, regime (a run's way to
+        train), holdout and trained_at (of a local run; both "" where there is none), and seed.
     """
     rows = []
     for run in runs:
         key = run.record.key
         trained_at = key.trained_on[0] if key.regime == "local" else ""
-        of_run = (key.name, key.method, key.regime, key.holdout or "", trained_at, key.seed)
+        of_run = (key.name, key.method, key.way, key.holdout or "", trained_at, key.seed)
         taught = {row.class_name for row in run.scores if row.role == "train"}
         for row in run.scores:
             of_class = not taught or row.class_name in taught
             if of_class and (row.role == "unseen" or row.split == "validation"):
                 rows.append((*of_run, *dataclasses.astuple(row)))
+            if of_class and not key.trained_on and row.split == "validation":
+                there = dataclasses.replace(row, role="train")
+                rows.append((*of_run, *dataclasses.astuple(there)))
     columns = [*_RUN, *(one.name for one in dataclasses.fields(ScoreRow))]
     kinds: dict[str, type] = {**dict.fromkeys(METRICS, float), "slices": int, "seed": int}
-    return pd.DataFrame(rows, columns=columns).astype(kinds)
+    cases = pd.DataFrame(rows, columns=columns).astype(kinds)
+    cases.loc[~cases["drawn"].astype(bool), ["dice", "iou", "hd95"]] = float("nan")
+    return cases
 
 
 def classes_in_common(cases: pd.DataFrame, classes: Sequence[str]) -> tuple[str, ...]:
@@ -163,10 +171,33 @@ def score_over_seeds(scores: pd.DataFrame) -> Score:
 def _score(by_seed: pd.Series, scores: pd.DataFrame) -> Score:
     return Score(
         value=float(by_seed.mean()),
-        spread=float(by_seed.std()) if len(by_seed) > 1 else None,
-        seeds=len(by_seed),
+        by_seed=tuple(by_seed.tolist()),
         runs=tuple(sorted(scores.run.unique())),
     )
+
+
+def false_alarms(study: Asked, cases: pd.DataFrame) -> Iterator[FalseAlarms]:
+    """Every way to train at every site with a case in which nothing is drawn.
+
+    Args:
+        cases: from `counted`.
+    """
+    blank = cases[~cases["drawn"].astype(bool)]
+    blank = blank.assign(value=~blank["empty"].astype(bool))
+    by_run = blank.groupby([*_RUN, "role", "site"]).value.mean().reset_index()
+    found = dict(iter(by_run.groupby(["role", "method", "regime", "site"])))
+    order = (ROLES, study.methods, study.regimes, study.sites)
+    for role, method, regime, site in itertools.product(*order):
+        if (values := found.get((role, method, regime, site))) is not None:
+            here = blank[(blank.role == role) & (blank.site == site)]
+            yield FalseAlarms(
+                method=method,
+                regime=regime,
+                role=role,
+                site=site,
+                cases=len(here[["case", "class_name"]].drop_duplicates()),
+                share=score_over_seeds(values),
+            )
 
 
 def site_cases(study: Asked, cases: pd.DataFrame) -> Iterator[SiteCases]:

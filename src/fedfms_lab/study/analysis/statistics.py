@@ -1,4 +1,17 @@
-"""Spread, intervals and tests of a study: pure functions of numbers, nothing of runs or pages."""
+"""Intervals and tests of a study: pure functions of numbers, nothing of runs or pages.
+
+A difference between two ways to train comes out otherwise with other patients and with other runs.
+Both are drawn here. A study has few of either, so that both parts are t intervals:
+
+    h_patients = t(alpha / 2; d) * s_patients        over patients within sites, sites given
+    h_seeds    = t(alpha / 2; R - 1) * s_seeds       over the R seeds' own means
+    h          = sqrt(h_patients^2 + h_seeds^2)
+
+which is Howe's interval of a sum of two means (1974, *Approximate confidence limits on the mean of
+X + Y where X and Y are two tabled independent random variables*, JASA 69). What chance does to a
+single patient in a single run is in both parts, so that h is rather too wide. How often it excludes
+0 where nothing differs, and how often its rivals do: results/study-size.md.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +20,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, stats
 
-RESAMPLES = 10_000
 CONFIDENCE = 0.95
+FEWEST_SEEDS = 2  # of an interval: of a single run nothing can be said about how another comes out
+FEWEST_SEEDS_OF_A_TEST = 3
 
-_ENUMERATED = 12  # up to this many differences all 2^n signs are tried: exact with ties as well
-_CHUNK_VALUES = 4_000_000  # drawn at once while resampling; bounds the memory
+_LEAST_P = 1e-12  # smaller ones are given as this
 
 
 @dataclass(frozen=True, slots=True)
 class PatientDifference:
     """One patient's cases in a paired comparison."""
 
-    total: float  # sum over the patient's cases of the difference of scores
+    by_seed: tuple[float, ...]  # sum over the patient's cases of the difference of scores
     cases: int  # 1 or more
 
     @property
-    def mean(self) -> float:
-        """Mean difference over this patient's cases."""
-        return self.total / self.cases
+    def total(self) -> float:
+        """Mean over seeds of the sum over the patient's cases."""
+        return math.fsum(self.by_seed) / len(self.by_seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +53,18 @@ class Interval:
     def excludes_zero(self) -> bool:
         """Whether all of it lies on one side of 0."""
         return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Standard error of a mean by what is drawn, and its degrees of freedom."""
+
+    error: float
+    freedom: float
+
+    def half_width(self, alpha: float) -> float:
+        """Of its two-sided t interval at 1 - alpha."""
+        return float(stats.t.isf(alpha / 2, self.freedom)) * self.error
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -61,81 +85,100 @@ def site_balanced_mean(sites: Mapping[str, Sequence[PatientDifference]]) -> floa
     return mean(means)
 
 
-def bootstrap_interval(
+def interval(
     sites: Mapping[str, Sequence[PatientDifference]],
     *,
     fewest: int = 2,
-    resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
-    seed: int = 0,
 ) -> Interval | None:
-    """Percentile bootstrap interval of `site_balanced_mean`.
-
-    Patients are drawn with replacement within each site, with all their cases, and as many as the
-    site has: the sites are given, the patients are a sample (cluster bootstrap within strata;
-    Davison and Hinkley 1997, *Bootstrap Methods and their Application*, sections 2.4 and 3.8;
-    percentile interval: Efron and Tibshirani 1993, *An Introduction to the Bootstrap*, ch. 13).
+    """Interval of `site_balanced_mean` over other patients of these sites and other seeds.
 
     Args:
-        sites: the patients of each site; sites without patients do not count.
-        fewest: patients that each site has to have, 2 or more: of a single one nothing can be said
-            about how another would have come out. With n patients a site the interval is too narrow
-            by a factor of about sqrt((n - 1) / n).
-        seed: of NumPy's default generator; the same patients give the same interval.
+        sites: the patients of each site, all with the same seeds in the same order; sites without
+            patients do not count.
+        fewest: patients that each site has to have, 2 or more.
+        confidence: in (0, 1).
 
     Returns:
-        None without patients, or where a site has fewer than `fewest`.
+        None without patients, where a site has fewer than `fewest`, or with fewer than
+        FEWEST_SEEDS seeds.
     """
-    strata = [patients for _, patients in sorted(sites.items()) if patients]
-    if not strata or any(len(patients) < max(2, fewest) for patients in strata):
+    middle, parts = site_balanced_mean(sites), _parts(sites, fewest)
+    if middle is None or parts is None:
         return None
-    generator = np.random.default_rng(seed)
-    means = np.zeros(resamples)
+    half = _half_width(parts, 1 - confidence)
+    return Interval(middle - half, middle + half)
+
+
+def p_value(sites: Mapping[str, Sequence[PatientDifference]], *, fewest: int = 2) -> float | None:
+    """Two-sided p that `site_balanced_mean` is 0: the alpha at which `interval` touches 0.
+
+    Returns:
+        at least 1e-12; None where there is no interval, or with fewer than FEWEST_SEEDS_OF_A_TEST
+        seeds.
+    """
+    middle, parts = site_balanced_mean(sites), _parts(sites, fewest)
+    if middle is None or parts is None or _seeds(sites) < FEWEST_SEEDS_OF_A_TEST:
+        return None
+    if middle == 0:
+        return 1.0
+    if abs(middle) >= _half_width(parts, _LEAST_P):
+        return _LEAST_P
+    touches = optimize.brentq(lambda a: _half_width(parts, a) - abs(middle), _LEAST_P, 1.0)
+    return float(touches)
+
+
+def _half_width(parts: tuple[Part, Part], alpha: float) -> float:
+    return math.hypot(*(part.half_width(alpha) for part in parts))
+
+
+def _seeds(sites: Mapping[str, Sequence[PatientDifference]]) -> int:
+    return min((len(one.by_seed) for patients in sites.values() for one in patients), default=0)
+
+
+def _parts(
+    sites: Mapping[str, Sequence[PatientDifference]], fewest: int
+) -> tuple[Part, Part] | None:
+    """Of patients and of seeds."""
+    strata = [patients for patients in sites.values() if patients]
+    few = any(len(patients) < max(2, fewest) for patients in strata)
+    if not strata or few or _seeds(sites) < FEWEST_SEEDS:
+        return None
+    return _of_patients(strata), _of_seeds(strata)
+
+
+def _of_patients(strata: Sequence[Sequence[PatientDifference]]) -> Part:
+    """Patients drawn within each site with all their cases, the sites as they are.
+
+    A site's mean is a ratio, the sum of its patients' totals over the sum of their cases: its
+    variance by the usual linearization (Cochran 1977, *Sampling Techniques*, section 6.3), the
+    degrees of freedom of the sum over sites by Satterthwaite 1946.
+    """
+    variances, freedoms = [], []
     for patients in strata:
-        means += _resampled_means(patients, resamples, generator)
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(means / len(strata), [tail, 100 - tail])
-    return Interval(float(low), float(high))
+        totals = np.array([patient.total for patient in patients])
+        cases = np.array([patient.cases for patient in patients])
+        beside = totals - totals.sum() / cases.sum() * cases
+        n = len(patients)
+        variances.append(n / (n - 1) * float((beside**2).sum()) / int(cases.sum()) ** 2)
+        freedoms.append(n - 1)
+    total = math.fsum(variances)
+    squares = math.fsum(v**2 / d for v, d in zip(variances, freedoms, strict=True))
+    freedom = total**2 / squares if squares > 0 else sum(freedoms)
+    return Part(math.sqrt(total) / len(strata), freedom)
 
 
-def _resampled_means(
-    patients: Sequence[PatientDifference], resamples: int, generator: np.random.Generator
-) -> NDArray[np.float64]:
-    """(resamples,) mean over cases of the site, of patients drawn with replacement."""
-    totals = np.array([patient.total for patient in patients])
-    cases = np.array([patient.cases for patient in patients])
-    rows = max(1, _CHUNK_VALUES // len(patients))
-    means = []
-    for start in range(0, resamples, rows):
-        shape = (min(rows, resamples - start), len(patients))
-        drawn = generator.integers(0, len(patients), shape)
-        means.append(totals[drawn].sum(axis=1) / cases[drawn].sum(axis=1))
-    return np.concatenate(means)
-
-
-def signed_rank_p(differences: Sequence[float]) -> float | None:
-    """Two-sided p of Wilcoxon's signed-rank test that differences are symmetric around 0.
-
-    Wilcoxon 1945, *Individual comparisons by ranking methods*. Differences of exactly 0 are left
-    out, as Wilcoxon did. Up to 12 others: exact, all signs are tried, ties included. Up to 50
-    without ties: SciPy's exact distribution. Else: the normal approximation with its correction
-    for ties.
-
-    Returns:
-        1 where at most one difference is not 0; None without a difference.
-    """
-    if not differences:
-        return None
-    nonzero = np.array([value for value in differences if value != 0.0])
-    if nonzero.size < 2:
-        return 1.0  # of one difference both signs are equally far from the middle
-    if nonzero.size <= _ENUMERATED:
-        method: object = stats.PermutationMethod(n_resamples=2**_ENUMERATED)
-    else:
-        tied = np.unique(np.abs(nonzero)).size < nonzero.size
-        method = "exact" if nonzero.size <= 50 and not tied else "asymptotic"
-    found = stats.wilcoxon(nonzero, alternative="two-sided", zero_method="wilcox", method=method)
-    return min(1.0, float(found.pvalue))
+def _of_seeds(strata: Sequence[Sequence[PatientDifference]]) -> Part:
+    """Runs drawn: the spread of the seeds' own site-balanced means."""
+    means = np.mean(
+        [
+            np.sum([patient.by_seed for patient in patients], axis=0)
+            / sum(patient.cases for patient in patients)
+            for patients in strata
+        ],
+        axis=0,
+    )
+    return Part(float(np.std(means, ddof=1)) / math.sqrt(len(means)), len(means) - 1)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

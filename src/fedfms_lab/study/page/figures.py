@@ -21,7 +21,7 @@ from fedfms.pages.svg import (
     stand_in,
 )
 from fedfms.report import words
-from fedfms_lab.study.answer import ALL, Answer, Curve, Gap, Spread
+from fedfms_lab.study.answer import Answer, Curve, Gap, Spread
 from fedfms_lab.study.page.words import REGIMES, method
 
 _BYTES_MOVED = "Moved by all sites together"
@@ -68,11 +68,14 @@ def _label(gap: Gap) -> str:
     where = "trained" if gap.role == "train" else "unseen"
     if gap.against == "method":
         return f"{method(gap.method)} − {method(gap.other)}, {where}"
-    if gap.against == "local-best":
-        where = "best other site"
-    elif gap.against == "local":
-        where = "own site" if gap.role == "train" else "other sites"
-    return f"{method(gap.method)}, {where}"
+    told = {
+        "local-best": "best other site",
+        "local": "own site" if gap.role == "train" else "other sites",
+        "central": where,
+        "central-matched": f"{where}, matched",
+        "strategy": f"{gap.strategy}, {where}",
+    }
+    return f"{method(gap.method)}, {told.get(gap.against, f'{gap.against}, {where}')}"
 
 
 def _signed(value: float) -> str:
@@ -81,18 +84,17 @@ def _signed(value: float) -> str:
 
 
 def _method_colour(answer: Answer, name: str) -> str:
-    if name == ALL:
-        return INK
     return stand_in(f"--c{answer.study.methods.index(name) % COLOURS}")
 
 
 def dice_by_round(curves: Sequence[Curve], salt: str) -> str:
     """One method: Dice of the training sites by round of each way to train; "" without a value."""
     lines = []
-    for place, (regime, label) in enumerate(REGIMES.items()):
+    for place, (regime, label) in enumerate(REGIMES.items()):  # of one round there is no curve
         for curve in (curve for curve in curves if curve.regime == regime):
             x = [float(point.round) for point in curve.points]
-            style = _Style(label, stand_in(f"--c{place + 2}"), MARKERS[place])
+            marker = MARKERS[place % len(MARKERS)]
+            style = _Style(label, stand_in(f"--c{(place + 2) % COLOURS}"), marker)
             lines.append((style, x, [point.dice for point in curve.points]))
     return _draw(lines, "Rounds of training", salt)
 
@@ -100,7 +102,7 @@ def dice_by_round(curves: Sequence[Curve], salt: str) -> str:
 def dice_by_bytes(answer: Answer, salt: str) -> str:
     """Federated runs of each method: the same by the bytes moved; "" where nothing moved."""
     lines = []
-    for curve in answer.curves:
+    for curve in (curve for curve in answer.curves if curve.regime == "federated"):
         points = [(point.bytes_moved, point.dice) for point in curve.points if point.bytes_moved]
         if points:
             marker = MARKERS[answer.study.methods.index(curve.method) % len(MARKERS)]

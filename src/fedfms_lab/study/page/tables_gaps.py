@@ -8,9 +8,12 @@ from markupsafe import Markup
 
 from fedfms.pages.parts import Cell, Column, Figure, Table, with_note
 from fedfms.report import words as shown
-from fedfms_lab.study.analysis.statistics import RESAMPLES
-from fedfms_lab.study.answer import ALL, FEWEST_PATIENTS, Answer, Gap, Role
+from fedfms_lab.study.answer import ALL, FEWEST_PATIENTS, Against, Answer, Gap, Role
 from fedfms_lab.study.page import figures, words
+
+_WITHOUT: tuple[Against, ...] = ("local", "ensemble", "local-best")
+_WITH_ALL: tuple[Against, ...] = ("central", "central-matched")
+_BEFORE: tuple[Against, ...] = ("zero-shot", "scratch")
 
 
 def gap_tables(found: Answer) -> list[Table]:
@@ -19,6 +22,15 @@ def gap_tables(found: Answer) -> list[Table]:
     if not overall:
         return []
     tested = sum(gap.p is not None for gap in overall)
+    if tested:
+        p = (
+            f"p: that the same mean is 0, by the same t distributions; of the {tested} questions "
+            "that are asked beforehand, against what sites have without federating at training and "
+            "at unseen sites (without such runs: against centralized training), and corrected for "
+            "them after Holm. All else is described, not tested."
+        )
+    else:
+        p = "There is no p: it takes three seeds."
     tables = [
         Table(
             f"Federated minus other training{words.of_common(found)}",
@@ -28,15 +40,16 @@ def gap_tables(found: Answer) -> list[Table]:
                 Column("At", number=False),
                 Column("Difference", "Dice"),
                 Column("95 % interval", "Dice"),
-                Column("p", "Wilcoxon"),
+                Column("p", "t"),
                 Column("p", "Holm"),
+                Column("Seeds", "n"),
                 Column("Patients", "n"),
                 Column("Cases", "n"),
             ],
             [
                 [
-                    Cell(words.method(gap.method)),
-                    Cell(words.against(gap)),
+                    Cell(words.method(gap.method), small=gap.strategy),
+                    Cell(words.against(gap), tag="tested" if gap.p is not None else ""),
                     Cell(
                         words.ROLES[gap.role],
                         small=f"{gap.sites} of {shown.numerals(len(found.study.sites), 'site')}"
@@ -47,32 +60,32 @@ def gap_tables(found: Answer) -> list[Table]:
                     Cell(words.interval(gap.interval)),
                     Cell(words.p_value(gap.p)),
                     Cell(words.p_value(gap.p_holm)),
+                    Cell(shown.count(gap.seeds)),
                     Cell(shown.count(gap.patients)),
                     Cell(shown.count(gap.cases)),
                 ]
                 for gap in overall
             ],
             note="A difference is taken case by case on the cases that both scored, as mean over "
-            "classes, folds and seeds, then as mean over sites, each once; so intervals and p "
-            "values speak of other patients of these sites, who count as independent, and not of "
-            "other seeds, folds or sites. Interval: percentile bootstrap, "
-            f"{shown.count(RESAMPLES)} times, seeded, patients drawn within each site; with few "
-            "patients a site it is too narrow, and with a single one there is none. p: two-sided "
-            "Wilcoxon signed-rank test over the patients of all sites, each patient once and zero "
-            f"differences left out. Holm: corrected for the {tested} tests of this table.",
+            "folds, classes and seeds, then as mean over sites, each once. Intervals speak of "
+            "other patients of these sites, who count as independent, and of other seeds, and not "
+            "of other sites: two t intervals, over the patients within sites and over the seeds, "
+            "whose half-widths are added as squares. They take two seeds, and two patients at each "
+            "site. Seeds: those that have all runs of these sites; where none has, the difference "
+            f"is over what is there. {p}",
         )
     ]
     by_site = [
         table
         for method in found.study.methods
-        for kinds in (("central", "local", "local-best"), ("method",))
+        for kinds in (_WITHOUT, _WITH_ALL, ("strategy",), ("method",))
         if (table := _gaps_by_site(found, method, kinds)) is not None
     ]
     return tables + with_note(
         by_site,
         "Difference of Dice with its 95 % interval, for which a site needs "
-        f"{FEWEST_PATIENTS} patients; not tested. A star: the interval excludes 0. Other sites "
-        "alone: mean over their models.",
+        f"{FEWEST_PATIENTS} patients, and two seeds; not tested. A star, from three seeds on: the "
+        "interval excludes 0. Other sites alone: mean over their models.",
     )
 
 
@@ -80,17 +93,25 @@ def _gaps_by_site(found: Answer, method: str, kinds: Sequence[str]) -> Table | N
     columns: dict[tuple[str, Role], dict[str, Gap]] = {}
     for gap in found.gaps:
         if gap.method == method and gap.site != ALL and gap.against in kinds:
-            other = words.against(gap).removeprefix("federated ")
+            other = gap.strategy or words.against(gap).removeprefix("federated ")
             columns.setdefault((other, gap.role), {})[gap.site] = gap
     if not columns:
         return None
+    others = {
+        "method": "other methods",
+        "strategy": "its plain average",
+        "central": "pooled images",
+    }
+    other = next((told for kind, told in others.items() if kind in kinds), "sites alone")
     return Table(
-        f"Federated {words.method(method)} minus other "
-        f"{'methods' if 'method' in kinds else 'training'}, site by site",
+        f"Federated {words.method(method)} minus {other}, site by site",
         [
             Column("Site", number=False),
             *(
-                Column(f"− {other}", "trained there" if role == "train" else "unseen there")
+                Column(
+                    other if "strategy" in kinds else f"− {other}",
+                    "trained there" if role == "train" else "unseen there",
+                )
                 for other, role in columns
             ),
         ],
@@ -105,17 +126,18 @@ def _gaps_by_site(found: Answer, method: str, kinds: Sequence[str]) -> Table | N
 def _gap_cell(gap: Gap | None) -> Cell:
     if gap is None:
         return Cell(shown.NONE)
-    star = "*" if gap.interval is not None and gap.interval.excludes_zero else ""
     small = words.interval(gap.interval) if gap.interval else "no interval"
-    return Cell(shown.change(gap.difference) + star, small=small)
+    return Cell(shown.change(gap.difference) + words.star(gap), small=small)
 
 
 def forests(found: Answer) -> list[Figure]:
     """The differences over all sites with their intervals, drawn."""
     overall = [gap for gap in found.gaps if gap.site == ALL]
     groups = (
-        ("Federated minus centralized", ("central",), "federated is better"),
-        ("Federated minus one site alone", ("local", "local-best"), "federated is better"),
+        ("Federated minus sites alone", _WITHOUT, "federated is better"),
+        ("Federated minus pooled images", _WITH_ALL, "federated is better"),
+        ("Federated minus no training, or no SAM", _BEFORE, "federated is better"),
+        ("Federated, strategy minus plain average", ("strategy",), "the strategy is better"),
         ("Federated, method minus method", ("method",), "the first is better"),
     )
     drawn = []
@@ -137,5 +159,5 @@ def why_no_gaps(found: Answer) -> str:
         return "No run has finished yet."
     return (
         "No two ways to train have scored the same cases yet: a comparison needs federated runs "
-        "and centralized or local runs of the same method, fold and seed."
+        "and others of the same method, fold and seed."
     )

@@ -29,7 +29,7 @@ def overlays(found: Answer) -> dict[str, list[Picture]]:
         keys = [
             (site in run.record.key.trained_on, run.record.key.seed, run.record.key.name, run)
             for run in found.runs
-            if (run.record.key.method, run.record.key.regime) == (method, "federated")
+            if (run.record.key.method, run.record.key.way) == (method, "federated")
             and any(_picture_files(run, site))
         ]
         if not keys:
@@ -78,6 +78,34 @@ def _machine(values: Mapping[str, Any]) -> str:
         for name, value in values.items()
     }
     return ", ".join(f"{name} {value}" for name, value in sorted(said.items()))
+
+
+def rate_table(found: Answer) -> Table | None:
+    """Which learning rates were tried and taken, by way to train and fold."""
+    if not found.choices:
+        return None
+    rates = sorted({rate for choice in found.choices for rate in choice.dice})
+    rows = []
+    for choice in found.choices:
+        fold = f"without {choice.holdout}" if choice.holdout else "all sites"
+        if choice.way == "local":
+            fold = choice.trained_on[0]
+        cells = [
+            Cell(shown.score(choice.dice.get(rate)), tag="taken" if rate == choice.rate else "")
+            for rate in rates
+        ]
+        rows.append([words.way(choice.method, choice.way, False), Cell(fold), *cells])
+    return Table(
+        "Learning rates",
+        [
+            Column("Method", "trained", number=False),
+            Column("Fold", number=False),
+            *(Column(f"{rate:g}", "Dice") for rate in rates),
+        ],
+        rows,
+        note="Mean Dice of the validation cases of the training sites, with the first seed. The "
+        "best rate is that of all seeds; no case of an unseen site has a say.",
+    )
 
 
 def data_table(found: Answer) -> Table | None:

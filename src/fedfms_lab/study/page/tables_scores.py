@@ -111,8 +111,8 @@ def _score_table(found: Answer, role: Role, metric: Metric, class_name: str) -> 
     ]
     if empty and metric == "dice":
         note += (
-            " Without a score, because nothing was drawn and nothing found: "
-            f"{shown.listing(empty)}."
+            " Without a score, because nothing is drawn in them: "
+            f"{shown.listing(empty)}; what was found there stands under False alarms."
         )
     title = f"{_METRICS[metric]} at {words.ROLES[role]}"
     if class_name != ALL:
@@ -134,11 +134,13 @@ def _score_table(found: Answer, role: Role, metric: Metric, class_name: str) -> 
 
 def _how_averaged(found: Answer) -> str:
     seeds = len(found.study.seeds)
-    spread = (
-        "There is one seed, so no spread over seeds."
-        if seeds == 1
-        else f"Mean over folds, then mean ± sample standard deviation over {seeds} seeds, or over "
-        "as many as are named."
+    spread = {
+        1: "There is one seed, so no spread over seeds.",
+        2: "Mean over folds, then over two seeds, whose own values stand below.",
+    }.get(
+        seeds,
+        f"Mean over folds, then mean ± sample standard deviation over {seeds} seeds, or over as "
+        "many as are named; of two seeds both values.",
     )
     return f"{spread} The last columns take each site once. Cases are counted below a site's name. "
 
@@ -147,20 +149,52 @@ def _score(found: Answer, score: Score | None, metric: Metric, unit: str) -> Cel
     if score is None:
         return Cell(shown.NONE)
     few = score.seeds < len(found.study.seeds)
-    return Cell(
-        shown.with_spread(score.value, score.spread, metric, unit),
-        small=shown.numerals(score.seeds, "seed") if few else "",
-    )
+    text, both = words.over_seeds(score, metric, unit)
+    named = shown.numerals(score.seeds, "seed") if few else ""
+    return Cell(text, small=", ".join(filter(None, [both, named])))
 
 
 def _mean(found: Answer, line: ScoreLine, sites: int) -> Cell:
-    remarks = []
+    text, both = words.over_seeds(line.mean, line.metric, line.unit)
+    remarks = [both] if both else []
     if len(line.sites) < sites:
         remarks.append(f"{len(line.sites)} of {shown.numerals(sites, 'site')}")
     if line.mean.spread is not None and line.mean.seeds < len(found.study.seeds):
         remarks.append(f"± of {shown.numerals(line.mean.seeds, 'seed')}")
-    text = shown.with_spread(line.mean.value, line.mean.spread, line.metric, line.unit)
     return Cell(text, small=", ".join(remarks))
+
+
+def false_alarm_tables(found: Answer) -> list[Table]:
+    """Of the cases in which nothing is drawn, the share in which something was found."""
+    tables = []
+    for role in ROLES:
+        here = [alarm for alarm in found.false_alarms if alarm.role == role]
+        cases = {alarm.site: alarm.cases for alarm in here}
+        sites = [site for site in found.study.sites if site in cases]
+        ways = dict.fromkeys((alarm.method, alarm.regime) for alarm in here)
+        shares = {(alarm.method, alarm.regime, alarm.site): alarm.share.value for alarm in here}
+        if here:
+            tables.append(
+                Table(
+                    f"False alarms at {words.ROLES[role]}",
+                    [
+                        Column("Method", "trained", number=False),
+                        *(Column(site, shown.numerals(cases[site], "case")) for site in sites),
+                    ],
+                    [
+                        [
+                            words.way(*way, False),
+                            *(Cell(words.share(shares.get((*way, site)))) for site in sites),
+                        ]
+                        for way in ways
+                    ],
+                )
+            )
+    return with_note(
+        tables,
+        "Of the cases of a site in which nothing is drawn, the share in which something was found, "
+        "mean over folds and seeds; a case counts once for each class. They are in no Dice.",
+    )
 
 
 def class_tables(found: Answer) -> list[Table]:

@@ -1,27 +1,34 @@
-"""A study's names and numbers as a reader sees them, and its answer in plain sentences."""
+"""A study's names and numbers as a reader sees them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 from fedfms.pages.parts import Cell
 from fedfms.report import words
 from fedfms.report.words import MINUS, NONE
-from fedfms_lab.study.analysis.statistics import Interval
+from fedfms_lab.study.analysis.statistics import FEWEST_SEEDS_OF_A_TEST, Interval
 from fedfms_lab.study.answer import (
-    ALL,
-    FAILS_BELOW,
     TARGET_SHARE,
     Answer,
     Asked,
     Communication,
     Gap,
-    LocalCell,
+    Role,
+    Score,
     Spread,
 )
 
-REGIMES = {"federated": "federated", "central": "centralized", "local": "one site alone"}
-ROLES = {"train": "training sites", "unseen": "unseen sites"}
+REGIMES = {
+    "federated": "federated",
+    "central-matched": "centralized with matched steps",
+    "central": "centralized",
+    "local": "one site alone",
+    "ensemble": "ensemble of sites alone",
+    "scratch": "centralized from scratch",
+    "zero-shot": "zero-shot",
+}
+ROLES: Mapping[Role, str] = {"train": "training sites", "unseen": "unseen sites"}
 
 
 def by_class(answer: Answer) -> bool:
@@ -37,8 +44,6 @@ def of_common(answer: Answer) -> str:
 
 def method(name: str) -> str:
     """A method's name as it is written, such as FedMSA."""
-    if name == ALL:
-        return "All methods"
     return words.method(name)[0]
 
 
@@ -80,20 +85,42 @@ def ranged(spread: Spread | None, unit: str) -> Cell:
     return Cell(quantity(spread.mean, unit), small="" if low == high else f"{low} to {high}")
 
 
+def trained(way: str) -> str:
+    """How: `federated`, `federated (prox)`, `centralized`, …"""
+    regime, _, strategy = way.partition(" ")
+    told = REGIMES.get(regime, regime)
+    return f"{told} ({strategy})" if strategy else told
+
+
 def way(method_name: str, regime: str, best: bool) -> Cell:
     """How a row was trained: the method, and below it federated, centralized or one site alone."""
-    how = REGIMES.get(regime, regime)
+    how = trained(regime)
     return Cell(method(method_name), small=f"{how}, best" if best else how)
 
 
 def against(gap: Gap) -> str:
     """What federated training is compared with."""
-    return {
-        "central": "centralized",
+    special = {
         "local": "own site alone" if gap.role == "train" else "other sites alone",
         "local-best": "best other site alone",
+        "strategy": "federated",
         "method": f"federated {method(gap.other)}",
-    }[gap.against]
+    }
+    return special.get(gap.against) or REGIMES[gap.against]
+
+
+def star(gap: Gap) -> str:
+    """A star where there are seeds enough to say so and the interval excludes 0."""
+    told = gap.interval is not None and gap.interval.excludes_zero
+    return "*" if told and gap.seeds >= FEWEST_SEEDS_OF_A_TEST else ""
+
+
+def over_seeds(score: Score, metric: str, unit: str = "") -> tuple[str, str]:
+    """A score, and what seeds make of it: `0.950 ± 0.004` of three or more, both values of two."""
+    text = words.with_spread(score.value, score.spread, metric, unit)
+    if score.seeds != 2:
+        return text, ""
+    return text, words.listing([words.with_spread(v, None, metric) for v in score.by_seed])
 
 
 def question(study: Asked) -> str:
@@ -101,7 +128,7 @@ def question(study: Asked) -> str:
     folds = [holdout for holdout in study.holdouts if holdout is not None]
     parts = [
         words.listing([method(name) for name in study.methods]),
-        words.listing([REGIMES.get(regime, regime) for regime in study.regimes]),
+        words.listing([trained(regime) for regime in study.regimes]),
         words.numerals(len(study.sites), "site"),
     ]
     if folds:
@@ -111,73 +138,6 @@ def question(study: Asked) -> str:
         )
     parts.append(words.numerals(len(study.seeds), "seed"))
     return "; ".join(parts)
-
-
-def verdicts(answer: Answer) -> dict[str, list[str]]:
-    """What the tables come to, sentences under headings: differences, and where local fails."""
-    found = {
-        method(name): [*_against_central(answer, name), *_against_local(answer, name)]
-        for name in answer.study.methods
-    }
-    return {title: sentences for title, sentences in found.items() if sentences}
-
-
-def _against_central(answer: Answer, name: str) -> Iterator[str]:
-    parts = [
-        f"{_difference(answer, gap)} at {ROLES[gap.role]} ({_evidence(gap)})"
-        for gap in answer.gaps
-        if (gap.method, gap.against, gap.site) == (name, "central", ALL)
-    ]
-    if parts:
-        yield f"Federated minus centralized: {'; '.join(parts)}."
-
-
-def _against_local(answer: Answer, name: str) -> Iterator[str]:
-    for gap in answer.gaps:
-        if (gap.method, gap.against, gap.role, gap.site) == (name, "local", "train", ALL):
-            yield (
-                "Federated minus a model of the own site alone, at that site: "
-                f"{_difference(answer, gap)} ({_evidence(gap)})."
-            )
-    away = answer.away(name)
-    if not away:
-        return
-    fails = [cell for cell in away if cell.fails]
-    behind = [cell for cell in away if _behind(cell) > 0]
-    told = (
-        "Trained at one site alone and scored at another, a model fails (more than "
-        f"{FAILS_BELOW:.2f} Dice{of_common(answer)} below federated training on the same cases) in "
-        f"{len(fails) or 'none'} of {words.numerals(len(away), 'pair')} of sites"
-    )
-    if fails:
-        at = [site for site in answer.study.sites if any(cell.scored_at == site for cell in fails)]
-        told += f", at {words.listing(at)}"
-    elif behind:
-        told += f" and is behind in {len(behind)}"
-    if behind:
-        worst = max(behind, key=_behind)
-        told += (
-            f"; worst: trained at {worst.trained_at} and scored at {worst.scored_at}, "
-            f"{words.score(worst.dice.value)}, which is {words.score(_behind(worst))} below"
-        )
-    yield f"{told}."
-
-
-def _behind(cell: LocalCell) -> float:
-    return cell.behind or 0.0
-
-
-def _difference(answer: Answer, gap: Gap) -> str:
-    return f"{words.change(gap.difference)} Dice{of_common(answer)}"
-
-
-def _evidence(gap: Gap) -> str:
-    patients = words.numerals(gap.patients, "patient")
-    p = "" if gap.p_holm is None else f"p {p_value(gap.p_holm)} after Holm; "
-    if gap.interval is None:
-        return f"no interval; {p}{patients}"
-    zero = "excludes" if gap.interval.excludes_zero else "includes"
-    return f"95 % interval {interval(gap.interval)}, which {zero} 0; {p}{patients}"
 
 
 def target(study: Asked, moved: Sequence[Communication]) -> str:

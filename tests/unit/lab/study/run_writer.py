@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from fedfms.records.rows import RoundRow, write_rounds, write_rows
 from fedfms_lab.study.record import (
+    FORMAT,
     MODEL_FILE,
     PICTURES_FOLDER,
     RECIPE_FILE,
@@ -59,7 +60,7 @@ class StudyFolder:
     methods: tuple[str, ...] = ("fedsam", "fedmsa")
     regimes: tuple[str, ...] = ("federated", "central", "local")
     holdouts: tuple[str | None, ...] = SITES
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1, 2)
     classes: tuple[str, ...] = ("hippocampus",)
     rounds: int = 8
     cases: int = 15  # at each site
@@ -70,6 +71,8 @@ class StudyFolder:
     not_annotated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by site
     paper_compat: bool = False
     unfinished: Callable[[RunKey], bool] = lambda key: False
+    strategies: tuple[str, ...] = ()
+    rates: tuple[float, ...] = ()  # tried with the first seed
     pictures: tuple[str, ...] = SITES[:3]
     picture_side: int = 192  # pixels
     _written: dict[RunKey, list[ScoreRow]] = field(default_factory=dict)
@@ -91,24 +94,41 @@ class StudyFolder:
                             for site in self.sites
                         ]
                         continue
-                    for holdout in self.holdouts:
-                        keys.append(
+                    for holdout in self.holdouts if regime != "zero-shot" else (None,):
+                        keys += [
                             RunKey(
                                 method=method,
                                 regime=regime,
+                                strategy=strategy,
                                 holdout=holdout,
                                 seed=seed,
-                                trained_on=tuple(s for s in sorted(self.sites) if s != holdout),
+                                trained_on=()
+                                if regime == "zero-shot"
+                                else tuple(s for s in sorted(self.sites) if s != holdout),
                             )
-                        )
+                            for strategy in (
+                                "",
+                                *(self.strategies if regime == "federated" else ()),
+                            )
+                        ]
         return keys
+
+    def try_keys(self) -> list[RunKey]:
+        return [
+            dataclasses.replace(key, rate=rate)
+            for key in self.run_keys()
+            if key.seed == self.seeds[0]
+            for rate in self.rates
+        ]
 
     # ------------------------------------------------------------------------------- the numbers
 
     def ability(self, key: RunKey, site: str) -> float:
         """Mean Dice that a run's final model comes to at a site."""
+        if not key.trained_on:
+            return 0.4
         distance = min(abs(PLACE[site] - PLACE[trained]) for trained in key.trained_on)
-        lost = {"central": 0.0, "federated": 0.008, "local": 0.021}[key.regime]
+        lost = {"central": 0.0, "federated": 0.008, "local": 0.021}.get(key.regime, 0.015)
         far = 0.06 if key.regime != "local" else 0.42
         noise = random("seed", key.name, site).normal(0, 0.006)
         return CEILING[site] + METHOD[key.method] - lost - far * distance + noise
@@ -155,6 +175,7 @@ class StudyFolder:
                 iou=None,
                 hd95=None,
                 empty=True,
+                drawn=False,
                 dice_slice=None,
                 iou_slice=None,
                 slices=0,
@@ -168,6 +189,7 @@ class StudyFolder:
             iou=dice / (2 - dice),
             hd95=14.2 * (1 - dice) + 0.61,
             empty=False,
+            drawn=True,
             dice_slice=dice - 0.03,
             iou_slice=dice - 0.1,
             slices=18,
@@ -182,14 +204,14 @@ class StudyFolder:
             )
             for site in key.trained_on
         }
-        for number in range(self.rounds):
+        for number in range(self.rounds if key.regime not in ("zero-shot", "ensemble") else 0):
             for site in self.sites:
                 trains = site in key.trained_on
                 if not trains and key.regime != "federated":
                     continue
                 dice = None
                 if trains and np.isfinite(final[site]):
-                    pace = {"central": 0.75, "federated": 0.55, "local": 0.6}[key.regime]
+                    pace = {"central": 0.75, "federated": 0.55}.get(key.regime, 0.6)
                     pace *= 1.0 if key.method == "fedmsa" else 0.8
                     dice = float(final[site] - (final[site] - 0.3) * np.exp(-pace * number))
                 moves = key.regime == "federated"
@@ -258,7 +280,7 @@ class StudyFolder:
 
     def write(self, folder: Path) -> Path:
         """Write the folder and return it."""
-        for key in self.run_keys():
+        for key in (*self.run_keys(), *self.try_keys()):
             if not self.unfinished(key):
                 self.write_run(folder / RUNS_FOLDER / key.name, key)
         self.write_question(folder)
@@ -267,17 +289,18 @@ class StudyFolder:
     def write_question(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         values = {
-            "format": 1,
+            "format": FORMAT,
             "name": "demo",
             "title": self.title,
             "sites": list(self.sites),
             "methods": list(self.methods),
-            "regimes": list(self.regimes),
+            "regimes": list(dict.fromkeys(key.way for key in self.run_keys())),
             "holdouts": list(self.holdouts),
             "seeds": list(self.seeds),
             "engine": "flare",
             "target_dice": self.target_dice,
             "planned": [key.name for key in self.run_keys()],
+            "tries": [key.name for key in self.try_keys()],
         }
         (folder / STUDY_FILE).write_text(json.dumps(values, indent=2))
 

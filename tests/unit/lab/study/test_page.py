@@ -134,7 +134,7 @@ def signed(value):
 
 def test_every_cell_of_the_table_of_differences_is_its_row_of_the_csv(page, rows):
     _, *body = page.table("Federated minus other training")
-    assert len(body) == 17
+    assert len(body) == 12
     regimes = {
         "centralized": "federated - central",
         "own site alone": "federated - local",
@@ -142,10 +142,10 @@ def test_every_cell_of_the_table_of_differences_is_its_row_of_the_csv(page, rows
         "best other site alone": "federated - local, best model",
         "federated FedSAM": "federated - federated fedsam",
     }
-    for (method,), (minus,), (where, *_), difference, interval, p, holm, patients, cases in body:
+    for (method,), (minus, *tag), (where, *_), difference, interval, p, holm, *counts in body:
         key = {
             "table": "gaps",
-            "method": {"All methods": ""}.get(method, method.lower()),
+            "method": method.lower(),
             "regime": regimes[minus],
             "role": {"training sites": "train", "unseen sites": "unseen"}[where],
             "site": "",
@@ -153,14 +153,18 @@ def test_every_cell_of_the_table_of_differences_is_its_row_of_the_csv(page, rows
         assert difference == [signed(the_value(rows, **key, statistic="mean difference"))]
         low, high = (the_value(rows, **key, statistic=f"interval {end}") for end in ("low", "high"))
         assert interval == [f"{signed(low)} to {signed(high)}"]
+        assert tag == (["tested"] if minus in ("own site alone", "other sites alone") else [])
         for cell, statistic in ((p, "p"), (holm, "p after Holm")):
+            if not tag:
+                assert cell == ["–"]
+                continue
             value = the_value(rows, **key, statistic=statistic)
             assert cell == ["<0.001" if value < 0.0005 else f"{value:.3f}"]
-        assert int(patients[0]) == the_value(rows, **key, statistic="patients")
-        assert int(cases[0]) == the_value(rows, **key, statistic="cases")
+        for cell, statistic in zip(counts, ("seeds", "patients", "cases"), strict=True):
+            assert int(cell[0]) == the_value(rows, **key, statistic=statistic)
 
 
-COUNTS = {"runs", "cases", "patients", "without_value", "rounds", "count", "sites"}
+COUNTS = {"runs", "cases", "patients", "seeds", "without_value", "rounds", "count", "sites"}
 
 
 def shown_forms(rows):
@@ -207,12 +211,12 @@ def test_every_number_of_every_table_is_in_the_csv(page, rows):
     assert checked > 500
 
 
-def test_every_number_of_the_verdicts_and_tiles_is_in_the_csv(folder, page, rows):
+def test_every_number_of_the_answers_and_tiles_is_in_the_csv(folder, page, rows):
     html = (folder / "study.html").read_text()
-    top = html[html.index('<div class="verdicts">') : html.index("<h2>Dice by method")]
+    top = html[html.index('<div class="answers">') : html.index("<h2>Dice by method")]
     text = re.sub(r"<[^>]*>", " ", top)
     text = text.replace("95 % interval", "").replace("more than 0.10 Dice", "")
-    text = re.sub(r"site-\d", "", re.sub(r"excludes 0|includes 0", "", text))
+    text = re.sub(r"site-\d", "", text)
     forms = shown_forms(rows)
     found = NUMBER.findall(text)
     assert len(found) > 30
@@ -220,7 +224,7 @@ def test_every_number_of_the_verdicts_and_tiles_is_in_the_csv(folder, page, rows
     assert [number for number in found if number not in forms | counts] == []
 
 
-def test_verdicts_say_how_far_federated_is_below_and_where_local_fails(page, rows):
+def test_the_answers_say_how_far_federated_is_below_and_where_local_fails(page, rows):
     below = the_value(
         rows,
         table="gaps",
@@ -230,7 +234,10 @@ def test_verdicts_say_how_far_federated_is_below_and_where_local_fails(page, row
         site="",
         statistic="mean difference",
     )
-    assert below < 0 and f"{signed(below)} Dice at unseen sites" in page.text
+    assert below < 0
+    assert re.search(
+        rf"At unseen sites {signed(below)} Dice \([^)]*\) against centralized", page.text
+    )
     fails = the_value(
         rows,
         table="local",
@@ -347,7 +354,7 @@ def test_the_page_loads_nothing_and_links_only_to_the_folders_of_the_runs(page, 
             links.append(value)
         elif name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
             assert value.startswith(("#", "data:image/png;base64,")), (tag, name, value[:60])
-    assert len(links) == 48 + 16  # each run, and the job's report of the federated ones
+    assert len(links) == 72 + 24  # each run, and the job's report of the federated ones
     for link in links:
         assert not re.match(r"[a-z]+:|/", link) and ".." not in link
         assert (folder / link).exists()
@@ -422,11 +429,11 @@ def test_a_title_with_every_special_character_is_shown_and_never_run(tmp_path):
 
 def test_an_incomplete_study_says_so_and_shows_what_there_is(tmp_path):
     def unfinished(key):
-        return key.regime == "central" or (key.regime == "federated" and key.seed == 1)
+        return key.regime == "central" or (key.regime == "federated" and key.seed > 0)
 
     folder = write(tmp_path / "s", methods=("fedmsa",), unfinished=unfinished, pictures=())
     page = read(folder)
-    assert "This study is incomplete: 12 of 24 planned runs have finished" in page.text
+    assert "This study is incomplete: 16 of 36 planned runs have finished" in page.text
     assert "fedmsa-central-without-site-1-seed-0" in page.text
     _, *body = page.table("Dice at training sites")
     assert [row[0] for row in body] == [["FedMSA", "federated"], ["FedMSA", "one site alone"]]
@@ -459,7 +466,7 @@ def test_a_complete_study_gives_no_notice(folder, page):
 def test_a_study_without_a_finished_run_still_has_its_page(tmp_path):
     folder = write(tmp_path / "s", unfinished=lambda key: True)
     page = read(folder)
-    assert "0 of 48 planned runs have finished" in page.text
+    assert "0 of 72 planned runs have finished" in page.text
     assert "No run has finished yet" in page.text and page.tables == []
     assert {row["statistic"] for row in rows_of(folder)} == {"planned", "finished"}
     assert all((folder / name).is_file() for name in FILES)
@@ -489,7 +496,9 @@ def test_one_seed_one_method_and_a_site_of_empty_cases(tmp_path):
     _, *body = page.table("Dice at unseen sites")
     assert all("±" not in part for row in body for cell in row for part in cell)
     assert all(row[2] == ["–"] and row[5][1] == "3 of 4 sites" for row in body)
-    assert "nothing was drawn and nothing found: 9 at site-2" in page.text
+    assert "nothing is drawn in them: 9 at site-2" in page.text
+    _, *body = page.table("False alarms at unseen sites")
+    assert [row[1] for row in body] == [["0.0 %"]] * 3
     check_tex((folder / "study.tex").read_text())
 
 
@@ -624,8 +633,8 @@ def test_sites_of_other_classes_have_tables_class_by_class(tmp_path):
     ]
     assert "site-1 does not annotate cup" in page.text
     assert "are of disc, which all sites scored in all runs" in page.text
-    for sentence in ("Federated minus centralized: ", "Federated minus a model of the own site "):
-        assert " Dice of disc" in page.text.split(sentence)[1].split(".")[1]
+    for question in ("Did federating pay?", "And against pooled images?"):
+        assert " Dice of disc" in page.text.split(question)[1][:80]
     assert "more than 0.10 Dice of disc below federated training" in page.text
     assert "not annotated" in (folder / "study.tex").read_text()
 
@@ -645,7 +654,7 @@ def test_without_a_class_in_common_nothing_is_averaged_over_classes(tmp_path):
 def test_a_target_that_nobody_reaches_stands_in_the_table_of_communication(tmp_path):
     page = read(write(tmp_path / "s", methods=("fedmsa",), target_dice=0.99))
     _, row = page.table("Communication of federated runs")
-    assert row[5:7] == [["0.990"], ["0 of 8"]]
+    assert row[5:7] == [["0.990"], ["0 of 12"]]
 
 
 def test_the_papers_table_is_the_table_of_slices(tmp_path):
@@ -666,3 +675,115 @@ def test_the_papers_table_is_the_table_of_slices(tmp_path):
     assert "an empty slice counts" in page.text
     assert "Scores of slices" in (folder / "study.md").read_text()
     assert "Dice of slices" in (folder / "study.tex").read_text()
+
+
+# ------------------------------------------------------------------------------- the three answers
+
+
+def answers_of(page_text):
+    """{question: sentences} of a page of one method."""
+    questions = re.findall(
+        r"Did federating pay\?|For whom\?|And against pooled images\?|At what cost\?", page_text
+    )
+    parts = re.split("|".join(map(re.escape, questions)), page_text)
+    return dict(zip(questions, parts[1:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("better", "told"),
+    [
+        (0.05, "At training sites yes: +0.0"),
+        (-0.05, "At training sites no, it cost: −0.0"),
+        (0.0, "At training sites not shown: "),
+    ],
+)
+def test_the_first_answer_follows_the_interval(tmp_path, better, told):
+    study = StudyFolder(**SMALL, methods=("fedmsa",), pictures=(), holdouts=SITES[:1])
+    at_home = {}
+    for key in study.run_keys():
+        if key.regime == "local":
+            rows = [row for row in study.scores(key) if row.role == "train"]
+            at_home.update({(key.seed, row.case): row.dice for row in rows})
+    for key in study.run_keys():
+        if key.regime == "federated":
+            for place, row in enumerate(study.scores(key)):
+                if row.role == "train":  # as the site alone, but for what is better, and the seed
+                    dice = at_home[key.seed, row.case] + better + 0.002 * (key.seed - 1)
+                    study.scores(key)[place] = dataclasses.replace(row, dice=dice)
+    folder = study.write(tmp_path / "s")
+    write_answer(folder)
+    answers = answers_of(read(folder).text)
+    assert told in answers["Did federating pay?"]
+    assert " against each site's own model (95 % interval" in answers["Did federating pay?"]
+    assert (
+        "A site receives 42.4 MB and sends 42.4 MB in each of 5 rounds" in answers["At what cost?"]
+    )
+
+
+def test_with_one_seed_nothing_is_said_to_have_paid(tmp_path):
+    folder = write(tmp_path / "s", methods=("fedmsa",), seeds=(0,), pictures=())
+    page = read(folder)
+    assert "At training sites cannot be said: " in page.text and "no interval; " in page.text
+    assert "There is no p: it takes three seeds" in page.text
+    assert "*" not in "".join(
+        text for table in page.tables for row in table for c in row for text in c
+    )
+
+
+def test_two_seeds_stand_with_both_values(tmp_path):
+    folder = write(tmp_path / "s", methods=("fedmsa",), seeds=(0, 1), pictures=())
+    page, rows = read(folder), rows_of(folder)
+    _, federated, *_ = page.table("Dice at training sites")
+    mean, both = federated[1]
+    key = {
+        "table": "scores",
+        "regime": "federated",
+        "role": "train",
+        "site": "site-1",
+        "metric": "dice",
+    }
+    values = [the_value(rows, **key, statistic=f"{name} seed") for name in ("first", "second")]
+    assert both == " and ".join(f"{value:.3f}" for value in values)
+    assert mean == f"{sum(values) / 2:.3f}"
+
+
+def test_every_regime_and_the_rates_that_were_tried_have_their_rows(tmp_path):
+    regimes = (
+        "federated",
+        "central-matched",
+        "central",
+        "local",
+        "ensemble",
+        "zero-shot",
+        "scratch",
+    )
+    study = StudyFolder(
+        **SMALL,
+        methods=("fedmsa",),
+        regimes=regimes,
+        strategies=("prox",),
+        holdouts=SITES[:2],
+        seeds=(0, 1, 2),
+        pictures=(),
+    )
+    study.rates = (0.001, 0.003)
+    folder = study.write(tmp_path / "s")
+    write_answer(folder)
+    page = read(folder)
+    _, *body = page.table("Dice at training sites")
+    assert [row[0][1] for row in body] == [
+        "federated",
+        "federated (prox)",
+        "centralized with matched steps",
+        "centralized",
+        "one site alone",
+        "ensemble of sites alone",
+        "zero-shot",
+        "centralized from scratch",
+    ]
+    _, *tried = page.table("Learning rates")
+    assert len(tried) == 2 * 5 + 4 + 2 + 1  # those with folds, sites alone; of the writer: all
+    assert all(sum("taken" in cell for cell in row) == 1 for row in tried)
+    assert "Each way to train chose its learning rate" in page.text
+    forms = shown_forms(rows_of(folder))
+    assert all(cell[0] in forms for row in tried for cell in row[2:])

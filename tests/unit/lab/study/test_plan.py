@@ -25,10 +25,13 @@ def test_leaving_each_site_out_gives_every_run_once(tmp_path: Path) -> None:
     study = Study.from_yaml(write_study(tmp_path, methods=methods, seeds=[0, 1]))
     runs = study.runs(SITES)
     names = [run.name for run in runs]
-    assert len(set(names)) == len(names) == 2 * 2 * (4 + 4 + 4)  # methods, seeds; three regimes
+    # methods, seeds; five regimes with folds, one at each site, and one that trains nowhere
+    assert len(set(names)) == len(names) == 2 * 2 * (5 * 4 + 4 + 1)
     for run in runs:
         if run.regime == "local":
             assert run.holdout is None and len(run.trained_on) == 1
+        elif run.regime == "zero-shot":
+            assert run.holdout is None and run.trained_on == ()
         else:
             assert {*run.trained_on, run.holdout} == set(SITES) and len(run.trained_on) == 3
     assert study.name == "question"
@@ -67,13 +70,55 @@ def test_a_recipe_is_the_jobs_with_the_study_s_values_and_the_methods_on_top(
     assert len(federated.holdout) == 1
     assert (central.holdout, central.optimizer_state) == ((), "keep")
     assert federated.optimizer_state == "reset"
+    matched = by_regime["central-matched"]
+    assert (matched.holdout, matched.optimizer_state) == ((), "reset")
+    assert matched.batch_size == 3 * federated.batch_size == 3 * central.batch_size
+
+
+def test_a_strategy_is_of_federated_runs_alone(tmp_path: Path) -> None:
+    study = Study.from_yaml(
+        write_study(tmp_path, holdout="site-2", strategies={"prox": {"proximal_weight": 0.1}})
+    )
+    with_prox = [key for key in study.runs(SITES) if key.strategy]
+    assert [key.name for key in with_prox] == ["fedmsa-federated-prox-without-site-2-seed-0"]
+    assert with_prox[0].way == "federated prox"
+    assert study.recipe_of(with_prox[0]).proximal_weight == 0.1
+    others = [study.recipe_of(key) for key in study.runs(SITES) if not key.strategy]
+    assert {recipe.proximal_weight for recipe in others} == {0.0}
+
+
+def test_every_way_that_trains_tries_the_same_rates_with_the_first_seed(tmp_path: Path) -> None:
+    rates = [0.001, 0.003]
+    path = write_study(tmp_path, holdout="site-2", seeds=[5, 6], learning_rates=rates)
+    study = Study.from_yaml(path)
+    tries = study.tries(SITES)
+    trained = [
+        key
+        for key in study.runs(SITES)
+        if key.seed == 5 and key.regime not in ("zero-shot", "ensemble")
+    ]
+    assert len(trained) == 4 + 4  # federated, two centralized, from scratch; four sites alone
+    assert len(tries) == len({key.name for key in tries}) == 2 * len(trained)
+    for key in tries:
+        assert key.seed == 5 and study.recipe_of(key).learning_rate == key.rate
+    assert study.recipe_of(trained[0], 0.01).learning_rate == 0.01
+
+
+def test_a_network_of_its_own_has_neither_zero_shot_nor_from_scratch(tmp_path: Path) -> None:
+    methods = {name: {"job": str(REPOSITORY / "jobs" / name)} for name in ("fedmsa", "unet")}
+    study = Study.from_yaml(write_study(tmp_path, methods=methods))
+    ways = {name: {k.regime for k in study.runs(SITES) if k.method == name} for name in methods}
+    assert ways["fedmsa"] - ways["unet"] == {"zero-shot", "scratch"}
+    study.find_sites(tmp_path / "sites")
+    policy = (tmp_path / "sites" / "site-1" / "policy" / "privacy.json").read_text()
+    assert '"unet"' in policy  # phantoms allow what the study trains
 
 
 @pytest.mark.parametrize(
     ("values", "told"),
     [
         ({"holdout": ["site-9"]}, "site-9"),
-        ({"regimes": ["federate"]}, "one of federated, central, local"),
+        ({"regimes": ["federate"]}, "one of federated, central-matched, central, local"),
         ({"engine": "magic"}, "one of flare, loop"),
         ({"phantoms": None}, "set sites to a folder"),
         ({"sites": "somewhere"}, "either sites or phantoms"),
@@ -86,6 +131,12 @@ def test_a_recipe_is_the_jobs_with_the_study_s_values_and_the_methods_on_top(
         ({"sets": {}}, "did you mean set"),
         ({"methods": None, "method": {}}, "did you mean methods"),
         ({"threads": 0}, "threads is 0"),
+        ({"regimes": ["federated", "ensemble"]}, "add local to regimes"),
+        ({"regimes": ["central"], "strategies": {"prox": {}}}, "add federated to regimes"),
+        ({"strategies": {"a b": {}}}, "strategy name 'a b' cannot be used"),
+        ({"strategies": {"prox": {"proximal_wait": 1}}}, "did you mean proximal_weight"),
+        ({"learning_rates": [0.001]}, "name two or more different rates"),
+        ({"learning_rates": [0.001, 0.001]}, "name two or more different rates"),
         ({"set": {"round": 3}}, "did you mean rounds"),
     ],
 )
@@ -111,7 +162,7 @@ def test_the_files_in_studies_can_be_used() -> None:
     for path in files:
         study = Study.from_yaml(path)
         for key in study.runs(SITES):
-            assert study.recipe_of(key).method in ("fedmsa", "fedsam", "lora")
+            assert study.recipe_of(key).method in ("fedmsa", "fedsam", "lora", "unet")
 
 
 def test_names_of_runs_differ_where_the_runs_differ() -> None:

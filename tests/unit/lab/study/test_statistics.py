@@ -1,23 +1,30 @@
-import itertools
+import math
 import statistics as standard
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from fedfms_lab.study.analysis.size import Layout, draw, share_excluding_zero
 from fedfms_lab.study.analysis.statistics import (
     Interval,
     PatientDifference,
-    bootstrap_interval,
     holm,
+    interval,
     mean,
-    signed_rank_p,
+    p_value,
     site_balanced_mean,
 )
 
 
-def patients(values):
-    return [PatientDifference(float(value), 1) for value in values]
+def patients(by_seed):
+    """One case a patient; `by_seed` is (patients, seeds)."""
+    return [PatientDifference(tuple(map(float, row)), 1) for row in by_seed]
+
+
+def the_same(values, seeds=3):
+    """Patients whose difference is that of every seed."""
+    return patients([[value] * seeds for value in values])
 
 
 def test_mean_is_that_of_the_standard_library():
@@ -26,70 +33,114 @@ def test_mean_is_that_of_the_standard_library():
     assert mean([]) is None
 
 
-# ------------------------------------------------------------------------------------- bootstrap
+# ------------------------------------------------------------------------------------- intervals
 
 
 def test_each_site_counts_once_whatever_its_number_of_cases():
     sites = {
-        "a": [PatientDifference(0.3, 3), PatientDifference(0.0, 1)],  # mean over 4 cases: 0.075
-        "b": [PatientDifference(-0.2, 1)] * 50,
+        "a": [
+            PatientDifference((0.2, 0.4), 3),
+            PatientDifference((0.1, -0.1), 1),
+        ],  # mean over 4 cases: 0.075
+        "b": [PatientDifference((-0.2,), 1)] * 50,
         "empty": [],
     }
     assert site_balanced_mean(sites) == pytest.approx((0.075 - 0.2) / 2)
     assert site_balanced_mean({"empty": []}) is None
 
 
-def test_interval_of_one_site_is_the_one_that_scipy_draws():
-    values = np.random.default_rng(3).normal(0.02, 0.05, 40)
-    ours = bootstrap_interval({"a": patients(values)}, seed=1)
-    theirs = stats.bootstrap(
-        (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
-    ).confidence_interval
-    assert ours.low == pytest.approx(theirs.low, abs=8e-4)
-    assert ours.high == pytest.approx(theirs.high, abs=8e-4)
+def test_where_runs_do_not_differ_it_is_the_t_interval_of_patients():
+    values = np.random.default_rng(3).normal(0.02, 0.05, 9)
+    ours = interval({"a": the_same(values)})
+    theirs = stats.ttest_1samp(values, 0.0)
+    low, high = theirs.confidence_interval(0.95)
+    assert (ours.low, ours.high) == (pytest.approx(low), pytest.approx(high))
+    assert p_value({"a": the_same(values)}) == pytest.approx(theirs.pvalue, rel=1e-6)
 
 
-def test_interval_of_two_small_sites_is_the_one_of_all_possible_draws():
+def test_where_patients_do_not_differ_it_is_the_t_interval_of_seeds():
+    of_seeds = [0.03, 0.011, 0.024, 0.017]
+    sites = {"a": patients([of_seeds] * 6), "b": patients([of_seeds] * 4)}
+    theirs = stats.ttest_1samp(of_seeds, 0.0)
+    low, high = theirs.confidence_interval(0.95)
+    ours = interval(sites)
+    assert (ours.low, ours.high) == (pytest.approx(low), pytest.approx(high))
+    assert p_value(sites) == pytest.approx(theirs.pvalue, rel=1e-6)
+
+
+def test_both_parts_are_added_as_squares():
+    generator = np.random.default_rng(8)
+    table = generator.normal(0.01, 0.03, (12, 1)) + generator.normal(0, 0.02, (1, 3))
+    both = interval({"a": patients(table)})
+    of_patients = stats.ttest_1samp(table.mean(axis=1), 0).confidence_interval(0.95)
+    of_seeds = stats.ttest_1samp(table.mean(axis=0), 0).confidence_interval(0.95)
+    widths = [(one.high - one.low) / 2 for one in (of_patients, of_seeds)]
+    assert (both.high - both.low) / 2 == pytest.approx(math.hypot(*widths))
+    assert (both.high + both.low) / 2 == pytest.approx(table.mean())
+
+
+def test_sites_are_given_and_their_errors_add_up():
     a, b = [0.0, 0.1, 0.4], [-0.3, 0.2]
-    draws_a = [np.mean(draw) for draw in itertools.product(a, repeat=3)]
-    draws_b = [np.mean(draw) for draw in itertools.product(b, repeat=2)]
-    means = [(x + y) / 2 for x in draws_a for y in draws_b]
-    expected = np.percentile(means, [2.5, 97.5])
-    ours = bootstrap_interval({"a": patients(a), "b": patients(b)}, resamples=40_000)
-    assert (ours.low, ours.high) == pytest.approx(tuple(expected), abs=1e-9)
+    found = interval({"a": the_same(a), "b": the_same(b)})
+    parts = [np.var(values, ddof=1) / len(values) / 4 for values in (a, b)]
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 1)  # Satterthwaite
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(sum(parts))
+    assert (found.high - found.low) / 2 == pytest.approx(half)
 
 
 def test_patients_are_drawn_with_all_their_cases():
-    """Two patients, one with many equal cases: only three different draws exist."""
-    sites = {"a": [PatientDifference(9 * 0.5, 9), PatientDifference(0.0, 1)]}
-    interval = bootstrap_interval(sites)
-    assert (interval.low, interval.high) == (0.0, 0.5)
-    half = bootstrap_interval(sites, confidence=0.4)  # its bounds lie in the middle draw, 4.5 / 10
-    assert (half.low, half.high) == (pytest.approx(0.45), pytest.approx(0.45))
+    """The linearized error of a ratio against resampling patients with their cases."""
+    generator = np.random.default_rng(2)
+    cases = generator.integers(1, 6, 200)
+    totals = cases * generator.normal(0.02, 0.05, 200)
+    drawn = generator.integers(0, 200, (4000, 200))
+    resampled = totals[drawn].sum(axis=1) / cases[drawn].sum(axis=1)
+    found = interval(
+        {
+            "a": [
+                PatientDifference((t, t), int(n))
+                for t, n in zip(totals.tolist(), cases, strict=True)
+            ]
+        }
+    )
+    half = stats.t.ppf(0.975, 199) * np.std(resampled)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.04)
 
 
-def test_interval_is_the_same_again_and_in_any_order_of_sites():
-    sites = {"a": patients([0.1, 0.2, 0.3]), "b": patients([0.0, -0.1])}
+def test_p_is_the_level_at_which_the_interval_touches_zero():
+    table = np.random.default_rng(6).normal(0.02, 0.02, (7, 3))
+    sites = {"a": patients(table), "b": patients(table[:4] - 0.01)}
+    p = p_value(sites)
+    assert 0.0 < p < 1.0
+    touching = interval(sites, confidence=1 - p)
+    assert min(abs(touching.low), abs(touching.high)) == pytest.approx(0, abs=1e-9)
+
+
+def test_it_is_the_same_in_any_order_of_sites():
+    sites = {"a": the_same([0.1, 0.2, 0.3]), "b": the_same([0.0, -0.1])}
     again = {"b": sites["b"], "a": sites["a"]}
-    assert bootstrap_interval(sites) == bootstrap_interval(again)
-    assert bootstrap_interval(sites, seed=1) != bootstrap_interval({"a": patients([0.1, 0.25])})
+    assert interval(sites) == interval(again) and p_value(sites) == p_value(again)
 
 
 def test_a_site_with_one_patient_gives_no_interval():
-    assert bootstrap_interval({"a": patients([0.1, 0.2]), "b": patients([0.1])}) is None
-    assert bootstrap_interval({}) is None
-    five = {"a": patients([0.1, 0.2, 0.3, 0.4, 0.5])}
-    assert bootstrap_interval(five, fewest=5) == bootstrap_interval(five)
-    assert bootstrap_interval(five, fewest=6) is None
+    assert interval({"a": the_same([0.1, 0.2]), "b": the_same([0.1])}) is None
+    assert interval({}) is None and p_value({}) is None
+    five = {"a": the_same([0.1, 0.2, 0.3, 0.4, 0.5])}
+    assert interval(five, fewest=5) == interval(five)
+    assert interval(five, fewest=6) is None and p_value(five, fewest=6) is None
 
 
-def test_chunks_do_not_change_the_size_of_what_is_drawn(monkeypatch):
-    from fedfms_lab.study.analysis import statistics
+def test_one_seed_gives_no_interval_and_two_give_no_p():
+    values = [0.1, 0.2, 0.3, 0.15]
+    assert interval({"a": the_same(values, 1)}) is None
+    assert interval({"a": the_same(values, 2)}) is not None
+    assert [p_value({"a": the_same(values, n)}) is None for n in (1, 2, 3)] == [True, True, False]
 
-    values = patients(np.random.default_rng(0).normal(size=30))
-    whole = bootstrap_interval({"a": values})
-    monkeypatch.setattr(statistics, "_CHUNK_VALUES", 1000)
-    assert bootstrap_interval({"a": values}) == whole
+
+def test_no_difference_at_all():
+    assert p_value({"a": the_same([0.0, 0.0, 0.0])}) == 1.0
+    assert interval({"a": the_same([0.0, 0.0])}) == Interval(0.0, 0.0)
+    assert p_value({"a": the_same([0.1, 0.1, 0.1])}) <= 1e-12
 
 
 def test_excluding_zero():
@@ -97,60 +148,37 @@ def test_excluding_zero():
     assert not Interval(-0.1, 0.2).excludes_zero and not Interval(0.0, 0.1).excludes_zero
 
 
-# ---------------------------------------------------------------------------------- signed ranks
-
-
-def all_signs_p(values):
-    """Two-sided p by trying every sign: the share of rank sums at least as far from the middle."""
-    values = np.array([v for v in values if v != 0])
-    ranks = stats.rankdata(np.abs(values))
-    observed = ranks[values > 0].sum()
-    middle = ranks.sum() / 2
-    signs = np.array(list(itertools.product([0, 1], repeat=len(values))))
-    return float(np.mean(np.abs(signs @ ranks - middle) >= abs(observed - middle) - 1e-9))
+# ------------------------------------------------------------------------------------------ size
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("layout", "run_sd", "seeds"),
     [
-        [0.1, 0.2, -0.05, 0.3, 0.25],
-        [0.1, 0.1, -0.1, 0.3, 0.3, 0.3, -0.2],  # ties
-        [0.0, 0.2, 0.0, 0.4, 0.1],  # zeros
-        [-0.3],
-        list(np.random.default_rng(5).normal(0.3, 1, 12)),
+        (Layout(sites=4, patients=18), 0.02, 3),
+        (Layout(sites=3, patients=3, shared=False), 0.01, 3),
+        (Layout(sites=4, patients=5), 0.02, 2),
     ],
 )
-def test_few_differences_are_tested_exactly(values):
-    assert signed_rank_p(values) == pytest.approx(all_signs_p(values), abs=1e-12)
+def test_where_nothing_differs_few_intervals_exclude_zero(layout, run_sd, seeds):
+    """At most 8 % at a nominal 5; the whole table, with its rivals: results/study-size.md."""
+    assert share_excluding_zero(layout, run_sd, seeds, trials=600, seed=1) <= 0.08
 
 
-def test_differences_of_zero_do_not_make_few_others_many():
-    """Ten with ties and five zeros: exact, not the approximation that fifteen would get."""
-    values = [0.0] * 5 + [0.1, 0.1, 0.2, -0.1, 0.3, 0.3, 0.4, 0.5, -0.2, 0.6]
-    assert signed_rank_p(values) == pytest.approx(all_signs_p(values), abs=1e-12)
-
-
-def test_the_example_of_darwins_maize():
-    """Fisher 1935, Design of Experiments: 15 pairs of plants, in eighths of an inch."""
-    darwin = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
-    assert signed_rank_p(darwin) == pytest.approx(all_signs_p(darwin), abs=1e-9)
-    assert signed_rank_p(darwin) == pytest.approx(0.0413, abs=5e-5)
-
-
-def test_many_differences_agree_with_signs_drawn_at_random():
-    generator = np.random.default_rng(11)
-    values = np.round(generator.normal(0.004, 0.02, 60), 3)  # with ties and perhaps zeros
-    kept = values[values != 0]
-    ranks = stats.rankdata(np.abs(kept))
-    observed = abs(ranks[kept > 0].sum() - ranks.sum() / 2)
-    draws = (generator.integers(0, 2, (40_000, len(kept))) @ ranks) - ranks.sum() / 2
-    drawn = np.mean(np.abs(draws) >= observed - 1e-9)
-    assert signed_rank_p(list(values)) == pytest.approx(drawn, abs=0.01)
-
-
-def test_no_difference_and_no_data():
-    assert signed_rank_p([0.0, 0.0]) == 1.0
-    assert signed_rank_p([]) is None
+def test_simulated_differences_vary_as_they_are_told_to():
+    generator = np.random.default_rng(0)
+    layout = Layout(sites=2, patients=40)
+    tables = [draw(layout, 0.03, 5, generator) for _ in range(200)]
+    by_run = np.array([[table[0].mean(axis=0), table[1].mean(axis=0)] for table in tables])
+    assert np.std(by_run - by_run.mean(axis=2, keepdims=True)) == pytest.approx(
+        0.03 * math.sqrt(4 / 5), rel=0.05
+    )
+    np.testing.assert_allclose(
+        by_run[:, 0] - by_run[:, 0].mean(axis=1, keepdims=True),
+        by_run[:, 1] - by_run[:, 1].mean(axis=1, keepdims=True),
+        atol=0.02,
+    )
+    of_patients = np.concatenate([table[0].mean(axis=1) for table in tables])
+    assert np.std(of_patients) == pytest.approx(math.hypot(0.02, 0.03 / math.sqrt(5)), rel=0.1)
 
 
 # ------------------------------------------------------------------------------------------ Holm
