@@ -61,7 +61,7 @@ Checkpoints = Annotated[
     Path | None,
     typer.Option(
         "--checkpoints",
-        help="Folder with Meta's SAM checkpoints; not for vit_demo. Or set FEDFMS_CHECKPOINTS.",
+        help="Folder with SAM checkpoints; not for vit_demo. Or set FEDFMS_CHECKPOINTS.",
     ),
 ]
 Data = Annotated[Path | None, typer.Option(help="The folder with the images. Or set SITE_DATA.")]

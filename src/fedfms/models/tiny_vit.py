@@ -42,6 +42,7 @@ class NormedConv(nn.Module):
         super().__init__()
         self.c = nn.Conv2d(inner, outer, size, stride, size // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(outer)
+        self.padding = size // 2
 
     def forward(self, grid: Tensor) -> Tensor:
         """(B, inner, H, W) to (B, outer, H / stride, W / stride), rounded up."""
@@ -56,7 +57,7 @@ class NormedConv(nn.Module):
             weight.to(grid.dtype),
             shift.to(grid.dtype),
             self.c.stride,
-            self.c.padding,
+            self.padding,
             groups=self.c.groups,
         )
 
@@ -124,7 +125,7 @@ class WindowAttention(nn.Module):
             padding = self.qkv(self.norm(tokens.new_zeros(tokens.shape[-1])))
             qkv = pad_to_windows(qkv, padding, self.window)
         windows, padded = window_partition(qkv, self.window)
-        split = windows.reshape(len(windows), self.window**2, self.heads, 3, -1)
+        split = windows.reshape(windows.shape[0], self.window**2, self.heads, 3, -1)
         query, key, value = split.permute(3, 0, 2, 1, 4).unbind(0)
         bias = self.attention_biases[:, self.pairs].to(query.dtype)
         attended = F.scaled_dot_product_attention(query, key, value, bias[None])
@@ -233,7 +234,7 @@ class TinyViT(nn.Module):
     def replace_blocks(self, make: Callable[[int, nn.Module], nn.Module]) -> None:
         """Put `make(number, block)` in the place of each of `blocks`."""
         number = 0
-        for stage in list(self.layers)[1:]:
+        for stage in self._stages()[1:]:
             for place, block in enumerate(stage.blocks):
                 stage.blocks[place] = make(number, block)
                 number += 1
@@ -249,9 +250,10 @@ class TinyViT(nn.Module):
         tokens = given
         if after is None:
             grid = self.patch_embed(given)
-            first = self.layers[0]
+            first = self._stages()[0]
             for conv in first.blocks:
                 grid = conv(grid)
+            assert first.downsample is not None
             tokens = to_tokens(first.downsample(grid))
         for block, merge in steps[after or 0 : last]:
             tokens = block(tokens)
@@ -259,11 +261,15 @@ class TinyViT(nn.Module):
                 tokens = to_tokens(merge(to_grid(tokens)))
         if last < len(steps):
             return tokens
-        return self.neck(to_grid(tokens).to(self.neck[0].weight.dtype))  # type: ignore[no-any-return]
+        of_neck = next(self.neck.parameters()).dtype
+        return self.neck(to_grid(tokens).to(of_neck))  # type: ignore[no-any-return]
+
+    def _stages(self) -> list[Stage]:
+        return [stage for stage in self.layers if isinstance(stage, Stage)]
 
     def _steps(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
         """Each transformer block, and what stands between it and the next."""
-        for stage in list(self.layers)[1:]:
+        for stage in self._stages()[1:]:
             for place, block in enumerate(stage.blocks):
                 yield block, stage.downsample if place == len(stage.blocks) - 1 else None
 
