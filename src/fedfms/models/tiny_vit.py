@@ -212,7 +212,7 @@ class TinyViT(nn.Module):
             merge = None
             if number < len(_STRIDES):
                 merge = Merge(width, widths[number + 1], _STRIDES[number])
-            blocks = [
+            blocks: list[nn.Module] = [
                 TinyBlock(width, heads, window) if heads else ConvBlock(width) for _ in range(depth)
             ]
             stages.append(Stage(blocks, merge))
