@@ -40,7 +40,7 @@ class LowRankQkv(nn.Linear):
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., C) to (..., 3 C), in the type of the tokens and of all its parameters."""
         projected = super().forward(tokens)
-        projected = projected.reshape(*tokens.shape[:-1], self.groups, 3, -1)
+        projected = projected.view(*tokens.shape[:-1], self.groups, 3, -1)
         to_q, to_v = self.q_down(tokens) @ self.q_up, self.v_down(tokens) @ self.v_up
         q, k, v = projected.unbind(-2)
         parts = [q + to_q.view_as(q), k, v + to_v.view_as(v)]
@@ -52,7 +52,7 @@ class LowRankQkv(nn.Linear):
         plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         to_q, to_v = self.q_up.T @ self.q_down.weight, self.v_up.T @ self.v_down.weight
         shape = (self.groups, -1, self.in_features)
-        parts = [one.reshape(shape) for one in (to_q, torch.zeros_like(to_q), to_v)]
+        parts = [one.view(shape) for one in (to_q, torch.zeros_like(to_q), to_v)]
         update = torch.stack(parts, dim=1).flatten(0, 2)
         plain.weight = nn.Parameter(self.weight + update, requires_grad=False)
         plain.bias = self.bias

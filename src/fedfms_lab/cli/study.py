@@ -52,7 +52,7 @@ def study(
     checkpoints: Checkpoints = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the runs and do none.")] = False,
 ) -> None:
-    """Run a study: federated, central and local training, and what came out, on one page.
+    """Run a study: federated and other training, and whether it paid, for whom, at what cost.
 
     Starting it again goes on where it was stopped; a finished run is never repeated.
     """
@@ -65,7 +65,7 @@ def study(
     folder = output or Path("workspace/studies") / asked.name
     if plan:
         names = [site.name for site in asked.find_sites(folder / PHANTOMS_FOLDER)]
-        for key in asked.runs(names):
+        for key in (*asked.tries(names), *asked.runs(names)):
             out.print(key.name)
         return
     started = time.monotonic()

@@ -132,7 +132,7 @@ def run_study(
         recipes = {key.name: study.recipe_of(key) for key in (*tries, *keys)}  # all, at once
         _check_recipes(recipes.values(), sites, checkpoints)
         data = {site.name: read_site(site) for site in sites}
-        _check_same_study(folder, tries, recipes, data)
+        _check_same_study(folder, tries or keys, recipes, data)
         _write_study(folder, study, sites, keys, tries)
 
         def spec_of(key: RunKey) -> RunSpec:
@@ -161,12 +161,11 @@ def run_study(
             work.do([spec_of(key) for key in keys], rows, parallel)
 
         do([key for key in missing if key.rate is not None])
-        rates = {}
         if tries:
             tried = [read_run(folder / RUNS_FOLDER / k.name) for k in tries if _is_done(folder, k)]
             rates = {choice.where: choice.rate for choice in choices(tried)}
             recipes.update({k.name: study.recipe_of(k, rates.get(where(k))) for k in keys})
-        _check_same_study(folder, keys, recipes, data)
+            _check_same_study(folder, keys, recipes, data)
         ready = [key for key in missing if key.rate is None]
         failed = {where(key) for key in wanted_tries if key.name in work.failed}
         for key in (key for key in ready if where(key) in failed):

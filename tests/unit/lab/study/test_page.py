@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import shutil
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -214,7 +215,7 @@ def test_every_number_of_every_table_is_in_the_csv(page, rows):
 def test_every_number_of_the_answers_and_tiles_is_in_the_csv(folder, page, rows):
     html = (folder / "study.html").read_text()
     top = html[html.index('<div class="answers">') : html.index("<h2>Dice by method")]
-    text = re.sub(r"<[^>]*>", " ", top)
+    text = unescape(re.sub(r"<[^>]*>", " ", top))
     text = text.replace("95 % interval", "").replace("more than 0.10 Dice", "")
     text = re.sub(r"site-\d", "", text)
     forms = shown_forms(rows)
