@@ -463,7 +463,6 @@ def test_files_without_partner_are_named_on_both_sides(tmp_path):
         ({"labels": "j/*.png"}, "no-labels"),
         ({"images": "*/*.png"}, "globs-differ"),
         ({"data_root": Path("/nowhere/at/all")}, "no-data-root"),
-        ({"format": "dicom"}, "no-images"),  # a glob of files, and DICOM has folders
         ({"patient": r"^(q\d+)"}, "patient-not-found"),
     ],
 )

@@ -119,7 +119,8 @@ def test_few_patients_and_few_steps_are_refused_and_the_limits_are_not() -> None
     ids=lambda path: str(path.relative_to(REPOSITORY)),
 )
 def test_the_recipes_that_are_shipped_are_within_the_default_bounds(path: Path) -> None:
-    check_job(Policy(), Recipe.from_json(path))
+    recipe = Recipe.from_json(path)
+    check_job(Policy(methods=(recipe.method,)), recipe)
 
 
 @pytest.mark.parametrize(

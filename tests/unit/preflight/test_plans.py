@@ -64,4 +64,5 @@ def test_without_a_job_all_of_the_package_are_planned(run: Run, tmp_path, with_r
     with_room(64 * GIB)
     names = [line["text"].split(" ", 1)[0] for line in told(run, tmp_path)]
     trained = {folder.parents[2].name for folder in JOBS.glob(f"*/{JOB_RECIPE}")} - {"evaluate"}
+    trained -= {"unet"}  # no method of a new site's policy
     assert set(names) == trained | {path.stem for path in (JOBS / "recipes").glob("*.json")}
