@@ -12,9 +12,10 @@ import psutil
 GIB = 1024**3
 # While a case is read, for each of its pixels: its values as float32,
 # the steps from stored values to grey levels, its label. Measured: 19 to 23 bytes
-# (29 to 31 where values or labels are float64), with three colours 53.
+# (29 to 31 where values or labels are float64), with three colours 53, of 8 bits 24.
 READING_BYTES = 23
 READING_BYTES_OF_COLOURS = 54
+READING_BYTES_OF_8_BIT_COLOURS = 26
 
 CACHE_FOLDER = "prepared"  # below a trainer's private folder, where site.yml names no cache
 FEATURES_FOLDER = "features"  # there, too: what the frozen part of an encoder made of slices

@@ -21,6 +21,7 @@ from fedfms.data.formats import Stored
 from fedfms.data.manifest import Case
 from fedfms.data.memory import (
     READING_BYTES,
+    READING_BYTES_OF_8_BIT_COLOURS,
     READING_BYTES_OF_COLOURS,
     DiskNeed,
     MemoryNeed,
@@ -444,7 +445,10 @@ def _bytes_to_read(numbers: CaseNumbers) -> int:
     """For each pixel of a case while it is read; of each further contrast a float and a level."""
     if numbers.present is not None:
         return READING_BYTES + 5 * (numbers.channels - 1)
-    return READING_BYTES_OF_COLOURS if numbers.channels == 3 else READING_BYTES
+    if numbers.channels != 3:
+        return READING_BYTES
+    of_8_bits = numbers.kinds[0].endswith(", 8 bit")
+    return READING_BYTES_OF_8_BIT_COLOURS if of_8_bits else READING_BYTES_OF_COLOURS
 
 
 def disk_of(
