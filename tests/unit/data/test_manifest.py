@@ -13,6 +13,7 @@ from fedfms.data.manifest import (
     untaken,
     validation_patients,
 )
+from fedfms.data.prepare import prepare_cases
 from fedfms.errors import SiteDataError
 from fedfms.local.sites import find_sites
 from fedfms_lab.prepare.source import Source
@@ -454,6 +455,17 @@ def test_files_without_partner_are_named_on_both_sides(tmp_path):
     assert "1 of 3 images have no label: b.png" in error.problem
     assert "1 of 3 labels have no image: d.png" in error.problem
     assert "png" not in error.public
+
+
+def test_pictures_are_no_dicom_whatever_the_site_says(tmp_path):
+    """A glob may match DICOM files, so that only reading tells."""
+    for name in ("i/a.png", "i/b.png", "l/a.png", "l/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\x89PNG" + bytes(200))
+    site = site_config(tmp_path, format="dicom", images="i/*.png", labels="l/*.png")
+    with pytest.raises(SiteDataError, match="no DICOM file") as caught:
+        prepare_cases(find_cases(site), site)
+    assert caught.value.code == "not-dicom"
 
 
 @pytest.mark.parametrize(

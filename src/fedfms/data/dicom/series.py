@@ -265,7 +265,8 @@ def parsed_dicom(path: Path, data: bytes) -> Dataset:
     if data[128:132] != b"DICM":
         raise SiteDataError(
             f"{path} is no DICOM file: the letters DICM are not at byte 128",
-            "move other files out of the folder; export the series again if this should be one",
+            "move other files out of the folder; write format: image in site.yml if your images are "
+            "pictures; export the series again if this should be one",
             code="not-dicom",
         )
     try:
