@@ -265,7 +265,7 @@ def parsed_dicom(path: Path, data: bytes) -> Dataset:
     if data[128:132] != b"DICM":
         raise SiteDataError(
             f"{path} is no DICOM file: the letters DICM are not at byte 128",
-            "move other files out of the folder; write format: image in site.yml if your images are "
+            "move other files out of the folder; write format: image in site.yml if images are "
             "pictures; export the series again if this should be one",
             code="not-dicom",
         )
