@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests are offline; some import onnxruntime themselves
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # a worker for each core is there already: more threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what tests/slow.txt lists; a file, or a test with all of its parameters."""
+    """Mark what tests/slow.txt lists; a file, or a test with all of its parameters.
+
+    Files that take longest come first, so that no worker is left with one of them at the end.
+    """
     listed = {
-        line.split()[1]
+        line.split()[1]: float(line.split()[0])
         for line in (REPOSITORY / "tests/slow.txt").read_text().splitlines()
         if line and not line.startswith("#")
     }
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for name, taken in listed.items():
+        seconds[name.partition("::")[0]] += taken
     for item in items:
         file, _, rest = item.nodeid.partition("::")
-        if listed & {file, f"{file}::{rest.partition('[')[0]}"}:
+        if listed.keys() & {file, f"{file}::{rest.partition('[')[0]}"}:
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: -seconds[item.nodeid.partition("::")[0]])
 
 
 @pytest.fixture(scope="session")
