@@ -7,7 +7,8 @@
 `--only NAME ...` does these rows alone.
 
 The product's own trainer, door, guard and average, in one process and without FLARE: phantoms,
-24 cases of 4 slices a site, 64 pixels, `jobs/fedmsa` with 4 rounds of 2 epochs. `attacks` prints
+24 cases of 4 slices a site, 64 pixels, `jobs/fedmsa` with 4 rounds of 2 epochs, from a decoder with
+random weights, so that all is to be learnt. `attacks` prints
 the mean final Dice of the honest sites, beside that of the same sites where nobody attacks; with
 `--inverted` the last of them has inverted contrast. `honest` prints, for federations in which
 nobody attacks, how near anyone came to the guard's bounds; those of the hippocampus and of nuclei
@@ -34,7 +35,7 @@ from typing import Any
 
 import torch
 import yaml
-from in_process import ask, first_model, trainer_of
+from in_process import ask, trainer_of
 from torch import Tensor
 
 from fedfms import __version__
@@ -47,6 +48,8 @@ from fedfms.exchange.round_guard import AGAINST, NORM_FACTOR, RoundGuard, close_
 from fedfms.exchange.strategies import find_strategy
 from fedfms.exchange.tensors import fingerprint, shapes_of
 from fedfms.local.synthetic import FEDERATION, write_phantom_site
+from fedfms.models.build import build_model
+from fedfms.models.travelling import read_travelling
 from fedfms.records.scores import over_classes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -207,7 +210,7 @@ def federate(
         )
         for name, site in federation.sites.items()
     }
-    model = first_model(recipe)
+    model = read_travelling(build_model(recipe, None))
     shapes, guard, strategy = shapes_of(model), RoundGuard(recipe), find_strategy(recipe)
     first: dict[str, Answer] = {}
     verdicts, refused = [], {}
