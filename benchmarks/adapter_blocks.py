@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shutil
 import statistics
 import sys
 import tempfile
@@ -32,9 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from torch import Tensor
+from in_process import ask, first_model, train_round, trainer_of, unscored
 
-from fedfms.contracts.messages import Task
 from fedfms.contracts.recipe import BACKBONES, Recipe, read_job_recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
@@ -43,14 +41,11 @@ from fedfms.data.features import FeatureFolder
 from fedfms.data.manifest import Case
 from fedfms.data.prepared import PreparedCase
 from fedfms.data.slices import SliceDataset
-from fedfms.exchange.strategies import combine, find_strategy
+from fedfms.exchange.strategies import find_strategy
 from fedfms.local.synthetic import CLASS_NAME, FEDERATION, write_phantom_site
 from fedfms.models.build import build_model
-from fedfms.models.sam import find_checkpoint
-from fedfms.models.travelling import read_travelling
-from fedfms.trainer.tasks import SiteFolders, TaskRunner
 from fedfms.training.frozen import space_of
-from fedfms.training.loop import train_round
+from fedfms.training.loop import train_round as train_site
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"last:4": 3.3, "last:2": 5.0, "last:0": 20.0}
@@ -90,7 +85,7 @@ class Trainee:
     def epoch(self) -> float:
         """Processor seconds of an epoch."""
         began = time.process_time()
-        train_round(
+        train_site(
             self.model,
             self.dataset,
             self.recipe,
@@ -202,56 +197,21 @@ def places_of(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
 
 def run(recipe: Recipe, places: Mapping[str, Path], work: Path) -> dict[str, Any]:
     """Train all rounds; Dice of the final model, by site."""
-    runners = {}
-    for name, place in places.items():
-        policy = work / name / "policy"
-        policy.mkdir(parents=True, exist_ok=True)
-        (policy / "privacy.json").write_text("{}")
-        for old in (work / name / "work").glob("*"):  # what is prepared stays, for the next row
-            if old.name != "prepared":
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-        runners[name] = TaskRunner(
-            SiteFolders(
-                name=name,
-                config=place / "site.yml",
-                policy=policy,
-                data_root=None,
-                checkpoints=None,
-                work=work / name / "work",
-                order_from_seed=True,
-            )
-        )
-    strategy = find_strategy(recipe)
-    weights = read_travelling(build_model(recipe, find_checkpoint(recipe, None)))
-    unscored = dataclasses.replace(recipe, evaluate_first=recipe.rounds)
-
-    def asked(kind: str, name: str, number: int) -> Any:
-        task = Task(
-            kind=kind,  # type: ignore[arg-type]
-            site=name,
-            job="run",
-            round=number,
-            model="round" if kind == "train" else "final",
-            recipe=unscored,
-        )
-        sent: dict[str, Tensor] = weights
-        return runners[name].run(task, lambda: sent, Control())
-
+    trainers = {
+        name: trainer_of(place, work / name, {}, kept=("prepared",))
+        for name, place in places.items()
+    }
+    recipe = unscored(recipe)
+    strategy, weights = find_strategy(recipe), first_model(recipe)
     train_seconds = 0.0
     for number in range(recipe.rounds):
         began = time.process_time()
-        answers = {name: asked("train", name, number) for name in runners}
+        weights = train_round(trainers, strategy, number, recipe, weights)
         train_seconds += time.process_time() - began
-        change = combine(
-            strategy,
-            number,
-            {name: one.contribution.training_slices for name, one in answers.items()},
-            {name: one.tensors for name, one in answers.items()},
-        )
-        weights = {name: tensor + change[name] for name, tensor in weights.items()}
     dice = {}
-    for name in runners:
-        metrics = asked("evaluate", name, recipe.rounds).contribution.metrics
+    for name in trainers:
+        scored = ask(trainers, name, "evaluate", recipe.rounds, recipe, weights)
+        metrics = scored.contribution.metrics
         means = [one.mean for one in metrics if one.metric == "dice" and one.mean is not None]
         dice[name] = round(statistics.fmean(means), 4)
     return {

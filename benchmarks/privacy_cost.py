@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import json
 import math
-import shutil
 import statistics
 import tempfile
 import time
@@ -26,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from in_process import train_round, trainer_of, unscored
 
-from fedfms.contracts.messages import Task
 from fedfms.contracts.policy import Policy
 from fedfms.contracts.recipe import Recipe, read_job_recipe
 from fedfms.contracts.site import SiteConfig
@@ -36,13 +35,12 @@ from fedfms.data.manifest import find_cases
 from fedfms.data.prepare import prepare_cases
 from fedfms.data.prepared import Prepared
 from fedfms.exchange.account import Noised, epsilon
-from fedfms.exchange.strategies import combine, find_strategy
+from fedfms.exchange.strategies import find_strategy
 from fedfms.local.synthetic import FEDERATION, write_phantom_site
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.models.travelling import read_travelling, write_travelling
 from fedfms.trainer.budget import Budget
-from fedfms.trainer.tasks import SiteFolders, TaskRunner
 from fedfms.training.evaluate import evaluate
 from fedfms_lab.attacks.membership import loss_of_patients, membership
 
@@ -77,35 +75,22 @@ class Site:
         """The first cases of a split."""
         return [one for one in self.cases if one.case.split == split][:most]
 
-    def forget(self) -> None:
-        """Its trainer begins anew: nothing asked, nothing spent; what it prepared stays."""
-        for path in (self.work / "work").glob("*"):
-            if path.name != "prepared":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
 
 def run(recipe: Recipe, sites: dict[str, Site]) -> dict[str, Any]:
     """Train all rounds; the figures of one row."""
-    runners = {}
-    for name, site in sites.items():
-        site.forget()
-        policy = site.work / "policy"
-        policy.mkdir(parents=True, exist_ok=True)
-        (policy / "privacy.json").write_text(json.dumps({"patient_epsilon": None}))
-        runners[name] = TaskRunner(
-            SiteFolders(
-                name=name,
-                config=site.folder / "site.yml",
-                policy=policy,
-                data_root=None,
-                checkpoints=None,
-                work=site.work / "work",
-            )
+    trainers = {
+        name: trainer_of(
+            site.folder,
+            site.work,
+            {"patient_epsilon": None},
+            kept=("prepared",),
+            order_from_seed=False,
         )
+        for name, site in sites.items()
+    }
     strategy = find_strategy(recipe)
     model = build_model(recipe, find_checkpoint(recipe, None))
     weights = read_travelling(model)
-    unscored = dataclasses.replace(recipe, evaluate_first=recipe.rounds)
 
     def dice() -> float:
         found = []
@@ -118,16 +103,7 @@ def run(recipe: Recipe, sites: dict[str, Site]) -> dict[str, Any]:
 
     before = dice()
     for number in range(recipe.rounds):
-        answers, slices = {}, {}
-        for name, runner in runners.items():
-            task = Task(
-                kind="train", site=name, job="run", round=number, model="round", recipe=unscored
-            )
-            outcome = runner.run(task, lambda sent=weights: sent, Control())
-            answers[name] = outcome.tensors
-            slices[name] = outcome.contribution.training_slices
-        change = combine(strategy, number, slices, answers)
-        weights = {name: tensor + change[name] for name, tensor in weights.items()}
+        weights = train_round(trainers, strategy, number, unscored(recipe), weights)
     after = dice()
     members: list[float] = []
     others: list[float] = []

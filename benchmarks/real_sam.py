@@ -40,17 +40,13 @@ from typing import Any
 
 import torch
 import yaml
+from in_process import ask, first_model, train_round, trainer_of, unscored
 
-from fedfms.contracts.messages import Task
 from fedfms.contracts.recipe import MASK_TOKENS, Recipe, read_job_recipe
-from fedfms.control import Control
-from fedfms.exchange.strategies import combine, find_strategy
+from fedfms.exchange.strategies import find_strategy
 from fedfms.files import file_sha256
 from fedfms.local.synthetic import CLASS_NAME, FEDERATION, write_phantom_site
-from fedfms.models.build import build_model
-from fedfms.models.sam import CHECKPOINT_SUFFIXES, find_checkpoint
-from fedfms.models.travelling import read_travelling
-from fedfms.trainer.tasks import SiteFolders, TaskRunner
+from fedfms.models.sam import CHECKPOINT_SUFFIXES
 
 ROOT = Path(__file__).resolve().parents[1]
 # class, and the site that never trains
@@ -143,69 +139,39 @@ def federate(recipe: Recipe, place: Place, work: Path, evaluated: Sequence[int])
     Returns:
         "dice" by rounds and site, seconds of training and of all, megabytes a round and direction.
     """
-    runners = {name: _runner(name, place, work) for name in place.names}
-    strategy = find_strategy(recipe)
-    weights = read_travelling(build_model(recipe, find_checkpoint(recipe, place.checkpoints)))
-    size = sum(tensor.numel() for tensor in weights.values()) * 4 / 1e6
-    unscored = dataclasses.replace(recipe, evaluate_first=recipe.rounds)
-
-    def asked(kind: Any, name: str, number: int) -> Any:
-        task = Task(
-            kind=kind,
-            site=name,
-            job="run",
-            round=number,
-            model="round" if kind == "train" else "final",
-            recipe=unscored,
+    trainers = {
+        name: trainer_of(
+            place.sites / name,
+            work / name,
+            POLICY,
+            kept=("prepared", "features"),
+            checkpoints=place.checkpoints,
         )
-        sent = dict(weights)
-        return runners[name].run(task, lambda: sent, Control())
-
+        for name in place.names
+    }
+    recipe = unscored(recipe)
+    strategy, weights = find_strategy(recipe), first_model(recipe, place.checkpoints)
+    size = sum(tensor.numel() for tensor in weights.values()) * 4 / 1e6
     began = time.monotonic()
     dice: dict[int, dict[str, float | None]] = {}
     training = 0.0
     for number in range(recipe.rounds + 1):
         if number in evaluated:
-            dice[number] = {name: _dice(asked("evaluate", name, number)) for name in runners}
+            dice[number] = {
+                name: _dice(ask(trainers, name, "evaluate", number, recipe, weights))
+                for name in trainers
+            }
         if number == max(evaluated):
             break
         since = time.monotonic()
-        taking_part = [name for name in runners if name not in recipe.holdout]
-        answers = {name: asked("train", name, number) for name in taking_part}
+        weights = train_round(trainers, strategy, number, recipe, weights)
         training += time.monotonic() - since
-        change = combine(
-            strategy,
-            number,
-            {name: one.contribution.training_slices for name, one in answers.items()},
-            {name: one.tensors for name, one in answers.items()},
-        )
-        weights = {name: tensor + change[name] for name, tensor in weights.items()}
     return {
         "dice": dice,
         "train_seconds": round(training, 1),
         "seconds": round(time.monotonic() - began, 1),
         "megabytes": round(size, 2),
     }
-
-
-def _runner(name: str, place: Place, work: Path) -> TaskRunner:
-    policy = work / name / "policy"
-    policy.mkdir(parents=True, exist_ok=True)
-    (policy / "privacy.json").write_text(json.dumps(POLICY))
-    for old in (work / name / "work").glob("*"):
-        if old.name not in ("prepared", "features"):
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-    return TaskRunner(
-        SiteFolders(
-            name=name,
-            config=place.sites / name / "site.yml",
-            policy=policy,
-            data_root=None,
-            checkpoints=place.checkpoints,
-            work=work / name / "work",
-            order_from_seed=True,
-        )
-    )
 
 
 def _dice(outcome: Any) -> float | None:

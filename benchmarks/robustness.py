@@ -7,7 +7,8 @@
 `--only NAME ...` does these rows alone.
 
 The product's own trainer, door, guard and average, in one process and without FLARE: phantoms,
-24 cases of 4 slices a site, 64 pixels, `jobs/fedmsa` with 4 rounds of 2 epochs. `attacks` prints
+24 cases of 4 slices a site, 64 pixels, `jobs/fedmsa` with 4 rounds of 2 epochs, from a decoder with
+random weights, so that all is to be learnt. `attacks` prints
 the mean final Dice of the honest sites, beside that of the same sites where nobody attacks; with
 `--inverted` the last of them has inverted contrast. `honest` prints, for federations in which
 nobody attacks, how near anyone came to the guard's bounds; those of the hippocampus and of nuclei
@@ -30,17 +31,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
+from in_process import ask, trainer_of
 from torch import Tensor
 
 from fedfms import __version__
 from fedfms.contracts.contribution import Contribution
-from fedfms.contracts.messages import Task
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.verdict import Verdict
-from fedfms.control import Control
 from fedfms.errors import ContributionRefused, FedfmsError
 from fedfms.exchange.guard import check_contribution
 from fedfms.exchange.round_guard import AGAINST, NORM_FACTOR, RoundGuard, close_round
@@ -50,7 +51,6 @@ from fedfms.local.synthetic import FEDERATION, write_phantom_site
 from fedfms.models.build import build_model
 from fedfms.models.travelling import read_travelling
 from fedfms.records.scores import over_classes
-from fedfms.trainer.tasks import SiteFolders, TaskRunner
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STYLES = ("noisy", "bright", "unseen")  # of the sites, over and over
@@ -201,42 +201,33 @@ def federate(
     """
     known = {} if known is None else known
     recipe, names = federation.recipe, list(federation.sites)
-    runners = {
-        name: TaskRunner(
-            SiteFolders(
-                name=name,
-                config=folder / "site.yml",
-                policy=folder / "policy",
-                data_root=federation.images / name if federation.images else None,
-                checkpoints=None,
-                work=work / name,
-                order_from_seed=True,
-            )
+    trainers = {
+        name: trainer_of(
+            site,
+            work / name,
+            site / "policy",
+            data_root=federation.images / name if federation.images else None,
         )
-        for name, folder in federation.sites.items()
+        for name, site in federation.sites.items()
     }
-    for name in names:
-        (work / name).mkdir(parents=True)
     model = read_travelling(build_model(recipe, None))
     shapes, guard, strategy = shapes_of(model), RoundGuard(recipe), find_strategy(recipe)
     first: dict[str, Answer] = {}
     verdicts, refused = [], {}
 
-    def ask(name: str, kind: str, number: int) -> Answer:
+    def answer_of(name: str, kind: Any, number: int) -> Answer:
         key = (name, kind, str(number), hashlib.sha256(fingerprint(model).encode()).hexdigest())
         if key in known:
             said = dataclasses.replace(known[key].contribution, recipe_sha256=recipe.sha256)
             return Answer(known[key].tensors, said)
-        which = "round" if kind == "train" else "final"
-        task = Task(kind=kind, site=name, job="one", round=number, model=which, recipe=recipe)
-        outcome = runners[name].run(task, lambda: model, Control())
+        outcome = ask(trainers, name, kind, number, recipe, model)
         known[key] = Answer(dict(outcome.tensors), outcome.contribution)
         return known[key]
 
     for number in range(recipe.rounds):
         slices, taken = {}, {}
         for name in names:
-            answer = ask(name, "train", number)
+            answer = answer_of(name, "train", number)
             first.setdefault(name, answer)
             if name == BAD and attack is not None:
                 answer = attack(Sent(answer, model, first[name]))
@@ -252,7 +243,8 @@ def federate(
         model = {name: model[name] + closed.change[name] for name in model}
     dice = {}
     for name in names:
-        found = over_classes(ask(name, "evaluate", recipe.rounds).contribution.metrics, "dice")
+        scored = answer_of(name, "evaluate", recipe.rounds).contribution
+        found = over_classes(scored.metrics, "dice")
         dice[name] = found if found is not None else 0.0
     return dice, verdicts, refused
 
