@@ -66,7 +66,7 @@ weights: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(BIN)/python tools/mobile_sam_checkpoint.py workspace/checkpoints
 
 test-docker: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
-	$(SIDE_BY_SIDE) tests/docker
+	$(BIN)/python -m pytest tests/docker
 
 # Faults while a federation trains: a random schedule of four minutes and more for each number, or the
 # short one that guards a change. Disks can be full where one may mount (root on Linux).
