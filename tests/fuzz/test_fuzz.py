@@ -1,6 +1,6 @@
-"""Every parser of what another party wrote, half a minute in all: its own error, and soon.
+"""Every parser of what another party wrote, a minute in all: its own error, and soon.
 
-Where atheris is installed, coverage guides each parser for a second of processor time; elsewhere
+Where atheris is installed, coverage guides each parser for two seconds of processor time; elsewhere
 so many changed seeds are tried.
 """
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fuzzing import Feeder, Tally, changed_seeds
 from targets import Target, names, opened
 
-SECONDS = 1  # of processor time for each parser, guided
+SECONDS = 2  # of processor time for each parser, guided
 INPUTS = 500  # of each parser where nothing guides: in all about half a minute on one core
 MAX_BYTES = 400 << 20  # that the process may grow by while one parser runs; most need nothing
 MAX_SECONDS = 5.0  # of processor time for one input

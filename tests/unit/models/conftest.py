@@ -51,21 +51,16 @@ def fill_positions() -> Callable[[nn.Module], None]:
 
 @pytest.fixture
 def upstream_encoder(fill_positions) -> Callable[..., nn.Module]:
-    """segment_anything's own encoder with ViT-B's sizes (or less of it) and random weights."""
+    """segment_anything's own encoder with ViT-B's sizes (or fewer blocks) and random weights."""
 
-    def make(
-        image_size: int,
-        depth: int = 12,
-        global_blocks: tuple[int, ...] = (2, 5, 8, 11),
-        heads: int = 12,
-    ):
+    def make(image_size: int, depth: int = 12, global_blocks: tuple[int, ...] = (2, 5, 8, 11)):
         encoder = ImageEncoderViT(
             depth=depth,
-            embed_dim=64 * heads,
+            embed_dim=768,
             img_size=image_size,
             mlp_ratio=4,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            num_heads=heads,
+            num_heads=12,
             patch_size=16,
             qkv_bias=True,
             use_rel_pos=True,

@@ -223,7 +223,7 @@ def wait_for_gpu(place: Place, state: str) -> None:
 def test_a_trainer_that_lost_its_gpu_is_not_healthy(gpus, place, start, long_task, global_model):
     """Its process goes on computing with what it has opened, and nobody else can."""
     place.set_site(device="cuda")
-    trainer = start()
+    start()
     wait_for_gpu(place, "present")
     assert "answers, with its GPU, waiting" in health(place).stdout
     gpus.lost.touch()
@@ -244,8 +244,6 @@ def test_a_trainer_that_lost_its_gpu_is_not_healthy(gpus, place, start, long_tas
         )
     assert heard[-1].gpu == "lost"
     gpus.lost.unlink()
-    if trainer.process.poll() is not None:  # a machine so busy that a step outlasted the abort
-        start()
     wait_for_gpu(place, "present")
     assert health(place).returncode == 0
 
