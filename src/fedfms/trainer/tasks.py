@@ -256,7 +256,7 @@ class TaskRunner:
             _judge(policy, recipe, job.dataset)
         if trains and job.plan is None:
             killed = self._at_work.killed_plan(task.job)
-            job.plan = planned(job.model, recipe, site, torch_device(site), killed=killed)
+            job.plan = planned(job.model, recipe, site, torch_device(site), control, killed=killed)
             job.micro_batch = job.plan.way.micro_batch
         # what fits in training fits in scoring
         scoring = dataclasses.replace(site, micro_batch=job.micro_batch or site.micro_batch)

@@ -17,7 +17,6 @@ hold.
 
 from __future__ import annotations
 
-import functools
 import logging
 from dataclasses import dataclass
 
@@ -26,6 +25,7 @@ from torch import nn
 
 from fedfms.contracts.recipe import BACKBONES, NO_BACKBONE, Recipe
 from fedfms.contracts.site import Compute
+from fedfms.control import Control
 from fedfms.data.memory import GIB, Room, allowed_bytes, room, size_text
 from fedfms.errors import TrainingError
 from fedfms.models.encoder import checkpoint_blocks
@@ -55,6 +55,8 @@ MOST_COPIES = 60  # of a token's numbers in a block, see `bound_of_peak`
 # a loader's process beside the trainer, without the batches that it keeps ready
 WORKER = 100 * 10**6
 READY_BATCHES = 2  # of each loader's process, in shared memory
+
+_COUNTED: dict[tuple[Recipe, Way, torch.device], StepMemory] = {}  # by `_counted`
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +149,12 @@ def room_on(device: torch.device, recipe: Recipe, site: Compute) -> Room:
     return Room(max(0, int((1 - KEPT_FREE) * found.bytes) - beside), found.by)
 
 
-@functools.lru_cache(maxsize=64)
-def _counted(recipe: Recipe, way: Way, device: torch.device) -> StepMemory:
-    return count_step(recipe, way.micro_batch, way.checkpointing, device)
+def _counted(recipe: Recipe, way: Way, device: torch.device, control: Control | None) -> StepMemory:
+    """As `count_step`, once in a process for each recipe and way."""
+    key = (recipe, way, device)
+    if key not in _COUNTED:
+        _COUNTED[key] = count_step(recipe, way.micro_batch, way.checkpointing, device, control)
+    return _COUNTED[key]
 
 
 def bound_of_peak(recipe: Recipe, micro_batch: int) -> int | None:
@@ -183,6 +188,7 @@ def plan_memory(
     only: Way | None = None,
     in_trainer: bool = True,
     exact: bool = True,
+    control: Control | None = None,
 ) -> Plan:
     """The first way to compute a step that fits; the smallest where none does.
 
@@ -194,6 +200,10 @@ def plan_memory(
         only: way that there is, for whoever has chosen.
         in_trainer: see `predict_peak`.
         exact: count also where a bound shows that the first way fits twice over.
+        control: checked meanwhile.
+
+    Raises:
+        TaskAborted: as `Control.check`.
     """
     there = room_on(device, recipe, site)
     most = there.bytes
@@ -205,14 +215,22 @@ def plan_memory(
         bound = bound_of_peak(recipe, possible[0].micro_batch)
         if bound is not None and 2 * bound <= there.bytes:
             return Plan(possible[0], bound, there.bytes, there.by, counted=False)
-    plans: list[Plan] = []
-    for way in possible:
-        peak = predict_peak(_counted(recipe, way, device), device, in_trainer=in_trainer)
-        plan = Plan(way, peak, there.bytes, there.by)
-        plans.append(plan)
-        if peak <= most:
-            return plan
-    return min(plans, key=lambda one: one.predicted)
+
+    def plan_of(way: Way) -> Plan:
+        memory = _counted(recipe, way, device, control)
+        peak = predict_peak(memory, device, in_trainer=in_trainer)
+        return Plan(way, peak, there.bytes, there.by)
+
+    first = plan_of(possible[0])
+    if first.predicted <= most:
+        return first
+    # where not even one slice fits, what lies between need not be counted
+    smallest = [first, *(plan_of(way) for way in possible[1:] if way.micro_batch == 1)]
+    least = min(smallest, key=lambda plan: plan.predicted)
+    if least.predicted > most:
+        return least
+    plans = (plan_of(way) for way in possible)
+    return next(plan for plan in plans if plan.predicted <= most)
 
 
 def planned(
@@ -220,6 +238,7 @@ def planned(
     recipe: Recipe,
     site: Compute,
     device: torch.device,
+    control: Control,
     *,
     killed: Plan | None = None,
 ) -> Plan:
@@ -227,37 +246,49 @@ def planned(
 
     Args:
         model: of the recipe; its blocks are checkpointed from now on, or not.
-        recipe, site, device, killed: as of `plan_memory`.
+        recipe, site, device, control, killed: as of `plan_memory`.
 
     Raises:
         TrainingError: code out-of-memory: not even the smallest way can fit, should the prediction
             be as much too high as it ever is.
+        TaskAborted: as `plan_memory`.
     """
-    plan = plan_memory(recipe, site, device, killed=killed, exact=False)
+    plan = plan_memory(recipe, site, device, killed=killed, exact=False, control=control)
     if plan.fits:
         log.info("memory: %s", plan)
     elif plan.predicted > MOST_TOO_HIGH * _ever(device):
         raise TrainingError(
             f"this recipe does not fit into memory: {plan}",
-            what_would_fit(recipe, site, device, plan),
+            what_would_fit(recipe, site, device, plan, control),
             code="out-of-memory",
         )
     else:
         log.warning(
             "memory may not be enough: %s; fix: %s",
             plan,
-            what_would_fit(recipe, site, device, plan),
+            what_would_fit(recipe, site, device, plan, control),
         )
     checkpoint_blocks(model, plan.way.checkpointing)
     return plan
 
 
-def what_would_fit(recipe: Recipe, site: Compute, device: torch.device, plan: Plan) -> str:
-    """The fix of a plan that does not fit: the largest half, quarter of the image that does."""
+def what_would_fit(
+    recipe: Recipe, site: Compute, device: torch.device, plan: Plan, control: Control | None = None
+) -> str:
+    """The fix of a plan that does not fit: the largest half, quarter of the image that does.
+
+    Args:
+        recipe, site, device, control: as of `plan_memory`.
+        plan: that does not fit.
+
+    Raises:
+        TaskAborted: as `plan_memory`.
+    """
     size, smaller = recipe.image_size // 2, ""
     while size >= 8 * recipe.patch_size and size % recipe.patch_size == 0:
         less = recipe.with_values({"image_size": size}, "the memory plan")
-        if plan_memory(less, site, device).fits:
+        smallest = ways(less, site, device)[-1]
+        if plan_memory(less, site, device, only=smallest, control=control).fits:
             smaller = f"; image_size {size} would fit"
             break
         size //= 2

@@ -94,7 +94,7 @@ def train_pooled(
             training = [case for case in cases if case.case.split == "train"]
             datasets[name] = SliceDataset(training, site, recipe, with_void=with_void)
             validation[name] = [case for case in cases if case.case.split == "validation"]
-    micro_batch = planned(model, recipe, machine, device).way.micro_batch
+    micro_batch = planned(model, recipe, machine, device, control).way.micro_batch
     place = temporary_folder() if folder is None else folder.parent / FEATURES_FOLDER
     with kept_meanwhile(model, machine, device, place) as features:
         slices = {name: len(dataset) for name, dataset in datasets.items()}

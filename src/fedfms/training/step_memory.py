@@ -3,7 +3,8 @@
 The step that will run is run once with tensors that have shapes and no values (torch's
 FakeTensorMode, which torch.compile uses), and every tensor that comes and goes is counted by the
 storage that it holds. So the count follows the code: another attention, another precision or a
-method of somebody else's is counted as it is written. It takes about a second and no memory.
+method of somebody else's is counted as it is written. It takes no memory, and a second or two of a
+processor (ViT-B at 1024 pixels), in which it can be stopped.
 
     tensors at the peak = weights + Adam's moments + slices of the batch
                           + the most that gradients and activations hold at one time
@@ -16,11 +17,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -32,6 +35,8 @@ from fedfms.models.encoder import checkpoint_blocks
 from fedfms.models.methods import find_method
 from fedfms.models.travelling import travelling_names
 from fedfms.training.augment import bytes_of_change
+from fedfms.training.gradients import accumulate_gradients
+from fedfms.training.interrupt import in_turn
 
 # from so many bytes on the C library asks the kernel for a tensor alone, and gives it back when it
 # is freed; smaller ones lie on the heap (mallopt(3), M_MMAP_THRESHOLD: it rises to this by itself)
@@ -65,7 +70,11 @@ class StepMemory:
 
 
 def count_step(
-    recipe: Recipe, micro_batch: int, checkpointing: bool, device: torch.device
+    recipe: Recipe,
+    micro_batch: int,
+    checkpointing: bool,
+    device: torch.device,
+    control: Control | None = None,
 ) -> StepMemory:
     """Count the tensors of a step of this recipe.
 
@@ -75,19 +84,19 @@ def count_step(
         checkpointing: whether the encoder's blocks keep their inputs alone.
         device: where it is to run; the shapes are the processor's, on which nothing but torch's
             choice of a kernel depends.
+        control: checked at every operation.
 
     Raises:
         ConfigError: as `build_model`.
+        TaskAborted: as `Control.check`.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode  # imports much: where it is needed
-
     from fedfms.training.loop import adam, train_step
     from fedfms.training.proximal import Proximal
 
+    control = control or Control()
+    (FakeTensorMode,) = in_turn([_shapes_without_values], control, beside=False)  # noqa: N806
     micro_batch = min(micro_batch, recipe.batch_size)
-    # the second micro-batch finds the gradient of the first; further ones find no more
-    slices = min(recipe.batch_size, 2 * micro_batch)
-    with FakeTensorMode(), _Count() as count:
+    with FakeTensorMode(), _Count(control) as count:
         model = build_model(recipe, None).train()
         hold_frozen(model)
         checkpoint_blocks(model, checkpointing)
@@ -95,13 +104,15 @@ def count_step(
         optimizer = adam(model, recipe)
         _begin_moments(optimizer)
         moments = count.now - weights
-        batch = _batch(recipe, slices)
+        batch = _batch(recipe, micro_batch)
         given = count.now - weights - moments
         count.begin()
         make_step = find_method(recipe.method).start_round(model, recipe)
         proximal = Proximal.of(model, recipe)
+        several = micro_batch < recipe.batch_size
         train_step(
-            *(model, optimizer, batch, recipe, micro_batch, Control(), make_step),
+            *(model, optimizer, batch, recipe, micro_batch, control, make_step),
+            gradient=_as_the_second if several else accumulate_gradients,
             proximal=proximal,
         )
         work, small, large = count.most
@@ -117,12 +128,37 @@ def count_step(
     return StepMemory(
         weights=weights,
         moments=moments,
-        batch=given // slices * recipe.batch_size,
+        batch=given // micro_batch * recipe.batch_size,
         work=work + inside,
         small=small,
         large=large + inside,
         travelling=travelling,
     )
+
+
+def _shapes_without_values() -> type[AbstractContextManager[Any]]:
+    """Torch's mode for it, with all that it imports: two processor seconds, where it is needed."""
+    import_module("torch._dynamo.config")  # which that imports when it is made
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode
+
+
+def _as_the_second(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    recipe: Recipe,
+    micro_batch: int,
+    control: Control,
+) -> float:
+    """`accumulate_gradients` of a micro-batch that finds the gradient of one before it.
+
+    Further ones find no more.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    return accumulate_gradients(model, batch, recipe, micro_batch, control)
 
 
 def _begin_moments(optimizer: torch.optim.Optimizer) -> None:
@@ -151,8 +187,9 @@ def _batch(recipe: Recipe, slices: int) -> dict[str, Tensor]:
 class _Count(TorchDispatchMode):
     """Counts the bytes of all storages that torch makes inside, until they are freed."""
 
-    def __init__(self) -> None:
+    def __init__(self, control: Control) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._control = control
         self.now = 0
         self._new = [0, 0]  # since `begin`: below LARGE, and from it on
         self._most = [0, 0, 0]  # of both together, and of each
@@ -179,6 +216,9 @@ class _Count(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1.0  # the loss and the gradient's norm are finite; nothing else is asked
         result = func(*args, **(kwargs or {}))
+        if func.namespace == "prim":
+            return result  # a question, as for the device: two of three calls, and no tensor
+        self._control.check()
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._see(leaf.untyped_storage())

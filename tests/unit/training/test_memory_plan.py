@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from little import little_recipe, little_site
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fedfms.data.memory as memory
 from fedfms.contracts.recipe import Recipe
 from fedfms.control import Control
 from fedfms.data.memory import Room
-from fedfms.errors import TrainingError
+from fedfms.errors import TaskAborted, TrainingError
 from fedfms.models.build import build_model
 from fedfms.models.encoder import checkpoint_blocks, is_checkpointed
 from fedfms.training import plan as plans
@@ -30,7 +34,7 @@ from fedfms.training.plan import (
     predict_peak,
     ways,
 )
-from fedfms.training.step_memory import count_step
+from fedfms.training.step_memory import _batch, _Count, count_step
 
 CPU = torch.device("cpu")
 
@@ -90,6 +94,35 @@ def test_what_is_counted_of_a_step_is_what_torch_saves_for_its_backward_pass() -
     assert kept <= counted <= 1.3 * kept
 
 
+def test_of_several_micro_batches_the_one_that_finds_a_gradient_is_counted() -> None:
+    """Checked by making two of them with shapes alone, and counting all that is there."""
+    recipe = little_recipe(method="fedsam", image_size=32, batch_size=4)
+    with FakeTensorMode(), _Count(Control()) as count:
+        model = build_model(recipe, None).train()
+        batch = _batch(recipe, 4)
+        count.begin()
+        accumulate_gradients(model, batch, recipe, 2, Control())
+    found = count_step(recipe, 2, False, CPU)
+    assert found.work == pytest.approx(count.most[0], rel=1e-3)
+    alone = count_step(dataclasses.replace(recipe, batch_size=2), 2, False, CPU)
+    assert found.work > alone.work
+
+
+def test_a_count_stops_when_asked() -> None:
+    """It takes seconds on a loaded machine, and an abort has four."""
+    recipe = little_recipe(method="fedmsa", backbone="vit_b", image_size=1024, batch_size=8)
+    control = Control()
+    control.abort()
+    with pytest.raises(TaskAborted):
+        planned(build_model(little_recipe(), None), recipe, little_site(), CPU, control)
+    asked = Control()
+    timer = threading.Timer(0.3, asked.abort)
+    timer.start()
+    with pytest.raises(TaskAborted):
+        count_step(recipe, 1, False, CPU, asked)
+    assert time.monotonic() - asked.last_sign_of_life < 2  # it asked until then
+
+
 def test_half_the_slices_take_half_and_checkpointing_less() -> None:
     recipe = little_recipe(method="fedmsa", image_size=128, batch_size=8)
     whole, half = (count_step(recipe, n, False, CPU) for n in (8, 4))
@@ -139,7 +172,7 @@ def test_where_nothing_fits_the_error_says_what_would(
     model = build_model(little_recipe(method="fedmsa"), None)
     with_room(monkeypatch, 520 * 10**6)
     with pytest.raises(TrainingError, match="does not fit into memory") as caught:
-        planned(model, recipe, little_site(), CPU)
+        planned(model, recipe, little_site(), CPU, Control())
     assert caught.value.code == "out-of-memory"
     assert "TRAINER_MEMORY" in caught.value.fix and "image_size 256 would fit" in caught.value.fix
     assert "adapter_blocks" in caught.value.fix
