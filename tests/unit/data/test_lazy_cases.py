@@ -42,7 +42,8 @@ def test_its_volumes_are_whole_and_each_another(tmp_path, bench):
 def test_memory_does_not_grow_with_the_number_of_volumes(tmp_path, bench, command):
     few = bench.write_volumes(tmp_path / "few", 2, _SIZE, 0.5)
     many = bench.write_volumes(tmp_path / "many", 24, _SIZE)
-    base, _ = bench.peak_of([*command, str(few)])
+    # looked at every 50 ms, so that of a short run on a busy machine the peak can be missed
+    base = max(bench.peak_of([*command, str(few)])[0] for _ in range(2))
     peak, _ = bench.peak_of([*command, str(many)])
     in_memory = 22 * 128 * 128 * 60 * 3  # bytes of what has been added, as grey levels and int16
     assert peak - base < in_memory / 2

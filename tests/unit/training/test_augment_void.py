@@ -391,7 +391,7 @@ def test_the_memory_plan_counts_what_a_change_takes(contrasts) -> None:
         draw(recipe, np.random.default_rng(seed), 3 if not contrasts else 1) for seed in range(3)
     ]
     assert all(change.bends is not None and change.blur for change in changes)
-    with _Count() as count:
+    with _Count(Control()) as count:
         count.begin()
         changed = changed_pictures(pictures, [(256, 256)] * 3, changes, recipe)
         took = count.most[0] + 4 * channels * 256**2  # and the noise, which numpy makes
