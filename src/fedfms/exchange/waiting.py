@@ -1,7 +1,8 @@
 """Differences, and masked answers, that wait on a disk until their round closes.
 
 So a server holds one difference at a time, whatever the number of sites. A tensor is read when it
-is looked up, and is not kept. The files are the server's own and live for one round.
+is looked up, and is not kept. The files are the server's own and live for one round. A tensor whose
+values are all those of half precision, as what travels in that, lies there in half the bytes.
 """
 
 from __future__ import annotations
@@ -11,44 +12,54 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_NUMPY = {torch.float32: np.float32, torch.int32: np.int32, torch.int64: np.int64}
+_NUMPY = {
+    torch.float16: np.float16,
+    torch.float32: np.float32,
+    torch.int32: np.int32,
+    torch.int64: np.int64,
+}
 _ENDING = ".values"
+_LOOK = 1024  # values that are asked first, whether they are those of half precision
+
+
+class _Place(NamedTuple):
+    """Where a tensor lies in a file: bytes before it, its shape, and the type of its values."""
+
+    start: int
+    shape: torch.Size
+    dtype: torch.dtype
 
 
 class OnDisk(Mapping[str, Tensor]):
-    """Named tensors of one type in a file that holds nothing but their values, one after the other.
+    """Named tensors, fp32, int32 or int64, in a file that holds nothing but their values.
 
     Args:
         path: of the file, which nobody else changes.
-        places: of each tensor, the number of values before it and its shape.
-        dtype: of all of them: fp32, int32 or int64.
+        places: of each tensor.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        places: Mapping[str, tuple[int, torch.Size]],
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self._path, self._places, self._dtype = path, places, dtype
+    def __init__(self, path: Path, places: Mapping[str, _Place]) -> None:
+        self._path, self._places = path, places
 
     def __getitem__(self, name: str) -> Tensor:
-        shape = self._places[name][1]
+        shape = self._places[name].shape
         return self.part(name, 0, math.prod(shape)).reshape(shape)
 
     def part(self, name: str, start: int, end: int) -> Tensor:
         """See `part_of`."""
-        first, shape = self._places[name]
-        end = min(end, math.prod(shape))
+        place = self._places[name]
+        end = min(end, math.prod(place.shape))
         with self._path.open("rb") as file:
-            file.seek((first + start) * self._dtype.itemsize)
-            values = np.fromfile(file, _NUMPY[self._dtype], max(0, end - start))
-        return torch.from_numpy(values)
+            file.seek(place.start + start * place.dtype.itemsize)
+            values = np.fromfile(file, _NUMPY[place.dtype], max(0, end - start))
+        found = torch.from_numpy(values)
+        return found.float() if found.is_floating_point() else found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -109,7 +120,7 @@ class WaitingRoom:
         """Keep one difference; the same tensors, now on the disk.
 
         Args:
-            tensors: on the CPU, all int32, all int64, or of floating point, which become fp32.
+            tensors: on the CPU, int32, int64, or of floating point, which become fp32.
 
         Raises:
             OSError: the disk is full or cannot be written; nothing of it is left there.
@@ -118,21 +129,19 @@ class WaitingRoom:
             return {}
         self._number += 1
         path = self._folder / f"{self._number:06d}{_ENDING}"
-        dtype = next(iter(tensors.values())).dtype
-        dtype = dtype if dtype in _NUMPY else torch.float32
-        places, first = {}, 0
+        places, start = {}, 0
         try:
             with path.open("xb") as file:
                 for name in sorted(tensors):
-                    values = tensors[name].detach().contiguous().to(dtype)
+                    values = _as_kept(tensors[name].detach().contiguous())
                     file.write(values.reshape(-1).numpy().data)
-                    places[name] = (first, values.shape)
-                    first += values.numel()
+                    places[name] = _Place(start, values.shape, values.dtype)
+                    start += values.nbytes
         except OSError:
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
-        return OnDisk(path, places, dtype)
+        return OnDisk(path, places)
 
     def clear(self) -> None:
         """Remove what waited."""
@@ -144,3 +153,15 @@ class WaitingRoom:
     def close(self) -> None:
         """Remove the folder, too."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _as_kept(values: Tensor) -> Tensor:
+    """The same values in the type that they wait in."""
+    if not values.is_floating_point():
+        return values
+    values = values.float()
+    for some in (values.reshape(-1)[:_LOOK], values):
+        half = some.half()
+        if not torch.equal(half.float(), some):
+            return values
+    return half

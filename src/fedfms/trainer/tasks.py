@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import logging
@@ -74,6 +75,7 @@ from fedfms.training.device import (
 )
 from fedfms.training.evaluate import CaseScore, evaluate
 from fedfms.training.frozen import space_of
+from fedfms.training.interrupt import in_turn
 from fedfms.training.loader import Loader
 from fedfms.training.loop import RoundResult, adam, train_round
 from fedfms.training.meter import Meter
@@ -245,7 +247,7 @@ class TaskRunner:
             if trains and recipe.sums_only and history.was_answered(request):
                 raise _no_second_sum(task)
         with meter("prepare"):
-            job = self._job_for(task, site, kept)
+            job = self._job_for(task, site, kept, control)
             cases = self._prepared(job, control, policy if trains else None)
         training = [case for case in cases if case.case.split == "train"]
         if trains and job.few is not None:
@@ -365,7 +367,7 @@ class TaskRunner:
             kept.keep_answer(task, key, outcome)
         return outcome
 
-    def _job_for(self, task: Task, site: SiteConfig, kept: KeptRun) -> _Job:
+    def _job_for(self, task: Task, site: SiteConfig, kept: KeptRun, control: Control) -> _Job:
         """The work kept from the last round, or a fresh model for a job that is new here.
 
         A round that was trained already begins anew from what the round before it left.
@@ -380,7 +382,9 @@ class TaskRunner:
             free_unused_memory()
             if not task.recipe.canary:
                 kept.begin()
-            checkpoint = find_checkpoint(task.recipe, self.folders.checkpoints)
+            find = functools.partial(find_checkpoint, task.recipe, self.folders.checkpoints)
+            # gigabytes are read of the folder of a hospital, which may be a share
+            (checkpoint,) = in_turn([find], control, beside=False)
             model = build_model(task.recipe, checkpoint).to(torch_device(site))
             job = _Job(task.job, kept, task.recipe, site, model)
             _go_on(job, task)

@@ -49,6 +49,32 @@ def test_parts_are_those_of_the_tensor_and_masked_integers_keep_their_type(tmp_p
         assert torch.equal(part_of(back, "b", 4, 6), whole.reshape(-1)[4:6])
 
 
+def test_half_precision_waits_in_half_the_bytes_and_nothing_else_does(tmp_path: Path) -> None:
+    room = WaitingRoom(tmp_path / "waiting")
+    special = [0.0, -0.0, 2.0**-24, 65504.0, -65504.0, float("inf")]
+    exact = torch.cat(
+        [
+            torch.tensor(special),
+            torch.randn(5000, generator=torch.Generator().manual_seed(2)).half().float(),
+        ]
+    )
+    near = exact.clone()
+    near[-1] += 2.0**-20  # one value of all, and the last: half precision does not hold it
+    beyond = exact.clone()
+    beyond[3] = 65520.0
+    sizes = {}
+    for number, (name, given) in enumerate(
+        {"exact": exact, "near": near, "beyond": beyond, "nan": exact * float("nan")}.items(), 1
+    ):
+        back = room.put({"a": given, "b": exact})
+        bits = back["a"].view(torch.int32)
+        assert torch.equal(bits, given.view(torch.int32)) and back["a"].dtype == torch.float32
+        assert torch.equal(part_of(back, "b", 5, 900), exact[5:900])  # it lies behind the first
+        sizes[name] = (tmp_path / f"waiting/{number:06d}.values").stat().st_size - exact.nbytes // 2
+    assert sizes["exact"] == exact.nbytes // 2
+    assert sizes["near"] == sizes["beyond"] == sizes["nan"] == exact.nbytes
+
+
 def test_only_this_user_may_look_and_nothing_is_left_when_a_round_closes(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "waiting"
     room = WaitingRoom(folder)

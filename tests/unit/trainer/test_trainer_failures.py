@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -60,6 +61,28 @@ def test_an_abort_reaches_a_running_batch_within_five_seconds(
     assert shared_trainer.process.poll() is None
     wait_for_files(shared_place, ["trainer.sock"])
     assert run_task(shared_place.exchange, train_task, global_model).tensors
+
+
+def test_an_abort_is_heard_while_large_checkpoints_are_read(
+    place: Place, start, train_task: Task, global_model, begin
+) -> None:
+    """ViT-H has 2.6 GB, which a hospital's share gives within a minute."""
+    folder = place.root / "checkpoints"
+    shutil.copytree(place.checkpoints, folder)
+    with (folder / "large.safetensors").open("wb") as file:
+        file.truncate(200 * 10**9)  # zeros that take no room, and minutes to be read
+    place.checkpoints = folder
+    trainer = start()
+    thread = begin(place, train_task, global_model)
+    thread.wait_for_phase("prepare")
+    time.sleep(1)
+    at = time.monotonic()
+    thread.abort.set()
+    thread.wait()
+    assert isinstance(thread.error, TaskAborted)
+    assert thread.ended_at - at < 5
+    trainer.wait_until_idle(5)
+    assert trainer.process.poll() is None
 
 
 def test_a_client_that_goes_away_aborts_its_task_and_leaves_no_file(
