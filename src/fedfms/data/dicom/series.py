@@ -143,11 +143,15 @@ def is_picture(image: Dataset) -> bool:
 
 def stands_alone(header: Dataset) -> bool:
     """Whether a file is an image by itself, by its header: a picture, or many frames."""
+    return has_many_frames(header) or is_picture(header)
+
+
+def has_many_frames(header: Dataset) -> bool:
+    """Whether a file holds more than one frame, by its header."""
     try:
-        has_frames = int(header.get("NumberOfFrames") or 1) > 1
+        return int(header.get("NumberOfFrames") or 1) > 1
     except (ValueError, TypeError):
-        has_frames = False
-    return has_frames or is_picture(header)
+        return False
 
 
 def images_alone(path: Path) -> list[Path]:
