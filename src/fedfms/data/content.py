@@ -190,10 +190,13 @@ def another_kind(path: Path) -> tuple[str, str] | None:
     return _CONVERTERS[max(endings, key=len)] if endings else None
 
 
-def _is_no_slice(path: Path) -> bool:
+def is_no_slice(path: Path) -> bool:
     """Whether a file beside slices is something else by its name and content: a text, a picture.
 
     A slice that lost its beginning has no such name, so that it is refused.
+
+    Raises:
+        SiteDataError: "unreadable-file".
     """
     if not path.name.lower().endswith(_NO_SLICES):
         return False
@@ -226,7 +229,7 @@ def _read_file(path: Path) -> bytes:
 
 
 def _read_folder(path: Path) -> Folder:
-    names = [entry for entry in files_in(path) if not _is_no_slice(entry)]
+    names = [entry for entry in files_in(path) if not is_no_slice(entry)]
     if not names:
         raise SiteDataError(
             f"there is no file of a series in the folder {path}",

@@ -390,6 +390,44 @@ def seg_series(root: Path) -> dict[str, str]:
     return pairs
 
 
+def no_endings(root: Path) -> dict[str, str]:
+    """IM0001 beside IM0001_mask.png, and texts beside them; one PatientID for all."""
+    pairs = {}
+    for n in range(4):
+        view(root / f"IM{n:04d}", n, "ANON")
+        plain_mask(root / f"IM{n:04d}_mask.png", n)
+        pairs[f"IM{n:04d}"] = f"IM{n:04d}_mask.png"
+    return pairs
+
+
+def one_patient_id(root: Path) -> dict[str, str]:
+    """A folder a patient, equal names in each, and one PatientID for all."""
+    pairs = {}
+    for n in range(4):
+        one = view(root / f"c{n}" / "a.dcm", n, "ANON")
+        seg_of(root / f"c{n}" / "s.dcm", one, n, Lung=0)
+        pairs[f"c{n}/a.dcm"] = f"c{n}/s.dcm"
+    return pairs
+
+
+def left_and_right(root: Path) -> dict[str, str]:
+    """As the Montgomery County X-ray set has them: leftMask and rightMask."""
+    pairs = {}
+    for n in range(4):
+        view(root / "CXR" / f"x{n}.DCM", n, f"P{n}")
+        for where, side in enumerate(("left", "right")):
+            plain_mask(root / "ManualMask" / f"{side}Mask" / f"x{n}.png", n, 255, where)
+        pairs[f"CXR/x{n}.DCM"] = f"ManualMask/leftMask/x{n}.png"
+    return pairs
+
+
+def beside_a_series(root: Path) -> dict[str, str]:
+    """A CT of one of the patients, which is another task."""
+    pairs = mammograms(root)
+    write_series(root / "CT 1", series("ct", G, stored_values(1, G.shape)))
+    return pairs
+
+
 ONE_CLASS = {"foreground": (255,)}
 VIEWS = {  # classes, patients, and pictures without a label
     xrays_elsewhere: (ONE_CLASS, 5, 1),
@@ -402,6 +440,10 @@ VIEWS = {  # classes, patients, and pictures without a label
     segs_in_a_folder: ({"heart": (1,), "lung": (2,)}, 4, 4),
     segs_beside: ({"lung": (1,)}, 4, 4),
     seg_series: ({"mass": (1,)}, 3, 0),
+    no_endings: (ONE_CLASS, 4, 0),
+    one_patient_id: ({"lung": (1,)}, 4, 0),
+    left_and_right: ({"left": (1,), "right": (2,)}, 4, 0),
+    beside_a_series: (ONE_CLASS, 4, 1),
 }
 
 
@@ -426,6 +468,66 @@ def test_pictures_in_dicom_are_read_without_an_edit(tmp_path, build):
         drawn = np.unique(prepared.labels).tolist()
         assert set(drawn) - {0} <= {v for values in classes.values() for v in values}, case.key
         assert len(drawn) > 1
+
+
+def two_masks(root: Path) -> None:
+    xrays_beside(root)
+    plain_mask(root / "Röntgen a_mask_1.tif", 3, 255, 2)
+
+
+def masks_and_segs(root: Path) -> None:
+    for n in range(5):
+        one = view(root / f"p{n}/x.dcm", n, f"P{n}")
+        if n < 3:
+            plain_mask(root / f"p{n}/x_mask.png", n)
+        else:
+            seg_of(root / f"p{n}/seg.dcm", one, n, Lung=0)
+
+
+def test_what_a_person_should_look_at_is_said(tmp_path):
+    for build in (xrays_elsewhere, masks_and_segs, beside_a_series, one_patient_id, two_masks):
+        build(tmp_path / build.__name__)
+    said = {path.name: propose(path) for path in tmp_path.iterdir()}
+    unsure = {name: " ".join(found.unsure) for name, found in said.items()}
+    assert "the names of classes are the job's" in unsure["xrays_elsewhere"]
+    assert dict(said["xrays_elsewhere"].seen)["label values"] == "0, 255"
+    assert "pass_over): 1 image" in unsure["xrays_elsewhere"]
+    assert "2 pictures more have a segmentation" in unsure["masks_and_segs"]
+    assert "7 files of series of slices" in unsure["beside_a_series"]
+    assert "all pictures have one PatientID" in unsure["one_patient_id"]
+    (need,) = said["two_masks"].needs
+    assert need.code == "several-labels" and "Röntgen a_mask_1.tif" in need.problem
+
+
+def without_labels(root: Path) -> None:
+    for n in range(3):
+        view(root / f"c{n}.dcm", n, f"P{n}")
+
+
+def with_structure_sets(root: Path) -> None:
+    without_labels(root)
+    write(root / "rs.dcm", drawn("pat0")[1])
+
+
+def cine_loops(root: Path) -> None:
+    for n in range(3):
+        view(root / f"c{n}.dcm", n, f"P{n}", NumberOfFrames=2, Rows=SIZE[0] // 2)
+
+
+@pytest.mark.parametrize(
+    ("build", "problem", "fix"),
+    [
+        (without_labels, "3 pictures in DICOM, and no labels", "a word such as _mask"),
+        (with_structure_sets, "no structure sets are read", "segmentations (SEG) that name it"),
+        (cine_loops, "3 DICOM files in", "export the single frames"),
+    ],
+)
+def test_pictures_without_labels_that_are_read_say_what_they_need(tmp_path, build, problem, fix):
+    build(tmp_path)
+    with pytest.raises(SiteDataError) as refused:
+        propose(tmp_path)
+    assert refused.value.code == "layout-not-seen"
+    assert problem in refused.value.problem and fix in refused.value.fix
 
 
 OTHERS = {

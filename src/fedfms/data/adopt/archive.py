@@ -177,16 +177,18 @@ def _let_meet(proposal: Proposal) -> None:
 
 def _no_pictures(tree: Tree, found: _Archive) -> SiteDataError:
     if found.cine:
-        return _nothing(
-            tree,
-            f"{count_of(found.cine, 'DICOM file')} hold many frames that lie nowhere in a patient; "
-            "single frames are images",
+        return SiteDataError(
+            f"{count_of(found.cine, 'DICOM file')} in {tree.root} hold many frames that lie "
+            "nowhere in a patient, such as cine loops",
+            "export the single frames that were drawn on as DICOM or PNG, each an image by itself, "
+            "with their labels; then adopt the folder again",
+            code="layout-not-seen",
         )
     outlines = len(found.labels) - len(found.views.drawn_on)
     return SiteDataError(
         f"{tree.root} holds {count_of(len(found.views.of), 'picture')} in DICOM, and no labels of "
         "them"
-        + (f"; {count_of(outlines, 'structure set')} is none of a picture" if outlines else ""),
+        + (f"; of pictures no structure sets are read ({outlines})" if outlines else ""),
         "name the folder that holds images and labels both; labels of pictures are PNG, TIFF or "
         "masks in DICOM, called as the picture with a word such as _mask or in a folder of their "
         "own, or segmentations (SEG) that name it",

@@ -65,7 +65,8 @@ def propose_masked(
 ) -> Proposal | None:
     """Pictures in DICOM whose labels are PNG, TIFF or pictures in DICOM; None where none pair."""
     found = find_pairs(Tree(tree.root, dicom=(*sorted(views.of), *tree.image)), "dicom")
-    if found is None or len(found.pairs) < 2 or len(found.pairs) < len(views.segmented()):
+    segmented = views.segmented()
+    if found is None or len(found.pairs) < 2 or len(found.pairs) <= len(segmented):
         return None
     proposal = Proposal(
         tree.root,
@@ -78,6 +79,11 @@ def propose_masked(
     taken = [image for image, _ in found.pairs]
     _add_reading(proposal, taken)
     _add_patients(proposal, {file: views.of[file] for file in taken}, found)
+    if others := segmented.keys() - set(taken):
+        proposal.unsure.append(
+            f"{count_of(len(others), 'picture')} more have a segmentation (SEG), which is not "
+            "taken; a site.yml reads one kind of labels"
+        )
     labels = "PNG or TIFF" if is_plain_picture(found.pairs[0][1]) else "pictures in DICOM, too"
     proposal.seen.insert(
         0, ("DICOM", f"{count_of(len(views.of), 'picture')}, each an image; labels are {labels}")
@@ -150,11 +156,16 @@ def _add_patients(proposal: Proposal, views: Mapping[str, View], found: Found | 
     add_patients(proposal, [stem_and_ending(file)[0] for file in sorted(views)], found)
     if "" not in counts:  # one for all, which a program for removing names wrote
         proposal.unsure.append(
-            "all pictures have one PatientID; patient in site.yml says whose each is by its name"
+            "all pictures have one PatientID; patient in site.yml says whose each is by its path"
         )
-        proposal.values.setdefault("patient", r"^(?:.*/)?([^/]+?)(?:\.[A-Za-z]+)?$")
+        proposal.values.setdefault("patient", _each(views))
     elif len(counts) > 1:
         proposal.unsure.append(
             f"{counts['']} of {len(views)} pictures have no PatientID, and so none counts"
         )
-        proposal.values.setdefault("patient", r"^(?:.*/)?([^/]+?)(?:\.[A-Za-z]+)?$")
+        proposal.values.setdefault("patient", _each(views))
+
+
+def _each(files: Collection[str]) -> str:
+    """The expression by which each picture is a patient of its own, by its whole path."""
+    return "^(.+/.+)$" if all("/" in file for file in files) else "^(.+)$"
