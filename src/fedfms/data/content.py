@@ -42,7 +42,7 @@ _NIBABEL = (
     'n.save(n.Nifti1Image.from_image(n.load(sys.argv[1])), sys.argv[2])" FILE FILE.nii.gz'
 )
 _MAGICK = "convert it to PNG, for example with: magick FILE FILE.png"
-_SLIDE = (
+SLIDE = (
     "save the regions that were drawn on as PNG or TIFF, for example with QuPath (Export images) "
     "or vips; labels alike"
 )
@@ -92,7 +92,7 @@ _CONVERTERS = {
         (".psd", "a file of Photoshop", _MAGICK),
         (".svg", "a drawing and no picture", _MAGICK),
         (".pdf", "a document and no picture", "save the pictures in it as PNG"),
-        (".svs .ndpi .mrxs .scn .bif .vsi", "a whole slide", _SLIDE),
+        (".svs .ndpi .mrxs .scn .bif .vsi", "a whole slide", SLIDE),
         (".czi .lsm", "a file of a Zeiss microscope", _BIOFORMATS),
         (".lif", "a file of a Leica microscope", _BIOFORMATS),
         (".nd2", "a file of a Nikon microscope", _BIOFORMATS),
