@@ -269,9 +269,7 @@ def dicom_mask(path: Path, seed: int) -> None:
 
 def seg_of(path: Path, one: object, seed: int, **classes: int) -> None:
     """A SEG whose masks lie beside each other, by the names of its segments."""
-    masks = {
-        name: mask_of(seed, 1, where).T[..., None] != 0 for name, where in classes.items()
-    }
+    masks = {name: mask_of(seed, 1, where).T[..., None] != 0 for name, where in classes.items()}
     write(path, segmentation([one], masks))
 
 

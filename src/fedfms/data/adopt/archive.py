@@ -187,8 +187,7 @@ def _no_pictures(tree: Tree, found: _Archive) -> SiteDataError:
     outlines = len(found.labels) - len(found.views.drawn_on)
     return SiteDataError(
         f"{tree.root} holds {count_of(len(found.views.of), 'picture')} in DICOM, and no labels of "
-        "them"
-        + (f"; of pictures no structure sets are read ({outlines})" if outlines else ""),
+        "them" + (f"; of pictures no structure sets are read ({outlines})" if outlines else ""),
         "name the folder that holds images and labels both; labels of pictures are PNG, TIFF or "
         "masks in DICOM, called as the picture with a word such as _mask or in a folder of their "
         "own, or segmentations (SEG) that name it",

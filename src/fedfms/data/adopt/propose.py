@@ -180,6 +180,7 @@ def _of_bids(readings: Sequence[Found], tree: Tree) -> Found:
 
 
 def in_words(found: Found) -> str:
+    """How images and labels lie."""
     image = next(iter(found.images.values()))
     label = next(iter(found.labels.values()))
     if len(found.images) > 1:
@@ -201,6 +202,7 @@ def _key(file: str) -> str:
 
 
 def add_globs(proposal: Proposal, found: Found) -> None:
+    """Where images and labels are, what pairs them, and the parts of a split."""
     values = proposal.values
     if len(found.images) > 1:
         values["contrasts"] = dict(found.images)
@@ -584,8 +586,8 @@ def _further_labels(found: Scan, tree: Tree, proposal: Proposal) -> SiteDataErro
     """Labels called as one that is taken, with a number behind: another part of the same label."""
     taken = {path.relative_to(tree.root).as_posix() for case in found.cases for path in case.labels}
     stems = {stem_and_ending(file)[0] for file in taken}
-    # PNG beside a series in DICOM are screenshots
-    of_pictures = tree.image if proposal.site.format == "dicom" and any(map(is_plain_picture, taken)) else ()
+    is_of_pictures = proposal.site.format == "dicom" and any(map(is_plain_picture, taken))
+    of_pictures = tree.image if is_of_pictures else ()  # beside a series they are screenshots
     more = [
         file
         for file in (*tree.of(proposal.site.format), *of_pictures)

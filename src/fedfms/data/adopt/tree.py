@@ -123,9 +123,7 @@ class Group:
         return glob_stem_and_ending(self.pattern.rpartition("/")[2])[0]
 
 
-def groups_of(
-    files: Sequence[str], *, by_folder: bool = False, kinds: bool = True
-) -> list[Group]:
+def groups_of(files: Sequence[str], *, by_folder: bool = False, kinds: bool = True) -> list[Group]:
     """The groups of files, the largest first.
 
     Args:

@@ -152,9 +152,7 @@ def _references(header: Dataset) -> _Uids:
     spaces = header.get("ReferencedFrameOfReferenceSequence") or []
     frames = {str(one.get("FrameOfReferenceUID", "")) for one in (header, *spaces)}
     series = {str(one.get("SeriesInstanceUID", "")) for one in referenced_series(header)}
-    return _Uids(
-        frozenset(series - {""}), frozenset(frames - {""}), referenced_files(header)
-    )
+    return _Uids(frozenset(series - {""}), frozenset(frames - {""}), referenced_files(header))
 
 
 def referenced_files(label: Dataset) -> frozenset[str]:
