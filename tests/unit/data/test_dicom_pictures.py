@@ -257,12 +257,33 @@ def units_shown_turned(root: Path) -> None:
     write(root / "images/p0.dcm", one)
 
 
+def a_mask_that_was_lossy(root: Path) -> None:
+    for file in (root / "labels").iterdir():
+        file.unlink()
+    (root / "images/p1.dcm").unlink()
+    drawn = disk(SIZE[::-1], 6)
+    write(root / "labels/p0.dcm", picture("m", drawn, LossyImageCompression="01"))
+
+
+def no_identifiers(root: Path) -> None:
+    """A picture whose UIDs are gone, and a segmentation that names one."""
+    for file in (root / "labels").iterdir():
+        file.unlink()
+    (root / "images/p1.dcm").unlink()
+    one = pydicom.dcmread(root / "images/p0.dcm")
+    write(root / "labels/p0.dcm", segmentation([one], {"a": disk(SIZE, 6)[..., None]}))
+    del one.SeriesInstanceUID, one.SOPInstanceUID
+    one.save_as(root / "images/p0.dcm")
+
+
 REFUSED = {
     many_frames: ("multi-frame", "2 frames lie nowhere", "labels/*.png"),
     two_pictures_in_a_folder: ("several-pictures", "match the files", "labels/*.png"),
     a_slice_without_its_place: ("no-position", "no ImagePositionPatient", "labels/*.png"),
     frames_without_places: ("multi-frame", "2 frames do not say where they lie", "labels/*.png"),
     a_whole_slide: ("multi-frame", "whole slide of 2 tiles; save the regions", "labels/*.png"),
+    a_mask_that_was_lossy: ("lossy-labels", "LossyImageCompression is 01", "labels/*.dcm"),
+    no_identifiers: ("other-series", "another series", "labels/*.dcm"),
     a_palette: ("no-dicom-images", "only: Color Palette", "labels/*.png"),
     floats: ("cannot-be-read-here", "only of floats", "labels/*.png"),
     stored_in_a_new_way: ("no-decoder", "pydicom has no decoder for it", "labels/*.png"),
@@ -282,6 +303,20 @@ def test_what_is_no_picture_by_itself_is_refused_by_name(tmp_path, break_it):
     told = {finding.code: f"{finding.problem}; {finding.fix}" for finding in errors}
     assert told.keys() - {"too-few-patients"} == {code}
     assert says in told[code]
+
+
+def test_a_segmentation_of_a_picture_in_lossy_compression_is_read(tmp_path, twin):
+    """It says LossyImageCompression of what it was drawn on, as highdicom and predict write it."""
+    write_pictures(tmp_path, label="seg")
+    for number in range(2):
+        one = pydicom.dcmread(tmp_path / f"images/p{number}.dcm")
+        one.LossyImageCompression = "01"
+        one.LossyImageCompressionRatio, one.LossyImageCompressionMethod = "10", "ISO_10918_1"
+        write(tmp_path / f"images/p{number}.dcm", one)
+        drawn = disk(SIZE[::-1], 6 + number).T[..., None]
+        write(tmp_path / f"labels/x{9 - number}.dcm", segmentation([one], {"a": drawn}))
+    assert pydicom.dcmread(tmp_path / "labels/x9.dcm").LossyImageCompression == "01"
+    require_same(dicom_site(tmp_path, labels="labels/*.dcm", pair_by="reference"), twin)
 
 
 def tiles(label: pydicom.Dataset) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
+from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from fedfms.contracts.site import Labels
 from fedfms.data.content import cannot_read_here, damaged
@@ -111,10 +111,13 @@ def mask_of_picture(path: Path, label: Dataset) -> Array:
 def _frames(path: Path, label: Dataset) -> Array:
     """(N, rows, columns) of a segmentation as stored."""
     syntax = known_syntax(path, label)
-    if syntax in _LOSSY or str(label.get("LossyImageCompression", "00")) == "01":
+    # once set it is never taken back: of what was drawn on a lossy image it says so of the image
+    was_lossy = str(label.get("LossyImageCompression", "00")) == "01"
+    is_drawn = "SegmentSequence" in label
+    if syntax in _LOSSY or (was_lossy and (syntax == JPEG2000 or not is_drawn)):
+        how = syntax.name if syntax in _LOSSY else "LossyImageCompression is 01"
         raise SiteDataError(
-            f"{path} is a segmentation in lossy compression ({syntax.name}), which does not keep "
-            "label values",
+            f"{path} is or was in lossy compression ({how}), which does not keep label values",
             "export the segmentation again without compression or with RLE",
             code="lossy-labels",
         )

@@ -96,8 +96,8 @@ class Series:
 
     @property
     def series_uid(self) -> str:
-        """SeriesInstanceUID."""
-        return str(self.headers[0].SeriesInstanceUID)
+        """SeriesInstanceUID; empty where the images have none."""
+        return str(self.headers[0].get("SeriesInstanceUID", ""))
 
     @property
     def frame_of_reference_uid(self) -> str:
@@ -107,7 +107,7 @@ class Series:
     @property
     def sop_uids(self) -> frozenset[str]:
         """SOPInstanceUID of all slices."""
-        return frozenset(str(header.SOPInstanceUID) for header in self.headers)
+        return frozenset(str(header.get("SOPInstanceUID", "")) for header in self.headers)
 
 
 def read_stack(path: Path, slices: Sequence[tuple[str, Dataset]]) -> Series:
