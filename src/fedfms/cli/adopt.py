@@ -27,7 +27,8 @@ def adopt(
 
     It knows nnU-Net raw, Decathlon, BIDS, BraTS and FeTS, TotalSegmentator, a
     folder for each patient, folders of images and labels, and DICOM as archives
-    and planning systems export it. It says what it is not sure of.
+    and planning systems export it, X-rays and other pictures with their masks
+    too. It says what it is not sure of.
 
     Exit code 1 if something is missing for it to work; then it says what.
     """

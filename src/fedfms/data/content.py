@@ -42,7 +42,7 @@ _NIBABEL = (
     'n.save(n.Nifti1Image.from_image(n.load(sys.argv[1])), sys.argv[2])" FILE FILE.nii.gz'
 )
 _MAGICK = "convert it to PNG, for example with: magick FILE FILE.png"
-_SLIDE = (
+SLIDE = (
     "save the regions that were drawn on as PNG or TIFF, for example with QuPath (Export images) "
     "or vips; labels alike"
 )
@@ -92,7 +92,7 @@ _CONVERTERS = {
         (".psd", "a file of Photoshop", _MAGICK),
         (".svg", "a drawing and no picture", _MAGICK),
         (".pdf", "a document and no picture", "save the pictures in it as PNG"),
-        (".svs .ndpi .mrxs .scn .bif .vsi", "a whole slide", _SLIDE),
+        (".svs .ndpi .mrxs .scn .bif .vsi", "a whole slide", SLIDE),
         (".czi .lsm", "a file of a Zeiss microscope", _BIOFORMATS),
         (".lif", "a file of a Leica microscope", _BIOFORMATS),
         (".nd2", "a file of a Nikon microscope", _BIOFORMATS),
@@ -190,10 +190,13 @@ def another_kind(path: Path) -> tuple[str, str] | None:
     return _CONVERTERS[max(endings, key=len)] if endings else None
 
 
-def _is_no_slice(path: Path) -> bool:
+def is_no_slice(path: Path) -> bool:
     """Whether a file beside slices is something else by its name and content: a text, a picture.
 
     A slice that lost its beginning has no such name, so that it is refused.
+
+    Raises:
+        SiteDataError: "unreadable-file".
     """
     if not path.name.lower().endswith(_NO_SLICES):
         return False
@@ -226,7 +229,7 @@ def _read_file(path: Path) -> bytes:
 
 
 def _read_folder(path: Path) -> Folder:
-    names = [entry for entry in files_in(path) if not _is_no_slice(entry)]
+    names = [entry for entry in files_in(path) if not is_no_slice(entry)]
     if not names:
         raise SiteDataError(
             f"there is no file of a series in the folder {path}",

@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import Literal
 
 from fedfms.contracts.site import ImageFormat, SiteConfig
-from fedfms.data.content import EXTENSIONS, JUNK, is_plain_file, may_enter, unreadable_folder
+from fedfms.data.content import (
+    EXTENSIONS,
+    JUNK,
+    is_no_slice,
+    is_plain_file,
+    may_enter,
+    unreadable_folder,
+)
 from fedfms.data.left_out import LeftOut
 from fedfms.data.pairs import WILDCARD, some, unpaired
 from fedfms.errors import SiteDataError
@@ -512,9 +519,23 @@ def _columns(
         return {pattern: _matches(look, site, pattern, kind) for pattern in _globs(site, what)}
     # a series is a folder; files are images where they alone match: pictures, enhanced images
     return {
-        pattern: _matches(look, site, pattern, "folders") or _matches(look, site, pattern, "files")
+        pattern: _matches(look, site, pattern, "folders")
+        or _without_texts(_matches(look, site, pattern, "files"))
         for pattern in _globs(site, what)
     }
+
+
+def _without_texts(files: list[_Found]) -> list[_Found]:
+    """Without what lies beside pictures in DICOM and is none, unless there is nothing else."""
+    own = []
+    for file in files:
+        try:
+            is_other = is_no_slice(file.path)
+        except SiteDataError:  # its reader says why
+            is_other = False
+        if not is_other:
+            own.append(file)
+    return own or files
 
 
 def _paired(

@@ -15,6 +15,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import (
     UID,
+    DigitalMammographyXRayImageStorageForPresentation,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
     MRImageStorage,
@@ -159,7 +160,11 @@ def enhanced(name: str, slices: Sequence[Dataset]) -> Dataset:
     )
 
 
-PICTURES = {"DX": DigitalXRayImageStorageForPresentation, "US": UltrasoundImageStorage}
+PICTURES = {
+    "DX": DigitalXRayImageStorageForPresentation,
+    "MG": DigitalMammographyXRayImageStorageForPresentation,
+    "US": UltrasoundImageStorage,
+}
 
 
 def picture(name: str, stored: np.ndarray, modality: str = "DX", **changes: object) -> Dataset:

@@ -6,9 +6,12 @@ import hashlib
 from pathlib import Path
 
 import layouts
+import numpy as np
 import pytest
 from dicom_files import (
     box,
+    picture,
+    segmentation,
     series,
     stored_values,
     structure_set,
@@ -17,13 +20,14 @@ from dicom_files import (
     write_case,
     write_series,
 )
+from PIL import Image
 from test_dicom_pairs import G, drawn
 
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.adopt.propose import propose
 from fedfms.data.adopt.write import site_yml, write_site
 from fedfms.data.check import check_data
-from fedfms.data.manifest import find_cases
+from fedfms.data.manifest import find_cases, scan
 from fedfms.data.prepare import prepare_cases
 from fedfms.errors import ConfigError, SiteDataError
 
@@ -227,6 +231,301 @@ def test_structures_that_lie_in_each_other_and_the_outline_of_the_body(tmp_path)
     assert [f for f in check_data(site) if f.severity == "error"] == []
     prepared = prepare_cases(find_cases(site), site)[0]
     assert {v: int((prepared.labels == v).sum()) for v in (1, 2)} == {1: 4 * 49 - 18, 2: 18}
+
+
+# ------------------------------------------------------------------------------ pictures in DICOM
+
+SIZE = (40, 28)  # rows, columns
+
+
+def view(path: Path, seed: int, patient: str | None, modality: str = "DX", **changes: object):
+    """A picture of 12 bits, or of 8 in colours for ultrasound, that nobody drew."""
+    rng = np.random.default_rng(seed)
+    shape, high = ((*SIZE, 3), 256) if modality == "US" else (SIZE, 4096)
+    values = rng.integers(0, high, shape)
+    one = picture(uid(path)[-16:], values, modality, PatientID=patient or "", **changes)
+    if patient is None:
+        del one.PatientID
+    one.SeriesInstanceUID = uid("series of", patient, path.parent)
+    write(path, one)
+    return one
+
+
+def mask_of(seed: int, value: int = 255, where: int = 0) -> np.ndarray:
+    labels = np.zeros(SIZE, np.uint8)
+    labels[5 + seed % 7 : 20, 4 + 8 * where : 11 + 8 * where] = value
+    return labels
+
+
+def plain_mask(path: Path, seed: int, value: int = 255, where: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask_of(seed, value, where)).save(path)
+
+
+def dicom_mask(path: Path, seed: int) -> None:
+    changes = {"BitsStored": 16, "HighBit": 15, "PatientID": f"ID{seed}"}
+    write(path, picture(uid(path)[-16:], mask_of(seed, 1), **changes))
+
+
+def seg_of(path: Path, one: object, seed: int, **classes: int) -> None:
+    """A SEG whose masks lie beside each other, by the names of its segments."""
+    masks = {name: mask_of(seed, 1, where).T[..., None] != 0 for name, where in classes.items()}
+    write(path, segmentation([one], masks))
+
+
+def xrays_elsewhere(root: Path) -> dict[str, str]:
+    """Images and masks of equal names in two folders, and one picture that nobody drew on."""
+    pairs = {}
+    for n in range(5):
+        name = f"Thorax {n:03d} Größe"
+        view(root / "Bilder" / f"{name}.dcm", n, f"P{n}")
+        plain_mask(root / "Masken" / f"{name}.png", n)
+        pairs[f"Bilder/{name}.dcm"] = f"Masken/{name}.png"
+    view(root / "Bilder" / "Thorax 099 Größe.dcm", 99, "P99")
+    return pairs
+
+
+def xrays_beside(root: Path) -> dict[str, str]:
+    """x.dcm, x_mask.tif, and x.jpg to look at."""
+    pairs = {}
+    for n in range(4):
+        name = f"Röntgen {chr(97 + n)}"
+        view(root / f"{name}.dcm", n, f"P{n}", PhotometricInterpretation="MONOCHROME1")
+        layouts.picture(root / f"{name}.jpg", n, size=SIZE)
+        plain_mask(root / f"{name}_mask.tif", n)
+        pairs[f"{name}.dcm"] = f"{name}_mask.tif"
+    return pairs
+
+
+def same_names_beside(root: Path) -> dict[str, str]:
+    """x.dcm and x.png, and nothing else that says which is the label."""
+    for n in range(4):
+        view(root / f"{chr(97 + n)}nna.dcm", n, f"P{n}")
+        plain_mask(root / f"{chr(97 + n)}nna.png", n)
+    return {f"{chr(97 + n)}nna.dcm": f"{chr(97 + n)}nna.png" for n in range(4)}
+
+
+def mammograms(root: Path) -> dict[str, str]:
+    """A folder a patient with two views and their masks, one of them not drawn on; no PatientID."""
+    pairs = {}
+    for n in range(4):
+        folder = f"Patientin {n} é"
+        for number, side in enumerate(("LCC", "RCC")):
+            view(root / folder / f"{side}.dcm", 10 * n + number, None, "MG")
+            if n != 2 or side == "LCC":
+                plain_mask(root / folder / f"{side}_mask.png", n + number)
+                pairs[f"{folder}/{side}.dcm"] = f"{folder}/{side}_mask.png"
+    return pairs
+
+
+def ultrasound(root: Path) -> dict[str, str]:
+    """Frames in colours under names without an ending, as an archive writes them."""
+    pairs = {}
+    for n in range(4):
+        view(root / "frames" / f"IM{n:04d}", n, f"P{n}", "US")
+        plain_mask(root / "seg" / f"IM{n:04d}.png", n)
+        pairs[f"frames/IM{n:04d}"] = f"seg/IM{n:04d}.png"
+    return pairs
+
+
+def train_and_test(root: Path) -> dict[str, str]:
+    pairs = {}
+    for part, numbers in (("train", range(4)), ("val", range(4, 6)), ("test", range(6, 8))):
+        for n in numbers:
+            view(root / part / "images" / f"c{n}.dcm", n, f"P{n}")
+            plain_mask(root / part / "masks" / f"c{n}.png", n)
+            if part != "test":
+                pairs[f"{part}/images/c{n}.dcm"] = f"{part}/masks/c{n}.png"
+    return pairs
+
+
+def masks_in_dicom(root: Path) -> dict[str, str]:
+    """As CBIS-DDSM has them, in one folder with the image."""
+    pairs = {}
+    for n in range(4):
+        view(root / f"case {n}" / "full.dcm", n, f"ID{n}")
+        dicom_mask(root / f"case {n}" / "ROI mask.dcm", n)
+        pairs[f"case {n}/full.dcm"] = f"case {n}/ROI mask.dcm"
+    return pairs
+
+
+def segs_in_a_folder(root: Path) -> dict[str, str]:
+    """SEG under names that say nothing; a second picture of each study without one."""
+    pairs = {}
+    for n in range(4):
+        folder = f"Müller {n}/Röntgen"
+        one = view(root / folder / "a.dcm", n, f"P{n}", "DX")
+        view(root / folder / "b.dcm", n + 50, f"P{n}", "DX")
+        seg_of(root / "Segmentierungen" / f"x{9 - n}.dcm", one, n, Lung=0, Heart=1)
+        pairs[f"{folder}/a.dcm"] = f"Segmentierungen/x{9 - n}.dcm"
+    return pairs
+
+
+def segs_beside(root: Path) -> dict[str, str]:
+    """patient/IM0001 without endings, the SEG among the pictures; junk, and a report."""
+    pairs = {}
+    for n in range(4):
+        folder = f"P{n} é"
+        first = view(root / folder / "IM0001", n, f"P{n}", "DX")
+        view(root / folder / "IM0002", n + 50, f"P{n}", "DX")
+        seg_of(root / folder / "SE0001", first, n, Lung=0)
+        (root / folder / "Befund.pdf").write_bytes(b"%PDF")
+        pairs[f"{folder}/IM0001"] = f"{folder}/SE0001"
+    return pairs
+
+
+def seg_series(root: Path) -> dict[str, str]:
+    """patient/study/series of UIDs; four views are one series, and all have a SEG."""
+    pairs = {}
+    for n in range(3):
+        study = f"PID{n}/{uid('study', n)}"
+        for view_number in range(4):
+            image = f"{study}/{uid('views', n)}/{view_number + 1:06d}.dcm"
+            one = view(root / image, 10 * n + view_number, f"PID{n}", "DX")
+            label = f"{study}/{uid('seg', n)}/{9 - view_number:06d}.dcm"
+            seg_of(root / label, one, n + view_number, Mass=view_number % 2)
+            pairs[image] = label
+    return pairs
+
+
+def no_endings(root: Path) -> dict[str, str]:
+    """IM0001 beside IM0001_mask.png, and texts beside them; one PatientID for all."""
+    pairs = {}
+    for n in range(4):
+        view(root / f"IM{n:04d}", n, "ANON")
+        plain_mask(root / f"IM{n:04d}_mask.png", n)
+        pairs[f"IM{n:04d}"] = f"IM{n:04d}_mask.png"
+    return pairs
+
+
+def one_patient_id(root: Path) -> dict[str, str]:
+    """A folder a patient, equal names in each, and one PatientID for all."""
+    pairs = {}
+    for n in range(4):
+        one = view(root / f"c{n}" / "a.dcm", n, "ANON")
+        seg_of(root / f"c{n}" / "s.dcm", one, n, Lung=0)
+        pairs[f"c{n}/a.dcm"] = f"c{n}/s.dcm"
+    return pairs
+
+
+def left_and_right(root: Path) -> dict[str, str]:
+    """As the Montgomery County X-ray set has them: leftMask and rightMask."""
+    pairs = {}
+    for n in range(4):
+        view(root / "CXR" / f"x{n}.DCM", n, f"P{n}")
+        for where, side in enumerate(("left", "right")):
+            plain_mask(root / "ManualMask" / f"{side}Mask" / f"x{n}.png", n, 255, where)
+        pairs[f"CXR/x{n}.DCM"] = f"ManualMask/leftMask/x{n}.png"
+    return pairs
+
+
+def beside_a_series(root: Path) -> dict[str, str]:
+    """A CT of one of the patients, which is another task."""
+    pairs = mammograms(root)
+    write_series(root / "CT 1", series("ct", G, stored_values(1, G.shape)))
+    return pairs
+
+
+ONE_CLASS = {"foreground": (255,)}
+VIEWS = {  # classes, patients, and pictures without a label
+    xrays_elsewhere: (ONE_CLASS, 5, 1),
+    xrays_beside: (ONE_CLASS, 4, 0),
+    same_names_beside: (ONE_CLASS, 4, 0),
+    mammograms: (ONE_CLASS, 4, 1),
+    ultrasound: (ONE_CLASS, 4, 0),
+    train_and_test: (ONE_CLASS, 6, 0),
+    masks_in_dicom: ({"foreground": (1,)}, 4, 0),
+    segs_in_a_folder: ({"heart": (1,), "lung": (2,)}, 4, 4),
+    segs_beside: ({"lung": (1,)}, 4, 4),
+    seg_series: ({"mass": (1,)}, 3, 0),
+    no_endings: (ONE_CLASS, 4, 0),
+    one_patient_id: ({"lung": (1,)}, 4, 0),
+    left_and_right: ({"left": (1,), "right": (2,)}, 4, 0),
+    beside_a_series: (ONE_CLASS, 4, 1),
+}
+
+
+@pytest.mark.parametrize("build", VIEWS, ids=lambda build: build.__name__)
+def test_pictures_in_dicom_are_read_without_an_edit(tmp_path, build):
+    root = tmp_path / "Export äöü"
+    root.mkdir()
+    expected = build(root)
+    layouts.junk(root)
+    site = adopted(root, tmp_path / "site.yml")
+    classes, patients, alone = VIEWS[build]
+    found = scan(site)
+    assert pairs_of(site) == expected
+    assert dict(sorted(site.classes.items())) == classes
+    assert len({case.patient for case in found.cases}) == patients
+    assert found.unlabelled == alone
+    assert site.channels == ("rgb" if build is ultrasound else "gray")
+    assert site.intensity.rule == ("range" if build is ultrasound else "percentile")
+    assert [f for f in check_data(site) if f.severity == "error"] == []
+    # each label is that of its image, as the builder drew it
+    for case, prepared in zip(found.cases, prepare_cases(found.cases, site), strict=True):
+        drawn = np.unique(prepared.labels).tolist()
+        assert set(drawn) - {0} <= {v for values in classes.values() for v in values}, case.key
+        assert len(drawn) > 1
+
+
+def two_masks(root: Path) -> None:
+    xrays_beside(root)
+    plain_mask(root / "Röntgen a_mask_1.tif", 3, 255, 2)
+
+
+def masks_and_segs(root: Path) -> None:
+    for n in range(5):
+        one = view(root / f"p{n}/x.dcm", n, f"P{n}")
+        if n < 3:
+            plain_mask(root / f"p{n}/x_mask.png", n)
+        else:
+            seg_of(root / f"p{n}/seg.dcm", one, n, Lung=0)
+
+
+def test_what_a_person_should_look_at_is_said(tmp_path):
+    for build in (xrays_elsewhere, masks_and_segs, beside_a_series, one_patient_id, two_masks):
+        build(tmp_path / build.__name__)
+    said = {path.name: propose(path) for path in tmp_path.iterdir()}
+    unsure = {name: " ".join(found.unsure) for name, found in said.items()}
+    assert "the names of classes are the job's" in unsure["xrays_elsewhere"]
+    assert dict(said["xrays_elsewhere"].seen)["label values"] == "0, 255"
+    assert "pass_over): 1 image" in unsure["xrays_elsewhere"]
+    assert "2 pictures more have a segmentation" in unsure["masks_and_segs"]
+    assert "7 files of series of slices" in unsure["beside_a_series"]
+    assert "all pictures have one PatientID" in unsure["one_patient_id"]
+    (need,) = said["two_masks"].needs
+    assert need.code == "several-labels" and "Röntgen a_mask_1.tif" in need.problem
+
+
+def without_labels(root: Path) -> None:
+    for n in range(3):
+        view(root / f"c{n}.dcm", n, f"P{n}")
+
+
+def with_structure_sets(root: Path) -> None:
+    without_labels(root)
+    write(root / "rs.dcm", drawn("pat0")[1])
+
+
+def cine_loops(root: Path) -> None:
+    for n in range(3):
+        view(root / f"c{n}.dcm", n, f"P{n}", NumberOfFrames=2, Rows=SIZE[0] // 2)
+
+
+@pytest.mark.parametrize(
+    ("build", "problem", "fix"),
+    [
+        (without_labels, "3 pictures in DICOM, and no labels", "a word such as _mask"),
+        (with_structure_sets, "no structure sets are read", "segmentations (SEG) that name it"),
+        (cine_loops, "3 DICOM files in", "export the single frames"),
+    ],
+)
+def test_pictures_without_labels_that_are_read_say_what_they_need(tmp_path, build, problem, fix):
+    build(tmp_path)
+    with pytest.raises(SiteDataError) as refused:
+        propose(tmp_path)
+    assert refused.value.code == "layout-not-seen"
+    assert problem in refused.value.problem and fix in refused.value.fix
 
 
 OTHERS = {

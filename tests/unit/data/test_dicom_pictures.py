@@ -20,6 +20,7 @@ from dicom_files import (
     write_twin,
 )
 from PIL import Image
+from pydicom.uid import ColorPaletteStorage, JPEGBaseline8Bit, RLELossless
 from pydicom.valuerep import DSfloat
 from site_files import disk, recipe, site_config, write_volume
 
@@ -188,6 +189,55 @@ def a_slice_without_its_place(root: Path) -> None:
     write(root / "images/p0.dcm", slices[0])
 
 
+def frames_without_places(root: Path) -> None:
+    """As some scanners write MR: many frames at the top level, and no functional groups."""
+    one = picture("p0", np.concatenate([grey(0), grey(1)]), NumberOfFrames=2, Modality="MR")
+    one.Rows //= 2
+    write(root / "images/p0.dcm", one)
+
+
+def a_whole_slide(root: Path) -> None:
+    one = picture("p0", np.concatenate([grey(0), grey(1)]), NumberOfFrames=2, Modality="SM")
+    one.Rows //= 2
+    write(root / "images/p0.dcm", one)
+
+
+def a_palette(root: Path) -> None:
+    """A table of colours and no image, without a Modality, as pydicom comes with."""
+    one = picture("p0", grey(0))
+    del one.PixelData, one.Modality, one.Rows, one.Columns, one.BitsAllocated
+    one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = ColorPaletteStorage
+    write(root / "images/p0.dcm", one)
+
+
+def floats(root: Path) -> None:
+    one = picture("p0", grey(0))
+    del one.PixelData
+    one.DoubleFloatPixelData = grey(0).astype("<f8").tobytes()
+    write(root / "images/p0.dcm", one)
+
+
+def stored_in_a_new_way(root: Path) -> None:
+    one = pydicom.dcmread(root / "images/p0.dcm")
+    compress(one, JPEGBaseline8Bit)
+    write(root / "images/p0.dcm", one)
+    deflate(root / "images/p0.dcm")
+
+
+def compress(one: pydicom.Dataset, syntax: str) -> None:
+    """As of a transfer syntax; what stands in the frame is nothing of it."""
+    one.PixelData = pydicom.encaps.encapsulate([b"\1" + bytes(65)])
+    one["PixelData"].is_undefined_length = True
+    one.file_meta.TransferSyntaxUID = syntax
+
+
+def deflate(path: Path) -> None:
+    """Deflated Image Frame Compression (PS3.5, A.4.13), too new for pydicom to write it."""
+    known, new = f"{JPEGBaseline8Bit}".encode(), b"1.2.840.10008.1.2.8.1\0"
+    assert path.read_bytes().count(known) == 1 and len(known) == len(new)
+    path.write_bytes(path.read_bytes().replace(known, new))
+
+
 def a_nifti_label(root: Path) -> None:
     write_volume(root / "labels/p0.nii.gz", disk(SIZE, 6)[..., None])
     (root / "labels/p0.png").unlink()
@@ -207,10 +257,36 @@ def units_shown_turned(root: Path) -> None:
     write(root / "images/p0.dcm", one)
 
 
+def a_mask_that_was_lossy(root: Path) -> None:
+    for file in (root / "labels").iterdir():
+        file.unlink()
+    (root / "images/p1.dcm").unlink()
+    drawn = disk(SIZE[::-1], 6)
+    write(root / "labels/p0.dcm", picture("m", drawn, LossyImageCompression="01"))
+
+
+def no_identifiers(root: Path) -> None:
+    """A picture whose UIDs are gone, and a segmentation that names one."""
+    for file in (root / "labels").iterdir():
+        file.unlink()
+    (root / "images/p1.dcm").unlink()
+    one = pydicom.dcmread(root / "images/p0.dcm")
+    write(root / "labels/p0.dcm", segmentation([one], {"a": disk(SIZE, 6)[..., None]}))
+    del one.SeriesInstanceUID, one.SOPInstanceUID
+    one.save_as(root / "images/p0.dcm")
+
+
 REFUSED = {
     many_frames: ("multi-frame", "2 frames lie nowhere", "labels/*.png"),
     two_pictures_in_a_folder: ("several-pictures", "match the files", "labels/*.png"),
-    a_slice_without_its_place: ("not-a-folder", "match folders", "labels/*.png"),
+    a_slice_without_its_place: ("no-position", "no ImagePositionPatient", "labels/*.png"),
+    frames_without_places: ("multi-frame", "2 frames do not say where they lie", "labels/*.png"),
+    a_whole_slide: ("multi-frame", "whole slide of 2 tiles; save the regions", "labels/*.png"),
+    a_mask_that_was_lossy: ("lossy-labels", "LossyImageCompression is 01", "labels/*.dcm"),
+    no_identifiers: ("other-series", "another series", "labels/*.dcm"),
+    a_palette: ("no-dicom-images", "only: Color Palette", "labels/*.png"),
+    floats: ("cannot-be-read-here", "only of floats", "labels/*.png"),
+    stored_in_a_new_way: ("no-decoder", "pydicom has no decoder for it", "labels/*.png"),
     a_nifti_label: ("not-a-label", "save the label as PNG", "labels/*.nii.gz"),
     a_mask_in_colours: ("coloured-labels", "one number for each pixel", "labels/*.dcm"),
     units_shown_turned: ("monochrome1", "export the series as MONOCHROME2", "labels/*.png"),
@@ -229,6 +305,80 @@ def test_what_is_no_picture_by_itself_is_refused_by_name(tmp_path, break_it):
     assert says in told[code]
 
 
+def test_a_segmentation_of_a_picture_in_lossy_compression_is_read(tmp_path, twin):
+    """It says LossyImageCompression of what it was drawn on, as highdicom and predict write it."""
+    write_pictures(tmp_path, label="seg")
+    for number in range(2):
+        one = pydicom.dcmread(tmp_path / f"images/p{number}.dcm")
+        one.LossyImageCompression = "01"
+        one.LossyImageCompressionRatio, one.LossyImageCompressionMethod = "10", "ISO_10918_1"
+        write(tmp_path / f"images/p{number}.dcm", one)
+        drawn = disk(SIZE[::-1], 6 + number).T[..., None]
+        write(tmp_path / f"labels/x{9 - number}.dcm", segmentation([one], {"a": drawn}))
+    assert pydicom.dcmread(tmp_path / "labels/x9.dcm").LossyImageCompression == "01"
+    require_same(dicom_site(tmp_path, labels="labels/*.dcm", pair_by="reference"), twin)
+
+
+def tiles(label: pydicom.Dataset) -> None:
+    """The frames of a segment are tiles of a slide, each a part of it."""
+    label.NumberOfFrames = 2
+    label.PixelData = label.PixelData * 2
+    label.PerFrameFunctionalGroupsSequence.append(label.PerFrameFunctionalGroupsSequence[0])
+
+
+def tiles_in_order(label: pydicom.Dataset) -> None:
+    """A whole slide's, whose frames do not say of what they are (TILED_FULL)."""
+    label.DimensionOrganizationType = "TILED_FULL"
+    del label.PerFrameFunctionalGroupsSequence
+
+
+def frames_that_are_missing(label: pydicom.Dataset) -> None:
+    label.PerFrameFunctionalGroupsSequence.append(label.PerFrameFunctionalGroupsSequence[0])
+
+
+def compressed_bits(label: pydicom.Dataset) -> None:
+    """RLE of single bits, which no decoder here knows."""
+    compress(label, RLELossless)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "code", "says"),
+    [
+        (tiles, "other-grid", "not those of its series"),
+        (tiles_in_order, "cannot-be-read-here", "whole slides in tiles"),
+        (frames_that_are_missing, "damaged-file", "describes 2 frames and has 1"),
+        (compressed_bits, "no-decoder", "cannot be decoded (RLE Lossless)"),
+    ],
+)
+def test_segmentations_that_do_not_cover_a_picture_say_why(tmp_path, break_it, code, says):
+    write_pictures(tmp_path, label="seg")
+    label = pydicom.dcmread(tmp_path / "labels/x9.dcm")
+    break_it(label)
+    write(tmp_path / "labels/x9.dcm", label)
+    site = dicom_site(tmp_path, labels="labels/*.dcm", pair_by="reference")
+    (error,) = (one for one in check_data(site, ["lesion"]) if one.severity == "error")
+    assert (error.code, says in error.problem) == (code, True), error.problem
+
+
+def test_a_segmentation_stored_in_a_new_way_says_so(tmp_path):
+    write_pictures(tmp_path, label="seg")
+    label = pydicom.dcmread(tmp_path / "labels/x9.dcm")
+    compress(label, JPEGBaseline8Bit)
+    write(tmp_path / "labels/x9.dcm", label)
+    deflate(tmp_path / "labels/x9.dcm")
+    site = dicom_site(tmp_path, labels="labels/*.dcm", pair_by="reference")
+    (error,) = (one for one in check_data(site, ["lesion"]) if one.severity == "error")
+    assert error.code == "no-decoder" and "pydicom has no decoder for it" in error.problem
+
+
+def test_a_text_beside_pictures_is_no_image(tmp_path, twin):
+    write_pictures(tmp_path / "x")
+    for file in (tmp_path / "x/images").iterdir():
+        file.rename(file.with_suffix(""))
+    (tmp_path / "x/images/notes.txt").write_text("notes")
+    require_same(dicom_site(tmp_path / "x", images="images/*"), twin)
+
+
 def test_public_files_are_read_or_refused_by_name():
     """Those that pydicom comes with: no error names another cause than the true one."""
     folder = Path(pydicom.__file__).parent / "data/test_files"
@@ -245,9 +395,9 @@ def test_public_files_are_read_or_refused_by_name():
     assert told["examples_ybr_color.dcm"] == "multi-frame"
     assert told["CT_small.dcm"] == told["693_J2KI.dcm"] == "not-a-folder"
     assert sum(kind.startswith("DICOM") for kind in told.values()) >= 30
-    # without pixels: waveforms, and the headers of tests
+    # without pixels: the headers of tests
     damaged = {name for name, code in told.items() if code == "damaged-file"}
     assert damaged == {
         *("UN_sequence.dcm", "empty_charset_LEI.dcm", "no_meta_group_length.dcm", "priv_SQ.dcm"),
-        "waveform_ecg.dcm",
     }
+    assert told["waveform_ecg.dcm"] == "no-dicom-images"

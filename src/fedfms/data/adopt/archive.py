@@ -10,7 +10,7 @@ import contextlib
 import fnmatch
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -24,10 +24,17 @@ from fedfms.data.adopt.names import class_name, glob_literal
 from fedfms.data.adopt.pairing import best_match, values_in
 from fedfms.data.adopt.propose import Proposal, add_reading
 from fedfms.data.adopt.tree import Tree, groups_of
+from fedfms.data.adopt.views import View, Views, propose_masked, propose_segmented
 from fedfms.data.content import read_bytes
-from fedfms.data.dicom.references import LABEL_KINDS
+from fedfms.data.dicom.references import LABEL_KINDS, referenced_files
 from fedfms.data.dicom.segmentation import read_segmentation
-from fedfms.data.dicom.series import is_beside_images, parsed_dicom, read_header
+from fedfms.data.dicom.series import (
+    has_many_frames,
+    is_beside_images,
+    is_picture,
+    parsed_dicom,
+    read_header,
+)
 from fedfms.data.dicom.structures import read_structures
 from fedfms.data.formats import Stored, read_image
 from fedfms.data.grid import Array
@@ -36,7 +43,8 @@ from fedfms.data.numbers import count_of
 from fedfms.errors import FedfmsError, SiteDataError
 
 _TAGS = [
-    *("Modality", "SeriesDescription", "SeriesInstanceUID"),
+    *("Modality", "SeriesDescription", "SeriesInstanceUID", "SOPInstanceUID", "PatientID"),
+    *("NumberOfFrames", "ImagePositionPatient", "ReferencedSeriesSequence"),
     *("SegmentSequence", "StructureSetROISequence", "ROIContourSequence"),
 ]
 _TOLD_EVERY = 200  # files
@@ -50,11 +58,18 @@ _INSIDE = 0.95  # share of a structure that lies in another, to be a part of it
 
 @dataclass(slots=True)
 class _Archive:
-    """What headers say: series by folder, label files with the names in them."""
+    """What headers say: series by folder, label files with the names in them, pictures.
+
+    slices: how many files are no pictures.
+    cine: how many files have many frames without places.
+    """
 
     series: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
     modalities: Counter[str] = field(default_factory=Counter)
     labels: dict[str, list[str]] = field(default_factory=dict)
+    views: Views = field(default_factory=Views)
+    slices: int = 0
+    cine: int = 0
 
 
 def propose_dicom(tree: Tree, classes: Sequence[str] | None, control: Control) -> Proposal:
@@ -72,6 +87,10 @@ def propose_dicom(tree: Tree, classes: Sequence[str] | None, control: Control) -
     found = _look(tree, control)
     if not found.series:
         raise _nothing(tree, "none of its DICOM files is an image")
+    if found.views.of and (pictures := _of_pictures(tree, found, classes, control)) is not None:
+        return pictures
+    if not found.slices:
+        raise _no_pictures(tree, found)
     if not found.labels:
         if tree.nifti and (proposal := _with_nifti(tree, found, control)) is not None:
             return proposal
@@ -98,14 +117,82 @@ def _look(tree: Tree, control: Control) -> _Archive:
             header = read_header(tree.root / file, _TAGS)
             if header is None:
                 continue
-            if header.file_meta.get("MediaStorageSOPClassUID", "") in LABEL_KINDS:
+            kind = header.file_meta.get("MediaStorageSOPClassUID", "")
+            if kind in LABEL_KINDS:
                 found.labels[file] = _names_in(header)
+                if kind != RTStructureSetStorage:
+                    found.views.drawn_on[file] = referenced_files(header)
             elif not is_beside_images(header):
                 folder = file.rpartition("/")[0]
                 uid = str(header.get("SeriesInstanceUID", ""))
                 found.series[folder][uid] = str(header.get("SeriesDescription") or "")
                 found.modalities[str(header.get("Modality") or "")] += 1
+                if not is_picture(header):
+                    found.slices += 1
+                elif has_many_frames(header):
+                    found.cine += 1
+                else:
+                    found.views.of[file] = View(
+                        str(header.get("PatientID") or "").strip(),
+                        uid,
+                        str(header.get("SOPInstanceUID", "")),
+                    )
     return found
+
+
+def _of_pictures(
+    tree: Tree, found: _Archive, classes: Sequence[str] | None, control: Control
+) -> Proposal | None:
+    """Pictures with labels of their own; None where the labels are of slices, or there are none."""
+    segmented = found.views.segmented()
+    if found.slices and not segmented and (found.labels or tree.nifti):
+        return None  # pictures beside series are screenshots
+    proposal = propose_masked(tree, found.views, classes, control)
+    if proposal is None and segmented:
+        own = {label for label in found.labels if label in segmented.values()}
+        found.labels = {file: names for file, names in found.labels.items() if file in own}
+        proposal = propose_segmented(tree, found.views)
+        _add_names(proposal, found, classes)
+        _let_meet(proposal)
+    if proposal is not None and found.slices:
+        proposal.unsure.append(
+            f"there are {count_of(found.slices, 'file')} of series of slices, too, which are not "
+            "taken; if they are meant, adopt their folder by itself"
+        )
+    return proposal
+
+
+def _let_meet(proposal: Proposal) -> None:
+    """Whether structures meet in the first pictures."""
+    met: Counter[tuple[int, int]] = Counter()
+    size: Counter[int] = Counter()
+    site = proposal.site
+    for case in scan(_with(proposal, unlabelled="pass_over")).cases[:_LOOKED_AT]:
+        with contextlib.suppress(FedfmsError):
+            image = read_image(case.image, read_bytes(case.image, site), site)
+            _count_meetings(_masks(case, image, site), size, met)
+    if +met:
+        _let_overlap(proposal, size, met)
+
+
+def _no_pictures(tree: Tree, found: _Archive) -> SiteDataError:
+    if found.cine:
+        return SiteDataError(
+            f"{count_of(found.cine, 'DICOM file')} in {tree.root} hold many frames that lie "
+            "nowhere in a patient, such as cine loops",
+            "export the single frames that were drawn on as DICOM or PNG, each an image by itself, "
+            "with their labels; then adopt the folder again",
+            code="layout-not-seen",
+        )
+    outlines = len(found.labels) - len(found.views.drawn_on)
+    return SiteDataError(
+        f"{tree.root} holds {count_of(len(found.views.of), 'picture')} in DICOM, and no labels of "
+        "them" + (f"; of pictures no structure sets are read ({outlines})" if outlines else ""),
+        "name the folder that holds images and labels both; labels of pictures are PNG, TIFF or "
+        "masks in DICOM, called as the picture with a word such as _mask or in a folder of their "
+        "own, or segmentations (SEG) that name it",
+        code="layout-not-seen",
+    )
 
 
 def _names_in(label: Dataset) -> list[str]:
@@ -313,16 +400,23 @@ def _add_contents(proposal: Proposal, found: _Archive) -> None:
         with contextlib.suppress(FedfmsError):
             image = read_image(case.image, read_bytes(case.image, site), site)
             images.append(image)
-            for value, mask in _masks(case, image, site).items():
-                size[value] += int(mask.sum())
-                for other, also in _masks(case, image, site).items():
-                    if other != value:
-                        met[value, other] += int((mask & also).sum())
+            _count_meetings(_masks(case, image, site), size, met)
     if images:
         add_reading(proposal, images, is_ct="CT" in found.modalities, several=False)
     if not +met:
         return
     _let_overlap(proposal, size, met)
+
+
+def _count_meetings(
+    masks: Mapping[int, Array], size: Counter[int], met: Counter[tuple[int, int]]
+) -> None:
+    """Add the voxels of each structure, and those that it shares with others."""
+    for value, mask in masks.items():
+        size[value] += int(mask.sum())
+        for other, also in masks.items():
+            if other != value:
+                met[value, other] += int((mask & also).sum())
 
 
 def _masks(case: Case, image: Stored, site: SiteConfig) -> dict[int, Array]:

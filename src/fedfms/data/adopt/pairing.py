@@ -33,7 +33,7 @@ from fedfms.data.adopt.tree import (
     keys_of,
     with_all_endings,
 )
-from fedfms.data.content import read_bytes
+from fedfms.data.content import EXTENSIONS, read_bytes
 from fedfms.data.formats import Stored, read_image, read_label
 from fedfms.data.grid import Cut
 from fedfms.data.manifest import name_wildcards
@@ -86,6 +86,10 @@ class Found:
 def find_pairs(tree: Tree, format: ImageFormat) -> Found | None:
     """The best reading of a folder's files of one format; None where nothing pairs."""
     found = _pairs_of(groups_of(tree.of(format)), tree, format)
+    if format == "dicom":  # pictures: two views of a patient are two cases
+        other = _pairs_of(groups_of(tree.of(format), kinds=False), tree, format)
+        if other is not None and (found is None or len(other.pairs) > len(found.pairs)):
+            found = other
     if found is not None:
         return found
     folders = {file.rpartition("/")[0] for file in tree.of(format)}
@@ -97,10 +101,11 @@ def find_pairs(tree: Tree, format: ImageFormat) -> Found | None:
 def _pairs_of(groups: Sequence[Group], tree: Tree, format: ImageFormat) -> Found | None:
     groups, parts = _without_parts(groups)
     labels = [group for group in groups if group.role == "label"]
-    images = [group for group in groups if group.role != "label"]
+    images = _may_be_images([group for group in groups if group.role != "label"], format)
     unsure: list[str] = []
     if not labels or not images:
-        labels, images = by_content(groups, tree.root, format)
+        labels, others = by_content(groups, tree.root, format)
+        images = _may_be_images(others, format)
         if labels and images:
             unsure.append(
                 "names do not say which files are labels: taken are those that hold few values, "
@@ -117,6 +122,18 @@ def _pairs_of(groups: Sequence[Group], tree: Tree, format: ImageFormat) -> Found
         return None
     chosen = _choose(matches, images, labels, tree, format, unsure)
     return None if chosen is None else _with_parts(chosen, parts, unsure)
+
+
+def _may_be_images(groups: Sequence[Group], format: ImageFormat) -> list[Group]:
+    """Groups without those that are no images: PNG and the like beside pictures in DICOM."""
+    if format != "dicom":
+        return list(groups)
+    return [group for group in groups if not is_plain_picture(group.files[0])]
+
+
+def is_plain_picture(file: str | Path) -> bool:
+    """Whether a file is a PNG, JPEG or TIFF by its name."""
+    return str(file).lower().endswith(EXTENSIONS["image"])
 
 
 def _with_all_endings(
@@ -371,7 +388,7 @@ def image_at(path: Path, format: ImageFormat) -> Stored | None:
     """An image, with colours if it has some; None where it cannot be read."""
     site: Reading = reading_of(format)
     with contextlib.suppress(FedfmsError):
-        if format in ("image", "npy"):
+        if format != "nifti":
             with contextlib.suppress(FedfmsError):
                 return read_image(path, read_bytes(path, site), replace(site, channels="rgb"))
         return read_image(path, read_bytes(path, site), site)
@@ -379,10 +396,18 @@ def image_at(path: Path, format: ImageFormat) -> Stored | None:
 
 
 def label_at(path: Path, format: ImageFormat, image: Stored | None = None) -> Stored | None:
-    """A label; None where it cannot be read as one."""
+    """A label; None where it cannot be read as one. In DICOM it is that of a picture."""
+    if format == "dicom" and is_plain_picture(path):
+        format = "image"
     site = reading_of(format)
     with contextlib.suppress(FedfmsError):
-        return read_label(path, read_bytes(path, site), site, image)
+        data = read_bytes(path, site)
+        if format != "dicom":
+            return read_label(path, data, site, image)
+        from fedfms.data.dicom.labels import read_mask  # pydicom takes a second to import
+
+        assert isinstance(data, bytes)  # a picture is a file
+        return Stored(read_mask(path, data).transpose(2, 1, 0), (1.0, 1.0, 1.0), False)
     return None
 
 
@@ -445,7 +470,7 @@ def _by_size(image: Path, label: Path, format: ImageFormat) -> bool | None:
     """Whether a picture and its label have one size; False of what is no label, as a JPEG is."""
     one, other = image_at(image, format), label_at(label, format)
     if other is None:
-        return False if format == "image" else None
+        return False if format in ("image", "dicom") else None
     return None if one is None else one.values.shape[:3] == other.values.shape
 
 

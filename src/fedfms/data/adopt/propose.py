@@ -22,6 +22,7 @@ from fedfms.data.adopt.pairing import (
     find_pairs,
     fits,
     image_at,
+    is_plain_picture,
     label_at,
     values_in,
 )
@@ -105,8 +106,8 @@ def propose(
     if found is None:
         raise _not_seen(tree)
     proposal = Proposal(root, layout, {"format": found.format}, unsure=list(found.unsure))
-    _add_globs(proposal, found)
-    _add_labels(proposal, found, tree, said, classes, control)
+    add_globs(proposal, found)
+    add_labels(proposal, found, tree, said, classes, control)
     _add_reading(proposal, found, tree, said)
     add_patients(proposal, [_key(pair[0]) for pair in found.pairs], found)
     return _finished(proposal, tree)
@@ -123,7 +124,7 @@ def _layout(tree: Tree, said: known.DatasetJson | None) -> tuple[str, Found | No
             continue  # pictures beside a series are screenshots
         found = find_pairs(tree, format) if tree.of(format) else None
         if found is not None and len(found.pairs) > 1:
-            return _in_words(found), replace(found, unsure=(*found.unsure, *_besides(tree, format)))
+            return in_words(found), replace(found, unsure=(*found.unsure, *_besides(tree, format)))
     return "", None
 
 
@@ -178,7 +179,8 @@ def _of_bids(readings: Sequence[Found], tree: Tree) -> Found:
     )
 
 
-def _in_words(found: Found) -> str:
+def in_words(found: Found) -> str:
+    """How images and labels lie."""
     image = next(iter(found.images.values()))
     label = next(iter(found.labels.values()))
     if len(found.images) > 1:
@@ -199,7 +201,8 @@ def _key(file: str) -> str:
 # ----------------------------------------------------------------------------------------- values
 
 
-def _add_globs(proposal: Proposal, found: Found) -> None:
+def add_globs(proposal: Proposal, found: Found) -> None:
+    """Where images and labels are, what pairs them, and the parts of a split."""
     values = proposal.values
     if len(found.images) > 1:
         values["contrasts"] = dict(found.images)
@@ -220,7 +223,7 @@ def _add_globs(proposal: Proposal, found: Found) -> None:
         values["split"] = {side: list(names) for side, names in lists.items() if names}
 
 
-def _add_labels(
+def add_labels(
     proposal: Proposal,
     found: Found,
     tree: Tree,
@@ -399,14 +402,15 @@ def add_reading(proposal: Proposal, some: Sequence[Stored], *, is_ct: bool, seve
         several: they are contrasts, each a grey channel.
     """
     values = proposal.values
-    if values["format"] in ("image", "npy") and not several:
+    of_pictures = values["format"] == "dicom" and not any(one.is_volume for one in some)
+    if (values["format"] in ("image", "npy") or of_pictures) and not several:
         coloured = [one for one in some if one.values.ndim == 4 and not _is_colourless(one)]
         if coloured:
             values["channels"] = "rgb"
-        if all(one.values.max() <= 255 for one in some):
+        if all(_has_8_bits(one) for one in some):
             values["intensity"] = {"rule": "range", "low": 0, "high": 255}
         proposal.seen.append(("channels", "colours" if coloured else "gray"))
-    if values["format"] in ("nifti", "dicom"):
+    if values["format"] in ("nifti", "dicom") and not of_pictures:
         planes = Counter(plane for plane in map(_plane_of, some) if plane is not None)
         plane = planes.most_common(1)[0][0] if planes else "axial"
         if plane != "axial":
@@ -429,6 +433,12 @@ def add_reading(proposal: Proposal, some: Sequence[Stored], *, is_ct: bool, seve
                 "-600 and 1500, bones 400 and 1800 (intensity)"
             )
             proposal.seen.append(("intensity", "CT, window 40 : 400"))
+
+
+def _has_8_bits(image: Stored) -> bool:
+    """Whether an image's values go from 0 to 255; of one in DICOM by what could be stored."""
+    stored = image.series.headers[0] if image.series is not None else None
+    return bool(image.values.max() <= 255) and (stored is None or int(stored.BitsStored) <= 8)
 
 
 def _is_colourless(image: Stored) -> bool:
@@ -576,9 +586,11 @@ def _further_labels(found: Scan, tree: Tree, proposal: Proposal) -> SiteDataErro
     """Labels called as one that is taken, with a number behind: another part of the same label."""
     taken = {path.relative_to(tree.root).as_posix() for case in found.cases for path in case.labels}
     stems = {stem_and_ending(file)[0] for file in taken}
+    is_of_pictures = proposal.site.format == "dicom" and any(map(is_plain_picture, taken))
+    of_pictures = tree.image if is_of_pictures else ()  # beside a series they are screenshots
     more = [
         file
-        for file in tree.of(proposal.site.format)
+        for file in (*tree.of(proposal.site.format), *of_pictures)
         if file not in taken
         and (numbered := re.fullmatch(r"(.*?[^\d\s_.(-])[\s_.(-]*\d+\)?", stem_and_ending(file)[0]))
         and numbered.group(1) in stems

@@ -34,6 +34,7 @@ from fedfms.data.pairs import WILDCARD
 from fedfms.errors import SiteDataError
 
 _DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+_ENDINGS = (*(ending for of in EXTENSIONS.values() for ending in of), *_DICOM_ENDINGS)
 _TOLD_EVERY = 500  # files
 
 
@@ -122,12 +123,14 @@ class Group:
         return glob_stem_and_ending(self.pattern.rpartition("/")[2])[0]
 
 
-def groups_of(files: Sequence[str], *, by_folder: bool = False) -> list[Group]:
+def groups_of(files: Sequence[str], *, by_folder: bool = False, kinds: bool = True) -> list[Group]:
     """The groups of files, the largest first.
 
     Args:
         files: relative to the root.
         by_folder: the files of each folder are groups of their own, whatever folders are called.
+        kinds: what is called alike in most folders is a group of its own; else */LCC.dcm and
+            */RCC.dcm are one.
     """
     common = _common_folders(files)
     by_place: dict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -142,7 +145,7 @@ def groups_of(files: Sequence[str], *, by_folder: bool = False) -> list[Group]:
     groups = []
     added = _added(files)
     for place, together in by_place.items():
-        for pattern, taken in _by_name(together, place[:-1], added).items():
+        for pattern, taken in _by_name(together, place[:-1], added, kinds).items():
             groups.append(_group(place, pattern, taken, common))
     return sorted(groups, key=lambda group: (-len(group.files), group.pattern))
 
@@ -150,19 +153,17 @@ def groups_of(files: Sequence[str], *, by_folder: bool = False) -> list[Group]:
 def stem_and_ending(name: str) -> tuple[str, str]:
     """A name without the ending of its format, and the ending; the latter empty if unknown."""
     lower = name.lower()
-    for endings in EXTENSIONS.values():
-        for ending in sorted(endings, key=len, reverse=True):
-            if lower.endswith(ending):
-                return name[: -len(ending)], name[-len(ending) :]
+    for ending in sorted(_ENDINGS, key=len, reverse=True):
+        if lower.endswith(ending):
+            return name[: -len(ending)], name[-len(ending) :]
     return name, ""
 
 
 def glob_stem_and_ending(name: str) -> tuple[str, str]:
     """As `stem_and_ending`, of a glob whose ending may hold wildcards, as in *.nii*."""
-    known = [ending for endings in EXTENSIONS.values() for ending in endings]
     for dot in re.finditer(r"\.", name):
         stem, tail = name[: dot.start()], name[dot.start() :]
-        if any(tail.lower() == ending or fnmatch.fnmatchcase(ending, tail) for ending in known):
+        if any(tail.lower() == one or fnmatch.fnmatchcase(one, tail) for one in _ENDINGS):
             return stem, tail
     return name, ""
 
@@ -216,7 +217,7 @@ def _added(files: Sequence[str]) -> dict[str, str]:
 
 
 def _by_name(
-    files: Sequence[str], place: Sequence[str], added: Mapping[str, str]
+    files: Sequence[str], place: Sequence[str], added: Mapping[str, str], by_kind: bool
 ) -> dict[str, list[str]]:
     """Files of one place by the glob of their names.
 
@@ -226,7 +227,7 @@ def _by_name(
     found: dict[str, list[str]] = defaultdict(list)
     folders = {file.rpartition("/")[0] for file in files}
     rest = list(files)
-    if any("*" in part for part in place) and len(folders) > 1:
+    if by_kind and any("*" in part for part in place) and len(folders) > 1:
         kinds: dict[str, list[str]] = defaultdict(list)
         for file in files:
             kinds[_kind(file, place)].append(file)

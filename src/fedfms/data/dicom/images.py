@@ -11,16 +11,18 @@ from pydicom import Dataset
 from pydicom.pixels.processing import apply_color_lut
 
 from fedfms.contracts.site import Reading
-from fedfms.data.content import Content, cannot_read_here, damaged
+from fedfms.data.content import SLIDE, Content, cannot_read_here, damaged
 from fedfms.data.dicom.series import (
     LPS_TO_RAS,
     Series,
+    has_many_frames,
     images_in,
     is_enhanced,
     is_picture,
     measured,
     no_warnings,
     read_stack,
+    require_frames_with_places,
     require_grey,
     require_one_scale,
     require_place,
@@ -57,6 +59,10 @@ def read_series(path: Path, content: Content, site: Reading) -> Series:
     if len(found) == 1 and is_picture(first):
         return _of_picture(folder / name, first)
     if isinstance(content, bytes):
+        require_whole_numbers(path, first)
+        if has_many_frames(first):
+            require_frames_with_places(path, first)
+        require_place(path, first)
         raise SiteDataError(
             f"{path} is a file with one slice, and an image in DICOM is a folder with the slices "
             "of one series",
@@ -105,6 +111,12 @@ def _of_picture(path: Path, image: Dataset) -> Series:
     """X-ray, mammography, ultrasound and the like: one picture, without a place in the patient."""
     require_whole_numbers(path, image)
     frames = int(image.get("NumberOfFrames") or 1)
+    if frames > 1 and image.get("Modality") == "SM":
+        raise SiteDataError(
+            f"{path} is a whole slide of {frames} tiles",
+            SLIDE,
+            code="multi-frame",
+        )
     if frames > 1:
         raise SiteDataError(
             f"{path} is a multi-frame image whose {frames} frames lie nowhere in a patient",

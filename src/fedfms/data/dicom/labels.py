@@ -54,6 +54,20 @@ def read_label(path: Path, data: Content, meaning: Labels, series: Series) -> tu
     return label_values(name, masks, meaning), f"DICOM {label.get('Modality') or 'label'}"
 
 
+def read_mask(path: Path, data: bytes) -> Array:
+    """(I, J, 1) numbers as stored of a picture in DICOM, if it may be the label of another one.
+
+    Raises:
+        SiteDataError: "not-dicom", "not-a-label" and what `mask_of_picture` raises.
+    """
+    label = parsed_dicom(path, data)
+    if label.file_meta.get("MediaStorageSOPClassUID", "") in LABEL_KINDS or not is_picture(label):
+        raise SiteDataError(
+            f"{path} is no picture", "name a mask saved as a picture in DICOM", code="not-a-label"
+        )
+    return mask_of_picture(path, label)
+
+
 def _one_file(path: Path, data: Content) -> tuple[Path, bytes]:
     if isinstance(data, bytes):
         return path, data

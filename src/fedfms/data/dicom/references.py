@@ -151,14 +151,18 @@ def _labels_at(path: Path) -> dict[Path, _Uids]:
 def _references(header: Dataset) -> _Uids:
     spaces = header.get("ReferencedFrameOfReferenceSequence") or []
     frames = {str(one.get("FrameOfReferenceUID", "")) for one in (header, *spaces)}
-    listed = referenced_series(header)
-    series = {str(one.get("SeriesInstanceUID", "")) for one in listed}
+    series = {str(one.get("SeriesInstanceUID", "")) for one in referenced_series(header)}
+    return _Uids(frozenset(series - {""}), frozenset(frames - {""}), referenced_files(header))
+
+
+def referenced_files(label: Dataset) -> frozenset[str]:
+    """SOPInstanceUID of the images that a segmentation names."""
     files = {
         str(image.get("ReferencedSOPInstanceUID", ""))
-        for one in listed
+        for one in referenced_series(label)
         for image in one.get("ReferencedInstanceSequence") or []
     }
-    return _Uids(frozenset(series - {""}), frozenset(frames - {""}), frozenset(files - {""}))
+    return frozenset(files - {""})
 
 
 def _headers(files: Sequence[Path]) -> dict[Path, Dataset]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
+from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from fedfms.contracts.site import Labels
 from fedfms.data.content import cannot_read_here, damaged
@@ -16,10 +16,12 @@ from fedfms.data.dicom.series import (
     LPS_TO_RAS,
     UNEVEN,
     Series,
+    known_syntax,
     no_warnings,
     only_stored_bits,
     require_decoder,
     require_whole_numbers,
+    undecodable,
 )
 from fedfms.data.grid import Array
 from fedfms.data.pictures import coloured
@@ -51,6 +53,17 @@ def read_segmentation(
     values = mapped(path, segments, meaning, "segments")
     drawn = nothing_drawn(series, values, segments)
     frames = _frames(path, label)
+    if "PerFrameFunctionalGroupsSequence" not in label:
+        raise cannot_read_here(
+            path,
+            f"its {len(frames)} frames do not say where they lie or of which segment they are "
+            "(PerFrameFunctionalGroupsSequence), as in segmentations of whole slides in tiles",
+            "save the labels of a region of the slide as PNG, with the region as a picture",
+        )
+    described = len(label.PerFrameFunctionalGroupsSequence)
+    if described != len(frames):
+        raise damaged(path, f"it describes {described} frames and has {len(frames)}")
+    drawn_on: set[int] = set()  # of a picture, which one frame of a segment covers
     shared = (label.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     for own, frame in zip(label.PerFrameFunctionalGroupsSequence, frames, strict=True):
         numbers = (
@@ -61,6 +74,9 @@ def read_segmentation(
         for number in numbers:
             if number not in segments:
                 raise damaged(path, f"a frame is of segment {number}, which it does not describe")
+            if not series.has_place and number in drawn_on:
+                raise _other_grid(path)
+            drawn_on.add(number)
             if number in values:
                 found = frame == number if kind == "LABELMAP" else frame != 0
                 if series.has_place:
@@ -94,11 +110,14 @@ def mask_of_picture(path: Path, label: Dataset) -> Array:
 
 def _frames(path: Path, label: Dataset) -> Array:
     """(N, rows, columns) of a segmentation as stored."""
-    syntax = UID(str(label.file_meta.get("TransferSyntaxUID", "")))
-    if syntax in _LOSSY or str(label.get("LossyImageCompression", "00")) == "01":
+    syntax = known_syntax(path, label)
+    # once set it is never taken back: of what was drawn on a lossy image it says so of the image
+    was_lossy = str(label.get("LossyImageCompression", "00")) == "01"
+    is_drawn = "SegmentSequence" in label
+    if syntax in _LOSSY or (was_lossy and (syntax == JPEG2000 or not is_drawn)):
+        how = syntax.name if syntax in _LOSSY else "LossyImageCompression is 01"
         raise SiteDataError(
-            f"{path} is a segmentation in lossy compression ({syntax.name}), which does not keep "
-            "label values",
+            f"{path} is or was in lossy compression ({how}), which does not keep label values",
             "export the segmentation again without compression or with RLE",
             code="lossy-labels",
         )
@@ -110,6 +129,8 @@ def _frames(path: Path, label: Dataset) -> Array:
             if label.BitsAllocated > 1:
                 frames = only_stored_bits(frames, int(label.BitsStored))
     except Exception as error:  # a damaged file makes a decoder raise nearly anything
+        if syntax.is_encapsulated:
+            raise undecodable(path, syntax, error) from None
         raise damaged(path, f"{type(error).__name__}: {error}") from None
     return frames if frames.ndim == 3 else frames[None]
 

@@ -22,7 +22,7 @@ from pydicom import Dataset, dcmread
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, MediaStorageDirectoryStorage
+from pydicom.uid import UID
 
 from fedfms.contracts.site import Reading
 from fedfms.data.content import (
@@ -42,6 +42,13 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 # Modality of objects that lie beside images and are none
 _NO_IMAGES = frozenset(
     ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "PR", "SR", "KO", "REG", "DOC", "FID")
+)
+# Kinds of objects (SOP classes) that hold images, though their names do not say so
+_IMAGES_TOO = frozenset(
+    (
+        *("ParametricMapStorage", "OphthalmicThicknessMapStorage", "CornealTopographyMapStorage"),
+        "EnhancedUSVolumeStorage",
+    )
 )
 # Modality of slices through a patient, which are nothing without their places
 _OF_SLICES = frozenset(("CT", "MR", "PT", "NM"))
@@ -89,8 +96,8 @@ class Series:
 
     @property
     def series_uid(self) -> str:
-        """SeriesInstanceUID."""
-        return str(self.headers[0].SeriesInstanceUID)
+        """SeriesInstanceUID; empty where the images have none."""
+        return str(self.headers[0].get("SeriesInstanceUID", ""))
 
     @property
     def frame_of_reference_uid(self) -> str:
@@ -100,7 +107,7 @@ class Series:
     @property
     def sop_uids(self) -> frozenset[str]:
         """SOPInstanceUID of all slices."""
-        return frozenset(str(header.SOPInstanceUID) for header in self.headers)
+        return frozenset(str(header.get("SOPInstanceUID", "")) for header in self.headers)
 
 
 def read_stack(path: Path, slices: Sequence[tuple[str, Dataset]]) -> Series:
@@ -143,11 +150,15 @@ def is_picture(image: Dataset) -> bool:
 
 def stands_alone(header: Dataset) -> bool:
     """Whether a file is an image by itself, by its header: a picture, or many frames."""
+    return has_many_frames(header) or is_picture(header)
+
+
+def has_many_frames(header: Dataset) -> bool:
+    """Whether a file holds more than one frame, by its header."""
     try:
-        has_frames = int(header.get("NumberOfFrames") or 1) > 1
+        return int(header.get("NumberOfFrames") or 1) > 1
     except (ValueError, TypeError):
-        has_frames = False
-    return has_frames or is_picture(header)
+        return False
 
 
 def images_alone(path: Path) -> list[Path]:
@@ -225,24 +236,29 @@ def images_in(path: Path, content: Content, site: Reading) -> list[tuple[str, Da
         SiteDataError: "not-dicom", "no-dicom-images", "several-series", "no-such-series",
             "damaged-file", "cannot-be-read-here".
     """
+    beside: set[str] = set()
     if isinstance(content, bytes):
-        images = list(_images(path.parent, [(path.name, content)]))
+        images = list(_images(path.parent, [(path.name, content)], beside))
     else:
-        images = list(_images(path, content.files))
+        images = list(_images(path, content.files, beside))
     if not images:
+        kinds = ", ".join(sorted(beside)) or "other objects"
         raise SiteDataError(
-            f"{path} holds no DICOM image, only objects such as SEG or RTSTRUCT",
+            f"{path} holds no DICOM image, only: {kinds}",
             "let the glob images in site.yml match the images or their folders",
             code="no-dicom-images",
         )
     return _one_series(path, images, site)
 
 
-def _images(folder: Path, files: Sequence[tuple[str, bytes]]) -> Iterator[tuple[str, Dataset]]:
-    """The image files with their names; what lies beside images is passed over."""
+def _images(
+    folder: Path, files: Sequence[tuple[str, bytes]], beside: set[str]
+) -> Iterator[tuple[str, Dataset]]:
+    """The image files with their names; what lies beside images is passed over, and named there."""
     for name, data in files:
         parsed = parsed_dicom(folder / name, data)
         if is_beside_images(parsed):
+            beside.add(_kind_of(parsed))
             continue
         if "PixelData" not in parsed:
             if "BitsAllocated" not in parsed:  # comes before the pixels: the file ends too early
@@ -250,7 +266,11 @@ def _images(folder: Path, files: Sequence[tuple[str, bytes]]) -> Iterator[tuple[
             raise cannot_read_here(
                 folder / name,
                 "it has no PixelData"
-                + (" of whole numbers, only of floats" if "FloatPixelData" in parsed else ""),
+                + (
+                    " of whole numbers, only of floats"
+                    if "FloatPixelData" in parsed or "DoubleFloatPixelData" in parsed
+                    else ""
+                ),
                 _EXPORT_AGAIN,
             )
         yield name, parsed
@@ -278,8 +298,16 @@ def parsed_dicom(path: Path, data: bytes) -> Dataset:
 
 def is_beside_images(parsed: Dataset) -> bool:
     """Whether a DICOM object is none of a series' images but something that lies beside them."""
-    kind = parsed.file_meta.get("MediaStorageSOPClassUID", "")
-    return kind == MediaStorageDirectoryStorage or str(parsed.get("Modality", "")) in _NO_IMAGES
+    keyword = UID(str(parsed.file_meta.get("MediaStorageSOPClassUID", ""))).keyword
+    is_of_images = not keyword or "Image" in keyword or keyword in _IMAGES_TOO
+    return not is_of_images or str(parsed.get("Modality", "")) in _NO_IMAGES
+
+
+def _kind_of(parsed: Dataset) -> str:
+    """What an object is, in the words of the standard: Segmentation, Color Palette."""
+    kind = UID(str(parsed.file_meta.get("MediaStorageSOPClassUID", "")))
+    name = kind.name.removesuffix(" Storage") if kind.keyword else ""
+    return name or str(parsed.get("Modality") or "an object of no known kind")
 
 
 @contextlib.contextmanager
@@ -372,7 +400,8 @@ def require_whole_numbers(path: Path, image: Dataset) -> None:
 def _require_plain_slice(path: Path, slice_: Dataset) -> None:
     """One grey slice with a position; anything else is refused by its name."""
     require_whole_numbers(path, slice_)  # what says more than that it has frames or colours
-    if stands_alone(slice_) and not is_picture(slice_):
+    if has_many_frames(slice_) and not is_picture(slice_):
+        require_frames_with_places(path, slice_)
         raise SiteDataError(
             f"{path} is a multi-frame image with {slice_.NumberOfFrames} frames among others",
             "put each multi-frame file into a folder of its own, or let images in site.yml match "
@@ -393,6 +422,18 @@ def _require_plain_slice(path: Path, slice_: Dataset) -> None:
             code="several-pictures",
         )
     require_place(path, slice_)
+
+
+def require_frames_with_places(path: Path, image: Dataset) -> None:
+    """Frames of CT, MR, PET say each where it lies; or they are refused by name."""
+    if not is_enhanced(image):
+        raise SiteDataError(
+            f"{path} is a multi-frame image whose {image.NumberOfFrames} frames do not say where "
+            "they lie (PerFrameFunctionalGroupsSequence)",
+            "export the series again with the places of its slices: as single-frame images, or as "
+            "enhanced ones",
+            code="multi-frame",
+        )
 
 
 def require_place(path: Path, slice_: Dataset) -> None:
@@ -566,8 +607,8 @@ def stored_numbers(path: Path, image: Dataset) -> Array:
     Raises:
         SiteDataError: "no-decoder", "damaged-file", "cannot-be-read-here".
     """
-    syntax = UID(str(image.file_meta.get("TransferSyntaxUID", "")))
-    compressed = syntax.is_encapsulated if syntax.is_transfer_syntax else False
+    syntax = known_syntax(path, image)
+    compressed = syntax.is_encapsulated
     if compressed:
         require_decoder(path, syntax)
     else:
@@ -579,12 +620,7 @@ def stored_numbers(path: Path, image: Dataset) -> Array:
     except Exception as error:  # a damaged file makes a decoder raise nearly anything
         if not compressed:
             raise damaged(path, f"{type(error).__name__}: {error}") from None
-        raise SiteDataError(
-            f"{path} cannot be decoded ({syntax.name}): {type(error).__name__}",
-            "copy the file again; if that does not help, decompress the series, for example with: "
-            "gdcmconv --raw IN OUT",
-            code="no-decoder",
-        ) from None
+        raise undecodable(path, syntax, error) from None
 
 
 def measured(path: Path, stored: Array, header: Dataset) -> Array:
@@ -652,6 +688,32 @@ def only_stored_bits(values: Array, bits: int) -> Array:
     np.left_shift(values, above, out=values)
     np.right_shift(values, above, out=values)  # keeps the sign
     return values
+
+
+def known_syntax(path: Path, image: Dataset) -> UID:
+    """How a file's pixels are stored (TransferSyntaxUID).
+
+    Raises:
+        SiteDataError: "no-decoder", "cannot-be-read-here".
+    """
+    syntax = UID(str(image.file_meta.get("TransferSyntaxUID", "")))
+    if not syntax:
+        raise cannot_read_here(
+            path, "it does not say how its pixels are stored (TransferSyntaxUID)", _EXPORT_AGAIN
+        )
+    if not syntax.is_transfer_syntax or (syntax.is_private and not syntax.keyword):
+        require_decoder(path, syntax)
+    return syntax
+
+
+def undecodable(path: Path, syntax: UID, error: Exception) -> SiteDataError:
+    """The error for compressed pixels on which a decoder fails."""
+    return SiteDataError(
+        f"{path} cannot be decoded ({syntax.name}): {type(error).__name__}",
+        "copy the file again; if that does not help, decompress the series, for example with: "
+        "gdcmconv --raw IN OUT",
+        code="no-decoder",
+    )
 
 
 def require_decoder(path: Path, syntax: UID) -> None:
