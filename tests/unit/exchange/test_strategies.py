@@ -19,6 +19,7 @@ from fedfms.exchange.averaging import average, averaging_weights
 from fedfms.exchange.strategies import GROUP, combine, find_strategy
 from fedfms.exchange.strategies.mean import Mean
 from fedfms.plugins import installed
+from memory_peak import GIVES_BACK
 
 RECIPE = Recipe(
     method="fedmsa",
@@ -238,7 +239,7 @@ def test_a_median_of_forty_contributions_takes_the_memory_of_one_of_two() -> Non
     for sites in (2, 40):
         done = subprocess.run(
             [sys.executable, "-c", _MEMORY, str(sites), str(values)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={**os.environ, **GIVES_BACK, "PYTHONPATH": os.pathsep.join(sys.path)},
             capture_output=True,
             text=True,
             check=True,
