@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedfms.cli.common import progress
+from fedfms.cli.common import out, progress
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
@@ -27,6 +27,7 @@ def each_alone(
     training = [site for site in sites if site.name not in recipe.holdout]
     alone = recipe.alone.with_values({"evaluate_first": recipe.rounds}, "once, at the end")
     for site in training:
+        out.print(f"{site.name} trains alone, to compare with")
         config = SiteConfig.from_yaml(site.folder / "site.yml", site.data)
         done: list[PooledRound] = []
         with progress(False) as on_progress:
