@@ -5,9 +5,9 @@
 Makes patients as FeTS has them, a folder each with _t1, _t1ce, _t2, _flair and _seg, in a temporary
 folder. In no contrast alone is the object that is asked for different in grey from all others; in
 all four together it is. `fedfms adopt` writes site.yml, `fedfms check-data` looks at it, and
-`fedfms train-local` trains `jobs/fedmsa` with vit_demo on four contrasts, on each alone, and on four
-of which a patient in eight lacks t1ce. `fedfms predict` finds the object in ten patients that were
-not trained on; a JSON line each with the mean Dice over these.
+`fedfms train-local` trains `jobs/fedmsa` with vit_demo on four contrasts, on each alone, and on
+four of which a patient in eight lacks t1ce. `fedfms predict` finds the object in ten patients that
+were not trained on; a JSON line each with the mean Dice over these.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import yaml
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-# grey of the tumour, and of three more objects, in each contrast: none of these three is as bright as
-# the tumour in all, and in flair all are
+# grey of the tumour, and of three more objects, in each contrast: none of these three is as bright
+# as the tumour in all, and in flair all are
 GREYS = {
     "t1": (0.70, 0.70, 0.70, 0.25),
     "t1ce": (0.80, 0.80, 0.30, 0.80),
