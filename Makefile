@@ -18,6 +18,10 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 DEMO ?= workspace/demo
+# The demo's task, as in docker-compose.yml: what the shipped backbone does not know yet, and at each site
+# few slices to learn it from.
+PHANTOMS = --lesion small --cases 22 --slices 1 --validate 0.5
+RECIPE = --set local_epochs=5 --set batch_size=4
 
 BIN := $(VENV)/bin
 SOURCES := $(shell find src jobs -type f -not -name '*.pyc' -not -path '*.egg-info*' -not -path '*/build/*') \
@@ -48,8 +52,8 @@ $(VENV)/fedfms.stamp: $(VENV)/run.stamp $(SOURCES)
 	touch $@
 
 demo: $(VENV)/fedfms.stamp
-	test -d $(DEMO)/sites || $(BIN)/fedfms synth $(DEMO)/sites
-	$(BIN)/fedfms simulate jobs/fedmsa --sites $(DEMO)/sites --set holdout=site-4 --workspace $(DEMO)
+	test -d $(DEMO)/sites || $(BIN)/fedfms synth $(DEMO)/sites $(PHANTOMS)
+	$(BIN)/fedfms simulate jobs/fedmsa --sites $(DEMO)/sites --set holdout=site-4 $(RECIPE) --workspace $(DEMO) --alone
 
 # Files of tests beside each other, in the order of tests/conftest.py: the longest first.
 SIDE_BY_SIDE = $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

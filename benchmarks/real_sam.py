@@ -10,7 +10,8 @@ Sites train in this process, one after the other, by the product's own trainer, 
 Rows of a data set, a line of JSON each, and a table at the end:
   zero-shot    each of SAM's four mask tokens, untrained; the one with the best mean at the training
                sites is what the other rows start from (`mask_token`)
-  decoder      the mask decoder alone (`adapter_blocks=last:0`); "token 0": from SAM's first token
+  decoder      the mask decoder alone (`adapter_blocks=last:0`)
+  token 0      the same from SAM's first token, where another is the best
   fedmsa, fedsam, lora
   local        the decoder alone at each training site alone
   vit_demo     FedMSA of jobs/fedmsa, at 128 pixels, the same rounds
@@ -49,6 +50,7 @@ from fedfms.local.synthetic import CLASS_NAME, FEDERATION, write_phantom_site
 from fedfms.models.sam import CHECKPOINT_SUFFIXES
 
 ROOT = Path(__file__).resolve().parents[1]
+ROWS = ("decoder", "fedmsa", "token 0", "local", "vit_demo", "fedsam", "lora")  # after zero-shot
 # class, and the site that never trains
 DATA = {
     "phantoms": (CLASS_NAME, "site-3"),
@@ -215,7 +217,7 @@ def rows_of(options: argparse.Namespace, place: Place, token: int) -> list[tuple
     alone = {"adapter_blocks": "last:0"}
     rows = [("decoder", real(**alone)), ("fedmsa", real())]
     if token != 0:
-        rows.append(("decoder, token 0", real(**alone, mask_token=0)))
+        rows.append(("token 0", real(**alone, mask_token=0)))
     for site in place.training:
         others = tuple(name for name in place.names if name != site)
         rows.append((f"local {site}", real(**alone, holdout=others)))
@@ -236,7 +238,11 @@ def rows_of(options: argparse.Namespace, place: Place, token: int) -> list[tuple
     )
     rows += [("fedsam", real(method="fedsam")), ("lora", real(method="lora"))]
     chosen = options.rows.split(",") if options.rows else []
-    return [(name, one) for name, one in rows if not chosen or name.partition(" ")[0] in chosen]
+    return [
+        (name, one)
+        for name, one in rows
+        if not chosen or (name if name in ROWS else name.partition(" ")[0]) in chosen
+    ]
 
 
 def one_row(
@@ -296,7 +302,7 @@ def measure(
                     continue
                 after = (
                     [1, recipe.rounds]
-                    if name.startswith(("decoder", "fedmsa"))
+                    if name.startswith(("decoder", "token", "fedmsa"))
                     else [recipe.rounds]
                 )
                 running.append(begin(name, recipe, sorted(set(after))))
@@ -348,13 +354,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--precision", help="bf16 on a GPU, fp32 on a processor")
-    parser.add_argument("--rows", default="", help="of decoder, fedmsa, local, …, with commas")
+    parser.add_argument("--rows", default="", help=f"some of {', '.join(ROWS)}, with commas")
     parser.add_argument("--jobs", type=int, help="rows side by side; 4 on a GPU, else 1")
     parser.add_argument("--threads", type=int, help="of a row; 4 on a GPU, else 1")
     parser.add_argument("--seconds", type=float, default=1e9, help="after which no row begins")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="write the lines here, too")
     options = parser.parse_args()
+    if unknown := {*options.rows.split(",")} - {"", *ROWS}:
+        parser.error(f"no row is called {', '.join(sorted(unknown))}: choose of {', '.join(ROWS)}")
     on_gpu = options.device != "cpu"
     options.precision = options.precision or ("bf16" if on_gpu else "fp32")
     options.jobs = options.jobs or (4 if on_gpu else 1)

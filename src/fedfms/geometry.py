@@ -392,10 +392,13 @@ def mask_target(masks: Tensor, frame: Frame, recipe: Recipe) -> Tensor:
 def mask_of_cover(cover: Tensor) -> Tensor:
     """(K, h, w) share of each mask pixel that a class covers, to (K, h, w) bool; `mask_target`."""
     kept = cover >= 0.5
-    for one_cover, one_kept in zip(cover, kept, strict=True):
-        if one_kept.sum() < 0.5 * one_cover.sum():
-            one_kept |= one_cover >= 0.5 * one_cover.max()
-    return kept
+    if cover.numel() == 0:
+        return kept
+    # no branch asks a value, for which the host would wait for a GPU
+    of_a_class = cover.flatten(1)
+    lost = kept.flatten(1).sum(dim=1) < 0.5 * of_a_class.sum(dim=1)
+    half_of_best = 0.5 * of_a_class.amax(dim=1)
+    return kept | (lost[:, None, None] & (cover >= half_of_best[:, None, None]))
 
 
 def to_native(logits: Tensor, frame: Frame, recipe: Recipe) -> Tensor:

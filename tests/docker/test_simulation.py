@@ -138,10 +138,10 @@ def test_results_are_there_and_fedmsa_has_learnt_as_in_the_demo(first: Run) -> N
         rows = [row for row in csv.DictReader(file) if row["metric"] == "dice"]
     final = {row["site"]: float(row["mean"]) for row in rows if row["model"] == "final"}
     assert set(final) == set(SITES)
-    # make demo: 0.944, 0.895, 0.940 and, unseen, 0.899
+    # make demo: 0.561, 0.595, 0.551 and, unseen, 0.495; before training 0.128 and 0.170
     trained = [final[site] for site in ("site-1", "site-2", "site-3")]
-    assert sum(trained) / 3 == pytest.approx(0.927, abs=0.01)
-    assert final["site-4"] == pytest.approx(0.899, abs=0.02)
+    assert sum(trained) / 3 == pytest.approx(0.569, abs=0.02)
+    assert final["site-4"] == pytest.approx(0.495, abs=0.03)
     recipe = json.loads((first.results / "recipe.json").read_text())
     assert (recipe["method"], recipe["holdout"]) == ("fedmsa", ["site-4"])
 
@@ -206,7 +206,7 @@ def test_the_ca_key_is_in_one_volume_that_only_provisioning_mounts(first: Run) -
 def test_no_file_name_of_any_site_is_outside_its_trainer(first: Run) -> None:
     project = first.project
     names = {path.name.split(".")[0] for path in project.volume("site-1-data").rglob("*.nii.gz")}
-    assert len(names) == 18
+    assert len(names) == 22
     places = [project.volume("server-workspace"), project.volume("coordinator-workspace")]
     places += [project.volume(f"{site}-workspace") for site in SITES]
     places.append(project.folder / "results")

@@ -15,8 +15,14 @@ from fedfms.cli.alone import each_alone, words
 from fedfms.contracts.recipe import read_job_recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
+from fedfms.data.manifest import find_cases
+from fedfms.data.prepare import prepare_cases
 from fedfms.local.sites import find_sites
 from fedfms.local.synthetic import write_phantom_federation, write_phantom_site
+from fedfms.models.build import build_model
+from fedfms.models.sam import find_checkpoint
+from fedfms.models.travelling import write_travelling
+from fedfms.training.evaluate import evaluate
 from fedfms.training.pooled import PooledRound, train_pooled
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
@@ -319,10 +325,20 @@ def test_each_site_alone_is_trained_as_train_local_does_and_scored_at_the_end(
     found = each_alone(recipe, find_sites(tmp_path, None), None)
     rounds: list[PooledRound] = []
     site = SiteConfig.from_yaml(tmp_path / "site-1/site.yml")
-    train_pooled(
+    tensors = train_pooled(
         recipe.alone, {"s": site}, checkpoints=None, control=Control(), on_round=rounds.append
     )
     dice = next(m.mean for m in rounds[-1].metrics["s"] if m.metric == "dice")
-    assert found == {"site-1": dice}
-    assert words({"a": 0.25, "b": 0.75}).endswith("a 0.250, b 0.750; mean 0.500")
-    assert words({"a": None}).endswith("a –; mean –")
+
+    model = build_model(recipe, find_checkpoint(recipe, None))
+    write_travelling(model, tensors)
+    other = SiteConfig.from_yaml(tmp_path / "site-2/site.yml")
+    cases = prepare_cases(find_cases(other), other)  # all four, the half that would train too
+    assert len(cases) == 4
+    scores = [score.dice for score in evaluate(model, cases, recipe, other, Control())]
+    assert found == {"site-1": {"site-1": dice, "site-2": pytest.approx(np.mean(scores))}}
+
+    own, elsewhere = words({"a": {"a": 0.25, "u": 0.5}, "b": {"b": 0.75, "u": None}})
+    assert own.endswith("a 0.250, b 0.750; mean 0.500")
+    assert elsewhere == "their models at u, which never trains: a 0.500, b –; mean 0.500"
+    assert words({"a": {"a": None}})[0].endswith("a –; mean –")

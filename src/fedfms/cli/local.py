@@ -141,7 +141,7 @@ def simulate(
         found_alone = each_alone(
             chosen, places, checkpoints or Machine.from_environment().checkpoints
         )
-        out.print(words(found_alone))
+        out.print("\n".join(words(found_alone)))
     if not as_json:
         out.print("order of slices: from the recipe's seed; a hospital's is its own secret")
         out.print(f"logs: {logs}")

@@ -16,6 +16,7 @@ from torch.utils.data import ConcatDataset
 from fedfms.contracts.recipe import AUGMENTATIONS, Recipe
 from fedfms.control import Control
 from fedfms.data.slices import SliceDataset
+from fedfms.geometry import mask_of_cover
 from fedfms.training.augment import (
     Change,
     Tone,
@@ -205,6 +206,39 @@ def test_a_thin_vessel_stays_where_it_is_turned():
     masks[0, 5:60, 30] = True
     got = change_masks(masks, 64, 64, Change(degrees=31.0))
     assert got.sum() >= 0.5 * masks.sum()
+
+
+def test_the_rule_of_thin_objects_is_each_classes_own():
+    """As geometry.mask_target says it, in words of one class."""
+    random = torch.Generator().manual_seed(5)
+    blocks = torch.rand(24, 9, 11, generator=random)
+    blocks[6:12] *= 0.3  # half of which is nowhere
+    blocks[12:18] *= (torch.rand(6, 9, 11, generator=random) > 0.9) * 0.45
+    blocks[18:20] = 0.0
+    blocks[20:] = (blocks[20:] > 0.5).float()
+    thin = 0
+    for plane, got in zip(blocks, mask_of_cover(blocks), strict=True):
+        expected = plane >= 0.5
+        if expected.sum() < 0.5 * plane.sum():
+            expected |= plane >= 0.5 * plane.max()
+            thin += 1
+        assert torch.equal(got, expected)
+    assert 6 <= thin <= 18
+    assert mask_of_cover(torch.zeros(2, 0, 5)).shape == (2, 0, 5)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_change_asks_its_device_for_no_value(seed):
+    """A host that did would wait for the GPU. Tensors of the meta device have none to give."""
+    strengths = {**ALL, "augment_probability": 1.0, "augment_noise": 0.0}  # a GPU's own generator
+    change = draw(little_recipe(image_size=64, **strengths), np.random.default_rng(seed))
+    assert change.bent
+    picture = torch.empty(1, 48, 64, dtype=torch.uint8, device="meta")
+    changed, inside = change_picture(picture, change)
+    assert (changed.shape, changed.dtype) == (picture.shape, torch.uint8)
+    assert inside is not None and inside.device.type == "meta"
+    target = torch.empty(3, 32, 32, dtype=torch.bool, device="meta")
+    assert change_masks(target, 24, 32, change).shape == (3, 32, 32)
 
 
 def test_what_was_in_no_slice_is_padding_and_no_foreground():
