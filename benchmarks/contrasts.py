@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -24,6 +22,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from tiles import fedfms
 
 # grey of the tumour, and of three more objects, in each contrast: none of these three is as bright
 # as the tumour in all, and in flair all are
@@ -34,7 +33,6 @@ GREYS = {
     "flair": (0.65, 0.65, 0.65, 0.65),
 }
 _SIZE, _SLICES, _BODY, _NOISE = 96, 4, 0.45, 0.03
-_COMMAND = [sys.executable, "-c", "import sys; from fedfms.cli import main; sys.exit(main())"]
 
 
 def patient(seed: int) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8]]:
@@ -81,16 +79,6 @@ def write(
         label = nibabel.Nifti1Image(truth[name], np.diag([1, 1, 3, 1]))
         nibabel.save(label, folder / name / f"{name}_seg.nii.gz")
     return truth
-
-
-def fedfms(*arguments: str | Path) -> str:
-    """Run a command that must end well; what it printed."""
-    done = subprocess.run(
-        [*_COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"{arguments[0]}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.stdout
 
 
 def learnt(

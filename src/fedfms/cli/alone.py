@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from torch import Tensor
-
 from fedfms.cli.common import out, progress
-from fedfms.contracts.contribution import Metric
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
+from fedfms.data.cache import StoredCase
 from fedfms.data.manifest import find_whole_cases
 from fedfms.data.prepare import prepare_cases
 from fedfms.local.sites import Site
 from fedfms.models.build import build_model
 from fedfms.models.sam import find_checkpoint
 from fedfms.models.travelling import write_travelling
+from fedfms.records.scores import mean, over_classes
 from fedfms.training.device import ready_device
 from fedfms.training.evaluate import evaluate, summarize
 from fedfms.training.pooled import PooledRound, train_pooled
@@ -36,50 +34,36 @@ def each_alone(recipe: Recipe, sites: Sequence[Site], checkpoints: Path | None) 
     """
     found: dict[str, Mapping[str, float | None]] = {}
     alone = recipe.alone.with_values({"evaluate_first": recipe.rounds}, "once, at the end")
-    unseen = [site for site in sites if site.name in recipe.holdout]
-    for site in sites:
-        if site in unseen:
-            continue
-        out.print(f"{site.name} trains alone, to compare with")
+    configs = {
+        site.name: SiteConfig.from_yaml(site.folder / "site.yml", site.data) for site in sites
+    }
+    unseen = {name: _all_cases(configs[name]) for name in configs if name in recipe.holdout}
+    for name in [name for name in configs if name not in unseen]:
+        out.print(f"{name} trains alone, to compare with")
         done: list[PooledRound] = []
         with progress(False) as on_progress:
             control = Control(on_progress)
             tensors = train_pooled(
                 alone,
-                {site.name: _config(site)},
+                {name: configs[name]},
                 checkpoints=checkpoints,
                 control=control,
                 on_round=done.append,
             )
-            elsewhere = {
-                other.name: _dice(_scored(alone, tensors, _config(other), checkpoints, control))
-                for other in unseen
-            }
-        found[site.name] = {site.name: _dice(done[-1].metrics[site.name]), **elsewhere}
+            model = build_model(alone, find_checkpoint(alone, checkpoints))
+            write_travelling(model, tensors)
+            scored = {name: done[-1].metrics[name]}
+            for other, cases in unseen.items():
+                model.to(ready_device(configs[other]))
+                scores = evaluate(model, cases, alone, configs[other], control)
+                scored[other] = summarize(scores, 1)
+        found[name] = {site: over_classes(metrics, "dice") for site, metrics in scored.items()}
     return found
 
 
-def _config(site: Site) -> SiteConfig:
-    return SiteConfig.from_yaml(site.folder / "site.yml", site.data)
-
-
-def _scored(
-    recipe: Recipe,
-    tensors: Mapping[str, Tensor],
-    site: SiteConfig,
-    checkpoints: Path | None,
-    control: Control,
-) -> tuple[Metric, ...]:
-    """Of all cases of a site that trained nothing of these tensors."""
-    model = build_model(recipe, find_checkpoint(recipe, checkpoints)).to(ready_device(site))
-    write_travelling(model, tensors)
+def _all_cases(site: SiteConfig) -> list[StoredCase]:
     there, left_out = find_whole_cases(site)
-    cases = prepare_cases(there, site, control, left_out=left_out)
-    return summarize(evaluate(model, cases, recipe, site, control), 1)
-
-
-def _dice(metrics: Iterable[Metric]) -> float | None:
-    return _mean(m.mean for m in metrics if m.metric == "dice")
+    return prepare_cases(there, site, left_out=left_out)
 
 
 def words(alone: Scores) -> list[str]:
@@ -96,12 +80,7 @@ def words(alone: Scores) -> list[str]:
 
 def _listed(scores: Mapping[str, float | None]) -> str:
     each = ", ".join(f"{name} {_score(score)}" for name, score in scores.items())
-    return f"{each}; mean {_score(_mean(scores.values()))}"
-
-
-def _mean(scores: Iterable[float | None]) -> float | None:
-    known = [score for score in scores if score is not None]
-    return float(np.mean(known)) if known else None
+    return f"{each}; mean {_score(mean(scores.values()))}"
 
 
 def _score(value: float | None) -> str:
