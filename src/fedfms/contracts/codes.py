@@ -82,7 +82,7 @@ CODES: dict[str, str] = {
     "method-not-allowed": "its policy does not allow this method",
     "metric-range": "it reports a score that no prediction can have",
     "missing-tensor": "a tensor is missing",
-    "no-history": "what was asked of it before cannot be read",
+    "no-history": "what was asked of it before cannot be read or written down",
     "no-secret": "its secret file cannot be used",
     "no-policy": "its policy cannot be used",
     "no-peers": "it does not say which trainers of other sites it knows (policy/peers.json)",

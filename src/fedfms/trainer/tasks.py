@@ -308,7 +308,7 @@ class TaskRunner:
                         folder=self.folders.work / FEATURES_FOLDER,
                     )
                 else:
-                    secret = None if self.folders.order_from_seed else self._secret
+                    secret = self._order_of(request)
                     with self._round_of_ranks(job, task, control, secret) as ranks:
                         slices, result = _train(job, task, own, control, secret, ranks, features)
             if task.round >= recipe.personal_after:
@@ -345,10 +345,11 @@ class TaskRunner:
             policy, site, recipe, shapes_of(before), tensors, contribution, job.unsent, still
         )
         if trains and request is not None:
+            budget.add(policy, recipe, task.job, task.round)  # before anything of it is kept
             _keep_learnt(job, task, request)
         norm = report.update_norm
         if leaving and norm is None:  # the site knows it, whoever else does
-            norm = update_norm(leaving)
+            norm = _norm_of_a_part(policy, tensors, leaving)
         if leaving and recipe.sums_only:
             with meter("exchange"):
                 leaving = self.sums.masked(
@@ -360,8 +361,6 @@ class TaskRunner:
                 )
         outcome = Outcome(report, leaving, pass_pictures(policy, recipe, pictures))
         if history is not None and request is not None:
-            if trains:
-                budget.add(policy, recipe, task.job, task.round)
             telling.is_told(history, report)
             history.left(request, norm)
             kept.keep_answer(task, key, outcome)
@@ -427,6 +426,16 @@ class TaskRunner:
             job.model, job.dataset, recipe, task.round, secret, control
         ) as ranks:
             yield ranks
+
+    def _order_of(self, request: Request | None) -> bytes | None:
+        """The secret of one request's order of slices; None: the order follows from the seed.
+
+        Of another recipe, whatever differs in it, and of another model it is another order: if two
+        differences of a site were equal, sums of which one has a site more would show its part.
+        """
+        if self.folders.order_from_seed or self._secret is None or request is None:
+            return None
+        return part_of(self._secret, request.question)
 
     def _of_this_site(self) -> History:
         """What was asked of it before; its secret is read, or made, with it."""
@@ -636,6 +645,19 @@ def _state_of(
         settings += f" {list(site.contrasts)} {site.missing_contrast}"
     learnt = job.learnt if trains or staying_names(job.model) or job.own else ""
     return hashlib.sha256("\n".join([settings, learnt, *there]).encode()).hexdigest()
+
+
+def _norm_of_a_part(
+    policy: Policy, learnt: Mapping[str, Tensor], leaving: Mapping[str, Tensor]
+) -> float:
+    """L2 norm of what leaves in a sum, as the site's history takes it.
+
+    Without the recipe's own bound, which could make every other model seem to lie far from this.
+    """
+    within = update_norm(learnt)
+    if policy.clip_norm is not None:
+        within = min(within, policy.clip_norm)
+    return max(within, update_norm(leaving))
 
 
 def _no_new_noise(task: Task) -> DoorClosed:

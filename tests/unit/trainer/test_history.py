@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -18,12 +19,14 @@ from trainer_process import SITE, Place, ask, task_runner
 
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import DoorClosed
+from fedfms.exchange.tensors import update_norm
 from fedfms.local.synthetic import write_phantom_site
 from fedfms.models.build import build_model
 from fedfms.models.travelling import read_travelling
 from fedfms.trainer.history import HISTORY_FILE, SKETCH, History, sketch
 from fedfms.trainer.secret import SECRET_FILE, site_secret
 from fedfms.trainer.tasks import TaskRunner
+from small_disk import small_disk
 
 SECRET = b"s" * 32
 
@@ -268,6 +271,54 @@ def test_the_order_of_slices_follows_from_the_secret(
     assert not equal(first, difference("other"))
     assert not equal(first, difference("seed", from_seed=True))
     assert equal(difference("seed-a", from_seed=True), difference("seed-b", from_seed=True))
+
+
+def test_another_recipe_has_another_order_whatever_differs_in_it(
+    place: Place, quick: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    """Of two sums, one with a site more, equal parts of the others would show what it sent."""
+    trainer = task_runner(place)
+    differences = [
+        ask(trainer, recipe, 0, global_model, job=f"job-{number}").tensors
+        for number, recipe in enumerate(
+            (
+                quick,
+                dataclasses.replace(quick, holdout=("another-site",)),
+                dataclasses.replace(quick, probability_threshold=0.4),
+                dataclasses.replace(quick, site_learning_rates=("another-site:1e-6",)),
+            )
+        )
+    ]
+    for number, one in enumerate(differences):
+        for other in differences[:number]:
+            apart = update_norm({name: one[name].float() - other[name].float() for name in one})
+            assert apart > 0.05 * update_norm(one)
+
+
+def test_what_cannot_be_written_down_does_not_leave(
+    place: Place, recipe: Recipe, global_model: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """It would be forgotten with this process, and a mean of one patient fewer could leave next."""
+    place.set_policy(min_cases=2)
+    with small_disk(tmp_path / "disk", "8m") as work:
+        trainer = task_runner(place, work)
+        ask(trainer, recipe, 0, global_model)
+        with (work / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(b"\0" * 64):
+                pass
+        size = (work / HISTORY_FILE).stat().st_size
+        with (work / HISTORY_FILE).open("ab") as file, contextlib.suppress(OSError):
+            file.write(b"\n" * (-size % 4096))  # what is left of its last page
+            file.flush()
+        model = moved(global_model, 0.01)
+        for _ in range(2):  # the second time there is nothing new to write but what waits
+            error = refused("no-history", trainer, recipe, 2, model, kind="evaluate")
+            assert "No space left" in error.problem and "free room" in error.fix
+        (work / "filler").unlink()
+        lines = (work / HISTORY_FILE).read_text().splitlines()
+        assert ask(trainer, recipe, 2, model, kind="evaluate").contribution.metrics
+        more = (work / HISTORY_FILE).read_text().splitlines()[len(lines) :]
+        assert next(json.loads(one)["event"] for one in more if one) == "asked"
 
 
 # -------------------------------------------------------------------------------------- sets
