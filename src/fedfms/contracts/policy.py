@@ -16,6 +16,8 @@ from fedfms.contracts.decode import from_dict, read_json, require, require_name
 
 POLICY_FILE = "privacy.json"
 
+MOST_EPSILON = 100.0  # of a limit; the account (exchange/account.py) ends at 200
+
 _AtLeastOne = Annotated[int, Field(ge=1, lt=2**53)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -122,9 +124,10 @@ class Policy(Bounds):
         for key in ("patient_epsilon", "site_epsilon"):
             budget = getattr(self, key)
             require(
-                budget is None or (math.isfinite(budget) and budget > 0),
+                budget is None or 0 < budget <= MOST_EPSILON,
                 f"{key} is {budget}",
-                "set a positive number, such as 8, or null for no limit",
+                f"set a positive number, such as 8, or null for no limit; {MOST_EPSILON:g} is the "
+                "most, and protects nobody any more",
             )
         require(
             0 < self.delta < 1,

@@ -171,7 +171,7 @@ def append_for_sure(path: Path, line: bytes) -> None:
     """
     while True:
         try:
-            append_whole(path, line, durable=True)
+            append_whole(path, line, durable=True, mode=0o600)
             return
         except OSError as error:
             if error.errno not in NO_ROOM or not _give_room(path.with_name(ROOM)):

@@ -346,8 +346,6 @@ class History:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            if not self._path.exists():
-                self._path.touch(mode=0o600)
             append_for_sure(self._path, self._held)
             self._held = b""
         except OSError as error:

@@ -433,8 +433,9 @@ class TaskRunner:
         Of another recipe, whatever differs in it, and of another model it is another order: if two
         differences of a site were equal, sums of which one has a site more would show its part.
         """
-        if self.folders.order_from_seed or self._secret is None or request is None:
+        if self.folders.order_from_seed:
             return None
+        assert self._secret is not None and request is not None  # no canary, so they are there
         return part_of(self._secret, request.question)
 
     def _of_this_site(self) -> History:
@@ -558,7 +559,7 @@ def _judge(policy: Policy, recipe: Recipe, dataset: SliceDataset) -> None:
 def _append_scores(path: Path, rows: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     head = "" if path.exists() and path.stat().st_size else SCORES_HEAD
-    append_whole(path, (head + rows).encode(errors="surrogateescape"))
+    append_whole(path, (head + rows).encode(errors="surrogateescape"), mode=0o600)
 
 
 def _check_task(task: Task, site_name: str) -> None:

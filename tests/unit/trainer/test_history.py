@@ -278,6 +278,7 @@ def test_another_recipe_has_another_order_whatever_differs_in_it(
 ) -> None:
     """Of two sums, one with a site more, equal parts of the others would show what it sent."""
     trainer = task_runner(place)
+    trainer.folders = dataclasses.replace(trainer.folders, order_from_seed=False)
     differences = [
         ask(trainer, recipe, 0, global_model, job=f"job-{number}").tensors
         for number, recipe in enumerate(
