@@ -30,8 +30,8 @@ from fedfms.report.writer import said_writer, without_writer, written_by
 DERIVED = (ROUNDS, EVALUATION, GUARD, SUMMARY, REPORT_HTML, REPORT_MD)
 _LARGEST_REPORT = 1 << 30  # bytes; it holds pictures
 _NONE = (
-    "there are none: this is a job's result as it was fetched, or all of them were taken out; "
-    "fedfms report writes a page of a results folder only"
+    "there are no tables and no report here: this is a job's result as it was fetched, or all of "
+    "them were taken out"
 )
 
 
