@@ -334,7 +334,7 @@ class TaskRunner:
             left_out=len(job.left_out.found) if job.left_out else 0,
             left_out_by_reason=job.left_out.by_reason() if job.left_out else {},
             distance_unit=site.distance_unit,
-            metrics=telling.metrics(scores),
+            metrics=telling.metrics(scores, recipe),
             loss=result.loss if result and telling.loss else None,
             seconds=meter.seconds,
             peak_memory_bytes=meter.peak_memory_bytes,
