@@ -176,7 +176,7 @@ class TaskRunner:
         """As any task, on few cases; nothing of it is kept, and what leaves are zeros."""
         site = SiteConfig.from_yaml(self.folders.config, self.folders.data_root)
         log.info(
-            "a canary (%s): zeros leave, whatever is computed, and the network sees made-up pictures",
+            "a canary (%s): zeros leave, whatever is computed; the network sees made-up pictures",
             task.kind,
         )
         try:
