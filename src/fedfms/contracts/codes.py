@@ -110,6 +110,7 @@ CODES: dict[str, str] = {
     "sums-slices": "the sites of a secure sum have too many slices together",
     "sums-wrap": "its change, times its slices, is too large for a secure sum in 32 bits",
     "tensors-not-asked-for": "it holds tensors that nobody asked for",
+    "threshold-not-allowed": "its policy does not allow this probability_threshold",
     "too-large": "the change is larger than the recipe allows",
     "too-few-steps": "its policy does not allow a round of so few steps (min_steps)",
     "too-few-training-patients": "it has fewer patients to train on, or fewer that show a class of "

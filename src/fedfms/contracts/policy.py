@@ -53,6 +53,9 @@ class Bounds:
     max_augment_noise: _Share = 0.3
     # of FedProx; a much larger one undoes each step, so that a round is its first one
     max_proximal_weight: _Positive = 1.0
+    # from which a pixel is foreground; far out, next to nobody has any, or next to nobody has none
+    min_probability_threshold: _Share = 0.1
+    max_probability_threshold: _Share = 0.9
     min_image_size: _AtLeastOne = 64  # pixels
     max_image_size: _AtLeastOne = 2048
     min_training_patients: _AtLeastOne = 10  # with fewer nothing is trained here
@@ -98,6 +101,7 @@ class Policy(Bounds):
         for least, most in (
             ("min_learning_rate", "max_learning_rate"),
             ("min_positive_weight", "max_positive_weight"),
+            ("min_probability_threshold", "max_probability_threshold"),
             ("min_image_size", "max_image_size"),
         ):
             require(

@@ -58,7 +58,7 @@ from fedfms.models.travelling import (
 )
 from fedfms.trainer.at_work import AtWork
 from fedfms.trainer.budget import Budget
-from fedfms.trainer.canary import FewCases, few_cases, few_steps, memory_refused, rehearsal
+from fedfms.trainer.canary import FewCases, MadeUp, few_cases, few_steps, memory_refused, rehearsal
 from fedfms.trainer.errors import ERRORS, forget_errors
 from fedfms.trainer.history import HISTORY_FILE, History, Request
 from fedfms.trainer.kept import KeptRun, Learnt, Outcome, request_key
@@ -175,7 +175,10 @@ class TaskRunner:
     def _canary(self, task: Task, received: Received, control: Control) -> Outcome:
         """As any task, on few cases; nothing of it is kept, and what leaves are zeros."""
         site = SiteConfig.from_yaml(self.folders.config, self.folders.data_root)
-        log.info("a canary (%s): zeros leave, whatever is computed", task.kind)
+        log.info(
+            "a canary (%s): zeros leave, whatever is computed; the network sees made-up pictures",
+            task.kind,
+        )
         try:
             with memory_refused(torch_device(site)):
                 return self._run(task, received, control)
@@ -334,7 +337,7 @@ class TaskRunner:
             left_out=len(job.left_out.found) if job.left_out else 0,
             left_out_by_reason=job.left_out.by_reason() if job.left_out else {},
             distance_unit=site.distance_unit,
-            metrics=telling.metrics(scores),
+            metrics=telling.metrics(scores, recipe),
             loss=result.loss if result and telling.loss else None,
             seconds=meter.seconds,
             peak_memory_bytes=meter.peak_memory_bytes,
@@ -487,7 +490,7 @@ class TaskRunner:
         )
 
     def _few(self, job: _Job, control: Control, policy: Policy | None) -> list[StoredCase]:
-        """The cases of a canary."""
+        """What the network sees in a canary, of the size of few cases."""
         if job.cases is None:
             cases, left_out = find_whole_cases(job.site)
             if policy is not None:
@@ -501,8 +504,9 @@ class TaskRunner:
                 left_out=left_out,
                 folder=self.folders.work / CACHE_FOLDER,
             )
-            job.cases = [job.few.middling, job.few.largest]
-            list_prepared(self.folders.work, job.cases)
+            read = [job.few.middling, job.few.largest]
+            list_prepared(self.folders.work, read)
+            job.cases = [MadeUp.of(case, job.site, job.recipe) for case in read]
         return job.cases
 
     def _judge_few(self, few: FewCases, job: _Job, policy: Policy, control: Control) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from trainer_process import SITE, Place, ask, task_runner
 
+from fedfms.contracts.contribution import Metric
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import DoorClosed
 from fedfms.exchange.tensors import update_norm
@@ -419,6 +420,10 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# a model of another bias does as much, and no policy bounds that
+ANY_THRESHOLD = {"min_probability_threshold": 1e-12, "max_probability_threshold": 1.0}
+
+
 def arrive(place: Place, many: Path, numbers: range, values: dict[int, tuple[int, ...]]) -> None:
     """Patients come; of the lesion's slices each is drawn with one of these values (0: not)."""
     for number in numbers:
@@ -481,6 +486,7 @@ def test_what_a_model_finds_in_few_who_do_not_show_a_class_does_not_leave(
     place: Place, held_out: Recipe, global_model: dict[str, Tensor], many: Path
 ) -> None:
     """A model chooses in whom something is found: two sets of patients that the server makes."""
+    place.set_policy(min_cases=3, **ANY_THRESHOLD)
     trainer = task_runner(place)
     arrive(place, many, range(1, 7), dict.fromkeys(range(1, 6), (1,)))  # all but one show it
     all_found = dataclasses.replace(held_out, probability_threshold=1e-9)
@@ -547,3 +553,43 @@ def test_means_of_a_version_that_did_not_look_at_classes_count(tmp_path: Path) -
     assert may("abcdijk", "abcdefghijk")
     assert not may("abcd", "abcdefgijk")  # one is gone, who may have
     assert may("abcijk", "abcdefgijk")
+
+
+def rows_of(place: Place, job: str) -> list[tuple[float, float]]:
+    """Dice and HD95 of each case of one class, from the site's own table."""
+    lines = (place.work / "scores" / f"{job}.csv").read_text().splitlines()[1:]
+    return [(float(line.split(",")[4]), float(line.split(",")[6])) for line in lines]
+
+
+def test_one_in_whom_alone_something_is_found_is_told_by_no_mean(
+    place: Place, held_out: Recipe, global_model: dict[str, Tensor], many: Path
+) -> None:
+    """A threshold takes all foreground away from all but a few, of whom the mean would tell."""
+    place.set_policy(min_cases=3, **ANY_THRESHOLD)
+    trainer = task_runner(place)
+    arrive(place, many, range(1, 9), dict.fromkeys(range(1, 9), (1,)))
+
+    def scored(threshold: float) -> tuple[dict[str, Metric], list[tuple[float, float]]]:
+        recipe = dataclasses.replace(held_out, probability_threshold=threshold)
+        job = f"job-{threshold:.12f}".replace(".", "-")
+        said = ask(trainer, recipe, 3, global_model, job=job, kind="evaluate", which="final")
+        return {one.metric: one for one in said.contribution.metrics}, rows_of(place, job)
+
+    told, rows = scored(1 - 1e-9)
+    nowhere = [hd95 for _, hd95 in rows]  # the diagonal, which is of nobody
+    assert told["dice"].mean == 0 and told["hd95"].mean == round(statistics.mean(nowhere), 3)
+    seen, low, high = set(), 1e-9, 1 - 1e-9
+    for _ in range(24):  # towards the threshold at which the last patients have any left
+        middle = (low + high) / 2
+        told, rows = scored(middle)
+        counted = sum(dice > 0.02 for dice, _ in rows)
+        found = sum(hd95 != none for (_, hd95), none in zip(rows, nowhere, strict=True))
+        assert (told["dice"].mean is None) == (told["iou"].mean is None) == (0 < counted < 3)
+        assert (told["hd95"].mean is None) == (0 < counted < 3 or 0 < found < 3)
+        if 0 < counted < 3:
+            assert {(one.mean, one.std, one.cases, one.empty) for one in told.values()} == {
+                (None, None, 0, 0)
+            }
+        seen.add(counted)
+        low, high = (middle, high) if counted > 1 else (low, middle)
+    assert seen & {1, 2} and max(seen) >= 3
