@@ -436,9 +436,12 @@ def add_reading(proposal: Proposal, some: Sequence[Stored], *, is_ct: bool, seve
 
 
 def _has_8_bits(image: Stored) -> bool:
-    """Whether an image's values go from 0 to 255; of one in DICOM by what could be stored."""
-    stored = image.series.headers[0] if image.series is not None else None
-    return bool(image.values.max() <= 255) and (stored is None or int(stored.BitsStored) <= 8)
+    """Whether an image's values go from 0 to 255, by what could be stored and not by what is:
+    fractions from 0 to 1 and 12 bits that are hardly used are as small."""
+    if image.series is not None:
+        stored = image.series.headers[0]
+        return bool(image.values.max() <= 255) and int(stored.BitsStored) <= 8
+    return image.values.dtype == np.uint8
 
 
 def _is_colourless(image: Stored) -> bool:
