@@ -47,7 +47,6 @@ from fedfms.data.together import Summary, check_not_empty, problems_together, su
 from fedfms.data.unlikely import Finding, unlikely, warning
 from fedfms.errors import FedfmsError, SiteDataError, unexpected
 
-
 _FEWEST_GREYS = 16  # images span a larger part of the range than one of so many
 
 

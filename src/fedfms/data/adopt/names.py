@@ -30,6 +30,10 @@ IMAGE_WORDS = words(
 )
 # of the words for labels those that may mean something else, too: where the brain or the retina is
 VAGUE_WORDS = words("mask masks msk roi rois target targets contour contours outline outlines")
+# of labels that a program drew
+MACHINE_WORDS = words(
+    "auto automatic automated pred preds predicted prediction predictions ai inference nnunet unet"
+)
 # word -> the contrast that it is a word for
 CONTRASTS = {
     word: contrast
@@ -70,7 +74,9 @@ def known_words(text: str) -> Iterator[tuple[str, int, int, bool]]:
     for found in _RUN.finditer(text):
         run = _without_accents(found.group().lower())
         numbered = _NUMBERED.fullmatch(run)
-        if run not in _KNOWN and numbered is not None and numbered.group(1) in _KNOWN:
+        if run == "pt" and not re.search(r"[^\W_]", text[found.end() :]):
+            yield "pet", found.start(), found.end(), True  # in front it is a patient
+        elif run not in _KNOWN and numbered is not None and numbered.group(1) in _KNOWN:
             middle = found.end() - len(run) + len(numbered.group(1))
             yield numbered.group(1), found.start(), middle, True
             yield run[len(numbered.group(1)) :], middle, found.end(), False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,16 @@ from fedfms.contracts.decode import from_dict
 from fedfms.contracts.site import ImageFormat, SiteConfig, values_of_files
 from fedfms.control import Control
 from fedfms.data.adopt import known
-from fedfms.data.adopt.names import class_name, contrast_of, known_words, words
+from fedfms.data.adopt.names import (
+    CONTRASTS,
+    LABEL_WORDS,
+    VAGUE_WORDS,
+    class_name,
+    contrast_of,
+    known_words,
+    words,
+    words_of,
+)
 from fedfms.data.adopt.pairing import (
     Found,
     by_content,
@@ -37,7 +46,7 @@ from fedfms.data.adopt.tree import (
 )
 from fedfms.data.content import another_kind, read_bytes
 from fedfms.data.formats import Stored, read_image
-from fedfms.data.manifest import Scan, glob_expression, scan, several_files_a_patient
+from fedfms.data.manifest import Scan, glob_expression, scan
 from fedfms.data.numbers import count_of
 from fedfms.data.pairs import WILDCARD
 from fedfms.errors import SiteDataError
@@ -334,7 +343,7 @@ def _add_class_files(proposal: Proposal, found: Found, tree: Tree, control: Cont
         for pattern in found.labels.values():
             path = _of_same_case(tree.root, file, main, pattern)
             label = None if path is None else label_at(path, found.format)
-            if label is not None:
+            if label is not None and label.values.shape == (np.shape(count) or label.values.shape):
                 count = count + (label.values != 0)
         if np.max(count) > 1:
             overlap = "keep" if len(found.labels) <= 12 else "highest"
@@ -484,22 +493,33 @@ def add_patients(proposal: Proposal, keys: Sequence[str], found: Found | None) -
         values["patient"] = f"^{before}([^/]+)/"
         proposal.seen.append(("a patient is", "a folder"))
         return
-    stems = folders_of or [key.rpartition("/")[2] for key in keys]
-    before = "".join("[^/]+/" for _ in range(variable[0])) if variable else "(?:.*/)?"
-    last = r"\.[A-Za-z.]+" if WILDCARD.search(ending) else re.escape(ending)
-    end = "/" if variable else re.escape(stem.rpartition("*")[2]) + last + "$"
-    example = several_files_a_patient(stems)
-    if example is not None:
-        values["patient"] = rf"^{before}([^/]*\d[^/]*?)[-_ .]+[A-Za-z]*\d+{end}"
-    elif (example := _two_sides(stems)) is not None:
-        values["patient"] = rf"^{before}([^/]*\d)[-_ .]?(?:{_SIDES}){end}"
-    if example is not None:
+    depth = variable[0] if variable else len(levels)
+    names = [key.split("/")[depth] for key in keys]
+    tail = "" if variable else re.escape(stem.rpartition("*")[2])
+    restarted = [name for name, count in Counter(names).items() if count > 1]
+    if restarted:  # 1.png in train and in val, benign and malignant: the folder is kept
         proposal.unsure.append(
-            f"names such as {', '.join(example)} look like several of one patient; patient in "
-            "site.yml puts them on one side of the split"
+            f"names such as {min(restarted)} occur in several folders, and are taken for several "
+            "patients; if they are one, patient in site.yml says it"
         )
-        return
-    proposal.seen.append(("a patient is", "each case"))
+    places = ["/".join(key.split("/")[: depth + 1]) for key in keys] if restarted else names
+    found_so = _several_of_a_patient(places, tail, r"(?:/|$)" if variable else r"(?:\.[^/]*)?$")
+    if found_so is not None:
+        expression, example = found_so
+        if expression is not None:
+            before = "" if restarted else "[^/]+/" * depth if variable else "(?:.*/)?"
+            values["patient"] = f"^{before}{expression}"
+        proposal.unsure.append(
+            f"names such as {', '.join(example)} look like several of one patient; "
+            + (
+                "patient in site.yml puts them on one side of the split"
+                if expression is not None
+                else "each is taken for a patient, and may lie on another side of the split; if "
+                "they are one, patient in site.yml says it"
+            )
+        )
+    if "patient" not in values:
+        proposal.seen.append(("a patient is", "each case"))
 
 
 # in small letters: folders that sort patients by what they have, or as they were packed
@@ -507,6 +527,10 @@ _SORTS = words(
     "benign malignant normal abnormal healthy pathological positive negative control controls "
     "patients hgg lgg covid tumor tumour tumors tumours cancer lesion lesions left right male "
     "female benigne maligne gesund krank bösartig gutartig batch part chunk"
+)
+# of these such as are numbered, which patients are too; t of t1
+_PACKS = words(
+    "batch part chunk fold hospital site center centre clinic klinik spital institution t"
 )
 _SIDES = "[LRlr]|OD|OS|od|os|[Ll]eft|[Rr]ight"  # of a body, behind a patient's number
 _VISIT = re.compile(
@@ -518,14 +542,86 @@ _VISIT = re.compile(
 _MANY_VISITS = 4  # that a patient has not on average
 
 
-def _two_sides(keys: Sequence[str]) -> list[str] | None:
-    """Example of keys of a patient's two eyes, or breasts, as 01L and 01R; None if it is not so."""
-    of: dict[str, list[str]] = {}
-    for key in keys:
-        found = re.fullmatch(rf"(.*\d)[-_ .]?(?:{_SIDES})", key)
-        of.setdefault(found.group(1) if found else key, []).append(key)
-    both = [sides for sides in of.values() if len(sides) > 1]
-    return sorted(both[0])[:3] if len(of) > 1 and sum(map(len, both)) * 2 >= len(keys) else None
+# of what stands behind a patient's number: sides, views, phases of the heart, times, places
+_STATES = words(
+    "l r left right od os ou links rechts cc mlo ml lm lcc rcc lmlo rmlo ap pa lat ed es dia sys "
+    "diastole systole pre post before after baseline bl followup follow fu initial final macula "
+    "disc fovea sax lax sa la slice frame visit visite ses session scan study timepoint tp view "
+    "img image"
+)
+_NUMBER = r"[^/\d]*\d[^-_ ./]*"
+_DATE = r"(?:19|20)\d\d[-_.]?\d\d[-_.]?\d\d"
+
+
+def _several_of_a_patient(
+    names: Sequence[str], tail: str, end: str
+) -> tuple[str | None, list[str]] | None:
+    """The expression of what a patient's names share, and an example of such names.
+
+    Args:
+        names: of cases; with their folders where these belong to the name.
+        tail: what stands behind each name and says nothing, as an expression.
+        end: of a path, as an expression.
+
+    Returns:
+        None where no two names look like one patient's; no expression where they may be.
+    """
+    folder = ".*/" if any("/" in name for name in names) else ""
+    below = "[^/]*/" if end.startswith("(?:/") else ""  # else the name of a file would match, too
+    count = max(len(re.findall(r"[^-_ ./]*\d[^-_ ./]*", name)) for name in names)
+    plain = [re.sub(f"{tail}$", "", name) if tail else name for name in names]
+    doubtful: list[str] | None = None
+    few: tuple[str, list[str]] | None = None
+    candidates = [
+        f"({folder}[^/]*?[^-_ ./])[-_ .]+{_DATE}",
+        *(f"({folder}{_NUMBER}" + rf"(?:[-_ .]+{_NUMBER})" * n + ")" for n in range(count)),
+        rf"({folder}[^/]*?\d)(?:[-_ .]?(?:{_SIDES}))?{tail}{end}",
+        rf"({folder}[^/]*?)(?:[-_ .]+(?:{_states_in(plain)})[-_ ]*\d*)*{tail}{end}",
+        rf"{folder}(?:{_SIDES})[-_ .]?(\d[^-_ ./]*)",
+    ]
+    for number, candidate in enumerate(candidates):
+        matched = [re.match(candidate, name) for name in plain]
+        if not all(matched):
+            continue
+        of: dict[str, list[tuple[str, str]]] = {}
+        for name, found in zip(plain, matched, strict=True):
+            assert found is not None
+            of.setdefault(found.group(1), []).append((name, name[found.end(1) :]))
+        several = [group for _, group in sorted(of.items()) if len(group) > 1]
+        if len(of) < 2 or not several:
+            continue
+        example = sorted(name for name, _ in several[0])[:3]
+        is_by_number = 0 < number <= count
+        known = [group for group in several if all(_says_a_state(rest) for _, rest in group)]
+        if is_by_number and 2 * len(known) < len(several):
+            doubtful = doubtful or example
+        elif is_by_number and len(of) == 2 and number < count:
+            few = few or (candidate + below, example)  # two hospitals, rather; else two patients
+        else:
+            return (candidate if end in candidate else candidate + below), example
+    return few or (None if doubtful is None else (None, doubtful))
+
+
+def _states_in(names: Sequence[str]) -> str:
+    """Of the words for states those that stand in names, as an expression."""
+    states = _STATES | CONTRASTS.keys()
+    pieces = {piece for name in names for piece in re.findall(r"[^-_ ./\d]+", name)}
+    return "|".join(sorted(piece for piece in pieces if piece.lower() in states)) or "(?!)"
+
+
+def _says_a_state(rest: str) -> bool:
+    """Whether what stands behind a patient's number is another number, or a side, a view, a time;
+    of 01_dr and 01_healthy that cannot be told."""
+    first = re.match(r"[-_ .]*([^-_ ./]*)", rest)
+    word = first.group(1).lower() if first is not None else ""
+    return not word or any(sign.isdigit() for sign in word) or word in _STATES | CONTRASTS.keys()
+
+
+def _are_numbered(names: Collection[str]) -> bool:
+    """Whether folders are called as patients are: P1, covid_001, 1037; not as batch 1 is."""
+    numbered = [name for name in names if re.search(r"\d$", name) and name.lower() != "t1"]
+    packed = [name for name in names if {*words_of(re.sub(r"\d+", " ", name))} & _PACKS]
+    return 2 * len(numbered) > len(names) and 2 * len(packed) <= len(names)
 
 
 def _categories(variable: Sequence[int], keys: Sequence[str], proposal: Proposal) -> int:
@@ -538,9 +634,14 @@ def _categories(variable: Sequence[int], keys: Sequence[str], proposal: Proposal
     for depth in variable:
         rows = [key.split("/") for key in keys]
         names = {row[depth] for row in rows}
-        said = [set(re.findall(r"[^\W\d_]+", name.lower())) for name in names]
-        is_sorted = len(names) > 1 and sum(bool(of & _SORTS) for of in said) * 2 > len(names)
-        if not is_sorted and depth != variable[-1]:
+        said = [{*re.findall(r"[^\W\d_]+", name.lower()), *words_of(name)} for name in names]
+        sorts = sum(bool(of & (_SORTS | CONTRASTS.keys())) for of in said)
+        is_last = depth == variable[-1]
+        # benign and malignant sort many; covid_001, control02 and T1_anna are patients
+        is_sorted = sorts * 2 > len(names) > 1 and not (
+            _are_numbered(names) or (is_last and len(names) == len(keys))
+        )
+        if not is_sorted and not is_last and not _are_numbered(names):
             below = {(row[depth], row[variable[variable.index(depth) + 1]]) for row in rows}
             inner = {name for _, name in below}
             is_sorted = (
@@ -581,8 +682,39 @@ def _finished(proposal: Proposal, tree: Tree) -> Proposal:
     proposal.needs += found.problems
     if (more := _further_labels(found, tree, proposal)) is not None:
         proposal.needs.append(more)
+    if (unread := _unread_labels(tree, proposal)) is not None:
+        proposal.needs.append(unread)
     _add_counts(proposal, found, tree)
     return proposal
+
+
+def _unread_labels(tree: Tree, proposal: Proposal) -> SiteDataError | None:
+    """Files called as labels that are not read here, where what is taken may be a mere field of
+    view."""
+    values = proposal.values
+    taken = values.get("label_files") or {"": values["labels"]}
+    if not all({*words_of(glob)} & LABEL_WORDS <= VAGUE_WORDS for glob in taken.values()):
+        return None
+    unread = [
+        (file, kind)
+        for file in tree.others
+        if {*words_of(stem_and_ending(file)[0])} & LABEL_WORDS - VAGUE_WORDS
+        and (kind := another_kind(Path(file))) is not None
+        and not kind[0].startswith(_NO_IMAGES)
+    ]
+    if len(unread) < 2:
+        return None
+    file, (kind_of_first, fix) = unread[0]
+    return SiteDataError(
+        f"{len(unread)} files are called as labels and are not read here, each {kind_of_first}: "
+        f"{file}; taken is {_words_of_labels(taken)}, which may be something else",
+        f"{fix}; then adopt the folder again. If these are no labels, move them away",
+        code="several-labels",
+    )
+
+
+def _words_of_labels(globs: Mapping[str, str]) -> str:
+    return ", ".join(sorted(globs.values())[:3])
 
 
 def _further_labels(found: Scan, tree: Tree, proposal: Proposal) -> SiteDataError | None:
