@@ -1,14 +1,22 @@
-"""`fedfms adopt` where a folder is not as one would have it: right, or said, never silently wrong."""
+"""`fedfms adopt` where a folder is not as one would have it: right, or said, not silently wrong."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-from dicom_files import series, stored_values, write, write_series
+from dicom_files import (
+    segmentation,
+    series,
+    stored_values,
+    write,
+    write_case,
+    write_series,
+)
 from PIL import Image
 from test_dicom_pairs import G, drawn
 
@@ -443,3 +451,116 @@ def test_series_without_a_patient_id_of_their_own_are_told_by_folders(tmp_path, 
     assert len({case.patient for case in cases_of(found).values()}) == 4
     assert "PatientID" in said(found)
     assert ("a patient is", "a PatientID") not in found.seen
+
+
+# -------------------------------------------------------------------------------- labels, classes
+
+
+def test_labelled_cases_of_validation_and_test_beside_nnunet_are_said(tmp_path):
+    for part, numbers in (("Tr", range(4)), ("Va", range(4, 6)), ("Ts", range(6, 9))):
+        for n in numbers:
+            volume(tmp_path / f"images{part}/a{n}_0000.nii.gz", n)
+            mask(tmp_path / f"labels{part}/a{n}.nii.gz")
+    text = said(propose(tmp_path))
+    assert "2 labels in labelsVa" in text and "3 labels in labelsTs" in text
+
+
+def test_a_window_for_ct_is_not_laid_on_pet(tmp_path):
+    for n in range(4):
+        volume(tmp_path / f"p{n}/CT.nii.gz", n, low=-1024, high=600)
+        volume(tmp_path / f"p{n}/PET.nii.gz", n + 50)
+        mask(tmp_path / f"p{n}/SEG.nii.gz")
+    found = propose(tmp_path)
+    assert found.site.intensity.rule == "percentile"
+    assert "one of ct, pet is CT" in said(found)
+
+
+@pytest.mark.parametrize("names", [("L1", "L2", "L3"), ("CTV 54", "CTV 70"), ("GTV-1", "GTV_2")])
+def test_names_that_are_in_one_file_are_classes_of_their_own(tmp_path, names):
+    for n in range(3):
+        slices = series(f"p{n}", G, stored_values(n, G.shape))
+        masks = {name: np.zeros(G.shape, bool) for name in names}
+        for number, one in enumerate(masks.values()):
+            one[2 + 3 * number : 4 + 3 * number, 2:6, 1:3] = True
+        write_series(tmp_path / f"p{n}/img", slices)
+        write(tmp_path / f"p{n}/seg/s.dcm", segmentation(slices, masks))
+    found = propose(tmp_path)
+    assert len(found.values["classes"]) == len(names)
+    assert sorted(found.values["label_names"].values()) == sorted([name] for name in names)
+
+
+def nnunet(root: Path, labels: dict[str, object], *values: int) -> None:
+    for n in range(4):
+        volume(root / f"imagesTr/p{n}_0000.nii.gz", n)
+        mask(root / f"labelsTr/p{n}.nii.gz", *values)
+    said = {"channel_names": {"0": "T2"}, "labels": {"background": 0, **labels}}
+    (root / "dataset.json").write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ({"LN+": 1, "LN-": 2}, {"ln_plus": (1,), "ln_minus": (2,)}),
+        ({"肝臓": 1, "腫瘍": 2}, {"foreground": (1,), "foreground_2": (2,)}),
+        ({"Core ": [1, 2], "core": 2}, {"core": (1, 2), "core_2": (2,)}),
+    ],
+)
+def test_classes_of_dataset_json_that_are_written_alike_stay_two(tmp_path, labels, classes):
+    nnunet(tmp_path, labels, 1, 2)
+    assert propose(tmp_path).values["classes"] == classes
+
+
+def jpeg_masks(root: Path) -> None:
+    for n in range(4):
+        picture(root / f"masks/{n}.jpg", 9, colours=False)
+
+
+def coloured_masks(root: Path) -> None:
+    for n in range(4):
+        picture(root / f"masks/{n}.png", 9)
+
+
+@pytest.mark.parametrize(
+    ("build", "code"), [(jpeg_masks, "lossy-labels"), (coloured_masks, "coloured-labels")]
+)
+def test_labels_that_cannot_be_read_are_something_that_it_needs(tmp_path, build, code):
+    for n in range(4):
+        picture(tmp_path / f"images/{n}.png", n)
+    build(tmp_path)
+    (need, *_) = propose(tmp_path).needs
+    assert need.code == code and "none of 4 label files" in need.problem
+
+
+def test_given_names_of_classes_are_taken_or_refused_with_a_word(tmp_path):
+    nnunet(tmp_path / "n", {"liver": 1, "tumour": 2}, 1, 2)
+    found = propose(tmp_path / "n", ["leber", "tumor"])
+    assert found.values["classes"] == {"leber": (1,), "tumor": (2,)}
+    assert "3 names of classes were given" in said(propose(tmp_path / "n", ["a", "b", "c"]))
+    for n in range(4):
+        volume(tmp_path / f"f/s{n}/ct.nii.gz", n)
+        for at, name in enumerate(("liver", "spleen")):
+            mask(tmp_path / f"f/s{n}/segmentations/{name}.nii.gz", at=1 + 8 * at)
+    found = propose(tmp_path / "f", ["leber", "milz"])
+    assert set(found.values["label_files"]) == {"leber", "milz"} == set(found.values["classes"])
+    assert "1 name of classes were given" in said(propose(tmp_path / "f", ["leber"]))
+
+
+def test_given_names_are_taken_for_labels_in_nifti_of_a_series(tmp_path):
+    for n in range(3):
+        write_case(tmp_path, f"p{n}", G, seed=n, label="nifti")
+    found = propose(tmp_path, ["organ", "lesion"])
+    assert found.values["classes"] == {"organ": (1,), "lesion": (2,)}
+
+
+def test_interpolated_masks_are_one_class_and_said(tmp_path):
+    for n in range(4):
+        picture(tmp_path / f"images/{n}.png", n)
+        drawing(tmp_path / f"masks/{n}.png", 255, 255, 255)
+        soft = Image.open(tmp_path / f"masks/{n}.png")
+        larger = soft.resize((54, 60), Image.Resampling.BICUBIC)
+        larger.resize(soft.size, Image.Resampling.BICUBIC).save(tmp_path / f"masks/{n}.png")
+    found = propose(tmp_path)
+    (values,) = found.values["classes"].values()
+    assert min(values) >= 128 and 255 in values
+    assert "interpolated masks" in said(found)
+    assert [f for f in check_data(found.site) if f.severity == "error"] == []

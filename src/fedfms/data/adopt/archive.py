@@ -20,7 +20,7 @@ from pydicom.uid import RTStructureSetStorage
 
 from fedfms.contracts.site import Labels, SiteConfig
 from fedfms.control import Control
-from fedfms.data.adopt.names import class_name, glob_literal
+from fedfms.data.adopt.names import class_name, class_names, glob_literal
 from fedfms.data.adopt.pairing import find_series_pairs
 from fedfms.data.adopt.propose import Proposal, add_globs, add_labels, add_reading
 from fedfms.data.adopt.tree import Tree
@@ -372,20 +372,25 @@ def _add_names(proposal: Proposal, found: _Archive, classes: Sequence[str] | Non
     counts: Counter[str] = Counter()
     spellings: dict[str, set[str]] = defaultdict(set)
     left_out: set[str] = set()
+    of = _class_of_names(list(found.labels.values()))
     for names in found.labels.values():
         for name in sorted(set(names)):
             plain = name.strip()
             if _NO_CLASSES.fullmatch(plain) and len(set(names)) > 1:
                 left_out.add(plain)
                 continue
-            of = class_name(re.sub(r"\d+$", "", plain) or plain)
-            counts[of] += 1
-            spellings[of].add(plain)
+            counts[of[plain]] += 1
+            spellings[of[plain]].add(plain)
     order = [name for name, _ in counts.most_common()]
     if classes and len(classes) == len(order):
         named = dict(zip(order, classes, strict=True))
     else:
         named = {name: name for name in order}
+        if classes:
+            proposal.unsure.append(
+                f"{count_of(len(classes), 'name')} of classes were given, and there are "
+                f"{len(order)}: {', '.join(order[:12])}; the names given are not taken"
+            )
         proposal.unsure.append(
             "the names of classes are those in the labels; ask the coordinator for the job's, and "
             "correct classes"
@@ -410,6 +415,21 @@ def _add_names(proposal: Proposal, found: _Archive, classes: Sequence[str] | Non
     if merged:
         some = "; ".join(" = ".join(names) for names in merged[:3])
         proposal.unsure.append(f"taken for one name each: {some}")
+
+
+def _class_of_names(files: Sequence[Sequence[str]]) -> dict[str, str]:
+    """The class of each name in label files: GTV and GTV1 are one, if no file has both."""
+    rows = [{name.strip() for name in names} for names in files]
+    every = sorted({name for row in rows for name in row})
+    plain = {name: class_name(re.sub(r"\d+$", "", name) or name) for name in every}
+    apart = {
+        found
+        for row in rows
+        for found, count in Counter(plain[name] for name in row).items()
+        if count > 1
+    }
+    own = class_names(name for name in every if plain[name] in apart)
+    return {name: own.get(name, plain[name]) for name in every}
 
 
 # --------------------------------------------------------------------------------------- contents

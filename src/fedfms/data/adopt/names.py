@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 Role = Literal["image", "label"]
@@ -156,3 +156,23 @@ def class_name(text: str) -> str:
     plain = "".join(sign for sign in plain if not unicodedata.combining(sign))
     name = re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:63]
     return name if name and name[0].isalpha() else f"class_{name}" if name else "foreground"
+
+
+def class_names(texts: Iterable[str]) -> dict[str, str]:
+    """Several texts, each as a class may be called; no two of them alike.
+
+    LN+ and LN- are ln_plus and ln_minus; what no letters tell apart gets a number.
+    """
+    of: dict[str, str] = {}
+    every = sorted({*texts})
+    plain = [class_name(text) for text in every]
+    for text, name in zip(every, plain, strict=True):
+        if plain.count(name) > 1:
+            signs = text.replace("+", " plus ").replace("-", " minus ")
+            name = class_name(signs)
+        number, first = 1, name
+        while name in of.values():
+            number += 1
+            name = f"{first}_{number}"
+        of[text] = name
+    return of

@@ -716,20 +716,33 @@ def image_at(path: Path, format: ImageFormat) -> Stored | None:
 
 def label_at(path: Path, format: ImageFormat, image: Stored | None = None) -> Stored | None:
     """A label; None where it cannot be read as one. In DICOM it is that of a picture."""
+    with contextlib.suppress(FedfmsError):
+        return _label_at(path, format, image)
+    return None
+
+
+def label_error(path: Path, format: ImageFormat) -> FedfmsError | None:
+    """Why a file cannot be read as a label; None where it can."""
+    try:
+        _label_at(path, format, None)
+    except FedfmsError as error:
+        return error
+    return None
+
+
+def _label_at(path: Path, format: ImageFormat, image: Stored | None) -> Stored:
     if format == "dicom" and is_plain_picture(path):
         format = "image"
     elif format == "dicom" and is_nifti(path):
         format = "nifti"
     site = reading_of(format)
-    with contextlib.suppress(FedfmsError):
-        data = read_bytes(path, site)
-        if format != "dicom":
-            return read_label(path, data, site, image)
-        from fedfms.data.dicom.labels import read_mask  # pydicom takes a second to import
+    data = read_bytes(path, site)
+    if format != "dicom":
+        return read_label(path, data, site, image)
+    from fedfms.data.dicom.labels import read_mask  # pydicom takes a second to import
 
-        assert isinstance(data, bytes)  # a picture is a file
-        return Stored(read_mask(path, data).transpose(2, 1, 0), (1.0, 1.0, 1.0), False)
-    return None
+    assert isinstance(data, bytes)  # a picture is a file
+    return Stored(read_mask(path, data).transpose(2, 1, 0), (1.0, 1.0, 1.0), False)
 
 
 def values_in(path: Path, format: ImageFormat) -> set[int] | None:

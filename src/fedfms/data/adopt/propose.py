@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from fedfms.data.adopt.names import (
     LABEL_WORDS,
     VAGUE_WORDS,
     class_name,
+    class_names,
     contrast_of,
     known_words,
     words,
@@ -33,6 +34,7 @@ from fedfms.data.adopt.pairing import (
     image_at,
     is_plain_picture,
     label_at,
+    label_error,
     values_in,
 )
 from fedfms.data.adopt.tree import (
@@ -51,6 +53,8 @@ from fedfms.data.numbers import count_of
 from fedfms.data.pairs import WILDCARD
 from fedfms.errors import SiteDataError
 
+_Of = TypeVar("_Of")
+_SOFT = 5  # values of a mask from which on it may be interpolated
 _SOME = 5  # images that say how all are read
 _NUMBERED = 24  # label values from which on they are numbers of objects and not of classes
 _NO_IMAGES = ("a text", "a document", "a Python")  # kinds of files that lie beside images
@@ -114,7 +118,8 @@ def propose(
         return _finished(propose_dicom(tree, classes, control), tree)
     if found is None:
         raise _not_seen(tree)
-    proposal = Proposal(root, layout, {"format": found.format}, unsure=list(found.unsure))
+    unsure = [*found.unsure, *_other_parts(tree, found)]
+    proposal = Proposal(root, layout, {"format": found.format}, unsure=unsure)
     add_globs(proposal, found)
     add_labels(proposal, found, tree, said, classes, control)
     _add_reading(proposal, found, tree, said)
@@ -135,6 +140,24 @@ def _layout(tree: Tree, said: known.DatasetJson | None) -> tuple[str, Found | No
         if found is not None and len(found.pairs) > 1:
             return in_words(found), replace(found, unsure=(*found.unsure, *_besides(tree, format)))
     return "", None
+
+
+def _other_parts(tree: Tree, found: Found) -> Iterator[str]:
+    """Sentences on labelled cases in imagesVa, imagesTs and folders of further data sets."""
+    taken = next(iter(found.labels.values())).rpartition("/")[0]
+    for part, meaning in (("Va", "validation"), ("Ts", "test")):
+        counts = Counter(
+            file.rpartition("/")[0]
+            for file in tree.of(found.format)
+            if file.rpartition("/")[0].endswith(f"labels{part}")
+        )
+        for folder, count in sorted(counts.items()):
+            if folder != taken and tree.root.joinpath(folder).with_name(f"images{part}").is_dir():
+                yield (
+                    f"{count_of(count, 'label')} in {folder} (for {meaning}) and their images are "
+                    f"not taken: images and labels are those of {taken} alone. To take them put "
+                    "them there, and write their names under split"
+                )
 
 
 def _besides(tree: Tree, format: ImageFormat) -> Iterator[str]:
@@ -243,6 +266,7 @@ def add_labels(
     """Classes and their values, from dataset.json or from the label files themselves."""
     values = proposal.values
     if "label_files" in values:
+        found = _with_given_names(proposal, found, names)
         _add_class_files(proposal, found, tree, control)
         return
     occurring: Counter[int] = Counter()
@@ -255,17 +279,21 @@ def add_labels(
             unreadable.append(file)
         occurring.update(held or ())
     control.report("labels", len(files), len(files))
-    if unreadable:
+    if unreadable and len(unreadable) == len(files):
+        proposal.needs.append(_unread_label(tree.root / unreadable[0], found.format, len(files)))
+    elif unreadable:
         proposal.unsure.append(
             f"{count_of(len(unreadable), 'label file')} cannot be read as labels; the first is "
             f"{unreadable[0]}; fedfms check-data says why"
         )
     proposal.seen.append(("label values", _some(sorted(occurring))))
     drawn = sorted(value for value in occurring if value != 0)
+    if files and not drawn and not unreadable:
+        proposal.unsure.append("label files hold nothing but 0: there is nothing drawn in them")
     if said is not None and said.classes:
         of_file = {value for given in said.classes.values() for value in given}
         if set(drawn) <= of_file | set(said.ignored):
-            values["classes"] = dict(said.classes)
+            values["classes"] = _renamed(said.classes, names, proposal)
             if said.ignored:  # nnU-Net, documentation/ignore_label.md
                 values["void"] = said.ignored
                 proposal.seen.append(("teaches nothing", f"{_some(said.ignored)} (ignore)"))
@@ -277,12 +305,89 @@ def add_labels(
         of_table = known.bids_names(tree, files)
         if drawn and set(drawn) <= of_table.keys():
             classes: dict[str, tuple[int, ...]] = {}
+            name_of = class_names([of_table[value] for value in drawn])
             for value in drawn:
-                name = class_name(of_table[value])
+                name = name_of[of_table[value]]
                 classes[name] = (*classes.get(name, ()), value)
             values["classes"] = classes
             return
+    if (masks := _interpolated(drawn, [tree.root / file for file in files], found)) is not None:
+        low, high = masks
+        base = names[0] if names and len(names) == 1 else _word_of_labels(found)
+        values["classes"] = {base: high}
+        values["background"] = (0, *low)
+        proposal.unsure.append(
+            f"labels hold {len(drawn)} values, and those between 0 and {drawn[-1]} only at edges: "
+            f"interpolated masks. Values from {high[0]} on are taken for {base}, those below for "
+            "background; better is to threshold the masks, and adopt the folder again"
+        )
+        return
     values["classes"] = _classes(drawn, names, found, proposal)
+
+
+def _interpolated(
+    drawn: Sequence[int], files: Sequence[Path], found: Found
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Of masks that were smoothed or scaled the values of background and class; None of others."""
+    if found.format not in ("image", "npy", "dicom") or len(drawn) < _SOFT or drawn[0] < 0:
+        return None
+    highest, between, inner = drawn[-1], 0, 0
+    if highest not in (100, 255):
+        return None
+    for file in files[:_SOME]:
+        label = label_at(file, found.format)
+        if label is None:
+            continue
+        middle = label.values[:, 1:-1, 1:-1]
+        is_between = (middle > 0) & (middle < highest)
+        is_inner = is_between.copy()  # all around is of one value, as within an object
+        for axis, step in ((1, 1), (1, -1), (2, 1), (2, -1)):
+            is_inner &= np.roll(label.values, step, axis)[:, 1:-1, 1:-1] == middle
+        between += int(is_between.sum())
+        inner += int(is_inner.sum())
+    if inner * 20 > between:
+        return None
+    half = (highest + 1) // 2
+    return (
+        tuple(value for value in drawn if value < half),
+        tuple(value for value in drawn if value >= half),
+    )
+
+
+def _unread_label(path: Path, format: ImageFormat, count: int) -> SiteDataError:
+    """Why no label can be read, of the first."""
+    error = label_error(path, format)
+    if error is None:
+        return SiteDataError(f"{path} cannot be read", "look at it with fedfms check-data")
+    return SiteDataError(
+        f"none of {count_of(count, 'label file')} can be read; the first: {error.problem}",
+        f"{error.fix}; then adopt the folder again",
+        code=error.code,
+    )
+
+
+def _with_given_names(proposal: Proposal, found: Found, names: Sequence[str] | None) -> Found:
+    """With label files by the names that were given for classes, in their order."""
+    renamed = _renamed(found.labels, names, proposal)
+    if renamed != found.labels:
+        proposal.values["label_files"] = dict(renamed)
+        found = replace(found, labels=renamed)
+    return found
+
+
+def _renamed(
+    classes: Mapping[str, _Of], names: Sequence[str] | None, proposal: Proposal
+) -> dict[str, _Of]:
+    """Classes by the names that were given, in their order; said where these do not fit."""
+    if not names:
+        return dict(classes)
+    if len(names) == len(classes):
+        return dict(zip(names, classes.values(), strict=True))
+    proposal.unsure.append(
+        f"{count_of(len(names), 'name')} of classes were given, and there are {len(classes)}: "
+        f"{', '.join([*classes][:12])}; the names given are not taken"
+    )
+    return dict(classes)
 
 
 def _classes(
@@ -435,7 +540,13 @@ def add_reading(proposal: Proposal, some: Sequence[Stored], *, is_ct: bool, seve
         )
         low, high = (np.median([f(one.values) for one in some]) for f in (np.min, np.max))
         looks_so = values["format"] == "nifti" and low <= -900 and high >= 200
-        if is_ct or looks_so:
+        contrasts = values.get("contrasts") or {}
+        if (is_ct or looks_so) and not contrasts.keys() <= {"ct", "cta"}:
+            proposal.unsure.append(
+                f"one of {', '.join(contrasts)} is CT; all are read by percentiles, since one "
+                "window does not fit all (intensity)"
+            )
+        elif is_ct or looks_so:
             values["intensity"] = {"rule": "window", "center": 40, "width": 400}
             proposal.unsure.append(
                 "CT is read by a window for soft tissue, centre 40 and width 400; lungs need "
@@ -481,7 +592,7 @@ def add_patients(proposal: Proposal, keys: Sequence[str], found: Found | None) -
     folders, _, name = image.rpartition("/")
     levels = folders.split("/") if folders else []
     variable = [depth for depth, level in enumerate(levels) if "*" in level]
-    stem, ending = glob_stem_and_ending(name)
+    stem, _ = glob_stem_and_ending(name)
     in_name = "*" in stem and values.get("pair_by") != "folder"
     skip = values.get("split") is not None  # the first variable folder is the part
     if skip and variable:
