@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -24,6 +25,7 @@ from fedfms.contracts.site import Intensity, SiteConfig
 from fedfms.data.adopt.propose import Proposal, propose
 from fedfms.data.check import check_data
 from fedfms.data.manifest import Case, find_cases
+from fedfms.errors import SiteDataError
 
 OTHER = dataclasses.replace(G, shape=(G.shape[0] + 3, *G.shape[1:]))
 SHAPE = (20, 18, 6)  # of volumes; pictures are as large as their slices
@@ -564,3 +566,70 @@ def test_interpolated_masks_are_one_class_and_said(tmp_path):
     assert min(values) >= 128 and 255 in values
     assert "interpolated masks" in said(found)
     assert [f for f in check_data(found.site) if f.severity == "error"] == []
+
+
+# -------------------------------------------------------------------------- sentences that help
+
+
+def refused(root: Path) -> SiteDataError:
+    with pytest.raises(SiteDataError) as error:
+        propose(root)
+    assert error.value.code == "layout-not-seen"
+    return error.value
+
+
+def test_pictures_with_labels_beside_a_series_without_one_are_named(tmp_path):
+    for n in range(4):
+        picture(tmp_path / f"images/{n}.png", n)
+        drawing(tmp_path / f"masks/{n}.png")
+    write_series(tmp_path / "raw", series("p", G, stored_values(1, G.shape)))
+    error = refused(tmp_path)
+    assert "4 pictures with labels (images/*.png)" in error.problem
+    assert "move the DICOM files away" in error.fix
+
+
+def test_a_series_that_lacks_for_a_label_is_named(tmp_path):
+    for n in range(4):
+        write_case(tmp_path, f"p{n}", G, seed=n, label="nifti")
+    shutil.rmtree(tmp_path / "images/p3")
+    (need,) = propose(tmp_path).needs
+    assert need.code == "unpaired-files" and "p3.nii.gz" in need.problem
+
+
+@pytest.mark.parametrize(
+    "name", ["annotations/instances_train.json", "labels/{}.txt", "lesion_annotations/{}.xml"]
+)
+def test_outlines_in_texts_are_said(tmp_path, name):
+    for n in range(4):
+        picture(tmp_path / f"images/{n}.jpg", n)
+        text = tmp_path / name.format(n)
+        text.parent.mkdir(exist_ok=True)
+        text.write_text("{}")
+    error = refused(tmp_path)
+    assert "outlines" in error.problem and "draw its outlines to a PNG" in error.fix
+
+
+def test_brackets_in_a_name_and_a_single_case_are_said(tmp_path):
+    for n in range(4):
+        picture(tmp_path / f"a/Bilder [anonym]/{n}.png", n)
+        drawing(tmp_path / f"a/Masken/{n}.png")
+    assert "signs of globs: rename" in refused(tmp_path / "a").fix
+    volume(tmp_path / "b/image.nii.gz", 1)
+    mask(tmp_path / "b/mask.nii.gz")
+    assert "at least two patients" in refused(tmp_path / "b").fix
+
+
+def test_classes_behind_names_in_one_folder_are_said(tmp_path):
+    for n in range(4):
+        volume(tmp_path / f"images/p{n}.nii.gz", n)
+        mask(tmp_path / f"labels/p{n}_liver.nii.gz")
+        mask(tmp_path / f"labels/p{n}_tumor.nii.gz")
+    error = refused(tmp_path)
+    assert "p0_liver, p0_tumor" in error.fix and "a folder of its own" in error.fix
+
+
+def test_capitals_that_differ_are_said(tmp_path):
+    for n in range(6):
+        volume(tmp_path / f"p{n}/{'Image' if n == 2 else 'image'}.nii.gz", n)
+        mask(tmp_path / f"p{n}/{'Mask' if n == 2 else 'mask'}.nii.gz")
+    assert "2 files differ in capitals alone" in said(propose(tmp_path))

@@ -123,7 +123,11 @@ def find_series_pairs(folders: Sequence[str], tree: Tree) -> Found | None:
     labels += of_few_values
     unsure: list[str] = []
     images, labels = _with_their_own_labels(images, labels, "dicom", unsure)
-    matches = [match for match in _all_matches(images, labels, "dicom") if not match.orphans]
+    matches = [
+        match
+        for match in _all_matches(images, labels, "dicom")
+        if 2 * match.orphans <= len(match.pairs)
+    ]
     if not matches:
         return None
     chosen = _choose(matches, images, labels, tree, "dicom", unsure)

@@ -115,7 +115,10 @@ def propose(
     if found is None and tree.dicom:
         from fedfms.data.adopt.archive import propose_dicom  # pydicom takes a second to import
 
-        return _finished(propose_dicom(tree, classes, control), tree)
+        try:
+            return _finished(propose_dicom(tree, classes, control), tree)
+        except SiteDataError as error:
+            raise _with_pictures(error, tree) from None
     if found is None:
         raise _not_seen(tree)
     unsure = [*found.unsure, *_other_parts(tree, found)]
@@ -140,6 +143,20 @@ def _layout(tree: Tree, said: known.DatasetJson | None) -> tuple[str, Found | No
         if found is not None and len(found.pairs) > 1:
             return in_words(found), replace(found, unsure=(*found.unsure, *_besides(tree, format)))
     return "", None
+
+
+def _with_pictures(error: SiteDataError, tree: Tree) -> SiteDataError:
+    """The error for a folder of DICOM; it names pictures that have labels."""
+    found = find_pairs(tree, "image") if error.code == "layout-not-seen" and tree.image else None
+    if found is None or len(found.pairs) < 2:
+        return error
+    return SiteDataError(
+        f"{error.problem}; besides there are {count_of(len(found.pairs), 'picture')} with labels "
+        f"({next(iter(found.images.values()))})",
+        "if these pictures are meant, adopt their folder by itself, or move the DICOM files away "
+        f"({tree.dicom[0]}); else {error.fix}",
+        code=error.code,
+    )
 
 
 def _other_parts(tree: Tree, found: Found) -> Iterator[str]:
@@ -795,8 +812,31 @@ def _finished(proposal: Proposal, tree: Tree) -> Proposal:
         proposal.needs.append(more)
     if (unread := _unread_labels(tree, proposal)) is not None:
         proposal.needs.append(unread)
+    _say_capitals(proposal, found, tree)
     _add_counts(proposal, found, tree)
     return proposal
+
+
+def _say_capitals(proposal: Proposal, found: Scan, tree: Tree) -> None:
+    """Say which files are not taken since they differ in capitals from those that are."""
+    values = proposal.values
+    globs = [
+        *(values.get("contrasts") or {"": values["images"]}).values(),
+        *(values.get("label_files") or {"": values["labels"]}).values(),
+    ]
+    taken = {path.relative_to(tree.root).as_posix() for path in found.taken}
+    others = [
+        file
+        for file in tree.of(proposal.site.format)
+        if file not in taken
+        and any(glob_expression(glob.lower()).fullmatch(file.lower()) for glob in globs)
+        and not any(glob_expression(glob).fullmatch(file) for glob in globs)
+    ]
+    if others:
+        proposal.unsure.append(
+            f"{count_of(len(others), 'file')} differ in capitals alone from those that are taken, "
+            f"and are not: {', '.join(others[:3])}; rename them alike"
+        )
 
 
 def _unread_labels(tree: Tree, proposal: Proposal) -> SiteDataError | None:
@@ -930,6 +970,33 @@ def _not_seen(tree: Tree) -> SiteDataError:
             "name the folder with your images; where it is a drive, see that it is mounted",
             code="layout-not-seen",
         )
+    if (single := _single_pair(tree)) is not None:
+        return SiteDataError(
+            f"{tree.root} holds one image with a label, {single[0]} and {single[1]}",
+            "at least two patients are needed, one to train and one to validate: add cases",
+            code="layout-not-seen",
+        )
+    outlines = _outlines(tree)
+    if there and outlines and not _may_be_labels(tree):
+        return SiteDataError(
+            f"{tree.root} holds images ({', '.join(there)}) and no label that is read here; "
+            f"{outlines} may hold outlines, as COCO, YOLO and programs for slides write them",
+            f"{another_kind(Path('a.json'))[1]}; then adopt the folder again",  # type: ignore[index]
+            code="layout-not-seen",
+        )
+    signs = [
+        file
+        for kind in kinds
+        for file in tree.of(kind)  # type: ignore[arg-type]
+        if _GLOB_SIGN.search(file)
+    ]
+    if signs:
+        fix = f"names such as {signs[0]} hold [, ], * or ?, which are signs of globs: rename; {fix}"
+    elif behind := _several_behind_names(tree):
+        fix = (
+            f"several files of a folder belong to one image, such as {', '.join(behind[:3])}: move "
+            f"those of each class to a folder of its own, all called as their images; else {fix}"
+        )
     if there and not foreign and not _may_be_labels(tree):
         return SiteDataError(
             f"{tree.root} holds images and no labels: {', '.join(there)}"
@@ -946,6 +1013,45 @@ def _not_seen(tree: Tree) -> SiteDataError:
         fix,
         code="layout-not-seen",
     )
+
+
+_GLOB_SIGN = re.compile(r"[\[\]*?]")
+
+
+def _single_pair(tree: Tree) -> tuple[str, str] | None:
+    """The one image and its label, if there is no more."""
+    for files in (tree.nifti, tree.image, tree.npy):
+        labels = [file for file in files if {*words_of(stem_and_ending(file)[0])} & LABEL_WORDS]
+        if len(files) == 2 and len(labels) == 1:
+            return next(file for file in files if file not in labels), labels[0]
+    return None
+
+
+def _several_behind_names(tree: Tree) -> list[str]:
+    """Example of files that are called as one image with words behind: p0_liver, p0_tumor."""
+    for files in (tree.nifti, tree.image, tree.npy):
+        stems = {stem_and_ending(file.rpartition("/")[2])[0] for file in files}
+        behind: dict[str, list[str]] = {}
+        for stem in sorted(stems):
+            found = re.fullmatch(r"(.+?)[-_ .]+[^\W\d_]+", stem)
+            if found is not None and found.group(1) in stems:
+                behind.setdefault(found.group(1), []).append(stem)
+        example = next((several for several in behind.values() if len(several) > 1), None)
+        if example is not None:
+            return example
+    return []
+
+
+def _outlines(tree: Tree) -> str:
+    """Texts that may be outlines, in words: by words in their path, or one beside each image."""
+    stems = {stem_and_ending(Path(file).name)[0] for file in (*tree.image, *tree.nifti)}
+    texts = [
+        file
+        for file in tree.others
+        if file.lower().endswith((".json", ".xml", ".geojson", ".txt"))
+        and (Path(file).stem in stems or {*words_of(file)} & (LABEL_WORDS | {"instances"}))
+    ]
+    return f"{count_of(len(texts), 'text')} such as {texts[0]}" if texts else ""
 
 
 def _may_be_labels(tree: Tree) -> bool:
