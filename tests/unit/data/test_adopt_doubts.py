@@ -633,3 +633,19 @@ def test_capitals_that_differ_are_said(tmp_path):
         volume(tmp_path / f"p{n}/{'Image' if n == 2 else 'image'}.nii.gz", n)
         mask(tmp_path / f"p{n}/{'Mask' if n == 2 else 'mask'}.nii.gz")
     assert "2 files differ in capitals alone" in said(propose(tmp_path))
+
+
+def test_a_window_for_ct_is_not_laid_on_a_series_of_pet_beside_ct(tmp_path):
+    for n in range(3):
+        for kind, grid in (("CT", OTHER), ("PT", G)):
+            slices = series(f"{kind}{n}", grid, stored_values(n, grid.shape))
+            for one in slices:
+                one.Modality = kind
+                one.PatientID = f"P{n}"
+            write_series(tmp_path / f"p{n}/{kind}", slices)
+        labels = np.zeros(G.shape, np.uint8)
+        labels[2:6, 2:5, 1:3] = 1
+        nibabel.save(nibabel.Nifti1Image(labels, G.nifti_affine()), tmp_path / f"p{n}/seg.nii.gz")
+    found = propose(tmp_path)
+    assert found.values["images"] == "*/PT"
+    assert found.site.intensity.rule == "percentile"

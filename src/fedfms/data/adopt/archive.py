@@ -447,10 +447,20 @@ def _add_contents(proposal: Proposal, found: _Archive) -> None:
             images.append(image)
             _count_meetings(_masks(case, image, site), size, met)
     if images:
-        add_reading(proposal, images, is_ct="CT" in found.modalities, several=False)
+        add_reading(proposal, images, is_ct=_are_ct(images, found), several=False)
     if not +met:
         return
     _let_overlap(proposal, size, met)
+
+
+def _are_ct(images: Sequence[Stored], found: _Archive) -> bool:
+    """Whether the images that were read are CT by their headers; a PET beside a CT is not."""
+    kinds = {
+        str(image.series.headers[0].get("Modality") or "")
+        for image in images
+        if image.series is not None
+    } - {""}
+    return kinds == {"CT"} if kinds else "CT" in found.modalities
 
 
 def _count_meetings(
@@ -540,7 +550,7 @@ def _with_nifti(
             images.append(read_image(tree.root / file, read_bytes(tree.root / file, site), site))
     if images:
         several = len(found.images) > 1
-        add_reading(proposal, images, is_ct="CT" in archive.modalities, several=several)
+        add_reading(proposal, images, is_ct=_are_ct(images, archive), several=several)
     _add_patients(proposal, archive)
     return proposal
 
