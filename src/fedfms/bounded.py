@@ -424,6 +424,7 @@ _TAR_ERRORS = (
     *(struct.error, KeyError, IndexError, TypeError, AttributeError, zlib.error),
 )
 _GZIP = b"\x1f\x8b"  # RFC 1952
+_TAR_HEADERS, _TAR_HEADER = 2**20, 2**12  # bytes of headers that an archive, and a file in it, has
 
 
 def tar_members(
@@ -448,6 +449,7 @@ def tar_members(
         opened: IO[bytes] = io.BytesIO(file) if isinstance(file, bytes) else file.open("rb")
         stack.enter_context(opened)
         left = opened.seek(0, io.SEEK_END) if max_unpacked is None else max_unpacked
+        end = left + _TAR_HEADERS + max_entries * _TAR_HEADER  # of all, with names and padding
         opened.seek(0)
         if max_unpacked is not None and opened.read(2) == _GZIP:
             opened.seek(0)
@@ -470,6 +472,8 @@ def tar_members(
                     return
                 if count == max_entries:
                     break
+                if member.offset_data > end:
+                    raise _refuse(source, "says more about its files than they may have in them")
                 if max_unpacked is not None and member.isdir():
                     continue
                 if inside is None:

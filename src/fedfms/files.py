@@ -120,16 +120,18 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def append_whole(path: Path, line: bytes, *, durable: bool = False) -> None:
+def append_whole(path: Path, line: bytes, *, durable: bool = False, mode: int = 0o666) -> None:
     """Add to the end of a file all of a line, or nothing.
 
     Args:
         durable: whether it is on the disk when this returns, whatever loses its power then.
+        mode: of a file that is made, less the process's umask.
 
     Raises:
         OSError: the disk is full or cannot be written; the file is as it was before.
     """
-    with path.open("ab", buffering=0) as file:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    with os.fdopen(os.open(path, flags, mode), "ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         try:
             written = 0

@@ -212,10 +212,12 @@ def test_a_log_that_was_rewritten_is_refused_and_a_new_trainer_begins_anew(
 ) -> None:
     for number in range(2):
         assert code_of(server, train(site, server, number)) is None
-    shutil.copy(site.work / "egress.jsonl", site.work / "before")
+    for name in ("egress.jsonl", "egress.end"):
+        shutil.copy(site.work / name, site.work / f"{name}.before")
     lost = train(site, server, 2)
     assert code_of(server, lost) is None
-    shutil.move(site.work / "before", site.work / "egress.jsonl")  # the last day was cut off
+    for name in ("egress.jsonl", "egress.end"):  # both as they were before the last day
+        shutil.move(site.work / f"{name}.before", site.work / name)
     site.restart()
     assert code_of(server, train(site, server, 3, seed=1)) == "receipt-chain"
     (site.work / KEY).unlink()

@@ -483,6 +483,22 @@ def test_a_packed_tar_is_read_up_to_what_may_come_out_of_it(tmp_path: Path) -> N
             read(given, most)
 
 
+def test_a_tar_of_words_about_its_files_ends_early() -> None:
+    """They are no files, so that what may come out of it says nothing of them."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for number in range(8):
+            entry = tarfile.TarInfo(f"{number}")
+            entry.pax_headers = {f"word{n}": "x" * 1000 for n in range(1000)}
+            tar.addfile(entry)
+    packed, seen = gzip.compress(data.getvalue()), []
+    with pytest.raises(Undecodable, match="says more about its files"):
+        seen.extend(bounded.tar_members(packed, "it", max_entries=10, max_unpacked=1000))
+    assert len(seen) <= 1
+    long_names = tar_of(*[(f"{number}/" + "n" * 200, b"", {}) for number in range(10)])
+    assert len(list(bounded.tar_members(long_names, "it", max_entries=10, max_unpacked=0))) == 10
+
+
 def test_a_tar_header_that_asks_for_gigabytes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     head = tarfile.TarInfo("a")

@@ -345,6 +345,7 @@ def test_the_order_of_classes_counts():
         ({"backbone": "vit_g"}, "backbone is 'vit_g'", "vit_demo, vit_t, vit_b, vit_l, vit_h"),
         ({"backbone_sha256": "abc"}, "backbone_sha256 is 'abc'", "64 hexadecimal digits"),
         ({"classes": []}, "classes is empty", "at least one class"),
+        ({"classes": [f"c{n}" for n in range(257)]}, "names 257 classes", "at most 256"),
         ({"classes": "nucleus"}, "'nucleus'", "write a list"),
         ({"classes": ["a", "a"]}, "one class twice", "once"),
         ({"classes": ["../etc"]}, "'../etc'", "letters, digits"),

@@ -67,6 +67,7 @@ def egress(
             "kept_from": found.kept_from,
             "keys": found.keys,
             "problems": found.problems,
+            "notes": found.notes,
         }
         out.print_json(json.dumps(answer))
     else:
@@ -142,6 +143,8 @@ def _show_chain(found: Egress, path: Path) -> None:
             f" the chain is whole {begins}: {_number(len(found.receipts), 'receipt')}",
         )
     )
+    for note in found.notes:
+        out.print(f"     {note}")
     for key in found.keys[:-1]:
         out.print(f"     an earlier key of this trainer signed the first of them: {key}")
 

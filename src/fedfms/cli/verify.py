@@ -43,6 +43,14 @@ def verify(
             "run's folder."
         ),
     ] = None,
+    peers: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with the key of each site's trainer, as the site read it off the "
+            'trainer\'s log: {"site-1": "64 digits"}, as in policy/peers.json. Without it, keys '
+            "are printed and compared with nothing."
+        ),
+    ] = None,
     sites: Annotated[
         Path | None,
         typer.Option(help="Folder with one folder for each site.", rich_help_panel=_STUDY),
@@ -63,7 +71,7 @@ def verify(
     ] = 1e-6,
     as_json: AsJson = False,
 ) -> None:
-    """Check a finished run: every line of its records, its seal, receipts, models and tables.
+    """Check a finished run: each line of its records, seal, receipts, models, tables and report.
 
     Where the server kept the sites' answers, each round is closed again from them. Of a study's
     run: its files, its images, and its scores computed again from the model. Exit code 1 if a line
@@ -74,6 +82,7 @@ def verify(
             run,
             kit,
             answers,
+            peers,
             {
                 "sites": sites,
                 "data": data,
@@ -92,9 +101,14 @@ def verify(
 
 
 def _checks(
-    run: Path, kit: Path | None, answers: Path | None, options: dict[str, Any]
+    run: Path,
+    kit: Path | None,
+    answers: Path | None,
+    peers: Path | None,
+    options: dict[str, Any],
 ) -> list[Check]:
     from fedfms.contracts.machine import Machine
+    from fedfms.contracts.peers import read_peers
     from fedfms.errors import ConfigError
     from fedfms.kits.kit import read_kit
     from fedfms.plugins import find_part, installed
@@ -113,17 +127,22 @@ def _checks(
             "(in containers: the image's target lab)",
             code="no-laboratory",
         )
-    return verify_run(run, read_kit(kit) if kit is not None else None, answers)
+    project = read_kit(kit) if kit is not None else None
+    keys = read_peers(peers) if peers is not None else None
+    return verify_run(run, project, answers, keys)
 
 
 def _show(check: Check) -> None:
-    verdict = ("FAIL", "bold red") if check.problems else ("PASS", "bold green")
-    if not check.looked:
-        verdict = ("SKIP", "bold yellow")
+    verdict = ("PASS", "bold green") if check.looked else ("SKIP", "bold yellow")
+    if check.warnings:
+        verdict = ("WARN", "bold yellow")
+    if check.problems:
+        verdict = ("FAIL", "bold red")
     out.print(styled(verdict, " ", check.what))
-    if check.note:
-        out.print(styled("     ", (check.note, "dim")))
-    for problem in check.problems[:_SHOWN]:
+    for line in check.note.splitlines():
+        out.print(styled("     ", (line, "dim")))
+    said = [*check.problems, *check.warnings]
+    for problem in said[:_SHOWN]:
         out.print(f"     {problem}")
-    if len(check.problems) > _SHOWN:
-        out.print(f"     and {len(check.problems) - _SHOWN} more")
+    if len(said) > _SHOWN:
+        out.print(f"     and {len(said) - _SHOWN} more")

@@ -82,7 +82,7 @@ CODES: dict[str, str] = {
     "method-not-allowed": "its policy does not allow this method",
     "metric-range": "it reports a score that no prediction can have",
     "missing-tensor": "a tensor is missing",
-    "no-history": "what was asked of it before cannot be read",
+    "no-history": "what was asked of it before cannot be read or written down",
     "no-secret": "its secret file cannot be used",
     "no-policy": "its policy cannot be used",
     "no-peers": "it does not say which trainers of other sites it knows (policy/peers.json)",
@@ -110,6 +110,7 @@ CODES: dict[str, str] = {
     "sums-slices": "the sites of a secure sum have too many slices together",
     "sums-wrap": "its change, times its slices, is too large for a secure sum in 32 bits",
     "tensors-not-asked-for": "it holds tensors that nobody asked for",
+    "threshold-not-allowed": "its policy does not allow this probability_threshold",
     "too-large": "the change is larger than the recipe allows",
     "too-few-steps": "its policy does not allow a round of so few steps (min_steps)",
     "too-few-training-patients": "it has fewer patients to train on, or fewer that show a class of "

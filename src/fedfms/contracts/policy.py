@@ -16,6 +16,8 @@ from fedfms.contracts.decode import from_dict, read_json, require, require_name
 
 POLICY_FILE = "privacy.json"
 
+MOST_EPSILON = 100.0  # of a limit; the account (exchange/account.py) ends at 200
+
 _AtLeastOne = Annotated[int, Field(ge=1, lt=2**53)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -51,6 +53,9 @@ class Bounds:
     max_augment_noise: _Share = 0.3
     # of FedProx; a much larger one undoes each step, so that a round is its first one
     max_proximal_weight: _Positive = 1.0
+    # from which a pixel is foreground; far out, next to nobody has any, or next to nobody has none
+    min_probability_threshold: _Share = 0.1
+    max_probability_threshold: _Share = 0.9
     min_image_size: _AtLeastOne = 64  # pixels
     max_image_size: _AtLeastOne = 2048
     min_training_patients: _AtLeastOne = 10  # with fewer nothing is trained here
@@ -96,6 +101,7 @@ class Policy(Bounds):
         for least, most in (
             ("min_learning_rate", "max_learning_rate"),
             ("min_positive_weight", "max_positive_weight"),
+            ("min_probability_threshold", "max_probability_threshold"),
             ("min_image_size", "max_image_size"),
         ):
             require(
@@ -122,9 +128,10 @@ class Policy(Bounds):
         for key in ("patient_epsilon", "site_epsilon"):
             budget = getattr(self, key)
             require(
-                budget is None or (math.isfinite(budget) and budget > 0),
+                budget is None or 0 < budget <= MOST_EPSILON,
                 f"{key} is {budget}",
-                "set a positive number, such as 8, or null for no limit",
+                f"set a positive number, such as 8, or null for no limit; {MOST_EPSILON:g} is the "
+                "most, and protects nobody any more",
             )
         require(
             0 < self.delta < 1,

@@ -27,6 +27,9 @@ FIRST = "0" * 64  # `previous` of a site's first receipt
 # signed with what is signed, so that no signature fits anything else
 TRAINERS, CLIENTS = b"fedfms receipt\n", b"fedfms receipt, countersigned\n"
 REMOVALS = b"fedfms receipts removed\n"
+ENDS = b"fedfms receipts end\n"
+
+MOST_KEYS = 100  # of one trainer; a new one is made where its volume is lost
 
 Image = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:/+-]{0,255}$")]
 TrainerKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]  # Ed25519, public
@@ -164,3 +167,27 @@ class Removed:
         values = dataclasses.asdict(self)
         del values["signature"]
         return canonical({"removed": values})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """How far a site's log goes, in a file beside it: what is cut off its end is missed by this."""
+
+    number: Count  # of the receipt that comes next
+    previous: Sha256  # of the last one, or FIRST
+    since: Count = 0  # the first receipt that was written while there was such a file
+    keys: Annotated[tuple[TrainerKey, ...], Field(max_length=MOST_KEYS)]  # of receipts, in order
+    key: TrainerKey  # the last of them
+    signature: TrainerSignature = "0" * 128  # over ENDS and `canonical`
+
+    @property
+    def canonical(self) -> bytes:
+        """What is signed: all but the signature."""
+        values = dataclasses.asdict(self)
+        del values["signature"]
+        return canonical({"end": values})
+
+    @classmethod
+    def from_dict(cls, values: Any) -> End:
+        """See `Receipt.from_dict`."""
+        return validate(cls, values)

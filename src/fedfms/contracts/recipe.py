@@ -140,6 +140,7 @@ _LATER: dict[str, Any] = {
 OF_A_MEAN = ("mean", "server_momentum", "server_adam")
 MASK_TOKENS = 4  # of SAM's decoder
 MOST_CONTRASTS = 16  # of a case
+_MOST_CLASSES = 256
 _MOST_RANK = 64  # of a low-rank update; beyond, it is none
 # of an augmentation: no change, and the most with which a picture still is one
 AUGMENTATIONS: dict[str, tuple[float, float]] = {
@@ -286,6 +287,11 @@ class Recipe:
             "write the SHA-256 of the SAM checkpoint, 64 hexadecimal digits (sha256sum FILE)",
         )
         require(bool(self.classes), "classes is empty", "name at least one class")
+        require(
+            len(self.classes) <= _MOST_CLASSES,
+            f"classes names {len(self.classes)} classes",
+            f"name at most {_MOST_CLASSES}: each has a mask of its own in the network",
+        )
         for name in self.classes:
             require_name(name, "class")
         require(

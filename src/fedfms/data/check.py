@@ -47,6 +47,8 @@ from fedfms.data.together import Summary, check_not_empty, problems_together, su
 from fedfms.data.unlikely import Finding, unlikely, warning
 from fedfms.errors import FedfmsError, SiteDataError, unexpected
 
+_FEWEST_GREYS = 16  # images span a larger part of the range than one of so many
+
 
 @dataclass(frozen=True, slots=True)
 class Examination:
@@ -132,7 +134,7 @@ def examine(
         findings = [
             *of_cases,
             *_grouped(reading.doubtful, site, "warning"),
-            *_warnings(reading.summaries, reading.clipped, site),
+            *_warnings(reading.summaries, reading.clipped, reading.flat, site),
             *unlikely(summary, reading.numbers, site, grid, recipe),
         ]
         if site.patient is None:
@@ -154,6 +156,7 @@ class _Reading:
         self.summaries: list[Summary] = []
         self.numbers: list[CaseNumbers] = []
         self.clipped: list[Path] = []  # the intensity rule cuts most of their values off
+        self.flat: list[Path] = []  # it leaves them few grey levels
 
     def add(self, case: Case) -> None:
         """Read a case; whatever a library raises at it is this case's problem."""
@@ -194,6 +197,10 @@ class _Reading:
             low, high = site.intensity.bounds
             if np.mean((image.values < low) | (image.values > high)) > 0.5:
                 self.clipped.append(case.image)
+            elif (float(image.values.max()) - float(image.values.min())) * _FEWEST_GREYS < (
+                high - low
+            ):
+                self.flat.append(case.image)
 
     def _image(self, case: Case) -> Stored:
         paths = case.contrasts or (case.image,)
@@ -261,7 +268,7 @@ def _grouped(
 
 
 def _warnings(
-    summaries: Sequence[Summary], clipped: Sequence[Path], site: SiteConfig
+    summaries: Sequence[Summary], clipped: Sequence[Path], flat: Sequence[Path], site: SiteConfig
 ) -> list[Finding]:
     findings = []
     found = {value for summary in summaries for value in summary.values}
@@ -307,6 +314,18 @@ def _warnings(
                 f"black or white; the first is {clipped[0].name}",
                 "set low and high under intensity in site.yml to the values that matter, or use "
                 "rule: percentile",
+            )
+        )
+    if flat:
+        low, high = site.intensity.bounds
+        findings.append(
+            warning(
+                "few-grey-levels",
+                f"in {count_of(len(flat), 'image')} all values lie so close together that of "
+                f"{low:g} to {high:g} fewer than {256 // _FEWEST_GREYS} of 256 grey levels are "
+                f"left; the first is {flat[0].name}",
+                "set low and high under intensity in site.yml to the values that images have (0 "
+                "and 1 for fractions), or use rule: percentile",
             )
         )
     return findings

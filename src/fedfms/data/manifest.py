@@ -825,7 +825,7 @@ def several_files_a_patient(keys: Sequence[str]) -> list[str] | None:
         numbered = re.fullmatch(r"(.*\d.*?)[-_ .]+[A-Za-z]*\d+", key)
         stems.setdefault(numbered.group(1) if numbered else key, []).append(key)
     groups = [group for group in stems.values() if len(group) > 1]
-    if len(stems) < 2 or sum(map(len, groups)) * 2 < len(keys):
+    if len(stems) < 2 or not groups:
         return None
     return sorted(groups[0])[:3]
 

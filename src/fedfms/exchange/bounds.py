@@ -14,6 +14,8 @@ from fedfms.contracts.policy import Bounds, Policy
 from fedfms.contracts.recipe import AUGMENTATIONS, Recipe
 from fedfms.errors import ConfigError, DoorClosed
 
+_OF_SCORES = ("image_size", "probability_threshold")  # what counts where nothing is trained
+
 
 def read_policy(folder: Path) -> Policy:
     """The site's `privacy.json`.
@@ -63,7 +65,7 @@ class Breach:
 def breaches(bounds: Bounds, recipe: Recipe, *, trains: bool = True) -> list[Breach]:
     """All values of a recipe that are out of a site's bounds, whatever its images are.
 
-    Where the site does not train, only the size of pictures counts.
+    Where the site does not train, only what scores depend on counts.
     """
     # code, field, value, limits by the field of Bounds, what is counted
     limits = {field.name for field in dataclasses.fields(Bounds)}
@@ -86,6 +88,10 @@ def breaches(bounds: Bounds, recipe: Recipe, *, trains: bool = True) -> list[Bre
         ),
         ("too-many-epochs", "local_epochs", recipe.local_epochs, None, "max_local_epochs", ""),
         (
+            *("threshold-not-allowed", "probability_threshold", recipe.probability_threshold),
+            *("min_probability_threshold", "max_probability_threshold", ""),
+        ),
+        (
             *("image-size-not-allowed", "image_size", recipe.image_size),
             *("min_image_size", "max_image_size", " pixels"),
         ),
@@ -98,7 +104,7 @@ def breaches(bounds: Bounds, recipe: Recipe, *, trains: bool = True) -> list[Bre
     found = []
     for code, field, value, least, most, unit in asked:
         has = f"{field} is {_text(value)}"
-        if value is None or not (trains or field == "image_size"):
+        if value is None or not (trains or field in _OF_SCORES):
             continue
         if least is not None and value < getattr(bounds, least):
             allowed = f"at least {_text(getattr(bounds, least))}{unit} ({least})"

@@ -14,16 +14,20 @@ The protocol of Bonawitz et al. 2017 (masks.py), with the trainers' own keys for
    keys of those that did not: so what does not cancel is taken off. Of no site does a site give
    both, and it gives them for one set of arrived sites only.
 
-`threshold` sites can do the last step. A server that lies to some sites about who arrived can have
-the sum of fewer sites than it says, and of a single one only if sites that collude with it are more
-than `2 * threshold - sites`, or as many.
+What is sealed, and each mask that two sites have in common, is made for one list of keys: sites to
+which a server showed different lists cannot take each other's shares, so that all count by the same
+`threshold`. So many sites can do the last step. A server that lies to some of them about who
+arrived can have the sum of fewer sites than it says, and of a single one only if sites that collude
+with it are more than `2 * threshold - sites`, or as many.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -170,13 +174,14 @@ class SiteRound:
             strict=True,
         )
         sealed, held = [], {}
+        keys_by_name = tuple(of[name] for name in names)
+        this = roster(keys_by_name)
         for name, (mask, seed) in zip(names, parts, strict=True):
             if name == self.site:
                 held = {name: (mask.hex(), seed.hex())}
                 continue
-            data = self._box(of[name], self.site, name).encrypt(_NONCE, mask + seed, None)
+            data = self._box(this, of[name], self.site, name).encrypt(_NONCE, mask + seed, None)
             sealed.append(SealedShares(sender=self.site, receiver=name, data=data.hex()))
-        keys_by_name = tuple(of[name] for name in names)
         return dataclasses.replace(self, keys=keys_by_name, sealed=tuple(sealed), held=held)
 
     def take(self, sealed: Iterable[SealedShares]) -> SiteRound:
@@ -196,15 +201,17 @@ class SiteRound:
         needed = max(LEAST_SITES, threshold(len(keys)))
         if len(of) + 1 < needed:
             raise _few(len(of) + 1, needed)
-        held = dict(self.held)
+        held, this = dict(self.held), roster(self.keys)
         for name, one in sorted(of.items()):
             try:
-                box = self._box(keys[name], name, self.site)
+                box = self._box(this, keys[name], name, self.site)
                 data = box.decrypt(_NONCE, bytes.fromhex(one.data), None)
             except InvalidTag:
                 raise DoorClosed(
-                    f"what {name} is said to have sealed for this site was not sealed by it",
-                    "look who runs the server; the next round tries again",
+                    f"what {name} is said to have sealed for this site was not sealed by it, or "
+                    "for other keys than this site was shown",
+                    "look who runs the server, and whether all sites run the same version of "
+                    "fedfms; the next round tries again",
                     code="bad-shares",
                 ) from None
             held[name] = (data[:SHARE_BYTES].hex(), data[SHARE_BYTES:].hex())
@@ -237,10 +244,10 @@ class SiteRound:
         if self.hidden not in ("", hidden):
             raise summed_before(self.round)
         add_mask(masked, bytes.fromhex(self.seed), 1)
-        keys = {one.site: one for one in self.keys}
+        keys, this = {one.site: one for one in self.keys}, roster(self.keys)
         for name in self.members:
             if name != self.site:
-                seed = _mask_seed(self.masking, keys[self.site], keys[name])
+                seed = _mask_seed(this, self.masking, keys[self.site], keys[name])
                 add_mask(masked, seed, 1 if self.site < name else -1)
         return dataclasses.replace(self, hidden=hidden), masked
 
@@ -256,7 +263,9 @@ class SiteRound:
         names = tuple(sorted(set(arrived)))
         if not self.is_settled:
             raise no_sum()
-        if not set(names) <= set(self.held) or (self.arrived and names != self.arrived):
+        if not {self.site} <= set(names) <= set(self.held):
+            raise _other_sum()  # a site that did not answer has nothing to unmask
+        if self.arrived and names != self.arrived:
             raise _other_sum()
         if len(names) < (needed := threshold(len(self.keys))):
             raise _few(len(names), needed)
@@ -276,9 +285,12 @@ class SiteRound:
         )
         if mine is None or (mine.sealing, mine.masking) != expected:
             raise _other_sum()
+        trainers = Counter(one.trainer for one in of.values())
         for name, one in sorted(of.items()):
             if (one.job, one.round) != (self.job, self.round):
                 raise _other_sum()
+            if trainers[one.trainer] > 1:
+                raise _other_peer(name, "is signed by a trainer that is in the sum twice")
             if not is_signed_by_trainer(one.trainer, one.signature, KEYS + one.canonical):
                 raise _other_peer(name, "is not signed by the key that it names")
             if not _has_secrets(one):
@@ -294,9 +306,9 @@ class SiteRound:
             if one.trainer != peers[name]:
                 raise _other_peer(name, "is signed by another trainer than policy/peers.json says")
 
-    def _box(self, other: RoundKeys, sender: str, receiver: str) -> ChaCha20Poly1305:
+    def _box(self, this: str, other: RoundKeys, sender: str, receiver: str) -> ChaCha20Poly1305:
         """Seals what one of two sends the other (RFC 8439); each direction has its own key."""
-        purpose = _SEAL + f"{self.job}\n{self.round}\n{sender}\n{receiver}\n".encode()
+        purpose = _SEAL + f"{self.job}\n{self.round}\n{this}\n{sender}\n{receiver}\n".encode()
         return ChaCha20Poly1305(
             common_seed(bytes.fromhex(self.sealing), bytes.fromhex(other.sealing), purpose)
         )
@@ -467,7 +479,7 @@ class ServerRound:
             FederationError: code few-for-a-sum or bad-shares.
         """
         names = sorted(self._keys)
-        here = set(arrived)
+        here, this = set(arrived), roster(self._keys.values())
         needed = self.threshold
         shares: dict[str, dict[int, bytes]] = {name: {} for name in self.members}
         for site, answer in answers.items():
@@ -488,7 +500,7 @@ class ServerRound:
             if public_of(secret).hex() != self._keys[name].masking:
                 raise _wrong_shares(name)
             for other in sorted(here):
-                seed = _mask_seed(secret.hex(), self._keys[name], self._keys[other])
+                seed = _mask_seed(this, secret.hex(), self._keys[name], self._keys[other])
                 add_mask(self._sum, seed, 1 if name < other else -1)
         return FixedSum.of(self._sum, total)
 
@@ -501,10 +513,24 @@ class ServerRound:
             )
 
 
-def _mask_seed(private: str, one: RoundKeys, other: RoundKeys) -> bytes:
-    """Of the mask that two sites have in common; `private` is the one's masking key."""
+def roster(keys: Iterable[RoundKeys]) -> str:
+    """SHA-256 of the keys of all sites of a sum, in whatever order."""
+    digest = hashlib.sha256()
+    for one in sorted(keys, key=lambda one: one.site):
+        digest.update(one.canonical + b"\n")
+    return digest.hexdigest()
+
+
+def _mask_seed(this: str, private: str, one: RoundKeys, other: RoundKeys) -> bytes:
+    """Of the mask that two sites have in common.
+
+    Args:
+        this: the roster that both were shown.
+        private: the one's masking key.
+        one, other: their public keys.
+    """
     pair = "\n".join(sorted((one.site, other.site)))
-    purpose = _MASK + f"{one.job}\n{one.round}\n{pair}\n".encode()
+    purpose = _MASK + f"{one.job}\n{one.round}\n{this}\n{pair}\n".encode()
     return common_seed(bytes.fromhex(private), bytes.fromhex(other.masking), purpose)
 
 

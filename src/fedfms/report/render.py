@@ -41,6 +41,7 @@ from fedfms.records.rows import EvaluationRow
 from fedfms.report import figures, words
 from fedfms.report.collect import Result, load_result
 from fedfms.report.summary import Mean, Part, SiteFacts, Summary, change
+from fedfms.report.writer import written_by
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ def _page(result: Result) -> dict[str, Any]:
             if (result.folder / name).is_file()
         ],
         "limits": LIMITS,
+        "writer": written_by(),
     }
 
 

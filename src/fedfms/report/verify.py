@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,20 +29,19 @@ from fedfms.kits.certificates import subject_of
 from fedfms.kits.kit import Kit
 from fedfms.records.chain import Seal, line_sha256, previous_of, seal_of
 from fedfms.records.layout import (
+    ANSWERS,
     BEST_MODEL,
-    EVALUATION,
     GLOBAL_MODEL,
-    GUARD,
     PICTURES,
     RECIPE,
     RECORDS,
-    ROUNDS,
-    SUMMARY,
 )
 from fedfms.records.schema import RECORDS as RECORD
 from fedfms.records.schema import ContributionRecord, EvaluationRecord, JobRecord, Record
+from fedfms.report.again import DERIVED, check_derived
 from fedfms.report.averages import check_averages
-from fedfms.report.collect import collect, find_records, load_result
+from fedfms.report.collect import find_records
+from fedfms.report.trainer_keys import check_keys
 
 GROUP = "fedfms.verify"  # entry points: checks of other packages for folders of their own
 _MODELS = {"final": GLOBAL_MODEL, "best": BEST_MODEL}
@@ -57,6 +55,7 @@ class Check:
     problems: tuple[str, ...]  # none if it holds
     note: str = ""  # what else a person wants to know of it
     looked: bool = True  # False: it was not looked at, for the reason in the note
+    warnings: tuple[str, ...] = ()  # what may be right, and a person has to ask about
 
 
 class OtherRuns:
@@ -73,7 +72,12 @@ class OtherRuns:
         raise NotImplementedError
 
 
-def verify_run(folder: Path, kit: Kit | None = None, answers: Path | None = None) -> list[Check]:
+def verify_run(
+    folder: Path,
+    kit: Kit | None = None,
+    answers: Path | None = None,
+    peers: Mapping[str, str] | None = None,
+) -> list[Check]:
     """Look at everything that a run's folder claims.
 
     Args:
@@ -81,6 +85,7 @@ def verify_run(folder: Path, kit: Kit | None = None, answers: Path | None = None
         kit: any of the project's; None: whose signatures these are is left to who reads the
             authority's fingerprint in the answer.
         answers: what the server kept of the run's answers; None: looked for beside the records.
+        peers: the key of each site's trainer, as the site said it; None: they are only told.
 
     Returns:
         one entry for each kind of check.
@@ -99,6 +104,9 @@ def verify_run(folder: Path, kit: Kit | None = None, answers: Path | None = None
     receipts = Check("the receipts of the sites", ("without a seal nobody vouches for a key",))
     if authority is not None:
         receipts = _found("the receipts of the sites", _receipts, lines, records, authority, source)
+    keys = check_keys(known, peers)
+    ran = next((one.fedfms_version for one in known if isinstance(one, JobRecord)), None)
+    tables, report = check_derived(source, ran)
     return [
         _found(f"{RECORDS}, line by line", _chain, data, lines),
         dataclasses.replace(
@@ -107,9 +115,11 @@ def verify_run(folder: Path, kit: Kit | None = None, answers: Path | None = None
         _found("the files of the result", _files, source, seal),
         Check("the recipe as it ran", recipe_problems),
         receipts,
+        Check("the keys of the trainers", keys.problems, keys.note, keys.looked, keys.warnings),
         _found("the models, by what the sites scored", _models, source, known, recipe),
         _averages(source, known, recipe, answers),
-        _found("the tables, from the records", _tables, source),
+        Check("the tables, from the records", tables.problems, tables.note, tables.looked),
+        Check("the report, from the records", report.problems, report.note, report.looked),
     ]
 
 
@@ -214,6 +224,22 @@ def _files(source: Path, seal: Seal | None) -> Iterator[str]:
     for name in there:
         if name not in seal.files:
             yield f"{name} was not there when the run ended"
+    yield from _foreign(source)
+
+
+def _foreign(source: Path) -> Iterator[str]:
+    """Files that nothing of a results folder names; beside a job's result as fetched lies more."""
+    if not any((source / name).exists() for name in DERIVED):
+        return
+    ours = {RECORDS, RECIPE, *_MODELS.values(), *DERIVED}
+    for path in sorted(source.rglob("*")):
+        place = path.relative_to(source)
+        if path.is_dir() and not path.is_symlink():
+            continue
+        # the check of the averages looks at the one folder, and the seal names what is in the other
+        if place.as_posix() in ours or place.parts[0] == ANSWERS or place.parent == Path(PICTURES):
+            continue
+        yield f"{place}: nothing of the run names this file; if it is yours, keep it elsewhere"
 
 
 def _recipe(
@@ -309,39 +335,6 @@ def _models(source: Path, records: Sequence[Record], recipe: Recipe | None) -> I
         for site, sha256 in sorted(by_site.items()):
             if sha256 != travelled:
                 yield f"{path.name} is not the {model} model that {site} scored"
-
-
-def _tables(source: Path) -> Iterator[str]:
-    """Of a results folder; a job's result as it was fetched has none."""
-    if not (source / SUMMARY).is_file():
-        return
-    kept = load_result(source)
-    with tempfile.TemporaryDirectory() as scratch:
-        again = collect(source, Path(scratch) / "again")
-    yield from _other_rows(ROUNDS, kept.rounds, again.rounds)
-    yield from _other_rows(EVALUATION, kept.evaluation, again.evaluation)
-    yield from _other_rows(GUARD, kept.guard, again.guard)
-    mine, theirs = kept.summary.to_dict(), again.summary.to_dict()
-    for key in sorted(set(theirs) - {"files"}):
-        if mine.get(key) != theirs[key]:
-            yield f"{SUMMARY}: {key} is not what {RECORDS} comes to"
-    for name, facts in kept.summary.files.items():
-        if (source / name).is_file() and file_sha256(source / name) != facts.sha256:
-            yield f"{name} is not the file whose hash {SUMMARY} names"
-
-
-def _other_rows(name: str, kept: Sequence[Any], again: Sequence[Any]) -> Iterator[str]:
-    if len(kept) != len(again):
-        yield f"{name} has {len(kept)} rows, and the records have {len(again)}"
-        return
-    for number, (one, other) in enumerate(zip(kept, again, strict=True), start=2):
-        for field in dataclasses.fields(one):
-            mine, theirs = getattr(one, field.name), getattr(other, field.name)
-            if isinstance(mine, Mapping):
-                mine, theirs = dict(mine), dict(theirs)
-            if mine != theirs:
-                where = f"{name}, line {number}, {one.site}"
-                yield f"{where}: {field.name} is {mine}, and {theirs} in {RECORDS}"
 
 
 # ---------------------------------------------------------------------------------------- words

@@ -1,8 +1,10 @@
 """What is small in a canary: two cases, three optimizer steps, and what they say of a real round.
 
 A recipe that says `canary` goes the way of any other: policy, reading, checkpoint, scores,
-training, door. Two things differ. It works on few cases, repeated so that a step has the size that
-it will have; and zeros leave (exchange/door.py). Nothing of it is kept at the site but prepared
+training, door. Three things differ. It works on few cases, repeated so that a step has the size
+that it will have; the network sees made-up pictures and masks of their size, since whether its
+output is finite, and how long scores take, is an answer about the pictures that it sees, and nobody
+counts canaries; and zeros leave (exchange/door.py). Nothing of it is kept at the site but prepared
 cases, which the run needs too.
 """
 
@@ -17,9 +19,12 @@ import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Subset
 
 from fedfms.contracts.contribution import Rehearsal
@@ -27,12 +32,13 @@ from fedfms.contracts.policy import Bounds
 from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
-from fedfms.data.cache import StoredCase
+from fedfms.data.cache import CacheFolder, StoredCase
 from fedfms.data.features import FeatureFolder
 from fedfms.data.left_out import LeftOut
 from fedfms.data.manifest import Case, training_patients
 from fedfms.data.memory import allowed_bytes, size_text
 from fedfms.data.prepare import prepare_cases
+from fedfms.data.prepared import Labels, PreparedCase
 from fedfms.data.slices import SliceDataset
 from fedfms.errors import SiteDataError, TrainingError
 from fedfms.exchange.bounds import too_few_steps
@@ -49,15 +55,70 @@ _REFUSED = re.compile(r"could not (create|execute) a (primitive|memory)|can't st
 # of the memory that is left, what a canary may take on a processor
 SHARE_OF_MEMORY = 0.8
 SURELY = 4  # times by which cases may have fewer slices than a middling one
+DARK, BRIGHT = 64, 192  # grey levels of a made-up picture
 TIMED_STEPS = 2  # after one that is not: the first of a process is slower
+
+
+class MadeUp(StoredCase):
+    """In the place of a case what has its size, and nothing of its picture and its mask.
+
+    Each slice is dark but for a bright box in the middle, which is the mask; its columns are shared
+    among the label values.
+
+    Args:
+        case: whose header counts, so that as many slices are trained on.
+        values: of the classes.
+    """
+
+    def __init__(self, case: StoredCase, values: Sequence[int]) -> None:
+        record = case.record.model_copy(update={"digest": f"made up {case.record.digest}"})
+        super().__init__(case.case, record, case._shelf, case._name)
+        self._real, self._values = case, tuple(values)
+
+    @classmethod
+    def of(cls, case: StoredCase, site: SiteConfig, recipe: Recipe) -> MadeUp:
+        """With a value of each of the recipe's classes that the site annotates."""
+        found = [min(site.classes[name]) for name in recipe.classes if site.classes.get(name)]
+        return cls(case, list(dict.fromkeys(found)))
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """As of a `StoredCase`."""
+        picture = np.full(self.record.shape[1:], DARK, np.uint8)
+        picture[self._box] = BRIGHT
+        return np.broadcast_to(picture, self.record.shape)
+
+    @property
+    def labels(self) -> Labels:
+        """As of a `StoredCase`."""
+        shape = self.record.shape[:3]
+        mask = np.zeros(shape[1:], self.record.label_type)
+        box = mask[self._box]
+        for part, value in zip(
+            np.array_split(box, max(1, len(self._values)), axis=1), self._values, strict=False
+        ):
+            part[:] = value
+        return np.broadcast_to(mask, shape)
+
+    @property
+    def _box(self) -> tuple[slice, slice]:
+        """The middle of rows and columns, a pixel at least."""
+        rows, columns = (slice(n // 4, n // 4 + -(-n // 2)) for n in self.record.shape[1:3])
+        return rows, columns
+
+    def __reduce__(self) -> Any:
+        if isinstance(self._shelf, CacheFolder):
+            return MadeUp, (self._real, self._values)
+        arrays = np.array(self.images), np.array(self.labels)
+        return PreparedCase, (self.case, *arrays, self.spacing, self.is_volume, self.palette)
 
 
 @dataclass(frozen=True, slots=True)
 class FewCases:
     """The two cases of a canary, and how many the site's rounds have."""
 
-    middling: StoredCase  # to train on, and by which rounds are estimated
-    largest: StoredCase  # to score
+    middling: StoredCase  # to train on what has its size, and by which rounds are estimated
+    largest: StoredCase  # to score what has its size
     training_cases: int  # 0 at a holdout, which scores the middling one too
     training_patients: int
     scored_cases: int
@@ -148,7 +209,7 @@ def few_steps(
     *,
     folder: Path,
 ) -> tuple[RoundResult, float, int]:
-    """Train on full batches of the case's slices, over and over; the model is to be thrown away.
+    """Train on full batches of the size of the case's slices; the model is to be thrown away.
 
     Args:
         micro_batch: as the run will begin with; None: the site's own.
@@ -163,7 +224,7 @@ def few_steps(
         TrainingError: as `train_round`; "out-of-memory" also where a smaller micro-batch than the
             site's would fit: on a processor the run would find out by being killed.
     """
-    dataset = SliceDataset([few.middling], site, recipe)
+    dataset = SliceDataset([MadeUp.of(few.middling, site, recipe)], site, recipe)
     slices = few.about_slices(site, recipe)
     batch = min(recipe.batch_size, slices)
     one_pass = dataclasses.replace(

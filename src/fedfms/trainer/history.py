@@ -9,7 +9,8 @@ there is a sketch of 64 numbers, from which the distance between two models foll
 name that only this site can make, and a word for what is there of it. Both follow from the site's
 secret, so a history is of one secret. A site that removes the file begins anew.
 
-On a full disk the lines wait in memory, and are written with the next one.
+What is not written down does not leave: a full disk, also without the room that is kept free for
+such lines, closes the door until there is room. The lines wait in memory until then.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import dataclasses
 import hashlib
 import hmac
 import json
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,11 +36,9 @@ from fedfms.contracts.policy import Policy
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import DoorClosed, Undecodable
 from fedfms.exchange.tensors import fingerprint
-from fedfms.files import NO_ROOM, cut_torn_line
+from fedfms.files import cut_torn_line
 from fedfms.trainer.egress import append_for_sure
 from fedfms.trainer.secret import SECRET_FILE, part_of
-
-log = logging.getLogger(__name__)
 
 HISTORY_FILE = "history.jsonl"
 SKETCH = 64  # numbers; the relative standard deviation of a squared distance is sqrt(2 / 64)
@@ -202,27 +200,36 @@ class History:
             raise _used_up("rounds", most, "max_total_rounds", "trained", rounds)
 
     def asked(self, request: Request) -> None:
-        """A request is going to be answered; it counts from now on, also if that fails."""
-        if request.key in self._now().requests:
-            return
+        """A request is going to be answered; it counts from now on, also if that fails.
+
+        Raises:
+            DoorClosed: code no-history; it cannot be written.
+        """
         sketched = request.sketch
-        self._add(
-            {
-                "event": "asked",
-                "key": request.key,
-                "question": request.question,
-                "recipe": request.recipe,
-                "round": request.round,
-                "evaluates": request.evaluates,
-                "sketch": None if sketched is None else _text_of(sketched),
-            }
-        )
+        if request.key not in self._now().requests:
+            self._note(
+                {
+                    "event": "asked",
+                    "key": request.key,
+                    "question": request.question,
+                    "recipe": request.recipe,
+                    "round": request.round,
+                    "evaluates": request.evaluates,
+                    "sketch": None if sketched is None else _text_of(sketched),
+                }
+            )
+        self._write()
 
     def left(self, request: Request, norm: float | None) -> None:
-        """A difference of this L2 norm is about to leave; None: no difference."""
+        """A difference of this L2 norm is about to leave; None: no difference.
+
+        Raises:
+            DoorClosed: code no-history; it cannot be written.
+        """
         seen = self._now().requests.get(request.key)
         if norm is not None and (seen is None or seen.norm is None):
-            self._add({"event": "left", "key": request.key, "norm": norm})
+            self._note({"event": "left", "key": request.key, "norm": norm})
+        self._write()
 
     # ------------------------------------------------------------------------------ sets
 
@@ -265,9 +272,14 @@ class History:
         return next(parts, None)
 
     def told(self, what: Scored, patients: Patients) -> None:
-        """A mean over these patients is about to leave."""
+        """A mean over these patients is about to leave.
+
+        Raises:
+            DoorClosed: code no-history; it cannot be written.
+        """
         if patients and patients not in self._now().sets[what]:
-            self._add({"event": "told", "what": what, "patients": sorted(patients)})
+            self._note({"event": "told", "what": what, "patients": sorted(patients)})
+        self._write()
 
     def name(self, patient: str, there: str = "", mask: str | None = None) -> str:
         """The history's name of a patient, with what is there of it: of each 16 digits of HMAC.
@@ -323,24 +335,26 @@ class History:
                 raise _unusable(self._path, f"is damaged in line {number}")
             yield values
 
-    def _add(self, values: Mapping[str, Any]) -> None:
-        if self._now().mark is None:
-            self._note({"event": "made", "mark": self._mark})
-        self._note(values)
-
     def _note(self, values: Mapping[str, Any]) -> None:
-        _take(self._now(), values)
-        self._held += json.dumps({"time": round(time.time(), 3), **values}).encode() + b"\n"
+        made = {"event": "made", "mark": self._mark}
+        for line in (made, values) if self._now().mark is None else (values,):
+            _take(self._now(), line)
+            self._held += json.dumps({"time": round(time.time(), 3), **line}).encode() + b"\n"
+
+    def _write(self) -> None:
+        if not self._held:
+            return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            if not self._path.exists():
-                self._path.touch(mode=0o600)
             append_for_sure(self._path, self._held)
             self._held = b""
         except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            log.warning("the site's history cannot be written (%s); it waits", error.strerror)
+            raise DoorClosed(
+                f"the site's history {self._path} cannot be written ({error.strerror}), and what "
+                "is not written there does not leave",
+                "free room on that disk, or look at it; the next round tries again",
+                code="no-history",
+            ) from error
 
 
 def sketch(tensors: Mapping[str, Tensor], key: bytes) -> NDArray[np.float64]:

@@ -93,6 +93,7 @@ class KeptRun:
     def begin(self) -> None:
         """A run that is new to this process: make room for it."""
         with contextlib.suppress(OSError):
+            self._runs.mkdir(parents=True, exist_ok=True, mode=0o700)
             others = [path for path in self._runs.iterdir() if path != self._folder]
             others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
             for old in others[KEPT_RUNS - 1 :]:

@@ -51,11 +51,19 @@ class Receipts:
         self._log = EgressLog(work)
 
     def have_key(self) -> None:
-        """Make the key where there is none; what keeps it from being made, the next task says."""
+        """Make the key where there is none, and say how long a log of before is.
+
+        What keeps either from being made, the next task says.
+        """
         try:
             log.info("the key of this trainer is %s", own_key(self._work).public)
         except (OSError, FedfmsError) as error:
             log.error("this trainer has no key of its own, so nothing can leave: %s", error)
+            return
+        try:
+            self._log.begin(own_key(self._work))
+        except (OSError, FedfmsError) as error:
+            log.error("nothing says how long the log of what left is: %s", error)
 
     def begin(self, began: Began, sent: Mapping[str, Tensor]) -> None:
         """Note the policy, which was read just now, and the model that came."""

@@ -1,9 +1,9 @@
 """A site's secret: a file that its trainer makes once, in its private folder.
 
-The order of a round's slices follows from it, with the recipe's seed and the round's number: who
-knows the recipe does not know which slice was in which step. The patients of a set stand in the
-site's history under names that follow from it, and its sketches of models do, too: with another
-secret that history says nothing, and is refused. It never leaves.
+The order of a round's slices follows from it, with the whole recipe, the round's number and the
+model that came: who knows these does not know which slice was in which step. The patients of a set
+stand in the site's history under names that follow from it, and its sketches of models do, too:
+with another secret that history says nothing, and is refused. It never leaves.
 """
 
 from __future__ import annotations

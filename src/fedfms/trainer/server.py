@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import faulthandler
+import fcntl
 import logging
 import math
 import os
@@ -18,6 +19,7 @@ import signal
 import socket
 import time
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,8 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS = 0.5  # between two signs of life to the client
 ABORT_GRACE_SECONDS = 4.0  # for a computation to stop by itself
 REQUEST_SECONDS = 60.0  # for a client that connected to say what it wants: one line
+LOCK = "trainer.lock"  # in its private folder
+OTHERS_END_SECONDS = 20.0  # for a trainer before it, or what is left of one
 MAX_ERRORS_BYTES = 5 * 2**20  # of errors.log; one older part is kept
 MAX_UNREAD_BYTES = 1024 * 1024  # of signs of life that a client did not take
 
@@ -94,11 +98,48 @@ def serve(folders: SiteFolders, exchange: Path) -> None:
         exchange: folder shared with the FLARE client; small, best in memory.
 
     Raises:
-        TrainerError: code trainer-running or exchange-folder; the socket could not be made.
+        TrainerError: code trainer-running; another one works in the same private folder, or answers
+            on the socket; or exchange-folder, the socket could not be made.
     """
-    server = TrainerServer(TaskRunner(folders), exchange)
-    asyncio.run(server.run())
+    with alone_in(folders.work):
+        server = TrainerServer(TaskRunner(folders), exchange)
+        asyncio.run(server.run())
     logging.shutdown()
+
+
+@contextlib.contextmanager
+def alone_in(work: Path, seconds: float = OTHERS_END_SECONDS) -> Iterator[None]:
+    """Keep other trainers out of a private folder: two would count what leaves each for itself.
+
+    Args:
+        work: the private folder.
+        seconds: how long to wait for one that ends, or for processes of one that was killed.
+
+    Raises:
+        TrainerError: code trainer-running.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((work / LOCK).open("ab"))
+            _take(lock.fileno(), work, time.monotonic() + seconds)
+        except OSError as error:  # a disk without locks, or one that the first task will name
+            log.warning("nothing keeps a second trainer out of %s: %s", work, error.strerror)
+        yield
+
+
+def _take(lock: int, work: Path, until: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise TrainerError(
+                    f"another trainer works in {work}",
+                    "stop it first, or give this one another private folder: each site has its own",
+                    code="trainer-running",
+                ) from None
+        time.sleep(0.1)
 
 
 class _Running:
@@ -371,7 +412,8 @@ class TrainerServer:
             if path.exists() and path.stat().st_size > MAX_ERRORS_BYTES:
                 path.replace(path.with_name(f"{path.name}.1"))
             when = f"{time.strftime('%Y-%m-%d %H:%M:%S')} job {task.job} round {task.round}"
-            append_whole(path, f"{when} {task.kind}: {full}\n".encode(errors="surrogateescape"))
+            entry = f"{when} {task.kind}: {full}\n".encode(errors="surrogateescape")
+            append_whole(path, entry, mode=0o600)
         except OSError as error:
             log.error("%s cannot be written: %s", path, error.strerror)
 

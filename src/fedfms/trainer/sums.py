@@ -12,7 +12,6 @@ of the project's certificates is the coordinator's, who could make a site up.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import shutil
@@ -20,13 +19,11 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from fedfms.bounded import read_json
-from fedfms.contracts import decode
 from fedfms.contracts.decode import Misfits, validate
-from fedfms.contracts.receipt import TrainerKey
+from fedfms.contracts.peers import read_peers
 from fedfms.contracts.sums import SumsAnswer, SumsAsk
 from fedfms.errors import ConfigError, DoorClosed, Undecodable
 from fedfms.exchange.averaging import LARGEST_TOTAL
@@ -38,8 +35,6 @@ PEERS = "peers.json"  # in its policy folder
 KEPT_ROUNDS = 2
 KEPT_RUNS = 4
 _LARGEST = 2**22  # bytes of a round's file
-
-_PEERS = TypeAdapter(dict[str, TrainerKey])
 
 
 class Sums:
@@ -183,10 +178,7 @@ class Sums:
 
     def _known_peers(self) -> dict[str, str]:
         try:
-            values = decode.read_json(self._peers)
-            with contextlib.suppress(ValueError):
-                return dict(_PEERS.validate_python(values))
-            problem = f"{self._peers} holds something else than keys of trainers"
+            return read_peers(self._peers)
         except ConfigError as error:
             problem = error.problem
         raise DoorClosed(

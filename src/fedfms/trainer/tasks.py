@@ -58,7 +58,7 @@ from fedfms.models.travelling import (
 )
 from fedfms.trainer.at_work import AtWork
 from fedfms.trainer.budget import Budget
-from fedfms.trainer.canary import FewCases, few_cases, few_steps, memory_refused, rehearsal
+from fedfms.trainer.canary import FewCases, MadeUp, few_cases, few_steps, memory_refused, rehearsal
 from fedfms.trainer.errors import ERRORS, forget_errors
 from fedfms.trainer.history import HISTORY_FILE, History, Request
 from fedfms.trainer.kept import KeptRun, Learnt, Outcome, request_key
@@ -175,7 +175,10 @@ class TaskRunner:
     def _canary(self, task: Task, received: Received, control: Control) -> Outcome:
         """As any task, on few cases; nothing of it is kept, and what leaves are zeros."""
         site = SiteConfig.from_yaml(self.folders.config, self.folders.data_root)
-        log.info("a canary (%s): zeros leave, whatever is computed", task.kind)
+        log.info(
+            "a canary (%s): zeros leave, whatever is computed; the network sees made-up pictures",
+            task.kind,
+        )
         try:
             with memory_refused(torch_device(site)):
                 return self._run(task, received, control)
@@ -308,7 +311,7 @@ class TaskRunner:
                         folder=self.folders.work / FEATURES_FOLDER,
                     )
                 else:
-                    secret = None if self.folders.order_from_seed else self._secret
+                    secret = self._order_of(request)
                     with self._round_of_ranks(job, task, control, secret) as ranks:
                         slices, result = _train(job, task, own, control, secret, ranks, features)
             if task.round >= recipe.personal_after:
@@ -334,7 +337,7 @@ class TaskRunner:
             left_out=len(job.left_out.found) if job.left_out else 0,
             left_out_by_reason=job.left_out.by_reason() if job.left_out else {},
             distance_unit=site.distance_unit,
-            metrics=telling.metrics(scores),
+            metrics=telling.metrics(scores, recipe),
             loss=result.loss if result and telling.loss else None,
             seconds=meter.seconds,
             peak_memory_bytes=meter.peak_memory_bytes,
@@ -345,10 +348,11 @@ class TaskRunner:
             policy, site, recipe, shapes_of(before), tensors, contribution, job.unsent, still
         )
         if trains and request is not None:
+            budget.add(policy, recipe, task.job, task.round)  # before anything of it is kept
             _keep_learnt(job, task, request)
         norm = report.update_norm
         if leaving and norm is None:  # the site knows it, whoever else does
-            norm = update_norm(leaving)
+            norm = _norm_of_a_part(policy, tensors, leaving)
         if leaving and recipe.sums_only:
             with meter("exchange"):
                 leaving = self.sums.masked(
@@ -360,8 +364,6 @@ class TaskRunner:
                 )
         outcome = Outcome(report, leaving, pass_pictures(policy, recipe, pictures))
         if history is not None and request is not None:
-            if trains:
-                budget.add(policy, recipe, task.job, task.round)
             telling.is_told(history, report)
             history.left(request, norm)
             kept.keep_answer(task, key, outcome)
@@ -428,6 +430,17 @@ class TaskRunner:
         ) as ranks:
             yield ranks
 
+    def _order_of(self, request: Request | None) -> bytes | None:
+        """The secret of one request's order of slices; None: the order follows from the seed.
+
+        Of another recipe, whatever differs in it, and of another model it is another order: if two
+        differences of a site were equal, sums of which one has a site more would show its part.
+        """
+        if self.folders.order_from_seed:
+            return None
+        assert self._secret is not None and request is not None  # no canary, so they are there
+        return part_of(self._secret, request.question)
+
     def _of_this_site(self) -> History:
         """What was asked of it before; its secret is read, or made, with it."""
         if self._history is None:
@@ -477,7 +490,7 @@ class TaskRunner:
         )
 
     def _few(self, job: _Job, control: Control, policy: Policy | None) -> list[StoredCase]:
-        """The cases of a canary."""
+        """What the network sees in a canary, of the size of few cases."""
         if job.cases is None:
             cases, left_out = find_whole_cases(job.site)
             if policy is not None:
@@ -491,8 +504,9 @@ class TaskRunner:
                 left_out=left_out,
                 folder=self.folders.work / CACHE_FOLDER,
             )
-            job.cases = [job.few.middling, job.few.largest]
-            list_prepared(self.folders.work, job.cases)
+            read = [job.few.middling, job.few.largest]
+            list_prepared(self.folders.work, read)
+            job.cases = [MadeUp.of(case, job.site, job.recipe) for case in read]
         return job.cases
 
     def _judge_few(self, few: FewCases, job: _Job, policy: Policy, control: Control) -> None:
@@ -549,7 +563,7 @@ def _judge(policy: Policy, recipe: Recipe, dataset: SliceDataset) -> None:
 def _append_scores(path: Path, rows: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     head = "" if path.exists() and path.stat().st_size else SCORES_HEAD
-    append_whole(path, (head + rows).encode(errors="surrogateescape"))
+    append_whole(path, (head + rows).encode(errors="surrogateescape"), mode=0o600)
 
 
 def _check_task(task: Task, site_name: str) -> None:
@@ -636,6 +650,19 @@ def _state_of(
         settings += f" {list(site.contrasts)} {site.missing_contrast}"
     learnt = job.learnt if trains or staying_names(job.model) or job.own else ""
     return hashlib.sha256("\n".join([settings, learnt, *there]).encode()).hexdigest()
+
+
+def _norm_of_a_part(
+    policy: Policy, learnt: Mapping[str, Tensor], leaving: Mapping[str, Tensor]
+) -> float:
+    """L2 norm of what leaves in a sum, as the site's history takes it.
+
+    Without the recipe's own bound, which could make every other model seem to lie far from this.
+    """
+    within = update_norm(learnt)
+    if policy.clip_norm is not None:
+        within = min(within, policy.clip_norm)
+    return max(within, update_norm(leaving))
 
 
 def _no_new_noise(task: Task) -> DoorClosed:

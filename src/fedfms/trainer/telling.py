@@ -5,19 +5,29 @@ found: that depends on the model, which a server chooses. So a class is judged b
 cannot change: its patients who show it and its patients who do not are two groups, each of which
 counts whole, as told before or by at least `min_cases` patients apart from all that was, or not at
 all.
+
+What a model finds in nobody is a constant: Dice 0, and the diagonal as HD95. A mean of constants
+and of one patient tells that patient. So it leaves only where something was found in none of those
+who show the class, or in at least `min_cases` of them; and where something was found in fewer of
+those who do not, it is as if nothing had been.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedfms.contracts.contribution import Contribution, Metric
+from fedfms.contracts.recipe import Recipe
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.cache import StoredCase
 from fedfms.trainer.history import History, Patients
-from fedfms.training.evaluate import CaseScore, summarize
+from fedfms.training.evaluate import CaseScore, as_if_nothing, slices_as_if_nothing, summarize
+
+# Dice from which something was found in a patient: with less, it is 0 in all but name, and patients
+# who have a pixel or two in common with the truth would hide nobody
+FOUND = 0.02
 
 Names = dict[str, str]  # of each patient the history's name, by the site's own
 
@@ -70,7 +80,7 @@ class Telling:
             patient_of,
         )
 
-    def metrics(self, scores: Sequence[CaseScore]) -> tuple[Metric, ...]:
+    def metrics(self, scores: Sequence[CaseScore], recipe: Recipe) -> tuple[Metric, ...]:
         """Means over the patients who may be told of; names alone where none may."""
         if self.classes is None:
             return summarize(scores, self.smallest, self.patient_of)
@@ -79,10 +89,11 @@ class Telling:
             for one in scores
             if one.key in self.cases and self.patient_of[one.key] in self._of(one.class_name)
         ]
-        found = {
-            (one.class_name, one.metric): one
-            for one in summarize(counted, self.smallest, self.patient_of)
-        }
+        found: dict[tuple[str, str], Metric] = {}
+        for name in dict.fromkeys(one.class_name for one in counted):
+            rows = [one for one in counted if one.class_name == name]
+            for one in self._means_of_class(rows, recipe):
+                found[name, one.metric] = one
         return tuple(
             found.get(
                 (one.class_name, one.metric),
@@ -90,6 +101,32 @@ class Telling:
             )
             for one in summarize(scores, self.smallest, self.patient_of)
         )
+
+    def _means_of_class(self, rows: Sequence[CaseScore], recipe: Recipe) -> tuple[Metric, ...]:
+        """Means of one class, as far as what was found is no answer about few; none where it is."""
+        if self._are_few(one for one in rows if one.drawn and one.dice > FOUND):
+            return ()
+        held = set()
+        if self._are_few(one for one in rows if one.drawn and one.found):
+            held.add("hd95")
+        if self._are_few(
+            one for one in rows if any(part.drawn and part.dice > FOUND for part in one.slices)
+        ):
+            held |= {"dice_slice", "iou_slice"}
+        if self._are_few(one for one in rows if one.found and not one.drawn):
+            rows = [one if one.drawn else as_if_nothing(one) for one in rows]
+        if self._are_few(
+            one for one in rows if any(not part.drawn and not part.empty for part in one.slices)
+        ):
+            rows = [slices_as_if_nothing(one, recipe) for one in rows]
+        return tuple(
+            dataclasses.replace(one, mean=None, std=None) if one.metric in held else one
+            for one in summarize(rows, self.smallest, self.patient_of)
+        )
+
+    def _are_few(self, scores: Iterable[CaseScore]) -> bool:
+        """Whether these are of somebody, and of too few patients to tell of."""
+        return 0 < len({self.patient_of[one.key] for one in scores}) < self.smallest
 
     def _of(self, class_name: str) -> frozenset[str]:
         told = (self.classes or {}).get(class_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,6 +57,7 @@ class SliceScore:
     dice: float
     iou: float
     empty: bool  # no foreground in truth and prediction
+    drawn: bool  # foreground in truth
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class CaseScore:
     empty: bool  # no foreground in truth and prediction
     slices: tuple[SliceScore, ...]  # native size; `paper_compat`: as the paper scores slices
     drawn: bool  # foreground in truth
+    found: bool  # foreground in the prediction
 
 
 def evaluate(
@@ -153,7 +156,7 @@ def score_case(
     by_slice = count(predicted, truth)
     whole = by_slice.whole()
     if slices is None:
-        columns = (dice(by_slice), iou(by_slice), by_slice.empty)
+        columns = (dice(by_slice), iou(by_slice), by_slice.empty, by_slice.true > 0)
         slices = tuple(
             SliceScore(*row) for row in zip(*(column.tolist() for column in columns), strict=True)
         )
@@ -166,6 +169,7 @@ def score_case(
         empty=bool(whole.empty[0]),
         slices=slices,
         drawn=bool(truth.any()),
+        found=bool(predicted.any()),
     )
 
 
@@ -254,6 +258,22 @@ def foreground(
     for (which, rows), part in probabilities(iter(logits), case, recipe, count):
         masks[:, which, rows] = masks_of(part, recipe).transpose(0, 1).numpy()
     return masks
+
+
+def as_if_nothing(score: CaseScore) -> CaseScore:
+    """The score of a case that does not show the class, had nothing been found in it."""
+    return dataclasses.replace(
+        score, dice=math.nan, iou=math.nan, hd95=math.nan, empty=True, found=False
+    )
+
+
+def slices_as_if_nothing(score: CaseScore, recipe: Recipe) -> CaseScore:
+    """The score, had nothing been found in its slices that do not show the class."""
+    value = 1.0 if recipe.paper_compat else math.nan
+    nothing = SliceScore(value, value, empty=True, drawn=False)
+    return dataclasses.replace(
+        score, slices=tuple(one if one.drawn else nothing for one in score.slices)
+    )
 
 
 def summarize(
@@ -354,8 +374,8 @@ def _paper_slices(
             target = target[:-1]
         dices, ious = paper_scores(logits[index][None], target[None])
         for position, scores in enumerate(by_class):
-            empty = not bool(target[position].any()) and not bool(
-                (logits[index][position] > min(PAPER_THRESHOLDS)).any()
-            )
-            scores.append(SliceScore(float(dices[0, position]), float(ious[0, position]), empty))
+            drawn = bool(target[position].any())
+            found = bool((logits[index][position] > min(PAPER_THRESHOLDS)).any())
+            values = float(dices[0, position]), float(ious[0, position])
+            scores.append(SliceScore(*values, not drawn and not found, drawn))
     return [tuple(scores) for scores in by_class]

@@ -48,6 +48,8 @@ OPEN: dict[str, Any] = {
     "max_positive_weight": 1e300,
     "max_local_epochs": 10**9,
     "max_proximal_weight": 1e300,
+    "min_probability_threshold": 0.0,
+    "max_probability_threshold": 1.0,
     "min_training_patients": 1,
     "max_asks_of_a_model": 10**9,
     "min_cases": 1,
@@ -61,6 +63,7 @@ OF_POLICY = frozenset(
     {
         *("batch-too-small", "clip-too-small", "learning-rate-not-allowed"),
         *("positive-weight-not-allowed", "too-many-epochs", "image-size-not-allowed"),
+        *("threshold-not-allowed",),
         *("too-many-rounds", "method-not-allowed", "sum-required"),
         *("same-model", "asked-too-often", "rounds-used-up", "evaluations-used-up"),
         *("answered-before", "summed-before", "privacy-budget"),

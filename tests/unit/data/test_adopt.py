@@ -25,7 +25,7 @@ from test_dicom_pairs import G, drawn
 
 from fedfms.contracts.site import SiteConfig
 from fedfms.data.adopt.propose import propose
-from fedfms.data.adopt.write import site_yml, write_site
+from fedfms.data.adopt.write import write_site
 from fedfms.data.check import check_data
 from fedfms.data.manifest import find_cases, scan
 from fedfms.data.prepare import prepare_cases
@@ -110,7 +110,8 @@ def test_a_second_series_on_another_grid_is_not_taken_and_said(tmp_path):
     layouts.folder_a_patient(tmp_path)
     found = propose(tmp_path)
     assert dict(found.seen)["not taken"] == "5 .nii.gz"
-    assert "T2w" not in site_yml(found)
+    assert "T2w" not in "".join(str(value) for value in found.values.values())
+    assert any("T2w" in one and "on another grid" in one for one in found.unsure)
 
 
 def test_four_contrasts_and_their_names(tmp_path):

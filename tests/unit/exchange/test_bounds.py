@@ -79,6 +79,14 @@ LITTLE = Policy(**{f"max_augment_{name}": most for name, _, most in STRONG})
             *("proximal_weight is 2", "at most 1 (max_proximal_weight)"),
         ),
         (
+            *({"probability_threshold": 0.9999}, "threshold-not-allowed"),
+            *("probability_threshold is 0.9999", "at most 0.9 (max_probability_threshold)"),
+        ),
+        (
+            *({"probability_threshold": 0.001}, "threshold-not-allowed"),
+            *("probability_threshold is 0.001", "at least 0.1 (min_probability_threshold)"),
+        ),
+        (
             *({"rounds": 1001, "schedule": "constant"}, "too-many-rounds"),
             *("rounds is 1001", "at most 1000 rounds (max_rounds)"),
         ),
@@ -94,7 +102,8 @@ def test_a_refusal_names_the_field_its_value_and_the_limit(values, code, field, 
     assert field in error.problem and limit in error.problem
     name = limit.rpartition("(")[2].rstrip(")")
     assert name in error.fix and field.split()[0] in error.fix
-    only_scores = code in ("image-size-not-allowed", "too-many-rounds")
+    always = ("image-size-not-allowed", "threshold-not-allowed", "too-many-rounds")
+    only_scores = code in always
     with pytest.raises(DoorClosed) if only_scores else contextlib.nullcontext():
         check_job(policy, recipe, trains=False)
     value = next(iter(values.values()))  # the very limit is allowed

@@ -303,6 +303,44 @@ def test_a_site_unmasks_one_set_of_answers_and_no_other() -> None:
     assert [piece.site for piece in first.pieces] == names
 
 
+def test_a_site_whose_answer_is_not_in_the_sum_unmasks_nothing() -> None:
+    sites = some_sites(4)
+    settle(sites, ServerRound(JOB, 3))
+    others = sorted(sites)[1:]
+    assert code_of(sites["site-00"].answer, unmask(others)) == "other-sum"
+    assert sites["site-01"].answer(unmask(others)).pieces
+
+
+def test_sites_that_are_shown_different_lists_of_keys_take_no_shares_of_each_other() -> None:
+    """Else each counts by the threshold of its own list, and together they unmask a single site."""
+    sites = some_sites(4)
+    names = sorted(sites)
+    ask = SumsAsk(step="keys", job=JOB, round=3)
+    keys = {name: site.answer(ask).keys for name, site in sites.items()}
+    unseen = dict(zip(names, reversed(names), strict=True))  # for each another one
+    shown = {name: [one for one in names if one != unseen[name]] for name in names}
+    sealed = {}
+    for name, site in sites.items():
+        of_these = tuple(key for one in shown[name] if (key := keys[one]) is not None)
+        for one in site.answer(dataclasses.replace(ask, step="shares", keys=of_these)).sealed:
+            sealed[one.sender, one.receiver] = one
+    for name, site in sites.items():
+        for_it = tuple(sealed[one, name] for one in shown[name] if one != name)
+        take = dataclasses.replace(ask, step="take", sealed=for_it)
+        assert code_of(site.answer, take) == "bad-shares"
+
+
+def test_one_trainer_under_two_names_is_one_site() -> None:
+    sites = some_sites(3)
+    sites["site-02"].signer = sites["site-01"].signer
+    for site in sites.values():  # as somebody's peers.json may say
+        site.peers["site-02"] = site.peers["site-01"]
+    ask = SumsAsk(step="keys", job=JOB, round=3)
+    keys = tuple(key for site in sites.values() if (key := site.answer(ask).keys) is not None)
+    shares = dataclasses.replace(ask, step="shares", keys=keys)
+    assert code_of(sites["site-00"].answer, shares) == "other-peer"
+
+
 def test_one_mask_hides_one_difference() -> None:
     """Of two that a server asks for in one round, by another model, the mask would fall out."""
     sites = some_sites(3)

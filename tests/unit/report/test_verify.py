@@ -15,7 +15,15 @@ import torch
 from job_writer import Job
 
 import sealed_run
+from fedfms import __version__
 from fedfms.contracts.contribution import Contribution
+from fedfms.contracts.receipt import (
+    CLIENTS,
+    TRAINERS,
+    Countersigned,
+    SignedReceipt,
+    report_sha256,
+)
 from fedfms.exchange.strategies import find_strategy
 from fedfms.exchange.tensors import load_tensors, save_tensors
 from fedfms.flare.receipts import KitSigner
@@ -23,8 +31,10 @@ from fedfms.flare.simulate import SERVER
 from fedfms.kits.kit import read_kit
 from fedfms.records.read import read_records
 from fedfms.records.schema import ContributionRecord
-from fedfms.report.collect import collect
 from fedfms.report.verify import Check, verify_run
+from fedfms.report.write import write_results
+from fedfms.report.writer import without_writer, written_by
+from fedfms.trainer.own_key import own_key
 from sealed_run import JOB, SITES, make_kits, reseal, without_seal, write_run
 
 Run = Callable[..., tuple[int, str, str]]
@@ -56,7 +66,7 @@ def test_a_run_that_nobody_touched_holds_with_and_without_a_kit(
 ) -> None:
     checks = verify_run(run_folder)
     assert problems(checks) == []
-    assert len({check.what for check in checks}) == 8
+    assert len({check.what for check in checks}) == 10
     assert problems(verify_run(run_folder, read_kit(kits / "site-1"))) == []
     (note,) = [check.note for check in checks if check.note and check.looked]
     assert note.startswith(f"by {SERVER} on 20") and "certificate authority SHA256:" in note
@@ -406,7 +416,7 @@ def test_averages_that_cannot_be_checked_are_said_not_to_be(
 def test_a_results_folder_holds_and_a_changed_table_is_named(
     finished: Path, tmp_path: Path
 ) -> None:
-    collect(finished, tmp_path / "results")
+    write_results(finished, tmp_path / "results")
     assert problems(verify_run(tmp_path / "results")) == []
     for name, column in (("rounds.csv", "loss"), ("evaluation.csv", "mean")):
         path = tmp_path / "results" / name
@@ -433,7 +443,7 @@ def test_a_changed_figure_of_the_guard_or_of_the_summary_is_named(
     records = without_seal(run_folder)
     reseal(run_folder, [*records[:4], judged, *records[4:]], KitSigner(kits / SERVER, "server"))
     results = tmp_path / "results"
-    collect(run_folder, results)
+    write_results(run_folder, results)
     assert problems(verify_run(results)) == []
 
     path = results / "guard.csv"
@@ -450,8 +460,239 @@ def test_a_changed_figure_of_the_guard_or_of_the_summary_is_named(
     summary["parts"][0]["dice"]["final"]["mean"] = 0.9
     path.write_text(json.dumps(summary))
     assert problems(verify_run(results)) == [
-        f"summary.json: {key} is not what records.jsonl comes to" for key in ("dice", "parts")
+        "summary.json: parts is not what records.jsonl comes to"
     ]
+
+
+@pytest.fixture(scope="module")
+def reported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder with its report."""
+    folder = tmp_path_factory.mktemp("reported") / "results"
+    write_results(finished, folder)
+    return folder
+
+
+@pytest.fixture
+def results(reported: Path, tmp_path: Path) -> Path:
+    """A copy to be changed."""
+    return Path(shutil.copytree(reported, tmp_path / "results"))
+
+
+def test_a_report_that_was_changed_or_is_gone_is_named_and_one_that_was_made_again_is_not(
+    results: Path, run: Run
+) -> None:
+    assert run("report", results)[0] == 0
+    assert problems(verify_run(results)) == []
+    for name in ("report.html", "report.md"):
+        path = results / name
+        before = path.read_text()
+        assert written_by() in before
+        for changed in (before.replace("Dice", "DICE-9.99", 1), before + "\nWinner: 0.999\n"):
+            path.write_text(changed)
+            assert problems(verify_run(results)) == [
+                f"{name} is not what records.jsonl comes to: it was changed"
+            ]
+        path.unlink()
+        assert problems(verify_run(results)) == [f"{name} is missing"]
+        path.write_text(before)
+
+
+def test_a_report_of_another_version_is_not_compared_and_that_is_said(
+    results: Path, run_folder: Path, kits: Path, tmp_path: Path
+) -> None:
+    def reports(folder: Path) -> Check:
+        (check,) = [one for one in verify_run(folder) if one.what.startswith("the report")]
+        return check
+
+    path = results / "report.md"
+    whole = path.read_text()
+    path.write_text(whole.replace(written_by(), "fedfms 0.0.9, report 0123456789ab") + "\n")
+    check = reports(results)
+    assert (check.problems, check.looked) == ((), False)
+    assert "report.md was written by fedfms 0.0.9, report 0123456789ab, and this is" in check.note
+    path.write_text(without_writer(whole))  # as before reports said it: compared all the same
+    assert reports(results) == dataclasses.replace(check, looked=True, note="")
+
+    for version, looked in (("0.0.9", False), (__version__, True)):  # of the server, by the records
+        records = without_seal(run_folder)
+        records[0]["fedfms_version"] = version
+        reseal(run_folder, records, KitSigner(kits / SERVER, "server"))
+        write_results(run_folder, tmp_path / version)
+        (tmp_path / version / "report.html").write_text("of an earlier version, or junk")
+        check = reports(tmp_path / version)
+        assert (check.looked, bool(check.problems)) == (looked, looked)
+        assert "does not say which fedfms wrote it" in " ".join([check.note, *check.problems])
+
+
+def test_a_summary_that_is_gone_or_says_more_or_less_is_named(results: Path) -> None:
+    path = results / "summary.json"
+    whole = path.read_text()
+    for change, named in (
+        (lambda one: one.update(extra={}), "summary.json: extra is nothing that a summary has"),
+        (lambda one: one["sites"]["site-1"].update(note="best"), "summary.json: sites is not what"),
+        (lambda one: one["dice"]["final"].update(mean=0.9), "summary.json: dice is not what"),
+        (
+            lambda one: one["files"].pop("recipe.json"),
+            "summary.json: files does not name recipe.json, which is there",
+        ),
+        (
+            lambda one: one["files"].update({"a.txt": one["files"]["recipe.json"]}),
+            "summary.json: files names a.txt, which is not there",
+        ),
+        (lambda one: one["files"]["recipe.json"].update(bytes=1), "what it is not"),
+    ):
+        summary = json.loads(whole)
+        change(summary)
+        path.write_text(json.dumps(summary))
+        (one,) = problems(verify_run(results))
+        assert named in one
+    path.write_text(json.dumps(json.loads(whole) | {"format": 2}))
+    (check,) = [one for one in verify_run(results) if one.what.startswith("the tables")]
+    assert not check.looked and "summary.json is of format 2" in check.note
+    path.unlink()
+    for name in ("rounds.csv", "evaluation.csv"):
+        (results / name).write_text("junk")
+    (one,) = problems(verify_run(results))
+    assert one.startswith("summary.json is missing, and rounds.csv, evaluation.csv, report.html")
+
+
+def test_a_summary_of_an_earlier_version_that_lacks_what_is_nothing_here_holds(
+    results: Path,
+) -> None:
+    path = results / "summary.json"
+    summary = json.loads(path.read_text())
+    for site in summary["sites"].values():
+        assert site.pop("left_out") == 0
+        assert site.pop("left_out_by_reason") == {}
+    path.write_text(json.dumps(summary))
+    assert problems(verify_run(results)) == []
+    for site in summary["sites"].values():
+        del site["cases"]
+    path.write_text(json.dumps(summary))
+    assert problems(verify_run(results)) != []
+
+
+def test_a_file_that_nothing_names_is_named(results: Path) -> None:
+    (results / "new_model.safetensors").write_bytes(b"x")
+    (results / "more").mkdir()
+    (results / "more" / "notes.txt").write_text("mine")
+    assert problems(verify_run(results)) == [
+        f"{name}: nothing of the run names this file; if it is yours, keep it elsewhere"
+        for name in ("more/notes.txt", "new_model.safetensors")
+    ]
+
+
+def test_a_fetched_result_without_tables_is_said_to_have_none(run_folder: Path) -> None:
+    checks = {one.what: one for one in verify_run(run_folder)}
+    for what in ("the tables, from the records", "the report, from the records"):
+        assert not checks[what].looked
+        assert "as it was fetched, or all of them were taken out" in checks[what].note
+
+
+# --------------------------------------------------------------------------- keys of the trainers
+
+KEYS = "the keys of the trainers"
+
+
+def keys_of(folder: Path, peers: dict[str, str] | None = None) -> Check:
+    (check,) = [one for one in verify_run(folder, peers=peers) if one.what == KEYS]
+    return check
+
+
+def own_keys(folder: Path) -> dict[str, str]:
+    """Of the sites that really answered, as their trainers say them."""
+    sites = folder.parent / "sites"
+    return {name: own_key(sites / name / "work").public for name in SITES}
+
+
+def forge(records: list[dict], kits: Path, folder: Path, rounds: Sequence[int]) -> None:
+    """What a coordinator can do who makes kits: other scores of site-1, by a trainer made up."""
+    signer, trainer = KitSigner(kits / "site-1", "client"), own_key(folder)
+    previous = None
+    for one in records:
+        if one["record"] != "contribution" or one["site"] != "site-1":
+            continue
+        receipt = Countersigned.from_dict(one["receipt"]).signed.receipt
+        if one["round"] in rounds:
+            one["contribution"]["metrics"][0]["mean"] = 0.99
+            said = report_sha256(Contribution.from_dict(one["contribution"]))
+            receipt = dataclasses.replace(receipt, report_sha256=said)
+            receipt = dataclasses.replace(receipt, previous=previous or receipt.previous)
+            signed = SignedReceipt(
+                receipt=receipt,
+                key=trainer.public,
+                signature=trainer.sign(TRAINERS + receipt.canonical),
+            )
+            other = Countersigned(
+                signed=signed,
+                certificate=signer.certificate,
+                signature=signer.sign(CLIENTS + signed.canonical),
+            )
+            one["receipt"] = other.to_dict()
+        previous = receipt.sha256
+
+
+def test_the_keys_of_the_trainers_are_told_and_compared_where_the_sites_said_theirs(
+    finished: Path,
+) -> None:
+    keys = own_keys(finished)
+    check = keys_of(finished)
+    assert (check.problems, check.warnings, check.looked) == ((), (), False)
+    lines = check.note.splitlines()
+    assert lines[:2] == [f"{site}: {keys[site]}" for site in SITES]
+    assert lines[2].startswith("compared with nothing that a site said") and "--peers" in lines[2]
+    assert keys_of(finished, keys) == Check(KEYS, (), "\n".join(lines[:2]))
+    (named,) = keys_of(finished, {"site-1": keys["site-1"]}).warnings
+    assert named == "site-2 is not in the file of --peers: its key was compared with nothing"
+
+
+def test_a_coordinator_who_rewrites_what_a_site_sent_has_not_its_key(
+    run_folder: Path, finished: Path, kits: Path, tmp_path: Path
+) -> None:
+    """It holds the seal's key and can issue certificates; all but the trainers' keys fits."""
+    keys, server = own_keys(finished), KitSigner(kits / SERVER, "server")
+    untouched = without_seal(run_folder)
+    records = json.loads(json.dumps(untouched))
+    forge(records, kits, tmp_path / "made-up", [0, 1])
+    reseal(run_folder, records, server)
+    made_up = own_key(tmp_path / "made-up").public
+    assert problems(verify_run(run_folder)) == []  # so that is said, and the key is told:
+    check = keys_of(run_folder)
+    assert f"site-1: {made_up}, from round 0 on" in check.note
+    assert "site-1, the evaluation of the final model: another key" in check.warnings[0]
+    named = keys_of(run_folder, keys).problems
+    assert len(named) == 1 and named[0].startswith("site-1, round 0: its receipts are signed by")
+    assert made_up in named[0] and keys["site-1"] in named[0]
+
+    records = json.loads(json.dumps(untouched))
+    forge(records, kits, tmp_path / "made-up", [1])  # one answer of several
+    reseal(run_folder, records, server)
+    check = keys_of(run_folder)
+    assert check.warnings[0].startswith("site-1, round 1: another key of its trainer signs")
+    (named_one,) = check.problems
+    assert "site-1, the evaluation of the final model: a key that it had given up" in named_one
+
+
+def test_the_command_compares_keys_and_warns(
+    run: Run, run_folder: Path, finished: Path, kits: Path, tmp_path: Path
+) -> None:
+    keys, peers = own_keys(finished), tmp_path / "peers.json"
+    code, out, _ = run("verify", run_folder)
+    assert code == 0 and "SKIP the keys of the trainers\n     site-1: " in out
+    assert "--peers" in out
+    peers.write_text(json.dumps(keys))
+    code, out, _ = run("verify", run_folder, "--peers", peers)
+    assert code == 0 and "PASS the keys of the trainers" in out and keys["site-2"] in out
+    peers.write_text(json.dumps({"site-1": keys["site-1"]}))
+    code, out, _ = run("verify", run_folder, "--peers", peers)
+    assert code == 0 and "WARN the keys of the trainers" in out and "site-2 is not in" in out
+    peers.write_text(json.dumps(keys | {"site-2": keys["site-1"]}))
+    code, out, _ = run("verify", run_folder, "--peers", peers)
+    assert code == 1 and "FAIL the keys of the trainers" in out
+    for text in ("no json", '{"site-1": "short"}'):
+        peers.write_text(text)
+        code, _, err = run("verify", run_folder, "--peers", peers)
+        assert code == 1 and "peers.json" in err and "fix:" in err
 
 
 def test_records_from_before_there_were_chains_are_read_and_cannot_be_verified(
@@ -480,7 +721,7 @@ def test_the_command_says_what_holds_and_ends_with_1_where_something_does_not(
     run: Run, run_folder: Path, kits: Path
 ) -> None:
     code, out, _ = run("verify", run_folder, "--kit", kits / "site-1")
-    assert (code, out.count("PASS"), out.count("FAIL")) == (0, 7, 0)
+    assert (code, out.count("PASS"), out.count("FAIL"), out.count("SKIP")) == (0, 6, 0, 4)
     assert "SKIP the averages, from the answers\n     not kept, averages not checked" in out
     assert "certificate authority SHA256:" in out
     flip(run_folder / "global_model.safetensors", 200, 3)

@@ -63,6 +63,7 @@ def test_two_rounds_equal_two_rounds_by_direct_calls(
     global_model: dict[str, Tensor],
     state: Literal["keep", "reset"],
 ) -> None:
+    place.set_policy(min_cases=1)  # in one of the two who validate little is found
     recipe = dataclasses.replace(recipe, optimizer_state=state)
     site = SiteConfig.from_yaml(place.data / "site.yml")
     cases = prepare_cases(find_cases(site), site)
@@ -88,7 +89,7 @@ def test_two_rounds_equal_two_rounds_by_direct_calls(
         optimizer = result.optimizer if state == "keep" else None
         assert_same(got.tensors, difference(read_travelling(model), sent))
         report = got.contribution
-        assert report.metrics == in_three_decimals(summarize(scores, 2))
+        assert report.metrics == in_three_decimals(summarize(scores, 1))
         assert report.loss == round(result.loss, 3)
         assert report.training_slices == len(dataset) == 12  # its weight in the average
         assert (report.training_cases, report.evaluated_cases) == (6, 2)

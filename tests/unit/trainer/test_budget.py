@@ -14,10 +14,10 @@ from torch import Tensor
 from trainer_process import SITE, Place, task_runner
 
 from fedfms.contracts.messages import Task
-from fedfms.contracts.policy import Policy
+from fedfms.contracts.policy import MOST_EPSILON, Policy
 from fedfms.contracts.recipe import Recipe
 from fedfms.control import Control
-from fedfms.errors import DoorClosed
+from fedfms.errors import ConfigError, DoorClosed
 from fedfms.exchange.account import Noised, epsilon
 from fedfms.trainer.budget import ACCOUNT, Budget
 from fedfms.trainer.egress import ROOM
@@ -101,9 +101,9 @@ def test_the_same_request_costs_once(
 @pytest.mark.parametrize(
     ("policy", "changes"),
     [
-        ({"patient_epsilon": 1000.0}, {"patient_noise": 0.0}),
-        ({"patient_epsilon": 1000.0}, dict.fromkeys(NOISED, None) | {"patient_noise": 0.0}),
-        ({"site_epsilon": 1000.0}, {}),
+        ({"patient_epsilon": 100.0}, {"patient_noise": 0.0}),
+        ({"patient_epsilon": 100.0}, dict.fromkeys(NOISED, None) | {"patient_noise": 0.0}),
+        ({"site_epsilon": 100.0}, {}),
     ],
 )
 def test_a_round_without_noise_passes_any_limit(
@@ -213,6 +213,16 @@ def test_where_epsilon_has_a_limit_no_score_of_a_training_patient_leaves(
     assert scored(0) == 8
     place.set_policy(min_cases=1, patient_epsilon=8.0)
     assert scored(1) == 2
+
+
+def test_a_limit_that_no_account_can_reach_is_refused() -> None:
+    """An epsilon of 200 stands for all that is larger: a limit there never closes the door."""
+    for key in ("patient_epsilon", "site_epsilon"):
+        for value in (100.5, 200.0, 1e9, float("inf"), float("nan")):
+            with pytest.raises(ConfigError, match=key):
+                Policy(**{key: value})
+        Policy(**{key: MOST_EPSILON})
+    assert epsilon([Noised(1e-9)] * 10, 1e-5) > MOST_EPSILON
 
 
 def test_a_full_disk_takes_no_round_out_of_the_count_and_then_nothing_leaves(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import safetensors
 import torch
@@ -16,11 +20,14 @@ from trainer_process import SITE, Place, task_runner
 
 from fedfms.contracts.messages import Task, TaskFiles, TaskRequest
 from fedfms.contracts.recipe import Recipe
+from fedfms.contracts.site import SiteConfig
 from fedfms.control import Control
-from fedfms.errors import DoorClosed, SiteDataError, TrainerError, TrainingError
+from fedfms.data.manifest import find_whole_cases
+from fedfms.data.prepare import prepare_cases
+from fedfms.errors import DoorClosed, FedfmsError, SiteDataError, TrainerError, TrainingError
 from fedfms.exchange.coding import SCALES
 from fedfms.models.segmenter import Segmenter
-from fedfms.trainer.canary import memory_refused
+from fedfms.trainer.canary import MadeUp, memory_refused
 from fedfms.trainer.ledger import PAGE
 from fedfms.trainer.server import TrainerServer, _Running
 
@@ -203,7 +210,7 @@ import psutil
 import torch
 
 import fedfms.data.memory
-from fedfms.trainer.canary import memory_refused
+from fedfms.trainer.canary import MadeUp, memory_refused
 from fedfms.training.device import is_out_of_memory
 
 fedfms.data.memory._V2 = Path(sys.argv[1])  # as a container's
@@ -276,3 +283,67 @@ def test_what_was_prepared_before_stays_and_who_withdraws_after_it_is_forgotten(
     (work / "prepared.json").unlink()
     trainer.run(task_of(canary), lambda: global_model, Control())
     assert len(json.loads((work / "prepared.json").read_bytes())) == 2  # what it read is known
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_nothing_of_it_hangs_on_what_is_in_a_picture_or_a_mask(
+    place: Place, tmp_path: Path, canary: Recipe, global_model: dict[str, Tensor], kind: str
+) -> None:
+    """Else whether a model's output is finite says of one patient what whoever made it asks."""
+    model, number = ("round", 0) if kind == "train" else ("final", 1)
+    task = task_of(canary, kind=kind, model=model, round=number)
+    strong = [one for one in global_model if "hypernetwork" in one]
+    given: list[Tensor] = []
+
+    def answers(name: str) -> list[str]:
+        codes = []
+        for factor in [1.0, 1e11, 1e12, 1e13, 1e20]:
+            sent = {n: one.float().clone() for n, one in global_model.items()}
+            for one in strong:
+                sent[one] *= factor
+            try:
+                task_runner(place, tmp_path / name).run(task, lambda sent=sent: sent, Control())
+                codes.append("")
+            except FedfmsError as error:
+                codes.append(error.code)
+        return codes
+
+    def see(module: torch.nn.Module, inputs: tuple) -> None:
+        if isinstance(module, Segmenter):
+            given.append(inputs[0].clone())
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(see)
+    try:
+        one = answers("one")
+        assert one[0] == "" and one[-1].startswith("non-finite")  # of the model, on anything
+        seen = [*given]
+        given.clear()
+        for folder in ("images", "labels"):
+            real = (place.data / folder).resolve()
+            (place.data / folder).unlink()
+            shutil.copytree(real, place.data / folder)
+            for path in (place.data / folder).iterdir():
+                file = nibabel.load(path)
+                array = np.asarray(file.dataobj)[::-1]
+                array = array if folder == "labels" else array.max() - array
+                nibabel.save(nibabel.Nifti1Image(array, file.affine), path)
+        assert answers("other") == one
+    finally:
+        hook.remove()
+    assert len(given) == len(seen) > 0
+    assert all(a.equal(b) for a, b in zip(given, seen, strict=True))
+
+
+def test_what_is_made_up_in_the_place_of_a_case_has_its_size_and_goes_to_workers(
+    place: Place, work: Path, canary: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    site = SiteConfig.from_yaml(place.data / "site.yml", None)
+    cases, left_out = find_whole_cases(site)
+    (real,) = prepare_cases(cases[:1], site, Control(), folder=work, left_out=left_out)
+    made = MadeUp.of(real, site, canary)
+    for one in (made, pickle.loads(pickle.dumps(made))):
+        assert one.images.shape == real.images.shape and one.images.dtype == np.uint8
+        assert one.labels.shape == real.labels.shape and one.labels.dtype == real.labels.dtype
+        assert {*np.unique(one.labels).tolist()} == {0, *site.classes["lesion"]}
+        assert not np.array_equal(one.images, real.images)
+        assert one.slice_values() == real.slice_values()

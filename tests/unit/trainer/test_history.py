@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -16,14 +17,17 @@ import torch
 from torch import Tensor
 from trainer_process import SITE, Place, ask, task_runner
 
+from fedfms.contracts.contribution import Metric
 from fedfms.contracts.recipe import Recipe
 from fedfms.errors import DoorClosed
+from fedfms.exchange.tensors import update_norm
 from fedfms.local.synthetic import write_phantom_site
 from fedfms.models.build import build_model
 from fedfms.models.travelling import read_travelling
 from fedfms.trainer.history import HISTORY_FILE, SKETCH, History, sketch
 from fedfms.trainer.secret import SECRET_FILE, site_secret
 from fedfms.trainer.tasks import TaskRunner
+from small_disk import small_disk
 
 SECRET = b"s" * 32
 
@@ -270,6 +274,55 @@ def test_the_order_of_slices_follows_from_the_secret(
     assert equal(difference("seed-a", from_seed=True), difference("seed-b", from_seed=True))
 
 
+def test_another_recipe_has_another_order_whatever_differs_in_it(
+    place: Place, quick: Recipe, global_model: dict[str, Tensor]
+) -> None:
+    """Of two sums, one with a site more, equal parts of the others would show what it sent."""
+    trainer = task_runner(place)
+    trainer.folders = dataclasses.replace(trainer.folders, order_from_seed=False)
+    differences = [
+        ask(trainer, recipe, 0, global_model, job=f"job-{number}").tensors
+        for number, recipe in enumerate(
+            (
+                quick,
+                dataclasses.replace(quick, holdout=("another-site",)),
+                dataclasses.replace(quick, probability_threshold=0.4),
+                dataclasses.replace(quick, site_learning_rates=("another-site:1e-6",)),
+            )
+        )
+    ]
+    for number, one in enumerate(differences):
+        for other in differences[:number]:
+            apart = update_norm({name: one[name].float() - other[name].float() for name in one})
+            assert apart > 0.05 * update_norm(one)
+
+
+def test_what_cannot_be_written_down_does_not_leave(
+    place: Place, recipe: Recipe, global_model: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """It would be forgotten with this process, and a mean of one patient fewer could leave next."""
+    place.set_policy(min_cases=2)
+    with small_disk(tmp_path / "disk", "8m") as work:
+        trainer = task_runner(place, work)
+        ask(trainer, recipe, 0, global_model)
+        with (work / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(b"\0" * 64):
+                pass
+        size = (work / HISTORY_FILE).stat().st_size
+        with (work / HISTORY_FILE).open("ab") as file, contextlib.suppress(OSError):
+            file.write(b"\n" * (-size % 4096))  # what is left of its last page
+            file.flush()
+        model = moved(global_model, 0.01)
+        for _ in range(2):  # the second time there is nothing new to write but what waits
+            error = refused("no-history", trainer, recipe, 2, model, kind="evaluate")
+            assert "No space left" in error.problem and "free room" in error.fix
+        (work / "filler").unlink()
+        lines = (work / HISTORY_FILE).read_text().splitlines()
+        assert ask(trainer, recipe, 2, model, kind="evaluate").contribution.metrics
+        more = (work / HISTORY_FILE).read_text().splitlines()[len(lines) :]
+        assert next(json.loads(one)["event"] for one in more if one) == "asked"
+
+
 # -------------------------------------------------------------------------------------- sets
 
 
@@ -367,6 +420,10 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# a model of another bias does as much, and no policy bounds that
+ANY_THRESHOLD = {"min_probability_threshold": 1e-12, "max_probability_threshold": 1.0}
+
+
 def arrive(place: Place, many: Path, numbers: range, values: dict[int, tuple[int, ...]]) -> None:
     """Patients come; of the lesion's slices each is drawn with one of these values (0: not)."""
     for number in numbers:
@@ -429,6 +486,7 @@ def test_what_a_model_finds_in_few_who_do_not_show_a_class_does_not_leave(
     place: Place, held_out: Recipe, global_model: dict[str, Tensor], many: Path
 ) -> None:
     """A model chooses in whom something is found: two sets of patients that the server makes."""
+    place.set_policy(min_cases=3, **ANY_THRESHOLD)
     trainer = task_runner(place)
     arrive(place, many, range(1, 7), dict.fromkeys(range(1, 6), (1,)))  # all but one show it
     all_found = dataclasses.replace(held_out, probability_threshold=1e-9)
@@ -495,3 +553,43 @@ def test_means_of_a_version_that_did_not_look_at_classes_count(tmp_path: Path) -
     assert may("abcdijk", "abcdefghijk")
     assert not may("abcd", "abcdefgijk")  # one is gone, who may have
     assert may("abcijk", "abcdefgijk")
+
+
+def rows_of(place: Place, job: str) -> list[tuple[float, float]]:
+    """Dice and HD95 of each case of one class, from the site's own table."""
+    lines = (place.work / "scores" / f"{job}.csv").read_text().splitlines()[1:]
+    return [(float(line.split(",")[4]), float(line.split(",")[6])) for line in lines]
+
+
+def test_one_in_whom_alone_something_is_found_is_told_by_no_mean(
+    place: Place, held_out: Recipe, global_model: dict[str, Tensor], many: Path
+) -> None:
+    """A threshold takes all foreground away from all but a few, of whom the mean would tell."""
+    place.set_policy(min_cases=3, **ANY_THRESHOLD)
+    trainer = task_runner(place)
+    arrive(place, many, range(1, 9), dict.fromkeys(range(1, 9), (1,)))
+
+    def scored(threshold: float) -> tuple[dict[str, Metric], list[tuple[float, float]]]:
+        recipe = dataclasses.replace(held_out, probability_threshold=threshold)
+        job = f"job-{threshold:.12f}".replace(".", "-")
+        said = ask(trainer, recipe, 3, global_model, job=job, kind="evaluate", which="final")
+        return {one.metric: one for one in said.contribution.metrics}, rows_of(place, job)
+
+    told, rows = scored(1 - 1e-9)
+    nowhere = [hd95 for _, hd95 in rows]  # the diagonal, which is of nobody
+    assert told["dice"].mean == 0 and told["hd95"].mean == round(statistics.mean(nowhere), 3)
+    seen, low, high = set(), 1e-9, 1 - 1e-9
+    for _ in range(24):  # towards the threshold at which the last patients have any left
+        middle = (low + high) / 2
+        told, rows = scored(middle)
+        counted = sum(dice > 0.02 for dice, _ in rows)
+        found = sum(hd95 != none for (_, hd95), none in zip(rows, nowhere, strict=True))
+        assert (told["dice"].mean is None) == (told["iou"].mean is None) == (0 < counted < 3)
+        assert (told["hd95"].mean is None) == (0 < counted < 3 or 0 < found < 3)
+        if 0 < counted < 3:
+            assert {(one.mean, one.std, one.cases, one.empty) for one in told.values()} == {
+                (None, None, 0, 0)
+            }
+        seen.add(counted)
+        low, high = (middle, high) if counted > 1 else (low, middle)
+    assert seen & {1, 2} and max(seen) >= 3

@@ -18,13 +18,22 @@ import torch
 from trainer_process import SITE, Place, TrainerProcess, task_runner
 
 from fedfms.contracts.messages import Task
-from fedfms.contracts.receipt import FIRST, canonical, report_sha256
+from fedfms.contracts.receipt import (
+    ENDS,
+    FIRST,
+    REMOVALS,
+    TRAINERS,
+    Removed,
+    canonical,
+    report_sha256,
+)
 from fedfms.errors import FedfmsError
+from fedfms.exchange.signatures import TrainerSigner, new_key
 from fedfms.exchange.tensors import fingerprint, update_norm
 from fedfms.trainer import egress
 from fedfms.trainer.client import run_task
 from fedfms.trainer.connection import ping
-from fedfms.trainer.egress import KEEP_DAYS, LOG, read_egress
+from fedfms.trainer.egress import END, KEEP_DAYS, LOG, read_egress
 from fedfms.trainer.own_key import KEY
 from sealed_run import Site, difference, make_kits, task_of
 from small_disk import small_disk
@@ -157,34 +166,30 @@ def test_a_new_key_goes_on_with_the_log_and_is_told(site: Site, run: Run) -> Non
 def test_whole_days_go_after_400_and_the_chain_goes_on(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [1_800_000_000.0]
+    start, now = 1_800_000_000.0, [0.0]
     monkeypatch.setattr(time, "time", lambda: now[0])
-    days = (0, 0, 1, KEEP_DAYS - 1, KEEP_DAYS)
-    for number, day in enumerate(days):
-        now[0] = 1_800_000_000.0 + day * DAY
-        give(site, number, number)
-    assert len(read_egress(site.work).receipts) == len(days)  # the first day is the 400th before
-    for day, before, left in (  # counted from the last answer
-        (KEEP_DAYS + 1, KEEP_DAYS, 6),
-        (KEEP_DAYS + 2, KEEP_DAYS + 1, 5),
-        (3 * KEEP_DAYS, KEEP_DAYS + 2, 5),
-        (3 * KEEP_DAYS + 1, 3 * KEEP_DAYS, 2),
-    ):
-        now[0] = 1_800_000_000.0 + day * DAY
+
+    def leave(day: int) -> None:
+        now[0] = start + day * DAY
         give(site, day, day)
-        found = read_egress(site.work)
-        assert found.problems == []
-        assert len(found.receipts) == left
-        first_kept = 1_800_000_000.0 + (before - KEEP_DAYS) * DAY
-        if left < 6:
-            assert found.kept_from == time.strftime("%Y-%m-%d", time.gmtime(first_kept))
+
+    for day in (0, 0, 1):
+        leave(day)
+    later = [KEEP_DAYS + 10, KEEP_DAYS + 11, KEEP_DAYS + 12, KEEP_DAYS + 13]
+    for day in later[:3]:  # until then less than half of the receipts are so late
+        leave(day)
+        assert read_egress(site.work).kept_from is None
+    leave(later[3])
+    assert len(read_egress(site.work).receipts) == 7
     site.restart()
-    give(site, 9, 9)
+    leave(later[3])  # four of seven are
     found = read_egress(site.work)
     assert found.problems == []
-    assert [one.receipt.number for one in found.receipts] == [7, 8, 9]
+    assert found.kept_from == time.strftime("%Y-%m-%d", time.gmtime(start + 10 * DAY))
+    assert [one.receipt.number for one in found.receipts] == [3, 4, 5, 6, 7]
     path = site.work / LOG
-    lines = path.read_bytes().splitlines(keepends=True)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[1:]))  # the line that says that days were removed
     assert any("does not follow" in one for one in read_egress(site.work).problems)
     head = json.loads(lines[0])
@@ -192,6 +197,12 @@ def test_whole_days_go_after_400_and_the_chain_goes_on(
     changed = json.dumps(head, sort_keys=True, separators=(",", ":")).encode() + b"\n"
     path.write_bytes(b"".join([changed, lines[2]]))  # one more than was removed
     assert any("its signature does not fit" in one for one in read_egress(site.work).problems)
+    path.write_bytes(whole)
+    now[0] = start  # by a clock that is right now, that day is to come
+    (named,) = read_egress(site.work).problems
+    assert named.startswith(f"days before {found.kept_from} were removed, and that day is still to")
+    now[0] = start + 100 * DAY
+    assert read_egress(site.work).problems == ["days were removed before 400 days had passed"]
 
 
 def test_a_clock_that_is_wrong_for_a_while_takes_nothing_of_the_log_away(
@@ -206,6 +217,185 @@ def test_a_clock_that_is_wrong_for_a_while_takes_nothing_of_the_log_away(
     found = read_egress(site.work)
     assert found.problems == [] and found.kept_from is None
     assert [one.receipt.number for one in found.receipts] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_clock_that_is_years_ahead_for_several_answers_takes_nothing_away(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a short log, of which they are more than half, and on two days."""
+    now = [1_800_000_000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    for number in range(3):
+        give(site, number, number)
+    for number, day in enumerate((730, 730, 730, 731, 731, 731), start=3):
+        now[0] = 1_800_000_000.0 + day * DAY
+        site.restart()
+        give(site, number, number)
+    now[0] = 1_800_000_000.0
+    site.restart()
+    give(site, 9, 9)
+    found = read_egress(site.work)
+    assert (found.problems, found.kept_from, len(found.receipts)) == ([], None, 10)
+
+
+# ------------------------------------------------------------------- its end, and whose keys it has
+
+
+def test_lines_that_were_cut_off_the_end_are_missed_also_after_the_next_answer(
+    site: Site, run: Run
+) -> None:
+    for number in range(5):
+        give(site, number, number)
+    path = site.work / LOG
+    whole = path.read_bytes()
+    assert stat.S_IMODE((site.work / END).stat().st_mode) == 0o600
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:-3]))
+    (named,) = read_egress(site.work).problems
+    assert named == (
+        "the end was cut off: the log goes up to receipt 1, and egress.end says that receipt 4 was "
+        "the last"
+    )
+    code, out, _ = run("egress", "--work", site.work)
+    assert code == 1 and "the end was cut off" in out
+    site.restart()
+    give(site, 5, 5)  # the trainer goes on, and hides nothing
+    (named,) = read_egress(site.work).problems
+    assert named.startswith("line 3, receipt 5 does not follow the line before it")
+    path.unlink()
+    (named,) = read_egress(site.work).problems
+    assert named == "there is no receipt, and egress.end says that there were 6"
+
+
+def test_a_process_that_is_killed_between_a_line_and_the_end_is_no_false_alarm(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def give_and_be_killed(writes: int) -> None:
+        """Killed in place of the write of egress.end with this number, from 1."""
+        real, done = egress.write_whole, [0]
+
+        def write(path: Path, *about: object, **more: int) -> None:
+            if path.name == END:
+                done[0] += 1
+                if done[0] == writes:
+                    raise Killed
+            real(path, *about, **more)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(egress, "write_whole", write)
+            with pytest.raises(Killed):
+                give(site, 1, 1)
+        site.restart()
+
+    give_and_be_killed(2)  # the first answer of all: before it, and after it
+    assert read_egress(site.work).problems == []
+    give(site)
+    give_and_be_killed(1)
+    assert read_egress(site.work).problems == []
+    give(site, 2, 2)
+    for writes in (2, 1):  # a new key says that it is the next one before it signs a line
+        (site.work / KEY).unlink()
+        site.receipts.have_key()
+        give_and_be_killed(writes)
+        if writes == 2:
+            assert read_egress(site.work).problems == []
+        give(site, 3, 3)
+        assert read_egress(site.work).problems == []
+    assert [one.receipt.number for one in read_egress(site.work).receipts] == list(range(7))
+
+
+def test_every_changed_byte_of_the_end_is_named(site: Site) -> None:
+    for number in range(3):
+        give(site, number, number)
+    path = site.work / END
+    whole = path.read_bytes()
+    drawn = random.Random(8)
+    for place in drawn.sample(range(len(whole) - 1), 60):
+        data = bytearray(whole)
+        data[place] ^= 1 << drawn.randrange(8)
+        path.write_bytes(data)
+        assert any(END in one for one in read_egress(site.work).problems), place
+    path.write_bytes(whole)
+    assert read_egress(site.work).problems == []
+
+
+def test_a_stranger_can_neither_remove_lines_nor_sign_them_anew(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        give(site, number, number)
+    path, end = site.work / LOG, site.work / END
+    whole, ended = path.read_bytes(), end.read_bytes()
+    receipts = read_egress(site.work).receipts
+    stranger = TrainerSigner(new_key())
+
+    last = receipts[1].receipt
+    head = Removed(
+        until="2024-01-01",
+        time=time.time(),
+        number=last.number + 1,
+        previous=last.sha256,
+        key=stranger.public,
+    )
+    head = dataclasses.replace(head, signature=stranger.sign(REMOVALS + head.canonical))
+    line = canonical({"removed": dataclasses.asdict(head)}) + b"\n"
+    without_two = line + b"".join(whole.splitlines(keepends=True)[2:])
+    path.write_bytes(without_two)
+    (named,) = read_egress(site.work).problems
+    assert named == "line 1 is signed by a key that this trainer has not had"
+
+    path.write_bytes(  # all but the last line, and an end that says that it is right so
+        b"".join(
+            dataclasses.replace(
+                one,
+                key=stranger.public,
+                signature=stranger.sign(TRAINERS + one.receipt.canonical),
+            ).canonical
+            + b"\n"
+            for one in receipts[:-1]
+        )
+        + receipts[-1].canonical
+        + b"\n"
+    )
+    named = read_egress(site.work).problems
+    assert [one.partition(" is signed by a key that")[0] for one in named] == [
+        f"line {number}, receipt {number - 1}" for number in (1, 2, 3)
+    ]
+    theirs = json.loads(ended)
+    theirs |= {"keys": [stranger.public, receipts[0].key], "key": stranger.public}
+    del theirs["signature"]
+    signature = stranger.sign(ENDS + canonical({"end": theirs}))
+    end.write_bytes(canonical(theirs | {"signature": signature}))
+    assert read_egress(site.work).problems == [
+        "egress.end is signed by another key than this trainer has"
+    ]
+
+
+def test_a_log_of_an_earlier_version_gets_an_end_when_its_trainer_starts(
+    site: Site, run: Run
+) -> None:
+    for number in range(3):
+        give(site, number, number)
+    (site.work / END).unlink()
+    (named,) = read_egress(site.work).problems
+    assert named.startswith("egress.end is missing, so that nobody can say")
+    site.restart()
+    site.receipts.have_key()  # as at every start
+    found = read_egress(site.work)
+    assert found.problems == []
+    (note,) = found.notes
+    assert note.startswith("before receipt 3 there was no egress.end")
+    code, out, _ = run("egress", "--work", site.work)
+    assert code == 0 and "before receipt 3" in out
+    give(site, 3, 3)
+    assert read_egress(site.work).notes == [note]
+    (site.work / END).unlink()
+    (site.work / KEY).unlink()  # a copy of the log alone
+    found = read_egress(site.work)
+    assert found.problems == []
+    assert found.notes == ["without egress.end nobody can say whether lines were cut off the end"]
 
 
 def test_a_disk_that_says_no_after_the_line_is_there_breaks_no_chain(

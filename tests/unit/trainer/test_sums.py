@@ -20,8 +20,10 @@ from fedfms.errors import DoorClosed
 from fedfms.exchange.averaging import FixedSum
 from fedfms.exchange.secure_sum import ServerRound
 from fedfms.exchange.tensors import fingerprint
+from fedfms.trainer.budget import ACCOUNT
 from fedfms.trainer.client import TaskResult, run_task
 from fedfms.trainer.connection import ask_sums, forget
+from fedfms.trainer.kept import KeptRun
 from fedfms.trainer.own_key import own_key
 from fedfms.trainer.sums import PEERS, SUMS, Sums
 
@@ -225,11 +227,36 @@ def test_a_difference_is_clipped_at_the_site_where_the_server_cannot_look(
     again = dataclasses.replace(task, job="job-2")
     assert code_of(lambda: runner.run(again, lambda: global_model, Control())) == "summed-before"
 
+    near = {name: one + 1e-6 for name, one in global_model.items()}
+    settled(sites, 1, "job-2")  # near by what was learnt, however little of it left
+    almost = dataclasses.replace(task, job="job-2", round=1)
+    assert code_of(lambda: runner.run(almost, lambda: near, Control())) == "same-model"
+
     settled(sites, 0, "job-3")  # the recipe says of how many bits what leaves is
     coarse = dataclasses.replace(task.recipe, secure_sum_bits=32)
     half = dataclasses.replace(task, job="job-3", recipe=coarse)
     tensors = runner.run(half, lambda: global_model, Control()).tensors
     assert {one.dtype for one in tensors.values()} == {torch.int32}
+
+
+def test_a_round_that_cannot_be_masked_is_in_the_account(
+    place: Place, train_task: Task, global_model: dict[str, torch.Tensor], secure: Recipe
+) -> None:
+    """What it learnt stays at the site in part, and shows in what leaves next."""
+    runner = task_runner(place)
+    works = {name: place.root / name for name in ("site-2", "site-3")} | {SITE: place.work}
+    keys = {name: own_key(work).public for name, work in works.items()}
+    (place.policy / PEERS).write_text(json.dumps(keys))
+    sites = {n: Sums(n, work, place.policy / PEERS) for n, work in works.items() if n != SITE}
+    settled({**sites, SITE: runner.sums}, 0)
+    task = dataclasses.replace(
+        train_task, recipe=dataclasses.replace(secure, optimizer_state="keep")
+    )
+    other = {"w": torch.ones(3)}
+    runner.sums.masked(JOB, 0, other, 5)  # so that the mask is used
+    assert code_of(lambda: runner.run(task, lambda: global_model, Control())) == "summed-before"
+    assert KeptRun(place.work, JOB).learnt_before(1) is not None
+    assert len((place.work / ACCOUNT).read_bytes().splitlines()) == 1
 
 
 def test_under_the_mask_of_a_round_leaves_one_difference_and_no_second(

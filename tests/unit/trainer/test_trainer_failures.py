@@ -16,14 +16,21 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from trainer_process import Place, TrainerProcess
+from trainer_process import Place, TrainerProcess, task_runner
 
 from fedfms.contracts.messages import Failure, Task, TaskFiles, TaskRequest, encode
+from fedfms.control import Control
 from fedfms.errors import TaskAborted, TrainerError
 from fedfms.exchange.tensors import save_tensors
 from fedfms.trainer.client import run_task
 from fedfms.trainer.connection import ping
-from fedfms.trainer.server import EXIT_ABORT_IGNORED, EXIT_STALLED, listen
+from fedfms.trainer.server import (
+    EXIT_ABORT_IGNORED,
+    EXIT_STALLED,
+    TrainerServer,
+    alone_in,
+    listen,
+)
 
 SOME = {"w": torch.zeros(3)}
 
@@ -119,6 +126,30 @@ def test_a_computation_that_ignores_the_abort_ends_with_the_process(
     place.set_policy(min_cases=2)
     start()  # a supervisor starts it again; the old socket is still there
     assert run_task(place.exchange, train_task, global_model).tensors
+
+
+def test_a_private_folder_has_one_trainer(tmp_path: Path) -> None:
+    """Two, with an exchange folder each, would count what leaves each for itself."""
+    work = tmp_path / "work"
+    with alone_in(work):
+        with pytest.raises(TrainerError, match="works in") as caught, alone_in(work, seconds=0.2):
+            pass
+        assert caught.value.code == "trainer-running"
+    with alone_in(work, seconds=0):  # which has ended
+        pass
+
+
+def test_what_names_patients_is_for_its_own_user(
+    place: Place, train_task: Task, global_model
+) -> None:
+    runner = task_runner(place)
+    runner.run(train_task, lambda: global_model, Control())
+    server = TrainerServer(runner, place.exchange)
+    server._tell_the_site(TaskRequest("0" * 16, train_task), "SiteDataError (x)", "Meier_Anna.png")
+    assert "Meier_Anna.png" in (place.work / "errors.log").read_text()
+    for path in [*place.work.iterdir(), *(place.work / "scores").iterdir()]:
+        if path.suffix in (".log", ".csv") or path.is_dir() or path.name.startswith("history"):
+            assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
 def test_an_abort_while_waiting_for_the_trainer_is_heard(place: Place, train_task: Task) -> None:

@@ -93,7 +93,7 @@ def test_three_cases_worked_out_by_hand(three_cases):
     assert got["a", "disc"].dice == pytest.approx(0.9)
     assert got["a", "disc"].iou == pytest.approx(90 / 110)
     assert got["a", "disc"].hd95 == pytest.approx(1.0)
-    assert got["a", "disc"].slices[0] == SliceScore(0.9, pytest.approx(90 / 110), False)
+    assert got["a", "disc"].slices[0] == SliceScore(0.9, pytest.approx(90 / 110), False, True)
     assert got["a", "disc"].slices[2].empty
     assert math.isnan(got["a", "disc"].slices[2].dice)
     # the cup is found in the first of two slices, which lie 4 mm apart
@@ -147,7 +147,7 @@ def test_too_few_cases_stay_at_the_site_however_many_slices_they_have(three_case
 
 
 def test_a_class_without_any_value_has_no_mean():
-    score = CaseScore("a", "disc", math.nan, math.nan, math.nan, True, (), False)
+    score = CaseScore("a", "disc", math.nan, math.nan, math.nan, True, (), False, False)
     assert all(metric.mean is None for metric in summarize([score], 1))
     assert summarize([], 1) == ()
 
@@ -252,7 +252,7 @@ def test_paper_compat_scores_slices_as_the_paper_and_cases_as_ever(three_cases):
                 assert row.dice == pytest.approx(np.mean(dices), abs=1e-9)
                 assert row.iou == pytest.approx(np.mean(ious), abs=1e-9)
     # empty and empty counts as 1 here, and is counted with the others
-    assert got["b", "cup"].slices[0] == SliceScore(1.0, 1.0, True)
+    assert got["b", "cup"].slices[0] == SliceScore(1.0, 1.0, True, False)
     metrics = {(m.class_name, m.metric): m for m in summarize(scores, 1)}
     assert metrics["cup", "dice_slice"].cases == 5
 

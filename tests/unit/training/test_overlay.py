@@ -35,7 +35,7 @@ def in_colour(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 
 
 def score(key: str, dice: float, class_name: str = "disc") -> CaseScore:
-    return CaseScore(key, class_name, dice, dice, 0.0, math.isnan(dice), (), True)
+    return CaseScore(key, class_name, dice, dice, 0.0, math.isnan(dice), (), True, dice > 0)
 
 
 def test_contours_lie_where_the_masks_end():

@@ -20,11 +20,17 @@ from pydicom.uid import RTStructureSetStorage
 
 from fedfms.contracts.site import Labels, SiteConfig
 from fedfms.control import Control
-from fedfms.data.adopt.names import class_name, glob_literal
-from fedfms.data.adopt.pairing import best_match, values_in
-from fedfms.data.adopt.propose import Proposal, add_reading
-from fedfms.data.adopt.tree import Tree, groups_of
-from fedfms.data.adopt.views import View, Views, propose_masked, propose_segmented
+from fedfms.data.adopt.names import class_name, class_names, glob_literal
+from fedfms.data.adopt.pairing import find_series_pairs
+from fedfms.data.adopt.propose import Proposal, add_globs, add_labels, add_reading
+from fedfms.data.adopt.tree import Tree
+from fedfms.data.adopt.views import (
+    View,
+    Views,
+    add_patients_of,
+    propose_masked,
+    propose_segmented,
+)
 from fedfms.data.content import read_bytes
 from fedfms.data.dicom.references import LABEL_KINDS, referenced_files
 from fedfms.data.dicom.segmentation import read_segmentation
@@ -60,11 +66,13 @@ _INSIDE = 0.95  # share of a structure that lies in another, to be a part of it
 class _Archive:
     """What headers say: series by folder, label files with the names in them, pictures.
 
+    patients: PatientID by the folder of a series, empty where there is none.
     slices: how many files are no pictures.
     cine: how many files have many frames without places.
     """
 
     series: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
+    patients: dict[str, str] = field(default_factory=dict)
     modalities: Counter[str] = field(default_factory=Counter)
     labels: dict[str, list[str]] = field(default_factory=dict)
     views: Views = field(default_factory=Views)
@@ -92,7 +100,7 @@ def propose_dicom(tree: Tree, classes: Sequence[str] | None, control: Control) -
     if not found.slices:
         raise _no_pictures(tree, found)
     if not found.labels:
-        if tree.nifti and (proposal := _with_nifti(tree, found, control)) is not None:
+        if tree.nifti and (proposal := _with_nifti(tree, found, classes, control)) is not None:
             return proposal
         raise _nothing(tree, "it has DICOM images, and no segmentation (SEG) or structure set")
     proposal = Proposal(tree.root, "", {"format": "dicom"})
@@ -102,7 +110,7 @@ def propose_dicom(tree: Tree, classes: Sequence[str] | None, control: Control) -
     _add_contents(proposal, found)
     if (several := _several_series(proposal, found)) is not None:
         proposal.needs.append(several)
-    proposal.seen.append(("a patient is", "a PatientID"))
+    _add_patients(proposal, found)
     kinds = f"{count_of(len(found.series), 'folder')} with images, {len(found.labels)} labels"
     proposal.seen.insert(0, ("DICOM", kinds))
     return proposal
@@ -126,6 +134,7 @@ def _look(tree: Tree, control: Control) -> _Archive:
                 folder = file.rpartition("/")[0]
                 uid = str(header.get("SeriesInstanceUID", ""))
                 found.series[folder][uid] = str(header.get("SeriesDescription") or "")
+                found.patients[folder] = str(header.get("PatientID") or "").strip()
                 found.modalities[str(header.get("Modality") or "")] += 1
                 if not is_picture(header):
                     found.slices += 1
@@ -230,6 +239,22 @@ def _add_globs(proposal: Proposal, found: _Archive) -> None:
         proposal.layout = "DICOM, labels in other folders"
         labels = _files_glob(sorted(found.labels))
     proposal.values |= {"images": images, "labels": labels, "pair_by": "reference"}
+
+
+def _add_patients(proposal: Proposal, found: _Archive) -> None:
+    """A PatientID where all series have one, and not all the same; else what folders say."""
+    cases = scan(_with(proposal, unlabelled="pass_over")).cases
+    folders = [case.image.relative_to(proposal.root).as_posix() for case in cases]
+    ids = {folder: found.patients.get(folder, "") for folder in folders}
+    if "**" not in proposal.values["images"] or (
+        "" not in ids.values() and len({*ids.values()}) > 1
+    ):
+        add_patients_of(proposal, ids, None, "series")
+        return
+    proposal.unsure.append(
+        "PatientIDs do not tell patients apart, and folders lie in several depths: each series is "
+        "taken for a patient; if some are of one, patient in site.yml says it"
+    )
 
 
 def _depth(folder: str) -> int:
@@ -347,20 +372,25 @@ def _add_names(proposal: Proposal, found: _Archive, classes: Sequence[str] | Non
     counts: Counter[str] = Counter()
     spellings: dict[str, set[str]] = defaultdict(set)
     left_out: set[str] = set()
+    of = _class_of_names(list(found.labels.values()))
     for names in found.labels.values():
         for name in sorted(set(names)):
             plain = name.strip()
             if _NO_CLASSES.fullmatch(plain) and len(set(names)) > 1:
                 left_out.add(plain)
                 continue
-            of = class_name(re.sub(r"\d+$", "", plain) or plain)
-            counts[of] += 1
-            spellings[of].add(plain)
+            counts[of[plain]] += 1
+            spellings[of[plain]].add(plain)
     order = [name for name, _ in counts.most_common()]
     if classes and len(classes) == len(order):
         named = dict(zip(order, classes, strict=True))
     else:
         named = {name: name for name in order}
+        if classes:
+            proposal.unsure.append(
+                f"{count_of(len(classes), 'name')} of classes were given, and there are "
+                f"{len(order)}: {', '.join(order[:12])}; the names given are not taken"
+            )
         proposal.unsure.append(
             "the names of classes are those in the labels; ask the coordinator for the job's, and "
             "correct classes"
@@ -387,6 +417,21 @@ def _add_names(proposal: Proposal, found: _Archive, classes: Sequence[str] | Non
         proposal.unsure.append(f"taken for one name each: {some}")
 
 
+def _class_of_names(files: Sequence[Sequence[str]]) -> dict[str, str]:
+    """The class of each name in label files: GTV and GTV1 are one, if no file has both."""
+    rows = [{name.strip() for name in names} for names in files]
+    every = sorted({name for row in rows for name in row})
+    plain = {name: class_name(re.sub(r"\d+$", "", name) or name) for name in every}
+    apart = {
+        found
+        for row in rows
+        for found, count in Counter(plain[name] for name in row).items()
+        if count > 1
+    }
+    own = class_names(name for name in every if plain[name] in apart)
+    return {name: own.get(name, plain[name]) for name in every}
+
+
 # --------------------------------------------------------------------------------------- contents
 
 
@@ -402,10 +447,20 @@ def _add_contents(proposal: Proposal, found: _Archive) -> None:
             images.append(image)
             _count_meetings(_masks(case, image, site), size, met)
     if images:
-        add_reading(proposal, images, is_ct="CT" in found.modalities, several=False)
+        add_reading(proposal, images, is_ct=_are_ct(images, found), several=False)
     if not +met:
         return
     _let_overlap(proposal, size, met)
+
+
+def _are_ct(images: Sequence[Stored], found: _Archive) -> bool:
+    """Whether the images that were read are CT by their headers; a PET beside a CT is not."""
+    kinds = {
+        str(image.series.headers[0].get("Modality") or "")
+        for image in images
+        if image.series is not None
+    } - {""}
+    return kinds == {"CT"} if kinds else "CT" in found.modalities
 
 
 def _count_meetings(
@@ -472,46 +527,31 @@ def _let_overlap(proposal: Proposal, size: Counter[int], met: Counter[tuple[int,
 # --------------------------------------------------------------------------------- labels in NIfTI
 
 
-def _with_nifti(tree: Tree, found: _Archive, control: Control) -> Proposal | None:
+def _with_nifti(
+    tree: Tree, archive: _Archive, classes: Sequence[str] | None, control: Control
+) -> Proposal | None:
     """Series in DICOM whose labels are NIfTI, paired by their names."""
-    folders = tuple(sorted(found.series))
-    matches = [
-        match
-        for label in groups_of(tree.nifti)
-        for image in groups_of(folders)
-        if (match := best_match(image, label, "dicom")) is not None and not match.orphans
-    ]
-    if not matches:
+    found = find_series_pairs(sorted(archive.series), tree)
+    if found is None:
         return None
-    match = max(matches, key=lambda one: one.rank)
-    values: Counter[int] = Counter()
-    files = sorted({label for _, label in match.pairs})
-    for number, file in enumerate(files):
-        control.report("labels", number, len(files))
-        values.update(values_in(tree.root / file, "nifti") or ())
-    drawn = sorted(value for value in values if value)
-    classes = {"foreground" if len(drawn) < 2 else f"class_{v}": (v,) for v in drawn or [1]}
     proposal = Proposal(
         tree.root,
-        "DICOM, labels in NIfTI",
-        {
-            "format": "dicom",
-            "images": match.image,
-            "labels": match.label,
-            "pair_by": match.pair_by,
-            "classes": classes,
-        },
+        "DICOM, labels in NIfTI" + (", a file for each class" if len(found.labels) > 1 else ""),
+        {"format": "dicom"},
+        unsure=list(found.unsure),
     )
-    proposal.unsure.append(
-        "the names of classes are the job's; ask the coordinator for them and correct classes"
-    )
+    add_globs(proposal, found)
+    proposal.values["pair_by"] = found.pair_by  # in DICOM the default is another
+    add_labels(proposal, found, tree, None, classes, control)
     site = proposal.site
     images = []
-    for file, _ in match.pairs[:_LOOKED_AT]:
+    for file, _ in found.pairs[:_LOOKED_AT]:
         with contextlib.suppress(FedfmsError):
             images.append(read_image(tree.root / file, read_bytes(tree.root / file, site), site))
     if images:
-        add_reading(proposal, images, is_ct="CT" in found.modalities, several=False)
+        several = len(found.images) > 1
+        add_reading(proposal, images, is_ct=_are_ct(images, archive), several=several)
+    _add_patients(proposal, archive)
     return proposal
 
 

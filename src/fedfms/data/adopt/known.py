@@ -22,7 +22,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from fedfms.bounded import read_json_object
-from fedfms.data.adopt.names import class_name, contrast_of, glob_literal, role_of
+from fedfms.data.adopt.names import class_name, class_names, contrast_of, glob_literal, role_of
 from fedfms.data.adopt.pairing import Found, best_match
 from fedfms.data.adopt.tree import Group, Tree, endings_glob, stem_and_ending
 from fedfms.errors import FedfmsError
@@ -86,6 +86,9 @@ def _classes(labels: Any) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
     ignored: list[int] = []
     if not isinstance(labels, dict):
         return {}, ()
+    name_of = class_names(
+        str(given) if str(key).isdigit() else str(key) for key, given in labels.items()
+    )
     for key, given in labels.items():
         name, values = (str(given), [key]) if str(key).isdigit() else (str(key), given)
         values = values if isinstance(values, list) else [values]
@@ -93,7 +96,7 @@ def _classes(labels: Any) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
         if name.strip().lower() == "ignore":
             ignored += numbers
         elif name.strip().lower() != "background" and numbers and numbers != [0]:
-            found[class_name(name)] = tuple(numbers)
+            found[name_of[name]] = (*found.get(name_of[name], ()), *numbers)
     return found, tuple(ignored)
 
 

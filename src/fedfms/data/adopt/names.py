@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 Role = Literal["image", "label"]
@@ -30,6 +30,10 @@ IMAGE_WORDS = words(
 )
 # of the words for labels those that may mean something else, too: where the brain or the retina is
 VAGUE_WORDS = words("mask masks msk roi rois target targets contour contours outline outlines")
+# of labels that a program drew
+MACHINE_WORDS = words(
+    "auto automatic automated pred preds predicted prediction predictions ai inference nnunet unet"
+)
 # word -> the contrast that it is a word for
 CONTRASTS = {
     word: contrast
@@ -70,7 +74,9 @@ def known_words(text: str) -> Iterator[tuple[str, int, int, bool]]:
     for found in _RUN.finditer(text):
         run = _without_accents(found.group().lower())
         numbered = _NUMBERED.fullmatch(run)
-        if run not in _KNOWN and numbered is not None and numbered.group(1) in _KNOWN:
+        if run == "pt" and not re.search(r"[^\W_]", text[found.end() :]):
+            yield "pet", found.start(), found.end(), True  # in front it is a patient
+        elif run not in _KNOWN and numbered is not None and numbered.group(1) in _KNOWN:
             middle = found.end() - len(run) + len(numbered.group(1))
             yield numbered.group(1), found.start(), middle, True
             yield run[len(numbered.group(1)) :], middle, found.end(), False
@@ -150,3 +156,23 @@ def class_name(text: str) -> str:
     plain = "".join(sign for sign in plain if not unicodedata.combining(sign))
     name = re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:63]
     return name if name and name[0].isalpha() else f"class_{name}" if name else "foreground"
+
+
+def class_names(texts: Iterable[str]) -> dict[str, str]:
+    """Several texts, each as a class may be called; no two of them alike.
+
+    LN+ and LN- are ln_plus and ln_minus; what no letters tell apart gets a number.
+    """
+    of: dict[str, str] = {}
+    every = sorted({*texts})
+    plain = [class_name(text) for text in every]
+    for text, name in zip(every, plain, strict=True):
+        if plain.count(name) > 1:
+            signs = text.replace("+", " plus ").replace("-", " minus ")
+            name = class_name(signs)
+        number, first = 1, name
+        while name in of.values():
+            number += 1
+            name = f"{first}_{number}"
+        of[text] = name
+    return of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +16,14 @@ import numpy as np
 
 from fedfms.contracts.site import ImageFormat, Reading, SiteConfig
 from fedfms.data.adopt.names import (
+    IMAGE_WORDS,
     LABEL_WORDS,
+    MACHINE_WORDS,
     PARTS,
     VAGUE_WORDS,
     Role,
     class_name,
+    collapsed,
     known_words,
     part_of,
     words_of,
@@ -29,11 +33,13 @@ from fedfms.data.adopt.tree import (
     Tree,
     folder_keys_of,
     folder_wildcards,
+    glob_stem_and_ending,
     groups_of,
     keys_of,
+    variants_of,
     with_all_endings,
 )
-from fedfms.data.content import EXTENSIONS, read_bytes
+from fedfms.data.content import EXTENSIONS, is_nifti, read_bytes
 from fedfms.data.formats import Stored, read_image, read_label
 from fedfms.data.grid import Cut
 from fedfms.data.manifest import name_wildcards
@@ -41,9 +47,15 @@ from fedfms.data.pairs import WILDCARD
 from fedfms.errors import FedfmsError
 
 _LOOKED_AT = 3  # files of a group, or pairs, that are opened
+_LOOKED_AT_MORE = 15  # of pairs of which some do not fit
 _MAY_LACK = 4  # one of so many cases may lack a contrast
 _FEW_FOLDERS = 8
 _FEW_VALUES = 64  # a label has no more; images have hundreds
+_FEWEST_IN_IMAGES = 16  # values, even of a picture that is nearly black
+_MANY_VOXELS = 1_000_000  # of which values are counted
+_COINCIDE = 0.8  # Dice from which on two labels are one thing that two people drew
+_MAY_COINCIDE = 0.5  # and from which on they may be
+_WITHIN = 0.98  # share of a label that lies in another, to be a part of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +110,32 @@ def find_pairs(tree: Tree, format: ImageFormat) -> Found | None:
     return None
 
 
+def find_series_pairs(folders: Sequence[str], tree: Tree) -> Found | None:
+    """The best reading of series in DICOM with labels in NIfTI; None where nothing pairs.
+
+    Args:
+        folders: those that hold a series each.
+        tree: the folder.
+    """
+    images, groups = groups_of(folders), groups_of(tree.nifti)
+    labels = [group for group in groups if group.role == "label"]
+    of_few_values, _ = by_content([g for g in groups if g not in labels], tree.root, "nifti")
+    labels += of_few_values
+    unsure: list[str] = []
+    images, labels = _with_their_own_labels(images, labels, "dicom", unsure)
+    matches = [
+        match
+        for match in _all_matches(images, labels, "dicom")
+        if 2 * match.orphans <= len(match.pairs)
+    ]
+    if not matches:
+        return None
+    chosen = _choose(matches, images, labels, tree, "dicom", unsure)
+    return None if chosen is None else _with_parts(chosen, {}, unsure)
+
+
 def _pairs_of(groups: Sequence[Group], tree: Tree, format: ImageFormat) -> Found | None:
+    of_parts = {group for group in groups if group.part == "train"}
     groups, parts = _without_parts(groups)
     labels = [group for group in groups if group.role == "label"]
     images = _may_be_images([group for group in groups if group.role != "label"], format)
@@ -112,16 +149,109 @@ def _pairs_of(groups: Sequence[Group], tree: Tree, format: ImageFormat) -> Found
                 + ", ".join(sorted(group.pattern for group in labels)[:3])
             )
     images, labels = _with_all_endings(images, labels, format)
-    matches = [
+    images, labels = _with_their_own_labels(images, labels, format, unsure)
+    matches = _all_matches(images, labels, format)
+    paired = {match.label for match in matches}
+    if parts and any(paired.isdisjoint((one.pattern, *one.variants)) for one in labels):
+        # 21_training.tif and 01_test.tif: of parts that are called differently one by itself
+        more = [group for group in of_parts if group not in groups]
+        images += _may_be_images([one for one in more if one.role != "label"], format)
+        labels += [one for one in more if one.role == "label"]
+        matches = _all_matches(images, labels, format)
+    if not matches:
+        return None
+    chosen = _choose(matches, images, labels, tree, format, unsure)
+    if chosen is None:
+        return None
+    apart = {glob for group in of_parts for glob in (group.pattern, *group.variants)}
+    if parts and apart & {*chosen.images.values()}:
+        parts = {}
+        unsure.append(
+            "files of the parts of a split are called differently, and so only those to train on "
+            "are taken"
+        )
+    return _with_parts(chosen, parts, unsure)
+
+
+def _all_matches(
+    images: Sequence[Group], labels: Sequence[Group], format: ImageFormat
+) -> list[Match]:
+    return [
         match
         for label in labels
         for image in images
         if (match := best_match(image, label, format)) is not None
     ]
-    if not matches:
-        return None
-    chosen = _choose(matches, images, labels, tree, format, unsure)
-    return None if chosen is None else _with_parts(chosen, parts, unsure)
+
+
+def _with_their_own_labels(
+    images: list[Group], labels: list[Group], format: ImageFormat, unsure: list[str]
+) -> tuple[list[Group], list[Group]]:
+    """Groups of images that each have labels called as they are, as one: they are cases.
+
+    x_t1 with x_t1_seg and x_t2 with x_t2_seg are two visits, or two tasks, and no contrasts of a
+    case of which each class has a file.
+    """
+    by_words: dict[frozenset[str], tuple[list[Group], list[Group]]] = {}
+    for number, groups in enumerate((images, labels)):
+        for group in groups:
+            by_words.setdefault(_own_of(group), ([], []))[number].append(group)
+    own = {words: both for words, both in by_words.items() if words and both[0] and both[1]}
+    if len(own) < 2 or any(len(one) > 1 for both in own.values() for one in both):
+        return images, labels
+    varying = frozenset().union(*own) - frozenset.intersection(*own)
+    joined = []
+    for number in range(2):
+        parts = [both[number][0] for both in own.values()]
+        patterns = {_without_words(part.pattern, varying) for part in parts}
+        if len(patterns) > 1 or not all(words & varying for words in own):
+            return images, labels
+        files = tuple(sorted(file for part in parts for file in part.files))
+        pattern = patterns.pop()
+        joined.append(
+            replace(
+                parts[0],
+                pattern=pattern,
+                files=files,
+                contrast=None,
+                variants=tuple(variants_of(pattern, files)),
+            )
+        )
+    match = best_match(joined[0], joined[1], format)
+    apart = [best_match(both[0][0], both[1][0], format) for both in own.values()]
+    if match is None or len(match.pairs) < sum(len(one.pairs) for one in apart if one is not None):
+        return images, labels
+    taken = [group for both in own.values() for groups in both for group in groups]
+    names = sorted(" ".join(sorted(words & varying)) for words in own)
+    unsure.append(
+        f"images called {', '.join(names[:4])} have labels of their own, called alike: taken for "
+        "cases by themselves, and not for several images of one case"
+    )
+    return (
+        [*(group for group in images if group not in taken), joined[0]],
+        [*(group for group in labels if group not in taken), joined[1]],
+    )
+
+
+def _own_of(group: Group) -> frozenset[str]:
+    """Words of a group's glob that say neither image nor label."""
+    folder, _, name = group.pattern.rpartition("/")
+    text = f"{folder}/{glob_stem_and_ending(name)[0]}".replace("*", " ")
+    found = {word for word, *_ in known_words(text)}
+    return frozenset(found - LABEL_WORDS - IMAGE_WORDS - PARTS.keys())
+
+
+def _without_words(pattern: str, words: frozenset[str]) -> str:
+    """A glob with a * for each of some words."""
+    folder, _, name = pattern.rpartition("/")
+    stem, ending = glob_stem_and_ending(name)
+    parts = []
+    for part in (*(folder.split("/") if folder else ()), stem):
+        for word, start, end, _ in reversed([*known_words(part)]):
+            if word in words:
+                part = part[:start] + "*" + part[end:]
+        parts.append(collapsed(part))
+    return "/".join(parts) + ending
 
 
 def _may_be_images(groups: Sequence[Group], format: ImageFormat) -> list[Group]:
@@ -231,43 +361,40 @@ def _choose(
     enough = [match for match in matches if 2 * len(match.pairs) >= len(best.pairs)]
     # a contrast may be missing here and there
     enough = [m for m in enough if m.orphans <= max(best.orphans, len(best.pairs) // _MAY_LACK)]
-    fitting = [match for match in enough if _fit(match.pairs, tree, format)]
-    if not fitting:
-        fitting = [best]
-    label_globs = sorted({match.label for match in fitting}, key=lambda p: _order(p, fitting))
-    groups = {glob: group for group in labels for glob in (group.pattern, *group.variants)}
-    files = _files_of_classes(label_globs, groups, tree, format)
-    files = files or _folders_of_classes(label_globs, fitting, tree, format)
-    if len(files) > 1:
-        label_of = dict(files)
-        main = next(iter(label_of.values()))
-    else:
-        main = label_globs[0]
-        label_of = {"": main}
-        if len(label_globs) > 1:
-            unsure.append(
-                f"there are {len(label_globs)} kinds of labels; taken is {main}, not "
-                + ", ".join(label_globs[1:4])
-            )
-    of_main = [match for match in fitting if match.label == main]
-    first = max(of_main, key=lambda match: match.rank)
-    alike = [match for match in of_main if match.pair_by == first.pair_by]
-    contrasts = {match.image: match for match in alike}
+    odd = {match: misfits(match.pairs, tree, format) for match in enough}
+    fitting = [match for match in enough if odd[match] is not None] or [best]
+    label_groups = {glob: group for group in labels for glob in (group.pattern, *group.variants)}
     by_glob = {glob: group for group in images for glob in (group.pattern, *group.variants)}
+    label_globs = _one_a_group(_in_order(fitting), label_groups)
+    label_globs, twice, doubtful = _without_twins(label_globs, fitting, tree, format)
+    files = _files_of_classes(label_globs, label_groups, tree, format)
+    files = files or _folders_of_classes(label_globs, fitting, tree, format)
+    label_of = files if len(files) > 1 else {"": label_globs[0]}
+    main = next(iter(label_of.values()))
+    of_main = [match for match in fitting if match.label == main]
+    drawn = [match for match in of_main if not _holds_few(match, tree, format)] or of_main
+    first = max(drawn, key=lambda match: match.rank)
+    alike = [match for match in drawn if match.pair_by == first.pair_by]
+    contrasts = {match.image: match for match in alike}
     named = _contrast_names([by_glob[glob] for glob in contrasts], list(contrasts))
-    others = [match for match in of_main if match.image not in named.values()]
     if len(named) < 2:
-        first = max(of_main, key=lambda match: (*match.rank, -len(match.image)))
+        first = max(
+            drawn,
+            key=lambda one: (*one.rank, by_glob[one.image].role == "image", -len(one.image)),
+        )
         named = {"": first.image}
-        others = [match for match in of_main if match is not first]
     else:
         first = max((contrasts[glob] for glob in named.values()), key=lambda one: len(one.pairs))
-    if others:
-        unsure.append(
-            "other images pair with the labels too, and are not taken: "
-            + ", ".join(sorted({match.image for match in others})[:3])
-        )
     chosen = [contrasts[glob] for glob in named.values()] if len(named) > 1 else [first]
+    taken = [match for match in fitting if match.label in label_of.values()]
+    taken = [match for match in taken if match.image in named.values()]
+    unsure += [
+        *_twice_drawn(twice, main),
+        *(_maybe_twice(doubtful) if files else ()),
+        *_labels_left(label_of, label_groups, matches, taken, {*twice}, len(first.pairs)),
+        *_images_left(named, by_glob, matches, odd, [m for m in of_main if m not in drawn]),
+        *_off_their_grid([label for match in taken for label in odd.get(match) or ()]),
+    ]
     every = {label for match in chosen for _, label in match.pairs}
     lacking = sum(
         any(label not in {pair[1] for pair in match.pairs} for match in chosen) for label in every
@@ -283,11 +410,207 @@ def _choose(
     )
 
 
-def _order(pattern: str, matches: Sequence[Match]) -> tuple[int, bool, int, str]:
-    """The labels with most pairs first, and of these those that are no mere masks."""
-    pairs = max(len(match.pairs) for match in matches if match.label == pattern)
-    said = set(words_of(pattern)) & LABEL_WORDS
-    return (-pairs, said <= VAGUE_WORDS, len(pattern), pattern)
+def _one_a_group(globs: Sequence[str], groups: Mapping[str, Group]) -> list[str]:
+    """Globs without further ones of the same files."""
+    found: dict[tuple[str, ...], str] = {}
+    for glob in globs:
+        found.setdefault(groups[glob].files, glob)
+    return list(found.values())
+
+
+# --------------------------------------------------------------------------------- what is left
+
+
+def _labels_left(
+    taken: Mapping[str, str],
+    groups: Mapping[str, Group],
+    matches: Sequence[Match],
+    of_taken: Sequence[Match],
+    said: set[str],
+    cases: int,
+) -> Iterator[str]:
+    """The sentence on labels that pair and are not taken, if there are some."""
+    used = {file for match in of_taken for _, file in match.pairs}
+    of_cases = {image for match in of_taken for image, _ in match.pairs}
+    left: dict[tuple[str, ...], str] = {}
+    hint = ""
+    for match in sorted(matches, key=lambda one: (len(one.pairs), one.rank)):
+        group = groups[match.label]
+        if set(group.files) <= used or {match.label, group.pattern} & {*taken.values(), *said}:
+            continue
+        of = f"{len(match.pairs)} of {cases}" if len(match.pairs) <= cases else len(match.pairs)
+        left = {files: one for files, one in left.items() if not {*files} < {*group.files}}
+        left[group.files] = f"{match.label} ({of} cases)"
+        if of_cases >= {image for image, _ in match.pairs}:
+            hint = "; what is drawn there counts as background" + (
+                ", and becomes a class where each case has such a file, an empty one where nothing "
+                "is drawn"
+                if len(match.pairs) < cases
+                else ""
+            )
+    if left:
+        yield (
+            f"there are {len(left) + len(taken)} kinds of labels; taken is "
+            f"{_some(sorted(taken.values()))}, not {_some(sorted(left.values()))}{hint}"
+        )
+    unpaired = {
+        group.files: glob
+        for glob, group in groups.items()
+        if group.role == "label" and not any(groups[match.label] == group for match in matches)
+    }
+    if unpaired:
+        yield (
+            "called as labels, and not taken, since they pair with no image as the others do: "
+            f"{_some(sorted(unpaired.values()))}"
+        )
+
+
+def _images_left(
+    taken: Mapping[str, str],
+    groups: Mapping[str, Group],
+    matches: Sequence[Match],
+    odd: Mapping[Match, tuple[str, ...] | None],
+    with_few_values: Sequence[Match],
+) -> Iterator[str]:
+    """The sentence on images that pair with labels and are not taken, if there are some."""
+    used = {file for glob in taken.values() for file in groups[glob].files}
+    few = {groups[match.image].files for match in with_few_values}
+    left: dict[tuple[str, ...], str] = {}
+    for match in sorted(matches, key=lambda one: one.rank):
+        files = groups[match.image].files
+        if set(files) <= used:
+            continue
+        why = (
+            " (few values, as labels have)"
+            if files in few
+            else " (on another grid)"
+            if odd.get(match, ()) is None
+            else ""
+        )
+        left[files] = match.image + why
+    if left:
+        yield (
+            "other images pair with the labels too, and are not taken: "
+            f"{_some(sorted(left.values()))}"
+        )
+
+
+def _off_their_grid(labels: Sequence[str]) -> Iterator[str]:
+    if labels:
+        yield (
+            f"not on the grid of their images, while the others are: {_some(sorted(set(labels)))}; "
+            "fedfms check-data names all of them"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
+
+
+def _holds_few(match: Match, tree: Tree, format: ImageFormat) -> bool:
+    """Whether the images of a match hold few values, as labels and predictions do."""
+    for image_file, _ in match.pairs[:_LOOKED_AT]:
+        image = image_at(tree.root / image_file, format)
+        if image is None:
+            return False
+        step = max(1, image.values.size // _MANY_VOXELS)
+        if len(np.unique(image.values.reshape(-1)[::step])) > _FEWEST_IN_IMAGES:
+            return False
+    return True
+
+
+# -------------------------------------------------------------------------------- drawn twice
+
+
+def _without_twins(
+    globs: Sequence[str], matches: Sequence[Match], tree: Tree, format: ImageFormat
+) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+    """Globs of labels; of them those that draw what one before them draws; and pairs that may.
+
+    Two do that if nearly all of both coincides, none lies within the other, as a cup does in a
+    disc, and no words say that they are two classes. Of the others that coincide a person knows.
+    """
+    pairs = {
+        glob: dict(max((m for m in matches if m.label == glob), key=lambda m: m.rank).pairs)
+        for glob in globs
+    }
+    shared = [image for image in pairs[globs[0]] if all(image in one for one in pairs.values())]
+    kept, twins = list(globs), []
+    shared = shared[:_LOOKED_AT] if len(globs) > 1 else []
+    dice: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for image in shared:
+        drawn = {glob: label_at(tree.root / pairs[glob][image], format) for glob in globs}
+        masks = {glob: one.values != 0 for glob, one in drawn.items() if one is not None}
+        sizes = {glob: int(mask.sum()) for glob, mask in masks.items()}
+        for one, other in itertools.combinations(masks, 2):
+            small, large = sorted((sizes[one], sizes[other]))
+            if masks[one].shape != masks[other].shape or 2 * small < _MAY_COINCIDE * large:
+                continue
+            both = int((masks[one] & masks[other]).sum())
+            if not (both >= _WITHIN * small and small < 0.9 * large):
+                dice[one, other].append(2 * both / max(1, small + large))
+    alike = {pair: found for pair, found in dice.items() if 2 * len(found) > len(shared)}
+    for (one, other), found in alike.items():
+        is_twin = _COINCIDE <= float(np.median(found)) < 1 and not _say_classes(one, other)
+        if is_twin and one in kept and other in kept:
+            kept.remove(other)
+            twins.append(other)
+    doubtful = [
+        pair
+        for pair, found in alike.items()
+        if {*pair} <= {*kept} and float(np.median(found)) >= _MAY_COINCIDE
+    ]
+    return kept, twins, doubtful
+
+
+def _say_classes(one: str, other: str) -> bool:
+    """Whether both of two globs have a word of their own that may be a class, as liver and spleen
+    do; initials, numbers, auto and manual are none."""
+    own = {*words_of(one)} ^ {*words_of(other)}
+    own -= LABEL_WORDS | IMAGE_WORDS | MACHINE_WORDS
+    words = {word for word in own if len(word) > 3 and not _DRAWN_BY.fullmatch(word)}
+    return all(words & {*words_of(glob)} for glob in (one, other))
+
+
+def _twice_drawn(twins: Sequence[str], main: str) -> Iterator[str]:
+    if twins:
+        yield (
+            f"{_some(twins)} mostly coincide with labels that are taken, such as {main}, as what "
+            "two people drew of one thing does; each thing is taken once"
+        )
+
+
+def _maybe_twice(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
+    if pairs:
+        yield (
+            f"{pairs[0][0]} and {pairs[0][1]} coincide by more than half and are taken for two "
+            "classes; if they are one thing that two people drew, take one of them out of "
+            "label_files"
+        )
+
+
+def _in_order(matches: Sequence[Match]) -> list[str]:
+    """Globs of labels: those with most pairs first, of these those that no program drew.
+
+    Those that are mere masks come behind what else is drawn on the same images: they may say where
+    the retina or the brain is.
+    """
+    best = {
+        glob: max((m for m in matches if m.label == glob), key=lambda match: match.rank)
+        for glob in {match.label for match in matches}
+    }
+    images = {glob: {image for image, _ in match.pairs} for glob, match in best.items()}
+    vague = {glob: set(words_of(glob)) & LABEL_WORDS <= VAGUE_WORDS for glob in best}
+
+    def order(glob: str) -> tuple[bool, int, bool, int, str]:
+        is_behind = vague[glob] and any(
+            not vague[other] and images[other] <= images[glob] for other in best
+        )
+        is_of_machine = bool(set(words_of(glob)) & MACHINE_WORDS)
+        return (is_behind, -len(best[glob].pairs), is_of_machine, len(glob), glob)
+
+    return sorted(best, key=order)
 
 
 def _contrast_names(groups: Sequence[Group], globs: Sequence[str]) -> dict[str, str]:
@@ -397,18 +720,33 @@ def image_at(path: Path, format: ImageFormat) -> Stored | None:
 
 def label_at(path: Path, format: ImageFormat, image: Stored | None = None) -> Stored | None:
     """A label; None where it cannot be read as one. In DICOM it is that of a picture."""
+    with contextlib.suppress(FedfmsError):
+        return _label_at(path, format, image)
+    return None
+
+
+def label_error(path: Path, format: ImageFormat) -> FedfmsError | None:
+    """Why a file cannot be read as a label; None where it can."""
+    try:
+        _label_at(path, format, None)
+    except FedfmsError as error:
+        return error
+    return None
+
+
+def _label_at(path: Path, format: ImageFormat, image: Stored | None) -> Stored:
     if format == "dicom" and is_plain_picture(path):
         format = "image"
+    elif format == "dicom" and is_nifti(path):
+        format = "nifti"
     site = reading_of(format)
-    with contextlib.suppress(FedfmsError):
-        data = read_bytes(path, site)
-        if format != "dicom":
-            return read_label(path, data, site, image)
-        from fedfms.data.dicom.labels import read_mask  # pydicom takes a second to import
+    data = read_bytes(path, site)
+    if format != "dicom":
+        return read_label(path, data, site, image)
+    from fedfms.data.dicom.labels import read_mask  # pydicom takes a second to import
 
-        assert isinstance(data, bytes)  # a picture is a file
-        return Stored(read_mask(path, data).transpose(2, 1, 0), (1.0, 1.0, 1.0), False)
-    return None
+    assert isinstance(data, bytes)  # a picture is a file
+    return Stored(read_mask(path, data).transpose(2, 1, 0), (1.0, 1.0, 1.0), False)
 
 
 def values_in(path: Path, format: ImageFormat) -> set[int] | None:
@@ -431,38 +769,67 @@ def by_content(
 
 
 def fits(found: Found, tree: Tree) -> bool:
-    """Whether the first pairs lie on one grid; what cannot be read does not say no."""
-    return _fit(found.pairs, tree, found.format)
+    """Whether most pairs lie on one grid; what cannot be read does not say no."""
+    return misfits(found.pairs, tree, found.format) is not None
 
 
-def _fit(pairs: Sequence[tuple[str, str]], tree: Tree, format: ImageFormat) -> bool:
-    for image_file, label_file in pairs[:_LOOKED_AT]:
-        image, label = tree.root / image_file, tree.root / label_file
-        one_grid = (
-            _by_headers(image, label) if format == "nifti" else _by_size(image, label, format)
-        )
-        if one_grid is False:
-            return False
-    return True
+def misfits(
+    pairs: Sequence[tuple[str, str]], tree: Tree, format: ImageFormat
+) -> tuple[str, ...] | None:
+    """Labels that do not lie on the grid of their image; None where most do not.
+
+    The first pairs are looked at, and more where these differ: one that is wrong says nothing of
+    the others.
+    """
+    some = list(pairs[:_LOOKED_AT])
+    wrong = [pair for pair in some if _on_one_grid(pair, tree, format) is False]
+    if wrong and len(wrong) < len(some):
+        step = max(1, len(pairs) // _LOOKED_AT_MORE)
+        more = pairs[_LOOKED_AT:][::step]
+        wrong += [pair for pair in more if _on_one_grid(pair, tree, format) is False]
+        some += more
+    return None if 2 * len(wrong) >= len(some) > 0 else tuple(label for _, label in wrong)
+
+
+def _on_one_grid(pair: tuple[str, str], tree: Tree, format: ImageFormat) -> bool | None:
+    image, label = (tree.root / file for file in pair)
+    if format == "nifti":
+        return _by_headers(image, label)
+    if format == "dicom" and is_nifti(label):
+        return _by_series(image, label)
+    return _by_size(image, label, format)
 
 
 def _by_headers(image: Path, label: Path) -> bool | None:
     """Whether two NIfTI files lie on one grid, from their headers; None where that cannot be
     told."""
-    grids = []
-    for path in (image, label):
-        try:
-            header: Any = nibabel.load(path)
-            shape = tuple(header.shape) + (1,) * (3 - len(header.shape))
-            if any(size != 1 for size in shape[3:]):
-                return None
-            grids.append((np.asarray(header.affine, np.float64), shape[:3]))
-        except Exception:  # a damaged file makes a decoder raise nearly anything
-            return None
-    (affine, shape), other = grids
+    grid, other = _grid_of(image), _grid_of(label)
+    if grid is None or other is None:
+        return None
     try:
-        return Cut.onto(*other, Cut.of(affine, shape, "axial")) is not None
+        return Cut.onto(*other, Cut.of(*grid, "axial")) is not None
     except (ValueError, np.linalg.LinAlgError):
+        return None
+
+
+def _by_series(folder: Path, label: Path) -> bool | None:
+    """Whether a label in NIfTI lies on the grid of a series in DICOM."""
+    image, other = image_at(folder, "dicom"), _grid_of(label)
+    if image is None or image.cut is None or other is None:
+        return None
+    try:
+        return Cut.onto(*other, image.cut) is not None
+    except (ValueError, np.linalg.LinAlgError):
+        return None
+
+
+def _grid_of(path: Path) -> tuple[Any, tuple[int, int, int]] | None:
+    """Affine and shape of a NIfTI file; None where they cannot be told."""
+    try:
+        header: Any = nibabel.load(path)
+        x, y, z, *more = (*header.shape, 1, 1)[: max(3, len(header.shape))]
+        return None if any(size != 1 for size in more) else (header.affine.astype(float), (x, y, z))
+    except Exception:  # a damaged file makes a decoder raise nearly anything
         return None
 
 
@@ -509,7 +876,8 @@ def _without_parts(groups: Sequence[Group]) -> tuple[list[Group], dict[str, list
             continue
         first = of_parts[0][0]
         files = tuple(file for group, _ in of_parts for file in group.files)
-        kept.append(replace(first, pattern=pattern, files=files, part=None, variants=()))
+        variants = tuple(variants_of(pattern, files))
+        kept.append(replace(first, pattern=pattern, files=files, part=None, variants=variants))
         for _, part in of_parts:
             if part.side != "train" and part.cases not in parts.setdefault(part.side, []):
                 parts[part.side].append(part.cases)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,7 +15,17 @@ from fedfms.contracts.decode import from_dict
 from fedfms.contracts.site import ImageFormat, SiteConfig, values_of_files
 from fedfms.control import Control
 from fedfms.data.adopt import known
-from fedfms.data.adopt.names import class_name, contrast_of, known_words, words
+from fedfms.data.adopt.names import (
+    CONTRASTS,
+    LABEL_WORDS,
+    VAGUE_WORDS,
+    class_name,
+    class_names,
+    contrast_of,
+    known_words,
+    words,
+    words_of,
+)
 from fedfms.data.adopt.pairing import (
     Found,
     by_content,
@@ -24,6 +34,7 @@ from fedfms.data.adopt.pairing import (
     image_at,
     is_plain_picture,
     label_at,
+    label_error,
     values_in,
 )
 from fedfms.data.adopt.tree import (
@@ -37,11 +48,13 @@ from fedfms.data.adopt.tree import (
 )
 from fedfms.data.content import another_kind, read_bytes
 from fedfms.data.formats import Stored, read_image
-from fedfms.data.manifest import Scan, glob_expression, scan, several_files_a_patient
+from fedfms.data.manifest import Scan, glob_expression, scan
 from fedfms.data.numbers import count_of
 from fedfms.data.pairs import WILDCARD
 from fedfms.errors import SiteDataError
 
+_Of = TypeVar("_Of")
+_SOFT = 5  # values of a mask from which on it may be interpolated
 _SOME = 5  # images that say how all are read
 _NUMBERED = 24  # label values from which on they are numbers of objects and not of classes
 _NO_IMAGES = ("a text", "a document", "a Python")  # kinds of files that lie beside images
@@ -102,10 +115,14 @@ def propose(
     if found is None and tree.dicom:
         from fedfms.data.adopt.archive import propose_dicom  # pydicom takes a second to import
 
-        return _finished(propose_dicom(tree, classes, control), tree)
+        try:
+            return _finished(propose_dicom(tree, classes, control), tree)
+        except SiteDataError as error:
+            raise _with_pictures(error, tree) from None
     if found is None:
         raise _not_seen(tree)
-    proposal = Proposal(root, layout, {"format": found.format}, unsure=list(found.unsure))
+    unsure = [*found.unsure, *_other_parts(tree, found)]
+    proposal = Proposal(root, layout, {"format": found.format}, unsure=unsure)
     add_globs(proposal, found)
     add_labels(proposal, found, tree, said, classes, control)
     _add_reading(proposal, found, tree, said)
@@ -126,6 +143,38 @@ def _layout(tree: Tree, said: known.DatasetJson | None) -> tuple[str, Found | No
         if found is not None and len(found.pairs) > 1:
             return in_words(found), replace(found, unsure=(*found.unsure, *_besides(tree, format)))
     return "", None
+
+
+def _with_pictures(error: SiteDataError, tree: Tree) -> SiteDataError:
+    """The error for a folder of DICOM; it names pictures that have labels."""
+    found = find_pairs(tree, "image") if error.code == "layout-not-seen" and tree.image else None
+    if found is None or len(found.pairs) < 2:
+        return error
+    return SiteDataError(
+        f"{error.problem}; besides there are {count_of(len(found.pairs), 'picture')} with labels "
+        f"({next(iter(found.images.values()))})",
+        "if these pictures are meant, adopt their folder by itself, or move the DICOM files away "
+        f"({tree.dicom[0]}); else {error.fix}",
+        code=error.code,
+    )
+
+
+def _other_parts(tree: Tree, found: Found) -> Iterator[str]:
+    """Sentences on labelled cases in imagesVa, imagesTs and folders of further data sets."""
+    taken = next(iter(found.labels.values())).rpartition("/")[0]
+    for part, meaning in (("Va", "validation"), ("Ts", "test")):
+        counts = Counter(
+            file.rpartition("/")[0]
+            for file in tree.of(found.format)
+            if file.rpartition("/")[0].endswith(f"labels{part}")
+        )
+        for folder, count in sorted(counts.items()):
+            if folder != taken and tree.root.joinpath(folder).with_name(f"images{part}").is_dir():
+                yield (
+                    f"{count_of(count, 'label')} in {folder} (for {meaning}) and their images are "
+                    f"not taken: images and labels are those of {taken} alone. To take them put "
+                    "them there, and write their names under split"
+                )
 
 
 def _besides(tree: Tree, format: ImageFormat) -> Iterator[str]:
@@ -234,6 +283,7 @@ def add_labels(
     """Classes and their values, from dataset.json or from the label files themselves."""
     values = proposal.values
     if "label_files" in values:
+        found = _with_given_names(proposal, found, names)
         _add_class_files(proposal, found, tree, control)
         return
     occurring: Counter[int] = Counter()
@@ -246,17 +296,21 @@ def add_labels(
             unreadable.append(file)
         occurring.update(held or ())
     control.report("labels", len(files), len(files))
-    if unreadable:
+    if unreadable and len(unreadable) == len(files):
+        proposal.needs.append(_unread_label(tree.root / unreadable[0], found.format, len(files)))
+    elif unreadable:
         proposal.unsure.append(
             f"{count_of(len(unreadable), 'label file')} cannot be read as labels; the first is "
             f"{unreadable[0]}; fedfms check-data says why"
         )
     proposal.seen.append(("label values", _some(sorted(occurring))))
     drawn = sorted(value for value in occurring if value != 0)
+    if files and not drawn and not unreadable:
+        proposal.unsure.append("label files hold nothing but 0: there is nothing drawn in them")
     if said is not None and said.classes:
         of_file = {value for given in said.classes.values() for value in given}
         if set(drawn) <= of_file | set(said.ignored):
-            values["classes"] = dict(said.classes)
+            values["classes"] = _renamed(said.classes, names, proposal)
             if said.ignored:  # nnU-Net, documentation/ignore_label.md
                 values["void"] = said.ignored
                 proposal.seen.append(("teaches nothing", f"{_some(said.ignored)} (ignore)"))
@@ -268,12 +322,89 @@ def add_labels(
         of_table = known.bids_names(tree, files)
         if drawn and set(drawn) <= of_table.keys():
             classes: dict[str, tuple[int, ...]] = {}
+            name_of = class_names([of_table[value] for value in drawn])
             for value in drawn:
-                name = class_name(of_table[value])
+                name = name_of[of_table[value]]
                 classes[name] = (*classes.get(name, ()), value)
             values["classes"] = classes
             return
+    if (masks := _interpolated(drawn, [tree.root / file for file in files], found)) is not None:
+        low, high = masks
+        base = names[0] if names and len(names) == 1 else _word_of_labels(found)
+        values["classes"] = {base: high}
+        values["background"] = (0, *low)
+        proposal.unsure.append(
+            f"labels hold {len(drawn)} values, and those between 0 and {drawn[-1]} only at edges: "
+            f"interpolated masks. Values from {high[0]} on are taken for {base}, those below for "
+            "background; better is to threshold the masks, and adopt the folder again"
+        )
+        return
     values["classes"] = _classes(drawn, names, found, proposal)
+
+
+def _interpolated(
+    drawn: Sequence[int], files: Sequence[Path], found: Found
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Of masks that were smoothed or scaled the values of background and class; None of others."""
+    if found.format not in ("image", "npy", "dicom") or len(drawn) < _SOFT or drawn[0] < 0:
+        return None
+    highest, between, inner = drawn[-1], 0, 0
+    if highest not in (100, 255):
+        return None
+    for file in files[:_SOME]:
+        label = label_at(file, found.format)
+        if label is None:
+            continue
+        middle = label.values[:, 1:-1, 1:-1]
+        is_between = (middle > 0) & (middle < highest)
+        is_inner = is_between.copy()  # all around is of one value, as within an object
+        for axis, step in ((1, 1), (1, -1), (2, 1), (2, -1)):
+            is_inner &= np.roll(label.values, step, axis)[:, 1:-1, 1:-1] == middle
+        between += int(is_between.sum())
+        inner += int(is_inner.sum())
+    if inner * 20 > between:
+        return None
+    half = (highest + 1) // 2
+    return (
+        tuple(value for value in drawn if value < half),
+        tuple(value for value in drawn if value >= half),
+    )
+
+
+def _unread_label(path: Path, format: ImageFormat, count: int) -> SiteDataError:
+    """Why no label can be read, of the first."""
+    error = label_error(path, format)
+    if error is None:
+        return SiteDataError(f"{path} cannot be read", "look at it with fedfms check-data")
+    return SiteDataError(
+        f"none of {count_of(count, 'label file')} can be read; the first: {error.problem}",
+        f"{error.fix}; then adopt the folder again",
+        code=error.code,
+    )
+
+
+def _with_given_names(proposal: Proposal, found: Found, names: Sequence[str] | None) -> Found:
+    """With label files by the names that were given for classes, in their order."""
+    renamed = _renamed(found.labels, names, proposal)
+    if renamed != found.labels:
+        proposal.values["label_files"] = dict(renamed)
+        found = replace(found, labels=renamed)
+    return found
+
+
+def _renamed(
+    classes: Mapping[str, _Of], names: Sequence[str] | None, proposal: Proposal
+) -> dict[str, _Of]:
+    """Classes by the names that were given, in their order; said where these do not fit."""
+    if not names:
+        return dict(classes)
+    if len(names) == len(classes):
+        return dict(zip(names, classes.values(), strict=True))
+    proposal.unsure.append(
+        f"{count_of(len(names), 'name')} of classes were given, and there are {len(classes)}: "
+        f"{', '.join([*classes][:12])}; the names given are not taken"
+    )
+    return dict(classes)
 
 
 def _classes(
@@ -334,7 +465,7 @@ def _add_class_files(proposal: Proposal, found: Found, tree: Tree, control: Cont
         for pattern in found.labels.values():
             path = _of_same_case(tree.root, file, main, pattern)
             label = None if path is None else label_at(path, found.format)
-            if label is not None:
+            if label is not None and label.values.shape == (np.shape(count) or label.values.shape):
                 count = count + (label.values != 0)
         if np.max(count) > 1:
             overlap = "keep" if len(found.labels) <= 12 else "highest"
@@ -426,7 +557,13 @@ def add_reading(proposal: Proposal, some: Sequence[Stored], *, is_ct: bool, seve
         )
         low, high = (np.median([f(one.values) for one in some]) for f in (np.min, np.max))
         looks_so = values["format"] == "nifti" and low <= -900 and high >= 200
-        if is_ct or looks_so:
+        contrasts = values.get("contrasts") or {}
+        if (is_ct or looks_so) and not contrasts.keys() <= {"ct", "cta"}:
+            proposal.unsure.append(
+                f"one of {', '.join(contrasts)} is CT; all are read by percentiles, since one "
+                "window does not fit all (intensity)"
+            )
+        elif is_ct or looks_so:
             values["intensity"] = {"rule": "window", "center": 40, "width": 400}
             proposal.unsure.append(
                 "CT is read by a window for soft tissue, centre 40 and width 400; lungs need "
@@ -436,9 +573,12 @@ def add_reading(proposal: Proposal, some: Sequence[Stored], *, is_ct: bool, seve
 
 
 def _has_8_bits(image: Stored) -> bool:
-    """Whether an image's values go from 0 to 255; of one in DICOM by what could be stored."""
-    stored = image.series.headers[0] if image.series is not None else None
-    return bool(image.values.max() <= 255) and (stored is None or int(stored.BitsStored) <= 8)
+    """Whether an image's values go from 0 to 255, by what could be stored and not by what is:
+    fractions from 0 to 1 and 12 bits that are hardly used are as small."""
+    if image.series is not None:
+        stored = image.series.headers[0]
+        return bool(image.values.max() <= 255) and int(stored.BitsStored) <= 8
+    return image.values.dtype == np.uint8
 
 
 def _is_colourless(image: Stored) -> bool:
@@ -469,7 +609,7 @@ def add_patients(proposal: Proposal, keys: Sequence[str], found: Found | None) -
     folders, _, name = image.rpartition("/")
     levels = folders.split("/") if folders else []
     variable = [depth for depth, level in enumerate(levels) if "*" in level]
-    stem, ending = glob_stem_and_ending(name)
+    stem, _ = glob_stem_and_ending(name)
     in_name = "*" in stem and values.get("pair_by") != "folder"
     skip = values.get("split") is not None  # the first variable folder is the part
     if skip and variable:
@@ -481,22 +621,33 @@ def add_patients(proposal: Proposal, keys: Sequence[str], found: Found | None) -
         values["patient"] = f"^{before}([^/]+)/"
         proposal.seen.append(("a patient is", "a folder"))
         return
-    stems = folders_of or [key.rpartition("/")[2] for key in keys]
-    before = "".join("[^/]+/" for _ in range(variable[0])) if variable else "(?:.*/)?"
-    last = r"\.[A-Za-z.]+" if WILDCARD.search(ending) else re.escape(ending)
-    end = "/" if variable else re.escape(stem.rpartition("*")[2]) + last + "$"
-    example = several_files_a_patient(stems)
-    if example is not None:
-        values["patient"] = rf"^{before}([^/]*\d[^/]*?)[-_ .]+[A-Za-z]*\d+{end}"
-    elif (example := _two_sides(stems)) is not None:
-        values["patient"] = rf"^{before}([^/]*\d)[-_ .]?(?:{_SIDES}){end}"
-    if example is not None:
+    depth = variable[0] if variable else len(levels)
+    names = [key.split("/")[depth] for key in keys]
+    tail = "" if variable else re.escape(stem.rpartition("*")[2])
+    restarted = [name for name, count in Counter(names).items() if count > 1]
+    if restarted:  # 1.png in train and in val, benign and malignant: the folder is kept
         proposal.unsure.append(
-            f"names such as {', '.join(example)} look like several of one patient; patient in "
-            "site.yml puts them on one side of the split"
+            f"names such as {min(restarted)} occur in several folders, and are taken for several "
+            "patients; if they are one, patient in site.yml says it"
         )
-        return
-    proposal.seen.append(("a patient is", "each case"))
+    places = ["/".join(key.split("/")[: depth + 1]) for key in keys] if restarted else names
+    found_so = _several_of_a_patient(places, tail, r"(?:/|$)" if variable else r"(?:\.[^/]*)?$")
+    if found_so is not None:
+        expression, example = found_so
+        if expression is not None:
+            before = "" if restarted else "[^/]+/" * depth if variable else "(?:.*/)?"
+            values["patient"] = f"^{before}{expression}"
+        proposal.unsure.append(
+            f"names such as {', '.join(example)} look like several of one patient; "
+            + (
+                "patient in site.yml puts them on one side of the split"
+                if expression is not None
+                else "each is taken for a patient, and may lie on another side of the split; if "
+                "they are one, patient in site.yml says it"
+            )
+        )
+    if "patient" not in values:
+        proposal.seen.append(("a patient is", "each case"))
 
 
 # in small letters: folders that sort patients by what they have, or as they were packed
@@ -504,6 +655,10 @@ _SORTS = words(
     "benign malignant normal abnormal healthy pathological positive negative control controls "
     "patients hgg lgg covid tumor tumour tumors tumours cancer lesion lesions left right male "
     "female benigne maligne gesund krank bösartig gutartig batch part chunk"
+)
+# of these such as are numbered, which patients are too; t of t1
+_PACKS = words(
+    "batch part chunk fold hospital site center centre clinic klinik spital institution t"
 )
 _SIDES = "[LRlr]|OD|OS|od|os|[Ll]eft|[Rr]ight"  # of a body, behind a patient's number
 _VISIT = re.compile(
@@ -515,14 +670,86 @@ _VISIT = re.compile(
 _MANY_VISITS = 4  # that a patient has not on average
 
 
-def _two_sides(keys: Sequence[str]) -> list[str] | None:
-    """Example of keys of a patient's two eyes, or breasts, as 01L and 01R; None if it is not so."""
-    of: dict[str, list[str]] = {}
-    for key in keys:
-        found = re.fullmatch(rf"(.*\d)[-_ .]?(?:{_SIDES})", key)
-        of.setdefault(found.group(1) if found else key, []).append(key)
-    both = [sides for sides in of.values() if len(sides) > 1]
-    return sorted(both[0])[:3] if len(of) > 1 and sum(map(len, both)) * 2 >= len(keys) else None
+# of what stands behind a patient's number: sides, views, phases of the heart, times, places
+_STATES = words(
+    "l r left right od os ou links rechts cc mlo ml lm lcc rcc lmlo rmlo ap pa lat ed es dia sys "
+    "diastole systole pre post before after baseline bl followup follow fu initial final macula "
+    "disc fovea sax lax sa la slice frame visit visite ses session scan study timepoint tp view "
+    "img image"
+)
+_NUMBER = r"[^/\d]*\d[^-_ ./]*"
+_DATE = r"(?:19|20)\d\d[-_.]?\d\d[-_.]?\d\d"
+
+
+def _several_of_a_patient(
+    names: Sequence[str], tail: str, end: str
+) -> tuple[str | None, list[str]] | None:
+    """The expression of what a patient's names share, and an example of such names.
+
+    Args:
+        names: of cases; with their folders where these belong to the name.
+        tail: what stands behind each name and says nothing, as an expression.
+        end: of a path, as an expression.
+
+    Returns:
+        None where no two names look like one patient's; no expression where they may be.
+    """
+    folder = ".*/" if any("/" in name for name in names) else ""
+    below = "[^/]*/" if end.startswith("(?:/") else ""  # else the name of a file would match, too
+    count = max(len(re.findall(r"[^-_ ./]*\d[^-_ ./]*", name)) for name in names)
+    plain = [re.sub(f"{tail}$", "", name) if tail else name for name in names]
+    doubtful: list[str] | None = None
+    few: tuple[str, list[str]] | None = None
+    candidates = [
+        f"({folder}[^/]*?[^-_ ./])[-_ .]+{_DATE}",
+        *(f"({folder}{_NUMBER}" + rf"(?:[-_ .]+{_NUMBER})" * n + ")" for n in range(count)),
+        rf"({folder}[^/]*?\d)(?:[-_ .]?(?:{_SIDES}))?{tail}{end}",
+        rf"({folder}[^/]*?)(?:[-_ .]+(?:{_states_in(plain)})[-_ ]*\d*)*{tail}{end}",
+        rf"{folder}(?:{_SIDES})[-_ .]?(\d[^-_ ./]*)",
+    ]
+    for number, candidate in enumerate(candidates):
+        matched = [re.match(candidate, name) for name in plain]
+        if not all(matched):
+            continue
+        of: dict[str, list[tuple[str, str]]] = {}
+        for name, found in zip(plain, matched, strict=True):
+            assert found is not None
+            of.setdefault(found.group(1), []).append((name, name[found.end(1) :]))
+        several = [group for _, group in sorted(of.items()) if len(group) > 1]
+        if len(of) < 2 or not several:
+            continue
+        example = sorted(name for name, _ in several[0])[:3]
+        is_by_number = 0 < number <= count
+        known = [group for group in several if all(_says_a_state(rest) for _, rest in group)]
+        if is_by_number and 2 * len(known) < len(several):
+            doubtful = doubtful or example
+        elif is_by_number and len(of) == 2 and number < count:
+            few = few or (candidate + below, example)  # two hospitals, rather; else two patients
+        else:
+            return (candidate if end in candidate else candidate + below), example
+    return few or (None if doubtful is None else (None, doubtful))
+
+
+def _states_in(names: Sequence[str]) -> str:
+    """Of the words for states those that stand in names, as an expression."""
+    states = _STATES | CONTRASTS.keys()
+    pieces = {piece for name in names for piece in re.findall(r"[^-_ ./\d]+", name)}
+    return "|".join(sorted(piece for piece in pieces if piece.lower() in states)) or "(?!)"
+
+
+def _says_a_state(rest: str) -> bool:
+    """Whether what stands behind a patient's number is another number, or a side, a view, a time;
+    of 01_dr and 01_healthy that cannot be told."""
+    first = re.match(r"[-_ .]*([^-_ ./]*)", rest)
+    word = first.group(1).lower() if first is not None else ""
+    return not word or any(sign.isdigit() for sign in word) or word in _STATES | CONTRASTS.keys()
+
+
+def _are_numbered(names: Collection[str]) -> bool:
+    """Whether folders are called as patients are: P1, covid_001, 1037; not as batch 1 is."""
+    numbered = [name for name in names if re.search(r"\d$", name) and name.lower() != "t1"]
+    packed = [name for name in names if {*words_of(re.sub(r"\d+", " ", name))} & _PACKS]
+    return 2 * len(numbered) > len(names) and 2 * len(packed) <= len(names)
 
 
 def _categories(variable: Sequence[int], keys: Sequence[str], proposal: Proposal) -> int:
@@ -535,9 +762,14 @@ def _categories(variable: Sequence[int], keys: Sequence[str], proposal: Proposal
     for depth in variable:
         rows = [key.split("/") for key in keys]
         names = {row[depth] for row in rows}
-        said = [set(re.findall(r"[^\W\d_]+", name.lower())) for name in names]
-        is_sorted = len(names) > 1 and sum(bool(of & _SORTS) for of in said) * 2 > len(names)
-        if not is_sorted and depth != variable[-1]:
+        said = [{*re.findall(r"[^\W\d_]+", name.lower()), *words_of(name)} for name in names]
+        sorts = sum(bool(of & (_SORTS | CONTRASTS.keys())) for of in said)
+        is_last = depth == variable[-1]
+        # benign and malignant sort many; covid_001, control02 and T1_anna are patients
+        is_sorted = sorts * 2 > len(names) > 1 and not (
+            _are_numbered(names) or (is_last and len(names) == len(keys))
+        )
+        if not is_sorted and not is_last and not _are_numbered(names):
             below = {(row[depth], row[variable[variable.index(depth) + 1]]) for row in rows}
             inner = {name for _, name in below}
             is_sorted = (
@@ -578,8 +810,62 @@ def _finished(proposal: Proposal, tree: Tree) -> Proposal:
     proposal.needs += found.problems
     if (more := _further_labels(found, tree, proposal)) is not None:
         proposal.needs.append(more)
+    if (unread := _unread_labels(tree, proposal)) is not None:
+        proposal.needs.append(unread)
+    _say_capitals(proposal, found, tree)
     _add_counts(proposal, found, tree)
     return proposal
+
+
+def _say_capitals(proposal: Proposal, found: Scan, tree: Tree) -> None:
+    """Say which files are not taken since they differ in capitals from those that are."""
+    values = proposal.values
+    globs = [
+        *(values.get("contrasts") or {"": values["images"]}).values(),
+        *(values.get("label_files") or {"": values["labels"]}).values(),
+    ]
+    taken = {path.relative_to(tree.root).as_posix() for path in found.taken}
+    others = [
+        file
+        for file in tree.of(proposal.site.format)
+        if file not in taken
+        and any(glob_expression(glob.lower()).fullmatch(file.lower()) for glob in globs)
+        and not any(glob_expression(glob).fullmatch(file) for glob in globs)
+    ]
+    if others:
+        proposal.unsure.append(
+            f"{count_of(len(others), 'file')} differ in capitals alone from those that are taken, "
+            f"and are not: {', '.join(others[:3])}; rename them alike"
+        )
+
+
+def _unread_labels(tree: Tree, proposal: Proposal) -> SiteDataError | None:
+    """Files called as labels that are not read here, where what is taken may be a mere field of
+    view."""
+    values = proposal.values
+    taken = values.get("label_files") or {"": values["labels"]}
+    if not all({*words_of(glob)} & LABEL_WORDS <= VAGUE_WORDS for glob in taken.values()):
+        return None
+    unread = [
+        (file, kind)
+        for file in tree.others
+        if {*words_of(stem_and_ending(file)[0])} & LABEL_WORDS - VAGUE_WORDS
+        and (kind := another_kind(Path(file))) is not None
+        and not kind[0].startswith(_NO_IMAGES)
+    ]
+    if len(unread) < 2:
+        return None
+    file, (kind_of_first, fix) = unread[0]
+    return SiteDataError(
+        f"{len(unread)} files are called as labels and are not read here, each {kind_of_first}: "
+        f"{file}; taken is {_words_of_labels(taken)}, which may be something else",
+        f"{fix}; then adopt the folder again. If these are no labels, move them away",
+        code="several-labels",
+    )
+
+
+def _words_of_labels(globs: Mapping[str, str]) -> str:
+    return ", ".join(sorted(globs.values())[:3])
 
 
 def _further_labels(found: Scan, tree: Tree, proposal: Proposal) -> SiteDataError | None:
@@ -684,6 +970,33 @@ def _not_seen(tree: Tree) -> SiteDataError:
             "name the folder with your images; where it is a drive, see that it is mounted",
             code="layout-not-seen",
         )
+    if (single := _single_pair(tree)) is not None:
+        return SiteDataError(
+            f"{tree.root} holds one image with a label, {single[0]} and {single[1]}",
+            "at least two patients are needed, one to train and one to validate: add cases",
+            code="layout-not-seen",
+        )
+    outlines = _outlines(tree)
+    if there and outlines and not _may_be_labels(tree):
+        return SiteDataError(
+            f"{tree.root} holds images ({', '.join(there)}) and no label that is read here; "
+            f"{outlines} may hold outlines, as COCO, YOLO and programs for slides write them",
+            f"{another_kind(Path('a.json'))[1]}; then adopt the folder again",  # type: ignore[index]
+            code="layout-not-seen",
+        )
+    signs = [
+        file
+        for kind in kinds
+        for file in tree.of(kind)  # type: ignore[arg-type]
+        if _GLOB_SIGN.search(file)
+    ]
+    if signs:
+        fix = f"names such as {signs[0]} hold [, ], * or ?, which are signs of globs: rename; {fix}"
+    elif behind := _several_behind_names(tree):
+        fix = (
+            f"several files of a folder belong to one image, such as {', '.join(behind[:3])}: move "
+            f"those of each class to a folder of its own, all called as their images; else {fix}"
+        )
     if there and not foreign and not _may_be_labels(tree):
         return SiteDataError(
             f"{tree.root} holds images and no labels: {', '.join(there)}"
@@ -700,6 +1013,45 @@ def _not_seen(tree: Tree) -> SiteDataError:
         fix,
         code="layout-not-seen",
     )
+
+
+_GLOB_SIGN = re.compile(r"[\[\]*?]")
+
+
+def _single_pair(tree: Tree) -> tuple[str, str] | None:
+    """The one image and its label, if there is no more."""
+    for files in (tree.nifti, tree.image, tree.npy):
+        labels = [file for file in files if {*words_of(stem_and_ending(file)[0])} & LABEL_WORDS]
+        if len(files) == 2 and len(labels) == 1:
+            return next(file for file in files if file not in labels), labels[0]
+    return None
+
+
+def _several_behind_names(tree: Tree) -> list[str]:
+    """Example of files that are called as one image with words behind: p0_liver, p0_tumor."""
+    for files in (tree.nifti, tree.image, tree.npy):
+        stems = {stem_and_ending(file.rpartition("/")[2])[0] for file in files}
+        behind: dict[str, list[str]] = {}
+        for stem in sorted(stems):
+            found = re.fullmatch(r"(.+?)[-_ .]+[^\W\d_]+", stem)
+            if found is not None and found.group(1) in stems:
+                behind.setdefault(found.group(1), []).append(stem)
+        example = next((several for several in behind.values() if len(several) > 1), None)
+        if example is not None:
+            return example
+    return []
+
+
+def _outlines(tree: Tree) -> str:
+    """Texts that may be outlines, in words: by words in their path, or one beside each image."""
+    stems = {stem_and_ending(Path(file).name)[0] for file in (*tree.image, *tree.nifti)}
+    texts = [
+        file
+        for file in tree.others
+        if file.lower().endswith((".json", ".xml", ".geojson", ".txt"))
+        and (Path(file).stem in stems or {*words_of(file)} & (LABEL_WORDS | {"instances"}))
+    ]
+    return f"{count_of(len(texts), 'text')} such as {texts[0]}" if texts else ""
 
 
 def _may_be_labels(tree: Tree) -> bool:

@@ -322,11 +322,11 @@ def _group(place: tuple[str, ...], pattern: str, files: Sequence[str], common: i
         role,
         contrast,
         part,  # type: ignore[arg-type]
-        tuple(_variants(whole, files)),
+        tuple(variants_of(whole, files)),
     )
 
 
-def _variants(pattern: str, files: Sequence[str]) -> list[str]:
+def variants_of(pattern: str, files: Sequence[str]) -> list[str]:
     """Other globs of the same files: what all their names begin and end with stays."""
     folder, _, name = pattern.rpartition("/")
     stem, ending = stem_and_ending(name)
@@ -388,7 +388,8 @@ def with_all_endings(groups: Sequence[Group]) -> list[tuple[Group, tuple[Group, 
         name = stem + endings_glob({_in_three(part)[2] for part in parts})
         whole = f"{folder}/{name}" if folder else name
         variants = tuple(
-            one.removesuffix(ending) + name[len(stem) :] for one in _variants(first.pattern, files)
+            one.removesuffix(ending) + name[len(stem) :]
+            for one in variants_of(first.pattern, files)
         )
         merged = replace(first, pattern=whole, files=files, variants=variants)
         found.append((merged, tuple(parts)))

@@ -78,7 +78,7 @@ def propose_masked(
     add_labels(proposal, found, tree, None, classes, control)
     taken = [image for image, _ in found.pairs]
     _add_reading(proposal, taken)
-    _add_patients(proposal, {file: views.of[file] for file in taken}, found)
+    add_patients_of(proposal, {file: views.of[file].patient for file in taken}, found)
     if others := segmented.keys() - set(taken):
         proposal.unsure.append(
             f"{count_of(len(others), 'picture')} more have a segmentation (SEG), which is not "
@@ -105,7 +105,7 @@ def propose_segmented(tree: Tree, views: Views) -> Proposal:
     )
     segmented = views.segmented()
     _add_reading(proposal, sorted(segmented))
-    _add_patients(proposal, {file: views.of[file] for file in segmented}, None)
+    add_patients_of(proposal, {file: views.of[file].patient for file in segmented}, None)
     kinds = f"{count_of(len(views.of), 'picture')}, each an image; {len(views.drawn_on)} labels"
     proposal.seen.insert(0, ("DICOM", kinds))
     return proposal
@@ -147,23 +147,34 @@ def _add_reading(proposal: Proposal, files: Sequence[str]) -> None:
         add_reading(proposal, some, is_ct=False, several="contrasts" in proposal.values)
 
 
-def _add_patients(proposal: Proposal, views: Mapping[str, View], found: Found | None) -> None:
-    """A PatientID where it tells patients apart; else what folders and names say."""
-    counts = Counter(view.patient for view in views.values())
+def add_patients_of(
+    proposal: Proposal, ids: Mapping[str, str], found: Found | None, what: str = "pictures"
+) -> None:
+    """A PatientID where it tells patients apart; else what folders and names say.
+
+    Args:
+        proposal: gets the expression.
+        ids: PatientID of each picture, or folder of a series, by its path; empty where it has none.
+        found: how they lie, if names paired them.
+        what: is read, for the sentences.
+    """
+    counts = Counter(ids.values())
     if "" not in counts and len(counts) > 1:
         proposal.seen.append(("a patient is", "a PatientID"))
         return
-    add_patients(proposal, [stem_and_ending(file)[0] for file in sorted(views)], found)
+    add_patients(proposal, [stem_and_ending(file)[0] for file in sorted(ids)], found)
     if "" not in counts:  # one for all, which a program for removing names wrote
         proposal.unsure.append(
-            "all pictures have one PatientID; patient in site.yml says whose each is by its path"
+            f"all {what} have one PatientID; patient in site.yml says whose each is by its path"
         )
-        proposal.values.setdefault("patient", _each(views))
-    elif len(counts) > 1:
+        proposal.values.setdefault("patient", _each(ids))
+    else:
         proposal.unsure.append(
-            f"{counts['']} of {len(views)} pictures have no PatientID, and so none counts"
+            f"{counts['']} of {len(ids)} {what} have no PatientID, and so none counts; names and "
+            "folders do"
         )
-        proposal.values.setdefault("patient", _each(views))
+        if len(counts) > 1:
+            proposal.values.setdefault("patient", _each(ids))
 
 
 def _each(files: Collection[str]) -> str:
