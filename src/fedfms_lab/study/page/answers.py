@@ -82,9 +82,10 @@ def _for_whom(found: Answer, name: str) -> Iterator[str]:
         parts = [
             f"{len(group) or 'none'} of {shown.numerals(len(sites), 'training site')} "
             f"{'is' if len(group) < 2 else 'are'} {how}{_listed(group)}"
-            for group, how in ((ahead, "ahead"), (behind, "not"))
+            for group, how in ((ahead, "ahead"), (behind, "not ahead"))
         ]
-        yield f"{'; '.join(parts if ahead and behind else parts[:1] if ahead else parts[1:])}."
+        told = "; ".join(parts if ahead and behind else parts[:1] if ahead else parts[1:])
+        yield f"Against {_without(sites[0])} {told}."
     for role in ROLES:
         line, alone = found.line(name, "federated", role), found.line(name, *_other(found, role))
         if line and alone and line.worst and alone.worst:

@@ -691,14 +691,14 @@ def answers_of(page_text):
 
 
 @pytest.mark.parametrize(
-    ("better", "told"),
+    ("better", "told", "whom"),
     [
-        (0.05, "At training sites yes: +0.0"),
-        (-0.05, "At training sites no, it cost: −0.0"),
-        (0.0, "At training sites not shown: "),
+        (0.05, "At training sites yes: +0.0", "3 of 3 training sites are ahead ("),
+        (-0.05, "At training sites no, it cost: −0.0", "3 of 3 training sites are not ahead ("),
+        (0.0, "At training sites not shown: ", ""),
     ],
 )
-def test_the_first_answer_follows_the_interval(tmp_path, better, told):
+def test_the_first_answer_follows_the_interval(tmp_path, better, told, whom):
     study = StudyFolder(**SMALL, methods=("fedmsa",), pictures=(), holdouts=SITES[:1])
     at_home = {}
     for key in study.run_keys():
@@ -716,6 +716,7 @@ def test_the_first_answer_follows_the_interval(tmp_path, better, told):
     answers = answers_of(read(folder).text)
     assert told in answers["Did federating pay?"]
     assert " against each site's own model (95 % interval" in answers["Did federating pay?"]
+    assert f"Against each site's own model {whom}" in answers["For whom?"]
     assert (
         "A site receives 42.4 MB and sends 42.4 MB in each of 5 rounds" in answers["At what cost?"]
     )
