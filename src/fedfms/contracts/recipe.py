@@ -114,8 +114,8 @@ _LATER: dict[str, Any] = {
     "augment_rotation": 0.0,
     "augment_scale": 1.0,
     "augment_elastic": 0.0,
-    "augment_inversion": 0.5,
-    "augment_gamma": 2.0,
+    "augment_inversion": 0.1,
+    "augment_gamma": 1.5,
     "augment_contrast": 0.0,
     "augment_bias": 0.0,
     "augment_blur": 0.0,
@@ -237,8 +237,8 @@ class Recipe:
     augment_scale: float = 1.0  # larger or smaller by this factor at most
     augment_elastic: float = 0.0  # largest displacement, as a share of the longer side
     # the pictures alone
-    augment_inversion: float = 0.5  # probability that bright becomes dark
-    augment_gamma: float = 2.0  # largest exponent of grey levels in [0, 1]; 1 / it the smallest
+    augment_inversion: float = 0.1  # probability that bright becomes dark
+    augment_gamma: float = 1.5  # largest exponent of grey levels in [0, 1]; 1 / it the smallest
     augment_contrast: float = 0.0  # most of a random mapping of grey levels; 1: no more
     augment_bias: float = 0.0  # largest coefficient of a bias field's logarithm
     augment_blur: float = 0.0  # largest standard deviation, as a share of the longer side
