@@ -19,9 +19,9 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 DEMO ?= workspace/demo
 # The demo's task, as in docker-compose.yml: what the shipped backbone does not know yet, and at each site
-# few slices to learn it from.
+# few slices to learn it from. One scanner of the four is inverted, so every second slice is, too.
 PHANTOMS = --lesion small --cases 22 --slices 1 --validate 0.5
-RECIPE = --set local_epochs=5 --set batch_size=4
+RECIPE = --set local_epochs=5 --set batch_size=4 --set augment_inversion=0.5 --set augment_gamma=2
 
 BIN := $(VENV)/bin
 SOURCES := $(shell find src jobs -type f -not -name '*.pyc' -not -path '*.egg-info*' -not -path '*/build/*') \

@@ -5,6 +5,7 @@ One federation: a job that nobody disturbs, then the same job with a kill in eac
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterator
@@ -45,17 +46,23 @@ class Restarting(Run):
         folder = self.federation.kit(SERVER) / RUNS / job_id
         return max((int(path.name[6:]) for path in folder.glob("round-*")), default=0)
 
-    def kill(self, *words: str, site: str = "") -> int:
-        """`kill -9` what carries one of the words in its command, of one site or of the server."""
-        killed = 0
+    def find(self, *words: str, site: str = "") -> list[psutil.Process]:
+        """What carries one of the words in its command, of one site or of the server."""
+        found = []
         for process in processes_below(self.root):
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 command = " ".join(process.cmdline())
                 if any(word in command for word in words) and site in command:
-                    process.kill()
-                    killed += 1
-            except psutil.NoSuchProcess:
-                continue
+                    found.append(process)
+        return found
+
+    def kill(self, *words: str, site: str = "") -> int:
+        """`kill -9` what `find` finds; how many of it were there."""
+        killed = 0
+        for process in self.find(*words, site=site):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+                killed += 1
         return killed
 
 
@@ -144,6 +151,14 @@ def test_with_too_few_sites_a_run_waits_and_says_for_whom_until_enough_are_back(
     assert not run.coordinator.state(job_id).is_finished
     back, stays_away = away
     back.restarts = True
+    wait_until(lambda: any(note["kind"] == "goes_on" for note in notes()), 120, "it goes on")
+    starting = run.find("client.worker_process", site=back.name.partition("'")[0])
+    assert starting
+    for process in starting:
+        process.suspend()
+    time.sleep(20.0)  # as on a busy machine: its new process starts for longer than that period
+    for process in starting:
+        process.resume()
     records = read_records(run.wait_for_end(job_id))
     assert [r["round"] for r in of_kind(records, "round_done")] == list(range(6))
     (goes_on,) = [n for n in of_kind(records, "note") if n["kind"] == "goes_on"]

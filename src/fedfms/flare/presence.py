@@ -20,7 +20,7 @@ from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 from nvflare.widgets.widget import Widget
 
 from fedfms.errors import FedfmsError
-from fedfms.flare.internals.job import report_gone
+from fedfms.flare.internals.job import report_back, report_gone
 from fedfms.flare.internals.rejoin import follow_participants
 from fedfms.flare.internals.settings import resend_requests
 from fedfms.flare.internals.streams import forget_in_one_thread
@@ -74,8 +74,11 @@ class Presence(Widget):  # type: ignore[misc]
         with self._lock:
             for note in self._notes.read_notes() if self._notes else ():
                 with engine.new_context() as fl_ctx:
-                    if note.kind == "site_paused" and note.site and self._workflow is not None:
-                        report_gone(self._workflow, note.site, fl_ctx, at_once=True)
+                    if note.site and self._workflow is not None:
+                        if note.kind == "site_paused":
+                            report_gone(self._workflow, note.site, fl_ctx, at_once=True)
+                        elif note.kind == "site_back":
+                            report_back(self._workflow, note.site, fl_ctx)
                     self.fire_event_with_data(NOTED, fl_ctx, FLContextKey.EVENT_DATA, note)
 
     def _follow(self, engine: Any, job_id: str) -> None:

@@ -897,10 +897,14 @@ def test_the_selector_asks_its_subclass_and_forgets_with_each_round() -> None:
 
 
 # GONE_SITES
-def test_a_site_that_is_reported_gone_is_on_its_workflows_list() -> None:
+def test_a_site_that_is_reported_gone_is_on_its_workflows_list_until_it_is_back() -> None:
     workflow = SimpleNamespace(communicator=WFCommServer())
-    job.report_gone(workflow, "site-1", FLContext())
-    assert set(workflow.communicator._dead_clients) == {"site-1"}
+    for site in ("site-1", "site-2"):
+        job.report_gone(workflow, site, FLContext())
+    assert set(workflow.communicator._dead_clients) == {"site-1", "site-2"}
+    for site in ("site-1", "site-3"):
+        job.report_back(workflow, site, FLContext())
+    assert set(workflow.communicator._dead_clients) == {"site-2"}
 
 
 # TOO_FEW

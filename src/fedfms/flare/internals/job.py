@@ -69,11 +69,13 @@ SELECTION = Assumption(
 )
 GONE_SITES = Assumption(
     "a workflow's communicator watches sites that process_dead_client_report(client_name, fl_ctx) "
-    "names",
+    "names, until client_is_active(client_name, reason, fl_ctx) does",
     lambda: (
         takes(WFCommServer.process_dead_client_report, "client_name", "fl_ctx")
         and uses(WFCommServer.process_dead_client_report, "_dead_clients")
         and uses(WFCommServer._check_dead_clients, "report_time", "_dead_client_grace")
+        and takes(WFCommServer.client_is_active, "client_name", "reason", "fl_ctx")
+        and uses(WFCommServer.client_is_active, "_dead_clients", "CLIENT_RECONNECTED")
     ),
 )
 TOO_FEW = Assumption(
@@ -253,6 +255,16 @@ def report_gone(workflow: Any, site: str, fl_ctx: FLContext, *, at_once: bool = 
     status = communicator._dead_clients.get(site)
     if at_once and status is not None:
         status.report_time = 0.0
+
+
+@rests_on(GONE_SITES)
+def report_back(workflow: Any, site: str, fl_ctx: FLContext) -> None:
+    """Tell a workflow that a site takes part again, before the site's new process has spoken.
+
+    FLARE counts it as gone until then, however long that process takes to start, and ends the job
+    if another one's grace period ends meanwhile.
+    """
+    workflow.communicator.client_is_active(site, "it takes part again", fl_ctx)
 
 
 @rests_on(PARTICIPANTS)
