@@ -592,6 +592,19 @@ def test_the_aggregator_keeps_no_difference_of_a_round_that_is_over(tmp_path: Pa
     assert kept() is None
 
 
+def test_a_site_that_misses_a_round_adds_nothing_of_the_round_before(tmp_path: Path) -> None:
+    aggregator, engine = started(tmp_path, FEDMSA)
+    for number, sites in enumerate((("site-1", "site-2"), ("site-1",))):
+        given = {site: {"w": torch.arange(5.0) + number + len(site)} for site in sites}
+        given["site-1"]["w"] += 0.5
+        with engine.new_context() as fl_ctx:
+            fl_ctx.set_prop(AppConstants.CURRENT_ROUND, number, private=True)
+            for site in sites:
+                assert accepted(aggregator, fl_ctx, site, 3, given[site], number)
+            change = from_shareable(aggregator.aggregate(fl_ctx)).data["w"]
+        assert torch.equal(change, average(given, dict.fromkeys(sites, 3))["w"])
+
+
 def test_the_aggregator_gives_nothing_for_a_round_without_training_sites(tmp_path: Path) -> None:
     aggregator, engine = started(tmp_path, dataclasses.replace(FEDMSA, holdout=("site-3",)))
     with engine.new_context() as fl_ctx:

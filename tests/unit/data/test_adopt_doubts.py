@@ -346,6 +346,20 @@ def test_a_prediction_is_no_image(tmp_path, image, other, label):
     assert "few values, as labels have" in said(found)
 
 
+@pytest.mark.parametrize("of_labels", ["a", "b"])
+def test_of_two_folders_of_images_the_one_whose_images_all_have_labels_is_taken(
+    tmp_path, of_labels
+):
+    for folder in "ab":
+        for n in range(4 if folder == of_labels else 6):
+            volume(tmp_path / f"{folder}/c{n}.nii.gz", n)
+    for n in range(4):
+        mask(tmp_path / f"labels/c{n}.nii.gz")
+    found = propose(tmp_path)
+    assert found.values["images"] == f"{of_labels}/*.nii.gz"
+    assert "other images pair with the labels too" in said(found)
+
+
 # -------------------------------------------------------------------------------------- patients
 
 PATIENTS = {  # names of images, and how many patients they are of

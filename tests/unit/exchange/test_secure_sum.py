@@ -389,6 +389,21 @@ def test_of_fewer_than_the_threshold_nothing_is_unmasked() -> None:
     assert code_of(server.unmask, names, 1, answers) == "few-for-a-sum"
 
 
+def test_of_shares_of_fewer_than_the_threshold_no_sum_is_settled() -> None:
+    sites = some_sites(7)
+    server = ServerRound(JOB, 3)
+    keys = server.ask_keys()
+    shares = server.ask_shares({name: site.answer(keys) for name, site in sites.items()})
+    ask = server.ask_take({name: site.answer(shares) for name, site in sites.items()})["site-00"]
+    assert threshold(7) == 5
+    assert code_of(sites["site-00"].answer, dataclasses.replace(ask, sealed=ask.sealed[:3])) == (
+        "few-for-a-sum"
+    )
+    assert code_of(sites["site-00"].masked) == "no-sum"
+    sites["site-00"].answer(dataclasses.replace(ask, sealed=ask.sealed[:4]))
+    assert len(sites["site-00"].round.members) == 5
+
+
 @pytest.mark.parametrize("sites", [4, 5, 6, 7, 8, 9, 10, 20, 100])
 def test_a_lying_server_needs_more_than_a_third_of_the_sites(sites: int) -> None:
     """Of a site it needs both secrets, and an honest site gives a share of one of them."""

@@ -13,6 +13,20 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+# host, no_proxy, whether gRPC goes around the proxy
+AROUND = [
+    ("fl.example.invalid", "", False),
+    ("fl.example.invalid", "*", False),
+    ("fl.example.invalid", "fl.example.invalid", True),
+    ("fl.example.invalid", "other, FL.example.invalid ", True),
+    ("fl.example.invalid", ".invalid", True),
+    ("fl.example.invalid", "example.invalid", True),
+    ("fl.example.invalid", "ample.invalid", False),
+    ("fl.example.invalid", "*.invalid", False),
+    ("127.0.0.1", "127.0.0.0/8", True),
+    ("localhost", "127.0.0.0/8", False),
+]
+
 
 class LittleProxy(ThreadingHTTPServer):
     """Counts what it is asked; refuses all where `refusal` is a status, or who has no login."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from little_proxy import LittleProxy, little_proxy
+from little_proxy import AROUND, LittleProxy, little_proxy
 from site_kits import FEDFMS, change_about, check_flare_side, copy_places
 
 from fedfms.errors import FedfmsError
@@ -23,19 +23,6 @@ from fedfms.preflight.items import Item
 from fedfms.preflight.kit import check_kit
 from fedfms.preflight.network import NetworkError, proxy_for
 
-# host, no_proxy, whether gRPC goes around the proxy
-AROUND = [
-    ("fl.example.invalid", "", False),
-    ("fl.example.invalid", "*", False),
-    ("fl.example.invalid", "fl.example.invalid", True),
-    ("fl.example.invalid", "other, FL.example.invalid ", True),
-    ("fl.example.invalid", ".invalid", True),
-    ("fl.example.invalid", "example.invalid", True),
-    ("fl.example.invalid", "ample.invalid", False),
-    ("fl.example.invalid", "*.invalid", False),
-    ("127.0.0.1", "127.0.0.0/8", True),
-    ("localhost", "127.0.0.0/8", False),
-]
 # environment without {url} of the proxy; whether gRPC goes through it
 NAMED = [
     ({"https_proxy": "{url}"}, True),

@@ -112,6 +112,13 @@ def test_every_changed_byte_of_a_file_of_the_result_is_named(run_folder: Path, n
     assert f"{name} is missing" in problems(verify_run(run_folder))
 
 
+@pytest.mark.parametrize("name", ["best_model.safetensors", f"pictures/{SITES[0]}-final-1.png"])
+def test_a_file_that_was_put_in_after_the_run_is_named(run_folder: Path, name: str) -> None:
+    source = name.replace("best", "global").replace("final-1", "final-0")
+    shutil.copyfile(run_folder / source, run_folder / name)
+    assert f"{name} was not there when the run ended" in problems(verify_run(run_folder))
+
+
 def test_lines_that_are_taken_out_put_in_or_exchanged_are_named(run_folder: Path) -> None:
     path = run_folder / "records.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)

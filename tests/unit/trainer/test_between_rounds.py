@@ -115,10 +115,12 @@ def test_a_round_after_another_site_yml_is_that_of_a_new_trainer(
 def test_a_round_of_another_recipe_is_that_of_a_new_trainer(
     place: Place, recipe: Recipe, global_model: dict[str, Tensor]
 ) -> None:
-    trainer, other = task_runner(place), unscored(recipe, normalize=False)
-    first = train(trainer, unscored(recipe), 0, global_model)
+    """Of a later round: one that was trained already begins anew whatever its recipe is."""
+    recipe, trainer = unscored(recipe, optimizer_state="reset"), task_runner(place)
+    other = dataclasses.replace(recipe, normalize=False)
+    first = train(trainer, recipe, 0, global_model)
     after, new = (
-        train(one, other, 0, global_model)
+        train(one, other, 1, global_model)
         for one in (trainer, task_runner(place, place.root / "elsewhere"))
     )
     assert_same(after.tensors, new.tensors)

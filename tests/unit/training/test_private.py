@@ -150,6 +150,21 @@ def test_a_round_without_noise_is_a_plain_loop_of_full_steps() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_the_rate_falls_over_all_rounds_and_does_not_begin_anew_with_each() -> None:
+    recipe = private(schedule="cosine", warmup_steps=0, learning_rate=1e-2, local_epochs=3)
+    dataset = SliceDataset(cases(), little_site(), recipe)
+    for number in (0, 2):
+        result = train_round(
+            *(LittleNet(), dataset, recipe, little_site()),
+            round_number=number,
+            optimizer=None,
+            control=Control(),
+        )
+        (group,) = result.optimizer.param_groups
+        fallen = 0.5 * (1 + math.cos(math.pi * (3 * number + 2) / 12))  # its third step of twelve
+        assert group["lr"] == pytest.approx(1e-2 * fallen, rel=1e-12)
+
+
 @pytest.mark.parametrize("bound", [0.05, 1e6])
 def test_noise_of_zero_is_no_noise_to_the_byte(bound: float) -> None:
     """Against steps written out here, of gradients that are clipped and of such that are not."""

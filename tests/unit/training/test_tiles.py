@@ -136,6 +136,8 @@ def test_a_part_at_an_edge_is_seen_as_large_as_others():
     assert Frame(16, 8).input_size(RECIPE) == (16, 8)  # a small picture is not made larger
     assert Frame(32, 32, aspect=2.0).input_size(RECIPE) == (32, 16)
     assert Frame(32, 32, aspect=0.5).input_size(RECIPE) == (16, 32)
+    assert Frame(16, 16, aspect=2.0).input_size(RECIPE) == (16, 8)
+    assert Frame(16, 16, aspect=0.5).input_size(RECIPE) == (8, 16)
 
 
 def test_features_are_kept_for_each_part(stored_case):

@@ -65,6 +65,17 @@ def test_numbers_of_a_site_are_its_own() -> None:
     assert 'width="33"' in row  # the bar: 40 of 120
 
 
+def test_what_was_heard_of_sites_grows_older_while_the_server_is_silent() -> None:
+    known = healthy()
+    read = []
+    for silent in (0.0, 600.0):
+        (run,) = known.runs
+        told = dataclasses.replace(run, event_at=NOW - silent)
+        read.append(words(page(dataclasses.replace(known, runs=(told,)))))
+    assert "10 min ago" not in read[0]
+    assert read[1].count("10 min ago") == len(SITES)
+
+
 def test_what_is_wrong_is_said_and_comes_first() -> None:
     source = page(disturbed())
     read = words(source)
